@@ -1,0 +1,194 @@
+"""Finds model folders and reads them; every problem is told with file, line, key, value received and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from perennial.errors import SpecError
+from perennial.settings import ROOT, settings
+from perennial.spec import FeatureSet, ModelSpec
+
+MAX_BYTES = 262_144
+_Parsed = TypeVar("_Parsed", bound=BaseModel)
+_Lines = dict[tuple[str, ...], int]
+_READ = "see the model folder's README.md, or run `perennial check`"
+
+
+def find(filename: str = "model.yaml") -> dict[str, Path]:
+    """Folders that hold ``filename``, by folder name, in every root of ``PERENNIAL_MODELS`` and ``include/models``.
+
+    Raises:
+        SpecError: two roots hold a folder of the same name.
+    """
+    found: dict[str, Path] = {}
+    for root in settings().models:
+        for path in sorted(root.glob(f"*/{filename}")):
+            folder = path.parent
+            if folder.name in found:
+                raise SpecError(f"{folder} and {found[folder.name]} have the same name", "rename one of the folders")
+            found[folder.name] = folder
+    return found
+
+
+def load(name: str) -> ModelSpec:
+    """The model called ``name``.
+
+    Raises:
+        SpecError: there is none, or its folder is broken.
+    """
+    folders = find()
+    if name not in folders:
+        close = difflib.get_close_matches(name, folders, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(folders) or 'none'}"
+        raise SpecError(f"there is no model called {name!r}", hint)
+    return load_model(folders[name])
+
+
+def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
+    """Every model that can be used, and an error for every one that cannot."""
+    models: dict[str, ModelSpec] = {}
+    errors: list[SpecError] = []
+    try:
+        folders = find()
+    except SpecError as error:
+        return {}, [error]
+    for name, folder in folders.items():
+        try:
+            models[name] = load_model(folder)
+        except SpecError as error:
+            errors.append(error)
+    return models, errors
+
+
+def load_model(folder: Path) -> ModelSpec:
+    """Read one model folder.
+
+    Raises:
+        SpecError: one line a problem.
+    """
+    folder = Path(folder)
+    spec = _parse(folder / "model.yaml", ModelSpec)
+    if spec.name != folder.name:
+        raise SpecError(f"{_show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
+                        "a model's name is its folder's name", model=folder.name)  # fmt: skip
+    spec._folder = folder
+    spec._sql = _text(folder / "features.sql", spec.name)
+    spec._suite = _text(folder / "expectations.json", spec.name)
+    sets = []
+    for name in spec.features.sets:
+        sets.append(_feature_set(name, spec.name))
+    spec._sets = tuple(sets)
+    names = [r.name for r in spec.references]
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise SpecError(f"reference table {min(twice)!r} is declared twice", "give it one name and one place",
+                        model=spec.name)  # fmt: skip
+    return spec
+
+
+def _feature_set(name: str, model: str) -> FeatureSet:
+    folders = find("feature_set.yaml")
+    if name not in folders:
+        raise SpecError(f"features.sets names {name!r}; there are: {', '.join(folders) or 'none'}",
+                        "a feature set is a folder with feature_set.yaml and features.sql beside the models",
+                        model=model)  # fmt: skip
+    folder = folders[name]
+    result = _parse(folder / "feature_set.yaml", FeatureSet)
+    if result.name != name:
+        raise SpecError(f"{_show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
+                        "a feature set's name is its folder's name", model=model)  # fmt: skip
+    result._folder = folder
+    result._sql = _text(folder / "features.sql", model)
+    return result
+
+
+def _show(path: Path) -> str:
+    return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
+
+
+def _text(path: Path, model: str) -> str:
+    try:
+        if path.stat().st_size > MAX_BYTES:
+            raise SpecError(f"{_show(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model)
+        return path.read_text("utf-8")
+    except FileNotFoundError:
+        raise SpecError(f"{_show(path)} is missing", "a model folder holds model.yaml, features.sql and "
+                        "expectations.json", model=model) from None  # fmt: skip
+    except UnicodeDecodeError as error:
+        raise SpecError(f"{_show(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model) from None
+    except OSError as error:
+        raise SpecError(f"{_show(path)} cannot be read: {error.strerror}", "check its permissions", model=model) from None
+
+
+def _parse(path: Path, kind: type[_Parsed]) -> _Parsed:
+    model, shown = path.parent.name, _show(path)
+    text = _text(path, model)
+    lines: _Lines = {}
+    try:
+        if any(isinstance(t, yaml.AliasToken) for t in yaml.scan(text)):
+            raise SpecError(f"{shown}: YAML aliases (*name) are not supported", "write the value out", model=model)
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        problems = list(_walk(node, (), lines)) if node else ["the file is empty"]
+        values = yaml.safe_load(text) if not problems else None
+    except yaml.MarkedYAMLError as error:
+        mark = error.problem_mark or error.context_mark
+        raise SpecError(f"{shown}:{mark.line + 1 if mark else 1}: {error.problem}", _READ, model=model) from None
+    except (yaml.YAMLError, ValueError) as error:
+        raise SpecError(f"{shown}: {error}", _READ, model=model) from None
+    if not problems:
+        try:
+            return kind.model_validate(values)
+        except ValidationError as error:
+            problems = [_problem(e, lines, kind) for e in error.errors(include_url=False)]
+    raise SpecError("\n".join(f"{shown}:{p}" if p[0].isdigit() else f"{shown}: {p}" for p in problems), _READ,
+                    model=model)  # fmt: skip
+
+
+def _walk(node: yaml.Node, path: tuple[str, ...], lines: _Lines) -> Iterator[str]:
+    """Note the line of every key; yield the keys that are written twice (YAML's loader silently keeps the last)."""
+    lines[path] = node.start_mark.line + 1
+    if isinstance(node, yaml.MappingNode):
+        seen: set[str] = set()
+        for key, value in node.value:
+            name = str(key.value)
+            if name in seen:
+                yield f"{key.start_mark.line + 1}: {'.'.join((*path, name))} is given twice"
+            seen.add(name)
+            yield from _walk(value, (*path, name), lines)
+            lines[(*path, name)] = key.start_mark.line + 1
+    elif isinstance(node, yaml.SequenceNode):
+        for i, value in enumerate(node.value):
+            yield from _walk(value, (*path, str(i)), lines)
+
+
+def _problem(error: Any, lines: _Lines, kind: type[BaseModel]) -> str:
+    where = tuple(str(p) for p in error["loc"] if p != "[key]")
+    line = next((lines[where[:i]] for i in range(len(where), -1, -1) if where[:i] in lines), 1)
+    key = ".".join(where)
+    received = repr(error.get("input"))
+    received = received if len(received) <= 80 else received[:77] + "..."
+    if error["type"] == "extra_forbidden":
+        known = _keys(kind, where[:-1])
+        close = difflib.get_close_matches(where[-1], known, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
+        return f"{line}: {key}: unknown key; {hint}"
+    if error["type"] == "missing":
+        return f"{line}: {key}: is missing, and must be given"
+    message = error["msg"].removeprefix("Value error, ")
+    return f"{line}: {key + ': ' if key else ''}{message}" + ("" if error["type"] == "value_error" else f"; received {received}")
+
+
+def _keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+    """The keys that the section at ``path`` may hold."""
+    for part in path:
+        field = kind.model_fields.get(part)
+        inner = getattr(field, "annotation", None)
+        if not (isinstance(inner, type) and issubclass(inner, BaseModel)):
+            return []
+        kind = inner
+    return list(kind.model_fields)

@@ -1,0 +1,154 @@
+"""Small files (manifests, reports) and the digests of big ones, in a folder or on S3."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import uuid
+from datetime import date, timedelta
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.errors import PerennialError, StorageError
+from perennial.settings import endpoint_url, settings
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+BLOCK = 1 << 20
+_REMEDY = "check that the disk has room, that the place exists and that this user may use it; then run it again"
+
+
+def is_remote(uri: str) -> bool:
+    """Whether ``uri`` is on S3."""
+    return uri.startswith("s3://")
+
+
+def filesystem() -> Any:
+    """The S3 filesystem of the environment (``pyarrow.fs.S3FileSystem``)."""
+    from pyarrow.fs import S3FileSystem
+
+    endpoint = endpoint_url()
+    return S3FileSystem(
+        endpoint_override=endpoint,
+        scheme="http" if endpoint and endpoint.startswith("http://") else "https",
+        region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+    )
+
+
+def parse_date(text: str, what: str = "a partition date") -> date:
+    """``YYYY-MM-DD`` as a date.
+
+    Raises:
+        PerennialError: anything else.
+    """
+    try:
+        if len(text) != 10:
+            raise ValueError
+        return date.fromisoformat(text)
+    except (TypeError, ValueError):
+        raise PerennialError(f"{what} is {str(text)[:40]!r}, not a date", "write it as YYYY-MM-DD") from None
+
+
+def dates(start: str, end: str | None = None) -> list[str]:
+    """Every partition date from ``start`` to ``end``, both included.
+
+    Raises:
+        PerennialError: not dates, end before start, or more than 3,660 days.
+    """
+    first, last = parse_date(start, "start"), parse_date(end or start, "end")
+    if last < first:
+        raise PerennialError(f"end {end} is before start {start}", "swap them")
+    if (last - first).days > 3660:
+        raise PerennialError(f"{start} to {end} is more than ten years", "give a shorter range")
+    return [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
+
+
+def shift(day: str, days: int) -> str:
+    """The date ``days`` after ``day``."""
+    return (parse_date(day) + timedelta(days=days)).isoformat()
+
+
+def expand(template: str, day: str | None = None) -> str:
+    """Fill a spec's path template for one partition date."""
+    values = {"landing": settings().landing}
+    if day:
+        values |= {"date": day, "year": day[:4], "month": day[5:7], "day": day[8:10]}
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", value)
+    return template
+
+
+def exists(uri: str) -> bool:
+    """Whether a file is there.
+
+    Raises:
+        StorageError: the place cannot be asked.
+    """
+    if not is_remote(uri):
+        return Path(uri).is_file()
+    try:
+        return bool(filesystem().get_file_info(uri.removeprefix("s3://")).is_file)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be reached: {error}", _REMEDY) from error
+
+
+def digest(uri: str) -> str:
+    """SHA-256 of a file's bytes, read in blocks."""
+    found = hashlib.sha256()
+    for block in _blocks(uri):
+        found.update(block)
+    return found.hexdigest()
+
+
+def _blocks(uri: str) -> Iterator[bytes]:
+    try:
+        with filesystem().open_input_stream(uri.removeprefix("s3://")) if is_remote(uri) else open(uri, "rb") as file:
+            while block := file.read(BLOCK):
+                yield block
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be read: {error}", _REMEDY) from error
+
+
+def read_text(uri: str) -> str:
+    """The text of a small file.
+
+    Raises:
+        FileNotFoundError: it is not there.
+        StorageError: the place cannot be read.
+    """
+    return b"".join(_blocks(uri)).decode()
+
+
+def write_text(uri: str, text: str) -> str:
+    """Write a small file whole or not at all; returns ``uri``.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    return write_bytes(uri, text.encode())
+
+
+def write_bytes(uri: str, content: bytes) -> str:
+    """As `write_text`, for bytes."""
+    try:
+        if is_remote(uri):
+            with filesystem().open_output_stream(uri.removeprefix("s3://")) as file:
+                file.write(content)
+            return uri
+        path = Path(uri)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        try:
+            with open(temporary, "wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            temporary.unlink(missing_ok=True)
+        return uri
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be written: {error}", _REMEDY) from error

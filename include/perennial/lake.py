@@ -1,0 +1,202 @@
+"""Tables of the lake (Delta): partitions are replaced whole and atomically, a version can be read for ever.
+
+Every table has the column ``partition_date`` (ISO date as text), its partition column.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote
+
+from perennial import files
+from perennial.errors import StorageError
+from perennial.settings import Settings, settings
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+    from deltalake import DeltaTable
+
+PARTITION = "partition_date"
+ATTEMPTS = 12
+
+
+def table(kind: str, model: str) -> str:
+    """The URI of a model's table of one kind: published, labels, quarantine, predictions, monitoring."""
+    return f"{settings().lake}/{kind}/{model}"
+
+
+def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
+    """The table at a version (the latest when not given), or None where nothing was written yet.
+
+    Raises:
+        StorageError: it cannot be read.
+    """
+    from deltalake import DeltaTable
+    from deltalake.exceptions import DeltaError, TableNotFoundError
+
+    if not files.is_remote(uri) and not Path(uri, "_delta_log").is_dir():
+        return None
+    try:
+        return DeltaTable(uri, version=version, storage_options=settings().storage_options)
+    except TableNotFoundError:
+        return None
+    except (DeltaError, OSError) as error:
+        what = uri if version is None else f"{uri} at version {version}"
+        raise StorageError(f"{what} cannot be read: {error}", "check the lake's address and permissions; a version "
+                           "that was vacuumed is gone") from error  # fmt: skip
+
+
+def version(uri: str) -> int | None:
+    """The latest version of a table; None where nothing was written yet."""
+    found = open_table(uri)
+    return None if found is None else found.version()
+
+
+def partitions(uri: str, version: int | None = None) -> list[str]:
+    """The partition dates that a table holds, in order."""
+    found = open_table(uri, version)
+    return sorted(p[PARTITION] for p in found.partitions()) if found else []
+
+
+def replace(
+    uri: str, data: pa.Table | Callable[[], pa.RecordBatchReader], start: str, end: str | None = None
+) -> int:
+    """Replace the partitions ``start`` to ``end`` (both included) by ``data`` in one commit.
+
+    Args:
+        data: rows with a ``partition_date`` within the range; a function that opens the stream anew where rows do not
+            fit in memory, since a commit that collides with another writer's is tried again.
+
+    Returns:
+        The version that holds the rows.
+
+    Raises:
+        StorageError: the lake cannot be written, or other writers won too often.
+    """
+    from deltalake import CommitProperties, WriterProperties, write_deltalake
+    from deltalake.exceptions import CommitFailedError, DeltaError
+
+    end = end or start
+    for day in (start, end):
+        files.parse_date(day)
+    if not files.is_remote(uri):
+        Path(uri).mkdir(parents=True, exist_ok=True)
+    for attempt in range(ATTEMPTS):
+        try:
+            exists = open_table(uri) is not None
+            where = f"{PARTITION} = '{start}'" if start == end else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
+            write_deltalake(
+                uri,
+                data() if callable(data) else data,
+                mode="overwrite",
+                predicate=where if exists else None,
+                partition_by=[PARTITION],
+                schema_mode="merge" if exists else None,
+                storage_options=settings().storage_options,
+                # Old versions are what training pins: vacuum must not take them within two years.
+                configuration={"delta.deletedFileRetentionDuration": "interval 730 days"} if not exists else None,
+                writer_properties=WriterProperties(compression="SNAPPY", max_row_group_size=262_144),
+                commit_properties=CommitProperties(max_commit_retries=0),
+            )
+            return open_table(uri).version()  # type: ignore[union-attr]
+        except CommitFailedError as error:
+            if attempt == ATTEMPTS - 1:
+                raise StorageError(f"{uri}: other writers won {ATTEMPTS} times", "run it again when they are done",
+                                   partition=start) from error  # fmt: skip
+            time.sleep(random.uniform(0.02, 0.1 * (attempt + 1)))
+        except (DeltaError, OSError) as error:
+            if "already exists" in str(error) and attempt < ATTEMPTS - 1:  # two first writers at once
+                time.sleep(random.uniform(0.05, 0.2))
+                continue
+            raise StorageError(f"{uri} cannot be written: {error}", "check that the disk has room and that this user "
+                               "may write; then run it again: nothing was published", partition=start) from error  # fmt: skip
+    raise AssertionError("unreachable")
+
+
+def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.DuckDBPyConnection:
+    """A DuckDB connection within the step's memory, spilling into the working folder, in UTC.
+
+    Args:
+        memory_share: the part of ``PERENNIAL_MEMORY_MB`` that DuckDB's buffers may take; the rest is the process's.
+    """
+    import duckdb
+
+    here: Settings = settings()
+    spill = here.home / "tmp"
+    spill.mkdir(parents=True, exist_ok=True)
+    con = duckdb.connect(config={"threads": threads or here.threads, "autoinstall_known_extensions": False})
+    con.execute(f"SET memory_limit='{max(128, int(here.memory_mb * memory_share))}MiB'")
+    con.execute(f"SET temp_directory={quote(str(spill))}")
+    con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true; SET enable_progress_bar=false")
+    return con
+
+
+def quote(text: str) -> str:
+    """``text`` as an SQL string."""
+    return "'" + text.replace("'", "''") + "'"
+
+
+def name(text: str) -> str:
+    """``text`` as an SQL name."""
+    return '"' + text.replace('"', '""') + '"'
+
+
+def relation(
+    con: duckdb.DuckDBPyConnection, view: str, uri: str, version: int | None = None,
+    start: str | None = None, end: str | None = None,
+) -> bool:  # fmt: skip
+    """Make the partitions ``start`` to ``end`` of a table a streaming view of DuckDB.
+
+    Returns:
+        Whether there is anything to read; where not, no view is made.
+    """
+    found = open_table(uri, version)
+    if found is None:
+        return False
+    wanted = [(PARTITION, op, day) for op, day in ((">=", start), ("<=", end)) if day]
+    paths = sorted(found.file_uris(partition_filters=wanted or None))
+    if not paths:
+        return False
+    if files.is_remote(uri) or set("*?[") & set(uri):
+        # DuckDB's own S3 reader is an extension that it would download, and it takes paths for patterns: Arrow reads,
+        # DuckDB pushes its filters down.
+        import pyarrow.dataset as ds
+
+        source = found.to_pyarrow_dataset(filesystem=ds_filesystem(uri) if files.is_remote(uri) else None)
+        keep = None
+        for op, day in ((">=", start), ("<=", end)):
+            if day:
+                part = ds.field(PARTITION) >= day if op == ">=" else ds.field(PARTITION) <= day
+                keep = part if keep is None else keep & part
+        con.register(view, source if keep is None else source.filter(keep))
+        return True
+    listed = ", ".join(quote(unquote(p.removeprefix("file://"))) for p in paths)
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW {name(view)} AS SELECT * FROM read_parquet([{listed}], hive_partitioning=true, "
+        f"hive_types={{'{PARTITION}': VARCHAR}}, union_by_name=true)"
+    )
+    return True
+
+
+def ds_filesystem(uri: str) -> Any:
+    """The filesystem of a table on S3, rooted at the table, as ``to_pyarrow_dataset`` wants it."""
+    from pyarrow.fs import SubTreeFileSystem
+
+    return SubTreeFileSystem(uri.removeprefix("s3://"), files.filesystem())
+
+
+def stream(
+    uri: str, version: int | None = None, start: str | None = None, end: str | None = None,
+    columns: list[str] | None = None, rows: int = 131_072,
+) -> pa.RecordBatchReader | None:  # fmt: skip
+    """The partitions ``start`` to ``end`` as a stream of record batches; None where there is nothing."""
+    con = connect()
+    if not relation(con, "t", uri, version, start, end):
+        return None
+    listed = ", ".join(name(c) for c in columns) if columns else "*"
+    return con.sql(f"SELECT {listed} FROM t").to_arrow_reader(rows)

@@ -1,0 +1,110 @@
+"""The record that a finished step leaves, written last: the next step believes it, and a rerun finds its work done."""
+
+from __future__ import annotations
+
+import functools
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from perennial import __version__, files
+from perennial.errors import StorageError
+from perennial.settings import ROOT, settings
+
+
+@dataclass(frozen=True)
+class Manifest:
+    """One finished step.
+
+    Attributes:
+        inputs: what the result depends on, by digest or version; the same inputs give the same result.
+        outputs: what was written: table versions, files, digests.
+        rows_in: rows read; always ``rows_out + quarantined`` where rows pass through.
+        result: what the step returned.
+        duration: seconds. memory_mb: peak resident memory of the process, in MiB.
+    """
+
+    model: str
+    step: str
+    key: str
+    inputs: dict[str, Any]
+    result: dict[str, Any]
+    outputs: dict[str, Any] = field(default_factory=dict)
+    rows_in: int = 0
+    rows_out: int = 0
+    quarantined: int = 0
+    device: str = "cpu"
+    model_version: str | None = None
+    run_id: str = ""
+    code_version: str = ""
+    duration: float = 0.0
+    memory_mb: int = 0
+    finished_at: str = ""
+
+
+def uri(model: str, step: str, key: str) -> str:
+    """Where the manifest of one step and key (a date, or ``start..end``) is."""
+    return f"{settings().lake}/manifests/{model}/{step}/{key}.json"
+
+
+def read(model: str, step: str, key: str) -> Manifest | None:
+    """The manifest, if the step finished.
+
+    Raises:
+        StorageError: it is there but cannot be understood.
+    """
+    place = uri(model, step, key)
+    try:
+        return Manifest(**json.loads(files.read_text(place)))
+    except FileNotFoundError:
+        return None
+    except (ValueError, TypeError) as error:
+        raise StorageError(f"{place} is not a manifest: {error}", "remove it and run the step again", model=model,
+                           partition=key) from error  # fmt: skip
+
+
+def finished(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
+    """The manifest, if the step finished from these very inputs; None: there is work to do."""
+    found = read(model, step, key)
+    return found if found and found.inputs == json.loads(json.dumps(inputs)) else None
+
+
+def write(manifest: Manifest, started: float) -> Manifest:
+    """Complete (code version, duration since ``started = time.monotonic()``, memory) and write. Call it last."""
+    done = Manifest(**asdict(manifest) | {
+        "code_version": code_version(),
+        "duration": round(time.monotonic() - started, 3),
+        "memory_mb": peak_memory_mb(),
+        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+    })  # fmt: skip
+    if done.rows_in != done.rows_out + done.quarantined:
+        raise StorageError(
+            f"{done.rows_in} rows came in, {done.rows_out} went out and {done.quarantined} to quarantine",
+            "this is a defect of the step: report it with the manifest's inputs", model=done.model, partition=done.key,
+        )  # fmt: skip
+    files.write_text(uri(done.model, done.step, done.key), json.dumps(asdict(done), indent=1, sort_keys=True))
+    return done
+
+
+def peak_memory_mb() -> int:
+    """Peak resident memory of this process, in MiB (Linux counts KiB, macOS bytes)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(peak // (1024 * 1024 if sys.platform == "darwin" else 1024))
+
+
+@functools.cache
+def code_version() -> str:
+    """The library's version and, in a checkout, its commit (``PERENNIAL_COMMIT`` in an image)."""
+    commit = os.environ.get("PERENNIAL_COMMIT", "")
+    if not commit:
+        head = ROOT / ".git" / "HEAD"
+        try:
+            text = head.read_text().strip()
+            commit = (head.parent / text[5:]).read_text().strip() if text.startswith("ref: ") else text
+        except OSError:
+            commit = ""
+    return f"{__version__}+{commit[:12]}" if commit else __version__
