@@ -85,9 +85,7 @@ def pinned_lines(lock: Path, package: str) -> str:
     """The lock file's requirement of one package, with its hashes."""
     wanted: list[str] = []
     for line in lock.read_text(encoding="utf-8").splitlines():
-        if line.startswith(f"{package}=="):
-            wanted.append(line)
-        elif wanted and line.startswith("    --hash"):
+        if line.startswith(f"{package}==") or (wanted and line.startswith("    --hash")):
             wanted.append(line)
         elif wanted:
             break
@@ -130,13 +128,23 @@ def cause_of(output: str) -> str:
     """What a failed installer's output means, and what to do about it."""
     text = output.lower()
     if "no space left" in text or "os error 28" in text or "errno 28" in text:
-        return "The disk is full.\nFree some space (3.5 GB are needed) and run the command again; it continues."
-    if "hash" in text and "mismatch" in text or "do not match the hashes" in text:
+        return (
+            "The disk is full.\nFree some space (3.5 GB are needed) and run the command again; it continues."
+        )
+    if ("hash" in text and "mismatch" in text) or "do not match the hashes" in text:
         return (
             "A downloaded file is not the one that was locked: its hash differs.\n"
             "If your package index changes files on purpose, make the lock again: make lock"
         )
-    offline = ("dns error", "failed to fetch", "error sending request", "connection", "timed out", "network", "tcp")
+    offline = (
+        "dns error",
+        "failed to fetch",
+        "error sending request",
+        "connection",
+        "timed out",
+        "network",
+        "tcp",
+    )
     if any(word in text for word in offline):
         return (
             "The package index cannot be reached.\n"
@@ -175,7 +183,9 @@ def ticking(label: str) -> Iterator[None]:
 def call(command: list[str], environ: Mapping[str, str] | None = None) -> str:
     """Run a command and return what it printed; raises SetupError with the meaning of a failure."""
     try:
-        done = subprocess.run(command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = subprocess.run(
+            command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+        )
     except OSError as error:
         raise SetupError(f"{command[0]} cannot be run: {error}") from error
     if done.returncode:
@@ -188,12 +198,14 @@ def make_venv(venv: Path) -> None:
     """Create the environment with pip in it; an existing one of another interpreter is replaced."""
     interpreter = venv / "bin" / "python"
     with contextlib.suppress(SetupError):
-        if interpreter.exists() and call([str(interpreter), "-c", "import sys, pip; print(sys.version)"]).strip() == (
-            sys.version.strip()
-        ):
+        if interpreter.exists() and call(
+            [str(interpreter), "-c", "import sys, pip; print(sys.version)"]
+        ).strip() == (sys.version.strip()):
             return
     if venv.exists() and not (venv / "pyvenv.cfg").exists() and any(venv.iterdir()):
-        raise SetupError(f"{venv} exists and is no virtual environment.\nMove it away, or set VENV=/another/folder")
+        raise SetupError(
+            f"{venv} exists and is no virtual environment.\nMove it away, or set VENV=/another/folder"
+        )
     try:
         import ensurepip  # noqa: F401
         import venv as _  # noqa: F401
@@ -218,7 +230,15 @@ def install(venv: Path, lock: Path) -> None:
         only_uv.write_text(pinned_lines(ROOT / "requirements.txt", "uv"), encoding="utf-8")
         call([*pip, "-r", str(only_uv)], environ)
     environ.update(uv_settings(call([python, "-m", "pip", "config", "list"], environ), environ))
-    uv = [str(venv / "bin" / "uv"), "pip", "install", "--python", python, "--require-hashes", "--compile-bytecode"]
+    uv = [
+        str(venv / "bin" / "uv"),
+        "pip",
+        "install",
+        "--python",
+        python,
+        "--require-hashes",
+        "--compile-bytecode",
+    ]
     # any index may serve a file, as pip does it: safe, because every file's hash is locked
     uv += ["--no-deps", "--index-strategy", "unsafe-best-match", "-r", str(lock)]
     try:
@@ -266,7 +286,9 @@ def ensure(venv: Path, locks: list[Path]) -> None:
         check_disk(venv.parent, NEEDED_MB if ROOT / "requirements.txt" in missing else 500)
         make_venv(venv)
         for lock in missing:
-            count = sum(1 for line in lock.read_text(encoding="utf-8").splitlines() if re.match(r"[\w.-]+==", line))
+            count = sum(
+                1 for line in lock.read_text(encoding="utf-8").splitlines() if re.match(r"[\w.-]+==", line)
+            )
             with ticking(f"Installing {count} locked packages ({lock.relative_to(ROOT)})"):
                 install(venv, lock)
             link_project(venv)

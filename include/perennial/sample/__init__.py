@@ -1,0 +1,1 @@
+"""The sample's real data, landed as a nightly feed would land it."""
