@@ -224,13 +224,16 @@ class MonitoringSpec(Strict):
     window_days: int = Field(28, ge=1, le=366)
     min_rows: int = Field(1000, ge=10, description="Fewer rows than this leave a column undetermined.")
     psi_threshold: float = Field(0.2, gt=0, le=10)
+    noise_floor: bool = Field(
+        True, description="A column drifts only beyond what windows inside its own training data showed."
+    )
     null_jump: Share = Field(0.1, description="Rise of a column's null share that is drift by itself.")
-    drift_share: Share = Field(0.3, description="Importance-weighted share of drifted columns that is suspicious.")
+    drift_share: Share = Field(0.1, description="Importance-weighted share of drifted columns that is suspicious.")
     judged_share: Share = Field(0.5, description="Weight that must be judged, or the verdict is undetermined.")
     persistence: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=52)]] = Field(
         (2, 3), description="n of the last m verdicts suspicious: drifted."
     )
-    performance_drop: float = Field(0.1, gt=0, le=10, description="Relative rise of the gate's loss that is a drop.")
+    performance_drop: float = Field(0.2, gt=0, le=10, description="Relative rise of the gate's loss that is a drop.")
     report_rows: int = Field(5000, ge=100, le=100_000, description="Rows a side in Evidently's picture.")
 
     @model_validator(mode="after")
