@@ -1,0 +1,234 @@
+"""Features: one SQL definition, run by one engine in training and in scoring, a bounded number of rows at a time.
+
+``features.sql`` reads ``rows`` (the published rows, to which the model's feature sets have added their columns) and
+the reference tables, and returns the key and one column a feature. Each row's features depend on that row and the
+reference tables alone, so that any slice of a table, a night or one request gives what the whole table would give.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from perennial import lake, references
+from perennial.errors import DataError, SpecError
+from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+BATCH = 131_072
+_SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE",
+              "timestamp": "TIMESTAMP"}  # fmt: skip
+#: What would make a rerun differ: refused in the SQL of features.
+_UNSTABLE = frozenset("random now current_date current_timestamp get_current_timestamp today uuid gen_random_uuid "
+                      "transaction_timestamp current_localtimestamp nextval".split())  # fmt: skip
+
+
+class Features:
+    """The features of one model at pinned versions of its reference tables.
+
+    Args:
+        spec: the model, as it was when it was trained.
+        versions: version of each reference table; brought up to date and taken when not given.
+
+    Attributes:
+        columns: names of the features, in order.
+        categorical: those that are categories; all others are numbers.
+
+    Raises:
+        SpecError: the SQL does not work on the declared columns.
+    """
+
+    def __init__(self, spec: ModelSpec, versions: dict[str, int] | None = None) -> None:
+        self.spec = spec
+        self.versions = references.refresh(spec) if versions is None else versions
+        self._con = lake.connect(memory_share=0.25)
+        references.register(self._con, spec, self.versions)
+        self._query = query(spec)
+        self.columns = self._check()
+        self.categorical = list(spec.features.categorical)
+        # From here on the SQL can read what was registered and nothing else: no file, no address.
+        self._con.execute("SET enable_external_access=false; SET lock_configuration=true")
+
+    def _check(self) -> list[str]:
+        types = describe(self._con, self.spec, self._query)
+        key = self.spec.data.key
+        if missing := [k for k in key if k not in types]:
+            raise self._wrong(f"it does not return the key column {missing[0]!r}", "SELECT the key beside the features")
+        columns = [c for c in types if c not in key]
+        if not columns:
+            raise self._wrong("it returns no feature", "SELECT at least one column beside the key")
+        if unknown := [c for c in self.spec.features.categorical if c not in columns]:
+            raise self._wrong(f"features.categorical names {unknown[0]!r}, which it does not return",
+                              f"it returns: {', '.join(columns)}")  # fmt: skip
+        for column in columns:
+            text = column in self.spec.features.categorical
+            kind = types[column].split("(")[0]
+            if not text and kind not in _NUMBERS:
+                raise self._wrong(f"feature {column!r} is a {types[column]}", "name it in features.categorical, or turn "
+                                  "it into a number")  # fmt: skip
+        return columns
+
+    def _wrong(self, cause: str, remedy: str) -> SpecError:
+        return SpecError(f"features.sql: {cause}", remedy, model=self.spec.name)
+
+    def apply(self, rows: pa.Table) -> pa.Table:
+        """Features of ``rows`` (published rows, any number of them), one row each, in the same order.
+
+        Raises:
+            DataError: the SQL lost, doubled or renamed rows.
+        """
+        import duckdb
+        import pyarrow as pa
+
+        hidden = {self.spec.label.expression} if self.spec.label.source is None else set()
+        self._con.register("published", rows.select([c for c in self.spec.data.columns if c not in hidden]))
+        try:
+            found = self._con.sql(self._query).to_arrow_table()
+        except duckdb.Error as error:
+            raise DataError(f"features.sql failed: {first_line(error)}", "mend the SQL, or add an expectation that "
+                            "keeps such rows out", model=self.spec.name) from error  # fmt: skip
+        finally:
+            self._con.unregister("published")
+        if found.num_rows != rows.num_rows:
+            raise self._rows(f"{rows.num_rows} rows went in, {found.num_rows} came out")
+        key = self.spec.data.key
+        if not all(found.column(k).equals(rows.column(k).cast(found.schema.field(k).type)) for k in key):
+            found = found.take(self._positions(found, rows))
+        return pa.table({c: found.column(c) for c in self.columns})
+
+    def _positions(self, found: pa.Table, rows: pa.Table) -> pa.Array:
+        """Where each of ``rows`` stands in ``found``: joins do not keep the order."""
+        import pyarrow as pa
+        import pyarrow.compute as pc
+
+        def joined(table: pa.Table) -> pa.ChunkedArray:
+            texts = [table.column(k).cast(pa.string()) for k in self.spec.data.key]
+            return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
+
+        positions = pc.index_in(joined(rows), value_set=joined(found))
+        if positions.null_count or pc.count_distinct(positions).as_py() != rows.num_rows:
+            raise self._rows("the keys that came out are not those that went in")
+        return positions.combine_chunks() if isinstance(positions, pa.ChunkedArray) else positions
+
+    def _rows(self, cause: str) -> DataError:
+        return DataError(f"features.sql: {cause}", "join reference tables by a unique key, do not filter: each row "
+                         "has its features once", model=self.spec.name)  # fmt: skip
+
+    def check_rowwise(self, rows: pa.Table) -> None:
+        """Refuse SQL whose result for a row depends on the other rows.
+
+        Raises:
+            SpecError: the first half of ``rows`` alone gives other features than within the whole.
+        """
+        import numpy as np
+
+        half = rows.slice(0, max(1, rows.num_rows // 2))
+        whole, alone = self.apply(rows).slice(0, half.num_rows), self.apply(half)
+        for column in self.columns:
+            if not np.array_equal(*(np.nan_to_num(t.column(column).to_numpy()) if column not in self.categorical
+                                    else t.column(column).to_numpy() for t in (whole, alone))):  # fmt: skip
+                raise self._wrong(f"feature {column!r} of a row depends on the other rows",
+                                  "use no window or aggregate over rows: a night must give what a year gives")  # fmt: skip
+
+
+_NUMBERS = frozenset(("BOOLEAN TINYINT SMALLINT INTEGER BIGINT HUGEINT UTINYINT USMALLINT UINTEGER UBIGINT FLOAT "
+                      "DOUBLE DECIMAL").split())  # fmt: skip
+
+
+def query(spec: ModelSpec) -> str:
+    """The SQL of a model: each feature set, then ``features.sql``, reading the one before it as ``rows``."""
+    text = "SELECT * FROM published"
+    for sql in (*(s.sql for s in spec.feature_sets), spec.sql):
+        text = f"WITH rows AS NOT MATERIALIZED ({text}) SELECT * FROM (\n{sql.rstrip().rstrip(';')}\n)"
+    return text
+
+
+def describe(con: object, spec: ModelSpec, text: str) -> dict[str, str]:
+    """Column names and types that the SQL gives for rows of the declared types.
+
+    Raises:
+        SpecError: the SQL is wrong, or gives another result each time it runs.
+    """
+    import duckdb
+
+    assert isinstance(con, duckdb.DuckDBPyConnection)
+    hidden = spec.label.expression if spec.label.source is None else None
+    columns = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {lake.name(c)}" for c, t in spec.data.columns.items()
+                        if c != hidden)  # fmt: skip
+    con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {columns} LIMIT 0")
+    try:
+        for where, sql in ((f"{s.name}/features.sql", s.sql) for s in (*spec.feature_sets, spec)):
+            _refuse_unstable(con, spec, where, sql)
+        return {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE {text}").fetchall()}
+    except duckdb.Error as error:
+        raise SpecError(f"features.sql: {first_line(error)}", "the SQL reads rows and the reference tables "
+                        f"({', '.join(r.name for r in spec.references) or 'none'})", model=spec.name) from None  # fmt: skip
+    finally:
+        con.execute("DROP VIEW published")
+
+
+def _refuse_unstable(con: object, spec: ModelSpec, where: str, sql: str) -> None:
+    import json
+
+    import duckdb
+
+    assert isinstance(con, duckdb.DuckDBPyConnection)
+    row = con.execute("SELECT json_serialize_sql(?)", [sql.rstrip().rstrip(";")]).fetchone()
+    tree = json.loads(row[0]) if row else {}
+    if tree.get("error"):
+        raise SpecError(f"{where}: {tree.get('error_message')}", "one SELECT statement is needed", model=spec.name)
+    if len(tree["statements"]) != 1:
+        raise SpecError(f"{where}: {len(tree['statements'])} statements", "one SELECT is needed", model=spec.name)
+    if found := sorted(set(_functions(tree)) & _UNSTABLE):
+        raise SpecError(f"{where}: {found[0]}() gives another result each time", "use the row's event time instead",
+                        model=spec.name)  # fmt: skip
+
+
+def _functions(node: object) -> Iterator[str]:
+    if isinstance(node, dict):
+        if isinstance(name := node.get("function_name"), str):
+            yield name.lower()
+        for value in node.values():
+            yield from _functions(value)
+    elif isinstance(node, list):
+        for value in node:
+            yield from _functions(value)
+
+
+def first_line(error: Exception) -> str:
+    """The first line of an error's message: DuckDB's go on with the SQL."""
+    return str(error).strip().split("\n")[0]
+
+
+def reader(
+    spec: ModelSpec, start: str | None, end: str | None, version: int | None = None,
+    versions: dict[str, int] | None = None,
+) -> pa.RecordBatchReader | None:  # fmt: skip
+    """Key, ``partition_date`` and features of the published rows of a range, as a stream; None where there are none."""
+    import pyarrow as pa
+
+    source = lake.stream(lake.table("published", spec.name), version, start, end, rows=BATCH)
+    if source is None:
+        return None
+    features = Features(spec, versions)
+    keep = [*spec.data.key, lake.PARTITION]
+
+    def parts() -> Iterator[pa.RecordBatch]:
+        for batch in source:
+            rows = pa.Table.from_batches([batch])
+            found = features.apply(rows)
+            yield from pa.table({c: rows.column(c) for c in keep} | {c: found.column(c) for c in found.column_names}
+                                ).combine_chunks().to_batches()  # fmt: skip
+
+    stream = parts()
+    first = next(stream, None)
+    if first is None:
+        return None
+    return pa.RecordBatchReader.from_batches(first.schema, _chain(first, stream))
+
+
+def _chain(first: pa.RecordBatch, rest: Iterator[pa.RecordBatch]) -> Iterator[pa.RecordBatch]:
+    yield first
+    yield from rest
