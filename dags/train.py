@@ -1,0 +1,11 @@
+"""Airflow DAGs `<model>.train`: a challenger is trained, judged, and promoted if the gate lets it pass.
+
+One DAG a model folder; what it does, reads and emits is on each DAG's own page, made from the model's spec.
+A model is added by adding its folder, never by editing this file.
+"""
+
+from __future__ import annotations
+
+from perennial_airflow.factory import dags_of
+
+globals().update(dags_of("train"))

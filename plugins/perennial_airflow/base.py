@@ -1,0 +1,58 @@
+"""What the DAGs of all stages have in common."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG, Param
+
+from perennial.spec import StepSpec
+from perennial_airflow import alerts, docs
+
+if TYPE_CHECKING:
+    from perennial.spec import ModelSpec
+
+TASK_NAMES = {
+    "binary": "binary classification",
+    "multiclass": "multiclass classification",
+    "regression": "regression",
+    "ranking": "ranking",
+}
+LIGHT = StepSpec(retries=3, timeout_minutes=5)
+
+
+def stage_dag(
+    spec: ModelSpec, stage: str, *, schedule: Any, params: dict[str, Param], max_active_runs: int
+) -> DAG:
+    """The DAG ``<model>.<stage>``, still without tasks.
+
+    A partition is handled on the day after it, so the DAG's first and last day are one later than the spec's.
+    """
+    end = spec.schedule.end
+    return DAG(
+        f"{spec.name}.{stage}",
+        dag_display_name=f"{spec.name} · {stage}",
+        description=docs.SUMMARY[stage],
+        doc_md=docs.page(spec, stage),
+        schedule=schedule,
+        start_date=datetime.combine(spec.schedule.start + timedelta(days=1), time.min, UTC),
+        end_date=datetime.combine(end + timedelta(days=1), time.max, UTC) if end else None,
+        catchup=False,
+        max_active_runs=max_active_runs,
+        params=params,
+        tags=sorted({spec.name, stage, TASK_NAMES[spec.task], *spec.tags}),
+        default_args={"owner": spec.owner, "on_failure_callback": alerts.on_failure(spec)},
+        render_template_as_native_obj=False,
+    )
+
+
+def limits(limit: StepSpec) -> dict[str, Any]:
+    """Retries and timeout of a task: waits of 30 s, doubling up to half an hour."""
+    return {
+        "retries": limit.retries,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(minutes=30),
+        "execution_timeout": timedelta(minutes=limit.timeout_minutes),
+    }

@@ -1,0 +1,133 @@
+"""The page that the UI shows for each DAG, made from the model's spec."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perennial.spec import ModelSpec
+
+SUMMARY = {
+    "data": "Fetches, validates and publishes each night's partition; bad rows go to quarantine.",
+    "train": "Trains a challenger, judges it against the champion, promotes it if the gate lets it pass.",
+    "score": "Predicts each published partition with the champion.",
+    "monitor": "Looks for drift and loss of performance, and decides whether to retrain.",
+    "rollback": "Puts an earlier champion back. By hand only.",
+}
+_RANGE = (
+    "**By hand.** Trigger with a partition key (`YYYY-MM-DD`) for one partition; fill in *First* and *Last partition* "
+    "for a range as one task; use *Backfill* for a range with one run a day. All give the same content."
+)
+_AGAIN = (
+    "Then clear the failed task: what is finished is not done again, and nothing half-written can be read."
+)
+
+
+def page(spec: ModelSpec, stage: str) -> str:
+    """Markdown for ``<model>.<stage>``: what it does, reads and emits, who owns it, what to do when it fails."""
+    return f"### {spec.name} · {stage}\n\n{spec.description}\n\n{_PAGES[stage](spec)}\n\n**Owner.** {spec.owner}\n"
+
+
+def _data(spec: ModelSpec) -> str:
+    label = spec.label
+    late = f", {label.arrives_after_days} days later" if label.arrives_after_days else ""
+    labels = f"labels from `{label.source}`{late}" if label.source else "labels from a column of the rows"
+    return f"""{SUMMARY["data"]}
+
+**Runs** at `{spec.schedule.data}` UTC, for the day before: it publishes that day's rows and the labels known
+by then.
+
+**Reads** rows from `{spec.data.source}`, {labels}, and the suite `expectations.json`.
+
+**Emits** the asset `data/{spec.name}`, which starts `{spec.name}.score` for the same partition.
+
+{_RANGE}
+
+**When it fails.** The log ends with the cause and the remedy. A partition that is missing or malformed: wait
+for the feed, or have it sent again. More than {spec.data.quarantine_limit:.0%} of the rows in quarantine, or
+a broken expectation about the table as a whole: open the task's *Report*, and correct the feed, or the suite
+if it is the suite that is wrong. Earlier partitions stay published. {_AGAIN}"""
+
+
+def _train(spec: ModelSpec) -> str:
+    gate, search = spec.gate, spec.training.search
+    tries = f"a search of up to {search.trials} trials" if search.trials else "the parameters of the spec"
+    return f"""{SUMMARY["train"]}
+
+**Runs** when a retraining is asked for (the asset `retraining/{spec.name}`, whose event carries the reason),
+or by hand.
+
+**Reads** published rows and labels up to its partition date, at a pinned version of the tables. The latest
+{spec.training.holdout_days} labelled days are kept out; challenger and champion are judged on those same
+rows.
+
+**Does** `train`: {tries}, {spec.task}, device {spec.training.device}; the challenger is registered with its
+gate result. `promote`: moves the alias `champion` if the gate let it pass, and is **skipped** if not. Gate:
+`{spec.metric}` better than the champion's by more than {gate.margin:.1%} at {gate.confidence:.0%} confidence.
+Either way the ledger says why.
+
+**Emits** the asset `model/{spec.name}` when the champion changed.
+
+**By hand.** Trigger with a partition key (`YYYY-MM-DD`) or fill in *As of*, and say why.
+
+**When it fails.** The champion stays as it was. Too few labelled rows: let more nights be published. The
+registry cannot be reached: start MLflow. {_AGAIN}"""
+
+
+def _score(spec: ModelSpec) -> str:
+    return f"""{SUMMARY["score"]}
+
+**Runs** for each partition of `data/{spec.name}` as it is published.
+
+**Reads** the published rows, and the model with the alias `champion`, whose file is checked against its
+digest. The task is **skipped** while there is no champion.
+
+**Emits** the asset `predictions/{spec.name}`. Rows in = rows out + quarantined; a partition is replaced
+whole.
+
+{_RANGE}
+
+**When it fails.** Predictions published earlier stay readable. The partition is not published: run
+`{spec.name}.data` for it. The model's file is not what the registry says: run `{spec.name}.rollback`, and
+find out who changed it. {_AGAIN}"""
+
+
+def _monitor(spec: ModelSpec) -> str:
+    policy, watched = spec.retraining, spec.monitoring
+    causes = ", ".join(policy.on) or "nothing"
+    return f"""{SUMMARY["monitor"]}
+
+**Runs** at `{spec.schedule.monitor}` UTC, as of the day before.
+
+**Reads** the last {watched.window_days} days of rows, predictions and the labels that have arrived, and the
+champion's training reference.
+
+**Does** `monitor`: the verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`: retrains
+on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in {policy.budget_days}
+days; never from a backfill. The ledger gets the decision either way. `ask_retraining`: **skipped** if the
+decision was no.
+
+**Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.
+
+**By hand.** Trigger with a partition key (`YYYY-MM-DD`) or fill in *As of*.
+
+**When it fails.** Nothing is decided and the champion stays. A verdict that cannot be computed is
+*undetermined*, not a failure. {_AGAIN}"""
+
+
+def _rollback(spec: ModelSpec) -> str:
+    return f"""{SUMMARY["rollback"]}
+
+**Runs** only when a person triggers it, with a reason.
+
+**Reads** the registry and the ledger: the champion before this one, unless *To version* says another. The
+model is loaded and checked against its digest before anything changes.
+
+**Emits** the asset `model/{spec.name}`. Partitions already scored keep their predictions; to replace them,
+trigger `{spec.name}.score` for a range with *Force*.
+
+**When it fails.** The champion stays as it was. There is no earlier champion, or its file is damaged: name
+another version, or train a new one with `{spec.name}.train`."""
+
+
+_PAGES = {"data": _data, "train": _train, "score": _score, "monitor": _monitor, "rollback": _rollback}

@@ -1,0 +1,57 @@
+"""DAGs from model specs: for each model, one DAG a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+from airflow.sdk import DAG, get_parsing_context
+
+from perennial.catalog import load, load_models
+from perennial.errors import SpecError
+from perennial.spec import ModelSpec
+from perennial_airflow.stages.data import data_dag
+from perennial_airflow.stages.monitor import monitor_dag
+from perennial_airflow.stages.rollback import rollback_dag
+from perennial_airflow.stages.score import score_dag
+from perennial_airflow.stages.train import train_dag
+
+STAGES: dict[str, Callable[[ModelSpec], DAG]] = {
+    "data": data_dag,
+    "train": train_dag,
+    "score": score_dag,
+    "monitor": monitor_dag,
+    "rollback": rollback_dag,
+}
+
+
+class BrokenModelsError(Exception):
+    """Names every model folder that cannot be used."""
+
+
+def dags_of(stage: str) -> dict[str, DAG]:
+    """The DAGs of one stage, by id. Broken models are left out: `check_models` tells of them.
+
+    A task parses its DAG file again when it starts, so only the DAG that runs there is built.
+    """
+    running = get_parsing_context().dag_id
+    specs: Iterable[ModelSpec]
+    if running:
+        model, _, its_stage = running.rpartition(".")
+        specs = [load(model)] if its_stage == stage else []
+    else:
+        specs = load_models()[0].values()
+    return {dag.dag_id: dag for dag in map(STAGES[stage], specs)}
+
+
+def check_models() -> None:
+    """Raise one readable error for all broken model folders.
+
+    Raises:
+        BrokenModelsError: one section a folder.
+    """
+    broken: list[SpecError] = load_models()[1]
+    if broken:
+        raise BrokenModelsError(
+            f"{len(broken)} model folder{'s' * (len(broken) > 1)} cannot be used; all other models run as usual.\n\n"
+            + "\n\n".join(str(error) for error in broken)
+        )

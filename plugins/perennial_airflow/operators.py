@@ -1,0 +1,67 @@
+"""The operator of every task, and the link to the report that a task made."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from airflow.sdk import BaseOperator, BaseOperatorLink
+from airflow.sdk.exceptions import AirflowException, AirflowFailException
+
+from perennial.errors import BusyError, PerennialError, RegistryError, StorageError
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from perennial.spec import ModelSpec
+
+#: Errors that trying again may heal: somebody else's lock, a server that is away, a disk that was full.
+PASSING = (BusyError, RegistryError, StorageError)
+
+
+class StageTask(BaseOperator):
+    """Calls one plain function with the spec and the run's context.
+
+    A `PerennialError` that waiting cannot heal fails the task at once; the log then ends in its message, which names
+    the model, the partition, the cause and what to do, and not in a stack trace.
+    """
+
+    ui_color = "#e8f4ea"
+
+    def __init__(
+        self, *, spec: ModelSpec, call: Callable[[ModelSpec, Context], dict[str, Any]], **kwargs: Any
+    ) -> None:
+        super().__init__(**kwargs)
+        self.spec = spec
+        self.call = call
+        self.report = ""
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Run it; the result, small and JSON-able, becomes the task's XCom."""
+        try:
+            result = self.call(self.spec, context)
+        except PASSING as error:
+            raise AirflowException(str(error)) from None
+        except PerennialError as error:
+            raise AirflowFailException(str(error)) from None
+        docs = result.get("docs") or [""]
+        self.report = str(result.get("report") or docs[-1] or "")
+        return result
+
+
+class ReportLink(BaseOperatorLink):
+    """The button "Report" of a task that made one."""
+
+    name = "Report"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Address of the report; empty where there is none."""
+        from perennial_airflow.links import report_url
+
+        return report_url(getattr(operator, "report", ""))
+
+
+class ReportingTask(StageTask):
+    """A task whose result names a report (``report``, or the last of ``docs``)."""
+
+    operator_extra_links: ClassVar[Sequence[BaseOperatorLink]] = (ReportLink(),)

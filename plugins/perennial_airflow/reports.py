@@ -1,0 +1,81 @@
+"""Serves the reports in the lake to people who are logged in to Airflow.
+
+A report shows values of the data, so its page is untrusted: the browser gets it in a sandbox without an origin (scripts
+draw the charts, and can reach neither Airflow's session nor the network).
+"""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path, PurePosixPath
+
+from airflow.api_fastapi.app import get_auth_manager
+from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
+from airflow.api_fastapi.core_api.security import GetUserDep
+from fastapi import FastAPI, HTTPException, Response
+
+from perennial import files
+from perennial.errors import PerennialError
+from perennial.settings import settings
+from perennial_airflow.links import PREFIX as PREFIX
+
+TYPES = {
+    ".html": "text/html; charset=utf-8",
+    ".json": "application/json",
+    ".css": "text/css",
+    ".svg": "image/svg+xml",
+}
+HEADERS = {
+    "Content-Security-Policy": (
+        "sandbox allow-scripts; default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval' blob: data:; "
+        "style-src 'unsafe-inline'; img-src data: blob:; font-src data:; worker-src blob:; frame-ancestors 'self'"
+    ),
+    "X-Content-Type-Options": "nosniff",
+    "Referrer-Policy": "no-referrer",
+    "Cache-Control": "private, no-cache",
+}
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_.=-]{0,127}")
+
+
+def create_app() -> FastAPI:
+    """The application that is mounted under `PREFIX`."""
+    app = FastAPI(title="Perennial reports", docs_url=None, redoc_url=None, openapi_url=None)
+    app.get("/reports/{model}/{path:path}")(report)
+    return app
+
+
+def report(model: str, path: str, user: GetUserDep) -> Response:
+    """One file of a model's reports, for a user who may see the model's DAGs."""
+    parts = PurePosixPath(f"{model}/{path}")
+    if not readable(f"{model}/{path}") or parts.suffix not in TYPES:
+        raise HTTPException(404, "There is no such report.")
+    details = DagDetails(id=f"{model}.monitor")
+    if not get_auth_manager().is_authorized_dag(method="GET", details=details, user=user):
+        raise HTTPException(403, "You may not see this model's reports.")
+    try:
+        content = read(f"{model}/{path}")
+    except FileNotFoundError:
+        raise HTTPException(404, "There is no such report. Has the lake been moved or cleaned?") from None
+    except PerennialError as error:
+        raise HTTPException(503, f"The lake cannot be read: {error.remedy}") from None
+    return Response(content, media_type=TYPES[parts.suffix], headers=HEADERS)
+
+
+def readable(path: str) -> bool:
+    """Whether every part of ``path`` is a plain name: nothing leads up, nothing is hidden."""
+    parts = path.split("/")
+    return 2 <= len(parts) <= 8 and all(_NAME.fullmatch(p) for p in parts)
+
+
+def read(path: str) -> str:
+    """The text of one report.
+
+    Raises:
+        FileNotFoundError: there is none, or it is a link that leads out of the reports.
+    """
+    root = f"{settings().lake}/reports"
+    if not files.is_remote(root):
+        place = Path(root, path).resolve()
+        if not place.is_relative_to(Path(root).resolve()) or not place.is_file():
+            raise FileNotFoundError(path)
+    return files.read_text(f"{root}/{path}")

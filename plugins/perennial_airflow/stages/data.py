@@ -1,0 +1,35 @@
+"""``<model>.data``: fetch, validate, quarantine and publish the rows of a partition."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, Context
+
+from perennial.spec import ModelSpec
+from perennial_airflow import asked, assets, params, runner
+from perennial_airflow.base import limits, stage_dag
+from perennial_airflow.operators import ReportingTask
+from perennial_airflow.timetables import DailyPartitions
+
+
+def data_dag(spec: ModelSpec) -> DAG:
+    """The DAG; each published partition is an event of the asset ``data/<model>``."""
+    schedule = DailyPartitions(spec.schedule.data)
+    with stage_dag(spec, "data", schedule=schedule, params=params.partitions(), max_active_runs=4) as dag:
+        ReportingTask(
+            task_id="data", spec=spec, call=publish, outlets=[assets.data(spec)], **limits(spec.limit("data"))
+        )
+    return dag
+
+
+def publish(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Validate and publish the partition, or the range."""
+    span = asked.span(context)
+    result = runner.heavy(
+        "data", spec, span.key,
+        start=span.start, end=span.end, force=asked.forced(context), run_id=context["run_id"],
+    )  # fmt: skip
+    told = {name: result.get(name) for name in ("rows_out", "quarantined", "version")}
+    assets.emit(context, assets.data(spec), span, told)
+    return result

@@ -1,0 +1,64 @@
+"""``<model>.monitor``: drift and performance, a verdict, and the decision whether to retrain."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.spec import ModelSpec
+from perennial_airflow import asked, assets, params, runner
+from perennial_airflow.base import LIGHT, limits, stage_dag
+from perennial_airflow.operators import ReportingTask, StageTask
+from perennial_airflow.timetables import DailyPartitions
+
+
+def monitor_dag(spec: ModelSpec) -> DAG:
+    """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
+    schedule = DailyPartitions(spec.schedule.monitor)
+    with stage_dag(
+        spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1
+    ) as dag:
+        monitor = ReportingTask(task_id="monitor", spec=spec, call=look, **limits(spec.limit("monitor")))
+        decide = StageTask(task_id="decide", spec=spec, call=weigh, **limits(LIGHT))
+        ask = StageTask(
+            task_id="ask_retraining",
+            spec=spec,
+            call=ask_retraining,
+            outlets=[assets.retraining(spec)],
+            **limits(LIGHT),
+        )
+        monitor >> decide >> ask
+    return dag
+
+
+def look(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Compute the verdict and draw the report."""
+    as_of = asked.as_of(context).start
+    return runner.heavy(
+        "monitor", spec, as_of, as_of=as_of, force=asked.forced(context), run_id=context["run_id"]
+    )
+
+
+def weigh(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Decide whether to retrain; a backfill never does. The ledger gets the decision either way."""
+    return runner.light(
+        "decide",
+        spec,
+        as_of=asked.as_of(context).start,
+        actor=asked.actor(context),
+        backfill=asked.is_backfill(context),
+        run_id=context["run_id"],
+    )
+
+
+def ask_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Start the training by an event that says why; skipped if the decision was no."""
+    decision = context["ti"].xcom_pull(task_ids="decide")
+    if not decision["retrain"]:
+        raise AirflowSkipException(f"No retraining: {decision['reason']}")
+    span = asked.as_of(context)
+    told = {"reason": decision["reason"], "as_of": span.start}
+    assets.emit(context, assets.retraining(spec), span, told)
+    return told
