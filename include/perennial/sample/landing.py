@@ -6,7 +6,7 @@ What lands, below the landing area:
 * ``arrivals/DATE.parquet``: what became of them, by ``flight_id``; a feed delivers it a day later;
 * ``weather.parquet``: hourly observations (``origin``, ``observed_at`` UTC, measurements);
 * ``planes.parquet``, ``airports.parquet``: reference tables;
-* ``digits/DATE.parquet``: sixty images a day of 8 x 8 pixels (0 to 16) with their ``digit``, thirty days.
+* ``digits/DATE.parquet``: sixty images a day of 8 x 8 pixels (``p00`` to ``p63``) with their ``digit``; thirty days.
 
 Every file is written aside and renamed, so a reader sees it whole or not at all; landed files stay as they are.
 """
@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 #: First and last departure date of the flights.
 FIRST, LAST = "2013-01-01", "2013-12-31"
 DIGITS_FIRST, DIGITS_DAYS = "2013-01-01", 30
-LAYOUT = 1
+LAYOUT = 2
 
 # Four destinations in the Caribbean are missing from the airports table.
 _TIME_ZONE = "coalesce(a.tzone, 'America/Puerto_Rico')"
@@ -182,14 +182,13 @@ def _digits() -> dict[str, pa.Table]:
         low, high = number * total // DIGITS_DAYS, (number + 1) * total // DIGITS_DAYS
         noon = datetime.fromisoformat(day) + timedelta(hours=12)
         columns: dict[str, pa.Array] = {
-            "sample_id": pa.array([f"digit-{i:04d}" for i in range(low, high)]),
-            "captured_at": pa.array(
+            "sample_id": pa.array(range(low, high), pa.int64()),
+            "written_at": pa.array(
                 [noon + timedelta(minutes=i) for i in range(high - low)], pa.timestamp("us")
             ),
         }
         for pixel in range(64):
-            values = found.data[low:high, pixel].astype("int32")
-            columns[f"pixel_{pixel // 8}_{pixel % 8}"] = pa.array(values, pa.int32())
+            columns[f"p{pixel:02d}"] = pa.array(found.data[low:high, pixel], pa.float64())
         columns["digit"] = pa.array(found.target[low:high].astype("int32"), pa.int32())
         tables[f"digits/{day}.parquet"] = pa.table(columns)
     return tables

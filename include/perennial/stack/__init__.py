@@ -1,0 +1,1 @@
+"""The local stack: MLflow and Airflow on one machine, and the sample's loop through them."""

@@ -1,0 +1,145 @@
+"""Airflow's REST API, as far as the stack needs it. The library talks to Airflow over HTTP only, like any client."""
+
+from __future__ import annotations
+
+import time
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from perennial.errors import PerennialError
+
+DONE = ("success", "failed")
+
+
+class Airflow:
+    """A client of one Airflow.
+
+    Args:
+        url: the server's address, such as ``http://localhost:8080``.
+        user, password: of a user who may trigger DAGs.
+    """
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self.url, self._user, self._password = url, user, password
+        self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._http.close()
+
+    def health(self) -> dict[str, str]:
+        """The state of each component; empty while the server does not answer."""
+        try:
+            answer = self._http.get("/api/v2/monitor/health", timeout=5)
+            found = answer.json() if answer.status_code == 200 else {}
+            return {name: str(item.get("status")) for name, item in found.items() if isinstance(item, dict)}
+        except (httpx.HTTPError, ValueError):
+            return {}
+
+    def warm_up(self) -> None:
+        """Have the server build the API that tasks talk to; otherwise the first task waits for it."""
+        self._http.get("/execution/health", timeout=120)
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """One call of the REST API; returns the decoded answer.
+
+        Raises:
+            PerennialError: the server refuses, with its reason, or cannot be reached.
+        """
+        for attempt in range(5):
+            try:
+                answer = self._http.request(method, f"/api/v2{path}", **arguments)
+            except httpx.HTTPError as error:
+                # SQLite lets one writer in at a time, so a busy server may be slow once
+                if attempt == 4 or method != "GET":
+                    raise PerennialError(f"Airflow at {self.url} does not answer: {error!r}",
+                                         "look into logs/airflow.log, then: make stop run") from error  # fmt: skip
+                time.sleep(1)
+                continue
+            if answer.status_code == 401 and attempt == 0:
+                self._log_in()
+                continue
+            if answer.status_code >= 500 and method == "GET" and attempt < 4:
+                time.sleep(1)
+                continue
+            if answer.status_code >= 400:
+                raise PerennialError(f"Airflow refused {method} {path} ({answer.status_code}): {_detail(answer)}",
+                                     "correct what it names, then run this again")  # fmt: skip
+            return answer.json() if answer.content else None
+        raise AssertionError("unreachable")
+
+    def _log_in(self) -> None:
+        answer = self._http.post("/auth/token", json={"username": self._user, "password": self._password})
+        if answer.status_code >= 400:
+            raise PerennialError(f"Airflow does not accept the user {self._user} ({answer.status_code})",
+                                 "make stop run")  # fmt: skip
+        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def paused(self) -> dict[str, bool]:
+        """The DAGs that Airflow knows, and whether each is paused."""
+        found = self.call("GET", "/dags", params={"limit": 1000})
+        return {str(dag["dag_id"]): bool(dag["is_paused"]) for dag in found["dags"]}
+
+    def import_errors(self) -> list[str]:
+        """What could not be loaded, in Airflow's words."""
+        found = self.call("GET", "/importErrors", params={"limit": 100})
+        return [f"{item['filename']}: {str(item['stack_trace']).strip()}" for item in found["import_errors"]]
+
+    def unpause(self, dag: str) -> None:
+        """Let a DAG run."""
+        self.call("PATCH", f"/dags/{dag}", json={"is_paused": False})
+
+    def trigger(self, dag: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> str:
+        """Start a run, of one partition where `key` is given; returns its id."""
+        body: dict[str, Any] = {"logical_date": None, "conf": conf or {}}
+        # SQLite's clock has whole seconds and a run starts when its time is past: two seconds ago is past at once
+        body["run_after"] = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
+        if key is not None:
+            body["partition_key"] = key
+        return str(self.call("POST", f"/dags/{dag}/dagRuns", json=body)["dag_run_id"])
+
+    def runs(self, dag: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The latest runs of a DAG, newest first."""
+        found = self.call("GET", f"/dags/{dag}/dagRuns", params={"limit": limit, "order_by": "-id"})
+        return list(found["dag_runs"])
+
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        """The task instances of a run."""
+        return list(self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"])
+
+    def log(self, dag: str, run: str, task: str, attempt: int) -> list[str]:
+        """The lines of one attempt of a task."""
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/logs/{attempt}"
+        content = self.call("GET", path, headers={"Accept": "application/json"})["content"]
+        lines = []
+        for item in content if isinstance(content, list) else [content]:
+            if isinstance(item, dict):
+                lines.append(str(item.get("event", "")))
+                lines += [
+                    f"{e.get('exc_type')}: {e.get('exc_value')}" for e in item.get("error_detail") or []
+                ]
+            else:
+                lines.append(str(item))
+        return lines
+
+    def why(self, dag: str, run: str) -> str:
+        """Why a run failed: its failed task, and the error from that task's log."""
+        failed = [t for t in self.tasks(dag, run) if t["state"] == "failed"]
+        if not failed:
+            return "no task failed; it may have timed out or been marked failed by hand"
+        task = failed[0]
+        try:
+            lines = self.log(dag, run, task["task_id"], max(1, int(task["try_number"])))
+        except PerennialError as error:
+            lines = [f"(its log cannot be read: {error.cause})"]
+        told = [line for line in lines if "Error:" in line or "What to do" in line] or lines[-5:]
+        return f"task {task['task_id']}: " + "\n".join(told[-3:])
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json().get("detail", answer.text))[:500]
+    except ValueError:
+        return answer.text[:500]

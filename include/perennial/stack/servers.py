@@ -1,0 +1,173 @@
+"""Bring MLflow and Airflow up, wait until they really work, and end them."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+
+from perennial.errors import PerennialError
+from perennial.stack import processes
+from perennial.stack.board import Board
+from perennial.stack.config import Stack, check_disk, environment, password, sqlite
+from perennial.stack.rest import Airflow
+
+NAMES = ("airflow", "mlflow")
+COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+PATIENCE = 300.0
+LOG_BYTES = 20_000_000
+
+
+def client(config: Stack) -> Airflow:
+    """A client of the stack's Airflow, as its admin."""
+    return Airflow(config.airflow_url.replace("localhost", "127.0.0.1"), "admin", password(config))
+
+
+def mlflow_works(config: Stack) -> bool:
+    """Whether MLflow answers, its registry included."""
+    try:
+        url = f"http://127.0.0.1:{config.mlflow_port}"
+        # /health says 200 before the database is there, and also to a name that the server will refuse
+        ask = httpx.get(f"{url}/api/2.0/mlflow/registered-models/search", timeout=5, trust_env=False)
+        return ask.status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def airflow_works(config: Stack, airflow: Airflow) -> str | None:
+    """None when every component is healthy; else what is awaited."""
+    health = airflow.health()
+    if not health:
+        return "API server"
+    return next((name.replace("_", " ") for name in COMPONENTS if health.get(name) != "healthy"), None)
+
+
+def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None) -> None:
+    """Start what does not run yet and wait until both servers work; `meanwhile` runs while they start.
+
+    Raises:
+        PerennialError: a port is taken, the disk is full, or a server does not come up; with the end of its log.
+    """
+    running = {name: processes.find(name, config.state) for name in NAMES}
+    if not any(running.values()) and (left := processes.members(config.home)):
+        board.note(f"{len(left)} processes of a run that was killed are still there; ending them.")
+        processes.stop(config.home, NAMES)
+    check_disk(config.home)
+    config = _check_ports(config, running)
+    environ = environment(config)
+    password(config)
+    python = [sys.executable, "-m"]
+    if not running["mlflow"]:
+        (config.home / "mlflow").mkdir(parents=True, exist_ok=True)
+        store = ["--backend-store-uri", sqlite(config.home / "mlflow" / "mlflow.db")]
+        store += ["--artifacts-destination", str(config.home / "mlflow" / "artifacts"), "--workers", "1"]
+        address = ["--host", "127.0.0.1", "--port", str(config.mlflow_port)]
+        # without its port a name is refused (403) while /health says all is well
+        address += ["--allowed-hosts", f"localhost:{config.mlflow_port},127.0.0.1:{config.mlflow_port}"]
+        command = [*python, "mlflow", "server", *store, *address]
+        processes.start("mlflow", command, environ, config.state, _log(config, "mlflow"))
+    if not running["airflow"]:
+        command = [*python, "airflow", "standalone"]
+        processes.start("airflow", command, environ, config.state, _log(config, "airflow"))
+    if meanwhile:
+        meanwhile()
+    _await(config, board)
+
+
+def _log(config: Stack, name: str) -> Path:
+    """The server's log; one that has grown large is set aside once."""
+    log = config.logs / f"{name}.log"
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    return log
+
+
+def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> Stack:
+    wanted = {
+        "mlflow": ("MLflow", config.mlflow_port, "MLFLOW_PORT", "PERENNIAL_MLFLOW_PORT"),
+        "airflow": ("Airflow", config.airflow_port, "AIRFLOW_PORT", "PERENNIAL_AIRFLOW_PORT"),
+    }
+    for name, (label, port, knob, variable) in wanted.items():
+        user = None if running[name] else processes.port_user(port)
+        if user:
+            raise PerennialError(
+                f"port {port}, which {label} is to listen on, is in use by {user}",
+                f"choose another: make run {knob}={port + 10}   (or set {variable}); or end that process",
+            )
+    if running["airflow"]:
+        return config
+    # nobody types the addresses of the log servers, so a taken one is simply passed over
+    free: list[int] = []
+    for port in config.log_ports:
+        while port in free or processes.port_user(port):
+            port += 2
+        free.append(port)
+    return replace(config, log_ports=(free[0], free[1]))
+
+
+def _await(config: Stack, board: Board) -> None:
+    airflow = client(config)
+    began = time.monotonic()
+    waiting = dict.fromkeys(NAMES, "")
+    try:
+        while waiting:
+            if "mlflow" in waiting and mlflow_works(config):
+                board.done("MLflow", config.mlflow_url)
+                del waiting["mlflow"]
+            if "airflow" in waiting:
+                missing = airflow_works(config, airflow)
+                if missing is None:
+                    board.working("Airflow", "preparing the API that tasks talk to")
+                    airflow.warm_up()
+                    board.done("Airflow", config.airflow_url)
+                    del waiting["airflow"]
+                else:
+                    board.working("Airflow", f"starting, waiting for the {missing}", milestone=True)
+            if "mlflow" in waiting:
+                board.working("MLflow", "starting", milestone=True)
+            for name in waiting:
+                server = processes.find(name, config.state)
+                if server is None:
+                    raise _failed(config, name, "ended while it was starting")
+                # standalone goes on without a component that could not start
+                if name == "airflow" and processes.lost_child(server):
+                    raise _failed(config, name, "lost a component while it was starting")
+                if time.monotonic() - began > PATIENCE:
+                    raise _failed(config, name, f"does not work after {PATIENCE:.0f} seconds")
+            time.sleep(0.3)
+    finally:
+        airflow.close()
+
+
+def _failed(config: Stack, name: str, what: str) -> PerennialError:
+    log = config.logs / f"{name}.log"
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-400:]
+    except OSError:
+        lines = []
+    told = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)][-3:] or lines[-10:]
+    shown = "".join(f"\n    {line.strip()[:300]}" for line in told)
+    full = "no space" in shown.lower() or "disk is full" in shown.lower()
+    remedy = "free some space" if full else f"read {log} and mend what it names"
+    return PerennialError(f"{name} {what}; its log says:{shown}", f"{remedy}, then: make stop run")
+
+
+def down(config: Stack) -> int:
+    """End both servers and every process they started; returns how many there were."""
+    return processes.stop(config.home, NAMES)
+
+
+def forget(config: Stack) -> None:
+    """End everything and remove what the stack has made below its home."""
+    down(config)
+    for name in ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache"):
+        shutil.rmtree(config.home / name, ignore_errors=True)
+    if config.home.is_dir() and not any(config.home.iterdir()):
+        config.home.rmdir()
