@@ -1,0 +1,116 @@
+"""Labels that come in a feed of their own, days after the rows they belong to."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from perennial import files, lake
+from perennial.literals import quote
+
+if TYPE_CHECKING:
+    from perennial.data import Work
+    from perennial.ingest import Feed, Landed
+    from perennial.validate import Findings
+
+UNKNOWN = "key was never published"
+INFINITE = "label is not a finite number"
+
+
+def publish(work: Work) -> None:
+    """Publish the labels due with each night that is good so far: those of ``arrives_after_days`` before it."""
+    from perennial import data, publish
+    from perennial.ingest import Feed
+
+    spec = work.spec
+    feed = Feed(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
+    late = spec.label.arrives_after_days
+    kind = publish.label_type(spec, spec.label.columns)
+    landed: list[Landed] = []
+    for night in work.good():
+        night.label_date = files.shift(night.day, -late)
+        file = data.land_file(
+            work, night, feed, files.expand(spec.label.source or "", night.label_date), required=False
+        )
+        night.label_state = "published" if file else "missing" if night.error is None else "refused"
+        if file:
+            landed.append(file)
+    data.through(work, feed, landed, [], functools.partial(_publish, kind=kind))
+
+
+def _publish(
+    work: Work, feed: Feed, landed: list[Landed], findings: Findings, unread: dict[str, str], *, kind: str
+) -> None:
+    from perennial import data, publish
+
+    spec, late = work.spec, work.spec.label.arrives_after_days
+    for outcome in findings.outcomes:
+        if outcome.stopped:
+            night = work.nights[files.shift(outcome.day, late)]
+            night.error = feed.error(f"the labels of {outcome.day} were stopped: {'; '.join(outcome.stopped)}",
+                                     data.REMEDY, night.day)  # fmt: skip
+    good = {o.day for o in findings.outcomes if not o.stopped}
+    source = _matched(work, landed, findings.source)
+    reasons = {**findings.reasons, UNKNOWN: "NOT __known"}
+    if kind == "DOUBLE":
+        value = publish.label_value(spec.label.expression, kind)
+        reasons[INFINITE] = f"coalesce(isinf({value}), FALSE)"
+    bad = " OR ".join(f"({sql})" for sql in reasons.values())
+    counts = work.con.execute(
+        f"SELECT __file, count(*), count(*) FILTER (WHERE {bad}) FROM {source} GROUP BY 1"
+    ).fetchall()
+    aside = {landed[f].day: n for f, _, n in counts}
+    rows = {landed[f].day: n for f, n, _ in counts}
+    for day in good:
+        night = work.nights[files.shift(day, late)]
+        night.labels_quarantined = aside.get(day, 0)
+        night.labels = rows.get(day, 0) - night.labels_quarantined
+    uri = lake.table("labels", spec.name)
+    for first, last in publish.runs(good):
+        days = {d for d in good if first <= d <= last}
+        sql = publish.labels(spec, landed, source, bad, days, kind, late)
+        expected = sum(rows.get(d, 0) - aside.get(d, 0) for d in days)
+        work.versions["labels"] = publish.replace(work.con, uri, sql, first, last, expected)
+    _quarantine(work, feed, landed, source, reasons, {d for d in good if aside.get(d)}, unread)
+
+
+def _quarantine(
+    work: Work, feed: Feed, landed: list[Landed], source: str, reasons: dict[str, str], days: set[str],
+    unread: dict[str, str],
+) -> None:  # fmt: skip
+    """Add the labels put aside to the quarantine of the night that brought them, beside that night's rows."""
+    from perennial import publish
+
+    spec, late, con = work.spec, work.spec.label.arrives_after_days, work.con
+    uri = lake.table("quarantine", spec.name)
+    for first, last in publish.runs(days):
+        within = {d for d in days if first <= d <= last}
+        sql = publish.quarantined(
+            spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
+        )
+        start, end = files.shift(first, late), files.shift(last, late)
+        if lake.relation(con, "quarantine_held", uri, start=start, end=end):
+            sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
+        publish.replace(con, uri, sql, start, end)
+
+
+def _matched(work: Work, landed: list[Landed], source: str) -> str:
+    """The labels with ``__known``: whether the key was published on their date."""
+    from perennial import publish
+
+    spec, days = work.spec, sorted(file.day for file in landed)
+    keys = [quote(k) for k in spec.data.key]
+    found = lake.relation(
+        work.con, "published_rows", lake.table("published", spec.name), start=days[0], end=days[-1]
+    )
+    if not found:
+        work.con.execute(
+            f"CREATE OR REPLACE TEMP VIEW labels_matched AS SELECT *, FALSE AS __known FROM {source}"
+        )
+        return "labels_matched"
+    same = " AND ".join([f"p.partition_date = {publish.day_of(landed)}", *(f"p.{k} = l.{k}" for k in keys)])
+    work.con.execute(
+        f"CREATE OR REPLACE TEMP VIEW labels_matched AS SELECT l.*, p.partition_date IS NOT NULL AS __known "
+        f"FROM {source} l LEFT JOIN (SELECT DISTINCT partition_date, {', '.join(keys)} FROM published_rows) p ON {same}"
+    )
+    return "labels_matched"

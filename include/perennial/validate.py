@@ -1,0 +1,308 @@
+"""Validation of partitions of any size: one DuckDB aggregate over the files, judged by Great Expectations.
+
+Great Expectations says which metrics each expectation asks for; the aggregate, grouped by file, answers them, and
+``metrics_validate`` judges. So results are Great Expectations' own, and the memory does not grow with the rows. A
+second pass is made only where something is broken: for the rows to put aside and for examples.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from perennial.checks import EXAMPLES, Check
+from perennial.errors import SpecError
+from perennial.literals import quote
+
+if TYPE_CHECKING:
+    import duckdb
+
+    from perennial.ingest import Feed, Landed
+
+os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
+_TEXT_EXAMPLE = 120
+#: Table-level expectations whose observed value says nothing of a single row.
+_COUNTS = ("count_to_be_between", "values_to_be_between", "to_exist")
+
+
+@dataclass
+class Outcome:
+    """What validation found in one partition.
+
+    Attributes:
+        day: partition date. rows: rows in the file. quarantined: rows to put aside.
+        results: Great Expectations' results, one a check, in order.
+        broken: bad rows by check label, critical row-level checks alone.
+        stopped: why nothing of the partition may be published; empty: it may.
+        declared: expectations in the suite. evaluated: those that were evaluated.
+    """
+
+    day: str
+    rows: int
+    quarantined: int = 0
+    results: list[Any] = field(default_factory=list)
+    broken: dict[str, int] = field(default_factory=dict)
+    stopped: list[str] = field(default_factory=list)
+    declared: int = 0
+    evaluated: int = 0
+
+
+@dataclass
+class Findings:
+    """The outcome of each partition, and how to tell its bad rows.
+
+    Attributes:
+        source: SQL relation to read rows from: the view, joined to what tells duplicates where there are any.
+        reasons: SQL condition of a bad row, by label; no entry: no row is bad.
+    """
+
+    outcomes: list[Outcome]
+    source: str
+    reasons: dict[str, str]
+
+    @property
+    def bad(self) -> str:
+        """SQL condition of a row that goes to quarantine."""
+        return " OR ".join(f"({sql})" for sql in self.reasons.values()) or "FALSE"
+
+
+def validate(
+    con: duckdb.DuckDBPyConnection, feed: Feed, landed: list[Landed], checks: list[Check], limit: float,
+    view: str = "rows",
+) -> Findings:  # fmt: skip
+    """Validate the files of ``view`` (see `perennial.ingest.view`).
+
+    Args:
+        limit: share of rows in quarantine above which a partition is stopped.
+
+    Raises:
+        duckdb.Error: a file is malformed beyond its footer.
+    """
+    profiles = _profile(con, landed, checks, view)
+    source, twice = _duplicates(con, checks, profiles, view)
+    counts = [[_bad(c, i, p, twice) for i, c in enumerate(checks)] for p in profiles]
+    reasons: dict[str, str] = {}
+    for i, check in enumerate(checks):
+        if check.level == "row" and check.critical and any(row[i] for row in counts):
+            told = f"__twice_{i}" if check.unique else check.bad_row
+            reasons[check.label] = f"{reasons[check.label]} OR {told}" if check.label in reasons else told
+    shown = [i for i, c in enumerate(checks) if c.level == "row" and any(row[i] for row in counts)]
+    extra = _second_pass(con, feed, checks, shown, reasons, source, len(landed)) if shown else {}
+    outcomes = []
+    for f, (file, profile) in enumerate(zip(landed, profiles, strict=True)):
+        quarantined, examples = extra.get(f, (0, {}))
+        outcome = Outcome(file.day, profile["count(*)"], quarantined)
+        for i, check in enumerate(checks):
+            hidden = bool(set(check.columns) & set(feed.personal))
+            _judge(outcome, check, profile, file.columns, counts[f][i], examples.get(i, []), hidden)
+        _decide(outcome, limit)
+        outcomes.append(outcome)
+    return Findings(outcomes, source, reasons)
+
+
+def _profile(
+    con: duckdb.DuckDBPyConnection, landed: list[Landed], checks: list[Check], view: str
+) -> list[dict[str, Any]]:
+    """All aggregates of all checks, by their SQL, for each file: one query."""
+    wanted = dict.fromkeys(["count(*)", *(sql for c in checks for sql in _needed(c))])
+    empty = (
+        con.execute(f"SELECT {', '.join(wanted)} FROM {view} WHERE FALSE").fetchone()
+        if _has_empty(landed)
+        else ()
+    )
+    if len(landed) == 1:
+        found = [(0, *(con.execute(f"SELECT {', '.join(wanted)} FROM {view}").fetchone() or ()))]
+    else:
+        found = con.execute(f"SELECT __file, {', '.join(wanted)} FROM {view} GROUP BY __file").fetchall()
+    rows = {row[0]: row[1:] for row in found}
+    return [dict(zip(wanted, rows.get(i, empty), strict=True)) for i in range(len(landed))]
+
+
+def _has_empty(landed: list[Landed]) -> bool:
+    return any(not file.rows for file in landed)
+
+
+def _needed(check: Check) -> list[str]:
+    found = check.aggregates()
+    if check.level == "row" and len(check.columns) == 1:
+        found = [*found, check.filled_sql]
+    return found
+
+
+def _bad(check: Check, index: int, profile: dict[str, Any], twice: dict[int, dict[int, int]]) -> int:
+    """Bad rows of one check in one file."""
+    if check.level != "row":
+        return 0
+    if check.unique:
+        return twice.get(index, {}).get(profile["file"], 0)
+    return int(profile[check.bad_sql])
+
+
+def _duplicates(
+    con: duckdb.DuckDBPyConnection, checks: list[Check], profiles: list[dict[str, Any]], view: str
+) -> tuple[str, dict[int, dict[int, int]]]:
+    """Find the rows that stand more than once, exactly, where the counts of hashes say that there may be any.
+
+    Returns:
+        The relation with one ``__twice_<i>`` a check, and rows by check and file.
+    """
+    for f, profile in enumerate(profiles):
+        profile["file"] = f
+    joins, selected, found = [], [], {}
+    for i, check in enumerate(checks):
+        suspects = [
+            p["file"] for p in profiles if check.unique and p[check.bad_sql] != p[check.considered_sql]
+        ]
+        if not suspects:
+            continue
+        names = [quote(c) for c in check.unique]
+        where = " AND ".join(w for w in (check.where, check.considered, f"__file IN {_tuple(suspects)}") if w)
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE twice_{view}_{i} AS SELECT __file, {', '.join(names)}, count(*) AS n, "
+            f"min(__row) AS first FROM {view} WHERE {where} GROUP BY __file, {', '.join(names)} HAVING count(*) > 1"
+        )
+        found[i] = dict(
+            con.execute(f"SELECT __file, sum(n)::BIGINT FROM twice_{view}_{i} GROUP BY 1").fetchall()
+        )
+        same = " AND ".join(f"{view}.{n} IS NOT DISTINCT FROM d{i}.{n}" for n in names)
+        joins.append(f"LEFT JOIN twice_{view}_{i} d{i} ON {view}.__file = d{i}.__file AND {same}")
+        looked = f" AND ({check.where})" if check.where else ""
+        kept = f" AND {view}.__row <> d{i}.first" if check.keep_first else ""
+        selected.append(f"(d{i}.n IS NOT NULL{kept}{looked}) AS __twice_{i}")
+    if not joins:
+        return view, {}
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW {view}_told AS SELECT {view}.*, {', '.join(selected)} FROM {view} {' '.join(joins)}"
+    )
+    return f"{view}_told", found
+
+
+def _tuple(numbers: list[int]) -> str:
+    return f"({', '.join(map(str, numbers))})"
+
+
+def _second_pass(
+    con: duckdb.DuckDBPyConnection, feed: Feed, checks: list[Check], shown: list[int], reasons: dict[str, str],
+    source: str, files: int,
+) -> dict[int, tuple[int, dict[int, list[Any]]]]:  # fmt: skip
+    """Rows to put aside, and examples of what is bad, for each file."""
+    bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
+    wanted = []
+    for i in shown:
+        check = checks[i]
+        if set(check.columns) & set(feed.personal):
+            wanted.append("NULL")
+            continue
+        condition = f"__twice_{i}" if check.unique else check.bad_row
+        texts = check.types
+        values = [
+            f"left({quote(c)}, {_TEXT_EXAMPLE})" if texts[c] == "string" else quote(c) for c in check.columns
+        ]
+        packed = values[0] if len(values) == 1 else f"[{', '.join(f'{v}::VARCHAR' for v in values)}]"
+        wanted.append(f"min({packed}, {EXAMPLES}) FILTER (WHERE {condition})")
+    rows = con.execute(
+        f"SELECT __file, count(*) FILTER (WHERE {bad}), {', '.join(wanted)} FROM {source} GROUP BY __file"
+    ).fetchall()
+    return {
+        r[0]: (r[1], {i: [_plain(v, checks[i]) for v in r[n + 2] or []] for n, i in enumerate(shown)})
+        for r in rows
+    }
+
+
+def _plain(value: Any, check: Check) -> Any:
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    if isinstance(value, list):
+        return dict(zip(check.columns, value, strict=True)) if "column_list" in check.kwargs else tuple(value)
+    return value
+
+
+def expectation(check: Check) -> Any:
+    """Great Expectations' own object for a check.
+
+    Raises:
+        SpecError: it refuses the arguments.
+    """
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    config = {k: v for k, v in check.config.items() if v is not None and k != "rendered_content"}
+    try:
+        return ExpectationConfiguration(**config).to_domain_obj()
+    except Exception as error:  # its validation errors have no common base
+        raise SpecError(
+            f"expectations.json: {check.label}: {error}", "mend the expectation's arguments"
+        ) from error
+
+
+def _judge(
+    outcome: Outcome, check: Check, profile: dict[str, Any], columns: list[str], bad: int, examples: list[Any],
+    hidden: bool,
+) -> None:  # fmt: skip
+    """Let Great Expectations judge one check, and note what follows."""
+    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
+
+    outcome.declared += check.declared
+    if check.quiet and not bad:
+        return
+    judge = expectation(check)
+    asked = {"result_format": {"result_format": "BASIC", "partial_unexpected_count": EXAMPLES}}
+    try:
+        needed = judge.get_validation_dependencies(runtime_configuration=dict(asked)).metric_configurations
+        answer = check.metrics(profile.__getitem__, columns, bad, examples)
+        values = {metric.id: answer(name) for name, metric in needed.items()}
+        result = judge.metrics_validate(values, runtime_configuration=dict(asked))
+        outcome.evaluated += check.declared
+    except (
+        Exception
+    ) as error:  # whatever it is, the expectation was not evaluated, and that stops the partition
+        info = {
+            "raised_exception": True,
+            "exception_traceback": "",
+            "exception_message": f"{type(error).__name__}: {error}",
+        }
+        result = ExpectationValidationResult(
+            success=False, expectation_config=judge.configuration, exception_info=info
+        )
+        outcome.stopped.append(f"{check.label} could not be evaluated: {type(error).__name__}")
+        outcome.results.append(result)
+        return
+    outcome.results.append(result)
+    if hidden and check.level == "table" and not check.type.endswith(_COUNTS):
+        result.result = {"observed_value": "(personal data)"}
+    if not check.critical:
+        return
+    if check.level == "table":
+        if not result.success:
+            outcome.stopped.append(_explain(check, result))
+        return
+    if bad:
+        outcome.broken[check.label] = outcome.broken.get(check.label, 0) + bad
+    if check.mostly is not None and not result.success:
+        share = 1 - bad / max(1, profile[check.considered_sql])
+        outcome.stopped.append(
+            f"{check.label}: {share:.2%} of the rows are good, mostly asks for {check.mostly:.2%}"
+        )
+
+
+def _explain(check: Check, result: Any) -> str:
+    observed = result.result.get("observed_value", result.result.get("details"))
+    asked = {k: v for k, v in check.kwargs.items() if k not in ("column", "row_condition")}
+    return f"{check.label}: observed {_brief(observed)}, expected {_brief(asked)}"
+
+
+def _brief(value: Any) -> str:
+    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
+    return text if len(text) <= 160 else text[:157] + "..."
+
+
+def _decide(outcome: Outcome, limit: float) -> None:
+    if outcome.evaluated < outcome.declared and not outcome.stopped:
+        outcome.stopped.append(f"{outcome.evaluated} of {outcome.declared} expectations were evaluated")
+    if outcome.rows and outcome.quarantined / outcome.rows > limit:
+        worst = ", ".join(
+            f"{n} × {label}" for label, n in sorted(outcome.broken.items(), key=lambda b: -b[1])[:3]
+        )
+        outcome.stopped.append(f"{outcome.quarantined} of {outcome.rows} rows ({outcome.quarantined / outcome.rows:.1%}) "
+                               f"would go to quarantine, quarantine_limit is {limit:.1%}: {worst}")  # fmt: skip

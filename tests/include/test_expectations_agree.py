@@ -1,0 +1,191 @@
+"""Our results are what Great Expectations' own pandas engine says of the same rows."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import lake
+from perennial.checks import checks
+from perennial.expectations import SUPPORTED, parse_suite
+from perennial.ingest import Feed, land, view
+from perennial.validate import validate
+
+COLUMNS = {
+    "id": "integer",
+    "a": "number",
+    "b": "number",
+    "n": "integer",
+    "s": "string",
+    "t": "string",
+    "flag": "boolean",
+}
+ROWS: dict[str, list[Any]] = {
+    "id": [1, 2, 3, 4, 5, 6, 7, 8],
+    "a": [1.0, 2.5, None, 4.0, float("nan"), -3.0, 10.0, 2.5],
+    "b": [1.0, 2.0, None, 5.0, 1.0, -3.0, 9.5, None],
+    "n": [1, 1, 2, 3, 5, 8, 13, 21],
+    "s": ["ab", "abc", None, "é", "", "x1", "<script>", "ab"],
+    "t": ["ab", "b", None, "é", "q", None, "=1+1", "ab"],
+    "flag": [True, False, True, True, False, True, True, False],
+}
+WHERE = {"type": "comparison", "column": {"name": "n"}, "operator": ">", "parameter": 1}
+EITHER = {"type": "or", "conditions": [WHERE, {"type": "nullity", "column": {"name": "s"}, "is_null": True}]}
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    ("expect_column_values_to_not_be_null", {"column": "a"}),
+    ("expect_column_values_to_not_be_null", {"column": "s", "mostly": 0.5}),
+    ("expect_column_values_to_not_be_null", {"column": "s", "row_condition": WHERE}),
+    ("expect_column_values_to_be_null", {"column": "a"}),
+    ("expect_column_values_to_be_unique", {"column": "s"}),
+    ("expect_column_values_to_be_unique", {"column": "id"}),
+    ("expect_column_values_to_be_unique", {"column": "n", "row_condition": WHERE}),
+    ("expect_column_values_to_be_between", {"column": "a", "min_value": 0, "max_value": 4}),
+    ("expect_column_values_to_be_between", {"column": "a", "min_value": 1, "max_value": 4, "strict_min": True, "strict_max": True}),
+    ("expect_column_values_to_be_between", {"column": "n", "max_value": 8}),
+    ("expect_column_values_to_be_between", {"column": "n", "min_value": 1.5, "mostly": 0.7}),
+    ("expect_column_values_to_be_between", {"column": "a", "min_value": 2, "row_condition": EITHER}),
+    ("expect_column_values_to_be_in_set", {"column": "s", "value_set": ["ab", "abc"]}),
+    ("expect_column_values_to_be_in_set", {"column": "n", "value_set": [1, 2, 3]}),
+    ("expect_column_values_to_be_in_set", {"column": "flag", "value_set": [True]}),
+    ("expect_column_values_to_not_be_in_set", {"column": "s", "value_set": ["ab"]}),
+    ("expect_column_values_to_not_be_in_set", {"column": "a", "value_set": [2.5, 4]}),
+    ("expect_column_values_to_match_regex", {"column": "s", "regex": "^[a-z]+$"}),
+    ("expect_column_values_to_match_regex", {"column": "s", "regex": "b", "mostly": 0.1}),
+    ("expect_column_values_to_not_match_regex", {"column": "t", "regex": "^="}),
+    ("expect_column_values_to_match_regex_list", {"column": "s", "regex_list": ["a", "b"], "match_on": "all"}),
+    ("expect_column_values_to_match_regex_list", {"column": "s", "regex_list": ["1", "é"]}),
+    ("expect_column_values_to_not_match_regex_list", {"column": "s", "regex_list": ["<", "é"]}),
+    ("expect_column_value_lengths_to_be_between", {"column": "s", "min_value": 1, "max_value": 2}),
+    ("expect_column_value_lengths_to_be_between", {"column": "s", "min_value": 1, "strict_min": True}),
+    ("expect_column_value_lengths_to_equal", {"column": "s", "value": 2}),
+    ("expect_column_pair_values_a_to_be_greater_than_b", {"column_A": "a", "column_B": "b"}),
+    ("expect_column_pair_values_a_to_be_greater_than_b", {"column_A": "a", "column_B": "b", "or_equal": True, "mostly": 0.5}),
+    ("expect_column_pair_values_a_to_be_greater_than_b", {"column_A": "a", "column_B": "b", "ignore_row_if": "either_value_is_missing"}),
+    ("expect_column_pair_values_to_be_equal", {"column_A": "s", "column_B": "t"}),
+    ("expect_column_pair_values_to_be_equal", {"column_A": "a", "column_B": "b", "ignore_row_if": "neither"}),
+    ("expect_column_pair_values_to_be_equal", {"column_A": "a", "column_B": "b", "ignore_row_if": "either_value_is_missing"}),
+    ("expect_column_pair_values_to_be_in_set", {"column_A": "s", "column_B": "t", "value_pairs_set": [["ab", "ab"], ["x1", None]]}),
+    ("expect_compound_columns_to_be_unique", {"column_list": ["s", "t"]}),
+    ("expect_compound_columns_to_be_unique", {"column_list": ["a", "t"], "ignore_row_if": "any_value_is_missing"}),
+    ("expect_compound_columns_to_be_unique", {"column_list": ["id", "t"]}),
+    ("expect_select_column_values_to_be_unique_within_record", {"column_list": ["s", "t"]}),
+    ("expect_select_column_values_to_be_unique_within_record", {"column_list": ["a", "b"], "ignore_row_if": "never"}),
+    ("expect_multicolumn_values_to_be_equal", {"column_list": ["s", "t"]}),
+    ("expect_multicolumn_values_to_be_equal", {"column_list": ["a", "b"], "ignore_row_if": "never"}),
+    ("expect_multicolumn_sum_to_equal", {"column_list": ["a", "b"], "sum_total": 2}),
+    ("expect_multicolumn_sum_to_equal", {"column_list": ["a", "b"], "sum_total": 4.5, "ignore_row_if": "any_value_is_missing"}),
+    ("expect_table_row_count_to_be_between", {"min_value": 8, "max_value": 8}),
+    ("expect_table_row_count_to_be_between", {"min_value": 8, "strict_min": True}),
+    ("expect_table_row_count_to_equal", {"value": 7}),
+    ("expect_table_column_count_to_be_between", {"min_value": 1, "max_value": 7}),
+    ("expect_table_column_count_to_equal", {"value": 7}),
+    ("expect_table_columns_to_match_set", {"column_set": ["flag", "id", "a", "b", "n", "s", "t"]}),
+    ("expect_table_columns_to_match_set", {"column_set": ["id", "a"], "exact_match": False}),
+    ("expect_table_columns_to_match_ordered_list", {"column_list": list(COLUMNS)}),
+    ("expect_table_columns_to_match_ordered_list", {"column_list": ["a", *COLUMNS]}),
+    ("expect_column_to_exist", {"column": "a", "column_index": 1}),
+    ("expect_column_to_exist", {"column": "zz"}),
+    ("expect_column_min_to_be_between", {"column": "a", "min_value": -3, "max_value": 0}),
+    ("expect_column_max_to_be_between", {"column": "n", "max_value": 20}),
+    ("expect_column_max_to_be_between", {"column": "a", "min_value": 1, "row_condition": WHERE}),
+    ("expect_column_mean_to_be_between", {"column": "a", "min_value": 2, "max_value": 3}),
+    ("expect_column_mean_to_be_between", {"column": "n", "max_value": 3}),
+    ("expect_column_median_to_be_between", {"column": "a", "min_value": 2.5, "max_value": 2.5}),
+    ("expect_column_median_to_be_between", {"column": "n", "min_value": 3, "max_value": 4, "strict_max": True}),
+    ("expect_column_stdev_to_be_between", {"column": "n", "min_value": 7, "max_value": 7.1}),
+    ("expect_column_sum_to_be_between", {"column": "n", "min_value": 54, "max_value": 54}),
+    ("expect_column_quantile_values_to_be_between",
+     {"column": "n", "quantile_ranges": {"quantiles": [0, 0.25, 0.5, 0.9], "value_ranges": [[1, 1], [1, 1], [3, 3], [None, 12]]}}),
+    ("expect_column_quantile_values_to_be_between",
+     {"column": "a", "quantile_ranges": {"quantiles": [0.1, 0.75], "value_ranges": [[-3, 0], [4, 4]]}}),
+    ("expect_column_unique_value_count_to_be_between", {"column": "s", "min_value": 6, "max_value": 6}),
+    ("expect_column_unique_value_count_to_be_between", {"column": "a", "max_value": 4}),
+    ("expect_column_proportion_of_unique_values_to_be_between", {"column": "s", "min_value": 0.8, "max_value": 0.9}),
+    ("expect_column_proportion_of_non_null_values_to_be_between", {"column": "b", "min_value": 0.75, "max_value": 0.75}),
+    ("expect_column_distinct_values_to_be_in_set", {"column": "s", "value_set": ["ab", "abc", "é"]}),
+    ("expect_column_distinct_values_to_be_in_set", {"column": "flag", "value_set": [True, False]}),
+    ("expect_column_distinct_values_to_contain_set", {"column": "n", "value_set": [1, 2, 4]}),
+    ("expect_column_distinct_values_to_contain_set", {"column": "s", "value_set": ["ab", ""]}),
+    ("expect_column_distinct_values_to_equal_set", {"column": "flag", "value_set": [True, False]}),
+    ("expect_column_distinct_values_to_equal_set", {"column": "s", "value_set": ["ab", "nope"]}),
+]  # fmt: skip
+
+
+def test_every_supported_type_has_a_case() -> None:
+    assert {name for name, _ in CASES} == set(SUPPORTED)
+
+
+@pytest.fixture(scope="module")
+def ours(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    folder = tmp_path_factory.mktemp("rows")
+    path = folder / "2020-01-01.parquet"
+    pq.write_table(pa.table(ROWS), path)
+    suite = {"name": "s", "expectations": [{"type": t, "kwargs": k, "meta": {}} for t, k in CASES]}
+    expectations, problems = parse_suite(json.dumps(suite), COLUMNS)
+    assert not problems
+    feed = Feed("m", "rows", COLUMNS)
+    con = lake.connect()
+    landed = [land(feed, "2020-01-01", str(path), folder, con)]
+    view(con, feed, landed)
+    found = validate(con, feed, landed, checks(expectations, COLUMNS, ["id"]), 1.0)
+    assert found.outcomes[0].evaluated == len(CASES)
+    return found.outcomes[0].results
+
+
+@pytest.fixture(scope="module")
+def theirs() -> list[Any]:
+    import great_expectations as gx
+    import pandas as pd
+    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
+
+    rows = dict(ROWS)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        context = gx.get_context(mode="ephemeral")
+        # texts as objects, which is what the pandas engine knows best
+        frame = pd.DataFrame(rows).astype({"s": object, "t": object})
+        frame = frame.where(frame.notna(), None) if False else frame
+        asset = context.data_sources.add_pandas("p").add_dataframe_asset("a")
+        batch = asset.add_batch_definition_whole_dataframe("b").get_batch({"dataframe": frame})
+        return [batch.validate(ExpectationConfiguration(type=t, kwargs=k).to_domain_obj()) for t, k in CASES]
+
+
+@pytest.mark.parametrize("index", range(len(CASES)), ids=[f"{i}-{t}" for i, (t, _) in enumerate(CASES)])
+def test_agrees_with_the_pandas_engine(index: int, ours: list[Any], theirs: list[Any]) -> None:
+    mine, other = ours[index], theirs[index]
+    assert not other.exception_info.get("raised_exception"), other.exception_info
+    assert mine.success == other.success
+    for name in ("unexpected_count", "element_count", "missing_count"):
+        assert mine.result.get(name) == other.result.get(name), name
+    if "observed_value" in other.result and isinstance(other.result["observed_value"], int | float):
+        assert mine.result["observed_value"] == pytest.approx(other.result["observed_value"])
+
+
+def test_all_null_columns_and_no_rows_agree_on_success(tmp_path: Path) -> None:
+    """A check over nothing is vacuously true row by row, and false where a number was asked for."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = tmp_path / "2020-01-01.parquet"
+    pq.write_table(pa.table({"id": pa.array([1, 2]), "a": pa.array([None, None], pa.float64())}), path)
+    columns = {"id": "integer", "a": "number"}
+    suite = {"name": "s", "expectations": [
+        {"type": "expect_column_values_to_be_between", "kwargs": {"column": "a", "min_value": 0}},
+        {"type": "expect_column_mean_to_be_between", "kwargs": {"column": "a", "min_value": 0}},
+    ]}  # fmt: skip
+    expectations, problems = parse_suite(json.dumps(suite), columns)
+    assert not problems
+    feed, con = Feed("m", "rows", columns), lake.connect()
+    landed = [land(feed, "2020-01-01", str(path), tmp_path, con)]
+    view(con, feed, landed)
+    outcome = validate(con, feed, landed, checks(expectations, columns, ["id"]), 1.0).outcomes[0]
+    assert [r.success for r in outcome.results[:2]] == [True, False]
+    assert outcome.stopped and "expect_column_mean_to_be_between(a)" in outcome.stopped[0]
