@@ -5,6 +5,7 @@ Every table has the column ``partition_date`` (ISO date as text), its partition 
 
 from __future__ import annotations
 
+import hashlib
 import random
 import time
 from collections.abc import Callable
@@ -61,6 +62,18 @@ def partitions(uri: str, version: int | None = None) -> list[str]:
     """The partition dates that a table holds, in order."""
     found = open_table(uri, version)
     return sorted(p[PARTITION] for p in found.partitions()) if found else []
+
+
+def fingerprint(uri: str, start: str | None = None, end: str | None = None, version: int | None = None) -> str:
+    """What names the content of the partitions ``start`` to ``end``: it changes when one of them is replaced.
+
+    Returns:
+        SHA-256 over the names of the files that hold them (Delta never writes a file twice); empty where none do.
+    """
+    found = open_table(uri, version)
+    wanted = [(PARTITION, op, day) for op, day in ((">=", start), ("<=", end)) if day]
+    paths = sorted(p.rsplit("/", 1)[1] for p in found.file_uris(partition_filters=wanted or None)) if found else []
+    return hashlib.sha256("\n".join(paths).encode()).hexdigest() if paths else ""
 
 
 def replace(

@@ -64,11 +64,13 @@ class ReferenceTable(Strict):
     """A table that features join to: a file in the landing area, or one partition a date."""
 
     name: Name
-    source: str = Field(description="Path template, as data.source; without a date it is one file for all partitions.")
+    source: str = Field(description="Path of one file, below {landing}/ or on s3://.")
 
     @field_validator("source")
     @classmethod
     def _source(cls, value: str) -> str:
+        if "{" in value.removeprefix("{landing}"):
+            raise ValueError("a reference table is one file: no placeholder but {landing}")
         return check_template(value, dated=False)
 
 
@@ -178,6 +180,8 @@ class SearchSpec(Strict):
         for name, item in self.space.items():
             for value in [v for v in (item.low, item.high, *item.choices) if v is not None]:
                 check_parameter(name, value)
+            if name == "max_bin":
+                raise ValueError("max_bin cannot be searched: the binned data is shared by the trials; set it in params")
         if self.trials and not self.space:
             raise ValueError(f"trials is {self.trials} but space is empty: name the parameters to search")
         return self
@@ -345,6 +349,22 @@ class ModelSpec(Strict):
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
+    def bundle(self) -> dict[str, Any]:
+        """The folder as one JSON-able value: what a pod is handed, and what a registered version was trained from."""
+        return {"model": self.model_dump(mode="json"), "sql": self._sql, "suite": self._suite,
+                "sets": [{"set": s.model_dump(mode="json"), "sql": s.sql} for s in self._sets]}  # fmt: skip
+
+    @classmethod
+    def from_bundle(cls, bundle: dict[str, Any]) -> ModelSpec:
+        """The spec that `bundle` was made of."""
+        spec = cls.model_validate(bundle["model"])
+        spec._sql, spec._suite = bundle["sql"], bundle["suite"]
+        sets = [(FeatureSet.model_validate(item["set"]), item["sql"]) for item in bundle["sets"]]
+        for found, sql in sets:
+            found._sql = sql
+        spec._sets = tuple(found for found, _ in sets)
+        return spec
+
     def limit(self, step: str) -> StepSpec:
         """Retries and timeout of a stage."""
         return self.limits.get(step, StepSpec())  # type: ignore[call-overload, no-any-return]
@@ -362,6 +382,9 @@ class ModelSpec(Strict):
         if self.label.source is not None:
             if missing := [k for k in self.data.key if k not in self.label.columns]:
                 raise ValueError(f"label.columns lacks the key column {missing[0]!r}: labels could not be joined")
+        elif self.label.expression not in self.data.columns:
+            raise ValueError(f"label.expression is {self.label.expression!r}: without label.source it names one of "
+                             "data.columns, which features then do not see")  # fmt: skip
         elif self.label.columns or self.label.arrives_after_days:
             raise ValueError("label.columns and label.arrives_after_days need label.source: the label's own feed")
         return self

@@ -1,0 +1,160 @@
+"""Quality of predictions, and the comparison of two models on the same rows."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from perennial.spec import ModelSpec
+
+#: XGBoost's name of each gate metric, for early stopping and search.
+EVAL_METRICS = {
+    ("binary", "log_loss"): "logloss", ("binary", "brier"): "rmse", ("multiclass", "log_loss"): "mlogloss",
+    ("multiclass", "error_rate"): "merror", ("regression", "squared_error"): "rmse",
+    ("regression", "absolute_error"): "mae", ("ranking", "ndcg_loss"): "ndcg",
+}  # fmt: skip
+#: Rows that the bootstrap draws from at most; the interval's width no longer matters above.
+MAX_ROWS = 200_000
+
+
+def losses(task: str, metric: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+    """The loss of each row (of each group, for ranking), shape (rows,) or (groups,); lower is better.
+
+    Args:
+        y: labels, shape (rows,): 0 or 1, class index, value, or grade.
+        predicted: probability, probabilities of shape (rows, classes), value, or score.
+        group: for ranking, the list each row belongs to; rows of one list are adjacent.
+    """
+    import numpy as np
+
+    tiny = 1e-7
+    if task == "binary":
+        p = np.clip(predicted.astype(np.float64), tiny, 1 - tiny)
+        return (p - y) ** 2 if metric == "brier" else -(y * np.log(p) + (1 - y) * np.log1p(-p))
+    if task == "multiclass":
+        if metric == "error_rate":
+            return np.asarray(predicted.argmax(axis=1) != y, dtype=np.float64)
+        chosen = predicted[np.arange(len(y)), y.astype(np.int64)].astype(np.float64)
+        return -np.log(np.clip(chosen, tiny, 1))
+    if task == "regression":
+        error = predicted.astype(np.float64) - y
+        return np.abs(error) if metric == "absolute_error" else error**2
+    return _ndcg_losses(y, predicted, group)
+
+
+def _ndcg_losses(y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None) -> np.ndarray:
+    """1 - NDCG of each list, with exponential gains 2^grade - 1, as XGBoost counts them (Burges, 2010)."""
+    import numpy as np
+    from sklearn.metrics import ndcg_score
+
+    if group is None:
+        raise ValueError("ranking is judged by lists: group is needed")
+    edges = np.flatnonzero(np.r_[True, group[1:] != group[:-1], True])
+    found = []
+    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+        gains = 2.0 ** y[start:stop] - 1
+        if stop - start > 1 and gains.any():  # a list of one, or with nothing to find, cannot be ranked badly
+            found.append(1 - ndcg_score([gains], [predicted[start:stop]]))
+    return np.asarray(found or [0.0])
+
+
+def metrics(task: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None) -> dict[str, float]:
+    """The usual metrics of a task, among them every gate metric, by name."""
+    import numpy as np
+    from sklearn import metrics as sk
+
+    from perennial.spec import GATE_METRICS
+
+    found = {m: float(losses(task, m, y, predicted, group).mean()) for m in GATE_METRICS[task]}
+    if task == "binary" and 0 < y.mean() < 1:
+        found["auc"] = float(sk.roc_auc_score(y, predicted))
+        found["average_precision"] = float(sk.average_precision_score(y, predicted))
+    elif task == "multiclass":
+        found["accuracy"] = 1 - found["error_rate"]
+    elif task == "regression":
+        found["rmse"] = float(np.sqrt(found["squared_error"]))
+        found["r2"] = float(sk.r2_score(y, predicted)) if len(y) > 1 else float("nan")
+    elif task == "ranking":
+        found["ndcg"] = 1 - found["ndcg_loss"]
+    return {k: v for k, v in found.items() if np.isfinite(v)}
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """How much lower one model's loss is than another's on the same rows.
+
+    Attributes:
+        loss, other: mean loss of the model, and of the one it is compared with.
+        improvement: ``(other - loss) / other``. low, high: its confidence interval.
+    """
+
+    loss: float
+    other: float
+    improvement: float
+    low: float
+    high: float
+    rows: int
+
+    def as_dict(self) -> dict[str, Any]:
+        """For manifests and messages."""
+        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+
+
+def compare(mine: np.ndarray, other: np.ndarray, *, confidence: float, resamples: int, seed: int) -> Comparison:
+    """Paired bootstrap of the difference in loss (percentile interval; Efron and Tibshirani, 1993, chapter 13).
+
+    Args:
+        mine, other: losses of the two models on the same rows, shape (rows,).
+    """
+    import numpy as np
+    from scipy.stats import bootstrap
+
+    if mine.shape != other.shape:
+        raise ValueError(f"losses of {mine.shape} and {other.shape} are not of the same rows")
+    difference = other - mine
+    rng = np.random.default_rng(seed)
+    if len(difference) > MAX_ROWS:
+        difference = rng.choice(difference, MAX_ROWS, replace=False)
+    scale = max(float(other.mean()), 1e-12)
+    if len(difference) < 2 or np.ptp(difference) == 0:
+        low = high = float(difference.mean())
+    else:
+        interval = bootstrap((difference,), np.mean, n_resamples=resamples, confidence_level=confidence,
+                             method="percentile", batch=max(1, 4_000_000 // len(difference)),
+                             rng=rng).confidence_interval  # fmt: skip
+        low, high = float(interval.low), float(interval.high)
+    return Comparison(float(mine.mean()), float(other.mean()), float((other.mean() - mine.mean()) / scale),
+                      low / scale, high / scale, len(mine))  # fmt: skip
+
+
+def gate(
+    spec: ModelSpec, values: dict[str, float], against_baseline: Comparison, against_champion: Comparison | None
+) -> tuple[bool, list[str]]:
+    """Whether a challenger passes, and a reason for each thing that was looked at."""
+    passed, reasons = True, []
+    metric, margin = spec.metric, spec.gate.margin
+
+    def look(name: str, found: Comparison, above: float) -> None:
+        nonlocal passed
+        ok = found.low > above
+        passed = passed and ok
+        reasons.append(
+            f"{metric} {found.loss:.4f} against the {name}'s {found.other:.4f}: {found.improvement:+.2%} "
+            f"[{found.low:+.2%}, {found.high:+.2%}], {'above' if ok else 'not surely above'} {above:+.2%}"
+        )
+
+    if spec.gate.beat_baseline:
+        look("baseline", against_baseline, 0.0)
+    if against_champion is None:
+        reasons.append("there is no champion yet")
+    else:
+        look("champion", against_champion, margin)
+    for name, bound in spec.gate.bounds.items():
+        value = values.get(name)
+        ok = value is not None and value <= bound
+        passed = passed and ok
+        reasons.append(f"{name} {'is not known' if value is None else f'{value:.4f}'}, allowed up to {bound:g}")
+    return passed, reasons

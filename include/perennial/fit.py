@@ -1,0 +1,197 @@
+"""Fits boosters: which device really runs, the search within its budget, the last fit, the simple baseline."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from perennial.dataset import Dataset
+from perennial.errors import PerennialError
+from perennial.evaluate import EVAL_METRICS
+from perennial.settings import settings
+from perennial.spec import WHOLE, ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xgboost
+
+#: Bytes that in-memory training was seen to need for each cell (row by column); above half of the step's memory the
+#: binned matrix stays on disk.
+BYTES_A_CELL = 6
+BASELINE_ROWS = 20_000
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the search: its parameters, its loss on the early-stopping rows, the rounds it took."""
+
+    number: int
+    params: dict[str, float]
+    loss: float
+    rounds: int
+    seconds: float
+
+
+@dataclass
+class Fitted:
+    """The outcome of a search and the last fit."""
+
+    booster: xgboost.Booster
+    device: str
+    params: dict[str, Any]
+    rounds: int
+    external: bool
+    trials: list[Trial] = field(default_factory=list)
+
+
+def device(asked: str) -> str:
+    """The device XGBoost really uses when ``asked`` for one: ``cpu`` or ``cuda``.
+
+    Raises:
+        PerennialError: cuda was asked for and there is none. Training never falls back unnoticed.
+    """
+    import numpy as np
+    import xgboost
+
+    if asked == "cpu":
+        return "cpu"
+    with xgboost.config_context(verbosity=0):
+        probe = xgboost.train({"device": "cuda", "max_depth": 1, "verbosity": 0},
+                              xgboost.DMatrix(np.zeros((2, 1), np.float32), label=[0, 1]), 1)  # fmt: skip
+    found = ran_on(probe)
+    if asked == "cuda" and found != "cuda":
+        raise PerennialError("training.device is cuda, but XGBoost found no GPU and would have used the CPU",
+                             "run it where there is a GPU, or set training.device to auto or cpu")  # fmt: skip
+    return found
+
+
+def ran_on(booster: xgboost.Booster) -> str:
+    """The device a booster was trained on, by its own account."""
+    config = json.loads(booster.save_config())
+    return str(config["learner"]["generic_param"]["device"]).split(":")[0]
+
+
+def parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
+    """XGBoost's parameters, without those of the search."""
+    values: dict[str, Any] = {
+        "objective": spec.objective, "eval_metric": EVAL_METRICS[(spec.task, spec.metric)], "tree_method": "hist",
+        "device": device, "seed": spec.training.seed, "nthread": settings().threads, "verbosity": 0,
+    }  # fmt: skip
+    if spec.task == "multiclass":
+        values["num_class"] = classes
+    return values | _typed(spec.training.params)
+
+
+def _typed(params: dict[str, float]) -> dict[str, float]:
+    return {k: int(v) if k in WHOLE else v for k, v in params.items()}
+
+
+def fit(spec: ModelSpec, data: Dataset, *, on_trial: Callable[[Trial], None] = lambda _: None) -> Fitted:
+    """Search within the budget, then fit on all training rows with the best parameters and its number of rounds.
+
+    Raises:
+        PerennialError: cuda was asked for and there is none.
+    """
+    import xgboost
+
+    where = device(spec.training.device)
+    base = parameters(spec, where, len(data.classes))
+    threads, max_bin = settings().threads, int(base.get("max_bin", 256))
+    external = data.spool.rows * data.spool.columns * BYTES_A_CELL > settings().memory_mb * 2**20 // 2
+    train = data.dmatrix(0, data.fit, max_bin=max_bin, threads=threads, external=external)
+    valid = data.dmatrix(data.fit, data.spool.rows, max_bin=max_bin, threads=threads, external=external, ref=train)
+    trials: list[Trial] = []
+
+    def run(number: int, chosen: dict[str, float]) -> Trial:
+        started = time.monotonic()
+        booster = xgboost.train(base | _typed(chosen), train, spec.training.rounds, evals=[(valid, "valid")],
+                                early_stopping_rounds=spec.training.early_stopping_rounds,
+                                verbose_eval=False)  # fmt: skip
+        loss = -booster.best_score if spec.task == "ranking" else booster.best_score
+        trial = Trial(number, chosen, float(loss), booster.best_iteration + 1, round(time.monotonic() - started, 3))
+        trials.append(trial)
+        on_trial(trial)
+        return trial
+
+    if spec.training.search.trials:
+        _search(spec, run)
+    else:
+        run(0, {})
+    best = min(trials, key=lambda t: (t.loss, t.number))
+    del train, valid  # both matrices together would double what the last fit needs
+    params = base | _typed(best.params)
+    whole = data.dmatrix(0, data.spool.rows, max_bin=max_bin, threads=threads, external=external)
+    booster = xgboost.train(params, whole, best.rounds)
+    ran = ran_on(booster)
+    if ran != where:
+        raise PerennialError(f"training began on {where} and ended on {ran}", "check the GPU; then train again")
+    return Fitted(booster, ran, params, best.rounds, external, trials)
+
+
+def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial]) -> None:
+    import optuna
+
+    optuna.logging.set_verbosity(optuna.logging.WARNING)
+    search = spec.training.search
+    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.training.seed))
+    given = {k: v for k, v in spec.training.params.items() if k in search.space}
+    if len(given) == len(search.space):
+        study.enqueue_trial(given)  # what the spec says is tried first: the search can only do better
+
+    def objective(trial: optuna.Trial) -> float:
+        chosen: dict[str, float] = {}
+        for name, item in search.space.items():
+            if item.choices:
+                chosen[name] = float(trial.suggest_categorical(name, item.choices))
+            elif name in WHOLE:
+                chosen[name] = trial.suggest_int(name, int(item.low or 0), int(item.high or 0), log=item.log)
+            else:
+                chosen[name] = trial.suggest_float(name, item.low or 0, item.high or 0, log=item.log)
+        return run(trial.number, chosen).loss
+
+    study.optimize(objective, n_trials=search.trials, timeout=search.minutes * 60)
+
+
+def baseline(spec: ModelSpec, data: Dataset) -> Callable[[np.ndarray], np.ndarray]:
+    """A simple model fitted on an even sample of the same rows: linear on standardised numbers and one-hot categories.
+
+    Returns:
+        A function from an encoded matrix to predictions of the same shape as the booster's.
+    """
+    import numpy as np
+    from sklearn.compose import ColumnTransformer
+    from sklearn.impute import SimpleImputer
+    from sklearn.linear_model import LogisticRegression, Ridge
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import OneHotEncoder, StandardScaler
+
+    step = max(1, data.spool.rows // BASELINE_ROWS)
+    picked = [(m[(-rows.start) % step :: step], data.y[rows][(-rows.start) % step :: step])
+              for m, rows in data.spool.batches(0, data.spool.rows)]  # fmt: skip
+    x, y = np.concatenate([p[0] for p in picked]), np.concatenate([p[1] for p in picked])
+    names = data.encoding.columns
+    codes = [j for j, n in enumerate(names) if n in data.encoding.categories]
+    numbers = [j for j, n in enumerate(names) if n not in data.encoding.categories and np.isfinite(x[:, j]).any()]
+    prepare = ColumnTransformer([
+        ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), numbers),
+        ("codes", OneHotEncoder(handle_unknown="ignore", min_frequency=20), codes),
+    ])  # fmt: skip
+    classify = spec.task in ("binary", "multiclass")
+    pipeline = make_pipeline(prepare, LogisticRegression(max_iter=200) if classify else Ridge())
+    pipeline.fit(x, y)
+    seen = pipeline.classes_.astype(int) if classify else None
+
+    def predict(matrix: np.ndarray) -> np.ndarray:
+        if seen is None:
+            return np.asarray(pipeline.predict(matrix))
+        found = np.asarray(pipeline.predict_proba(matrix))
+        if spec.task == "binary":
+            return found[:, -1]
+        whole = np.zeros((len(matrix), len(data.classes)))
+        whole[:, seen] = found
+        return whole
+
+    return predict

@@ -1,0 +1,81 @@
+"""A trained model: an XGBoost booster that carries its encoding, in one UBJ file named by its digest."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.encode import Encoding
+from perennial.errors import ArtifactError
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pyarrow as pa
+    import xgboost
+
+_ATTRIBUTE = "perennial"
+
+
+@dataclass(frozen=True)
+class Model:
+    """A booster, the encoding of its features and the classes it tells apart.
+
+    Attributes:
+        classes: multiclass only: the label values, as text, by class index.
+    """
+
+    booster: xgboost.Booster
+    encoding: Encoding
+    task: str
+    classes: tuple[str, ...] = ()
+
+    def predict(self, features: pa.Table) -> np.ndarray:
+        """Predictions for a table of features, shape (rows,), or (rows, classes) for multiclass."""
+        return self.predict_matrix(self.encoding.matrix(features))
+
+    def predict_matrix(self, matrix: np.ndarray) -> np.ndarray:
+        """As `predict`, for an encoded matrix."""
+        import numpy as np
+
+        # Thousands of classes or rows: XGBoost predicts in place, no copy of the matrix is made.
+        return np.asarray(self.booster.inplace_predict(matrix, validate_features=False))
+
+    def save(self, path: Path) -> str:
+        """Write the file; returns its digest."""
+        attributes = {"columns": list(self.encoding.columns), "categories": self.encoding.categories,
+                      "unseen": self.encoding.unseen, "task": self.task, "classes": list(self.classes)}  # fmt: skip
+        self.booster.set_attr(**{_ATTRIBUTE: json.dumps(attributes, sort_keys=True)})
+        self.booster.save_model(path)
+        return file_digest(path)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> Model:
+    """Load a model file after its digest has been checked.
+
+    Raises:
+        ArtifactError: the file is not the one that was registered, or not a model of ours.
+    """
+    import xgboost
+
+    found = file_digest(path)
+    if found != digest:
+        raise ArtifactError(f"{path.name} has digest {found[:12]}…, registered was {digest[:12]}…: it was changed or "
+                            "damaged", "it was not loaded; restore the artifact store, or roll the champion back",
+                            model=name)  # fmt: skip
+    try:
+        booster = xgboost.Booster({"nthread": threads}, model_file=path)
+        attributes: dict[str, Any] = json.loads(booster.attr(_ATTRIBUTE) or "")
+    except (xgboost.core.XGBoostError, ValueError) as error:
+        raise ArtifactError(f"{path.name} is not a model that Perennial wrote: {error}", "register it anew by training",
+                            model=name) from error  # fmt: skip
+    encoding = Encoding(tuple(attributes["columns"]), attributes["categories"], attributes["unseen"])
+    return Model(booster, encoding, attributes["task"], tuple(attributes["classes"]))

@@ -1,0 +1,133 @@
+"""The promotion step, the only one that moves ``champion``, and its counterpart, rollback. Both are light."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from perennial import ledger, lock, manifest, registry
+from perennial.errors import DataError, RegistryError
+from perennial.spec import ModelSpec
+
+
+def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dict[str, Any]:
+    """Make the challenger trained for ``as_of`` champion, if its gate passed and nobody moved the champion since.
+
+    Returns:
+        promoted, version, previous, reason.
+
+    Raises:
+        DataError: no finished training for ``as_of``.
+    """
+    trained = manifest.read(spec.name, "train", as_of)
+    if trained is None:
+        raise DataError("there is no finished training", "run the train DAG for this date first", model=spec.name,
+                        partition=as_of)  # fmt: skip
+    result = trained.result
+    gate, version = result["gate"], str(result["version"])
+    why = "; ".join(gate["reasons"])
+    if not gate["passed"]:
+        return {"promoted": False, "version": version, "previous": gate["champion"], "reason": why}
+    with lock.hold(f"promote-{spec.name}"):
+        current = registry.champion(spec)
+        number = current.version if current else None
+        _report_foreign(spec, number, as_of)
+        if number == version:
+            if not _recorded(spec, version):  # killed between the move and its record: complete it
+                _record(spec, as_of, version, gate["champion"], why, actor, result, reason)
+            return {"promoted": True, "version": version, "previous": gate["champion"], "reason": "is champion already"}
+        if number != gate["champion"]:
+            why = f"the champion is version {number} now, the challenger was compared with {gate['champion']}: train again"
+            return {"promoted": False, "version": version, "previous": number, "reason": why}
+        registry.set_alias(spec.name, version, "champion")
+        _record(spec, as_of, version, number, why, actor, result, reason)
+    return {"promoted": True, "version": version, "previous": number, "reason": why}
+
+
+def _moves(spec: ModelSpec) -> list[dict[str, Any]]:
+    """The ledger's moves of the champion, in order."""
+    return [r for r in ledger.records(spec.name) if r["decision"] in ("promoted", "rolled back")]
+
+
+def _recorded(spec: ModelSpec, version: str) -> bool:
+    moves = _moves(spec)
+    return bool(moves) and moves[-1]["model_version"] == version
+
+
+def _record(
+    spec: ModelSpec, as_of: str, version: str, previous: str | None, why: str, actor: str, result: dict[str, Any],
+    reason: str,
+) -> None:  # fmt: skip
+    evidence = {"previous": previous, "metrics": result["metrics"], "run_id": result["run_id"],
+                "digest": result["digest"], "asked": reason}  # fmt: skip
+    ledger.append(spec.name, kind="promotion", decision="promoted", reason=why, actor=actor, evidence=evidence,
+                  partition=as_of, model_version=version)  # fmt: skip
+
+
+def _report_foreign(spec: ModelSpec, number: str | None, as_of: str) -> None:
+    """Write down that the champion is not the one the ledger knows: somebody moved it outside promotion."""
+    moves = _moves(spec)
+    known = moves[-1]["model_version"] if moves else None
+    trained = manifest.read(spec.name, "train", as_of)
+    mine = str(trained.result["version"]) if trained else None
+    if number in (known, mine):  # mine: moved by this very step, which was killed before its record
+        return
+    seen = [r for r in ledger.records(spec.name, "champion moved outside") if r["model_version"] == (number or "")]
+    if not seen:
+        ledger.append(spec.name, kind="champion moved outside", decision="reported", actor="promotion",
+                      reason=f"the champion is version {number}, the ledger's last is {known}", partition=as_of,
+                      model_version=number, evidence={"ledger": known})  # fmt: skip
+
+
+def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None) -> dict[str, Any]:
+    """Give ``champion`` back to an earlier version, after that version was loaded, checked and asked to predict.
+
+    Args:
+        to_version: the version; the champion before the present one when not given.
+
+    Returns:
+        version, previous.
+
+    Raises:
+        RegistryError: there is nothing to go back to. ArtifactError: the target's file is not what was registered;
+        the champion stays.
+    """
+    if not reason.strip():
+        raise DataError("a rollback needs a reason", "say why, for whoever reads the ledger", model=spec.name)
+    with lock.hold(f"promote-{spec.name}"):
+        current = registry.champion(spec)
+        number = current.version if current else None
+        target = str(to_version or _previous(spec, number) or "")
+        if not target or target == number:
+            raise RegistryError(f"no version to go back to (the champion is {number})", "name one with to_version",
+                                model=spec.name)  # fmt: skip
+        found = registry.version(spec.name, target)
+        check(found)
+        registry.set_alias(spec.name, target, "champion")
+        ledger.append(spec.name, kind="rollback", decision="rolled back", reason=reason, actor=actor,
+                      model_version=target, evidence={"previous": number, "digest": found.digest})  # fmt: skip
+    return {"version": target, "previous": number}
+
+
+def _previous(spec: ModelSpec, number: str | None) -> str | None:
+    for record in reversed(_moves(spec)):
+        if record["model_version"] == number:
+            return str(record["evidence"].get("previous") or "") or None
+    return None
+
+
+def check(found: registry.Version) -> None:
+    """Load a version (digest checked) and have it predict a row of nothing but missing values.
+
+    Raises:
+        ArtifactError: it cannot be used.
+    """
+    import numpy as np
+
+    from perennial.errors import ArtifactError
+
+    model = registry.load(found)
+    registry.spec(found)
+    row = np.full((1, len(model.encoding.columns)), np.nan, dtype=np.float32)
+    if not np.isfinite(model.predict_matrix(row)).all():
+        raise ArtifactError(f"version {found.version} does not give a finite prediction", "choose another version",
+                            model=found.name)  # fmt: skip

@@ -1,0 +1,139 @@
+"""Records a training run in MLflow and registers its model."""
+
+from __future__ import annotations
+
+import json
+import os
+import tempfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial import manifest, registry
+from perennial.errors import ArtifactError, RegistryError
+from perennial.fit import Fitted, Trial
+from perennial.model import Model
+from perennial.settings import settings
+from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import numpy as np
+    from mlflow.entities import Run
+    from mlflow.tracking import MlflowClient
+
+
+class Recorder:
+    """One training run in MLflow: its trials as nested runs while they happen, everything else at its end.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+
+    def __init__(self, spec: ModelSpec, as_of: str, reason: str) -> None:
+        os.environ.setdefault("DO_NOT_TRACK", "true")
+        os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the task has retries of its own
+        registry.by_alias(spec.name)  # a server that is down is told in a second, not after a whole training
+        import mlflow
+
+        mlflow.set_tracking_uri(settings().mlflow_uri)
+        self.spec, self.client = spec, mlflow.MlflowClient()
+        self._experiment = self._open_experiment()
+        self.run: Run = self.client.create_run(self._experiment, run_name=f"{spec.name} {as_of}", tags={
+            "model": spec.name, "as_of": as_of, "reason": reason, "spec_digest": spec.digest,
+            "code_version": manifest.code_version(),
+        })  # fmt: skip
+
+    def _open_experiment(self) -> str:
+        from mlflow.exceptions import MlflowException
+
+        found = self.client.get_experiment_by_name(self.spec.name)
+        if found is not None:
+            return str(found.experiment_id)
+        try:
+            return str(self.client.create_experiment(self.spec.name))
+        except MlflowException:  # another run of this model was first
+            found = self.client.get_experiment_by_name(self.spec.name)
+            if found is None:
+                raise
+            return str(found.experiment_id)
+
+    def trial(self, trial: Trial) -> None:
+        """Record one trial of the search as a nested run."""
+        from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+        nested = self.client.create_run(self._experiment, run_name=f"trial {trial.number}",
+                                        tags={MLFLOW_PARENT_RUN_ID: self.run.info.run_id})  # fmt: skip
+        self._log(nested.info.run_id, dict(trial.params), {"loss": trial.loss, "rounds": trial.rounds,
+                                                           "seconds": trial.seconds})  # fmt: skip
+        self.client.set_terminated(nested.info.run_id)
+
+    def _log(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
+        import time
+
+        from mlflow.entities import Metric, Param
+
+        now = int(time.time() * 1000)
+        self.client.log_batch(run_id, [Metric(k, float(v), now, 0) for k, v in metrics.items()],
+                              [Param(k, str(v)) for k, v in params.items()])  # fmt: skip
+
+    def fail(self) -> None:
+        """Mark the run failed."""
+        self.client.set_terminated(self.run.info.run_id, "FAILED")
+
+    def register(
+        self, model: Model, fitted: Fitted, example: np.ndarray, metrics: dict[str, float], tags: dict[str, str],
+        texts: dict[str, Any], extra: list[Path],
+    ) -> registry.Version:  # fmt: skip
+        """Log everything and register the version, alias ``challenger``.
+
+        Args:
+            example: a few encoded rows, shape (rows, columns).
+            texts: JSON artifacts by name. extra: files to keep beside them.
+
+        Raises:
+            ArtifactError: what MLflow kept is not what was written.
+            RegistryError: MLflow refused or could not be reached.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            return self._register(model, fitted, example, metrics, tags, texts, extra)
+        except MlflowException as error:
+            raise RegistryError(f"MLflow refused the model: {str(error).splitlines()[0]}", "see MLflow's log; then train "
+                                "again: nothing was promoted", model=self.spec.name) from error  # fmt: skip
+
+    def _register(
+        self, model: Model, fitted: Fitted, example: np.ndarray, metrics: dict[str, float], tags: dict[str, str],
+        texts: dict[str, Any], extra: list[Path],
+    ) -> registry.Version:  # fmt: skip
+        import mlflow
+        import pandas as pd
+        import xgboost
+        from mlflow.models import infer_signature
+
+        run_id = self.run.info.run_id
+        with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
+            digest = model.save(Path(folder, "model.ubj"))
+            for name, content in texts.items():
+                Path(folder, name).write_text(json.dumps(content, indent=1, sort_keys=True))
+                self.client.log_artifact(run_id, str(Path(folder, name)), registry.FOLDER)
+        for path in extra:
+            self.client.log_artifact(run_id, str(path), registry.FOLDER)
+        tags = tags | {"digest": digest}
+        params = {k: v for k, v in fitted.params.items() if k not in ("verbosity", "nthread")}
+        self._log(run_id, params | {"rounds": fitted.rounds, "external_memory": fitted.external}, metrics)
+        frame = pd.DataFrame(example, columns=list(model.encoding.columns))
+        with mlflow.start_run(run_id=run_id):
+            info = mlflow.xgboost.log_model(
+                model.booster, name="model", model_format="ubj", input_example=frame,
+                signature=infer_signature(frame, model.predict_matrix(example)),
+                # Given, or MLflow would spend seconds in a subprocess to find them out.
+                pip_requirements=[f"xgboost=={xgboost.__version__}"], metadata=tags,
+            )  # fmt: skip
+        found = mlflow.register_model(info.model_uri, self.spec.name, tags=tags)
+        version = registry.version(self.spec.name, str(found.version))
+        if registry.load(version).booster.num_boosted_rounds() != fitted.rounds:
+            raise ArtifactError(f"version {version.version} came back from MLflow changed", "check its artifact store",
+                                model=self.spec.name)  # fmt: skip
+        registry.set_alias(self.spec.name, version.version, "challenger")
+        return version

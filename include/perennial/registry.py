@@ -1,0 +1,167 @@
+"""The registry (MLflow): registered versions, the aliases ``champion`` and ``challenger``, artifacts of runs.
+
+Reads and alias moves go over MLflow's REST API, so that light tasks need not import MLflow; only `register`, which
+runs inside training, does.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.errors import ArtifactError, RegistryError
+from perennial.settings import settings
+from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from perennial.model import Model
+
+FOLDER = "perennial"  # of a run's artifacts
+TIMEOUT = 30
+
+
+@dataclass(frozen=True)
+class Version:
+    """One registered version."""
+
+    name: str
+    version: str
+    run_id: str
+    model_id: str
+    tags: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the model file."""
+        return self.tags.get("digest", "")
+
+    @property
+    def as_of(self) -> str:
+        """The partition date up to which it was trained and judged."""
+        return self.tags.get("as_of", "")
+
+
+def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = False, **request: Any) -> Any:
+    import requests
+
+    uri = settings().mlflow_uri
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    headers = {"Authorization": f"Bearer {token}"} if token else {}
+    try:
+        answer = requests.request(method, f"{uri}{path}", timeout=TIMEOUT, auth=auth, headers=headers, stream=stream,
+                                  **request)  # fmt: skip
+    except requests.RequestException as error:
+        raise RegistryError(f"MLflow at {uri} does not answer ({type(error).__name__})",
+                            "start it (locally: make run), or set MLFLOW_TRACKING_URI; then run this again") from error  # fmt: skip
+    # A model without the alias is answered 400, a model that does not exist 404.
+    if missing_ok and (answer.status_code == 404 or (answer.status_code == 400 and "not found" in answer.text)):
+        return None
+    if not answer.ok:
+        hint = "name the host in MLflow's --allowed-hosts" if answer.status_code == 403 else "see MLflow's log"
+        raise RegistryError(f"MLflow at {uri} answered {answer.status_code} to {path}: {answer.text[:200]}", hint)
+    return answer if stream else answer.json()
+
+
+def _version(found: dict[str, Any]) -> Version:
+    tags = {t["key"]: t["value"] for t in found.get("tags", [])}
+    return Version(found["name"], found["version"], found.get("run_id", ""),
+                   found.get("source", "").removeprefix("models:/"), tags)
+
+
+def by_alias(model: str, alias: str = "champion") -> Version | None:
+    """The version an alias points at; None where there is none.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    path = "/api/2.0/mlflow/registered-models/alias"
+    answer = _call("GET", path, params={"name": model, "alias": alias}, missing_ok=True)
+    return _version(answer["model_version"]) if answer else None
+
+
+def champion(model: ModelSpec) -> Version | None:
+    """The model's champion; None before the first promotion."""
+    return by_alias(model.name)
+
+
+def version(model: str, number: str) -> Version:
+    """One version.
+
+    Raises:
+        RegistryError: there is no such version.
+    """
+    path = "/api/2.0/mlflow/model-versions/get"
+    answer = _call("GET", path, params={"name": model, "version": number}, missing_ok=True)
+    if answer is None:
+        raise RegistryError(f"there is no version {number}", "see the model's page in MLflow", model=model)
+    return _version(answer["model_version"])
+
+
+def set_alias(model: str, number: str, alias: str) -> None:
+    """Point an alias at a version. Only promotion and rollback do this for ``champion``."""
+    _call("POST", "/api/2.0/mlflow/registered-models/alias", json={"name": model, "alias": alias, "version": number})
+
+
+def artifact(run_id: str, name: str) -> Path:
+    """A file that training left beside the model (``reference.json``, …), downloaded once.
+
+    Raises:
+        ArtifactError: the run has no such file.
+    """
+    target = settings().home / "cache" / "runs" / run_id / name
+    return _download("/get-artifact", {"run_uuid": run_id, "path": f"{FOLDER}/{name}"}, target)
+
+
+def spec(found: Version) -> ModelSpec:
+    """The spec that a version was trained from: its own features score it, not today's folder."""
+    return ModelSpec.from_bundle(json.loads(artifact(found.run_id, "spec.json").read_text()))
+
+
+def load(found: Version) -> Model:
+    """The version's model; its file is checked against the digest that was registered with it, at each load.
+
+    Raises:
+        ArtifactError: the file is missing, or is not what was registered.
+    """
+    from perennial import model
+
+    if not found.digest:
+        raise ArtifactError(f"version {found.version} has no digest: Perennial did not register it",
+                            "register models by training them", model=found.name)  # fmt: skip
+    target = settings().home / "cache" / "models" / f"{found.digest}.ubj"
+    cached = target.is_file()
+    path = f"/ajax-api/2.0/mlflow/logged-models/{found.model_id}/artifacts/files"
+    _download(path, {"artifact_file_path": "model.ubj"}, target)
+    try:
+        return model.load(target, found.digest, threads=settings().threads, name=found.name)
+    except ArtifactError:
+        target.unlink(missing_ok=True)  # the next load fetches it anew
+        if not cached:
+            raise
+    _download(path, {"artifact_file_path": "model.ubj"}, target)
+    return model.load(target, found.digest, threads=settings().threads, name=found.name)
+
+
+def _download(path: str, query: dict[str, str], target: Path) -> Path:
+    if target.is_file():
+        return target
+    answer = _call("GET", path, params=query, missing_ok=True, stream=True)
+    if answer is None:
+        raise ArtifactError(f"MLflow has no artifact {'/'.join(query.values())}", "restore MLflow's artifact store, or "
+                            "train the model anew")  # fmt: skip
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        with open(temporary, "wb") as file:
+            for block in answer.iter_content(1 << 20):
+                file.write(block)
+        os.replace(temporary, target)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return target

@@ -1,0 +1,127 @@
+"""The score step: the champion's prediction for every published row of a partition, or of a range in one go."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+from perennial import files, lake, manifest, references, registry
+from perennial.errors import DataError
+from perennial.features import BATCH, Features
+from perennial.manifest import Manifest
+from perennial.spec import ModelSpec
+from perennial.train import prediction
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from perennial.model import Model
+
+
+def score(
+    spec: ModelSpec, *, start: str, end: str | None = None, force: bool = False, run_id: str = ""
+) -> dict[str, Any]:
+    """Score the published partitions from ``start`` to ``end`` (both included) with the champion.
+
+    Each partition is replaced whole; one that was scored by the same champion from the same rows is left as it is.
+
+    Returns:
+        partitions (those scored now), rows_in, rows_out, missing, model_version and status (``scored``, ``unchanged``
+        or ``no champion``).
+
+    Raises:
+        DataError: nothing was published in the range. ArtifactError: the champion's file is not what was registered.
+    """
+    started = time.monotonic()
+    wanted = files.dates(start, end)
+    published = lake.table("published", spec.name)
+    here = set(lake.partitions(published))
+    present = [d for d in wanted if d in here]
+    where = start if len(wanted) == 1 else f"{start}..{end}"
+    if not present:
+        raise DataError("no published rows", "run the data DAG for it first", model=spec.name, partition=where)
+    champion = registry.champion(spec)
+    result: dict[str, Any] = {
+        "partitions": [], "missing": [d for d in wanted if d not in here], "rows_in": 0, "rows_out": 0,
+        "model_version": champion.version if champion else None, "status": "no champion",
+    }  # fmt: skip
+    if champion is None:
+        return result
+    trained = registry.spec(champion)
+    versions = references.refresh(trained)
+    inputs = {
+        day: {"rows": lake.fingerprint(published, day, day), "champion": champion.digest, "version": champion.version,
+              "references": versions}
+        for day in present
+    }  # fmt: skip
+    todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
+    if not todo:
+        return result | {"status": "unchanged"}
+    features, model = Features(trained, versions), registry.load(champion)
+    counts: dict[str, int] = {}
+    for first, last in _runs(todo, present):
+        before = lake.version(published)
+
+        def batches(first: str = first, last: str = last, before: int | None = before) -> pa.RecordBatchReader:
+            counts.update(dict.fromkeys(todo, 0) if not counts else {d: 0 for d in todo if first <= d <= last})
+            return _predictions(trained, features, model, champion, run_id, first, last, before, counts)
+
+        lake.replace(lake.table("predictions", spec.name), batches, first, last)
+    for day in todo:
+        outcome = {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
+        manifest.write(Manifest(spec.name, "score", day, inputs[day], outcome, rows_in=counts[day],
+                                rows_out=counts[day], model_version=champion.version, run_id=run_id), started)  # fmt: skip
+    rows = sum(counts.values())
+    return result | {"partitions": todo, "rows_in": rows, "rows_out": rows, "status": "scored"}
+
+
+def _runs(todo: list[str], present: list[str]) -> Iterator[tuple[str, str]]:
+    """Stretches of ``todo`` with no other published partition between, as first and last date: one commit each."""
+    index = {d: i for i, d in enumerate(present)}
+    start = todo[0]
+    for a, b in pairwise([*todo, ""]):
+        if not b or index[b] != index[a] + 1:
+            yield start, a
+            start = b
+
+
+def _predictions(
+    spec: ModelSpec, features: Features, model: Model, champion: registry.Version, run_id: str,
+    first: str, last: str, version: int | None, counts: dict[str, int],
+) -> pa.RecordBatchReader:  # fmt: skip
+    """The rows of `predictions`: key, prediction, (probabilities,) model_version, run_id, scored_at, partition_date."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    keep = [*spec.data.columns, lake.PARTITION]
+    source = lake.stream(lake.table("published", spec.name), version, first, last, keep, rows=BATCH)
+    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+    assert source is not None
+
+    def table(batch: pa.RecordBatch) -> pa.Table:
+        rows = pa.Table.from_batches([batch])
+        predicted = model.predict(features.apply(rows))
+        columns: dict[str, Any] = {k: rows.column(k) for k in spec.data.key}
+        columns["prediction"] = prediction(model, predicted)
+        if model.classes:
+            values = pa.array(predicted.reshape(-1))
+            columns["probabilities"] = pa.FixedSizeListArray.from_arrays(values, len(model.classes)).cast(
+                pa.list_(pa.float32())
+            )
+        for name, value in (("model_version", champion.version), ("run_id", run_id), ("scored_at", now)):
+            columns[name] = pa.repeat(pa.scalar(value, pa.string()), len(rows))
+        columns[lake.PARTITION] = rows.column(lake.PARTITION)
+        return pa.table(columns)
+
+    def rows() -> Iterator[pa.RecordBatch]:
+        for batch in source:
+            if not batch.num_rows:
+                continue
+            for item in pc.value_counts(batch.column(lake.PARTITION)).to_pylist():
+                counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+            yield from table(batch).combine_chunks().to_batches()
+
+    schema = table(pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)).schema
+    return pa.RecordBatchReader.from_batches(schema, rows())
