@@ -1,0 +1,141 @@
+"""Whether a verdict leads to a retraining: one light task, and one record in the ledger whichever way it goes."""
+
+from __future__ import annotations
+
+from datetime import date
+from typing import Any
+
+from perennial import ledger, lock, manifest
+from perennial.errors import DataError
+from perennial.files import parse_date
+from perennial.spec import ModelSpec
+
+KIND = "retraining"
+REQUESTED, DECLINED = "requested", "declined"
+#: What the record at the end of a training may say.
+ENDED = frozenset({"trained", "refused", "failed", "unchanged", "promoted"})
+_Records = list[dict[str, Any]]
+
+
+def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: str = "") -> dict[str, Any]:
+    """Decide on a retraining after the monitoring of ``as_of``; asked again, the answer is the same.
+
+    Every date here is a partition date: what the clock says plays no part.
+
+    Args:
+        actor: who or what decides, for the ledger.
+        backfill: whether the run is a backfill; one never fires a retraining.
+
+    Returns:
+        ``retrain``, ``reason``, ``as_of`` and ``triggers``, those of drift, performance and age that fired.
+
+    Raises:
+        DataError: ``as_of`` was not monitored.
+    """
+    parse_date(as_of, "as_of")
+    with lock.hold(f"decide-{spec.name}"):
+        records = ledger.records(spec.name)
+        decisions = [r for r in records if r["kind"] == KIND]
+        before = [
+            r
+            for r in decisions
+            if r["partition"] == as_of and r["evidence"].get("backfill", False) == backfill
+        ]
+        if before:
+            last = before[-1]
+            return _answer(
+                as_of, last["decision"] == REQUESTED, last["reason"], last["evidence"].get("triggers", [])
+            )
+        found = manifest.read(spec.name, "monitor", as_of)
+        if found is None:
+            raise DataError(
+                "there is no verdict to decide upon",
+                "run the monitor step of that date first",
+                model=spec.name,
+                partition=as_of,
+            )
+        verdict = found.result
+        triggers = _triggers(spec, verdict, as_of)
+        against = _against(spec, as_of, backfill, records, decisions) if triggers or backfill else None
+        retrain = bool(triggers) and against is None
+        why = "; ".join(triggers.values()) or _calm(verdict)
+        reason = why if against is None else f"{against} ({why})"
+        ledger.append(
+            spec.name,
+            kind=KIND,
+            decision=REQUESTED if retrain else DECLINED,
+            reason=reason,
+            actor=actor,
+            partition=as_of,
+            model_version=verdict.get("model_version"),
+            evidence={
+                "backfill": backfill,
+                "triggers": sorted(triggers),
+                "run_id": run_id,
+                "monitor_run_id": found.run_id,
+                "verdict": verdict.get("verdict"),
+                "drift_share": verdict.get("drift_share"),
+                "drifted": verdict.get("drifted", []),
+                "performance": verdict.get("performance"),
+                "report": verdict.get("report"),
+            },
+        )
+        return _answer(as_of, retrain, reason, sorted(triggers))
+
+
+def _answer(as_of: str, retrain: bool, reason: str, triggers: list[str]) -> dict[str, Any]:
+    return {"as_of": as_of, "retrain": retrain, "reason": reason, "triggers": list(triggers)}
+
+
+def _days(start: str, end: str) -> int:
+    return (date.fromisoformat(end) - date.fromisoformat(start)).days
+
+
+def _triggers(spec: ModelSpec, verdict: dict[str, Any], as_of: str) -> dict[str, str]:
+    """What speaks for a retraining, each in a sentence. An undetermined verdict speaks for nothing."""
+    found = {}
+    if verdict.get("verdict") == "drifted":
+        found["drift"] = f"drift: {verdict.get('reason', '')}"
+    performance = verdict.get("performance") or {}
+    if performance.get("verdict") == "dropped":
+        found["performance"] = f"performance: {performance.get('reason', '')}"
+    trained = verdict.get("champion_as_of")
+    if trained and (age := _days(trained, as_of)) > spec.retraining.max_age_days:
+        found["age"] = f"age: the champion has seen data up to {trained}, {age} days ago"
+    return {k: v for k, v in found.items() if k in spec.retraining.on}
+
+
+def _calm(verdict: dict[str, Any]) -> str:
+    tier = verdict.get("verdict", "undetermined")
+    return f"the verdict is {tier}: {verdict.get('reason') or 'nothing was found'}"
+
+
+def _against(
+    spec: ModelSpec, as_of: str, backfill: bool, records: _Records, decisions: _Records
+) -> str | None:
+    """What forbids a retraining, the first reason that holds."""
+    policy = spec.retraining
+    if backfill:
+        return "a backfill never fires a retraining"
+    requests = [r for r in decisions if r["decision"] == REQUESTED]
+    if later := [r["partition"] for r in requests if r["partition"] > as_of]:
+        return f"a retraining was asked for at a later date, {max(later)}"
+    if not requests:
+        return "the budget of retrainings is 0" if policy.budget == 0 else None
+    last = max(requests, key=lambda r: r["partition"])
+    days = _days(last["partition"], as_of)
+    # Training of a date that was trained before changes nothing and leaves no record after the request.
+    ended = any(
+        r["kind"] == "training"
+        and r["decision"] in ENDED
+        and (r["sequence"] > last["sequence"] or r["partition"] == last["partition"])
+        for r in records
+    )
+    if not ended and days <= policy.lost_after_days:
+        return f"the retraining asked for on {last['partition']} is still in flight"
+    if days < policy.cooldown_days:
+        return f"the last retraining was asked for {days} days ago, and {policy.cooldown_days} must pass"
+    spent = sum(1 for r in requests if _days(r["partition"], as_of) < policy.budget_days)
+    if spent >= policy.budget:
+        return f"the budget is used up: {spent} retrainings within {policy.budget_days} days"
+    return None

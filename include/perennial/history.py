@@ -1,0 +1,87 @@
+"""Past verdicts: the lake's table ``monitoring``, one partition a date that was monitored."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from perennial import files, lake, registry
+from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+    from perennial.verdict import Finding
+
+_TEXTS = ("role", "column", "status", "reason", "model_version", lake.PARTITION)
+_NUMBERS = ("psi", "threshold", "reference_nulls", "current_nulls", "weight", "drift_share", "judged_share", "loss",
+            "loss_at_training")  # fmt: skip
+
+
+def earlier(
+    spec: ModelSpec, champion: registry.Version | None, as_of: str
+) -> list[tuple[str, bool | None, bool | None]]:
+    """Date, whether drift was suspected, whether performance was degraded: this champion's verdicts, latest first."""
+    wanted = spec.monitoring.persistence[1] - 1
+    if champion is None or not wanted:
+        return []
+    con = lake.connect()
+    if not lake.relation(
+        con, "monitoring", lake.table("monitoring", spec.name), None, None, files.shift(as_of, -1)
+    ):
+        return []
+    rows = con.execute(
+        "SELECT partition_date, any_value(suspicious) FILTER (WHERE role = 'verdict'), "
+        "any_value(suspicious) FILTER (WHERE role = 'performance') FROM monitoring "
+        f"WHERE model_version = {lake.quote(champion.version)} AND role IN ('verdict', 'performance') "
+        "GROUP BY 1 ORDER BY 1 DESC LIMIT 366"
+    ).fetchall()
+    # Windows that could not be judged are passed over, so more than m - 1 rows may have to be looked at.
+    return [(str(r[0]), r[1], r[2]) for r in rows][: max(wanted * 4, wanted)]
+
+
+def rows(as_of: str, result: dict[str, Any], findings: Sequence[Finding]) -> pa.Table:
+    """The partition of one date: a row for the verdict, one for performance, one a column."""
+    import pyarrow as pa
+
+    performance = result["performance"]
+    metric = performance.get("metric")
+    found: list[dict[str, Any]] = [
+        {
+            "role": "verdict",
+            "status": result["verdict"],
+            "reason": result["reason"],
+            "suspicious": result["suspicious"],
+            "drift_share": result["drift_share"],
+            "judged_share": result["judged_share"],
+        },
+        {
+            "role": "performance",
+            "column": metric,
+            "status": performance["verdict"],
+            "reason": performance["reason"],
+            "suspicious": performance["degraded"],
+            "rows": performance.get("matured"),
+            "loss": performance.get("metrics", {}).get(metric),
+            "loss_at_training": performance.get("held_out", {}).get(metric),
+        },
+    ]
+    for f in findings:
+        found.append(
+            {
+                "role": f.role,
+                "column": f.column,
+                "status": f.status,
+                "reason": f.reason,
+                "psi": f.psi,
+                "threshold": f.threshold,
+                "reference_nulls": f.reference_nulls,
+                "current_nulls": f.current_nulls,
+                "rows": f.rows,
+                "weight": f.weight,
+            }
+        )
+    fields = [pa.field(n, pa.string()) for n in _TEXTS] + [pa.field(n, pa.float64()) for n in _NUMBERS]
+    schema = pa.schema([*fields, pa.field("rows", pa.int64()), pa.field("suspicious", pa.bool_())])
+    same = {lake.PARTITION: as_of, "model_version": result["model_version"]}
+    return pa.Table.from_pylist([f | same for f in found], schema)

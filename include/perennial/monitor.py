@@ -1,0 +1,293 @@
+"""The monitor step: drift of features and predictions, performance on matured labels, one verdict, one report."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+from perennial import files, history, lake, manifest, registry
+from perennial.manifest import Manifest
+from perennial.settings import settings
+from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    from perennial.drift import Column, Counts
+    from perennial.verdict import Finding
+
+_Result = dict[str, Any]
+#: Drifted columns that the result names at most; the table has them all.
+NAMED = 20
+
+
+def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "") -> _Result:
+    """Judge the champion on the window of partitions that ends with ``as_of``.
+
+    The columns' findings and the verdict replace the partition ``as_of`` of the lake's table ``monitoring``; the report
+    is kept as HTML and JSON. A verdict that cannot be computed is ``undetermined``.
+
+    Returns:
+        verdict (``ok``, ``suspected``, ``drifted``, ``undetermined``), reason, drift_share, judged_share, drifted
+        (columns), columns (how many of each status), performance, model_version, champion_as_of, report (URI), status.
+
+    Raises:
+        RegistryError: MLflow cannot be reached. ArtifactError: what training left for monitoring is damaged.
+    """
+    started = time.monotonic()
+    files.parse_date(as_of, "as_of")
+    start = files.shift(as_of, 1 - spec.monitoring.window_days)
+    champion = registry.champion(spec)
+    inputs = _inputs(spec, champion, start, as_of)
+    done = None if force else manifest.finished(spec.name, "monitor", as_of, inputs)
+    if done:
+        return done.result | {"status": "unchanged"}
+    if champion is None:
+        result = _blank(start, as_of) | {"reason": "there is no champion yet: train and promote one first"}
+        findings: list[Finding] = []
+        report: _Result = {}
+        page = ""
+        left_out: dict[str, str] = {}
+    else:
+        result, findings, page, report, left_out = _judge(spec, champion, start, as_of)
+    result |= _report(spec, result, findings, page, report, left_out)
+    version = lake.replace(lake.table("monitoring", spec.name), history.rows(as_of, result, findings), as_of)
+    rows = len(findings) + 2
+    manifest.write(
+        Manifest(
+            spec.name,
+            "monitor",
+            as_of,
+            inputs,
+            result,
+            outputs={"monitoring": version, "report": result["report"]},
+            rows_in=rows,
+            rows_out=rows,
+            model_version=result["model_version"],
+            run_id=run_id,
+        ),
+        started,
+    )
+    return result
+
+
+def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_of: str) -> _Result:
+    from perennial.performance import matured
+
+    own = spec.label.source is None
+    return {
+        "champion": champion.version if champion else None,
+        "digest": champion.digest if champion else None,
+        "spec": spec.digest,
+        "rows": lake.fingerprint(lake.table("published", spec.name), start, as_of),
+        "predictions": lake.fingerprint(lake.table("predictions", spec.name), start, as_of),
+        "labels": ""
+        if own
+        else lake.fingerprint(lake.table("labels", spec.name), start, matured(spec, as_of)),
+        "earlier": [list(e) for e in history.earlier(spec, champion, as_of)],
+    }
+
+
+def _blank(start: str, as_of: str) -> _Result:
+    return {
+        "as_of": as_of,
+        "start": start,
+        "verdict": "undetermined",
+        "reason": "",
+        "drift_share": None,
+        "judged_share": 0.0,
+        "drifted": [],
+        "columns": {},
+        "model_version": None,
+        "champion_as_of": None,
+        "suspicious": None,
+        "performance": {"verdict": "undetermined", "reason": "there is nothing to measure", "degraded": None},
+        "status": "monitored",
+    }
+
+
+def _judge(
+    spec: ModelSpec, champion: registry.Version, start: str, as_of: str
+) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
+    from perennial import drift, performance, report, verdict
+
+    _, reference = drift.read_reference(_stored(champion, "reference.json"))
+    con = lake.connect()
+    features, seen = _features(
+        con, registry.spec(champion), reference, start, as_of, spec.monitoring.report_rows
+    )
+    predictions, said = _predictions(con, spec, reference, champion.version, start, as_of)
+    findings = verdict.judge(
+        reference, features, predictions, _stored(champion, "importance.json"), spec.monitoring
+    )
+    summary = verdict.summarize(findings, spec.monitoring)
+    earlier = history.earlier(spec, champion, as_of)
+    tier, said_of_tier = verdict.tier(summary.suspicious, [e[1] for e in earlier], spec.monitoring)
+    measured = performance.measure(
+        spec,
+        start=start,
+        as_of=as_of,
+        model_version=champion.version,
+        held_out=_stored(champion, "evaluation.json").get("metrics", {}),
+        classes=registry.load(champion).classes if spec.task == "multiclass" else (),
+    )
+    level, said_of_level = verdict.tier(measured["degraded"], [e[2] for e in earlier], spec.monitoring)
+    measured["verdict"] = "dropped" if level == "drifted" else level
+    if measured["degraded"]:
+        measured["reason"] += f"; {said_of_level}"
+    drifted = [f.column for f in findings if f.status == "drifted"]
+    result = _blank(start, as_of) | {
+        "verdict": tier,
+        "reason": "; ".join(r for r in (summary.reason, said_of_tier) if r),
+        "suspicious": summary.suspicious,
+        "drift_share": _rounded(summary.drift_share),
+        "judged_share": _rounded(summary.judged_share),
+        "drifted": drifted[:NAMED],
+        "columns": {s: sum(f.status == s for f in findings) for s in ("stable", "drifted", "undetermined")},
+        "model_version": champion.version,
+        "champion_as_of": champion.as_of or None,
+        "performance": measured,
+    }
+    page, picture, left_out = report.picture(
+        [f for f in findings if f.column not in spec.data.personal],
+        _sample(champion),
+        seen | said,
+        [c for c, s in reference.items() if s.kind == "categorical"],
+        spec.monitoring.drift_share,
+    )
+    return result, findings, page, picture, left_out
+
+
+def _rounded(value: float | None) -> float | None:
+    return None if value is None else round(value, 6)
+
+
+def _stored(champion: registry.Version, name: str) -> Any:
+    """A JSON artifact that training left with the champion."""
+    from perennial.errors import ArtifactError
+
+    path = registry.artifact(champion.run_id, name)
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        path.unlink(missing_ok=True)  # so that the next run fetches it anew
+        raise ArtifactError(
+            f"{name} of version {champion.version} is damaged: {error}",
+            "restore MLflow's artifact store and run this again, or train anew",
+            model=champion.name,
+        ) from error
+
+
+def _sample(champion: registry.Version) -> dict[str, pa.ChunkedArray]:
+    """The kept sample of training rows; nothing where it cannot be read: the verdict does not need it."""
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    from perennial.errors import ArtifactError
+
+    try:
+        table = pq.read_table(registry.artifact(champion.run_id, "reference.parquet"))
+    except (ArtifactError, pa.ArrowException, OSError):
+        return {}
+    return dict(zip(table.column_names, table.columns, strict=True))
+
+
+def _features(
+    con: duckdb.DuckDBPyConnection,
+    trained: ModelSpec,
+    reference: Mapping[str, Column],
+    start: str,
+    as_of: str,
+    n: int,
+) -> tuple[Counts, dict[str, pa.ChunkedArray]]:
+    """Counts of the window's features on the reference's bins, and an even sample of them, in one pass."""
+    import pyarrow as pa
+
+    from perennial.drift import Counts, count
+    from perennial.features import reader
+    from perennial.verdict import PREDICTION
+
+    columns = {c: s for c, s in reference.items() if c != PREDICTION}
+    source = reader(trained, start, as_of)
+    if source is None:
+        return Counts(0, dict.fromkeys(columns)), {}
+    table = lake.open_table(lake.table("published", trained.name))
+    total = _published_rows(table, start, as_of)
+    step = max(1, -(-total // n))
+    kept: list[pa.RecordBatch] = []
+    shown = [c for c in source.schema.names if c in columns and c not in trained.data.personal]
+
+    def tee() -> Iterator[pa.RecordBatch]:
+        offset = 0
+        for batch in source:
+            picks = pa.array(range(-offset % step, batch.num_rows, step), pa.int64())
+            kept.append(batch.select(shown).take(picks))
+            offset += batch.num_rows
+            yield batch
+
+    con.register("window_features", pa.RecordBatchReader.from_batches(source.schema, tee()))
+    counts = count(con, "window_features", columns)
+    con.unregister("window_features")
+    found = pa.Table.from_batches(kept) if kept else pa.table({})
+    return counts, dict(zip(found.column_names, found.columns, strict=True))
+
+
+def _published_rows(table: Any, start: str, as_of: str) -> int:
+    actions = table.get_add_actions(flatten=True)
+    dates, rows = actions[f"partition.{lake.PARTITION}"].to_pylist(), actions["num_records"].to_pylist()
+    return sum(int(n or 0) for day, n in zip(dates, rows, strict=True) if start <= day <= as_of)
+
+
+def _predictions(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    reference: Mapping[str, Column],
+    version: str,
+    start: str,
+    as_of: str,
+) -> tuple[Counts, dict[str, pa.ChunkedArray]]:
+    """Counts and a sample of what this very version predicted in the window."""
+    from perennial.drift import Counts, count, sample
+    from perennial.verdict import PREDICTION
+
+    shape = reference.get(PREDICTION)
+    if shape is None or not lake.relation(
+        con, "predictions", lake.table("predictions", spec.name), None, start, as_of
+    ):
+        return Counts(0, {PREDICTION: None}), {}
+    con.execute(
+        "CREATE OR REPLACE TEMP VIEW mine AS SELECT prediction FROM predictions "
+        f"WHERE CAST(model_version AS VARCHAR) = {lake.quote(version)}"
+    )
+    counts = count(con, "mine", {PREDICTION: shape})
+    rows = sample(con, "mine", n=spec.monitoring.report_rows)
+    return counts, {PREDICTION: rows.column(PREDICTION)} if counts.rows else {}
+
+
+def _report(
+    spec: ModelSpec,
+    result: _Result,
+    findings: Sequence[Finding],
+    page: str,
+    picture: _Result,
+    left_out: dict[str, str],
+) -> _Result:
+    """Write the report's HTML and JSON; returns where it is."""
+    from dataclasses import asdict
+
+    from perennial import report
+
+    place = f"{settings().lake}/reports/{spec.name}/monitor/{result['as_of']}"
+    title = f"{spec.name}, {spec.monitoring.window_days} days to {result['as_of']}"
+    files.write_text(f"{place}.html", report.compose(title, result, findings, left_out, page))
+    content = {
+        "result": result,
+        "findings": [asdict(f) for f in findings],
+        "not_drawn": left_out,
+        "evidently": picture,
+    }
+    files.write_text(f"{place}.json", json.dumps(content, indent=1, default=str))
+    return {"report": f"{place}.html"}

@@ -1,0 +1,179 @@
+"""How well the champion did on the rows whose labels are known by now."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from perennial import files, lake
+from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    import duckdb
+    import numpy as np
+
+#: Rows that metrics are computed on at most, spread evenly by the hash of the key.
+MAX_ROWS = 500_000
+_Result = dict[str, Any]
+
+
+def matured(spec: ModelSpec, as_of: str) -> str:
+    """The latest partition date whose labels are complete by ``as_of``."""
+    return files.shift(as_of, -spec.label.arrives_after_days)
+
+
+def measure(
+    spec: ModelSpec,
+    *,
+    start: str,
+    as_of: str,
+    model_version: str,
+    held_out: Mapping[str, float],
+    classes: tuple[str, ...],
+) -> _Result:
+    """Metrics of the champion's predictions in the window, beside those on its held-out rows at training.
+
+    Labels of keys that were never scored are counted and left out; so are predictions of other versions.
+
+    Args:
+        held_out: metrics by name.
+        classes: of a multiclass champion, in the order of its probabilities.
+
+    Returns:
+        ``degraded`` (None: it cannot be told), ``reason``, ``metrics``, ``held_out``, ``change`` (relative, of the
+        gate's loss), and counts: ``scored``, ``matured``, ``maturity``, ``labels_not_scored``.
+    """
+    last = matured(spec, as_of)
+    con = lake.connect()
+    known = {"held_out": dict(held_out), "metrics": {}, "metric": spec.metric, "change": None}
+    if not _views(con, spec, start, as_of, last, model_version):
+        none = {"scored": 0, "matured": 0, "maturity": 0.0, "labels_not_scored": 0}
+        return (
+            known
+            | none
+            | {"degraded": None, "reason": "nothing was scored in this window, or no label arrived"}
+        )
+    counts = _counts(con, spec)
+    found = known | counts
+    if counts["matured"] < spec.monitoring.min_rows:
+        return found | {
+            "degraded": None,
+            "reason": f"{counts['matured']} scored rows have a label, {spec.monitoring.min_rows} are needed",
+        }
+    from perennial import evaluate
+
+    y, predicted, group, error = _rows(con, spec, counts["matured"], classes)
+    if error:
+        return found | {"degraded": None, "reason": error}
+    assert y is not None and predicted is not None
+    metrics = {k: round(v, 6) for k, v in evaluate.metrics(spec.task, y, predicted, group).items()}
+    found["metrics"] = metrics
+    now, then = metrics.get(spec.metric), held_out.get(spec.metric)
+    if now is None or then is None:
+        return found | {
+            "degraded": None,
+            "reason": f"the champion's {spec.metric} at training is not on record",
+        }
+    change = (now - then) / max(abs(then), 1e-12)
+    bound = spec.monitoring.performance_drop
+    return found | {
+        "change": round(change, 6),
+        "degraded": change > bound,
+        "reason": f"{spec.metric} {now:.4g} against {then:.4g} on the held-out rows at training: {change:+.1%}, "
+        f"{'more than' if change > bound else 'within'} {bound:.0%}",
+    }
+
+
+def _views(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, as_of: str, last: str, model_version: str
+) -> bool:
+    """Views ``scored`` (all versions), ``mine`` (the champion's) and ``known_labels`` (of matured dates)."""
+    if not lake.relation(con, "scored", lake.table("predictions", spec.name), None, start, as_of):
+        return False
+    own = spec.label.source is None
+    if not lake.relation(
+        con, "known", lake.table("published" if own else "labels", spec.name), None, start, last
+    ):
+        return False
+    if own:
+        keys = ", ".join(lake.name(k) for k in (*spec.data.key, lake.PARTITION))
+        con.execute(
+            f"CREATE TEMP VIEW known_labels AS SELECT {keys}, {lake.name(spec.label.expression)} AS label FROM known"
+        )
+    else:
+        con.execute("CREATE TEMP VIEW known_labels AS SELECT * FROM known")
+    mine = f"CAST(model_version AS VARCHAR) = {lake.quote(model_version)}"
+    con.execute(f"CREATE TEMP VIEW mine AS SELECT * FROM scored WHERE {mine}")
+    return True
+
+
+def _on(spec: ModelSpec, left: str, right: str) -> str:
+    return " AND ".join(
+        f"{left}.{lake.name(k)} = {right}.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION)
+    )
+
+
+def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
+    scored = con.execute("SELECT count(*) FROM mine").fetchall()[0][0]
+    matched = con.execute(
+        f"SELECT count(*) FROM mine JOIN known_labels l ON {_on(spec, 'mine', 'l')} WHERE l.label IS NOT NULL"
+    ).fetchall()[0][0]
+    # Only dates on which something was scored: the rest was published before there was a champion.
+    strangers = con.execute(
+        f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {_on(spec, 'l', 'scored')} "
+        f"WHERE l.{lake.PARTITION} IN (SELECT DISTINCT {lake.PARTITION} FROM scored)"
+    ).fetchall()[0][0]
+    return {
+        "scored": scored,
+        "matured": matched,
+        "maturity": round(matched / scored, 6) if scored else 0.0,
+        "labels_not_scored": strangers,
+    }
+
+
+def _rows(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int, classes: tuple[str, ...]
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, str]:
+    """Labels, predictions and groups as `evaluate.metrics` takes them; or why there are none."""
+    import numpy as np
+
+    every = max(1, -(-rows // MAX_ROWS))
+    keys = ", ".join(f"mine.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION))
+    # A list is judged as a whole: what is left out is left out by list.
+    chosen = keys if spec.group is None else f"g.{lake.name(spec.group)}"
+    where = f"AND hash({chosen}) % {every} = 0" if every > 1 else ""
+    join, order, extra = "", "", ""
+    if spec.group is not None:
+        if not _published(con, spec):
+            return None, None, None, "the published rows of this window are gone"
+        join = f"JOIN groups g ON {_on(spec, 'mine', 'g')}"
+        extra, order = f", g.{lake.name(spec.group)} AS grp", f"ORDER BY mine.{lake.PARTITION}, grp"
+    scores = ", mine.probabilities AS scores" if spec.task == "multiclass" else ""
+    names = [str(r[0]) for r in con.execute("DESCRIBE mine").fetchall()]
+    if spec.task == "multiclass" and "probabilities" not in names:
+        return None, None, None, "the predictions hold no probability for each class"
+    table = con.sql(
+        f"SELECT mine.prediction AS prediction, l.label AS label{scores}{extra} FROM mine JOIN known_labels l "
+        f"ON {_on(spec, 'mine', 'l')} {join} WHERE l.label IS NOT NULL {where} {order}"
+    ).to_arrow_table()
+    if spec.task == "multiclass":
+        index = {c: i for i, c in enumerate(classes)}
+        label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
+        flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+        if len(flat) != len(label) * len(classes):
+            return None, None, None, "the predictions' probabilities do not fit the champion's classes"
+        known = label >= 0  # a class that training never saw
+        return label[known], flat.reshape(len(label), len(classes))[known], None, ""
+    y = np.asarray(table.column("label").cast("double").to_numpy(), dtype=np.float64)
+    predicted = np.asarray(table.column("prediction").cast("double").to_numpy(), dtype=np.float64)
+    fine = np.isfinite(y) & np.isfinite(predicted)
+    if not fine.any():
+        return None, None, None, "no finite label"
+    group = None
+    if spec.group is not None:
+        group = np.asarray(table.column("grp").to_pandas().factorize()[0])[fine]
+    return y[fine], predicted[fine], group, ""
+
+
+def _published(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> bool:
+    return lake.relation(con, "groups", lake.table("published", spec.name))
