@@ -40,15 +40,14 @@ def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
 
 def describe(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """What is told. The text of an unexpected error may hold values of the data, so only its kind is told."""
-    instance, run = context["task_instance"], context["dag_run"]
-    error = context.get("exception")
-    told = isinstance(error, (AirflowException, str)) and not isinstance(error, KeyError)
+    instance, error = context["task_instance"], context.get("exception")
+    told = isinstance(error, AirflowException | str)
     return {
         "model": spec.name,
         "stage": instance.dag_id.rpartition(".")[2],
         "task": instance.task_id,
         "run_id": instance.run_id,
-        "partition": getattr(run, "partition_key", None),
+        "partition": _partition(context),
         "try_number": instance.try_number,
         "owner": spec.owner,
         "cause": str(error)[:2000] if told else f"{type(error).__name__}: see the task's log",
@@ -56,8 +55,19 @@ def describe(spec: ModelSpec, context: Context) -> dict[str, Any]:
     }
 
 
+def _partition(context: Context) -> str | None:
+    """The run's partition, or the range it was asked for; Airflow may call the hook with half a context."""
+    key: str | None = getattr(context.get("dag_run"), "partition_key", None)
+    wishes = context.get("params") or {}
+    asked = [str(wishes[name]) for name in ("start", "end", "as_of") if wishes.get(name)]
+    return key or "..".join(asked) or None
+
+
 def post(url: str, message: dict[str, Any]) -> bool:
-    """POST as JSON; False, and a line in the log, where that fails. An address may hold a secret: only its host is told."""
+    """POST as JSON; False, and a line in the log, where that fails.
+
+    The address may hold a secret: only its host is told.
+    """
     host = urlsplit(url).hostname
     try:
         if urlsplit(url).scheme not in ("http", "https"):

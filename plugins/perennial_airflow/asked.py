@@ -37,11 +37,6 @@ class Span:
         """The last partition date."""
         return self.end or self.start
 
-    @property
-    def key(self) -> str:
-        """The key of the manifest of this work."""
-        return self.start if self.single else f"{self.start}..{self.end}"
-
 
 def span(context: Context) -> Span:
     """The partitions that a run of `data` or `score` is for.
@@ -50,12 +45,9 @@ def span(context: Context) -> Span:
         PerennialError: none was given, two were, or one is no date.
     """
     key, start, end = partition_key(context), wish(context, "start"), wish(context, "end")
-    model = context["dag"].dag_id.rpartition(".")[0]
     if key and (start or end):
         raise PerennialError(
-            f"the run has partition key {key} and also start {start} and end {end}",
-            "give one of them",
-            model=model,
+            f"the run has partition key {key} and also start {start} and end {end}", "give one of them"
         )
     if key:
         return Span(parse_date(key, "the partition key").isoformat(), scheduled=True)
@@ -63,7 +55,6 @@ def span(context: Context) -> Span:
         raise PerennialError(
             f"nothing says which partition to work on (end: {end})",
             "trigger with a partition key (one date, YYYY-MM-DD), or fill in start, and end for a range",
-            model=model,
         )
     dates(start, end)
     return Span(start, None if end in (None, start) else end)
@@ -76,16 +67,12 @@ def as_of(context: Context) -> Span:
         PerennialError: none was given, two different ones were, or it is no date.
     """
     key, day = partition_key(context), wish(context, "as_of")
-    model = context["dag"].dag_id.rpartition(".")[0]
     if key and day and key != day:
-        raise PerennialError(
-            f"the run has partition key {key} and also as_of {day}", "give one of them", model=model
-        )
+        raise PerennialError(f"the run has partition key {key} and also as_of {day}", "give one of them")
     if not (found := key or day):
         raise PerennialError(
             "nothing says up to which partition to look",
             "trigger with a partition key (one date, YYYY-MM-DD), or fill in as_of",
-            model=model,
         )
     return Span(parse_date(found, "as_of").isoformat(), scheduled=key is not None)
 

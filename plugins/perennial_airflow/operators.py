@@ -40,10 +40,10 @@ class StageTask(BaseOperator):
         """Run it; the result, small and JSON-able, becomes the task's XCom."""
         try:
             result = self.call(self.spec, context)
-        except PASSING as error:
-            raise AirflowException(str(error)) from None
         except PerennialError as error:
-            raise AirflowFailException(str(error)) from None
+            error.model = error.model or self.spec.name
+            kind = AirflowException if isinstance(error, PASSING) else AirflowFailException
+            raise kind(str(error)) from None
         docs = result.get("docs") or [""]
         self.report = str(result.get("report") or docs[-1] or "")
         return result

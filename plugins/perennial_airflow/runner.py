@@ -31,24 +31,22 @@ class LocalRunner:
 RUNNERS: dict[str, Runner] = {"local": LocalRunner()}
 
 
-def heavy(step: str, spec: ModelSpec, key: str, **arguments: Any) -> dict[str, Any]:
-    """Run a heavy step where its compute profile says, and believe its manifest.
-
-    Args:
-        key: the manifest's key, a date or ``start..end``.
+def heavy(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
+    """Run a heavy step where its compute profile says, and believe the manifests that it left, not its word.
 
     Raises:
-        PerennialError: the step failed, or claims to have ended and left no manifest.
+        PerennialError: the step failed, or claims to have done a partition that has no manifest.
     """
     profile = spec.compute.get(step, "local")  # type: ignore[call-overload]
     result = RUNNERS[profile].run(step, spec, arguments)
-    if not manifest.read(spec.name, step, key) and result.get("status") != "no champion":
-        raise PerennialError(
-            f"step {step} ended without its manifest ({manifest.uri(spec.name, step, key)})",
-            "it was probably stopped from outside: read the log, then clear the task",
-            model=spec.name,
-            partition=key,
-        )
+    for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
+        if manifest.read(spec.name, step, key) is None:
+            raise PerennialError(
+                f"step {step} ended without its manifest ({manifest.uri(spec.name, step, key)})",
+                "it was probably stopped from outside: read the log, then clear the task",
+                model=spec.name,
+                partition=key,
+            )
     return result
 
 

@@ -21,12 +21,13 @@ def rollback_dag(spec: ModelSpec) -> DAG:
 
 def restore(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Load and check the earlier version, then make it champion."""
+    version = asked.wish(context, "to_version")
     result = runner.light(
         "rollback",
         spec,
         actor=asked.actor(context),
         reason=str(asked.wish(context, "reason")),
-        to_version=asked.wish(context, "to_version"),
+        to_version=str(version) if version else None,
     )
     context["outlet_events"][assets.model(spec)].extra = {"version": result["version"]}
     return result

@@ -1,0 +1,136 @@
+"""What every DAG must have, whichever models there are: the expected DAGs are computed from the specs."""
+
+from __future__ import annotations
+
+import json
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from airflow.sdk import DAG
+from airflow.serialization.serialized_objects import DagSerialization
+
+from perennial.catalog import load_models
+from perennial.spec import ModelSpec
+from perennial_airflow.factory import STAGES, dags_of
+
+SPECS, _ = load_models()
+DAGS = {dag_id: dag for stage in STAGES for dag_id, dag in dags_of(stage).items()}
+TASKS = {f"{dag.dag_id}/{task.task_id}": task for dag in DAGS.values() for task in dag.tasks}
+each_dag = pytest.mark.parametrize("dag", DAGS.values(), ids=DAGS)
+each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
+
+
+def spec_of(dag: DAG) -> ModelSpec:
+    return SPECS[dag.dag_id.rpartition(".")[0]]
+
+
+def come_back(dag: DAG) -> Any:
+    """The DAG as Airflow's scheduler and API server see it."""
+    return DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
+
+
+def test_five_dags_for_every_model() -> None:
+    assert SPECS, "there are no models"
+    assert set(DAGS) == {f"{m}.{s}" for m in SPECS for s in ("data", "train", "score", "monitor", "rollback")}
+
+
+@each_dag
+def test_a_dag_says_whose_it_is(dag: DAG) -> None:
+    spec, stage = spec_of(dag), dag.dag_id.rpartition(".")[2]
+    assert dag.owner == spec.owner
+    assert {spec.name, stage, *spec.tags} < set(dag.tags)
+    assert dag.dag_display_name == f"{spec.name} · {stage}"
+    assert dag.catchup is False
+    assert 1 <= dag.max_active_runs <= 4
+
+
+@each_dag
+def test_a_dag_explains_itself(dag: DAG) -> None:
+    page = dag.doc_md or ""
+    for part in (
+        spec_of(dag).description,
+        "**Runs**",
+        "**Reads**",
+        "**Emits**",
+        "**When it fails.**",
+        "**Owner.**",
+    ):
+        assert part in page
+    for task in dag.tasks:
+        for asset in task.outlets:
+            assert f"`{asset.name}`" in page
+    assert dag.description
+
+
+@each_dag
+def test_every_field_of_a_form_is_explained(dag: DAG) -> None:
+    for name in dag.params:
+        field = dag.params.get_param(name)
+        assert field.schema["title"], name
+        assert field.schema["description_md"], name
+
+
+@each_task
+def test_a_task_is_bounded_and_tells_of_failure(task: object) -> None:
+    assert 0 <= task.retries <= 10
+    assert task.retry_delay == timedelta(seconds=30)
+    assert task.retry_exponential_backoff == 2.0
+    assert timedelta(0) < task.execution_timeout <= timedelta(days=2)
+    assert len(task.on_failure_callback) == 1
+    assert task.depends_on_past is False
+
+
+@each_dag
+def test_limits_come_from_the_spec(dag: DAG) -> None:
+    spec, stage = spec_of(dag), dag.dag_id.rpartition(".")[2]
+    if stage != "rollback":
+        task = dag.get_task(stage)
+        assert task.retries == spec.limit(stage).retries
+        assert task.execution_timeout == timedelta(minutes=spec.limit(stage).timeout_minutes)
+
+
+@pytest.mark.parametrize("model", SPECS)
+def test_wiring(model: str) -> None:
+    def wires(stage: str) -> dict[str, set[str]]:
+        return {t.task_id: t.downstream_task_ids for t in DAGS[f"{model}.{stage}"].tasks}
+
+    assert wires("data") == {"data": set()}
+    assert wires("score") == {"score": set()}
+    assert wires("train") == {"train": {"promote"}, "promote": set()}
+    assert wires("monitor") == {"monitor": {"decide"}, "decide": {"ask_retraining"}, "ask_retraining": set()}
+    assert wires("rollback") == {"rollback": set()}
+
+
+@pytest.mark.parametrize("model", SPECS)
+def test_the_loop_closes_over_assets(model: str) -> None:
+    emits = {stage: {a.name for t in DAGS[f"{model}.{stage}"].tasks for a in t.outlets} for stage in STAGES}
+    assert emits == {
+        "data": {f"data/{model}"},
+        "score": {f"predictions/{model}"},
+        "train": {f"model/{model}"},
+        "monitor": {f"retraining/{model}"},
+        "rollback": {f"model/{model}"},
+    }
+
+    def waits_for(stage: str) -> set[str]:
+        return {
+            key.name for key, _ in come_back(DAGS[f"{model}.{stage}"]).timetable.asset_condition.iter_assets()
+        }
+
+    assert waits_for("score") == {f"data/{model}"}
+    assert waits_for("train") == {f"retraining/{model}"}
+
+
+@each_dag
+def test_serialization_is_stable_and_comes_back(dag: DAG) -> None:
+    """A DAG whose serialized form changed from parse to parse would get a new version at each."""
+    stage = dag.dag_id.rpartition(".")[2]
+    first = json.dumps(DagSerialization.to_dict(dag), sort_keys=True, default=str)
+    again = json.dumps(DagSerialization.to_dict(dags_of(stage)[dag.dag_id]), sort_keys=True, default=str)
+    assert first == again
+    back = come_back(dag)
+    assert back.timetable.partitioned is (stage != "rollback")
+    assert back.timetable.periodic is (
+        stage in ("data", "score", "monitor")
+    )  # the DAGs that can be backfilled

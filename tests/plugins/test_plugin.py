@@ -1,0 +1,77 @@
+"""What Airflow sees of the plugins folder, and what is loaded ahead of the tasks."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from airflow._shared.module_loading import find_path_from_directory
+
+import airflow_local_settings
+from perennial_airflow.timetables import DailyPartitions, PublishedPartitions
+from perennial_plugin import PerennialPlugin
+
+ROOT = Path(__file__).resolve().parents[2]
+LOOK = """
+import airflow.settings, sys
+airflow.settings.initialize()
+from airflow import plugins_manager
+plugins_manager.ensure_plugins_loaded()
+print(*sys.modules)
+"""
+
+
+def test_only_the_entry_file_is_scanned() -> None:
+    found = find_path_from_directory(ROOT / "plugins", ".airflowignore", "glob")
+    assert {Path(f).name for f in found if f.endswith(".py")} == {"perennial_plugin.py"}
+
+
+def test_registration() -> None:
+    plugin = PerennialPlugin()
+    assert plugin.timetables == [DailyPartitions, PublishedPartitions]
+    (app,) = plugin.fastapi_apps
+    assert app["url_prefix"] == "/perennial"
+
+
+def test_loading_the_plugin_loads_nothing_heavy_and_no_web_server() -> None:
+    environment = os.environ | {
+        "PYTHONPATH": str(ROOT / "include"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+    }
+    out = subprocess.run(
+        [sys.executable, "-c", LOOK], env=environment, capture_output=True, text=True, check=True, timeout=120
+    ).stdout
+    modules = set(out.splitlines()[-1].split())
+    assert {
+        "airflow_local_settings",
+        "perennial_airflow.timetables",
+    } <= modules  # Airflow found both by itself
+    assert not modules & {"perennial_airflow.reports", *airflow_local_settings.HEAVY}
+
+
+@pytest.mark.parametrize(
+    ("command", "executor", "expected"),
+    [
+        (["airflow", "scheduler"], "LocalExecutor", True),
+        (["airflow", "scheduler"], "CeleryExecutor,LocalExecutor", True),
+        (["airflow", "scheduler"], "KubernetesExecutor", False),
+        (["airflow", "celery", "worker"], "CeleryExecutor", True),
+        (["airflow", "triggerer"], "LocalExecutor", False),
+        (["airflow", "dag-processor"], "LocalExecutor", False),
+        (["airflow"], "LocalExecutor", False),
+    ],
+)
+def test_only_what_forks_tasks_loads_libraries(
+    command: list[str], executor: str, expected: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__CORE__EXECUTOR", executor)
+    assert airflow_local_settings.forks_tasks(command) is expected
+
+
+@pytest.mark.parametrize("name", airflow_local_settings.HEAVY)
+def test_what_is_loaded_ahead_exists(name: str) -> None:
+    assert importlib.util.find_spec(name.partition(".")[0])
