@@ -16,6 +16,8 @@ from typing import Any
 from perennial.expectations import Expectation
 from perennial.literals import condition, literal, quote, text_literal
 
+#: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
+UNTIL_DAY = 2
 #: Examples of bad values that a data doc shows.
 EXAMPLES = 20
 #: Partitions of more rows than this have their median and quantiles estimated (t-digest): exact ones hold all values.
@@ -43,6 +45,7 @@ class Check:
         keep_first: of rows with one key, the first of the file stays.
         mostly: share of good rows below which the partition stops; none: `quarantine_limit` decides.
         quiet: shown in the data doc only where it is broken.
+        until_day: days after the partition's date from which its values are too late; 0: it has no such limit.
     """
 
     label: str
@@ -59,6 +62,7 @@ class Check:
     keep_first: bool = False
     mostly: float | None = None
     quiet: bool = False
+    until_day: int = 0
     statistics: dict[str, str] = field(default_factory=dict)
     types: Mapping[str, str] = field(default_factory=dict)
 
@@ -216,6 +220,7 @@ def checks(
         found.append(_given("expect_column_values_to_be_between", {"column": event_time}, [event_time], columns,
                             quiet=True, bad=f"coalesce({quote(event_time)} >= __future, FALSE)",
                             label=f"later than its partition: {event_time}"))  # fmt: skip
+        found[-1].until_day = UNTIL_DAY
     return found
 
 

@@ -27,7 +27,8 @@ if TYPE_CHECKING:
     from perennial.checks import Check
     from perennial.expectations import Expectation
     from perennial.ingest import Feed, Landed
-    from perennial.validate import Findings, Outcome
+    from perennial.judge import Outcome
+    from perennial.validate import Findings
 
 STEP = "data"
 #: In a longer range, only dates with something to show get a page of their own; all get their JSON.
@@ -336,7 +337,7 @@ def _profile(work: Work) -> None:
 
     days = [n.day for n in work.good()]
     if days:
-        profile.write(work.spec, days[0], days[-1], work.versions["published"])
+        profile.write(work.con, work.spec, days[0], days[-1], work.versions["published"])
 
 
 def _record(work: Work, night: Night, started: float) -> Manifest:

@@ -6,6 +6,7 @@ So every text is guarded before it is rendered, and what the page would load is 
 
 from __future__ import annotations
 
+import functools
 import html
 import json
 import re
@@ -13,8 +14,8 @@ from typing import Any
 
 from perennial import files
 from perennial.ingest import Feed
+from perennial.judge import Outcome
 from perennial.settings import settings
-from perennial.validate import Outcome
 
 #: Characters with a meaning in HTML or in Great Expectations' string templates, and stand-ins from Unicode's private
 #: use area that pass through rendering untouched.
@@ -95,11 +96,10 @@ def render(content: dict[str, Any]) -> str:
     """The page of a suite's result (as JSON): Great Expectations' own, guarded, without anything from elsewhere."""
     from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
-    from great_expectations.render.view import DefaultJinjaPageView
 
     result = expectationSuiteValidationResultSchema.load(_guard(content))
     document = ValidationResultsPageRenderer().render(result)
-    page: str = DefaultJinjaPageView().render(document, show_how_to_buttons=False)
+    page: str = _view().render(document, show_how_to_buttons=False)
     page = re.sub(
         r"<script\b.*?</script\s*>|<link\b[^>]*>|<img\b[^>]*>|<style\b.*?</style\s*>",
         "",
@@ -111,6 +111,14 @@ def render(content: dict[str, Any]) -> str:
     page = page.replace("<head>", f"<head><title>{title}</title><style>{_STYLE}</style>", 1)
     page = page.replace("<body>", "<body>" + _banner(content), 1)
     return page.translate(_UNGUARD)
+
+
+@functools.cache
+def _view() -> Any:
+    """The renderer with its compiled templates, which a forked process inherits."""
+    from great_expectations.render.view import DefaultJinjaPageView
+
+    return DefaultJinjaPageView()
 
 
 def _banner(content: dict[str, Any]) -> str:

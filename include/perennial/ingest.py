@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import files
+from perennial.checks import UNTIL_DAY
 from perennial.errors import DataError, StorageError
 from perennial.lake import name as quote
 from perennial.lake import quote as text_literal
@@ -255,8 +256,8 @@ def view(
 
 
 def _future(landed: list[Landed]) -> str:
-    """A row may happen on its partition's date or, for the sake of time zones, the day after; not later."""
-    limits = ", ".join(f"TIMESTAMP '{files.shift(file.day, 2)} 00:00:00'" for file in landed)
+    """SQL of the first moment that is too late for a row of its partition."""
+    limits = ", ".join(f"TIMESTAMP '{files.shift(file.day, UNTIL_DAY)} 00:00:00'" for file in landed)
     return f"({limits})" if len(landed) == 1 else f"([{limits}])[file_index::BIGINT + 1]"
 
 

@@ -14,6 +14,7 @@ from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
+    import duckdb
     import pandas as pd
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
@@ -21,6 +22,8 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 ROWS = 2000
 #: Columns that are drawn; a picture of more is no picture.
 COLUMNS = 60
+#: Texts of more different values are counted, not drawn: Evidently makes an object of each.
+MANY = 100
 _TEXT = 80
 
 
@@ -29,7 +32,7 @@ def place(model: str, key: str, extension: str) -> str:
     return f"{settings().lake}/reports/{model}/profile/{key}.{extension}"
 
 
-def write(spec: ModelSpec, start: str, end: str, version: int) -> str:
+def write(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int) -> str:
     """Summarise the partitions ``start`` to ``end`` of a published version; returns the page's address.
 
     Columns of personal data are left out.
@@ -37,19 +40,22 @@ def write(spec: ModelSpec, start: str, end: str, version: int) -> str:
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataSummaryPreset
 
-    rows = _sample(spec, start, end, version)
-    kinds = {c: spec.data.columns[c] for c in rows.columns}
+    rows = _sample(con, spec, start, end, version)
+    kinds: dict[str, str] = {c: spec.data.columns[c] for c in rows.columns}
+    plain = {
+        c for c, k in kinds.items() if k == "string" and (c in spec.data.key or rows[c].nunique() > MANY)
+    }
+    filled = {c for c in rows.columns if rows[c].notna().any()}
     shown = {c: c.translate(_GUARD) for c in rows.columns}
     definition = DataDefinition(
-        numerical_columns=[
-            shown[c] for c, k in kinds.items() if k in ("integer", "number") and rows[c].notna().any()
-        ],
+        numerical_columns=[shown[c] for c, k in kinds.items() if k in ("integer", "number") and c in filled],
         categorical_columns=[
-            shown[c] for c, k in kinds.items() if k in ("string", "boolean") or not rows[c].notna().any()
+            shown[c]
+            for c, k in kinds.items()
+            if (k in ("string", "boolean") and c not in plain) or c not in filled
         ],
-        datetime_columns=[
-            shown[c] for c, k in kinds.items() if k in ("date", "timestamp") and rows[c].notna().any()
-        ],
+        datetime_columns=[shown[c] for c, k in kinds.items() if k in ("date", "timestamp") and c in filled],
+        text_columns=[shown[c] for c in plain if c in filled],
     )
     with _undrawn():
         data = Dataset.from_pandas(_guarded(rows, kinds).rename(columns=shown), data_definition=definition)
@@ -66,17 +72,18 @@ def write(spec: ModelSpec, start: str, end: str, version: int) -> str:
     return files.write_text(place(spec.name, key, "html"), _page(summary.get_html_str(as_iframe=False)))
 
 
-def _sample(spec: ModelSpec, start: str, end: str, version: int) -> pd.DataFrame:
+def _sample(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int
+) -> pd.DataFrame:
     """Some of the rows, the same at every run."""
-    con = lake.connect(memory_share=0.25)
-    lake.relation(con, "published", lake.table("published", spec.name), version, start, end)
+    lake.relation(con, "summarised", lake.table("published", spec.name), version, start, end)
     names = [c for c in spec.data.columns if c not in spec.data.personal][:COLUMNS]
     cut = [
         f"left({quote(c)}, {_TEXT}) AS {quote(c)}" if spec.data.columns[c] == "string" else quote(c)
         for c in names
     ]
     keys = ", ".join(quote(k) for k in spec.data.key)
-    return con.sql(f"SELECT {', '.join(cut)} FROM published ORDER BY hash({keys}), {keys} LIMIT {ROWS}").df()
+    return con.sql(f"SELECT {', '.join(cut)} FROM summarised ORDER BY hash({keys}), {keys} LIMIT {ROWS}").df()
 
 
 def _guarded(rows: pd.DataFrame, kinds: dict[str, str]) -> pd.DataFrame:

@@ -8,12 +8,11 @@ second pass is made only where something is broken: for the rows to put aside an
 from __future__ import annotations
 
 import math
-import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.checks import EXAMPLES, Check
-from perennial.errors import SpecError
+from perennial.judge import Judge, Outcome
 from perennial.literals import quote
 
 if TYPE_CHECKING:
@@ -21,32 +20,7 @@ if TYPE_CHECKING:
 
     from perennial.ingest import Feed, Landed
 
-os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 _TEXT_EXAMPLE = 120
-#: Table-level expectations whose observed value says nothing of a single row.
-_COUNTS = ("count_to_be_between", "values_to_be_between", "to_exist")
-
-
-@dataclass
-class Outcome:
-    """What validation found in one partition.
-
-    Attributes:
-        day: partition date. rows: rows in the file. quarantined: rows to put aside.
-        results: Great Expectations' results, one a check, in order.
-        broken: bad rows by check label, critical row-level checks alone.
-        stopped: why nothing of the partition may be published; empty: it may.
-        declared: expectations in the suite. evaluated: those that were evaluated.
-    """
-
-    day: str
-    rows: int
-    quarantined: int = 0
-    results: list[Any] = field(default_factory=list)
-    broken: dict[str, int] = field(default_factory=dict)
-    stopped: list[str] = field(default_factory=list)
-    declared: int = 0
-    evaluated: int = 0
 
 
 @dataclass
@@ -91,12 +65,12 @@ def validate(
     shown = [i for i, c in enumerate(checks) if c.level == "row" and any(row[i] for row in counts)]
     extra = _second_pass(con, feed, checks, shown, reasons, source, len(landed)) if shown else {}
     outcomes = []
+    judges = [Judge(check, feed.personal) for check in checks]
     for f, (file, profile) in enumerate(zip(landed, profiles, strict=True)):
         quarantined, examples = extra.get(f, (0, {}))
         outcome = Outcome(file.day, profile["count(*)"], quarantined)
-        for i, check in enumerate(checks):
-            hidden = bool(set(check.columns) & set(feed.personal))
-            _judge(outcome, check, profile, file.columns, counts[f][i], examples.get(i, []), hidden)
+        for i, judge in enumerate(judges):
+            judge.decide(outcome, profile, file.columns, counts[f][i], examples.get(i, []))
         _decide(outcome, limit)
         outcomes.append(outcome)
     return Findings(outcomes, source, reasons)
@@ -217,84 +191,6 @@ def _plain(value: Any, check: Check) -> Any:
     if isinstance(value, list):
         return dict(zip(check.columns, value, strict=True)) if "column_list" in check.kwargs else tuple(value)
     return value
-
-
-def expectation(check: Check) -> Any:
-    """Great Expectations' own object for a check.
-
-    Raises:
-        SpecError: it refuses the arguments.
-    """
-    from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
-
-    config = {k: v for k, v in check.config.items() if v is not None and k != "rendered_content"}
-    try:
-        return ExpectationConfiguration(**config).to_domain_obj()
-    except Exception as error:  # its validation errors have no common base
-        raise SpecError(
-            f"expectations.json: {check.label}: {error}", "mend the expectation's arguments"
-        ) from error
-
-
-def _judge(
-    outcome: Outcome, check: Check, profile: dict[str, Any], columns: list[str], bad: int, examples: list[Any],
-    hidden: bool,
-) -> None:  # fmt: skip
-    """Let Great Expectations judge one check, and note what follows."""
-    from great_expectations.core.expectation_validation_result import ExpectationValidationResult
-
-    outcome.declared += check.declared
-    if check.quiet and not bad:
-        return
-    judge = expectation(check)
-    asked = {"result_format": {"result_format": "BASIC", "partial_unexpected_count": EXAMPLES}}
-    try:
-        needed = judge.get_validation_dependencies(runtime_configuration=dict(asked)).metric_configurations
-        answer = check.metrics(profile.__getitem__, columns, bad, examples)
-        values = {metric.id: answer(name) for name, metric in needed.items()}
-        result = judge.metrics_validate(values, runtime_configuration=dict(asked))
-        outcome.evaluated += check.declared
-    except (
-        Exception
-    ) as error:  # whatever it is, the expectation was not evaluated, and that stops the partition
-        info = {
-            "raised_exception": True,
-            "exception_traceback": "",
-            "exception_message": f"{type(error).__name__}: {error}",
-        }
-        result = ExpectationValidationResult(
-            success=False, expectation_config=judge.configuration, exception_info=info
-        )
-        outcome.stopped.append(f"{check.label} could not be evaluated: {type(error).__name__}")
-        outcome.results.append(result)
-        return
-    outcome.results.append(result)
-    if hidden and check.level == "table" and not check.type.endswith(_COUNTS):
-        result.result = {"observed_value": "(personal data)"}
-    if not check.critical:
-        return
-    if check.level == "table":
-        if not result.success:
-            outcome.stopped.append(_explain(check, result))
-        return
-    if bad:
-        outcome.broken[check.label] = outcome.broken.get(check.label, 0) + bad
-    if check.mostly is not None and not result.success:
-        share = 1 - bad / max(1, profile[check.considered_sql])
-        outcome.stopped.append(
-            f"{check.label}: {share:.2%} of the rows are good, mostly asks for {check.mostly:.2%}"
-        )
-
-
-def _explain(check: Check, result: Any) -> str:
-    observed = result.result.get("observed_value", result.result.get("details"))
-    asked = {k: v for k, v in check.kwargs.items() if k not in ("column", "row_condition")}
-    return f"{check.label}: observed {_brief(observed)}, expected {_brief(asked)}"
-
-
-def _brief(value: Any) -> str:
-    text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
-    return text if len(text) <= 160 else text[:157] + "..."
 
 
 def _decide(outcome: Outcome, limit: float) -> None:
