@@ -131,30 +131,38 @@ def compare(mine: np.ndarray, other: np.ndarray, *, confidence: float, resamples
 
 
 def gate(
-    spec: ModelSpec, values: dict[str, float], against_baseline: Comparison, against_champion: Comparison | None
+    spec: ModelSpec, values: dict[str, float], baselines: dict[str, Comparison], champion: Comparison | None
 ) -> tuple[bool, list[str]]:
-    """Whether a challenger passes, and a reason for each thing that was looked at."""
-    passed, reasons = True, []
-    metric, margin = spec.metric, spec.gate.margin
+    """Whether a challenger passes, and a reason for each thing that was looked at.
 
-    def look(name: str, found: Comparison, above: float) -> None:
+    It must surely beat the constant and the champion (the interval lies above 0, and above the margin), and the linear
+    model must not surely beat it: where a simpler model is as good, the data do not say which is the better.
+    """
+    passed, reasons = True, []
+    metric = spec.metric
+
+    def look(name: str, found: Comparison, ok: bool, rule: str) -> None:
         nonlocal passed
-        ok = found.low > above
         passed = passed and ok
         reasons.append(
-            f"{metric} {found.loss:.4f} against the {name}'s {found.other:.4f}: {found.improvement:+.2%} "
-            f"[{found.low:+.2%}, {found.high:+.2%}], {'above' if ok else 'not surely above'} {above:+.2%}"
+            f"{'ok' if ok else 'FAILED'}: {metric} {found.loss:.4f}, {name} {found.other:.4f}: "
+            f"{found.improvement:+.2%} [{found.low:+.2%}, {found.high:+.2%}], {rule}"
         )
 
     if spec.gate.beat_baseline:
-        look("baseline", against_baseline, 0.0)
-    if against_champion is None:
-        reasons.append("there is no champion yet")
+        for name, found in baselines.items():
+            if name == "constant":
+                look(name, found, found.low > 0, "must be above 0")
+            else:
+                look(name, found, found.high > 0, "must not be below 0")
+    if champion is not None:
+        look("champion", champion, champion.low > spec.gate.margin, f"must be above {spec.gate.margin:.2%}")
     else:
-        look("champion", against_champion, margin)
+        reasons.append("ok: there is no champion yet")
     for name, bound in spec.gate.bounds.items():
         value = values.get(name)
         ok = value is not None and value <= bound
         passed = passed and ok
-        reasons.append(f"{name} {'is not known' if value is None else f'{value:.4f}'}, allowed up to {bound:g}")
+        shown = "not known" if value is None else f"{value:.4f}"
+        reasons.append(f"{'ok' if ok else 'FAILED'}: {name} is {shown}, must not be above {bound:g}")
     return passed, reasons

@@ -1,4 +1,4 @@
-"""Fits boosters: which device really runs, the search within its budget, the last fit, the simple baseline."""
+"""Fits boosters: which device really runs, the search within its budget, the last fit, the simple baselines."""
 
 from __future__ import annotations
 
@@ -155,14 +155,18 @@ def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial]) -> N
     study.optimize(objective, n_trials=search.trials, timeout=search.minutes * 60)
 
 
-def baseline(spec: ModelSpec, data: Dataset) -> Callable[[np.ndarray], np.ndarray]:
-    """A simple model fitted on an even sample of the same rows: linear on standardised numbers and one-hot categories.
+def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+    """Simple models fitted on an even sample of the same rows, by name.
+
+    ``constant`` says the same of every row (class shares, or the mean); ``linear`` is a logistic or ridge regression on
+    standardised numbers and one-hot categories.
 
     Returns:
-        A function from an encoded matrix to predictions of the same shape as the booster's.
+        Functions from an encoded matrix to predictions of the same shape as the booster's.
     """
     import numpy as np
     from sklearn.compose import ColumnTransformer
+    from sklearn.dummy import DummyClassifier, DummyRegressor
     from sklearn.impute import SimpleImputer
     from sklearn.linear_model import LogisticRegression, Ridge
     from sklearn.pipeline import make_pipeline
@@ -180,18 +184,24 @@ def baseline(spec: ModelSpec, data: Dataset) -> Callable[[np.ndarray], np.ndarra
         ("codes", OneHotEncoder(handle_unknown="ignore", min_frequency=20), codes),
     ])  # fmt: skip
     classify = spec.task in ("binary", "multiclass")
-    pipeline = make_pipeline(prepare, LogisticRegression(max_iter=200) if classify else Ridge())
-    pipeline.fit(x, y)
-    seen = pipeline.classes_.astype(int) if classify else None
+    models = {
+        "constant": DummyClassifier(strategy="prior") if classify else DummyRegressor(),
+        "linear": make_pipeline(prepare, LogisticRegression(max_iter=200) if classify else Ridge()),
+    }
 
-    def predict(matrix: np.ndarray) -> np.ndarray:
-        if seen is None:
-            return np.asarray(pipeline.predict(matrix))
-        found = np.asarray(pipeline.predict_proba(matrix))
-        if spec.task == "binary":
-            return found[:, -1]
-        whole = np.zeros((len(matrix), len(data.classes)))
-        whole[:, seen] = found
-        return whole
+    def predictor(model: Any) -> Callable[[np.ndarray], np.ndarray]:
+        model.fit(x, y)
 
-    return predict
+        def predict(matrix: np.ndarray) -> np.ndarray:
+            if not classify:
+                return np.asarray(model.predict(matrix), dtype=np.float64).reshape(len(matrix))
+            found = np.asarray(model.predict_proba(matrix))
+            if spec.task == "binary":
+                return found[:, -1]
+            whole = np.zeros((len(matrix), len(data.classes)))
+            whole[:, model.classes_.astype(int)] = found
+            return whole
+
+        return predict
+
+    return {name: predictor(model) for name, model in models.items()}

@@ -60,7 +60,7 @@ def train(spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False,
             data = build(spec, features, split, folder, version, labels_version)
             fitted = fitting.fit(spec, data, on_trial=recorder.trial)
             model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-            judged = _judge(spec, split, model, features, fitting.baseline(spec, data), champion, version, labels_version)
+            judged = _judge(spec, split, model, features, fitting.baselines(spec, data), champion, version, labels_version)
             example = next(data.spool.batches(0, min(5, data.spool.rows)))[0]
             texts, files = _companions(spec, data, model, features, split, folder, version, labels_version)
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
@@ -75,7 +75,7 @@ def train(spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False,
         "dataset_version": {"published": version, "labels": labels_version, "references": features.versions},
         "device": fitted.device, "rounds": fitted.rounds, "external_memory": fitted.external,
         "trials": len(fitted.trials), "metrics": judged["metrics"], "reason": reason, "status": "trained",
-        "gate": {k: judged[k] for k in ("passed", "reasons", "against_champion", "against_baseline")}
+        "gate": {k: judged[k] for k in ("passed", "reasons", "against_champion", "against_baselines")}
         | {"champion": champion.version if champion else None},
         "rows": {"fit": data.fit, "valid": data.spool.rows - data.fit, "holdout": judged["rows"]},
     }  # fmt: skip
@@ -108,7 +108,7 @@ def _tags(
 
 
 def _judge(
-    spec: ModelSpec, split: Windows, challenger: Model, features: Features, baseline: Any,
+    spec: ModelSpec, split: Windows, challenger: Model, features: Features, baselines: dict[str, Any],
     champion: registry.Version | None, version: int | None, labels_version: int | None,
 ) -> dict[str, Any]:  # fmt: skip
     """Champion, challenger and baseline on the held-out rows, each with its own features and encoding."""
@@ -121,7 +121,8 @@ def _judge(
     old = registry.load(champion) if champion else None
     old_spec = registry.spec(champion) if champion else spec
     old_features = features if old_spec.digest == spec.digest else Features(old_spec)
-    y, mine, simple, theirs, group = [], [], [], [], []
+    y, mine, theirs, group = [], [], [], []
+    simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
     for table in labelled(spec, split.holdout, version, labels_version):
         rows = features.apply(table)
         target = targets(spec, table.column("__label"), challenger.classes)
@@ -129,7 +130,8 @@ def _judge(
         matrix = challenger.encoding.matrix(rows)
         y.append(target[known])
         mine.append(challenger.predict_matrix(matrix)[known])
-        simple.append(baseline(matrix)[known])
+        for name, predict in baselines.items():
+            simple[name].append(predict(matrix)[known])
         if spec.group:
             group.append(np.asarray(table.column(spec.group).to_pandas().factorize()[0])[known] + 10_000_000 * len(group))
         if old:
@@ -146,13 +148,14 @@ def _judge(
 
     how = {"confidence": spec.gate.confidence, "resamples": spec.gate.resamples, "seed": spec.training.seed}
     own = loss(mine)
-    to_baseline = evaluate.compare(own, loss(simple), **how)  # type: ignore[arg-type]
+    to_baselines = {n: evaluate.compare(own, loss(p), **how) for n, p in simple.items()}  # type: ignore[arg-type]
     to_champion = evaluate.compare(own, loss(theirs), **how) if theirs else None  # type: ignore[arg-type]
     values = evaluate.metrics(spec.task, truth, np.concatenate(mine), lists)
-    passed, reasons = evaluate.gate(spec, values, to_baseline, to_champion)
+    passed, reasons = evaluate.gate(spec, values, to_baselines, to_champion)
     return json.loads(json.dumps({  # type: ignore[no-any-return]
         "passed": passed, "reasons": reasons, "metrics": values, "rows": len(truth),
-        "against_baseline": to_baseline.as_dict(), "against_champion": to_champion.as_dict() if to_champion else None,
+        "against_baselines": {n: c.as_dict() for n, c in to_baselines.items()},
+        "against_champion": to_champion.as_dict() if to_champion else None,
     }))  # fmt: skip
 
 
