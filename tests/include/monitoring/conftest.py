@@ -1,0 +1,161 @@
+"""A small model whose world the tests can bend: published rows, labels, predictions, and a champion's companions."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import drift, files, lake, registry
+from perennial.spec import ModelSpec
+
+FIRST = "2024-01-01"
+ROWS = 200
+
+
+def make_spec(**changes: Any) -> ModelSpec:
+    content: dict[str, Any] = {
+        "name": "toy",
+        "task": "binary",
+        "owner": "tests",
+        "description": "A toy.",
+        "data": {
+            "source": "{landing}/toy/{date}.parquet",
+            "key": ["id"],
+            "event_time": "at",
+            "columns": {"id": "string", "at": "timestamp", "x": "number", "k": "string", "who": "string"},
+            "personal": ["who"],
+        },
+        "label": {
+            "source": "{landing}/labels/{date}.parquet",
+            "columns": {"id": "string", "y": "integer"},
+            "expression": "y",
+            "arrives_after_days": 1,
+        },
+        "features": {"categorical": ["k", "who"]},
+        "monitoring": {"window_days": 7, "min_rows": 100},
+        "schedule": {"start": FIRST},
+    }
+    for key, value in changes.items():
+        content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
+    spec = ModelSpec.model_validate(content)
+    spec._sql, spec._suite = "SELECT id, x, k, who FROM rows", "{}"
+    return spec
+
+
+@dataclass
+class World:
+    """What the tests write, and the champion that MLflow would hold."""
+
+    folder: Path
+    spec: ModelSpec
+    champion: registry.Version | None = None
+
+    def publish(
+        self, start: str, days: int, *, shift: float = 0.0, x: str | None = None, k: str = "'a' || (i % 3)"
+    ) -> None:
+        """``ROWS`` rows a day; ``x`` is spread evenly over 0 to 1, moved by ``shift``."""
+        con = lake.connect()
+        for n in range(days):
+            day = files.shift(start, n)
+            con.execute(f"SET VARIABLE salt = {n}")
+            table = con.sql(
+                f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
+                f"{x or f'(hash(i, getvariable($$salt$$)) % 1000) / 1000.0 + {shift}'} AS x, {k} AS k, "
+                f"'person ' || i AS who, '{day}' AS partition_date FROM range({ROWS}) r(i)"
+            ).to_arrow_table()
+            lake.replace(lake.table("published", self.spec.name), table, day)
+
+    def label(self, start: str, days: int, value: str = "i % 2", rows: int = ROWS) -> None:
+        con = lake.connect()
+        for n in range(days):
+            day = files.shift(start, n)
+            table = con.sql(
+                f"SELECT '{day}-' || i AS id, {value} AS label, '{day}' AS partition_date FROM range({rows}) r(i)"
+            ).to_arrow_table()
+            lake.replace(lake.table("labels", self.spec.name), table, day)
+
+    def predict(
+        self, start: str, days: int, version: str = "1", value: str = "0.2 + 0.6 * (i % 2)", more: str = ""
+    ) -> None:
+        con = lake.connect()
+        for n in range(days):
+            day = files.shift(start, n)
+            table = con.sql(
+                f"SELECT '{day}-' || i AS id, ({value})::FLOAT AS prediction{more}, '{version}' AS model_version, "
+                f"'{day}' AS partition_date FROM range({ROWS}) r(i)"
+            ).to_arrow_table()
+            lake.replace(lake.table("predictions", self.spec.name), table, day)
+
+    def train(self, version: str = "1", days: int = 21, metrics: dict[str, float] | None = None) -> None:
+        """Make the rows published so far the reference of a champion."""
+        con = lake.connect()
+        assert lake.relation(
+            con, "rows", lake.table("published", self.spec.name), None, FIRST, files.shift(FIRST, days - 1)
+        )
+        con.execute(
+            "CREATE TABLE training AS SELECT partition_date, x, k, who, 0.2 + 0.6 * x AS prediction FROM rows"
+        )
+        reference = drift.make_reference(
+            con, "training", ["x", "prediction"], ["k", "who"], window_days=self.spec.monitoring.window_days,
+            min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
+        )  # fmt: skip
+        import pyarrow.parquet as pq
+
+        place = self.folder / "artifacts" / f"run-{version}"
+        place.mkdir(parents=True, exist_ok=True)
+        pq.write_table(
+            drift.sample(con, "training", n=500, personal=self.spec.data.personal),
+            place / "reference.parquet",
+        )
+        for name, content in (
+            ("reference", reference),
+            ("importance", {"x": 0.7, "k": 0.3, "who": 0.0}),
+            ("evaluation", {"metrics": metrics or {"log_loss": 0.25}}),
+        ):
+            (place / f"{name}.json").write_text(json.dumps(content))
+        self.champion = registry.Version(
+            "toy",
+            version,
+            f"run-{version}",
+            f"m-{version}",
+            {"digest": f"d{version}", "as_of": files.shift(FIRST, days - 1)},
+        )
+
+
+@pytest.fixture
+def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., World]:
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
+    for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING", "PERENNIAL_MODELS"):
+        monkeypatch.delenv(name, raising=False)
+
+    def make(**changes: Any) -> World:
+        world = World(tmp_path, make_spec(**changes))
+
+        def artifact(run_id: str, name: str) -> Path:
+            path = tmp_path / "artifacts" / run_id / name
+            if not path.is_file():
+                from perennial.errors import ArtifactError
+
+                raise ArtifactError(f"MLflow has no artifact {name}", "restore it")
+            return path
+
+        monkeypatch.setattr(registry, "champion", lambda spec: world.champion)
+        monkeypatch.setattr(registry, "artifact", artifact)
+        monkeypatch.setattr(registry, "spec", lambda version: world.spec)
+        return world
+
+    return make
+
+
+@pytest.fixture
+def world(make_world: Callable[..., World]) -> World:
+    """Three calm weeks of training and a champion."""
+    world = make_world()
+    world.publish(FIRST, 21)
+    world.train()
+    return world

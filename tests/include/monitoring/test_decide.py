@@ -1,0 +1,201 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import perennial
+from perennial import ledger, manifest
+from perennial.decide import decide
+from perennial.errors import DataError, PerennialError
+from perennial.manifest import Manifest
+from perennial.spec import ModelSpec
+
+from .conftest import World, make_spec
+
+DRIFT = {
+    "verdict": "drifted",
+    "reason": "70% of the weight",
+    "model_version": "1",
+    "champion_as_of": "2024-01-01",
+}
+
+
+@pytest.fixture(autouse=True)
+def _home(make_world: Callable[..., World]) -> None:
+    make_world()
+
+
+def verdict(as_of: str, **result: Any) -> None:
+    manifest.write(Manifest("toy", "monitor", as_of, {}, DRIFT | result), time.monotonic())
+
+
+def ask(spec: ModelSpec, as_of: str, *, backfill: bool = False) -> dict[str, Any]:
+    return decide(spec, as_of=as_of, actor="test", backfill=backfill)
+
+
+def asked(as_of: str, spec: ModelSpec | None = None, **result: Any) -> dict[str, Any]:
+    verdict(as_of, **result)
+    return ask(spec or make_spec(), as_of)
+
+
+def trained(as_of: str, decision: str = "refused") -> None:
+    ledger.append("toy", kind="training", decision=decision, reason="", actor="gate", partition=as_of)
+
+
+def retraining(**policy: Any) -> ModelSpec:
+    return make_spec(retraining=policy)
+
+
+def test_drift_asks_for_a_retraining_and_says_why() -> None:
+    found = asked("2024-02-01")
+    assert (
+        found["retrain"] is True and "70% of the weight" in found["reason"] and found["triggers"] == ["drift"]
+    )
+    record = ledger.records("toy")[0]
+    assert (record["kind"], record["decision"], record["partition"]) == (
+        "retraining",
+        "requested",
+        "2024-02-01",
+    )
+    assert record["evidence"]["verdict"] == "drifted" and record["actor"] == "test"
+
+
+@pytest.mark.parametrize("tier", ["ok", "suspected", "undetermined"])
+def test_other_verdicts_do_not_and_are_recorded_as_well(tier: str) -> None:
+    found = asked("2024-02-01", verdict=tier)
+    assert found["retrain"] is False and tier in found["reason"]
+    assert ledger.records("toy")[0]["decision"] == "declined"
+
+
+def test_the_spec_says_on_what() -> None:
+    performance = {"verdict": "dropped", "reason": "worse"}
+    assert asked("2024-02-01", retraining(on=["performance"]))["retrain"] is False
+    assert (
+        asked("2024-02-02", retraining(on=["performance"]), performance=performance)["reason"]
+        == "performance: worse"
+    )
+    assert (
+        asked("2024-02-20", retraining(on=["drift"]), verdict="ok", performance=performance)["retrain"]
+        is False
+    )
+
+
+def test_age_counts_partition_days() -> None:
+    spec = retraining(on=["age"], max_age_days=30)
+    assert asked("2024-01-31", spec, verdict="ok")["retrain"] is False
+    assert "31 days ago" in asked("2024-02-01", spec, verdict="ok")["reason"]
+
+
+def test_a_backfill_never_fires() -> None:
+    verdict("2024-02-01")
+    found = ask(make_spec(), "2024-02-01", backfill=True)
+    assert found["retrain"] is False and "backfill" in found["reason"]
+    assert ask(make_spec(), "2024-02-01")["retrain"] is True  # the scheduled run is not bound by it
+    assert ask(make_spec(), "2024-02-01", backfill=True)["retrain"] is False
+    assert len(ledger.records("toy")) == 2
+
+
+def test_asked_again_the_answer_is_the_same_and_is_not_recorded_twice() -> None:
+    first = asked("2024-02-01")
+    verdict("2024-02-01", verdict="ok")
+    assert ask(make_spec(), "2024-02-01") == first
+    assert len(ledger.records("toy")) == 1
+
+
+def test_only_one_at_a_time() -> None:
+    spec = retraining(cooldown_days=0)
+    assert asked("2024-02-01", spec)["retrain"] is True
+    found = asked("2024-02-02", spec)
+    assert found["retrain"] is False and "in flight" in found["reason"]
+    trained("2024-02-01")
+    assert asked("2024-02-03", spec)["retrain"] is True
+
+
+def test_one_that_never_ended_counts_as_lost() -> None:
+    spec = retraining(cooldown_days=0, lost_after_days=5)
+    asked("2024-02-01", spec)
+    assert asked("2024-02-06", spec)["retrain"] is False
+    assert asked("2024-02-07", spec)["retrain"] is True
+
+
+@pytest.mark.parametrize("outcome", ["trained", "refused", "failed"])
+def test_cooldown_after_any_outcome(outcome: str) -> None:
+    asked("2024-02-01")
+    trained("2024-02-01", outcome)
+    found = asked("2024-02-07")
+    assert found["retrain"] is False and "6 days ago" in found["reason"]
+    assert asked("2024-02-08")["retrain"] is True
+
+
+def test_a_training_of_that_date_before_the_request_has_ended_it() -> None:
+    trained("2024-02-01")
+    spec = retraining(cooldown_days=1)
+    assert asked("2024-02-01", spec)["retrain"] and asked("2024-02-02", spec)["retrain"]
+
+
+def test_the_budget() -> None:
+    spec = retraining(cooldown_days=0, budget=2, budget_days=30)
+    for day in ("2024-02-01", "2024-02-11"):
+        assert asked(day, spec)["retrain"] is True
+        trained(day)
+    assert "budget is used up: 2" in asked("2024-02-21", spec)["reason"]
+    assert asked("2024-03-02", spec)["retrain"] is True  # the first is 30 days ago
+    assert asked("2024-05-02", retraining(budget=0))["retrain"] is False
+
+
+def test_no_budget_at_all() -> None:
+    assert "budget" in asked("2024-02-01", retraining(budget=0))["reason"]
+
+
+def test_an_earlier_date_is_not_decided_after_a_later_one() -> None:
+    asked("2024-03-01")
+    trained("2024-03-01")
+    assert "later date, 2024-03-01" in asked("2024-02-01")["reason"]
+
+
+def test_declined_requests_do_not_count() -> None:
+    asked("2024-02-01", verdict="ok")
+    assert asked("2024-02-02")["retrain"] is True
+
+
+def test_without_a_verdict_nothing_is_decided() -> None:
+    with pytest.raises(DataError, match="2024-02-01.*no verdict"):
+        ask(make_spec(), "2024-02-01")
+    with pytest.raises(PerennialError, match="not a date"):
+        ask(make_spec(), "../2024")
+    assert ledger.records("toy") == []
+
+
+def test_two_at_once_ask_once() -> None:
+    verdict("2024-02-01")
+    found: list[dict[str, Any]] = []
+    threads = [
+        threading.Thread(target=lambda: found.append(ask(make_spec(), "2024-02-01"))) for _ in range(4)
+    ]
+    for t in threads:
+        t.start()
+    for t in threads:
+        t.join()
+    assert len(found) == 4 and all(f["retrain"] for f in found)
+    assert len(ledger.records("toy")) == 1 and ledger.verify("toy") == 1
+
+
+def test_it_is_light() -> None:
+    code = (
+        "import sys, perennial.decide\n"
+        "heavy = {'pandas', 'numpy', 'duckdb', 'pyarrow', 'mlflow', 'xgboost', 'evidently', 'scipy', 'sklearn'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(perennial.__file__).parents[1])}
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
+    )
+    assert done.stdout.strip() == "[]"

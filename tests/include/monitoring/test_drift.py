@@ -1,0 +1,197 @@
+from __future__ import annotations
+
+import json
+import math
+from typing import Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from perennial import drift
+from perennial.errors import ArtifactError
+
+
+def table(con: duckdb.DuckDBPyConnection, **columns: Any) -> None:
+    rows = len(next(iter(columns.values())))
+    columns.setdefault("partition_date", ["2024-01-01"] * rows)
+    con.register("t", pa.table(columns))
+    con.execute("CREATE OR REPLACE TABLE rows AS SELECT * FROM t")
+    con.unregister("t")
+
+
+@pytest.fixture
+def con() -> duckdb.DuckDBPyConnection:
+    return duckdb.connect()
+
+
+def reference(
+    con: duckdb.DuckDBPyConnection, numeric: list[str], categorical: list[str], **more: Any
+) -> dict[str, drift.Column]:
+    made = drift.make_reference(con, "rows", numeric, categorical, **more)
+    return drift.read_reference(json.loads(json.dumps(made)))[1]
+
+
+def test_psi_is_the_formula_worked_by_hand() -> None:
+    found = drift.psi(np.array([50, 50]), np.array([25, 75]))
+    assert found == pytest.approx(0.25 * math.log(2) + 0.25 * math.log(1.5))
+    assert drift.psi(np.array([3, 4, 5]), np.array([30, 40, 50])) == pytest.approx(0)
+
+
+def test_psi_of_categories_is_evidentlys() -> None:
+    import pandas as pd
+    from evidently.legacy.calculations.stattests import psi_stat_test
+    from evidently.legacy.core import ColumnType
+
+    before, after = [10, 30, 60], [25, 25, 50]
+    series = [pd.Series(list("abc")).repeat(n).reset_index(drop=True) for n in (before, after)]
+    theirs = psi_stat_test.func(series[0], series[1], ColumnType.Categorical, 0.2)[0]
+    assert drift.psi(np.array(before), np.array(after)) == pytest.approx(theirs)
+
+
+def test_empty_bins_give_a_finite_index() -> None:
+    assert np.isfinite(drift.psi(np.array([100, 0]), np.array([0, 100])))
+    assert np.isfinite(drift.psi(np.array([100, 0]), np.array([0, 0])))
+
+
+def test_numbers_that_are_none_count_as_missing_and_infinities_as_extremes(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    table(con, x=[float(i) for i in range(100)])
+    shape = reference(con, ["x"], [])
+    table(con, x=[math.nan, None, math.inf, -math.inf, 0.0, 99.0])
+    counts = drift.count(con, "rows", shape).columns["x"]
+    assert counts is not None and sum(counts) == 6
+    assert (counts[0], counts[-2], counts[-1]) == (2, 2, 2)
+
+
+def test_infinities_and_nan_do_not_become_edges(con: duckdb.DuckDBPyConnection) -> None:
+    table(con, x=[math.inf, -math.inf, math.nan, None] * 30 + [1.0, 2.0])
+    assert reference(con, ["x"], [])["x"].edges == [1.0, 2.0]
+
+
+def test_counts_add_up_for_every_kind_of_column(con: duckdb.DuckDBPyConnection) -> None:
+    table(
+        con,
+        i=[1, 2, None, 4],
+        b=[True, False, None, True],
+        t=["a", "", None, "b"],
+        n=pa.array([None] * 4, pa.float64()),
+    )
+    shape = reference(con, ["i", "b", "n"], ["t"])
+    counts = drift.count(con, "rows", shape)
+    assert all(c is not None and sum(c) == 4 for c in counts.columns.values())
+    assert all(counts.columns[c] == shape[c].counts for c in shape)
+    assert shape["n"].nulls == 1 and shape["n"].constant
+
+
+def test_the_empty_text_is_a_category_of_its_own(con: duckdb.DuckDBPyConnection) -> None:
+    table(con, t=["", "", "a"])
+    shape = reference(con, [], ["t"])
+    table(con, t=["", "new", "new", None])
+    assert dict(
+        zip(shape["t"].categories, drift.count(con, "rows", shape).columns["t"] or [], strict=False)
+    ) == {"": 1, "a": 0}
+    assert drift.count(con, "rows", shape).columns["t"] == [1, 0, 2, 1]
+
+
+def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
+    table(con, x=[1.0, 2.0, 3.0], y=[1.0, 2.0, 3.0])
+    shape = reference(con, ["x", "y"], [])
+    table(con, x=["one", "2", "three"])
+    counts = drift.count(con, "rows", shape)
+    assert counts.columns["y"] is None
+    assert counts.columns["x"] is not None and counts.columns["x"][-1] == 2
+
+
+@pytest.mark.parametrize(
+    "value", ["'; DROP TABLE rows; --", "<script>", '"', "=1+1", "a\0b", "x" * 10_000_000, "日本", "\\"]
+)
+def test_any_text_can_be_a_category(con: duckdb.DuckDBPyConnection, value: str) -> None:
+    table(con, t=[value] * 5 + ["b"] * 4)
+    shape = reference(con, [], ["t"])
+    assert sum(map(len, shape["t"].categories)) < 200
+    assert drift.count(con, "rows", shape).columns["t"] == shape["t"].counts == [5, 4, 0, 0]
+
+
+def test_any_text_can_be_a_name(con: duckdb.DuckDBPyConnection) -> None:
+    name = 'a"; DROP TABLE rows; --<script>'
+    table(con, **{name: [1.0, 2.0, 3.0]})
+    assert drift.count(con, "rows", reference(con, [name], [])).columns[name] is not None
+
+
+def test_a_reference_does_not_depend_on_the_order_of_rows(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(drift, "CELLS", 500)  # so that quantiles come from a sample
+    rng = np.random.default_rng(1)
+    x, t = rng.normal(size=3000), rng.choice(list("abc"), 3000)
+    order = rng.permutation(3000)
+    table(con, x=x, t=t)
+    one = drift.make_reference(con, "rows", ["x"], ["t"]), drift.sample(con, "rows", n=50)
+    table(con, x=x[order], t=t[order])
+    two = drift.make_reference(con, "rows", ["x"], ["t"]), drift.sample(con, "rows", n=50)
+    assert one[0] == two[0] and one[1].equals(two[1])
+    assert len(one[0]["columns"]["x"]["edges"]) == 9
+
+
+def test_windows_within_the_reference_never_pass_its_floor(con: duckdb.DuckDBPyConnection) -> None:
+    days = [f"2024-01-{d:02d}" for d in range(1, 29) for _ in range(50)]
+    rng = np.random.default_rng(2)
+    x = rng.normal(np.repeat(np.arange(28) / 5, 50))  # a reference that wanders by itself
+    table(con, x=x, partition_date=days)
+    shape = reference(con, ["x"], [], window_days=7, min_rows=100)["x"]
+    assert shape.floor > 0.2 and shape.windows == 22
+    for start in range(22):
+        window = x[start * 50 : (start + 7) * 50]
+        table(con, x=window)
+        counts = np.array(drift.count(con, "rows", {"x": shape}).columns["x"])
+        assert drift.psi(np.array(shape.counts), counts) <= shape.floor + 1e-12
+
+
+def test_a_reference_shorter_than_two_windows_has_no_floor(con: duckdb.DuckDBPyConnection) -> None:
+    table(con, x=[1.0, 2.0] * 7, partition_date=[f"2024-01-{d:02d}" for d in range(1, 15)])
+    assert reference(con, ["x"], [], window_days=8, min_rows=1)["x"].windows == 0
+    assert reference(con, ["x"], [], window_days=7, min_rows=1)["x"].windows == 8
+
+
+def test_personal_values_are_neither_kept_nor_sampled(con: duckdb.DuckDBPyConnection) -> None:
+    table(con, who=[f"person {i % 7}" for i in range(100)], x=[1.0] * 100)
+    made = drift.make_reference(con, "rows", ["x"], ["who"], personal=["who"])
+    assert "person" not in json.dumps(made)
+    assert drift.sample(con, "rows", n=5, personal=["who"]).column_names == ["x"]
+    assert sum(drift.read_reference(made)[1]["who"].counts) == 100
+
+
+def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None:
+    table(con, x=[float(i) for i in range(100)], t=["a", "b"] * 50)
+    shape = reference(con, ["x"], ["t"])
+    batches = pa.table({"x": [float(i) for i in range(100)], "t": ["a", "b"] * 50}).to_batches(
+        max_chunksize=7
+    )
+    con.register("stream", pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches)))
+    counts = drift.count(con, "stream", shape)
+    assert counts.rows == 100 and counts.columns == {c: s.counts for c, s in shape.items()}
+
+
+@pytest.mark.parametrize(
+    "spoil",
+    [
+        lambda r: r.pop("format"),
+        lambda r: r.update(format=99),
+        lambda r: r["columns"]["x"].pop("counts"),
+        lambda r: r["columns"]["x"]["counts"].append(1),
+        lambda r: r["columns"]["x"].update(edges=["1); DROP TABLE rows; --"]),
+        lambda r: r["columns"]["x"].update(edges=[math.nan] * len(r["columns"]["x"]["edges"])),
+        lambda r: r.update(columns=[]),
+    ],
+)
+def test_a_damaged_reference_is_refused(con: duckdb.DuckDBPyConnection, spoil: Any) -> None:
+    table(con, x=[1.0, 2.0, 3.0])
+    made = drift.make_reference(con, "rows", ["x"], [])
+    spoil(made)
+    with pytest.raises(ArtifactError, match="reference"):
+        drift.read_reference(made)

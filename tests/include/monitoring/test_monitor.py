@@ -1,0 +1,230 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import files, lake, manifest, registry
+from perennial.errors import ArtifactError, PerennialError, RegistryError
+from perennial.monitor import monitor
+from perennial.settings import settings
+
+from .conftest import ROWS, World
+
+Make = Callable[..., World]
+LATER = "2024-01-22"
+
+
+def table(world: World) -> list[dict[str, Any]]:
+    con = lake.connect()
+    lake.relation(con, "m", lake.table("monitoring", world.spec.name))
+    return con.sql("SELECT * FROM m ORDER BY ALL").to_arrow_table().to_pylist()
+
+
+def test_a_calm_week_is_ok(world: World) -> None:
+    world.publish(LATER, 7)
+    world.predict(LATER, 7, value="0.2 + 0.6 * (hash(i) % 1000) / 1000")
+    world.label(LATER, 7)
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert (found["verdict"], found["drift_share"], found["judged_share"]) == ("ok", 0.0, 1.0)
+    assert found["model_version"] == "1" and found["champion_as_of"] == "2024-01-21"
+    assert found["performance"]["scored"] == 7 * ROWS
+    rows = table(world)
+    assert {r["role"] for r in rows} == {"verdict", "performance", "feature", "prediction"}
+    assert {r["column"] for r in rows if r["role"] == "feature"} == {"x", "k", "who"}
+    assert Path(found["report"]).read_text().count("<body>") == 1
+    kept = json.loads(Path(found["report"].replace(".html", ".json")).read_text())
+    assert kept["result"]["verdict"] == "ok" and kept["evidently"]["metrics"]
+
+
+def test_drift_is_suspected_first_and_drift_when_it_persists(world: World) -> None:
+    world.publish(LATER, 14, shift=0.5)
+    assert monitor(world.spec, as_of="2024-01-27")["verdict"] == "suspected"
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["verdict"] == "drifted" and found["drifted"] == ["x"]
+    assert found["drift_share"] == pytest.approx(0.7)
+
+
+def test_only_verdicts_on_the_same_champion_count(world: World) -> None:
+    world.publish(LATER, 14, shift=0.5)
+    assert monitor(world.spec, as_of="2024-01-27")["verdict"] == "suspected"
+    world.train(version="2")
+    assert monitor(world.spec, as_of="2024-01-28")["verdict"] == "suspected"
+    assert monitor(world.spec, as_of="2024-01-29")["verdict"] == "drifted"
+
+
+def test_later_verdicts_do_not_count_for_an_earlier_date(world: World) -> None:
+    world.publish(LATER, 14, shift=0.5)
+    assert monitor(world.spec, as_of="2024-01-30")["verdict"] == "suspected"
+    assert monitor(world.spec, as_of="2024-01-28")["verdict"] == "suspected"
+
+
+def test_a_light_column_alone_is_no_drift(make_world: Make) -> None:
+    world = make_world(monitoring={"window_days": 7, "min_rows": 100, "drift_share": 0.5})
+    world.publish("2024-01-01", 21)
+    world.train()
+    world.publish(LATER, 7, k="'z' || (i % 3)")
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert (
+        found["verdict"] == "ok" and found["drifted"] == ["k"] and found["drift_share"] == pytest.approx(0.3)
+    )
+
+
+def test_a_jump_in_nulls_is_drift(world: World) -> None:
+    world.publish(LATER, 7, x="CASE WHEN i % 5 > 0 THEN (hash(i) % 1000) / 1000.0 END")
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["verdict"] == "suspected" and found["drifted"] == ["x"]
+    assert next(r for r in table(world) if r["column"] == "x")["reason"].startswith(
+        "rows without a value went from 0.0%"
+    )
+
+
+@pytest.mark.parametrize("value", ["NULL::DOUBLE", "3.0", "'inf'::DOUBLE", "'nan'::DOUBLE", "-1e308"])
+def test_no_column_kills_the_verdict_or_the_report(world: World, value: str) -> None:
+    world.publish(LATER, 7, x=value)
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["verdict"] == "suspected" and Path(found["report"]).is_file()
+
+
+def test_hostile_values_stay_values(world: World) -> None:
+    world.publish(
+        LATER,
+        7,
+        k="CASE i % 4 WHEN 0 THEN '</script><script>alert(1)</script>' WHEN 1 THEN '=cmd()' WHEN 2 THEN repeat('x', 100000) END",
+    )
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["drifted"] == ["k"]
+    assert "<script>alert" not in Path(found["report"]).read_text()
+
+
+def test_without_a_champion_the_verdict_is_undetermined(make_world: Make) -> None:
+    world = make_world()
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["verdict"] == "undetermined" and "no champion" in found["reason"]
+    assert Path(found["report"]).is_file() and manifest.read("toy", "monitor", "2024-01-28")
+
+
+def test_an_empty_window_is_undetermined(world: World) -> None:
+    found = monitor(world.spec, as_of="2025-06-01")
+    assert found["verdict"] == "undetermined" and "0 rows" in found["reason"]
+    assert found["performance"]["verdict"] == "undetermined"
+
+
+def test_a_window_of_too_few_rows_is_undetermined(make_world: Make) -> None:
+    world = make_world(monitoring={"window_days": 7, "min_rows": 300})
+    world.publish("2024-01-01", 21)
+    world.train()
+    world.publish(LATER, 1, shift=0.5)
+    assert monitor(world.spec, as_of="2024-01-28")["verdict"] == "undetermined"
+
+
+def test_a_feature_that_vanished_cannot_be_judged(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    world.publish(LATER, 7)
+    trained = world.spec.model_copy()
+    trained._sql = "SELECT id, x, k AS renamed, who FROM rows"
+    changed = trained.model_copy(
+        update={"features": trained.features.model_copy(update={"categorical": ["renamed", "who"]})}
+    )
+    monkeypatch.setattr(registry, "spec", lambda version: changed)
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["verdict"] == "ok" and found["judged_share"] == pytest.approx(0.7)
+
+
+def test_degraded_performance_has_to_persist_as_well(world: World) -> None:
+    world.publish(LATER, 14)
+    world.predict(LATER, 14, value="0.8 - 0.6 * (i % 2)")
+    world.label(LATER, 14)
+    first, second = (monitor(world.spec, as_of=d)["performance"] for d in ("2024-01-28", "2024-01-29"))
+    assert (first["verdict"], second["verdict"]) == ("suspected", "dropped")
+    assert "2 of the last 3" in second["reason"]
+
+
+def test_a_second_run_is_a_no_op_and_new_data_is_not(world: World) -> None:
+    world.publish(LATER, 7)
+    first = monitor(world.spec, as_of="2024-01-28")
+    version = lake.version(lake.table("monitoring", "toy"))
+    assert monitor(world.spec, as_of="2024-01-28")["status"] == "unchanged"
+    assert lake.version(lake.table("monitoring", "toy")) == version
+    world.publish("2024-01-28", 1, shift=9)
+    again = monitor(world.spec, as_of="2024-01-28")
+    assert again["status"] == "monitored" and first["status"] == "monitored"
+    world.publish("2024-01-29", 1)  # outside the window
+    assert monitor(world.spec, as_of="2024-01-28")["status"] == "unchanged"
+
+
+def test_a_forced_rerun_gives_the_same_content(world: World) -> None:
+    world.publish(LATER, 7, shift=0.3)
+    first = monitor(world.spec, as_of="2024-01-28")
+    rows = table(world)
+    assert monitor(world.spec, as_of="2024-01-28", force=True) == first
+    assert table(world) == rows
+
+
+def test_a_run_killed_before_its_manifest_is_done_again(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    world.publish(LATER, 7)
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(manifest, "write", killed)
+        with pytest.raises(KeyboardInterrupt):
+            monitor(world.spec, as_of="2024-01-28")
+    assert manifest.read("toy", "monitor", "2024-01-28") is None
+    assert monitor(world.spec, as_of="2024-01-28")["status"] == "monitored"
+    assert len(table(world)) == 6
+
+
+def test_personal_values_appear_nowhere(world: World) -> None:
+    world.publish(LATER, 7, shift=0.5)
+    monitor(world.spec, as_of="2024-01-28")
+    for path in [
+        *Path(settings().lake, "reports").rglob("*.*"),
+        *Path(settings().lake, "manifests").rglob("*.json"),
+    ]:
+        assert "person 1" not in path.read_text(), path
+    for path in (world.folder / "artifacts").rglob("*.json"):
+        assert "person 1" not in path.read_text(), path
+    assert "person" not in str(table(world))
+
+
+@pytest.mark.parametrize("name", ["reference.json", "importance.json", "evaluation.json"])
+def test_a_damaged_companion_is_an_error_that_says_what_to_do(world: World, name: str) -> None:
+    world.publish(LATER, 7)
+    path = world.folder / "artifacts" / "run-1" / name
+    path.write_text(path.read_text()[:-5])
+    with pytest.raises(ArtifactError, match="train"):
+        monitor(world.spec, as_of="2024-01-28")
+    assert manifest.read("toy", "monitor", "2024-01-28") is None
+
+
+def test_the_verdict_does_not_need_the_sample(world: World) -> None:
+    world.publish(LATER, 7)
+    (world.folder / "artifacts" / "run-1" / "reference.parquet").write_bytes(b"")
+    found = monitor(world.spec, as_of="2024-01-28")
+    assert found["verdict"] == "ok" and "Not in the picture" in Path(found["report"]).read_text()
+
+
+def test_mlflow_down_is_an_error(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    def down(spec: object) -> None:
+        raise RegistryError("MLflow does not answer", "start it")
+
+    monkeypatch.setattr(registry, "champion", down)
+    with pytest.raises(RegistryError):
+        monitor(world.spec, as_of="2024-01-28")
+
+
+@pytest.mark.parametrize("as_of", ["", "2024-1-1", "yesterday", "2024-01-28; DROP", "../../etc"])
+def test_a_date_is_needed(world: World, as_of: str) -> None:
+    with pytest.raises(PerennialError, match="not a date"):
+        monitor(world.spec, as_of=as_of)
+
+
+def test_a_window_may_reach_back_before_everything(world: World) -> None:
+    assert monitor(world.spec, as_of="2024-01-03")["verdict"] in ("ok", "suspected")
+    assert files.shift("2024-01-03", -6) == "2023-12-28"

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perennial.drift import Column, Counts
+from perennial.spec import MonitoringSpec
+from perennial.verdict import Finding, judge, summarize, tier
+
+POLICY = MonitoringSpec(min_rows=100)
+EVEN = Column("numeric", [500, 500, 0], edges=[0.5])
+
+
+def one(counts: list[int] | None, shape: Column = EVEN, **policy: Any) -> Finding:
+    rows = sum(counts) if counts is not None else 1000
+    chosen = POLICY.model_copy(update=policy)
+    return judge({"x": shape}, Counts(rows, {"x": counts}), Counts(0, {}), {"x": 1.0}, chosen)[0]
+
+
+@pytest.mark.parametrize(
+    ("counts", "shape", "status", "reason"),
+    [
+        ([500, 500, 0], EVEN, "stable", ""),
+        ([100, 900, 0], EVEN, "drifted", "PSI"),
+        ([45, 45, 0], EVEN, "undetermined", "90 rows in the window"),
+        (None, EVEN, "undetermined", "not there"),
+        ([500, 500, 120], EVEN, "drifted", "without a value"),
+        ([0, 0, 1000], EVEN, "drifted", "without a value"),
+        ([500, 500, 0], Column("numeric", [0, 1000], edges=[]), "undetermined", "empty in training"),
+        ([500, 500, 0], Column("numeric", [1000, 0, 0], edges=[0.5]), "undetermined", "constant in training"),
+        ([800, 0, 200], Column("numeric", [1000, 0, 0], edges=[0.5]), "drifted", "without a value"),
+        ([50, 0, 950], Column("numeric", [50, 50, 900], edges=[0.5]), "undetermined", "rows with a value"),
+        ([500, 500, 0], Column("numeric", [20, 20, 0], edges=[0.5]), "undetermined", "training rows"),
+    ],
+)
+def test_a_column(counts: list[int] | None, shape: Column, status: str, reason: str) -> None:
+    if shape.edges == [] and counts is not None:
+        counts = [sum(counts), 0]
+    found = one(counts, shape)
+    assert (found.status, reason in found.reason) == (status, True)
+
+
+def test_a_column_drifts_beyond_what_the_reference_did_by_itself() -> None:
+    noisy = Column("numeric", [500, 500, 0], edges=[0.5], floor=5.0, windows=10)
+    assert one([100, 900, 0], noisy).status == "stable"
+    assert one([100, 900, 0], noisy, noise_floor=False).status == "drifted"
+
+
+def finding(column: str, status: Any, weight: float, role: str = "feature") -> Finding:
+    return Finding(column, role, status, "why", 0.1, 0.2, 0.0, 0.0, 1000, weight)
+
+
+def test_columns_weigh_by_their_importance() -> None:
+    light = summarize([finding("a", "drifted", 0.05), finding("b", "stable", 0.95)], POLICY)
+    heavy = summarize([finding("a", "drifted", 0.95), finding("b", "stable", 0.05)], POLICY)
+    assert (light.suspicious, heavy.suspicious) == (False, True)
+    assert light.drift_share == pytest.approx(0.05)
+
+
+def test_what_cannot_be_judged_kills_nothing_and_is_never_fine() -> None:
+    few = summarize([finding("a", "undetermined", 0.2), finding("b", "stable", 0.8)], POLICY)
+    most = summarize([finding("a", "undetermined", 0.8), finding("b", "stable", 0.2)], POLICY)
+    assert few.suspicious is False and few.judged_share == pytest.approx(0.8)
+    assert most.suspicious is None and "20%" in most.reason
+    assert summarize([], POLICY).suspicious is None
+
+
+def test_predictions_count_on_their_own() -> None:
+    found = summarize(
+        [finding("prediction", "drifted", 0, "prediction"), finding("a", "stable", 1.0)], POLICY
+    )
+    assert found.suspicious is True and "predictions" in found.reason
+
+
+def test_without_importances_all_columns_weigh_the_same() -> None:
+    found = judge(
+        {"a": EVEN, "b": EVEN},
+        Counts(1000, {"a": [500, 500, 0], "b": [500, 500, 0]}),
+        Counts(0, {}),
+        {},
+        POLICY,
+    )
+    assert [f.weight for f in found] == [0.5, 0.5]
+
+
+def test_importances_of_columns_that_are_gone_do_not_count() -> None:
+    found = judge(
+        {"a": EVEN}, Counts(1000, {"a": [500, 500, 0]}), Counts(0, {}), {"a": 0.2, "gone": 0.8}, POLICY
+    )
+    assert found[0].weight == 1.0
+
+
+@pytest.mark.parametrize(
+    ("now", "earlier", "expected"),
+    [
+        (None, [True, True], "undetermined"),
+        (False, [True, True], "ok"),
+        (True, [], "suspected"),
+        (True, [False, False], "suspected"),
+        (True, [True, False], "drifted"),
+        (True, [False, True], "drifted"),
+        (True, [False, False, True], "suspected"),
+        (True, [None, None, True], "drifted"),
+        (True, [None, None], "suspected"),
+    ],
+)
+def test_two_of_three(now: bool | None, earlier: list[bool | None], expected: str) -> None:
+    assert tier(now, earlier, POLICY)[0] == expected
+
+
+def test_one_of_one_needs_no_past() -> None:
+    assert tier(True, [], POLICY.model_copy(update={"persistence": (1, 1)}))[0] == "drifted"
