@@ -18,7 +18,7 @@ from perennial.errors import DataError, PerennialError
 from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
 
-from .conftest import World, make_spec
+from .conftest import World, make_spec  # noqa: TID252
 
 DRIFT = {
     "verdict": "drifted",
@@ -167,7 +167,7 @@ def test_declined_requests_do_not_count() -> None:
 
 
 def test_without_a_verdict_nothing_is_decided() -> None:
-    with pytest.raises(DataError, match="2024-02-01.*no verdict"):
+    with pytest.raises(DataError, match=r"2024-02-01.*no verdict"):
         ask(make_spec(), "2024-02-01")
     with pytest.raises(PerennialError, match="not a date"):
         ask(make_spec(), "../2024")

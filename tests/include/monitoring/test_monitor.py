@@ -12,7 +12,7 @@ from perennial.errors import ArtifactError, PerennialError, RegistryError
 from perennial.monitor import monitor
 from perennial.settings import settings
 
-from .conftest import ROWS, World
+from .conftest import ROWS, World  # noqa: TID252
 
 Make = Callable[..., World]
 LATER = "2024-01-22"
@@ -90,11 +90,8 @@ def test_no_column_kills_the_verdict_or_the_report(world: World, value: str) -> 
 
 
 def test_hostile_values_stay_values(world: World) -> None:
-    world.publish(
-        LATER,
-        7,
-        k="CASE i % 4 WHEN 0 THEN '</script><script>alert(1)</script>' WHEN 1 THEN '=cmd()' WHEN 2 THEN repeat('x', 100000) END",
-    )
+    hostile = "WHEN 0 THEN '</script><script>alert(1)</script>' WHEN 1 THEN '=cmd()' WHEN 2 THEN repeat('x', 100000)"
+    world.publish(LATER, 7, k=f"CASE i % 4 {hostile} END")
     found = monitor(world.spec, as_of="2024-01-28")
     assert found["drifted"] == ["k"]
     assert "<script>alert" not in Path(found["report"]).read_text()

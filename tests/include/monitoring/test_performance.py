@@ -7,7 +7,7 @@ import pytest
 
 from perennial import lake, performance
 
-from .conftest import FIRST, World
+from .conftest import FIRST, World  # noqa: TID252
 
 Make = Callable[..., World]
 
