@@ -1,4 +1,4 @@
-"""Finds model folders and reads them; every problem is told with file, line, key, value received and what is allowed."""
+"""Finds and reads model folders; problems are told with file, line, key, value received and what is allowed."""
 
 from __future__ import annotations
 
@@ -54,8 +54,11 @@ def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
     for folder in _folders("model.yaml"):
         try:
             if folder != first[folder.name]:
-                raise SpecError(f"{_show(folder)} has the name of {_show(first[folder.name])}", "rename one of them",
-                                model=folder.name)  # fmt: skip
+                raise SpecError(
+                    f"{_show(folder)} has the name of {_show(first[folder.name])}",
+                    "rename one of them",
+                    model=folder.name,
+                )
             models[folder.name] = load_model(folder)
         except SpecError as error:
             errors.append(error)
@@ -71,8 +74,11 @@ def load_model(folder: Path) -> ModelSpec:
     folder = Path(folder)
     spec = _parse(folder / "model.yaml", ModelSpec)
     if spec.name != folder.name:
-        raise SpecError(f"{_show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
-                        "a model's name is its folder's name", model=folder.name)  # fmt: skip
+        raise SpecError(
+            f"{_show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
+            "a model's name is its folder's name",
+            model=folder.name,
+        )
     spec._folder = folder
     spec._sql = _text(folder / "features.sql", spec.name)
     spec._suite = _text(folder / "expectations.json", spec.name)
@@ -82,22 +88,30 @@ def load_model(folder: Path) -> ModelSpec:
     spec._sets = tuple(sets)
     names = [r.name for r in spec.references]
     if twice := {n for n in names if names.count(n) > 1}:
-        raise SpecError(f"reference table {min(twice)!r} is declared twice", "give it one name and one place",
-                        model=spec.name)  # fmt: skip
+        raise SpecError(
+            f"reference table {min(twice)!r} is declared twice",
+            "give it one name and one place",
+            model=spec.name,
+        )
     return spec
 
 
 def _feature_set(name: str, model: str) -> FeatureSet:
     folders = find("feature_set.yaml")
     if name not in folders:
-        raise SpecError(f"features.sets names {name!r}; there are: {', '.join(folders) or 'none'}",
-                        "a feature set is a folder with feature_set.yaml and features.sql beside the models",
-                        model=model)  # fmt: skip
+        raise SpecError(
+            f"features.sets names {name!r}; there are: {', '.join(folders) or 'none'}",
+            "a feature set is a folder with feature_set.yaml and features.sql beside the models",
+            model=model,
+        )
     folder = folders[name]
     result = _parse(folder / "feature_set.yaml", FeatureSet)
     if result.name != name:
-        raise SpecError(f"{_show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
-                        "a feature set's name is its folder's name", model=model)  # fmt: skip
+        raise SpecError(
+            f"{_show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
+            "a feature set's name is its folder's name",
+            model=model,
+        )
     result._folder = folder
     result._sql = _text(folder / "features.sql", model)
     return result
@@ -110,15 +124,24 @@ def _show(path: Path) -> str:
 def _text(path: Path, model: str) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
-            raise SpecError(f"{_show(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model)
+            raise SpecError(
+                f"{_show(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model
+            )
         return path.read_text("utf-8")
     except FileNotFoundError:
-        raise SpecError(f"{_show(path)} is missing", "a model folder holds model.yaml, features.sql and "
-                        "expectations.json", model=model) from None  # fmt: skip
+        raise SpecError(
+            f"{_show(path)} is missing",
+            "a model folder holds model.yaml, features.sql and expectations.json",
+            model=model,
+        ) from None
     except UnicodeDecodeError as error:
-        raise SpecError(f"{_show(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model) from None
+        raise SpecError(
+            f"{_show(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model
+        ) from None
     except OSError as error:
-        raise SpecError(f"{_show(path)} cannot be read: {error.strerror}", "check its permissions", model=model) from None
+        raise SpecError(
+            f"{_show(path)} cannot be read: {error.strerror}", "check its permissions", model=model
+        ) from None
 
 
 def _parse(path: Path, kind: type[_Parsed]) -> _Parsed:
@@ -133,7 +156,9 @@ def _parse(path: Path, kind: type[_Parsed]) -> _Parsed:
         values = loader.construct_document(node) if not problems else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        raise SpecError(f"{shown}:{mark.line + 1 if mark else 1}: {error.problem}", _READ, model=model) from None
+        raise SpecError(
+            f"{shown}:{mark.line + 1 if mark else 1}: {error.problem}", _READ, model=model
+        ) from None
     except (yaml.YAMLError, ValueError) as error:
         raise SpecError(f"{shown}: {error}", _READ, model=model) from None
     if not problems:
@@ -141,8 +166,9 @@ def _parse(path: Path, kind: type[_Parsed]) -> _Parsed:
             return kind.model_validate(values)
         except ValidationError as error:
             problems = [_problem(e, lines, kind) for e in error.errors(include_url=False)]
-    raise SpecError("\n".join(f"{shown}:{p}" if p[0].isdigit() else f"{shown}: {p}" for p in problems), _READ,
-                    model=model)  # fmt: skip
+    raise SpecError(
+        "\n".join(f"{shown}:{p}" if p[0].isdigit() else f"{shown}: {p}" for p in problems), _READ, model=model
+    )
 
 
 def _walk(node: yaml.Node, path: tuple[str, ...], lines: _Lines, seen_nodes: set[int]) -> Iterator[str]:
@@ -183,7 +209,9 @@ def _problem(error: Any, lines: _Lines, kind: type[BaseModel]) -> str:
     if error["type"] == "missing":
         return f"{line}: {key}: is missing, and must be given"
     message = error["msg"].removeprefix("Value error, ")
-    return f"{line}: {key + ': ' if key else ''}{message}" + ("" if error["type"] == "value_error" else f"; received {received}")
+    return f"{line}: {key + ': ' if key else ''}{message}" + (
+        "" if error["type"] == "value_error" else f"; received {received}"
+    )
 
 
 def _keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:

@@ -27,7 +27,7 @@ GROUP_ROWS = 400_000
 
 @dataclass(frozen=True)
 class Windows:
-    """Partition dates of a training run: ``fit``, then ``valid`` (early stopping, search), then ``holdout`` (judged)."""
+    """Partition dates of a training run: to ``fit``, to stop and search by (``valid``), to judge on (``holdout``)."""
 
     fit: tuple[str, ...]
     valid: tuple[str, ...]
@@ -49,9 +49,13 @@ def windows(spec: ModelSpec, as_of: str, available: list[str]) -> Windows:
         before = [d for d in before if d >= files.shift(holdout_from, -spec.training.window_days)]
     cut = max(1, min(7, len(before) // 5)) if len(before) > 1 else 0
     if not holdout or not cut:
-        raise DataError(f"{len(days)} labelled partitions up to {last}: {len(before)} to train on and {len(holdout)} "
-                        "to judge on are too few", "backfill earlier partitions (the data DAG, start and end), or "
-                        "lower training.holdout_days", model=spec.name, partition=as_of)  # fmt: skip
+        raise DataError(
+            f"{len(days)} labelled partitions up to {last}: {len(before)} to train on and {len(holdout)} "
+            "to judge on are too few",
+            "backfill earlier partitions (the data DAG, start and end), or lower training.holdout_days",
+            model=spec.name,
+            partition=as_of,
+        )
     return Windows(tuple(before[:-cut]), tuple(before[-cut:]), tuple(holdout))
 
 
@@ -70,9 +74,13 @@ def labelled(
         else:
             if not lake.relation(con, "l", lake.table("labels", spec.name), labels_version, start, end):
                 continue
-            on = " AND ".join(f"r.{lake.name(k)} = l.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION))
+            on = " AND ".join(
+                f"r.{lake.name(k)} = l.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION)
+            )
             text = f"SELECT r.*, l.label AS __label FROM r JOIN l ON {on} WHERE l.label IS NOT NULL"
-        order = ", ".join(lake.name(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key))
+        order = ", ".join(
+            lake.name(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
+        )
         import pyarrow as pa
 
         for batch in con.sql(f"{text} ORDER BY {order}").to_arrow_reader(BATCH):
@@ -87,8 +95,9 @@ def _groups(uri: str, days: tuple[str, ...], version: int | None) -> Iterator[tu
         return
     rows: dict[str, int] = {}
     actions = table.get_add_actions(flatten=True)
-    for day, count in zip(actions[f"partition.{lake.PARTITION}"].to_pylist(), actions["num_records"].to_pylist(),
-                          strict=True):  # fmt: skip
+    for day, count in zip(
+        actions[f"partition.{lake.PARTITION}"].to_pylist(), actions["num_records"].to_pylist(), strict=True
+    ):
         rows[day] = rows.get(day, 0) + int(count or 0)
     start, size = days[0], 0
     for i, day in enumerate(days):
@@ -113,18 +122,28 @@ def targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) 
         index = pc.index_in(labels.cast(pa.string()), value_set=pa.array(classes, pa.string()))
         return np.asarray(index.cast(pa.float32()).to_numpy(zero_copy_only=False))
     try:
-        y = np.asarray(labels.cast(pa.float64() if not pa.types.is_boolean(labels.type) else pa.int8()).to_numpy())
+        y = np.asarray(
+            labels.cast(pa.float64() if not pa.types.is_boolean(labels.type) else pa.int8()).to_numpy()
+        )
     except pa.ArrowInvalid as error:
-        raise DataError(f"label.expression gives {labels.type}, not a number", "mend label.expression",
-                        model=spec.name) from error  # fmt: skip
+        raise DataError(
+            f"label.expression gives {labels.type}, not a number", "mend label.expression", model=spec.name
+        ) from error
     y = y.astype(np.float32)
     if not np.isfinite(y).all():
-        raise DataError("a label is NaN or infinite", "have label.expression give null for it", model=spec.name)
+        raise DataError(
+            "a label is NaN or infinite", "have label.expression give null for it", model=spec.name
+        )
     if spec.task == "binary" and not np.isin(y, (0, 1)).all():
-        raise DataError(f"a binary label is {y[~np.isin(y, (0, 1))][0]:g}", "have label.expression give a condition",
-                        model=spec.name)  # fmt: skip
+        raise DataError(
+            f"a binary label is {y[~np.isin(y, (0, 1))][0]:g}",
+            "have label.expression give a condition",
+            model=spec.name,
+        )
     if spec.task == "ranking" and ((y < 0) | (y > 31) | (y != np.floor(y))).any():
-        raise DataError("a grade is not a whole number from 0 to 31", "mend label.expression", model=spec.name)
+        raise DataError(
+            "a grade is not a whole number from 0 to 31", "mend label.expression", model=spec.name
+        )
     return y
 
 
@@ -142,7 +161,7 @@ class Spool:
 
     def append(self, matrix: np.ndarray, y: np.ndarray, group: np.ndarray | None) -> None:
         """Add rows."""
-        with open(self.path, "ab") as file:
+        with self.path.open("ab") as file:
             matrix.tofile(file)
         self.y.append(y)
         if group is not None:
@@ -155,7 +174,9 @@ class Spool:
 
         for first in range(start, stop, BATCH):
             last = min(first + BATCH, stop)
-            matrix = np.fromfile(self.path, np.float32, (last - first) * self.columns, offset=first * self.columns * 4)
+            matrix = np.fromfile(
+                self.path, np.float32, (last - first) * self.columns, offset=first * self.columns * 4
+            )
             matrix = matrix.reshape(-1, self.columns)
             for j, ranks in self.lookup.items():
                 matrix[:, j] = ranks[np.nan_to_num(matrix[:, j], nan=len(ranks) - 1).astype(np.int64)]
@@ -178,7 +199,14 @@ class Dataset:
     group: np.ndarray | None
 
     def dmatrix(
-        self, start: int, stop: int, *, max_bin: int, threads: int, external: bool, ref: xgboost.DMatrix | None = None
+        self,
+        start: int,
+        stop: int,
+        *,
+        max_bin: int,
+        threads: int,
+        external: bool,
+        ref: xgboost.DMatrix | None = None,
     ) -> xgboost.DMatrix:
         """Rows ``start`` to ``stop`` as XGBoost's binned matrix, in memory or on disk; the same bins either way."""
         import xgboost
@@ -191,17 +219,21 @@ class Dataset:
 def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.DataIter:
     import xgboost
 
-    class Batches(xgboost.DataIter):
+    class Batches(xgboost.DataIter):  # type: ignore[misc]
         """Feeds the spool to XGBoost, which reads it several times."""
 
         def __init__(self) -> None:
             self._batches = data.spool.batches(start, stop)
-            super().__init__(cache_prefix=f"{data.spool.path}.{start}" if external else None, release_data=True)
+            super().__init__(
+                cache_prefix=f"{data.spool.path}.{start}" if external else None, release_data=True
+            )
 
         def next(self, input_data: Callable[..., Any]) -> bool:
             for matrix, rows in self._batches:
                 qid = None if data.group is None else data.group[rows]
-                input_data(data=matrix, label=data.y[rows], qid=qid, feature_names=list(data.encoding.columns))
+                input_data(
+                    data=matrix, label=data.y[rows], qid=qid, feature_names=list(data.encoding.columns)
+                )
                 return True
             return False
 
@@ -212,7 +244,12 @@ def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.D
 
 
 def build(
-    spec: ModelSpec, features: Features, split: Windows, folder: Path, version: int | None, labels_version: int | None
+    spec: ModelSpec,
+    features: Features,
+    split: Windows,
+    folder: Path,
+    version: int | None,
+    labels_version: int | None,
 ) -> Dataset:
     """Read, join, compute features and encode the rows of ``split.fit`` and ``split.valid`` into ``folder``.
 
@@ -235,7 +272,9 @@ def build(
             for name, categories in known.items():
                 seen = set(categories)
                 fresh = pc.unique(found.column(name)).to_pylist()
-                categories += [c if isinstance(c, str) else str(c) for c in fresh if c is not None and str(c) not in seen]
+                categories += [
+                    c if isinstance(c, str) else str(c) for c in fresh if c is not None and str(c) not in seen
+                ]
             matrix = Encoding(tuple(features.columns), known).matrix(found)
             group = None
             if spec.group:
@@ -249,11 +288,16 @@ def build(
         if part == "fit":
             fit = spool.rows
     if not fit or fit == spool.rows:
-        raise DataError(f"{spool.rows} labelled rows from {split.fit[0]} to {split.valid[-1]}: nothing to train on",
-                        "check that labels arrive and that their keys are those of the rows", model=spec.name)  # fmt: skip
+        raise DataError(
+            f"{spool.rows} labelled rows from {split.fit[0]} to {split.valid[-1]}: nothing to train on",
+            "check that labels arrive and that their keys are those of the rows",
+            model=spec.name,
+        )
     y = np.concatenate(spool.y)
     if spec.task in ("binary", "multiclass") and len(np.unique(y[:fit])) < 2:
-        raise DataError(f"all {fit} training rows have the same label", "check label.expression", model=spec.name)
+        raise DataError(
+            f"all {fit} training rows have the same label", "check label.expression", model=spec.name
+        )
     order = {name: sorted(categories) for name, categories in known.items()}
     for j, name in enumerate(features.columns):
         if name in order:
@@ -263,7 +307,9 @@ def build(
     return Dataset(spool, fit, encoding, classes, y, np.concatenate(spool.groups) if spool.groups else None)
 
 
-def _classes(spec: ModelSpec, split: Windows, version: int | None, labels_version: int | None) -> tuple[str, ...]:
+def _classes(
+    spec: ModelSpec, split: Windows, version: int | None, labels_version: int | None
+) -> tuple[str, ...]:
     import pyarrow as pa
     import pyarrow.compute as pc
 

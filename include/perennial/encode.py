@@ -45,15 +45,21 @@ class Encoding:
             try:
                 column = features.column(name).combine_chunks()
             except KeyError:
-                raise DataError(f"feature {name!r} is missing", "features.sql no longer gives what the champion was "
-                                "trained on: score with the champion's own, or retrain") from None  # fmt: skip
+                raise DataError(
+                    f"feature {name!r} is missing",
+                    "features.sql no longer gives what the champion was "
+                    "trained on: score with the champion's own, or retrain",
+                ) from None
             if name in self.categories:
                 text = column if pa.types.is_string(column.type) else column.cast(pa.string())
                 known = pa.array(self.categories[name], pa.string())
                 codes = pc.index_in(text, value_set=known, skip_nulls=True)
                 if self.unseen == "stop" and codes.null_count > text.null_count:
-                    raise DataError(f"feature {name!r} has {codes.null_count - text.null_count} rows with a category "
-                                    "that training did not see", "retrain, or set features.unseen to missing")  # fmt: skip
+                    raise DataError(
+                        f"feature {name!r} has {codes.null_count - text.null_count} rows with a category "
+                        "that training did not see",
+                        "retrain, or set features.unseen to missing",
+                    )
                 column = codes
             out[:, j] = _floats(column)
         # XGBoost refuses infinities; what is not a finite number is missing.

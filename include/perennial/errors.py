@@ -13,7 +13,9 @@ class PerennialError(Exception):
         partition: the partition (ISO date, or a range ``start..end``) concerned.
     """
 
-    def __init__(self, cause: str, remedy: str, *, model: str | None = None, partition: str | None = None) -> None:
+    def __init__(
+        self, cause: str, remedy: str, *, model: str | None = None, partition: str | None = None
+    ) -> None:
         self.cause, self.remedy, self.model, self.partition = cause, remedy, model, partition
         super().__init__(str(self))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -12,15 +13,21 @@ if TYPE_CHECKING:
 
 #: XGBoost's name of each gate metric, for early stopping and search.
 EVAL_METRICS = {
-    ("binary", "log_loss"): "logloss", ("binary", "brier"): "rmse", ("multiclass", "log_loss"): "mlogloss",
-    ("multiclass", "error_rate"): "merror", ("regression", "squared_error"): "rmse",
-    ("regression", "absolute_error"): "mae", ("ranking", "ndcg_loss"): "ndcg",
-}  # fmt: skip
+    ("binary", "log_loss"): "logloss",
+    ("binary", "brier"): "rmse",
+    ("multiclass", "log_loss"): "mlogloss",
+    ("multiclass", "error_rate"): "merror",
+    ("regression", "squared_error"): "rmse",
+    ("regression", "absolute_error"): "mae",
+    ("ranking", "ndcg_loss"): "ndcg",
+}
 #: Rows that the bootstrap draws from at most; the interval's width no longer matters above.
 MAX_ROWS = 200_000
 
 
-def losses(task: str, metric: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None) -> np.ndarray:
+def losses(
+    task: str, metric: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None
+) -> np.ndarray:
     """The loss of each row (of each group, for ranking), shape (rows,) or (groups,); lower is better.
 
     Args:
@@ -33,15 +40,15 @@ def losses(task: str, metric: str, y: np.ndarray, predicted: np.ndarray, group: 
     tiny = 1e-7
     if task == "binary":
         p = np.clip(predicted.astype(np.float64), tiny, 1 - tiny)
-        return (p - y) ** 2 if metric == "brier" else -(y * np.log(p) + (1 - y) * np.log1p(-p))
+        return np.asarray((p - y) ** 2 if metric == "brier" else -(y * np.log(p) + (1 - y) * np.log1p(-p)))
     if task == "multiclass":
         if metric == "error_rate":
             return np.asarray(predicted.argmax(axis=1) != y, dtype=np.float64)
         chosen = predicted[np.arange(len(y)), y.astype(np.int64)].astype(np.float64)
-        return -np.log(np.clip(chosen, tiny, 1))
+        return np.asarray(-np.log(np.clip(chosen, tiny, 1)))
     if task == "regression":
         error = predicted.astype(np.float64) - y
-        return np.abs(error) if metric == "absolute_error" else error**2
+        return np.asarray(np.abs(error) if metric == "absolute_error" else error**2)
     return _ndcg_losses(y, predicted, group)
 
 
@@ -54,14 +61,16 @@ def _ndcg_losses(y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None)
         raise ValueError("ranking is judged by lists: group is needed")
     edges = np.flatnonzero(np.r_[True, group[1:] != group[:-1], True])
     found = []
-    for start, stop in zip(edges[:-1], edges[1:], strict=True):
+    for start, stop in pairwise(edges):
         gains = 2.0 ** y[start:stop] - 1
         if stop - start > 1 and gains.any():  # a list of one, or with nothing to find, cannot be ranked badly
             found.append(1 - ndcg_score([gains], [predicted[start:stop]]))
     return np.asarray(found or [0.0])
 
 
-def metrics(task: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None) -> dict[str, float]:
+def metrics(
+    task: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None
+) -> dict[str, float]:
     """The usual metrics of a task, among them every gate metric, by name."""
     import numpy as np
     from sklearn import metrics as sk
@@ -103,7 +112,9 @@ class Comparison:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def compare(mine: np.ndarray, other: np.ndarray, *, confidence: float, resamples: int, seed: int) -> Comparison:
+def compare(
+    mine: np.ndarray, other: np.ndarray, *, confidence: float, resamples: int, seed: int
+) -> Comparison:
     """Paired bootstrap of the difference in loss (percentile interval; Efron and Tibshirani, 1993, chapter 13).
 
     Args:
@@ -122,12 +133,24 @@ def compare(mine: np.ndarray, other: np.ndarray, *, confidence: float, resamples
     if len(difference) < 2 or np.ptp(difference) == 0:
         low = high = float(difference.mean())
     else:
-        interval = bootstrap((difference,), np.mean, n_resamples=resamples, confidence_level=confidence,
-                             method="percentile", batch=max(1, 4_000_000 // len(difference)),
-                             rng=rng).confidence_interval  # fmt: skip
+        interval = bootstrap(
+            (difference,),
+            np.mean,
+            n_resamples=resamples,
+            confidence_level=confidence,
+            method="percentile",
+            batch=max(1, 4_000_000 // len(difference)),
+            rng=rng,
+        ).confidence_interval
         low, high = float(interval.low), float(interval.high)
-    return Comparison(float(mine.mean()), float(other.mean()), float((other.mean() - mine.mean()) / scale),
-                      low / scale, high / scale, len(mine))  # fmt: skip
+    return Comparison(
+        float(mine.mean()),
+        float(other.mean()),
+        float((other.mean() - mine.mean()) / scale),
+        low / scale,
+        high / scale,
+        len(mine),
+    )
 
 
 def gate(

@@ -12,17 +12,25 @@ from typing import TYPE_CHECKING
 
 from perennial import lake, references
 from perennial.errors import DataError, SpecError
-from perennial.spec import ModelSpec
+from perennial.spec import FeatureSet, ModelSpec
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 131_072
-_SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE",
-              "timestamp": "TIMESTAMP"}  # fmt: skip
+_SQL_TYPES = {
+    "string": "VARCHAR",
+    "integer": "BIGINT",
+    "number": "DOUBLE",
+    "boolean": "BOOLEAN",
+    "date": "DATE",
+    "timestamp": "TIMESTAMP",
+}
 #: What would make a rerun differ: refused in the SQL of features.
-_UNSTABLE = frozenset("random now current_date current_timestamp get_current_timestamp today uuid gen_random_uuid "
-                      "transaction_timestamp current_localtimestamp nextval".split())  # fmt: skip
+_UNSTABLE = {
+    "random", "now", "current_date", "current_timestamp", "get_current_timestamp", "today", "uuid", "nextval",
+    "gen_random_uuid", "transaction_timestamp", "current_localtimestamp",
+}  # fmt: skip
 
 
 class Features:
@@ -55,19 +63,25 @@ class Features:
         types = describe(self._con, self.spec, self._query)
         key = self.spec.data.key
         if missing := [k for k in key if k not in types]:
-            raise self._wrong(f"it does not return the key column {missing[0]!r}", "SELECT the key beside the features")
+            raise self._wrong(
+                f"it does not return the key column {missing[0]!r}", "SELECT the key beside the features"
+            )
         columns = [c for c in types if c not in key]
         if not columns:
             raise self._wrong("it returns no feature", "SELECT at least one column beside the key")
         if unknown := [c for c in self.spec.features.categorical if c not in columns]:
-            raise self._wrong(f"features.categorical names {unknown[0]!r}, which it does not return",
-                              f"it returns: {', '.join(columns)}")  # fmt: skip
+            raise self._wrong(
+                f"features.categorical names {unknown[0]!r}, which it does not return",
+                f"it returns: {', '.join(columns)}",
+            )
         for column in columns:
             text = column in self.spec.features.categorical
             kind = types[column].split("(")[0]
             if not text and kind not in _NUMBERS:
-                raise self._wrong(f"feature {column!r} is a {types[column]}", "name it in features.categorical, or turn "
-                                  "it into a number")  # fmt: skip
+                raise self._wrong(
+                    f"feature {column!r} is a {types[column]}",
+                    "name it in features.categorical, or turn it into a number",
+                )
         return columns
 
     def _wrong(self, cause: str, remedy: str) -> SpecError:
@@ -87,8 +101,11 @@ class Features:
         try:
             found = self._con.sql(self._query).to_arrow_table()
         except duckdb.Error as error:
-            raise DataError(f"features.sql failed: {first_line(error)}", "mend the SQL, or add an expectation that "
-                            "keeps such rows out", model=self.spec.name) from error  # fmt: skip
+            raise DataError(
+                f"features.sql failed: {first_line(error)}",
+                "mend the SQL, or add an expectation that keeps such rows out",
+                model=self.spec.name,
+            ) from error
         finally:
             self._con.unregister("published")
         if found.num_rows != rows.num_rows:
@@ -113,8 +130,11 @@ class Features:
         return positions.combine_chunks() if isinstance(positions, pa.ChunkedArray) else positions
 
     def _rows(self, cause: str) -> DataError:
-        return DataError(f"features.sql: {cause}", "join reference tables by a unique key, do not filter: each row "
-                         "has its features once", model=self.spec.name)  # fmt: skip
+        return DataError(
+            f"features.sql: {cause}",
+            "join reference tables by a unique key, do not filter: each row has its features once",
+            model=self.spec.name,
+        )
 
     def check_rowwise(self, rows: pa.Table) -> None:
         """Refuse SQL whose result for a row depends on the other rows.
@@ -127,14 +147,24 @@ class Features:
         half = rows.slice(0, max(1, rows.num_rows // 2))
         whole, alone = self.apply(rows).slice(0, half.num_rows), self.apply(half)
         for column in self.columns:
-            if not np.array_equal(*(np.nan_to_num(t.column(column).to_numpy()) if column not in self.categorical
-                                    else t.column(column).to_numpy() for t in (whole, alone))):  # fmt: skip
-                raise self._wrong(f"feature {column!r} of a row depends on the other rows",
-                                  "use no window or aggregate over rows: a night must give what a year gives")  # fmt: skip
+            if not np.array_equal(
+                *(
+                    np.nan_to_num(t.column(column).to_numpy())
+                    if column not in self.categorical
+                    else t.column(column).to_numpy()
+                    for t in (whole, alone)
+                )
+            ):
+                raise self._wrong(
+                    f"feature {column!r} of a row depends on the other rows",
+                    "use no window or aggregate over rows: a night must give what a year gives",
+                )
 
 
-_NUMBERS = frozenset(("BOOLEAN TINYINT SMALLINT INTEGER BIGINT HUGEINT UTINYINT USMALLINT UINTEGER UBIGINT FLOAT "
-                      "DOUBLE DECIMAL").split())  # fmt: skip
+_NUMBERS = {
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
+    "FLOAT", "DOUBLE", "DECIMAL",
+}  # fmt: skip
 
 
 def query(spec: ModelSpec) -> str:
@@ -155,16 +185,24 @@ def describe(con: object, spec: ModelSpec, text: str) -> dict[str, str]:
 
     assert isinstance(con, duckdb.DuckDBPyConnection)
     hidden = spec.label.expression if spec.label.source is None else None
-    columns = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {lake.name(c)}" for c, t in spec.data.columns.items()
-                        if c != hidden)  # fmt: skip
+    columns = ", ".join(
+        f"CAST(NULL AS {_SQL_TYPES[t]}) AS {lake.name(c)}"
+        for c, t in spec.data.columns.items()
+        if c != hidden
+    )
     con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {columns} LIMIT 0")
     try:
-        for where, sql in ((f"{s.name}/features.sql", s.sql) for s in (*spec.feature_sets, spec)):
-            _refuse_unstable(con, spec, where, sql)
+        for source in [*spec.feature_sets, spec]:
+            assert isinstance(source, FeatureSet | ModelSpec)
+            _refuse_unstable(con, spec, f"{source.name}/features.sql", source.sql)
         return {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE {text}").fetchall()}
     except duckdb.Error as error:
-        raise SpecError(f"features.sql: {first_line(error)}", "the SQL reads rows and the reference tables "
-                        f"({', '.join(r.name for r in spec.references) or 'none'})", model=spec.name) from None  # fmt: skip
+        raise SpecError(
+            f"features.sql: {first_line(error)}",
+            "the SQL reads rows and the reference tables "
+            f"({', '.join(r.name for r in spec.references) or 'none'})",
+            model=spec.name,
+        ) from None
     finally:
         con.execute("DROP VIEW published")
 
@@ -178,12 +216,19 @@ def _refuse_unstable(con: object, spec: ModelSpec, where: str, sql: str) -> None
     row = con.execute("SELECT json_serialize_sql(?)", [sql.rstrip().rstrip(";")]).fetchone()
     tree = json.loads(row[0]) if row else {}
     if tree.get("error"):
-        raise SpecError(f"{where}: {tree.get('error_message')}", "one SELECT statement is needed", model=spec.name)
+        raise SpecError(
+            f"{where}: {tree.get('error_message')}", "one SELECT statement is needed", model=spec.name
+        )
     if len(tree["statements"]) != 1:
-        raise SpecError(f"{where}: {len(tree['statements'])} statements", "one SELECT is needed", model=spec.name)
+        raise SpecError(
+            f"{where}: {len(tree['statements'])} statements", "one SELECT is needed", model=spec.name
+        )
     if found := sorted(set(_functions(tree)) & _UNSTABLE):
-        raise SpecError(f"{where}: {found[0]}() gives another result each time", "use the row's event time instead",
-                        model=spec.name)  # fmt: skip
+        raise SpecError(
+            f"{where}: {found[0]}() gives another result each time",
+            "use the row's event time instead",
+            model=spec.name,
+        )
 
 
 def _functions(node: object) -> Iterator[str]:
@@ -203,9 +248,12 @@ def first_line(error: Exception) -> str:
 
 
 def reader(
-    spec: ModelSpec, start: str | None, end: str | None, version: int | None = None,
+    spec: ModelSpec,
+    start: str | None,
+    end: str | None,
+    version: int | None = None,
     versions: dict[str, int] | None = None,
-) -> pa.RecordBatchReader | None:  # fmt: skip
+) -> pa.RecordBatchReader | None:
     """Key, ``partition_date`` and features of the published rows of a range, as a stream; None where there are none."""
     import pyarrow as pa
 
@@ -219,8 +267,11 @@ def reader(
         for batch in source:
             rows = pa.Table.from_batches([batch])
             found = features.apply(rows)
-            yield from pa.table({c: rows.column(c) for c in keep} | {c: found.column(c) for c in found.column_names}
-                                ).combine_chunks().to_batches()  # fmt: skip
+            yield from (
+                pa.table({c: rows.column(c) for c in keep} | {c: found.column(c) for c in found.column_names})
+                .combine_chunks()
+                .to_batches()
+            )
 
     stream = parts()
     first = next(stream, None)

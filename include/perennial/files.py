@@ -16,7 +16,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 1 << 20
-_REMEDY = "check that the disk has room, that the place exists and that this user may use it; then run it again"
+_REMEDY = (
+    "check that the disk has room, that the place exists and that this user may use it; then run it again"
+)
 
 
 def is_remote(uri: str) -> bool:
@@ -103,7 +105,11 @@ def digest(uri: str) -> str:
 
 def _blocks(uri: str) -> Iterator[bytes]:
     try:
-        with filesystem().open_input_stream(uri.removeprefix("s3://")) if is_remote(uri) else open(uri, "rb") as file:
+        with (
+            filesystem().open_input_stream(uri.removeprefix("s3://"))
+            if is_remote(uri)
+            else Path(uri).open("rb") as file
+        ):
             while block := file.read(BLOCK):
                 yield block
     except FileNotFoundError:
@@ -142,11 +148,11 @@ def write_bytes(uri: str, content: bytes) -> str:
         path.parent.mkdir(parents=True, exist_ok=True)
         temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
         try:
-            with open(temporary, "wb") as file:
+            with temporary.open("wb") as file:
                 file.write(content)
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(temporary, path)
+            temporary.replace(path)
         finally:
             temporary.unlink(missing_ok=True)
         return uri

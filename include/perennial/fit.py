@@ -59,12 +59,17 @@ def device(asked: str) -> str:
     if asked == "cpu":
         return "cpu"
     with xgboost.config_context(verbosity=0):
-        probe = xgboost.train({"device": "cuda", "max_depth": 1, "verbosity": 0},
-                              xgboost.DMatrix(np.zeros((2, 1), np.float32), label=[0, 1]), 1)  # fmt: skip
+        probe = xgboost.train(
+            {"device": "cuda", "max_depth": 1, "verbosity": 0},
+            xgboost.DMatrix(np.zeros((2, 1), np.float32), label=[0, 1]),
+            1,
+        )
     found = ran_on(probe)
     if asked == "cuda" and found != "cuda":
-        raise PerennialError("training.device is cuda, but XGBoost found no GPU and would have used the CPU",
-                             "run it where there is a GPU, or set training.device to auto or cpu")  # fmt: skip
+        raise PerennialError(
+            "training.device is cuda, but XGBoost found no GPU and would have used the CPU",
+            "run it where there is a GPU, or set training.device to auto or cpu",
+        )
     return found
 
 
@@ -77,9 +82,14 @@ def ran_on(booster: xgboost.Booster) -> str:
 def parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
     """XGBoost's parameters, without those of the search."""
     values: dict[str, Any] = {
-        "objective": spec.objective, "eval_metric": EVAL_METRICS[(spec.task, spec.metric)], "tree_method": "hist",
-        "device": device, "seed": spec.training.seed, "nthread": settings().threads, "verbosity": 0,
-    }  # fmt: skip
+        "objective": spec.objective,
+        "eval_metric": EVAL_METRICS[(spec.task, spec.metric)],
+        "tree_method": "hist",
+        "device": device,
+        "seed": spec.training.seed,
+        "nthread": settings().threads,
+        "verbosity": 0,
+    }
     if spec.task == "multiclass":
         values["num_class"] = classes
     return values | _typed(spec.training.params)
@@ -99,36 +109,58 @@ def fit(spec: ModelSpec, data: Dataset, *, on_trial: Callable[[Trial], None] = l
 
     where = device(spec.training.device)
     base = parameters(spec, where, len(data.classes))
-    threads, max_bin = settings().threads, int(base.get("max_bin", 256))
-    external = data.spool.rows * data.spool.columns * BYTES_A_CELL > settings().memory_mb * 2**20 // 2
-    train = data.dmatrix(0, data.fit, max_bin=max_bin, threads=threads, external=external)
-    valid = data.dmatrix(data.fit, data.spool.rows, max_bin=max_bin, threads=threads, external=external, ref=train)
+    how: dict[str, Any] = {
+        "max_bin": int(base.get("max_bin", 256)),
+        "threads": settings().threads,
+        "external": data.spool.rows * data.spool.columns * BYTES_A_CELL > settings().memory_mb * 2**20 // 2,
+    }
+    trials = _trials(spec, data, base, how, on_trial)
+    best = min(trials, key=lambda t: (t.loss, t.number))
+    params = base | _typed(best.params)
+    booster = xgboost.train(params, data.dmatrix(0, data.spool.rows, **how), best.rounds)
+    ran = ran_on(booster)
+    if ran != where:
+        raise PerennialError(
+            f"training began on {where} and ended on {ran}", "check the GPU; then train again"
+        )
+    return Fitted(booster, ran, params, best.rounds, bool(how["external"]), trials)
+
+
+def _trials(
+    spec: ModelSpec,
+    data: Dataset,
+    base: dict[str, Any],
+    how: dict[str, Any],
+    on_trial: Callable[[Trial], None],
+) -> list[Trial]:
+    """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
+    import xgboost
+
+    train = data.dmatrix(0, data.fit, **how)
+    valid = data.dmatrix(data.fit, data.spool.rows, ref=train, **how)
     trials: list[Trial] = []
 
     def run(number: int, chosen: dict[str, float]) -> Trial:
         started = time.monotonic()
-        booster = xgboost.train(base | _typed(chosen), train, spec.training.rounds, evals=[(valid, "valid")],
-                                early_stopping_rounds=spec.training.early_stopping_rounds,
-                                verbose_eval=False)  # fmt: skip
+        booster = xgboost.train(
+            base | _typed(chosen),
+            train,
+            spec.training.rounds,
+            evals=[(valid, "valid")],
+            early_stopping_rounds=spec.training.early_stopping_rounds,
+            verbose_eval=False,
+        )
         loss = -booster.best_score if spec.task == "ranking" else booster.best_score
-        trial = Trial(number, chosen, float(loss), booster.best_iteration + 1, round(time.monotonic() - started, 3))
-        trials.append(trial)
-        on_trial(trial)
-        return trial
+        seconds = round(time.monotonic() - started, 3)
+        trials.append(Trial(number, chosen, float(loss), booster.best_iteration + 1, seconds))
+        on_trial(trials[-1])
+        return trials[-1]
 
     if spec.training.search.trials:
         _search(spec, run)
     else:
         run(0, {})
-    best = min(trials, key=lambda t: (t.loss, t.number))
-    del train, valid  # both matrices together would double what the last fit needs
-    params = base | _typed(best.params)
-    whole = data.dmatrix(0, data.spool.rows, max_bin=max_bin, threads=threads, external=external)
-    booster = xgboost.train(params, whole, best.rounds)
-    ran = ran_on(booster)
-    if ran != where:
-        raise PerennialError(f"training began on {where} and ended on {ran}", "check the GPU; then train again")
-    return Fitted(booster, ran, params, best.rounds, external, trials)
+    return trials
 
 
 def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial]) -> None:
@@ -173,16 +205,22 @@ def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray]
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
     step = max(1, data.spool.rows // BASELINE_ROWS)
-    picked = [(m[(-rows.start) % step :: step], data.y[rows][(-rows.start) % step :: step])
-              for m, rows in data.spool.batches(0, data.spool.rows)]  # fmt: skip
+    picked = [
+        (m[(-rows.start) % step :: step], data.y[rows][(-rows.start) % step :: step])
+        for m, rows in data.spool.batches(0, data.spool.rows)
+    ]
     x, y = np.concatenate([p[0] for p in picked]), np.concatenate([p[1] for p in picked])
     names = data.encoding.columns
     codes = [j for j, n in enumerate(names) if n in data.encoding.categories]
-    numbers = [j for j, n in enumerate(names) if n not in data.encoding.categories and np.isfinite(x[:, j]).any()]
-    prepare = ColumnTransformer([
-        ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), numbers),
-        ("codes", OneHotEncoder(handle_unknown="ignore", min_frequency=20), codes),
-    ])  # fmt: skip
+    numbers = [
+        j for j, n in enumerate(names) if n not in data.encoding.categories and np.isfinite(x[:, j]).any()
+    ]
+    prepare = ColumnTransformer(
+        [
+            ("numbers", make_pipeline(SimpleImputer(strategy="median"), StandardScaler()), numbers),
+            ("codes", OneHotEncoder(handle_unknown="ignore", min_frequency=20), codes),
+        ]
+    )
     classify = spec.task in ("binary", "multiclass")
     models = {
         "constant": DummyClassifier(strategy="prior") if classify else DummyRegressor(),

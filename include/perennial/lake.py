@@ -48,8 +48,10 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
         return None
     except (DeltaError, OSError) as error:
         what = uri if version is None else f"{uri} at version {version}"
-        raise StorageError(f"{what} cannot be read: {error}", "check the lake's address and permissions; a version "
-                           "that was vacuumed is gone") from error  # fmt: skip
+        raise StorageError(
+            f"{what} cannot be read: {error}",
+            "check the lake's address and permissions; a version that was vacuumed is gone",
+        ) from error
 
 
 def version(uri: str) -> int | None:
@@ -64,7 +66,9 @@ def partitions(uri: str, version: int | None = None) -> list[str]:
     return sorted(p[PARTITION] for p in found.partitions()) if found else []
 
 
-def fingerprint(uri: str, start: str | None = None, end: str | None = None, version: int | None = None) -> str:
+def fingerprint(
+    uri: str, start: str | None = None, end: str | None = None, version: int | None = None
+) -> str:
     """What names the content of the partitions ``start`` to ``end``: it changes when one of them is replaced.
 
     Returns:
@@ -72,7 +76,11 @@ def fingerprint(uri: str, start: str | None = None, end: str | None = None, vers
     """
     found = open_table(uri, version)
     wanted = [(PARTITION, op, day) for op, day in ((">=", start), ("<=", end)) if day]
-    paths = sorted(p.rsplit("/", 1)[1] for p in found.file_uris(partition_filters=wanted or None)) if found else []
+    paths = (
+        sorted(p.rsplit("/", 1)[1] for p in found.file_uris(partition_filters=wanted or None))
+        if found
+        else []
+    )
     return hashlib.sha256("\n".join(paths).encode()).hexdigest() if paths else ""
 
 
@@ -102,7 +110,11 @@ def replace(
     for attempt in range(ATTEMPTS):
         try:
             exists = open_table(uri) is not None
-            where = f"{PARTITION} = '{start}'" if start == end else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
+            where = (
+                f"{PARTITION} = '{start}'"
+                if start == end
+                else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
+            )
             write_deltalake(
                 uri,
                 data() if callable(data) else data,
@@ -112,22 +124,31 @@ def replace(
                 schema_mode="merge" if exists else None,
                 storage_options=settings().storage_options,
                 # Old versions are what training pins: vacuum must not take them within two years.
-                configuration={"delta.deletedFileRetentionDuration": "interval 730 days"} if not exists else None,
+                configuration={"delta.deletedFileRetentionDuration": "interval 730 days"}
+                if not exists
+                else None,
                 writer_properties=WriterProperties(compression="SNAPPY", max_row_group_size=262_144),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
-            return open_table(uri).version()  # type: ignore[union-attr]
+            return int(open_table(uri).version())  # type: ignore[union-attr]
         except CommitFailedError as error:
             if attempt == ATTEMPTS - 1:
-                raise StorageError(f"{uri}: other writers won {ATTEMPTS} times", "run it again when they are done",
-                                   partition=start) from error  # fmt: skip
+                raise StorageError(
+                    f"{uri}: other writers won {ATTEMPTS} times",
+                    "run it again when they are done",
+                    partition=start,
+                ) from error
             time.sleep(random.uniform(0.02, 0.1 * (attempt + 1)))
         except (DeltaError, OSError) as error:
             if "already exists" in str(error) and attempt < ATTEMPTS - 1:  # two first writers at once
                 time.sleep(random.uniform(0.05, 0.2))
                 continue
-            raise StorageError(f"{uri} cannot be written: {error}", "check that the disk has room and that this user "
-                               "may write; then run it again: nothing was published", partition=start) from error  # fmt: skip
+            raise StorageError(
+                f"{uri} cannot be written: {error}",
+                "check that the disk has room and that this user "
+                "may write; then run it again: nothing was published",
+                partition=start,
+            ) from error
     raise AssertionError("unreachable")
 
 
@@ -160,9 +181,13 @@ def name(text: str) -> str:
 
 
 def relation(
-    con: duckdb.DuckDBPyConnection, view: str, uri: str, version: int | None = None,
-    start: str | None = None, end: str | None = None,
-) -> bool:  # fmt: skip
+    con: duckdb.DuckDBPyConnection,
+    view: str,
+    uri: str,
+    version: int | None = None,
+    start: str | None = None,
+    end: str | None = None,
+) -> bool:
     """Make the partitions ``start`` to ``end`` of a table a streaming view of DuckDB.
 
     Returns:
@@ -204,9 +229,13 @@ def ds_filesystem(uri: str) -> Any:
 
 
 def stream(
-    uri: str, version: int | None = None, start: str | None = None, end: str | None = None,
-    columns: list[str] | None = None, rows: int = 131_072,
-) -> pa.RecordBatchReader | None:  # fmt: skip
+    uri: str,
+    version: int | None = None,
+    start: str | None = None,
+    end: str | None = None,
+    columns: list[str] | None = None,
+    rows: int = 131_072,
+) -> pa.RecordBatchReader | None:
     """The partitions ``start`` to ``end`` as a stream of record batches; None where there is nothing."""
     con = connect()
     if not relation(con, "t", uri, version, start, end):

@@ -15,8 +15,19 @@ from perennial import lake, lock
 from perennial.errors import LedgerError, StorageError
 from perennial.settings import settings
 
-FIELDS = ("model", "sequence", "recorded_at", "kind", "decision", "reason", "evidence", "actor", "partition",
-          "model_version", "previous")  # fmt: skip
+FIELDS = (
+    "model",
+    "sequence",
+    "recorded_at",
+    "kind",
+    "decision",
+    "reason",
+    "evidence",
+    "actor",
+    "partition",
+    "model_version",
+    "previous",
+)
 GENESIS = "0" * 64
 
 
@@ -26,9 +37,16 @@ def uri() -> str:
 
 
 def append(
-    model: str, *, kind: str, decision: str, reason: str, actor: str,
-    evidence: dict[str, Any] | None = None, partition: str | None = None, model_version: str | None = None,
-) -> dict[str, Any]:  # fmt: skip
+    model: str,
+    *,
+    kind: str,
+    decision: str,
+    reason: str,
+    actor: str,
+    evidence: dict[str, Any] | None = None,
+    partition: str | None = None,
+    model_version: str | None = None,
+) -> dict[str, Any]:
     """Add one record to a model's chain and return it.
 
     Args:
@@ -49,19 +67,32 @@ def append(
             "model": model,
             "sequence": before[-1]["sequence"] + 1 if before else 1,
             "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "kind": kind, "decision": decision, "reason": reason,
+            "kind": kind,
+            "decision": decision,
+            "reason": reason,
             "evidence": json.dumps(evidence or {}, sort_keys=True, default=str),
-            "actor": actor, "partition": partition or "", "model_version": model_version or "",
+            "actor": actor,
+            "partition": partition or "",
+            "model_version": model_version or "",
             "previous": before[-1]["hash"] if before else GENESIS,
-        }  # fmt: skip
+        }
         record["hash"] = _hash(record)
         fields = [pa.field(f, pa.int64() if f == "sequence" else pa.string()) for f in (*FIELDS, "hash")]
         try:
-            write_deltalake(uri(), pa.Table.from_pylist([record], pa.schema(fields)), mode="append",
-                            partition_by=["model"], storage_options=settings().storage_options)  # fmt: skip
+            write_deltalake(
+                uri(),
+                pa.Table.from_pylist([record], pa.schema(fields)),
+                mode="append",
+                partition_by=["model"],
+                storage_options=settings().storage_options,
+            )
         except (DeltaError, OSError) as error:
-            raise StorageError(f"the ledger cannot be written: {error}", "check that the lake has room and may be "
-                               "written; then run it again", model=model, partition=partition) from error  # fmt: skip
+            raise StorageError(
+                f"the ledger cannot be written: {error}",
+                "check that the lake has room and may be written; then run it again",
+                model=model,
+                partition=partition,
+            ) from error
     return record | {"evidence": evidence or {}}
 
 
@@ -89,8 +120,11 @@ def verify(model: str) -> int:
     for expected, row in enumerate(rows, 1):
         whole = row | {"evidence": json.dumps(row["evidence"], sort_keys=True)}
         if row["sequence"] != expected or row["previous"] != previous or row["hash"] != _hash(whole):
-            raise LedgerError(f"record {row['sequence']} of the ledger was changed, or one before it is missing",
-                              "compare with a backup of the lake: decisions were tampered with", model=model)  # fmt: skip
+            raise LedgerError(
+                f"record {row['sequence']} of the ledger was changed, or one before it is missing",
+                "compare with a backup of the lake: decisions were tampered with",
+                model=model,
+            )
         previous = row["hash"]
     return len(rows)
 

@@ -35,14 +35,16 @@ def hold(name: str, timeout: float = 60) -> Iterator[None]:
 
 
 def _busy(name: str) -> BusyError:
-    return BusyError(f"the lock {name} is held by another run", "wait for the other run to end, then run this again")
+    return BusyError(
+        f"the lock {name} is held by another run", "wait for the other run to end, then run this again"
+    )
 
 
 @contextmanager
 def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
     path = Path(lake) / "locks" / f"{name}.lock"
     path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a") as file:
+    with path.open("a") as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -64,7 +66,12 @@ def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
     key = f"{prefix}/locks/{name}.lock".lstrip("/")
     token = uuid.uuid4().hex
     while True:
-        content = {"token": token, "host": socket.gethostname(), "pid": os.getpid(), "until": time.time() + LEASE_SECONDS}
+        content = {
+            "token": token,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "until": time.time() + LEASE_SECONDS,
+        }
         try:
             mine = s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(content), IfNoneMatch="*")["ETag"]
             break
@@ -74,10 +81,16 @@ def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
         try:
             held = s3.get_object(Bucket=bucket, Key=key)
             if json.loads(held["Body"].read())["until"] < time.time():
-                mine = s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(content), IfMatch=held["ETag"])["ETag"]
+                mine = s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(content), IfMatch=held["ETag"])[
+                    "ETag"
+                ]
                 break
         except ClientError as error:  # the holder let go, or somebody else overtook it first: try again
-            if error.response["Error"]["Code"] not in ("NoSuchKey", "PreconditionFailed", "ConditionalRequestConflict"):
+            if error.response["Error"]["Code"] not in (
+                "NoSuchKey",
+                "PreconditionFailed",
+                "ConditionalRequestConflict",
+            ):
                 raise
         if time.monotonic() > deadline:
             raise _busy(name)

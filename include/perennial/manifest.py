@@ -63,8 +63,12 @@ def read(model: str, step: str, key: str) -> Manifest | None:
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise StorageError(f"{place} is not a manifest: {error}", "remove it and run the step again", model=model,
-                           partition=key) from error  # fmt: skip
+        raise StorageError(
+            f"{place} is not a manifest: {error}",
+            "remove it and run the step again",
+            model=model,
+            partition=key,
+        ) from error
 
 
 def finished(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
@@ -75,17 +79,22 @@ def finished(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifes
 
 def write(manifest: Manifest, started: float) -> Manifest:
     """Complete (code version, duration since ``started = time.monotonic()``, memory) and write. Call it last."""
-    done = Manifest(**asdict(manifest) | {
-        "code_version": code_version(),
-        "duration": round(time.monotonic() - started, 3),
-        "memory_mb": peak_memory_mb(),
-        "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-    })  # fmt: skip
+    done = Manifest(
+        **asdict(manifest)
+        | {
+            "code_version": code_version(),
+            "duration": round(time.monotonic() - started, 3),
+            "memory_mb": peak_memory_mb(),
+            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        }
+    )
     if done.rows_in != done.rows_out + done.quarantined:
         raise StorageError(
             f"{done.rows_in} rows came in, {done.rows_out} went out and {done.quarantined} to quarantine",
-            "this is a defect of the step: report it with the manifest's inputs", model=done.model, partition=done.key,
-        )  # fmt: skip
+            "this is a defect of the step: report it with the manifest's inputs",
+            model=done.model,
+            partition=done.key,
+        )
     files.write_text(uri(done.model, done.step, done.key), json.dumps(asdict(done), indent=1, sort_keys=True))
     return done
 

@@ -45,8 +45,13 @@ class Model:
 
     def save(self, path: Path) -> str:
         """Write the file; returns its digest."""
-        attributes = {"columns": list(self.encoding.columns), "categories": self.encoding.categories,
-                      "unseen": self.encoding.unseen, "task": self.task, "classes": list(self.classes)}  # fmt: skip
+        attributes = {
+            "columns": list(self.encoding.columns),
+            "categories": self.encoding.categories,
+            "unseen": self.encoding.unseen,
+            "task": self.task,
+            "classes": list(self.classes),
+        }
         self.booster.set_attr(**{_ATTRIBUTE: json.dumps(attributes, sort_keys=True)})
         self.booster.save_model(path)
         return file_digest(path)
@@ -54,7 +59,7 @@ class Model:
 
 def file_digest(path: Path) -> str:
     """SHA-256 of a file."""
-    with open(path, "rb") as file:
+    with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
@@ -68,14 +73,19 @@ def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> M
 
     found = file_digest(path)
     if found != digest:
-        raise ArtifactError(f"{path.name} has digest {found[:12]}…, registered was {digest[:12]}…: it was changed or "
-                            "damaged", "it was not loaded; restore the artifact store, or roll the champion back",
-                            model=name)  # fmt: skip
+        raise ArtifactError(
+            f"{path.name} has digest {found[:12]}…, registered was {digest[:12]}…: it was changed or damaged",
+            "it was not loaded; restore the artifact store, or roll the champion back",
+            model=name,
+        )
     try:
         booster = xgboost.Booster({"nthread": threads}, model_file=path)
         attributes: dict[str, Any] = json.loads(booster.attr(_ATTRIBUTE) or "")
     except (xgboost.core.XGBoostError, ValueError) as error:
-        raise ArtifactError(f"{path.name} is not a model that Perennial wrote: {error}", "register it anew by training",
-                            model=name) from error  # fmt: skip
+        raise ArtifactError(
+            f"{path.name} is not a model that Perennial wrote: {error}",
+            "register it anew by training",
+            model=name,
+        ) from error
     encoding = Encoding(tuple(attributes["columns"]), attributes["categories"], attributes["unseen"])
     return Model(booster, encoding, attributes["task"], tuple(attributes["classes"]))

@@ -20,8 +20,12 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
     """
     trained = manifest.read(spec.name, "train", as_of)
     if trained is None:
-        raise DataError("there is no finished training", "run the train DAG for this date first", model=spec.name,
-                        partition=as_of)  # fmt: skip
+        raise DataError(
+            "there is no finished training",
+            "run the train DAG for this date first",
+            model=spec.name,
+            partition=as_of,
+        )
     result = trained.result
     gate, version = result["gate"], str(result["version"])
     why = "; ".join(gate["reasons"])
@@ -34,9 +38,14 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
         if number == version:
             if not _recorded(spec, version):  # killed between the move and its record: complete it
                 _record(spec, as_of, version, gate["champion"], why, actor, result, reason)
-            return {"promoted": True, "version": version, "previous": gate["champion"], "reason": "is champion already"}
+            return {
+                "promoted": True,
+                "version": version,
+                "previous": gate["champion"],
+                "reason": "is champion already",
+            }
         if number != gate["champion"]:
-            why = f"the champion is version {number} now, the challenger was compared with {gate['champion']}: train again"
+            why = f"the champion is {number} now, the challenger was compared with {gate['champion']}: train again"
             return {"promoted": False, "version": version, "previous": number, "reason": why}
         registry.set_alias(spec.name, version, "champion")
         _record(spec, as_of, version, number, why, actor, result, reason)
@@ -54,13 +63,32 @@ def _recorded(spec: ModelSpec, version: str) -> bool:
 
 
 def _record(
-    spec: ModelSpec, as_of: str, version: str, previous: str | None, why: str, actor: str, result: dict[str, Any],
+    spec: ModelSpec,
+    as_of: str,
+    version: str,
+    previous: str | None,
+    why: str,
+    actor: str,
+    result: dict[str, Any],
     reason: str,
-) -> None:  # fmt: skip
-    evidence = {"previous": previous, "metrics": result["metrics"], "run_id": result["run_id"],
-                "digest": result["digest"], "asked": reason}  # fmt: skip
-    ledger.append(spec.name, kind="promotion", decision="promoted", reason=why, actor=actor, evidence=evidence,
-                  partition=as_of, model_version=version)  # fmt: skip
+) -> None:
+    evidence = {
+        "previous": previous,
+        "metrics": result["metrics"],
+        "run_id": result["run_id"],
+        "digest": result["digest"],
+        "asked": reason,
+    }
+    ledger.append(
+        spec.name,
+        kind="promotion",
+        decision="promoted",
+        reason=why,
+        actor=actor,
+        evidence=evidence,
+        partition=as_of,
+        model_version=version,
+    )
 
 
 def _report_foreign(spec: ModelSpec, number: str | None, as_of: str) -> None:
@@ -71,11 +99,20 @@ def _report_foreign(spec: ModelSpec, number: str | None, as_of: str) -> None:
     mine = str(trained.result["version"]) if trained else None
     if number in (known, mine):  # mine: moved by this very step, which was killed before its record
         return
-    seen = [r for r in ledger.records(spec.name, "champion moved outside") if r["model_version"] == (number or "")]
+    seen = [
+        r for r in ledger.records(spec.name, "champion moved outside") if r["model_version"] == (number or "")
+    ]
     if not seen:
-        ledger.append(spec.name, kind="champion moved outside", decision="reported", actor="promotion",
-                      reason=f"the champion is version {number}, the ledger's last is {known}", partition=as_of,
-                      model_version=number, evidence={"ledger": known})  # fmt: skip
+        ledger.append(
+            spec.name,
+            kind="champion moved outside",
+            decision="reported",
+            actor="promotion",
+            reason=f"the champion is version {number}, the ledger's last is {known}",
+            partition=as_of,
+            model_version=number,
+            evidence={"ledger": known},
+        )
 
 
 def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None) -> dict[str, Any]:
@@ -98,13 +135,23 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
         number = current.version if current else None
         target = str(to_version or _previous(spec, number) or "")
         if not target or target == number:
-            raise RegistryError(f"no version to go back to (the champion is {number})", "name one with to_version",
-                                model=spec.name)  # fmt: skip
+            raise RegistryError(
+                f"no version to go back to (the champion is {number})",
+                "name one with to_version",
+                model=spec.name,
+            )
         found = registry.version(spec.name, target)
         check(found)
         registry.set_alias(spec.name, target, "champion")
-        ledger.append(spec.name, kind="rollback", decision="rolled back", reason=reason, actor=actor,
-                      model_version=target, evidence={"previous": number, "digest": found.digest})  # fmt: skip
+        ledger.append(
+            spec.name,
+            kind="rollback",
+            decision="rolled back",
+            reason=reason,
+            actor=actor,
+            model_version=target,
+            evidence={"previous": number, "digest": found.digest},
+        )
     return {"version": target, "previous": number}
 
 
@@ -129,5 +176,8 @@ def check(found: registry.Version) -> None:
     registry.spec(found)
     row = np.full((1, len(model.encoding.columns)), np.nan, dtype=np.float32)
     if not np.isfinite(model.predict_matrix(row)).all():
-        raise ArtifactError(f"version {found.version} does not give a finite prediction", "choose another version",
-                            model=found.name)  # fmt: skip
+        raise ArtifactError(
+            f"version {found.version} does not give a finite prediction",
+            "choose another version",
+            model=found.name,
+        )

@@ -1,8 +1,9 @@
-"""Reference tables: files of the landing area that features join to, kept in the lake so that a version can be pinned."""
+"""Reference tables: landed files that features join to, kept in the lake so that a version can be pinned."""
 
 from __future__ import annotations
 
 import hashlib
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perennial import files, lake, lock
@@ -40,19 +41,27 @@ def _refresh(spec: ModelSpec, reference: ReferenceTable) -> int:
         digest = files.digest(source)
     except FileNotFoundError:
         if table is not None:
-            return table.version()
-        raise DataError(f"reference table {reference.name}: {source} is missing", "land the file, or mend the "
-                        "reference's source in the spec", model=spec.name) from None  # fmt: skip
+            return int(table.version())
+        raise DataError(
+            f"reference table {reference.name}: {source} is missing",
+            "land the file, or mend the reference's source in the spec",
+            model=spec.name,
+        ) from None
     if table is not None and table.history(1)[0].get(_KEY) == digest:
-        return table.version()
+        return int(table.version())
     content = _read(spec, reference, source)
     with lock.hold(f"reference-{place.rsplit('/', 1)[1]}"):
         table = lake.open_table(place)
         if table is None or table.history(1)[0].get(_KEY) != digest:
-            write_deltalake(place, content, mode="overwrite", schema_mode="overwrite" if table else None,
-                            commit_properties=CommitProperties(custom_metadata={_KEY: digest}),
-                            storage_options=settings().storage_options)  # fmt: skip
-        return lake.open_table(place).version()  # type: ignore[union-attr]
+            write_deltalake(
+                place,
+                content,
+                mode="overwrite",
+                schema_mode="overwrite" if table else None,
+                commit_properties=CommitProperties(custom_metadata={_KEY: digest}),
+                storage_options=settings().storage_options,
+            )
+        return int(lake.open_table(place).version())  # type: ignore[union-attr]
 
 
 def _read(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.Table:
@@ -65,11 +74,14 @@ def _read(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.Table:
     try:
         if source.endswith(".parquet"):
             return pyarrow.parquet.ParquetFile(path, filesystem=filesystem).read()
-        with filesystem.open_input_stream(path) if filesystem else open(path, "rb") as file:
+        with filesystem.open_input_stream(path) if filesystem else Path(path).open("rb") as file:
             return pyarrow.csv.read_csv(file)
     except (ArrowException, OSError) as error:
-        raise DataError(f"reference table {reference.name}: {source} cannot be read: {error}",
-                        "land a whole file; models go on with the last good copy until then", model=spec.name) from error  # fmt: skip
+        raise DataError(
+            f"reference table {reference.name}: {source} cannot be read: {error}",
+            "land a whole file; models go on with the last good copy until then",
+            model=spec.name,
+        ) from error
 
 
 def register(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str, int]) -> None:
@@ -81,8 +93,11 @@ def register(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str
     for reference in spec.references:
         table = lake.open_table(uri(reference), versions[reference.name])
         if table is None:
-            raise DataError(f"reference table {reference.name} is not in the lake", "run the model's data step first",
-                            model=spec.name)  # fmt: skip
+            raise DataError(
+                f"reference table {reference.name} is not in the lake",
+                "run the model's data step first",
+                model=spec.name,
+            )
         place = uri(reference)
         filesystem = lake.ds_filesystem(place) if files.is_remote(place) else None
         con.register("_reference", table.to_pyarrow_table(filesystem=filesystem))

@@ -18,7 +18,6 @@ from perennial.spec import ModelSpec
 if TYPE_CHECKING:
     import numpy as np
     from mlflow.entities import Run
-    from mlflow.tracking import MlflowClient
 
 
 class Recorder:
@@ -38,10 +37,17 @@ class Recorder:
         mlflow.set_tracking_uri(settings().mlflow_uri)
         self.spec, self.client = spec, mlflow.MlflowClient()
         self._experiment = self._open_experiment()
-        self.run: Run = self.client.create_run(self._experiment, run_name=f"{spec.name} {as_of}", tags={
-            "model": spec.name, "as_of": as_of, "reason": reason, "spec_digest": spec.digest,
-            "code_version": manifest.code_version(),
-        })  # fmt: skip
+        self.run: Run = self.client.create_run(
+            self._experiment,
+            run_name=f"{spec.name} {as_of}",
+            tags={
+                "model": spec.name,
+                "as_of": as_of,
+                "reason": reason,
+                "spec_digest": spec.digest,
+                "code_version": manifest.code_version(),
+            },
+        )
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -61,10 +67,16 @@ class Recorder:
         """Record one trial of the search as a nested run."""
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        nested = self.client.create_run(self._experiment, run_name=f"trial {trial.number}",
-                                        tags={MLFLOW_PARENT_RUN_ID: self.run.info.run_id})  # fmt: skip
-        self._log(nested.info.run_id, dict(trial.params), {"loss": trial.loss, "rounds": trial.rounds,
-                                                           "seconds": trial.seconds})  # fmt: skip
+        nested = self.client.create_run(
+            self._experiment,
+            run_name=f"trial {trial.number}",
+            tags={MLFLOW_PARENT_RUN_ID: self.run.info.run_id},
+        )
+        self._log(
+            nested.info.run_id,
+            dict(trial.params),
+            {"loss": trial.loss, "rounds": trial.rounds, "seconds": trial.seconds},
+        )
         self.client.set_terminated(nested.info.run_id)
 
     def _log(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
@@ -73,17 +85,26 @@ class Recorder:
         from mlflow.entities import Metric, Param
 
         now = int(time.time() * 1000)
-        self.client.log_batch(run_id, [Metric(k, float(v), now, 0) for k, v in metrics.items()],
-                              [Param(k, str(v)) for k, v in params.items()])  # fmt: skip
+        self.client.log_batch(
+            run_id,
+            [Metric(k, float(v), now, 0) for k, v in metrics.items()],
+            [Param(k, str(v)) for k, v in params.items()],
+        )
 
     def fail(self) -> None:
         """Mark the run failed."""
         self.client.set_terminated(self.run.info.run_id, "FAILED")
 
     def register(
-        self, model: Model, fitted: Fitted, example: np.ndarray, metrics: dict[str, float], tags: dict[str, str],
-        texts: dict[str, Any], extra: list[Path],
-    ) -> registry.Version:  # fmt: skip
+        self,
+        model: Model,
+        fitted: Fitted,
+        example: np.ndarray,
+        metrics: dict[str, float],
+        tags: dict[str, str],
+        texts: dict[str, Any],
+        extra: list[Path],
+    ) -> registry.Version:
         """Log everything and register the version, alias ``challenger``.
 
         Args:
@@ -99,13 +120,22 @@ class Recorder:
         try:
             return self._register(model, fitted, example, metrics, tags, texts, extra)
         except MlflowException as error:
-            raise RegistryError(f"MLflow refused the model: {str(error).splitlines()[0]}", "see MLflow's log; then train "
-                                "again: nothing was promoted", model=self.spec.name) from error  # fmt: skip
+            raise RegistryError(
+                f"MLflow refused the model: {str(error).splitlines()[0]}",
+                "see MLflow's log; then train again: nothing was promoted",
+                model=self.spec.name,
+            ) from error
 
     def _register(
-        self, model: Model, fitted: Fitted, example: np.ndarray, metrics: dict[str, float], tags: dict[str, str],
-        texts: dict[str, Any], extra: list[Path],
-    ) -> registry.Version:  # fmt: skip
+        self,
+        model: Model,
+        fitted: Fitted,
+        example: np.ndarray,
+        metrics: dict[str, float],
+        tags: dict[str, str],
+        texts: dict[str, Any],
+        extra: list[Path],
+    ) -> registry.Version:
         import mlflow
         import pandas as pd
         import xgboost
@@ -125,15 +155,22 @@ class Recorder:
         frame = pd.DataFrame(example, columns=list(model.encoding.columns))
         with mlflow.start_run(run_id=run_id):
             info = mlflow.xgboost.log_model(
-                model.booster, name="model", model_format="ubj", input_example=frame,
+                model.booster,
+                name="model",
+                model_format="ubj",
+                input_example=frame,
                 signature=infer_signature(frame, model.predict_matrix(example)),
                 # Given, or MLflow would spend seconds in a subprocess to find them out.
-                pip_requirements=[f"xgboost=={xgboost.__version__}"], metadata=tags,
-            )  # fmt: skip
+                pip_requirements=[f"xgboost=={xgboost.__version__}"],
+                metadata=tags,
+            )
         found = mlflow.register_model(info.model_uri, self.spec.name, tags=tags)
         version = registry.version(self.spec.name, str(found.version))
         if registry.load(version).booster.num_boosted_rounds() != fitted.rounds:
-            raise ArtifactError(f"version {version.version} came back from MLflow changed", "check its artifact store",
-                                model=self.spec.name)  # fmt: skip
+            raise ArtifactError(
+                f"version {version.version} came back from MLflow changed",
+                "check its artifact store",
+                model=self.spec.name,
+            )
         registry.set_alias(self.spec.name, version.version, "challenger")
         return version

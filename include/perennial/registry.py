@@ -54,24 +54,38 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
-        answer = requests.request(method, f"{uri}{path}", timeout=TIMEOUT, auth=auth, headers=headers, stream=stream,
-                                  **request)  # fmt: skip
+        answer = requests.request(
+            method, f"{uri}{path}", timeout=TIMEOUT, auth=auth, headers=headers, stream=stream, **request
+        )
     except requests.RequestException as error:
-        raise RegistryError(f"MLflow at {uri} does not answer ({type(error).__name__})",
-                            "start it (locally: make run), or set MLFLOW_TRACKING_URI; then run this again") from error  # fmt: skip
+        raise RegistryError(
+            f"MLflow at {uri} does not answer ({type(error).__name__})",
+            "start it (locally: make run), or set MLFLOW_TRACKING_URI; then run this again",
+        ) from error
     # A model without the alias is answered 400, a model that does not exist 404.
-    if missing_ok and (answer.status_code == 404 or (answer.status_code == 400 and "not found" in answer.text)):
+    if missing_ok and (
+        answer.status_code == 404 or (answer.status_code == 400 and "not found" in answer.text)
+    ):
         return None
     if not answer.ok:
-        hint = "name the host in MLflow's --allowed-hosts" if answer.status_code == 403 else "see MLflow's log"
-        raise RegistryError(f"MLflow at {uri} answered {answer.status_code} to {path}: {answer.text[:200]}", hint)
+        hint = (
+            "name the host in MLflow's --allowed-hosts" if answer.status_code == 403 else "see MLflow's log"
+        )
+        raise RegistryError(
+            f"MLflow at {uri} answered {answer.status_code} to {path}: {answer.text[:200]}", hint
+        )
     return answer if stream else answer.json()
 
 
 def _version(found: dict[str, Any]) -> Version:
     tags = {t["key"]: t["value"] for t in found.get("tags", [])}
-    return Version(found["name"], found["version"], found.get("run_id", ""),
-                   found.get("source", "").removeprefix("models:/"), tags)
+    return Version(
+        found["name"],
+        found["version"],
+        found.get("run_id", ""),
+        found.get("source", "").removeprefix("models:/"),
+        tags,
+    )
 
 
 def by_alias(model: str, alias: str = "champion") -> Version | None:
@@ -105,7 +119,11 @@ def version(model: str, number: str) -> Version:
 
 def set_alias(model: str, number: str, alias: str) -> None:
     """Point an alias at a version. Only promotion and rollback do this for ``champion``."""
-    _call("POST", "/api/2.0/mlflow/registered-models/alias", json={"name": model, "alias": alias, "version": number})
+    _call(
+        "POST",
+        "/api/2.0/mlflow/registered-models/alias",
+        json={"name": model, "alias": alias, "version": number},
+    )
 
 
 def artifact(run_id: str, name: str) -> Path:
@@ -132,8 +150,11 @@ def load(found: Version) -> Model:
     from perennial import model
 
     if not found.digest:
-        raise ArtifactError(f"version {found.version} has no digest: Perennial did not register it",
-                            "register models by training them", model=found.name)  # fmt: skip
+        raise ArtifactError(
+            f"version {found.version} has no digest: Perennial did not register it",
+            "register models by training them",
+            model=found.name,
+        )
     target = settings().home / "cache" / "models" / f"{found.digest}.ubj"
     cached = target.is_file()
     path = f"/ajax-api/2.0/mlflow/logged-models/{found.model_id}/artifacts/files"
@@ -153,15 +174,17 @@ def _download(path: str, query: dict[str, str], target: Path) -> Path:
         return target
     answer = _call("GET", path, params=query, missing_ok=True, stream=True)
     if answer is None:
-        raise ArtifactError(f"MLflow has no artifact {'/'.join(query.values())}", "restore MLflow's artifact store, or "
-                            "train the model anew")  # fmt: skip
+        raise ArtifactError(
+            f"MLflow has no artifact {'/'.join(query.values())}",
+            "restore MLflow's artifact store, or train the model anew",
+        )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:
-        with open(temporary, "wb") as file:
+        with temporary.open("wb") as file:
             for block in answer.iter_content(1 << 20):
                 file.write(block)
-        os.replace(temporary, target)
+        temporary.replace(target)
     finally:
         temporary.unlink(missing_ok=True)
     return target

@@ -41,21 +41,31 @@ def score(
     present = [d for d in wanted if d in here]
     where = start if len(wanted) == 1 else f"{start}..{end}"
     if not present:
-        raise DataError("no published rows", "run the data DAG for it first", model=spec.name, partition=where)
+        raise DataError(
+            "no published rows", "run the data DAG for it first", model=spec.name, partition=where
+        )
     champion = registry.champion(spec)
     result: dict[str, Any] = {
-        "partitions": [], "missing": [d for d in wanted if d not in here], "rows_in": 0, "rows_out": 0,
-        "model_version": champion.version if champion else None, "status": "no champion",
-    }  # fmt: skip
+        "partitions": [],
+        "missing": [d for d in wanted if d not in here],
+        "rows_in": 0,
+        "rows_out": 0,
+        "model_version": champion.version if champion else None,
+        "status": "no champion",
+    }
     if champion is None:
         return result
     trained = registry.spec(champion)
     versions = references.refresh(trained)
     inputs = {
-        day: {"rows": lake.fingerprint(published, day, day), "champion": champion.digest, "version": champion.version,
-              "references": versions}
+        day: {
+            "rows": lake.fingerprint(published, day, day),
+            "champion": champion.digest,
+            "version": champion.version,
+            "references": versions,
+        }
         for day in present
-    }  # fmt: skip
+    }
     todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
     if not todo:
         return result | {"status": "unchanged"}
@@ -64,15 +74,31 @@ def score(
     for first, last in _runs(todo, present):
         before = lake.version(published)
 
-        def batches(first: str = first, last: str = last, before: int | None = before) -> pa.RecordBatchReader:
-            counts.update(dict.fromkeys(todo, 0) if not counts else {d: 0 for d in todo if first <= d <= last})
+        def batches(
+            first: str = first, last: str = last, before: int | None = before
+        ) -> pa.RecordBatchReader:
+            counts.update(
+                dict.fromkeys(todo, 0) if not counts else {d: 0 for d in todo if first <= d <= last}
+            )
             return _predictions(trained, features, model, champion, run_id, first, last, before, counts)
 
         lake.replace(lake.table("predictions", spec.name), batches, first, last)
     for day in todo:
         outcome = {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
-        manifest.write(Manifest(spec.name, "score", day, inputs[day], outcome, rows_in=counts[day],
-                                rows_out=counts[day], model_version=champion.version, run_id=run_id), started)  # fmt: skip
+        manifest.write(
+            Manifest(
+                spec.name,
+                "score",
+                day,
+                inputs[day],
+                outcome,
+                rows_in=counts[day],
+                rows_out=counts[day],
+                model_version=champion.version,
+                run_id=run_id,
+            ),
+            started,
+        )
     rows = sum(counts.values())
     return result | {"partitions": todo, "rows_in": rows, "rows_out": rows, "status": "scored"}
 
@@ -88,9 +114,16 @@ def _runs(todo: list[str], present: list[str]) -> Iterator[tuple[str, str]]:
 
 
 def _predictions(
-    spec: ModelSpec, features: Features, model: Model, champion: registry.Version, run_id: str,
-    first: str, last: str, version: int | None, counts: dict[str, int],
-) -> pa.RecordBatchReader:  # fmt: skip
+    spec: ModelSpec,
+    features: Features,
+    model: Model,
+    champion: registry.Version,
+    run_id: str,
+    first: str,
+    last: str,
+    version: int | None,
+    counts: dict[str, int],
+) -> pa.RecordBatchReader:
     """The rows of `predictions`: key, prediction, (probabilities,) model_version, run_id, scored_at, partition_date."""
     import pyarrow as pa
     import pyarrow.compute as pc
@@ -123,5 +156,7 @@ def _predictions(
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
             yield from table(batch).combine_chunks().to_batches()
 
-    schema = table(pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)).schema
+    schema = table(
+        pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)
+    ).schema
     return pa.RecordBatchReader.from_batches(schema, rows())

@@ -40,7 +40,10 @@ class Settings:
             return {}
         options = {"aws_conditional_put": "etag"}
         if endpoint := endpoint_url():
-            options |= {"aws_endpoint": endpoint, "aws_allow_http": str(endpoint.startswith("http://")).lower()}
+            options |= {
+                "aws_endpoint": endpoint,
+                "aws_allow_http": str(endpoint.startswith("http://")).lower(),
+            }
         return options
 
 
@@ -54,7 +57,9 @@ def _number(name: str, default: int, low: int) -> int:
     if not text:
         return default
     if not text.isdigit() or int(text) < low:
-        raise PerennialError(f"{name} is {text!r}; a whole number of at least {low} is needed", f"set or unset {name}")
+        raise PerennialError(
+            f"{name} is {text!r}; a whole number of at least {low} is needed", f"set or unset {name}"
+        )
     return int(text)
 
 

@@ -32,7 +32,13 @@ GATE_METRICS: dict[str, tuple[str, ...]] = {
 OBJECTIVES: dict[str, tuple[str, ...]] = {
     "binary": ("binary:logistic",),
     "multiclass": ("multi:softprob",),
-    "regression": ("reg:squarederror", "reg:absoluteerror", "reg:pseudohubererror", "reg:tweedie", "count:poisson"),
+    "regression": (
+        "reg:squarederror",
+        "reg:absoluteerror",
+        "reg:pseudohubererror",
+        "reg:tweedie",
+        "count:poisson",
+    ),
     "ranking": ("rank:ndcg", "rank:pairwise"),
 }
 #: XGBoost parameters that a spec may set or search, with the bounds of each.
@@ -98,13 +104,25 @@ class FeatureSet(Strict):
 class DataSpec(Strict):
     """Where partitions come from and what they hold."""
 
-    source: str = Field(description="Path template with {date} (or {year}, {month}, {day}); {landing} is the feed.")
-    key: list[Column] = Field(min_length=1, max_length=8, description="Columns that name a row within its partition.")
+    source: str = Field(
+        description="Path template with {date} (or {year}, {month}, {day}); {landing} is the feed."
+    )
+    key: list[Column] = Field(
+        min_length=1, max_length=8, description="Columns that name a row within its partition."
+    )
     event_time: Column = Field(description="When the row happened; features know nothing later.")
-    columns: dict[Column, ColumnType] = Field(min_length=2, max_length=2000, description="Name and type of each column.")
-    personal: list[Column] = Field([], description="Columns of personal data: shown in no log, report or message.")
-    extra_columns: Literal["ignore", "stop"] = Field("ignore", description="What a column not listed here does.")
-    quarantine_limit: Share = Field(0.05, description="Share of rows in quarantine above which the partition stops.")
+    columns: dict[Column, ColumnType] = Field(
+        min_length=2, max_length=2000, description="Name and type of each column."
+    )
+    personal: list[Column] = Field(
+        [], description="Columns of personal data: shown in no log, report or message."
+    )
+    extra_columns: Literal["ignore", "stop"] = Field(
+        "ignore", description="What a column not listed here does."
+    )
+    quarantine_limit: Share = Field(
+        0.05, description="Share of rows in quarantine above which the partition stops."
+    )
 
     @field_validator("source")
     @classmethod
@@ -113,11 +131,19 @@ class DataSpec(Strict):
 
     @model_validator(mode="after")
     def _columns(self) -> Self:
-        for what, names in (("key", self.key), ("event_time", [self.event_time]), ("personal", self.personal)):
+        for what, names in (
+            ("key", self.key),
+            ("event_time", [self.event_time]),
+            ("personal", self.personal),
+        ):
             if missing := [n for n in names if n not in self.columns]:
-                raise ValueError(f"{what} names {missing[0]!r}, which is not in columns: {', '.join(self.columns)}")
+                raise ValueError(
+                    f"{what} names {missing[0]!r}, which is not in columns: {', '.join(self.columns)}"
+                )
         if self.columns[self.event_time] not in ("date", "timestamp"):
-            raise ValueError(f"event_time {self.event_time!r} is a {self.columns[self.event_time]}: date or timestamp")
+            raise ValueError(
+                f"event_time {self.event_time!r} is a {self.columns[self.event_time]}: date or timestamp"
+            )
         if "partition_date" in self.columns:
             raise ValueError("columns must not hold 'partition_date': the lake adds it")
         if len({c.lower() for c in self.columns}) < len(self.columns):
@@ -129,9 +155,15 @@ class LabelSpec(Strict):
     """What is predicted, and when it becomes known."""
 
     expression: str = Field(min_length=1, max_length=2000, description="SQL over the label feed's columns.")
-    source: str | None = Field(None, description="Path template of the label feed; none: a column of the data itself.")
-    columns: dict[Column, ColumnType] = Field({}, description="Name and type of the label feed's columns, key included.")
-    arrives_after_days: int = Field(0, ge=0, le=365, description="Days from a partition's date to its labels.")
+    source: str | None = Field(
+        None, description="Path template of the label feed; none: a column of the data itself."
+    )
+    columns: dict[Column, ColumnType] = Field(
+        {}, description="Name and type of the label feed's columns, key included."
+    )
+    arrives_after_days: int = Field(
+        0, ge=0, le=365, description="Days from a partition's date to its labels."
+    )
 
     @field_validator("source")
     @classmethod
@@ -142,10 +174,16 @@ class LabelSpec(Strict):
 class FeaturesSpec(Strict):
     """What ``features.sql`` is built upon, and how categories are encoded."""
 
-    sets: list[Name] = Field([], description="Feature sets applied to the rows, in order, before features.sql.")
+    sets: list[Name] = Field(
+        [], description="Feature sets applied to the rows, in order, before features.sql."
+    )
     references: list[ReferenceTable] = Field([], description="Reference tables of this model alone.")
-    categorical: list[Column] = Field([], description="Columns of features.sql that get codes, fixed at training.")
-    unseen: Literal["missing", "stop"] = Field("missing", description="What a category unseen in training becomes.")
+    categorical: list[Column] = Field(
+        [], description="Columns of features.sql that get codes, fixed at training."
+    )
+    unseen: Literal["missing", "stop"] = Field(
+        "missing", description="What a category unseen in training becomes."
+    )
 
 
 class Range(Strict):
@@ -181,7 +219,9 @@ class SearchSpec(Strict):
             for value in [v for v in (item.low, item.high, *item.choices) if v is not None]:
                 check_parameter(name, value)
             if name == "max_bin":
-                raise ValueError("max_bin cannot be searched: the binned data is shared by the trials; set it in params")
+                raise ValueError(
+                    "max_bin cannot be searched: the binned data is shared by the trials; set it in params"
+                )
         if self.trials and not self.space:
             raise ValueError(f"trials is {self.trials} but space is empty: name the parameters to search")
         return self
@@ -194,7 +234,9 @@ class TrainingSpec(Strict):
     objective: str | None = Field(None, description="XGBoost objective; the task's usual one when not given.")
     device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda: fail where there is none.")
     window_days: int | None = Field(None, ge=2, le=3650, description="Partition days to train on; none: all.")
-    holdout_days: int = Field(14, ge=1, le=365, description="The latest labelled days, kept out and judged on.")
+    holdout_days: int = Field(
+        14, ge=1, le=365, description="The latest labelled days, kept out and judged on."
+    )
     rounds: int = Field(300, ge=1, le=10_000)
     early_stopping_rounds: int = Field(20, ge=1, le=1000)
     params: dict[str, float] = {}
@@ -212,14 +254,18 @@ class TrainingSpec(Strict):
 class GateSpec(Strict):
     """What a challenger must show before it becomes champion."""
 
-    metric: str | None = Field(None, description="Loss judged on the held-out rows; the task's first when not given.")
+    metric: str | None = Field(
+        None, description="Loss judged on the held-out rows; the task's first when not given."
+    )
     margin: Annotated[float, Field(ge=0, le=1)] = Field(
         0.0, description="Relative improvement over the champion that the confidence interval must lie above."
     )
     confidence: float = Field(0.95, gt=0.5, lt=1)
     resamples: int = Field(1000, ge=100, le=20_000)
     beat_baseline: bool = True
-    bounds: dict[str, float] = Field({}, description="Highest value allowed of a held-out metric, by its name.")
+    bounds: dict[str, float] = Field(
+        {}, description="Highest value allowed of a held-out metric, by its name."
+    )
 
 
 class MonitoringSpec(Strict):
@@ -232,12 +278,18 @@ class MonitoringSpec(Strict):
         True, description="A column drifts only beyond what windows inside its own training data showed."
     )
     null_jump: Share = Field(0.1, description="Rise of a column's null share that is drift by itself.")
-    drift_share: Share = Field(0.1, description="Importance-weighted share of drifted columns that is suspicious.")
-    judged_share: Share = Field(0.5, description="Weight that must be judged, or the verdict is undetermined.")
+    drift_share: Share = Field(
+        0.1, description="Importance-weighted share of drifted columns that is suspicious."
+    )
+    judged_share: Share = Field(
+        0.5, description="Weight that must be judged, or the verdict is undetermined."
+    )
     persistence: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=52)]] = Field(
         (2, 3), description="n of the last m verdicts suspicious: drifted."
     )
-    performance_drop: float = Field(0.2, gt=0, le=10, description="Relative rise of the gate's loss that is a drop.")
+    performance_drop: float = Field(
+        0.2, gt=0, le=10, description="Relative rise of the gate's loss that is a drop."
+    )
     report_rows: int = Field(5000, ge=100, le=100_000, description="Rows a side in Evidently's picture.")
 
     @model_validator(mode="after")
@@ -254,8 +306,12 @@ class RetrainingSpec(Strict):
     cooldown_days: int = Field(7, ge=0, le=365)
     budget: int = Field(12, ge=0, le=1000, description="Retrainings at most within budget_days.")
     budget_days: int = Field(365, ge=1, le=3650)
-    max_age_days: int = Field(180, ge=1, le=3650, description="With 'age': a champion older than this is retrained.")
-    lost_after_days: int = Field(7, ge=1, le=365, description="A retraining that did not end by then counts as lost.")
+    max_age_days: int = Field(
+        180, ge=1, le=3650, description="With 'age': a champion older than this is retrained."
+    )
+    lost_after_days: int = Field(
+        7, ge=1, le=365, description="A retraining that did not end by then counts as lost."
+    )
 
 
 class ScheduleSpec(Strict):
@@ -288,7 +344,9 @@ class ModelSpec(Strict):
     owner: str = Field(min_length=1, max_length=100)
     description: str = Field(min_length=1, max_length=1000)
     tags: list[Name] = []
-    group: Column | None = Field(None, description="Ranking only: the column that names the list a row belongs to.")
+    group: Column | None = Field(
+        None, description="Ranking only: the column that names the list a row belongs to."
+    )
     data: DataSpec
     label: LabelSpec
     features: FeaturesSpec = FeaturesSpec()
@@ -297,7 +355,9 @@ class ModelSpec(Strict):
     monitoring: MonitoringSpec = MonitoringSpec()
     retraining: RetrainingSpec = RetrainingSpec()
     schedule: ScheduleSpec
-    compute: dict[Step, Literal["local"]] = Field({}, description="Compute profile a step; local when not given.")
+    compute: dict[Step, Literal["local"]] = Field(
+        {}, description="Compute profile a step; local when not given."
+    )
     limits: dict[Step, StepSpec] = {}
     alerts: list[Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]] = Field(
         [], description="Webhooks told of failures, beside PERENNIAL_ALERT_URL."
@@ -351,8 +411,12 @@ class ModelSpec(Strict):
 
     def bundle(self) -> dict[str, Any]:
         """The folder as one JSON-able value: what a pod is handed, and what a registered version was trained from."""
-        return {"model": self.model_dump(mode="json"), "sql": self._sql, "suite": self._suite,
-                "sets": [{"set": s.model_dump(mode="json"), "sql": s.sql} for s in self._sets]}  # fmt: skip
+        return {
+            "model": self.model_dump(mode="json"),
+            "sql": self._sql,
+            "suite": self._suite,
+            "sets": [{"set": s.model_dump(mode="json"), "sql": s.sql} for s in self._sets],
+        }
 
     @classmethod
     def from_bundle(cls, bundle: dict[str, Any]) -> ModelSpec:
@@ -371,22 +435,34 @@ class ModelSpec(Strict):
 
     @model_validator(mode="after")
     def _across(self) -> Self:
-        for key, value, table in (("gate.metric", self.gate.metric, GATE_METRICS),
-                                  ("training.objective", self.training.objective, OBJECTIVES)):  # fmt: skip
+        for key, value, table in (
+            ("gate.metric", self.gate.metric, GATE_METRICS),
+            ("training.objective", self.training.objective, OBJECTIVES),
+        ):
             if value is not None and value not in table[self.task]:
-                raise ValueError(f"{key} is {value!r}; for task {self.task} it is one of {', '.join(table[self.task])}")
+                raise ValueError(
+                    f"{key} is {value!r}; for task {self.task} it is one of {', '.join(table[self.task])}"
+                )
         if (self.task == "ranking") != (self.group is not None):
-            raise ValueError("group names the list a row belongs to: needed for task ranking, and for no other")
+            raise ValueError(
+                "group names the list a row belongs to: needed for task ranking, and for no other"
+            )
         if self.group is not None and self.group not in self.data.columns:
             raise ValueError(f"group names {self.group!r}, which is not in data.columns")
         if self.label.source is not None:
             if missing := [k for k in self.data.key if k not in self.label.columns]:
-                raise ValueError(f"label.columns lacks the key column {missing[0]!r}: labels could not be joined")
+                raise ValueError(
+                    f"label.columns lacks the key column {missing[0]!r}: labels could not be joined"
+                )
         elif self.label.expression not in self.data.columns:
-            raise ValueError(f"label.expression is {self.label.expression!r}: without label.source it names one of "
-                             "data.columns, which features then do not see")  # fmt: skip
+            raise ValueError(
+                f"label.expression is {self.label.expression!r}: without label.source it names one of "
+                "data.columns, which features then do not see"
+            )
         elif self.label.columns or self.label.arrives_after_days:
-            raise ValueError("label.columns and label.arrives_after_days need label.source: the label's own feed")
+            raise ValueError(
+                "label.columns and label.arrives_after_days need label.source: the label's own feed"
+            )
         return self
 
 
@@ -398,7 +474,9 @@ def check_template(value: str, *, dated: bool) -> str:
     """
     names = set(re.findall(r"\{([^}]*)\}", value))
     if unknown := names - {"landing", "date", "year", "month", "day"}:
-        raise ValueError(f"unknown placeholder {{{min(unknown)}}}; allowed: {{landing}} {{date}} {{year}} {{month}} {{day}}")
+        raise ValueError(
+            f"unknown placeholder {{{min(unknown)}}}; allowed: {{landing}} {{date}} {{year}} {{month}} {{day}}"
+        )
     if re.search(r"[{}]", re.sub(r"\{[a-z]+\}", "", value)) or not value:
         raise ValueError("a brace is not closed")
     if ".." in re.split(r"[/\\]", value):
@@ -410,7 +488,9 @@ def check_template(value: str, *, dated: bool) -> str:
     if not value.endswith((".parquet", ".csv", ".csv.gz")):
         raise ValueError("a source is a .parquet, .csv or .csv.gz file")
     if dated and not ("date" in names or {"year", "month", "day"} <= names):
-        raise ValueError("{date}, or {year}, {month} and {day}, must be in it: each partition has its own file")
+        raise ValueError(
+            "{date}, or {year}, {month} and {day}, must be in it: each partition has its own file"
+        )
     return value
 
 

@@ -10,8 +10,15 @@ from perennial.errors import PerennialError
 from perennial.spec import ModelSpec
 
 #: Step name: the module that holds the function of that name.
-STEPS = {"data": "data", "train": "train", "promote": "promote", "score": "score", "monitor": "monitor",
-         "decide": "decide", "rollback": "promote"}  # fmt: skip
+STEPS = {
+    "data": "data",
+    "train": "train",
+    "promote": "promote",
+    "score": "score",
+    "monitor": "monitor",
+    "decide": "decide",
+    "rollback": "promote",
+}
 
 
 def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
@@ -21,12 +28,16 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         PerennialError: no such step, or it does not take these arguments; and whatever the step raises.
     """
     if step not in STEPS:
-        raise PerennialError(f"there is no step {step!r}", f"the steps are: {', '.join(STEPS)}", model=spec.name)
+        raise PerennialError(
+            f"there is no step {step!r}", f"the steps are: {', '.join(STEPS)}", model=spec.name
+        )
     function = getattr(importlib.import_module(f"perennial.{STEPS[step]}"), step)
     try:
         inspect.signature(function).bind(spec, **arguments)
     except TypeError as error:
-        raise PerennialError(f"step {step}: {error}", f"it takes: {', '.join(takes(step))}", model=spec.name) from None
+        raise PerennialError(
+            f"step {step}: {error}", f"it takes: {', '.join(takes(step))}", model=spec.name
+        ) from None
     return dict(function(spec, **arguments))
 
 

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import ledger, lake, manifest, registry
+from perennial import lake, ledger, manifest, registry
 from perennial.dataset import Dataset, Windows, build, labelled, targets, windows
 from perennial.errors import DataError
 from perennial.features import Features
@@ -22,7 +22,9 @@ if TYPE_CHECKING:
     from perennial.fit import Fitted
 
 
-def train(spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False, run_id: str = "") -> dict[str, Any]:
+def train(
+    spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False, run_id: str = ""
+) -> dict[str, Any]:
     """Train a challenger on what is known by the partition date ``as_of`` and judge it. Nothing is promoted here.
 
     Returns:
@@ -36,15 +38,22 @@ def train(spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False,
     own = spec.label.source is None
     version, labels_version = lake.version(published), None if own else lake.version(labels)
     if version is None or (not own and labels_version is None):
-        raise DataError("nothing was published yet" if version is None else "no label has arrived yet",
-                        "run the data DAG first, with start and end", model=spec.name, partition=as_of)  # fmt: skip
-    split = windows(spec, as_of, lake.partitions(published if own else labels, version if own else labels_version))
+        raise DataError(
+            "nothing was published yet" if version is None else "no label has arrived yet",
+            "run the data DAG first, with start and end",
+            model=spec.name,
+            partition=as_of,
+        )
+    split = windows(
+        spec, as_of, lake.partitions(published if own else labels, version if own else labels_version)
+    )
     first, last = split.fit[0], split.holdout[-1]
     champion = registry.champion(spec)
     inputs = {
-        "rows": lake.fingerprint(published, first, last, version), "spec": spec.digest,
+        "rows": lake.fingerprint(published, first, last, version),
+        "spec": spec.digest,
         "labels": "" if own else lake.fingerprint(labels, first, last, labels_version),
-    }  # fmt: skip
+    }
     done = None if force else manifest.finished(spec.name, "train", as_of, inputs)
     if done:
         return done.result | {"status": "unchanged"}
@@ -60,33 +69,74 @@ def train(spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False,
             data = build(spec, features, split, folder, version, labels_version)
             fitted = fitting.fit(spec, data, on_trial=recorder.trial)
             model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-            judged = _judge(spec, split, model, features, fitting.baselines(spec, data), champion, version, labels_version)
+            judged = _judge(
+                spec, split, model, features, fitting.baselines(spec, data), champion, version, labels_version
+            )
             example = next(data.spool.batches(0, min(5, data.spool.rows)))[0]
             texts, files = _companions(spec, data, model, features, split, folder, version, labels_version)
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
-            registered = recorder.register(model, fitted, example, judged["metrics"], tags, texts | {
-                "evaluation.json": judged | {"champion": champion.version if champion else None}}, files)  # fmt: skip
+            registered = recorder.register(
+                model,
+                fitted,
+                example,
+                judged["metrics"],
+                tags,
+                texts | {"evaluation.json": judged | {"champion": champion.version if champion else None}},
+                files,
+            )
         recorder.client.set_terminated(recorder.run.info.run_id)
     except BaseException:
         recorder.fail()
         raise
     result = {
-        "as_of": as_of, "run_id": registered.run_id, "version": registered.version, "digest": registered.digest,
+        "as_of": as_of,
+        "run_id": registered.run_id,
+        "version": registered.version,
+        "digest": registered.digest,
         "dataset_version": {"published": version, "labels": labels_version, "references": features.versions},
-        "device": fitted.device, "rounds": fitted.rounds, "external_memory": fitted.external,
-        "trials": len(fitted.trials), "metrics": judged["metrics"], "reason": reason, "status": "trained",
+        "device": fitted.device,
+        "rounds": fitted.rounds,
+        "external_memory": fitted.external,
+        "trials": len(fitted.trials),
+        "metrics": judged["metrics"],
+        "reason": reason,
+        "status": "trained",
         "gate": {k: judged[k] for k in ("passed", "reasons", "against_champion", "against_baselines")}
         | {"champion": champion.version if champion else None},
         "rows": {"fit": data.fit, "valid": data.spool.rows - data.fit, "holdout": judged["rows"]},
-    }  # fmt: skip
-    manifest.write(Manifest(spec.name, "train", as_of, inputs, result, outputs={"digest": registered.digest},
-                            rows_in=data.spool.rows, rows_out=data.spool.rows, device=fitted.device,
-                            model_version=registered.version, run_id=run_id), started)  # fmt: skip
+    }
+    manifest.write(
+        Manifest(
+            spec.name,
+            "train",
+            as_of,
+            inputs,
+            result,
+            outputs={"digest": registered.digest},
+            rows_in=data.spool.rows,
+            rows_out=data.spool.rows,
+            device=fitted.device,
+            model_version=registered.version,
+            run_id=run_id,
+        ),
+        started,
+    )
     passed = judged["passed"]
-    ledger.append(spec.name, kind="training", decision="trained" if passed else "refused", partition=as_of,
-                  reason="; ".join(judged["reasons"]), actor="gate", model_version=registered.version,
-                  evidence={"as_of": as_of, "run_id": registered.run_id, "metrics": judged["metrics"],
-                            "champion": result["gate"]["champion"]})  # fmt: skip
+    ledger.append(
+        spec.name,
+        kind="training",
+        decision="trained" if passed else "refused",
+        partition=as_of,
+        reason="; ".join(judged["reasons"]),
+        actor="gate",
+        model_version=registered.version,
+        evidence={
+            "as_of": as_of,
+            "run_id": registered.run_id,
+            "metrics": judged["metrics"],
+            "champion": result["gate"]["champion"],
+        },
+    )
     return result
 
 
@@ -100,20 +150,29 @@ def _tags(
     spec: ModelSpec, as_of: str, split: Windows, fitted: Fitted, reason: str, versions: dict[str, int | None]
 ) -> dict[str, str]:
     return {
-        "as_of": as_of, "task": spec.task, "spec_digest": spec.digest, "code_version": manifest.code_version(),
-        "dataset_version": f"published@{versions['published']} labels@{versions['labels']}", "device": fitted.device,
-        "trained_on": f"{split.fit[0]}..{split.valid[-1]}", "judged_on": f"{split.holdout[0]}..{split.holdout[-1]}",
+        "as_of": as_of,
+        "task": spec.task,
+        "spec_digest": spec.digest,
+        "code_version": manifest.code_version(),
+        "dataset_version": f"published@{versions['published']} labels@{versions['labels']}",
+        "device": fitted.device,
+        "trained_on": f"{split.fit[0]}..{split.valid[-1]}",
+        "judged_on": f"{split.holdout[0]}..{split.holdout[-1]}",
         "reason": reason,
-    }  # fmt: skip
+    }
 
 
 def _judge(
-    spec: ModelSpec, split: Windows, challenger: Model, features: Features, baselines: dict[str, Any],
-    champion: registry.Version | None, version: int | None, labels_version: int | None,
-) -> dict[str, Any]:  # fmt: skip
+    spec: ModelSpec,
+    split: Windows,
+    challenger: Model,
+    features: Features,
+    baselines: dict[str, Any],
+    champion: registry.Version | None,
+    version: int | None,
+    labels_version: int | None,
+) -> dict[str, Any]:
     """Champion, challenger and baseline on the held-out rows, each with its own features and encoding."""
-    import json
-
     import numpy as np
 
     from perennial import evaluate
@@ -121,7 +180,10 @@ def _judge(
     old = registry.load(champion) if champion else None
     old_spec = registry.spec(champion) if champion else spec
     old_features = features if old_spec.digest == spec.digest else Features(old_spec)
-    y, mine, theirs, group = [], [], [], []
+    y: list[np.ndarray] = []
+    mine: list[np.ndarray] = []
+    theirs: list[np.ndarray] = []
+    group: list[np.ndarray] = []
     simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
     for table in labelled(spec, split.holdout, version, labels_version):
         rows = features.apply(table)
@@ -133,30 +195,43 @@ def _judge(
         for name, predict in baselines.items():
             simple[name].append(predict(matrix)[known])
         if spec.group:
-            group.append(np.asarray(table.column(spec.group).to_pandas().factorize()[0])[known] + 10_000_000 * len(group))
+            group.append(
+                np.asarray(table.column(spec.group).to_pandas().factorize()[0])[known]
+                + 10_000_000 * len(group)
+            )
         if old:
             found = old.predict(rows if old_features is features else old_features.apply(table))
             theirs.append(_same_classes(found, old, challenger)[known])
     if not sum(map(len, y)):
-        raise DataError(f"no labelled row between {split.holdout[0]} and {split.holdout[-1]}", "wait for labels",
-                        model=spec.name)  # fmt: skip
+        raise DataError(
+            f"no labelled row between {split.holdout[0]} and {split.holdout[-1]}",
+            "wait for labels",
+            model=spec.name,
+        )
     truth = np.concatenate(y)
     lists = np.concatenate(group) if group else None
 
     def loss(parts: list[np.ndarray]) -> np.ndarray:
         return evaluate.losses(spec.task, spec.metric, truth, np.concatenate(parts), lists)
 
-    how = {"confidence": spec.gate.confidence, "resamples": spec.gate.resamples, "seed": spec.training.seed}
+    how: dict[str, Any] = {
+        "confidence": spec.gate.confidence,
+        "resamples": spec.gate.resamples,
+        "seed": spec.training.seed,
+    }
     own = loss(mine)
-    to_baselines = {n: evaluate.compare(own, loss(p), **how) for n, p in simple.items()}  # type: ignore[arg-type]
-    to_champion = evaluate.compare(own, loss(theirs), **how) if theirs else None  # type: ignore[arg-type]
+    to_baselines = {name: evaluate.compare(own, loss(parts), **how) for name, parts in simple.items()}
+    to_champion = evaluate.compare(own, loss(theirs), **how) if theirs else None
     values = evaluate.metrics(spec.task, truth, np.concatenate(mine), lists)
     passed, reasons = evaluate.gate(spec, values, to_baselines, to_champion)
-    return json.loads(json.dumps({  # type: ignore[no-any-return]
-        "passed": passed, "reasons": reasons, "metrics": values, "rows": len(truth),
-        "against_baselines": {n: c.as_dict() for n, c in to_baselines.items()},
+    return {
+        "passed": passed,
+        "reasons": reasons,
+        "metrics": values,
+        "rows": len(truth),
+        "against_baselines": {name: found.as_dict() for name, found in to_baselines.items()},
         "against_champion": to_champion.as_dict() if to_champion else None,
-    }))  # fmt: skip
+    }
 
 
 def _same_classes(found: np.ndarray, old: Model, new: Model) -> np.ndarray:
@@ -173,9 +248,15 @@ def _same_classes(found: np.ndarray, old: Model, new: Model) -> np.ndarray:
 
 
 def _companions(
-    spec: ModelSpec, data: Dataset, model: Model, features: Features, split: Windows, folder: Path,
-    version: int | None, labels_version: int | None,
-) -> tuple[dict[str, Any], list[Path]]:  # fmt: skip
+    spec: ModelSpec,
+    data: Dataset,
+    model: Model,
+    features: Features,
+    split: Windows,
+    folder: Path,
+    version: int | None,
+    labels_version: int | None,
+) -> tuple[dict[str, Any], list[Path]]:
     """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
     import pyarrow.parquet as pq
 
@@ -199,12 +280,26 @@ def _companions(
     multiclass = spec.task == "multiclass"
     categorical = [*features.categorical, *(["prediction"] if multiclass else [])]
     numeric = [c for c in features.columns if c not in categorical] + ([] if multiclass else ["prediction"])
-    reference = drift.make_reference(con, "reference", numeric, categorical,
-                                     window_days=spec.monitoring.window_days, min_rows=spec.monitoring.min_rows,
-                                     personal=spec.data.personal)  # fmt: skip
+    reference = drift.make_reference(
+        con,
+        "reference",
+        numeric,
+        categorical,
+        window_days=spec.monitoring.window_days,
+        min_rows=spec.monitoring.min_rows,
+        personal=spec.data.personal,
+    )
     sample = folder / "reference.parquet"
-    pq.write_table(drift.sample(con, "reference", n=spec.monitoring.report_rows, seed=spec.training.seed,
-                                personal=spec.data.personal), sample)  # fmt: skip
+    pq.write_table(
+        drift.sample(
+            con,
+            "reference",
+            n=spec.monitoring.report_rows,
+            seed=spec.training.seed,
+            personal=spec.data.personal,
+        ),
+        sample,
+    )
     return {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}, [sample]
 
 
