@@ -50,7 +50,7 @@ class Board:
 
     def note(self, text: str) -> None:
         """Print a line that stays."""
-        self.console.print(f"[dim]{self.seconds:5.0f} s[/dim]  {text}")
+        self.console.print(f"{self.seconds:5.0f} s  {text}", markup=False, soft_wrap=True)
 
     def _set(self, subject: str, text: str, done: bool, milestone: bool) -> None:
         with self._lock:
@@ -60,9 +60,11 @@ class Board:
             return
         if not self.console.is_terminal:
             if milestone:
-                self.console.print(f"{self.seconds:5.0f} s  {subject}: {text}", markup=False)
+                self.console.print(f"{self.seconds:5.0f} s  {subject}: {text}", markup=False, soft_wrap=True)
         elif done:
-            self.console.print(f"[dim]{self.seconds:5.0f} s[/dim]  [green]✓[/green] {subject}: {text}")
+            self.console.print(
+                f"[dim]{self.seconds:5.0f} s[/dim]  [green]✓[/green] {subject}: {text}", soft_wrap=True
+            )
 
     def _render(self) -> RenderableType:
         with self._lock:

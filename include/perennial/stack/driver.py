@@ -42,6 +42,8 @@ class Driver:
         self.model = plan.model
         self.spec = catalog.load(plan.model)
         self._looked: set[str] = set()
+        self._told: set[str] = set()
+        self._seen: dict[str, int] = {}
 
     def play(self) -> None:
         """Do everything that is not done yet.
@@ -77,6 +79,12 @@ class Driver:
         self.board.working(self.model, f"training the first model on data up to {day}", milestone=True)
         self._run("train", key=day, conf={"reason": "the first model"})
         self._tell_training(day)
+        if not self._promoted(day):
+            found = manifest.read(self.model, "train", day)
+            reasons = "; ".join(found.result["gate"]["reasons"]) if found else "it left no manifest"
+            raise PerennialError(f"the first model did not pass its gate: {reasons}",
+                                 "look at training and gate in its model.yaml, then: make run",
+                                 model=self.model, partition=day)  # fmt: skip
 
     def _night(self, night: str) -> None:
         if self._done("data", night) and self._done("score", night):
@@ -88,15 +96,17 @@ class Driver:
         while not self._done("score", night):
             self._pause(0.2)
             looks += 1
-            if looks % 8 == 0:
-                self._raise_if_failed("data", run)
-                for scoring in self._runs_of("score", night):
-                    if scoring["dag_run_id"] not in before and scoring["state"] in DONE:
-                        self._raise_if_failed("score", scoring["dag_run_id"])
-                        if not self._done("score", night):
-                            raise RunFailed(f"{self.model}.score skipped the night {night}: there is no champion",
-                                            f"promote a version first: trigger {self.model}.train",
-                                            model=self.model, partition=night)  # fmt: skip
+            if looks % 8:
+                continue
+            self._check("data", run)
+            for scoring in self._runs_of("score", night):
+                if scoring["dag_run_id"] in before:
+                    continue
+                self._check("score", scoring["dag_run_id"])
+                if scoring["state"] in DONE and not self._done("score", night):
+                    raise RunFailed(f"{self.model}.score skipped the night {night}: there is no champion",
+                                    f"promote a version first: trigger {self.model}.train",
+                                    model=self.model, partition=night)  # fmt: skip
 
     def _monitor(self, night: str) -> None:
         if not self._decision(night):
@@ -195,21 +205,34 @@ class Driver:
         return self._trigger(stage, key=key, conf={"reason": reason})
 
     def _await(self, stage: str, run: str) -> None:
-        path = f"/dags/{self.model}.{stage}/dagRuns/{run}"
-        while (state := self.airflow.call("GET", path)["state"]) not in DONE:
+        while self._check(stage, run) not in DONE:
             self._pause(0.5)
-        if state == "failed":
-            self._raise_if_failed(stage, run)
 
-    def _raise_if_failed(self, stage: str, run: str) -> None:
+    def _check(self, stage: str, run: str) -> str:
+        """The state of a run; one that is tried again is told, as it takes a while.
+
+        Raises:
+            RunFailed: it failed.
+        """
         dag = f"{self.model}.{stage}"
-        if self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"] == "failed":
+        state = str(self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
+        if state == "failed":
             raise RunFailed(
                 f"DAG {dag}, run {run} failed: {self.airflow.why(dag, run)}",
                 f"mend the cause, then: make run (it goes on from here); or clear the task at "
                 f"{self.airflow.url}/dags/{dag}/runs/{run}",
                 model=self.model,
             )
+        looks = self._seen[run] = self._seen.get(run, 0) + 1
+        if (
+            state not in DONE
+            and looks % 10 == 0
+            and run not in self._told
+            and (why := self.airflow.retrying(dag, run))
+        ):
+            self._told.add(run)
+            self.board.note(f"{dag}, run {run}: will be tried again. {why}")
+        return state
 
     def _until(self, look: Callable[[], bool], seconds: float) -> bool:
         end = time.monotonic() + seconds

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -129,12 +130,20 @@ class Airflow:
         failed = [t for t in self.tasks(dag, run) if t["state"] == "failed"]
         if not failed:
             return "no task failed; it may have timed out or been marked failed by hand"
-        task = failed[0]
+        return self._told(dag, run, failed[0], max(1, int(failed[0]["try_number"])))
+
+    def retrying(self, dag: str, run: str) -> str | None:
+        """What made a task of the run fail that is to be tried again; None where there is none."""
+        waiting = [t for t in self.tasks(dag, run) if t["state"] == "up_for_retry"]
+        return self._told(dag, run, waiting[0], max(1, int(waiting[0]["try_number"]))) if waiting else None
+
+    def _told(self, dag: str, run: str, task: dict[str, Any], attempt: int) -> str:
+        """The errors in the log of one attempt of a task."""
         try:
-            lines = self.log(dag, run, task["task_id"], max(1, int(task["try_number"])))
+            lines = self.log(dag, run, task["task_id"], attempt)
         except PerennialError as error:
             lines = [f"(its log cannot be read: {error.cause})"]
-        told = [line for line in lines if "Error:" in line or "What to do" in line] or lines[-5:]
+        told = [line for line in lines if re.search(r"\w(Error|Exception): ", line)] or lines[-5:]
         return f"task {task['task_id']}: " + "\n".join(told[-3:])
 
 
