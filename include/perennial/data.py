@@ -192,10 +192,11 @@ def through(
 
 
 def _unreadable(work: Work, feed: Feed, file: Landed, error: Exception) -> None:
+    from perennial.ingest import unreadable
+
     late = 0 if feed.what == "rows" else work.spec.label.arrives_after_days
     day = files.shift(file.day, late)
-    work.nights[day].error = feed.error(f"{file.uri} cannot be read to its end: {str(error).splitlines()[0][:200]}",
-                                        "ask the feed to deliver it again", day)  # fmt: skip
+    work.nights[day].error = unreadable(feed, day, file.uri, error)
 
 
 def land_file(work: Work, night: Night, feed: Feed, uri: str, *, required: bool) -> Landed | None:

@@ -18,7 +18,8 @@ from typing import Any
 from perennial.literals import NUMERIC, condition, is_number, literal, short
 
 MAX_EXPECTATIONS = 1000
-ORDERED = ("integer", "number", "date", "timestamp", "string")
+COMPARABLE = ("integer", "number", "date", "timestamp")  # Great Expectations takes no text as a bound
+ORDERED = (*COMPARABLE, "string")
 ANY = ("string", "integer", "number", "boolean", "date", "timestamp")
 _BETWEEN = ("min_value", "max_value", "strict_min", "strict_max")
 
@@ -62,7 +63,7 @@ SUPPORTED: dict[str, Kind] = {
     "expect_column_values_to_not_be_null": _column(ANY),
     "expect_column_values_to_be_null": _column(ANY),
     "expect_column_values_to_be_unique": _column(ANY),
-    "expect_column_values_to_be_between": _column(ORDERED, may=_BETWEEN),
+    "expect_column_values_to_be_between": _column(COMPARABLE, may=_BETWEEN),
     "expect_column_values_to_be_in_set": _column(ANY, "value_set"),
     "expect_column_values_to_not_be_in_set": _column(ANY, "value_set"),
     "expect_column_values_to_match_regex": _column(("string",), "regex"),
@@ -85,8 +86,8 @@ SUPPORTED: dict[str, Kind] = {
     "expect_table_columns_to_match_set": Kind("table", ("column_set",), ("exact_match",)),
     "expect_table_columns_to_match_ordered_list": Kind("table", ("column_list",)),
     "expect_column_to_exist": Kind("table", ("column",), ("column_index",)),
-    "expect_column_min_to_be_between": _aggregate(ORDERED, may=_BETWEEN),
-    "expect_column_max_to_be_between": _aggregate(ORDERED, may=_BETWEEN),
+    "expect_column_min_to_be_between": _aggregate(COMPARABLE, may=_BETWEEN),
+    "expect_column_max_to_be_between": _aggregate(COMPARABLE, may=_BETWEEN),
     "expect_column_mean_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
     "expect_column_median_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
     "expect_column_stdev_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),

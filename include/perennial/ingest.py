@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import files
 from perennial.checks import UNTIL_DAY
-from perennial.errors import DataError, StorageError
+from perennial.errors import DataError, PerennialError, StorageError
 from perennial.lake import name as quote
 from perennial.lake import quote as text_literal
 
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE",
              "timestamp": "TIMESTAMP"}  # fmt: skip
 #: The longest line of a text file.
-LINE_BYTES = 64 << 20
+LINE_BYTES = 16 << 20
 _MISSING_TEXTS = "('', 'NA', 'N/A', 'NULL', 'null', 'None', 'NaN', 'nan')"
 _VIRTUAL = ("file_index", "file_row_number", "filename")
 
@@ -142,15 +142,30 @@ def _stage(feed: Feed, day: str, uri: str, path: Path, folder: Path, con: duckdb
     try:
         con.execute(
             f"COPY (SELECT * FROM read_csv({text_literal(str(path))}, columns={{{columns}}}, auto_detect=false, header=true, "
-            f"delim=',', quote='\"', escape='\"', strict_mode=true, null_padding=false, max_line_size={LINE_BYTES}, "
+            f"delim=',', quote='\"', escape='\"', strict_mode=true, null_padding=false, max_line_size={LINE_BYTES}, buffer_size={LINE_BYTES}, "
             f"allow_quoted_nulls=false)) TO {text_literal(str(staged))} (FORMAT parquet, COMPRESSION snappy)"
         )
     except duckdb.Error as error:
-        raise feed.error(f"{uri} is malformed: {_first_lines(error, feed)}", again, day) from error
+        raise unreadable(feed, day, uri, error, "is malformed") from error
     return staged
 
 
-def _first_lines(error: Exception, feed: Feed) -> str:
+def unreadable(
+    feed: Feed, day: str, uri: str, error: Exception, what: str = "cannot be read to its end"
+) -> PerennialError:
+    """The failure that an engine's error stands for: of this machine, or of the file."""
+    text = str(error)
+    if "Out of Memory" in text:
+        return StorageError(f"{uri}: the memory allowed is not enough: {_told(error)}",
+                            "raise PERENNIAL_MEMORY_MB, or lower PERENNIAL_THREADS; then run it again",
+                            model=feed.model, partition=day)  # fmt: skip
+    if "No space left" in text or "max_temp_directory_size" in text:
+        return StorageError(f"{uri}: the disk of the working folder is full", "make room, then run it again: nothing "
+                            "was published", model=feed.model, partition=day)  # fmt: skip
+    return feed.error(f"{uri} {what}: {_told(error)}", "ask the feed to deliver it again", day)
+
+
+def _told(error: Exception) -> str:
     """What an engine says, without the row it quotes: a row may hold personal data."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     kept = [

@@ -11,6 +11,7 @@ from typing import Any
 from perennial import files
 from perennial.checks import EXAMPLES, Check
 from perennial.errors import SpecError
+from perennial.expectations import Expectation, Problem
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 #: Table-level expectations whose observed value says nothing of a single row.
@@ -116,6 +117,20 @@ class Judge:
                 return ExpectationValidationResult(
                     success=False, expectation_config=judge.configuration, exception_info=info
                 )
+
+
+def refused(suite: list[Expectation]) -> list[Problem]:
+    """What Great Expectations itself refuses of a suite that `parse_suite` could read (imports it: seconds)."""
+    problems = []
+    for entry in suite:
+        check = Check(
+            entry.label, entry.type, {"meta": {}, **entry.config, "kwargs": entry.kwargs}, entry.level
+        )
+        try:
+            expectation(check, "2000-01-01")
+        except SpecError as error:
+            problems.append(Problem(entry.line, error.cause.removeprefix("expectations.json: ")))
+    return problems
 
 
 def expectation(check: Check, day: str) -> Any:

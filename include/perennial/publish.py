@@ -134,9 +134,16 @@ def replace(
 def _counted(
     con: duckdb.DuckDBPyConnection, sql: str, expected: int | None, causes: list[str]
 ) -> pa.RecordBatchReader:
+    import duckdb
     import pyarrow as pa
 
-    reader = con.execute(sql).to_arrow_reader(BATCH)
+    try:
+        reader = con.sql(sql).to_arrow_reader(BATCH)
+    except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException):
+        raise
+    except duckdb.Error as error:
+        causes.append(str(error))
+        raise
 
     def batches() -> Iterator[pa.RecordBatch]:
         rows = 0
@@ -145,8 +152,10 @@ def _counted(
                 rows += batch.num_rows
                 yield batch
         except Exception as error:
-            causes.append(str(error).splitlines()[0][:200])
+            causes.append(str(error))
             raise
+        finally:
+            reader.close()  # or the connection could not be used again
         if expected is not None and rows != expected:
             causes.append(f"{rows} rows came where {expected} were validated: it changed while it was read")
             raise ValueError(causes[0])  # ends the write before it is committed
@@ -167,7 +176,7 @@ def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
     typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {quote(c)}" for c, kind in columns.items())
     try:
         kind = str(
-            con.execute(f"SELECT typeof(({spec.label.expression})) FROM (SELECT {typed})").fetchone()[0]
+            con.execute(f"SELECT typeof(({spec.label.expression})) FROM (SELECT {typed})").fetchall()[0][0]
         )  # type: ignore[index]
     except duckdb.Error as error:
         raise SpecError(f"model.yaml: label.expression {spec.label.expression!r} fails: {str(error).splitlines()[0]}",

@@ -82,12 +82,12 @@ def _profile(
     """All aggregates of all checks, by their SQL, for each file: one query."""
     wanted = dict.fromkeys(["count(*)", *(sql for c in checks for sql in _needed(c))])
     empty = (
-        con.execute(f"SELECT {', '.join(wanted)} FROM {view} WHERE FALSE").fetchone()
+        con.execute(f"SELECT {', '.join(wanted)} FROM {view} WHERE FALSE").fetchall()[0]
         if _has_empty(landed)
         else ()
     )
     if len(landed) == 1:
-        found = [(0, *(con.execute(f"SELECT {', '.join(wanted)} FROM {view}").fetchone() or ()))]
+        found = [(0, *con.execute(f"SELECT {', '.join(wanted)} FROM {view}").fetchall()[0])]
     else:
         found = con.execute(f"SELECT __file, {', '.join(wanted)} FROM {view} GROUP BY __file").fetchall()
     rows = {row[0]: row[1:] for row in found}
