@@ -45,9 +45,10 @@ def parse_date(text: str, what: str = "a partition date") -> date:
         PerennialError: anything else.
     """
     try:
-        if len(text) != 10:
+        found = date.fromisoformat(text)
+        if found.isoformat() != text:  # Python also reads 20240101 and 2024-W01-1
             raise ValueError
-        return date.fromisoformat(text)
+        return found
     except (TypeError, ValueError):
         raise PerennialError(f"{what} is {str(text)[:40]!r}, not a date", "write it as YYYY-MM-DD") from None
 

@@ -40,6 +40,11 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
+    if odd := sorted(set("[]%") & set(uri)):
+        raise StorageError(
+            f"{uri} has {' and '.join(odd)} in it, which Delta tables cannot have in their path",
+            "set PERENNIAL_LAKE to another place",
+        )
     if not files.is_remote(uri) and not Path(uri, "_delta_log").is_dir():
         return None
     try:
@@ -105,28 +110,22 @@ def replace(
     end = end or start
     for day in (start, end):
         files.parse_date(day)
-    if not files.is_remote(uri):
-        Path(uri).mkdir(parents=True, exist_ok=True)
+    where = (
+        f"{PARTITION} = '{start}'" if start == end else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
+    )
     for attempt in range(ATTEMPTS):
         try:
-            exists = open_table(uri) is not None
-            where = (
-                f"{PARTITION} = '{start}'"
-                if start == end
-                else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
-            )
+            rows = data() if callable(data) else data
+            if open_table(uri) is None:
+                _create(uri, rows.schema)
             write_deltalake(
                 uri,
-                data() if callable(data) else data,
+                rows,
                 mode="overwrite",
-                predicate=where if exists else None,
+                predicate=where,
                 partition_by=[PARTITION],
-                schema_mode="merge" if exists else None,
+                schema_mode="merge",
                 storage_options=settings().storage_options,
-                # Old versions are what training pins: vacuum must not take them within two years.
-                configuration={"delta.deletedFileRetentionDuration": "interval 730 days"}
-                if not exists
-                else None,
                 writer_properties=WriterProperties(compression="SNAPPY", max_row_group_size=262_144),
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
@@ -150,6 +149,26 @@ def replace(
                 partition=start,
             ) from error
     raise AssertionError("unreachable")
+
+
+def _create(uri: str, schema: pa.Schema) -> None:
+    """Make an empty table, unless another writer is quicker.
+
+    A first write that made the table itself would overwrite whole what a writer of another partition has just made.
+    """
+    from deltalake import DeltaTable
+
+    if not files.is_remote(uri):
+        Path(uri).mkdir(parents=True, exist_ok=True)
+    DeltaTable.create(
+        uri,
+        schema,
+        mode="ignore",
+        partition_by=[PARTITION],
+        storage_options=settings().storage_options,
+        # Old versions are what training pins: vacuum must not take them within two years.
+        configuration={"delta.deletedFileRetentionDuration": "interval 730 days"},
+    )
 
 
 def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.DuckDBPyConnection:
@@ -200,7 +219,7 @@ def relation(
     paths = sorted(found.file_uris(partition_filters=wanted or None))
     if not paths:
         return False
-    if files.is_remote(uri) or set("*?[") & set(uri):
+    if files.is_remote(uri) or set("*?") & set(uri):
         # DuckDB's own S3 reader is an extension that it would download, and it takes paths for patterns: Arrow reads,
         # DuckDB pushes its filters down.
         import pyarrow.dataset as ds

@@ -1,0 +1,65 @@
+"""Dates, templates, and small files written whole or not at all."""
+
+from __future__ import annotations
+
+import hashlib
+from pathlib import Path
+
+import pytest
+
+from perennial import files
+from perennial.errors import PerennialError, StorageError
+
+
+def test_dates() -> None:
+    assert files.dates("2024-02-28", "2024-03-01") == ["2024-02-28", "2024-02-29", "2024-03-01"]
+    assert files.dates("2024-01-01") == ["2024-01-01"]
+    assert files.shift("2024-01-01", -1) == "2023-12-31"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "2024-1-1", "20240101", "2024-02-30", "2024-W01-1", "../../x", "2024-01-01T00", None]
+)
+def test_what_is_no_date_is_refused(text: str) -> None:
+    with pytest.raises(PerennialError, match="not a date"):
+        files.parse_date(text)
+
+
+def test_ranges_are_bounded() -> None:
+    with pytest.raises(PerennialError, match="before start"):
+        files.dates("2024-01-02", "2024-01-01")
+    with pytest.raises(PerennialError, match="ten years"):
+        files.dates("2024-01-01", "2999-01-01")
+
+
+def test_templates(house: Path) -> None:
+    landing = str(house / "landing")
+    assert files.expand("{landing}/a/{date}.parquet", "2024-03-04") == f"{landing}/a/2024-03-04.parquet"
+    assert files.expand("{landing}/{year}/{month}/{day}.csv", "2024-03-04") == f"{landing}/2024/03/04.csv"
+    assert files.expand("s3://b/places.parquet") == "s3://b/places.parquet"
+
+
+def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
+    place = str(tmp_path / "deep" / "a.json")
+    assert not files.exists(place)
+    files.write_text(place, "one")
+    files.write_text(place, "zwei ü")
+    assert files.read_text(place) == "zwei ü"
+    assert files.exists(place)
+    assert files.digest(place) == hashlib.sha256("zwei ü".encode()).hexdigest()
+    assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.json"]
+
+
+def test_a_missing_file_is_not_a_broken_store(tmp_path: Path) -> None:
+    with pytest.raises(FileNotFoundError):
+        files.read_text(str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError):
+        files.digest(str(tmp_path / "none"))
+
+
+def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError, match="cannot be written"):
+        files.write_text(str(tmp_path / "file" / "below.json"), "x")
+    with pytest.raises(StorageError, match="cannot be read"):
+        files.read_text(str(tmp_path))

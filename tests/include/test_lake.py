@@ -1,0 +1,178 @@
+"""The lake: partitions replaced whole and atomically, versions that stay readable, writers that collide."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support import processes
+
+from perennial import files, lake
+from perennial.errors import PerennialError, StorageError
+
+
+def table(day: str, *values: int) -> pa.Table:
+    return pa.table({"id": pa.array(values, pa.int64()), "partition_date": pa.array([day] * len(values))})
+
+
+def ids(uri: str, **where: Any) -> list[int]:
+    stream = lake.stream(uri, **where)
+    return sorted(stream.read_all()["id"].to_pylist()) if stream else []
+
+
+@pytest.fixture
+def uri(house: Path) -> str:
+    return lake.table("published", "toy")
+
+
+def test_nothing_is_there_at_first(uri: str) -> None:
+    assert lake.version(uri) is None
+    assert lake.partitions(uri) == []
+    assert lake.stream(uri) is None
+    assert lake.fingerprint(uri) == ""
+
+
+def test_a_partition_is_replaced_and_its_neighbours_stay(uri: str) -> None:
+    lake.replace(uri, table("2024-01-01", 1, 2), "2024-01-01")
+    lake.replace(uri, table("2024-01-02", 3), "2024-01-02")
+    lake.replace(uri, table("2024-01-01", 9), "2024-01-01")
+    assert ids(uri) == [3, 9]
+    assert lake.partitions(uri) == ["2024-01-01", "2024-01-02"]
+
+
+def test_a_range_is_replaced_in_one_commit(uri: str) -> None:
+    days = files.dates("2024-01-01", "2024-01-05")
+    for i, day in enumerate(days):
+        lake.replace(uri, table(day, i), day)
+    before = lake.version(uri)
+    assert before is not None
+    new = pa.concat_tables([table("2024-01-02", 10, 11), table("2024-01-04", 12)])
+    assert lake.replace(uri, new, "2024-01-02", "2024-01-04") == before + 1
+    assert ids(uri) == [0, 4, 10, 11, 12]
+    assert ids(uri, start="2024-01-02", end="2024-01-03") == [10, 11]
+
+
+def test_rows_outside_the_range_are_refused_and_nothing_is_written(uri: str) -> None:
+    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    with pytest.raises(StorageError):
+        lake.replace(uri, table("2024-01-02", 2), "2024-01-01")
+    assert ids(uri) == [1]
+
+
+def test_rows_outside_the_range_are_refused_in_the_first_write_too(uri: str) -> None:
+    with pytest.raises(StorageError):
+        lake.replace(uri, table("2024-01-02", 2), "2024-01-01")
+    assert ids(uri) == []
+
+
+def test_an_old_version_stays_readable(uri: str) -> None:
+    first = lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    lake.replace(uri, table("2024-01-01", 2), "2024-01-01")
+    assert ids(uri, version=first) == [1]
+    assert ids(uri) == [2]
+    with pytest.raises(StorageError, match="at version 99"):
+        lake.open_table(uri, 99)
+
+
+def test_a_fingerprint_changes_with_its_partitions_and_with_no_other(uri: str) -> None:
+    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    lake.replace(uri, table("2024-01-02", 2), "2024-01-02")
+    one, both = lake.fingerprint(uri, "2024-01-01", "2024-01-01"), lake.fingerprint(uri)
+    lake.replace(uri, table("2024-01-02", 3), "2024-01-02")
+    assert lake.fingerprint(uri, "2024-01-01", "2024-01-01") == one
+    assert lake.fingerprint(uri) != both
+    assert lake.fingerprint(uri, "2025-01-01", "2025-01-01") == ""
+
+
+def test_a_column_that_comes_later_is_added(uri: str) -> None:
+    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    more = table("2024-01-02", 2).append_column("extra", pa.array(["x"]))
+    lake.replace(uri, more, "2024-01-02")
+    stream = lake.stream(uri, columns=["id", "extra"])
+    assert stream is not None
+    assert sorted(stream.read_all().to_pylist(), key=lambda r: r["id"]) == [
+        {"id": 1, "extra": None},
+        {"id": 2, "extra": "x"},
+    ]
+
+
+@pytest.mark.parametrize("name", ["with space", "it's", "glob*", "what?", "ümlaut", "#hash", "{brace}"])
+def test_any_folder_will_do(name: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
+    uri = lake.table("published", "toy")
+    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    lake.replace(uri, table("2024-01-02", 2), "2024-01-02")
+    assert ids(uri) == [1, 2]
+    assert ids(uri, start="2024-01-02") == [2]
+    assert Path(tmp_path / name / "published" / "toy").is_dir()
+
+
+@pytest.mark.parametrize("name", ["in [x] brackets", "per%20cent"])
+def test_a_folder_that_delta_tables_cannot_have_is_told(
+    name: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """deltalake panics, or reads another folder than it writes."""
+    monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
+    with pytest.raises(StorageError, match=r"Delta tables cannot have(.|\n)*PERENNIAL_LAKE"):
+        lake.replace(lake.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
+
+
+def test_dates_are_checked_before_they_reach_a_query(uri: str) -> None:
+    with pytest.raises(PerennialError, match="not a date"):
+        lake.replace(uri, table("2024-01-01", 1), "2024-01-01' OR true --")
+
+
+def test_a_stream_that_breaks_writes_nothing(uri: str) -> None:
+    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+
+    def breaking() -> pa.RecordBatchReader:
+        def batches() -> Any:
+            yield from table("2024-01-01", 5).to_batches()
+            raise ValueError("the source went away")
+
+        return pa.RecordBatchReader.from_batches(table("2024-01-01", 5).schema, batches())
+
+    with pytest.raises(Exception, match="the source went away"):
+        lake.replace(uri, breaking, "2024-01-01")
+    assert ids(uri) == [1]
+
+
+def test_many_writers_of_one_partition_leave_one_writers_rows(uri: str) -> None:
+    lake.replace(uri, table("2024-01-02", -1), "2024-01-02")
+    writers = [processes.start(processes.write_ids, uri, "2024-01-01", 10 * n, 10) for n in range(8)]
+    assert processes.wait(*writers) == [0] * 8
+    found = ids(uri, start="2024-01-01", end="2024-01-01")
+    assert len(found) == 10
+    assert found == list(range(found[0], found[0] + 10))
+    assert ids(uri, start="2024-01-02") == [-1]
+
+
+def test_many_first_writers_of_different_partitions_lose_nothing(uri: str) -> None:
+    """Each finds no table; only one may create it."""
+    days = files.dates("2024-01-01", "2024-01-08")
+    writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
+    assert processes.wait(*writers) == [0] * 8
+    assert ids(uri) == list(range(8))
+    assert lake.partitions(uri) == days
+
+
+def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
+    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / "file"))
+    with pytest.raises(StorageError, match="What to do"):
+        lake.replace(lake.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
+
+
+def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:
+    con = lake.connect(memory_share=0.5)
+    row = con.execute("SELECT current_setting('TimeZone'), current_setting('memory_limit')").fetchone()
+    assert row == ("UTC", "512.0 MiB")
+
+
+def test_quoting() -> None:
+    assert lake.quote("it's") == "'it''s'"
+    assert lake.name('say "x"') == '"say ""x"""'

@@ -1,0 +1,100 @@
+"""The ledger: a chain of hashes that shows tampering, and that many writers do not break."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pytest
+from support import processes
+
+from perennial import ledger
+from perennial.errors import LedgerError
+
+
+def add(model: str = "toy", **more: Any) -> dict[str, Any]:
+    return ledger.append(
+        model, **{"kind": "training", "decision": "trained", "reason": "why", "actor": "test"} | more
+    )
+
+
+def rewrite(change: Any) -> None:
+    """What somebody with write access to the lake could do to the table."""
+    from deltalake import DeltaTable, write_deltalake
+
+    table = DeltaTable(ledger.uri()).to_pyarrow_table()
+    rows = change(sorted(table.to_pylist(), key=lambda r: r["sequence"]))
+    write_deltalake(
+        ledger.uri(), pa.Table.from_pylist(rows, table.schema), mode="overwrite", partition_by=["model"]
+    )
+
+
+def test_records_are_chained_and_kept_whole(house: Path) -> None:
+    assert ledger.records("toy") == []
+    assert ledger.verify("toy") == 0
+    first = add(
+        evidence={"loss": 0.25, "rows": [1, 2], "none": None}, partition="2024-01-01", model_version="3"
+    )
+    second = add(reason='ünïcode, "quotes" and\nlines', kind="promotion")
+    found = ledger.records("toy")
+    assert [r["sequence"] for r in found] == [1, 2]
+    assert found[0] == first
+    assert found[0]["previous"] == ledger.GENESIS
+    assert found[1]["previous"] == first["hash"]
+    assert found[1]["reason"] == second["reason"]
+    assert found[0]["evidence"] == {"loss": 0.25, "rows": [1, 2], "none": None}
+    assert ledger.records("toy", "promotion") == [second]
+    assert ledger.verify("toy") == 2
+
+
+def test_each_model_has_its_own_chain(house: Path) -> None:
+    add("one")
+    add("two")
+    add("one")
+    assert [ledger.verify(m) for m in ("one", "two", "three")] == [2, 1, 0]
+
+
+@pytest.mark.parametrize("field", [f for f in ledger.FIELDS if f not in ("sequence", "model", "evidence")])
+def test_a_changed_record_is_found(house: Path, field: str) -> None:
+    for _ in range(3):
+        add()
+    rewrite(lambda rows: [r | ({field: "f" * 64} if r["sequence"] == 2 else {}) for r in rows])
+    with pytest.raises(LedgerError, match="record 2"):
+        ledger.verify("toy")
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda rows: [r | ({"evidence": '{"loss": 0.1}'} if r["sequence"] == 2 else {}) for r in rows],
+        lambda rows: [rows[0], rows[2]],
+        lambda rows: rows[1:],
+        lambda rows: rows[:-1],
+        lambda rows: [*rows, rows[-1] | {"sequence": 4}],
+        lambda rows: [rows[1] | {"sequence": 1}, rows[0] | {"sequence": 2}, rows[2]],
+        lambda rows: [],
+    ],
+    ids=[
+        "evidence",
+        "middle removed",
+        "first removed",
+        "last removed",
+        "slipped in",
+        "swapped",
+        "all removed",
+    ],
+)
+def test_tampering_is_found(house: Path, change: Any) -> None:
+    for n in range(3):
+        add(evidence={"loss": n})
+    rewrite(change)
+    with pytest.raises(LedgerError):
+        ledger.verify("toy")
+
+
+def test_writers_at_once_keep_the_chain(house: Path) -> None:
+    """Two models' first records at once: only one of them creates the table."""
+    writers = [processes.start(processes.append_records, model, 4) for model in ("one", "two", "one", "two")]
+    assert processes.wait(*writers) == [0] * 4
+    assert ledger.verify("one") == ledger.verify("two") == 8

@@ -1,0 +1,127 @@
+"""Steps in processes of their own, which share the lake with others or are killed in the midst of a write.
+
+Processes are forked from a server that has the libraries imported, so that a run costs its work and no more.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import Callable
+from multiprocessing.process import BaseProcess
+from pathlib import Path
+from typing import Any
+
+LIBRARIES = ["pyarrow.parquet", "deltalake", "duckdb", "pandas", "xgboost", "sklearn.linear_model", "sklearn.pipeline",
+             "scipy.stats", "mlflow.xgboost", "requests", "support.toys"]  # fmt: skip
+
+
+@functools.cache
+def _context(more: tuple[str, ...] = ()) -> Any:
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([*LIBRARIES, *more])
+    return context
+
+
+def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
+    """Run a function of a module of `support` in another process, with this one's environment."""
+    process: BaseProcess = _context().Process(target=_run, args=(dict(os.environ), target.__module__, target.__name__,
+                                                                 arguments), daemon=True)  # fmt: skip
+    process.start()
+    return process
+
+
+def wait(*processes: BaseProcess, timeout: float = 120) -> list[int | None]:
+    """Exit codes; a process that does not end is killed."""
+    for process in processes:
+        process.join(timeout)
+        if process.is_alive():
+            process.kill()
+            process.join(10)
+    return [p.exitcode for p in processes]
+
+
+def _run(environ: dict[str, str], module: str, name: str, arguments: tuple[Any, ...]) -> None:
+    os.environ.clear()
+    os.environ.update(environ)
+    getattr(importlib.import_module(module), name)(*arguments)
+
+
+def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") -> None:
+    """Run one step of the model in ``folder``; the result, or the error's text, goes into the file ``answer``."""
+    from perennial import steps
+    from perennial.catalog import load_model
+    from perennial.errors import PerennialError
+
+    try:
+        said: dict[str, Any] = {"result": steps.run(name, load_model(Path(folder)), **arguments)}
+    except PerennialError as error:
+        said = {"error": type(error).__name__, "text": str(error)}
+    if answer:
+        Path(answer).write_text(json.dumps(said))
+    if "error" in said:
+        sys.exit(3)
+
+
+def killed_step(folder: str, name: str, arguments: dict[str, Any], place: str, moment: str, nth: int) -> None:
+    """Run one step and SIGKILL this very process ``before`` or ``after`` the ``nth`` call of the function ``place``."""
+    module, _, function = place.rpartition(".")
+    owner = importlib.import_module(module)
+    real, calls = getattr(owner, function), 0
+
+    def deadly(*args: Any, **kwargs: Any) -> Any:
+        nonlocal calls
+        calls += 1
+        if calls == nth and moment == "before":
+            os.kill(os.getpid(), signal.SIGKILL)
+        result = real(*args, **kwargs)
+        if calls == nth and moment == "after":
+            os.kill(os.getpid(), signal.SIGKILL)
+        return result
+
+    setattr(owner, function, deadly)
+    step(folder, name, arguments)
+
+
+def write_ids(uri: str, day: str, first: int, count: int) -> None:
+    """Replace one partition by ``count`` numbers from ``first``."""
+    import pyarrow as pa
+
+    from perennial import lake
+
+    ids = pa.array(range(first, first + count), pa.int64())
+    lake.replace(uri, pa.table({"id": ids, "partition_date": [day] * count}), day)
+
+
+def append_records(model: str, count: int) -> None:
+    """Append records to a model's ledger."""
+    from perennial import ledger
+
+    for n in range(count):
+        ledger.append(model, kind="training", decision="trained", reason=str(n), actor=str(os.getpid()))
+
+
+def hold(name: str, path: str, seconds: float) -> None:
+    """Hold a lock; the file ``path`` appears once it is held."""
+    import time
+
+    from perennial import lock
+
+    with lock.hold(name):
+        Path(path).write_text("held")
+        time.sleep(seconds)
+
+
+def count_up(path: str, times: int) -> None:
+    """Add to the number in a file, under a lock."""
+    from perennial import lock
+
+    for _ in range(times):
+        with lock.hold("counter"):
+            number = int(Path(path).read_text())
+            Path(path).write_text(str(number + 1))

@@ -1,0 +1,185 @@
+"""A small model folder of any task type, and the data it lives on: few columns, sixty rows a day."""
+
+from __future__ import annotations
+
+import itertools
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import yaml
+
+from perennial import files, lake
+from perennial.catalog import load_model
+from perennial.settings import settings
+from perennial.spec import ModelSpec
+
+FIRST = "2024-01-01"
+DAYS = 20
+LAST = files.shift(FIRST, DAYS - 1)
+ROWS = 60
+
+SQL = """-- place joins to what was known of it when the row happened
+SELECT rows.id, x, z, k, hour(at) AS hour, places.size
+FROM rows ASOF LEFT JOIN places ON rows.place = places.place AND places.known_at <= rows.at
+"""
+SUITE = {
+    "name": "toy",
+    "expectations": [
+        {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "id"}, "meta": {}},
+        {"type": "expect_column_values_to_be_between", "kwargs": {"column": "x", "min_value": -50, "max_value": 50}, "meta": {}},
+        {"type": "expect_table_row_count_to_be_between", "kwargs": {"min_value": 1, "max_value": 10_000}, "meta": {}},
+    ],
+}  # fmt: skip
+LABEL_TYPES = {"binary": "integer", "multiclass": "string", "regression": "number", "ranking": "integer"}
+_numbers = itertools.count(1)
+
+
+def unique(prefix: str = "toy") -> str:
+    """A model name that no other test uses: the tests share one MLflow server."""
+    return f"{prefix}_{next(_numbers)}"
+
+
+def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
+    """What ``model.yaml`` says; ``changes`` replace keys of its sections."""
+    columns = {
+        "id": "string",
+        "at": "timestamp",
+        "x": "number",
+        "z": "number",
+        "k": "string",
+        "place": "string",
+    }
+    said: dict[str, Any] = {
+        "name": name, "task": task, "owner": "tests", "description": "A toy.",
+        "data": {"source": f"{{landing}}/{name}/{{date}}.parquet", "key": ["id"], "event_time": "at",
+                 "columns": columns | ({"list": "integer"} if task == "ranking" else {})},
+        "label": {"source": f"{{landing}}/{name}_labels/{{date}}.parquet",
+                  "columns": {"id": "string", "y": LABEL_TYPES[task]}, "expression": "y", "arrives_after_days": 1},
+        "features": {"categorical": ["k"],
+                     "references": [{"name": "places", "source": f"{{landing}}/{name}_places.parquet"}]},
+        "training": {"holdout_days": 5, "rounds": 25, "early_stopping_rounds": 5,
+                     "params": {"max_depth": 3, "learning_rate": 0.3}},
+        "gate": {"resamples": 200},
+        "monitoring": {"window_days": 7, "min_rows": 50, "report_rows": 100},
+        "schedule": {"start": FIRST},
+    }  # fmt: skip
+    if task == "ranking":
+        said["group"] = "list"
+    for key, value in changes.items():
+        said[key] = said.get(key, {}) | value if isinstance(value, dict) else value
+    return said
+
+
+def model(root: Path, name: str, task: str = "binary", sql: str = SQL, **changes: Any) -> ModelSpec:
+    """Write a model folder below ``root`` and load it."""
+    folder = root / name
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "model.yaml").write_text(yaml.safe_dump(content(name, task, **changes)))
+    (folder / "features.sql").write_text(sql)
+    (folder / "expectations.json").write_text(json.dumps(SUITE))
+    (folder / "README.md").write_text("A toy.\n")
+    return load_model(folder)
+
+
+def rows(task: str, day: str, n: int = ROWS) -> pa.Table:
+    """One day's rows, the same each time; what is true of them hangs on the signs of ``x`` and ``z`` together."""
+    rng = np.random.default_rng(int(day.replace("-", "")))
+    table = {
+        "id": [f"{day}-{i:05d}" for i in range(n)],
+        "at": pa.array(np.datetime64(day, "us") + np.arange(n) * np.timedelta64(86_400_000_000 // n, "us")),
+        "x": np.round(rng.normal(size=n), 6), "z": np.round(rng.normal(size=n), 6),
+        "k": rng.choice(["a", "b", "c"], n).tolist(), "place": rng.choice(["north", "south"], n).tolist(),
+    }  # fmt: skip
+    if task == "ranking":
+        table["list"] = np.arange(n) // 10
+    return pa.table(table)
+
+
+def labels(task: str, table: pa.Table, *, shuffled: bool = False) -> pa.Table:
+    """The labels of rows; ``shuffled``: those of other rows."""
+    x, z = table["x"].to_numpy(), table["z"].to_numpy()
+    k = np.asarray(table["k"].to_pylist())
+    same = (x > 0) == (z > 0)
+    value: dict[str, Any] = {
+        "binary": same.astype(np.int64),
+        "multiclass": np.where(same, np.where(k == "a", "red", "green"), "blue"),
+        "regression": np.where(same, 5.0, -5.0) + x,
+        "ranking": same.astype(np.int64) * 2 + (k == "a"),
+    }
+    y = value[task]
+    if shuffled:
+        y = np.random.default_rng(7).permutation(y)
+    return pa.table({"id": table["id"], "y": pa.array(y)})
+
+
+def places() -> pa.Table:
+    """The reference table: one observation of each place before the first day, one on the tenth."""
+    known = [np.datetime64("2023-12-01", "us"), np.datetime64(files.shift(FIRST, 9), "us")]
+    return pa.table(
+        {"place": ["north", "north", "south", "south"], "known_at": known * 2, "size": [1.0, 2.0, 30.0, 40.0]}
+    )
+
+
+def write(uri: str, table: pa.Table) -> None:
+    """A parquet file, in a folder or on S3."""
+    if files.is_remote(uri):
+        pq.write_table(table, uri.removeprefix("s3://"), filesystem=files.filesystem())
+    else:
+        Path(uri).parent.mkdir(parents=True, exist_ok=True)
+        pq.write_table(table, uri)
+
+
+def land(spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False) -> None:
+    """Land the reference table, and each day's rows and labels, as a feed would."""
+    write(files.expand(spec.references[0].source), places())
+    for day in files.dates(start, files.shift(start, days - 1)):
+        table = rows(spec.task, day)
+        write(files.expand(spec.data.source, day), table)
+        write(files.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
+
+
+def publish(
+    spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False, n: int = ROWS
+) -> None:
+    """Put rows and labels into the lake as the data step would, without its cost."""
+    if spec.references:
+        write(files.expand(spec.references[0].source), places())
+    whole = files.dates(start, files.shift(start, days - 1))
+    parts, found = [], []
+    for day in whole:
+        table = rows(spec.task, day, n)
+        parts.append(table.append_column(lake.PARTITION, pa.array([day] * len(table))))
+        y = labels(spec.task, table, shuffled=shuffled).rename_columns(["id", "label"])
+        found.append(y.append_column(lake.PARTITION, pa.array([day] * len(table))))
+    lake.replace(lake.table("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1])
+    lake.replace(lake.table("labels", spec.name), pa.concat_tables(found), whole[0], whole[-1])
+
+
+def content_of(
+    kind: str, name: str, *, without: tuple[str, ...] = ("run_id", "scored_at")
+) -> list[dict[str, Any]]:
+    """The rows of a lake table in order, without what tells one run from another."""
+    stream = lake.stream(lake.table(kind, name))
+    if stream is None:
+        return []
+    table = stream.read_all()
+    table = table.select([c for c in table.column_names if c not in without])
+    return sorted(table.to_pylist(), key=lambda r: (r[lake.PARTITION], str(r.get("id"))))
+
+
+def nothing_half_written(spec: ModelSpec) -> None:
+    """No table shows a part of a partition, and no manifest or report is cut off."""
+    for kind in ("published", "predictions"):
+        seen: dict[str, int] = {}
+        for row in content_of(kind, spec.name):
+            seen[row[lake.PARTITION]] = seen.get(row[lake.PARTITION], 0) + 1
+        assert set(seen.values()) <= {ROWS}, (kind, seen)
+    here = settings().lake
+    if not files.is_remote(here):
+        for path in Path(here, "manifests").rglob("*.json"):
+            if not path.name.startswith("."):
+                json.loads(path.read_text())
