@@ -1,0 +1,117 @@
+"""What a spec may say: metrics, objectives, parameters and names, and the checks of values that no type can express."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+
+#: The metrics a gate may judge by. Each is a mean of one loss a row (a group, for ranking), so that champion and
+#: challenger can be compared by a paired bootstrap; lower is better.
+GATE_METRICS: dict[str, tuple[str, ...]] = {
+    "binary": ("log_loss", "brier"),
+    "multiclass": ("log_loss", "error_rate"),
+    "regression": ("squared_error", "absolute_error"),
+    "ranking": ("ndcg_loss",),
+}
+OBJECTIVES: dict[str, tuple[str, ...]] = {
+    "binary": ("binary:logistic",),
+    "multiclass": ("multi:softprob",),
+    "regression": (
+        "reg:squarederror",
+        "reg:absoluteerror",
+        "reg:pseudohubererror",
+        "reg:tweedie",
+        "count:poisson",
+    ),
+    "ranking": ("rank:ndcg", "rank:pairwise"),
+}
+#: XGBoost parameters that a spec may set or search, with the bounds of each.
+PARAMETERS: dict[str, tuple[float, float]] = {
+    "max_depth": (1, 16),
+    "learning_rate": (1e-4, 1),
+    "min_child_weight": (0, 1e6),
+    "subsample": (0.05, 1),
+    "colsample_bytree": (0.05, 1),
+    "colsample_bylevel": (0.05, 1),
+    "gamma": (0, 1e6),
+    "reg_alpha": (0, 1e6),
+    "reg_lambda": (0, 1e6),
+    "max_bin": (16, 1024),
+    "max_leaves": (0, 4096),
+    "max_delta_step": (0, 100),
+    "scale_pos_weight": (1e-3, 1e4),
+}
+WHOLE = {"max_depth", "max_bin", "max_leaves"}
+#: Metrics of the held-out rows that `gate.bounds` may bound.
+METRICS: dict[str, tuple[str, ...]] = {
+    "binary": (*GATE_METRICS["binary"], "auc", "average_precision"),
+    "multiclass": (*GATE_METRICS["multiclass"], "accuracy"),
+    "regression": (*GATE_METRICS["regression"], "rmse", "r2"),
+    "ranking": (*GATE_METRICS["ranking"], "ndcg"),
+}
+#: Columns that the lake's tables have beside the key.
+RESERVED = frozenset({
+    "label", "arrived", "prediction", "probabilities", "model_version", "run_id", "scored_at", "feed", "feed_date",
+    "row_values", "reasons",
+})  # fmt: skip
+#: Names that the SQL of features, or the reader of files, uses itself.
+TAKEN = {
+    "references": {"rows", "published"},
+    "columns": {"partition_date", "file_index", "file_row_number", "filename"},
+}
+
+
+def check_columns(columns: Mapping[str, str]) -> None:
+    """Refuse column names that the lake, the reader of files or SQL cannot take.
+
+    Raises:
+        ValueError: with the name.
+    """
+    for column in columns:
+        if column.lower() in TAKEN["columns"] or column.startswith("__"):
+            raise ValueError(f"columns must not hold {column!r}: the bundle uses that name itself")
+    if len({c.lower() for c in columns}) < len(columns):
+        raise ValueError("columns: two differ in case only, which SQL cannot tell apart")
+
+
+def check_template(value: str, *, dated: bool) -> str:
+    """Refuse a path template that could leave its folder, or that does not name a partition.
+
+    Raises:
+        ValueError: the template cannot be used.
+    """
+    names = set(re.findall(r"\{([^}]*)\}", value))
+    if unknown := names - {"landing", "date", "year", "month", "day"}:
+        raise ValueError(
+            f"unknown placeholder {{{min(unknown)}}}; allowed: {{landing}} {{date}} {{year}} {{month}} {{day}}"
+        )
+    if re.search(r"[{}]", re.sub(r"\{[a-z]+\}", "", value)) or not value:
+        raise ValueError("a brace is not closed")
+    if ".." in re.split(r"[/\\]", value):
+        raise ValueError("'..' is not allowed: a source stays below its folder")
+    if not value.startswith(("{landing}/", "s3://")):
+        raise ValueError("a source starts with {landing}/ or s3://")
+    if "\0" in value or any(c in value for c in "*?[]'\n"):
+        raise ValueError("wildcards, quotes and control characters are not allowed")
+    if not value.endswith((".parquet", ".csv", ".csv.gz")):
+        raise ValueError("a source is a .parquet, .csv or .csv.gz file")
+    if dated and not ("date" in names or {"year", "month", "day"} <= names):
+        raise ValueError(
+            "{date}, or {year}, {month} and {day}, must be in it: each partition has its own file"
+        )
+    return value
+
+
+def check_parameter(name: str, value: float) -> None:
+    """Refuse an XGBoost parameter that is unknown, owned by the training step, or out of bounds.
+
+    Raises:
+        ValueError: with the name, the value received and what is allowed.
+    """
+    if name not in PARAMETERS:
+        raise ValueError(f"parameter {name!r} cannot be set here; allowed: {', '.join(PARAMETERS)}")
+    low, high = PARAMETERS[name]
+    if not low <= value <= high:
+        raise ValueError(f"parameter {name} is {value:g}; allowed: {low:g} to {high:g}")
+    if name in WHOLE and value != int(value):
+        raise ValueError(f"parameter {name} is {value:g}; a whole number is needed")
