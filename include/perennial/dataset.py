@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake
-from perennial.encode import Encoding
+from perennial.encode import Encoding, categories
 from perennial.errors import DataError
 from perennial.features import BATCH, Features
 from perennial.spec import ModelSpec
@@ -257,7 +257,6 @@ def build(
         DataError: no labelled rows, or one class only.
     """
     import numpy as np
-    import pyarrow.compute as pc
 
     classes = _classes(spec, split, version, labels_version) if spec.task == "multiclass" else ()
     known: dict[str, list[str]] = {c: [] for c in features.categorical}
@@ -269,12 +268,9 @@ def build(
             if part == "fit" and i == 0:
                 features.check_rowwise(table.slice(0, 2000))
             found = features.apply(table)
-            for name, categories in known.items():
-                seen = set(categories)
-                fresh = pc.unique(found.column(name)).to_pylist()
-                categories += [
-                    c if isinstance(c, str) else str(c) for c in fresh if c is not None and str(c) not in seen
-                ]
+            for name, listed in known.items():
+                seen = set(listed)
+                listed += [c for c in categories(found.column(name)) if c not in seen]
             matrix = Encoding(tuple(features.columns), known).matrix(found)
             group = None
             if spec.group:

@@ -51,7 +51,7 @@ class Encoding:
                     "trained on: score with the champion's own, or retrain",
                 ) from None
             if name in self.categories:
-                text = column if pa.types.is_string(column.type) else column.cast(pa.string())
+                text = _text(column)
                 known = pa.array(self.categories[name], pa.string())
                 codes = pc.index_in(text, value_set=known, skip_nulls=True)
                 if self.unseen == "stop" and codes.null_count > text.null_count:
@@ -61,11 +61,25 @@ class Encoding:
                         "retrain, or set features.unseen to missing",
                     )
                 column = codes
-            out[:, j] = _floats(column)
+            with np.errstate(over="ignore"):  # beyond float32: infinite, hence missing
+                out[:, j] = _floats(column)
         # XGBoost refuses infinities; what is not a finite number is missing.
         if not np.isfinite(out.sum(dtype=np.float64)):
             out[~np.isfinite(out)] = np.nan
         return out
+
+
+def categories(column: pa.ChunkedArray) -> list[str]:
+    """The categories that a feature column holds, in order of appearance, written as `Encoding.matrix` looks them up."""
+    import pyarrow.compute as pc
+
+    return [str(c) for c in pc.unique(_text(column)).to_pylist() if c is not None]
+
+
+def _text(column: pa.Array) -> pa.Array:
+    import pyarrow as pa
+
+    return column if pa.types.is_string(column.type) else column.cast(pa.string())
 
 
 def _floats(column: pa.Array) -> np.ndarray:
@@ -73,8 +87,8 @@ def _floats(column: pa.Array) -> np.ndarray:
     import pyarrow as pa
 
     if pa.types.is_boolean(column.type) or pa.types.is_decimal(column.type):
-        column = column.cast(pa.int8() if pa.types.is_boolean(column.type) else pa.float64())
+        column = column.cast(pa.int8() if pa.types.is_boolean(column.type) else pa.float64(), safe=False)
     if column.null_count:
         # Arrow's own conversion gives float64 with NaN for nulls; assignment narrows it.
-        return np.asarray(column.cast(pa.float64()).to_numpy(zero_copy_only=False))
+        return np.asarray(column.cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False))
     return np.asarray(column.to_numpy(zero_copy_only=False))

@@ -1,0 +1,231 @@
+"""Features: one SQL, the same result for a table, a slice of it or one row; SQL that cannot promise that is refused."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from perennial import files, lake, references
+from perennial.errors import DataError, SpecError
+from perennial.features import Features, reader
+from perennial.spec import ModelSpec
+from support import toys
+
+DAY = toys.FIRST
+
+
+@pytest.fixture
+def make(house: Path, tmp_path: Path) -> Any:
+    def make(sql: str = toys.SQL, **changes: Any) -> ModelSpec:
+        spec = toys.model(tmp_path / "models", "toy", sql=sql, **changes)
+        toys.write(files.expand("{landing}/toy_places.parquet"), toys.places())
+        return spec
+
+    return make
+
+
+def features(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
+    return Features(spec).apply(rows).to_pylist()  # type: ignore[no-any-return]
+
+
+def test_whole_slice_and_single_row_agree(make: Any) -> None:
+    spec, rows = make(), toys.rows("binary", DAY)
+    whole = features(spec, rows)
+    assert len(whole) == len(rows)
+    assert list(whole[0]) == ["x", "z", "k", "hour", "size"]
+    found = Features(spec)
+    assert found.apply(rows.slice(7, 20)).to_pylist() == whole[7:27]
+    assert [found.apply(rows.slice(i, 1)).to_pylist()[0] for i in range(len(rows))] == whole
+    assert found.apply(rows.slice(0, 0)).to_pylist() == []
+
+
+def test_order_is_kept_through_joins(make: Any) -> None:
+    spec, rows = make(), toys.rows("binary", DAY, 5000)
+    shuffled = rows.take(np.random.default_rng(3).permutation(len(rows)))
+    assert Features(spec).apply(shuffled)["x"].to_pylist() == shuffled["x"].to_pylist()
+
+
+def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
+    spec = make()
+    known = dt.datetime.fromisoformat(files.shift(DAY, 9))
+    at = [known - dt.timedelta(microseconds=1), known, known + dt.timedelta(days=1), dt.datetime(2023, 1, 1)]
+    rows = pa.table(
+        {"id": ["before", "at", "after", "too early"], "seen_at": at, "x": [0.0] * 4, "z": [0.0] * 4, "k": ["a"] * 4,
+         "place": ["north"] * 4}
+    )  # fmt: skip
+    assert [r["size"] for r in features(spec, rows)] == [1.0, 2.0, 2.0, None]
+
+
+def test_a_pinned_reference_does_not_move(make: Any) -> None:
+    spec, rows = make(), toys.rows("binary", DAY)
+    pinned = references.refresh(spec)
+    before = Features(spec, pinned).apply(rows).to_pylist()
+    new = toys.places().set_column(2, "size", pa.array([7.0] * 4))
+    toys.write(files.expand(spec.references[0].source), new)
+    assert references.refresh(spec) != pinned
+    assert Features(spec, pinned).apply(rows).to_pylist() == before
+    assert {r["size"] for r in features(spec, rows)} == {7.0}
+
+
+def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_so(make: Any) -> None:
+    spec = make()
+    place = Path(files.expand(spec.references[0].source))
+    good = place.read_bytes()
+    place.write_bytes(good[: len(good) // 2])
+    with pytest.raises(DataError, match="places: .* cannot be read"):
+        Features(spec)
+    place.unlink()
+    with pytest.raises(DataError, match="places: .* is missing"):
+        Features(spec)
+    place.write_bytes(good)
+    versions = references.refresh(spec)
+    place.unlink()
+    assert references.refresh(spec) == versions
+
+
+def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> None:
+    folder = tmp_path / "models" / "shared"
+    folder.mkdir(parents=True)
+    (folder / "feature_set.yaml").write_text("name: shared\nowner: tests\ndescription: A set.\n")
+    (folder / "features.sql").write_text("SELECT *, x * 2 AS twice FROM rows;")
+    spec = make(
+        "SELECT id, twice, k FROM rows", features={"sets": ["shared"], "references": [], "categorical": ["k"]}
+    )
+    rows = toys.rows("binary", DAY, 3)
+    assert Features(spec).apply(rows)["twice"].to_pylist() == [2 * x for x in rows["x"].to_pylist()]
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT id, x FROM rows WHERE x > 0", "60 rows went in, "),
+        ("SELECT rows.id, x FROM rows JOIN places USING (place)", "60 rows went in, 120 came out"),
+        ("SELECT 'same' AS id, x FROM rows", "keys that came out"),
+        ("SELECT id || '!' AS id, x FROM rows", "keys that came out"),
+        ("SELECT id, CAST(k AS DOUBLE) AS x FROM rows", "features.sql failed: Conversion Error"),
+    ],
+    ids=["loses rows", "doubles rows", "one key", "renames keys", "fails on values"],
+)
+def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message: str) -> None:
+    spec = make(sql, features={"categorical": []})
+    with pytest.raises(DataError, match=message) as error:
+        Features(spec).apply(toys.rows("binary", DAY))
+    assert error.value.model == "toy"
+    assert error.value.remedy
+
+
+@pytest.mark.parametrize(
+    ("sql", "message"),
+    [
+        ("SELECT id, random() AS x FROM rows", "random gives another result each time"),
+        ("SELECT id, date_diff('day', seen_at, now()) AS x FROM rows", "now gives another result each time"),
+        (
+            "SELECT id, date_diff('day', seen_at::DATE, current_date) AS x FROM rows",
+            "gives another result each time",
+        ),
+        (
+            "SELECT id, date_diff('day', seen_at::DATE, today()) AS x FROM rows",
+            "gives another result each time",
+        ),
+        ("SELECT id, epoch(current_timestamp) AS x FROM rows", "gives another result each time"),
+        ("SELECT id, hour(localtime) AS x FROM rows", "gives another result each time"),
+        ("SELECT id, year(age(seen_at)) AS x FROM rows", "today gives another result each time"),
+        ("SELECT id, hash(uuidv7()) AS x FROM rows", "uuidv7 gives another result each time"),
+        ("SELECT id, x FROM rows USING SAMPLE 100 PERCENT (bernoulli)", "a sample"),
+        (
+            "SELECT id, size AS x FROM rows LEFT JOIN (FROM places TABLESAMPLE 1 ROWS) USING (place)",
+            "a sample",
+        ),
+        ("SELECT id, x FROM rows; SELECT id, z FROM rows", "2 statements"),
+        ("DROP TABLE places", "SELECT"),
+        ("COPY rows TO '/tmp/rows.csv'", "SELECT"),
+        ("SELECT x FROM rows", "does not return the key column 'id'"),
+        ("SELECT id FROM rows", "returns no feature"),
+        ("SELECT id, k FROM rows", "feature 'k' is a VARCHAR"),
+        ("SELECT id, seen_at FROM rows", "feature 'seen_at' is a TIMESTAMP"),
+        ("SELECT id, nope FROM rows", "nope"),
+        ("SELECT id, x FROM", "syntax error"),
+        ("", "one SELECT|0 statements|syntax"),
+    ],
+)
+def test_sql_that_cannot_give_the_same_again_is_refused(make: Any, sql: str, message: str) -> None:
+    with pytest.raises(SpecError, match=message) as error:
+        Features(make(sql, features={"categorical": []}))
+    assert error.value.model == "toy"
+
+
+@pytest.mark.parametrize(
+    "read", ["read_text('{}')", "read_csv('{}')", "'{}'", "read_parquet('{}')", "glob('{}')"]
+)
+def test_sql_reads_no_file(make: Any, read: str, tmp_path: Path) -> None:
+    secret = tmp_path / "secret.csv"
+    secret.write_text("word\nhush\n")
+    sql = f"SELECT id, (SELECT count(*) FROM {read.format(secret)}) AS x FROM rows"
+    with pytest.raises(SpecError, match=r"features.sql") as error:
+        Features(make(sql, features={"categorical": []}))
+    assert "hush" not in str(error.value)
+
+
+def test_the_engine_cannot_be_reconfigured(make: Any) -> None:
+    with pytest.raises(SpecError):
+        Features(make("SET enable_external_access=true", features={"categorical": []}))
+
+
+@pytest.mark.parametrize(
+    "sql",
+    [
+        "SELECT id, x - avg(x) OVER () AS x FROM rows",
+        "SELECT id, row_number() OVER (ORDER BY x) AS x FROM rows",
+        "SELECT id, x, (SELECT count(*) FROM rows) AS n FROM rows",
+        "SELECT id, lag(x) OVER (ORDER BY id DESC) AS x FROM rows",
+    ],
+)
+def test_sql_that_looks_at_other_rows_is_refused(make: Any, sql: str) -> None:
+    found = Features(make(sql, features={"categorical": []}))
+    with pytest.raises(SpecError, match="depends on the other rows"):
+        found.check_rowwise(toys.rows("binary", DAY))
+
+
+def test_sql_that_minds_its_row_passes(make: Any) -> None:
+    rows = toys.rows("binary", DAY)
+    nulls = rows.set_column(2, "x", pa.array([None, float("nan")] * 30, pa.float64()))
+    Features(make()).check_rowwise(rows)
+    Features(make()).check_rowwise(nulls)
+
+
+def test_a_label_that_is_a_column_is_hidden(make: Any) -> None:
+    own = {"source": None, "columns": {}, "expression": "z", "arrives_after_days": 0}
+    with pytest.raises(SpecError, match="z"):
+        Features(make("SELECT id, z FROM rows", label=own, features={"categorical": []}))
+    found = Features(make("SELECT id, x FROM rows", label=own, features={"categorical": []}))
+    assert found.apply(toys.rows("binary", DAY)).num_rows == toys.ROWS
+
+
+def test_keys_of_several_columns_and_types(make: Any) -> None:
+    spec = make(
+        "SELECT id, seen_at, x FROM rows ORDER BY x",
+        data={"key": ["id", "seen_at"]},
+        label={"columns": {"id": "string", "seen_at": "timestamp", "y": "integer"}},
+        features={"categorical": []},
+    )
+    rows = toys.rows("binary", DAY)
+    rows = rows.set_column(0, "id", pa.array(["one", "two"] * 30))
+    assert Features(spec).apply(rows)["x"].to_pylist() == rows["x"].to_pylist()
+
+
+def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
+    spec = make()
+    toys.publish(spec, days=3)
+    stream = reader(spec, DAY, files.shift(DAY, 2))
+    assert stream is not None
+    table = stream.read_all()
+    assert table.column_names == ["id", lake.PARTITION, "x", "z", "k", "hour", "size"]
+    assert table.num_rows == 3 * toys.ROWS
+    one = table.filter(pa.compute.equal(table[lake.PARTITION], DAY)).drop_columns(["id", lake.PARTITION])
+    assert one.to_pylist() == features(spec, toys.rows("binary", DAY))
+    assert reader(spec, "2030-01-01", "2030-01-02") is None
