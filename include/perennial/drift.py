@@ -192,7 +192,8 @@ def sample(
 ) -> pa.Table:
     """At most ``n`` rows, spread over the whole relation, without personal columns; the same ones each time."""
     types = _types(con, relation)
-    keep = [c for c in columns or types if c not in personal and c != PARTITION]
+    wanted = types if columns is None else columns
+    keep = [c for c in wanted if c not in personal and c != PARTITION]
     listed = ", ".join(name(c) for c in keep) or "1 AS nothing"
     everything = ", ".join(name(c) for c in types)
     query = f"SELECT {listed} FROM {name(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, history, lake, manifest, registry
@@ -13,10 +13,8 @@ from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import duckdb
     import pyarrow as pa
 
-    from perennial.drift import Column, Counts
     from perennial.verdict import Finding
 
 _Result = dict[str, Any]
@@ -112,14 +110,12 @@ def _blank(start: str, as_of: str) -> _Result:
 def _judge(
     spec: ModelSpec, champion: registry.Version, start: str, as_of: str
 ) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
-    from perennial import drift, performance, report, verdict
+    from perennial import drift, performance, report, verdict, window
 
     _, reference = drift.read_reference(_stored(champion, "reference.json"))
-    con = lake.connect()
-    features, seen = _features(
-        con, registry.spec(champion), reference, start, as_of, spec.monitoring.report_rows
-    )
-    predictions, said = _predictions(con, spec, reference, champion.version, start, as_of)
+    n = spec.monitoring.report_rows
+    features, seen = window.features(registry.spec(champion), reference, start, as_of, n)
+    predictions, said = window.predictions(spec, reference, champion.version, start, as_of, n)
     findings = verdict.judge(
         reference, features, predictions, _stored(champion, "importance.json"), spec.monitoring
     )
@@ -193,78 +189,6 @@ def _sample(champion: registry.Version) -> dict[str, pa.ChunkedArray]:
     except (ArtifactError, pa.ArrowException, OSError):
         return {}
     return dict(zip(table.column_names, table.columns, strict=True))
-
-
-def _features(
-    con: duckdb.DuckDBPyConnection,
-    trained: ModelSpec,
-    reference: Mapping[str, Column],
-    start: str,
-    as_of: str,
-    n: int,
-) -> tuple[Counts, dict[str, pa.ChunkedArray]]:
-    """Counts of the window's features on the reference's bins, and an even sample of them, in one pass."""
-    import pyarrow as pa
-
-    from perennial.drift import Counts, count
-    from perennial.features import reader
-    from perennial.verdict import PREDICTION
-
-    columns = {c: s for c, s in reference.items() if c != PREDICTION}
-    source = reader(trained, start, as_of)
-    if source is None:
-        return Counts(0, dict.fromkeys(columns)), {}
-    table = lake.open_table(lake.table("published", trained.name))
-    total = _published_rows(table, start, as_of)
-    step = max(1, -(-total // n))
-    kept: list[pa.RecordBatch] = []
-    shown = [c for c in source.schema.names if c in columns and c not in trained.data.personal]
-
-    def tee() -> Iterator[pa.RecordBatch]:
-        offset = 0
-        for batch in source:
-            picks = pa.array(range(-offset % step, batch.num_rows, step), pa.int64())
-            kept.append(batch.select(shown).take(picks))
-            offset += batch.num_rows
-            yield batch
-
-    con.register("window_features", pa.RecordBatchReader.from_batches(source.schema, tee()))
-    counts = count(con, "window_features", columns)
-    con.unregister("window_features")
-    found = pa.Table.from_batches(kept) if kept else pa.table({})
-    return counts, dict(zip(found.column_names, found.columns, strict=True))
-
-
-def _published_rows(table: Any, start: str, as_of: str) -> int:
-    actions = table.get_add_actions(flatten=True)
-    dates, rows = actions[f"partition.{lake.PARTITION}"].to_pylist(), actions["num_records"].to_pylist()
-    return sum(int(n or 0) for day, n in zip(dates, rows, strict=True) if start <= day <= as_of)
-
-
-def _predictions(
-    con: duckdb.DuckDBPyConnection,
-    spec: ModelSpec,
-    reference: Mapping[str, Column],
-    version: str,
-    start: str,
-    as_of: str,
-) -> tuple[Counts, dict[str, pa.ChunkedArray]]:
-    """Counts and a sample of what this very version predicted in the window."""
-    from perennial.drift import Counts, count, sample
-    from perennial.verdict import PREDICTION
-
-    shape = reference.get(PREDICTION)
-    if shape is None or not lake.relation(
-        con, "predictions", lake.table("predictions", spec.name), None, start, as_of
-    ):
-        return Counts(0, {PREDICTION: None}), {}
-    con.execute(
-        "CREATE OR REPLACE TEMP VIEW mine AS SELECT prediction FROM predictions "
-        f"WHERE CAST(model_version AS VARCHAR) = {lake.quote(version)}"
-    )
-    counts = count(con, "mine", {PREDICTION: shape})
-    rows = sample(con, "mine", n=spec.monitoring.report_rows)
-    return counts, {PREDICTION: rows.column(PREDICTION)} if counts.rows else {}
 
 
 def _report(
