@@ -1,2 +1,38 @@
--- The sixty-four pixels as they are; the digit itself is the label and not among the rows.
-SELECT sample_id, COLUMNS('^p\d\d$') FROM rows
+-- The sixty-four pixels, and what a reader sees at a glance: how much ink is in each row and column, and in which half
+-- of it. The digit itself is the label and not among the rows.
+SELECT
+    sample_id,
+    COLUMNS('^p\d\d$'),
+    p00 + p01 + p02 + p03 + p04 + p05 + p06 + p07 AS row_0,
+    p08 + p09 + p10 + p11 + p12 + p13 + p14 + p15 AS row_1,
+    p16 + p17 + p18 + p19 + p20 + p21 + p22 + p23 AS row_2,
+    p24 + p25 + p26 + p27 + p28 + p29 + p30 + p31 AS row_3,
+    p32 + p33 + p34 + p35 + p36 + p37 + p38 + p39 AS row_4,
+    p40 + p41 + p42 + p43 + p44 + p45 + p46 + p47 AS row_5,
+    p48 + p49 + p50 + p51 + p52 + p53 + p54 + p55 AS row_6,
+    p56 + p57 + p58 + p59 + p60 + p61 + p62 + p63 AS row_7,
+    p00 + p08 + p16 + p24 + p32 + p40 + p48 + p56 AS column_0,
+    p01 + p09 + p17 + p25 + p33 + p41 + p49 + p57 AS column_1,
+    p02 + p10 + p18 + p26 + p34 + p42 + p50 + p58 AS column_2,
+    p03 + p11 + p19 + p27 + p35 + p43 + p51 + p59 AS column_3,
+    p04 + p12 + p20 + p28 + p36 + p44 + p52 + p60 AS column_4,
+    p05 + p13 + p21 + p29 + p37 + p45 + p53 + p61 AS column_5,
+    p06 + p14 + p22 + p30 + p38 + p46 + p54 + p62 AS column_6,
+    p07 + p15 + p23 + p31 + p39 + p47 + p55 + p63 AS column_7,
+    p00 + p01 + p02 + p03 - p04 - p05 - p06 - p07 AS row_0_left,
+    p08 + p09 + p10 + p11 - p12 - p13 - p14 - p15 AS row_1_left,
+    p16 + p17 + p18 + p19 - p20 - p21 - p22 - p23 AS row_2_left,
+    p24 + p25 + p26 + p27 - p28 - p29 - p30 - p31 AS row_3_left,
+    p32 + p33 + p34 + p35 - p36 - p37 - p38 - p39 AS row_4_left,
+    p40 + p41 + p42 + p43 - p44 - p45 - p46 - p47 AS row_5_left,
+    p48 + p49 + p50 + p51 - p52 - p53 - p54 - p55 AS row_6_left,
+    p56 + p57 + p58 + p59 - p60 - p61 - p62 - p63 AS row_7_left,
+    p00 + p08 + p16 + p24 - p32 - p40 - p48 - p56 AS column_0_top,
+    p01 + p09 + p17 + p25 - p33 - p41 - p49 - p57 AS column_1_top,
+    p02 + p10 + p18 + p26 - p34 - p42 - p50 - p58 AS column_2_top,
+    p03 + p11 + p19 + p27 - p35 - p43 - p51 - p59 AS column_3_top,
+    p04 + p12 + p20 + p28 - p36 - p44 - p52 - p60 AS column_4_top,
+    p05 + p13 + p21 + p29 - p37 - p45 - p53 - p61 AS column_5_top,
+    p06 + p14 + p22 + p30 - p38 - p46 - p54 - p62 AS column_6_top,
+    p07 + p15 + p23 + p31 - p39 - p47 - p55 - p63 AS column_7_top
+FROM rows
