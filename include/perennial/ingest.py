@@ -31,6 +31,7 @@ SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "bool
              "timestamp": "TIMESTAMP"}  # fmt: skip
 #: The longest line of a text file.
 LINE_BYTES = 16 << 20
+SHOWN = 6  # problems of one file that its error lists
 _MISSING_TEXTS = "('', 'NA', 'N/A', 'NULL', 'null', 'None', 'NaN', 'nan')"
 _VIRTUAL = ("file_index", "file_row_number", "filename")
 
@@ -214,7 +215,8 @@ def _check_columns(feed: Feed, day: str, uri: str, schema: pa.Schema, text: bool
     if clash := [n for n in _VIRTUAL if n in lower]:
         problems.append(f"column {clash[0]!r} has a name that the reader uses itself")
     if problems:
-        raise feed.error(f"{uri}: {'; '.join(problems)}",
+        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
+        raise feed.error(f"{uri}: {'; '.join(problems[:SHOWN])}{more}",
                          "mend the feed, or change data.columns and the model that is built upon it", day)  # fmt: skip
 
 
