@@ -7,7 +7,7 @@ compared from one week to the next. Counting is one pass of DuckDB over the rows
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -30,6 +30,8 @@ CELLS = 4_000_000
 #: Longest category that is kept as it is. Where one is longer, or the column is personal, values are counted in 16
 #: groups by the first digit of their hash, from which none can be told.
 LONGEST = 64
+#: Columns counted by one statement: each takes ten aggregates, and each of those some memory.
+PASS = 64
 _NATIVE = (
     "BOOLEAN",
     "TINYINT",
@@ -172,13 +174,28 @@ def read_reference(content: Any) -> tuple[int, dict[str, Column]]:
 
 
 def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, Column]) -> Counts:
-    """Count the rows of ``relation`` on a reference's bins, in one pass; it may be a stream."""
+    """Count the rows of ``relation`` on a reference's bins, in one pass for every `PASS` columns.
+
+    Args:
+        relation: a table or view; a stream, which can be read once, for at most `PASS` columns.
+    """
     types = _types(con, relation)
-    here = {c: s for c, s in columns.items() if c in types}
-    expressions = [e for c, s in here.items() for e in _expressions(c, s, types[c])]
-    row = con.execute(f"SELECT {', '.join(['count(*)', *expressions])} FROM {name(relation)}").fetchall()[0]
-    values = iter(row[1:])
-    return Counts(row[0], {c: _bins(s, row[0], values) if (s := here.get(c)) else None for c in columns})
+    found: dict[str, list[int] | None] = dict.fromkeys(columns)
+    rows = 0
+    for part in _passes({c: s for c, s in columns.items() if c in types}):
+        expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
+        listed = ", ".join(["count(*)", *expressions])
+        row = con.execute(f"SELECT {listed} FROM {name(relation)}").fetchall()[0]
+        rows, values = int(row[0]), iter(row[1:])
+        found |= {c: _bins(s, rows, values) for c, s in part.items()}
+    return Counts(rows, found)
+
+
+def _passes(columns: Mapping[str, Column]) -> Iterator[dict[str, Column]]:
+    """The columns in parts of `PASS`; one empty part where there are none, so that rows are counted."""
+    names = list(columns)
+    for i in range(0, max(len(names), 1), PASS):
+        yield {c: columns[c] for c in names[i : i + PASS]}
 
 
 def sample(
@@ -281,12 +298,12 @@ def _edges(
     everything = ", ".join(name(c) for c in types)
     where = f" WHERE hash({everything}) % {every} = 0" if every > 1 else ""
     cuts = [i / BINS for i in range(1, BINS)]
-    asked = ", ".join(
-        f"quantile_disc({(n := _number(c, types[c]))}, {cuts}) FILTER (WHERE isfinite({n}))" for c in columns
-    )
-    row = con.execute(f"SELECT {asked} FROM {name(relation)}{where}").fetchall()[0]
-    for column, edges in zip(columns, row, strict=True):
-        found[column] = Column("numeric", [], edges=sorted({float(e) + 0.0 for e in edges or []}))
+    for part in _passes({c: Column("numeric", []) for c in columns}):
+        numbers = {c: _number(c, types[c]) for c in part}
+        asked = [f"quantile_disc({x}, {cuts}) FILTER (WHERE isfinite({x}))" for x in numbers.values()]
+        row = con.execute(f"SELECT {', '.join(asked)} FROM {name(relation)}{where}").fetchall()[0]
+        for column, edges in zip(part, row, strict=True):
+            found[column] = Column("numeric", [], edges=sorted({float(e) + 0.0 for e in edges or []}))
     return found
 
 
@@ -312,17 +329,19 @@ def _count_by_day(
     """Dates, and for each column the counts, shape (dates, bins + 1); under "" the rows, shape (dates,)."""
     import numpy as np
 
-    expressions = [e for c, s in columns.items() for e in _expressions(c, s, types[c])]
-    listed = ", ".join([name(PARTITION), "count(*)", *expressions])
-    rows = con.execute(f"SELECT {listed} FROM {name(relation)} GROUP BY 1 ORDER BY 1").fetchall()
     counts: dict[str, list[list[int]]] = {c: [] for c in columns}
-    for row in rows:
-        values = iter(row[2:])
-        for column, shape in columns.items():
-            counts[column].append(_bins(shape, row[1], values))
+    days: dict[str, int] = {}
+    for part in _passes(columns):
+        expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
+        listed = ", ".join([name(PARTITION), "count(*)", *expressions])
+        for row in con.execute(f"SELECT {listed} FROM {name(relation)} GROUP BY 1 ORDER BY 1").fetchall():
+            days[str(row[0])] = int(row[1])
+            values = iter(row[2:])
+            for column, shape in part.items():
+                counts[column].append(_bins(shape, row[1], values))
     sizes = {c: max(len(s.edges), len(s.categories)) + 2 for c, s in columns.items()}
-    found = {c: np.asarray(v, dtype=np.int64).reshape(len(rows), sizes[c]) for c, v in counts.items()}
-    return [str(r[0]) for r in rows], found | {"": np.asarray([r[1] for r in rows], dtype=np.int64)}
+    found = {c: np.asarray(v, dtype=np.int64).reshape(len(days), sizes[c]) for c, v in counts.items()}
+    return list(days), found | {"": np.asarray(list(days.values()), dtype=np.int64)}
 
 
 def _floor(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> tuple[float, int]:

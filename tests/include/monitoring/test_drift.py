@@ -195,3 +195,22 @@ def test_a_damaged_reference_is_refused(con: duckdb.DuckDBPyConnection, spoil: A
     spoil(made)
     with pytest.raises(ArtifactError, match="reference"):
         drift.read_reference(made)
+
+
+def test_a_wide_table_is_counted_in_parts_within_little_memory(con: duckdb.DuckDBPyConnection) -> None:
+    con.execute("SET memory_limit='300MB'; SET threads=2")
+    names = [f"c{i}" for i in range(300)]
+    listed = ", ".join(f"random() AS {c}" for c in names)
+    con.execute(
+        f"CREATE TABLE rows AS SELECT '2024-01-0' || (i % 3 + 1) AS partition_date, {listed} FROM range(600) r(i)"
+    )
+    shape = reference(con, names, [])
+    assert list(shape) == names and all(len(s.edges) == 9 for s in shape.values())
+    counts = drift.count(con, "rows", shape)
+    assert counts.rows == 600 and all(counts.columns[c] == shape[c].counts for c in names)
+
+
+def test_no_column_at_all(con: duckdb.DuckDBPyConnection) -> None:
+    table(con, x=[1.0, 2.0])
+    assert drift.make_reference(con, "rows", [], [])["rows"] == 2
+    assert drift.count(con, "rows", {}).rows == 2
