@@ -80,7 +80,7 @@ def play(config: Stack, plans: tuple[Plan, ...], board: Board) -> None:
         PerennialError: the first failure; the other models stop at their next look.
     """
     airflow = servers.client(config)
-    _await_dags(airflow, plans, board)
+    await_dags(airflow, plans, board)
     halt = threading.Event()
     clients = [servers.client(config) for _ in plans]
     pool = ThreadPoolExecutor(len(plans), thread_name_prefix="model")
@@ -103,7 +103,7 @@ def _raise_first(futures: list[Future[None]], halt: threading.Event) -> None:
         raise next((error for error in failures if not isinstance(error, Interrupted)), failures[0])
 
 
-def _await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
+def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
     """Wait until Airflow has read the models' DAGs.
 
     Raises:

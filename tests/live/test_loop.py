@@ -1,0 +1,115 @@
+"""The loop through a real Airflow and a real MLflow, on a toy model."""
+
+from __future__ import annotations
+
+import threading
+
+import httpx
+import pytest
+from rich.console import Console
+
+from perennial import files, lake, ledger, manifest
+from perennial.errors import PerennialError
+from perennial.sample.plan import Plan
+from perennial.stack import outcome, processes, servers, story
+from perennial.stack.driver import Driver, Interrupted, RunFailed
+from support.live import BROKEN, PLAN, Live
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
+STAGES = ("data", "train", "score", "monitor", "rollback")
+
+
+@pytest.fixture
+def played(live: Live) -> Live:
+    """The toy's loop is done; the first test that needs it plays it."""
+    with live.board() as board:
+        story.play(live.config, (PLAN,), board)
+    return live
+
+
+def runs(live: Live) -> dict[str, list[str]]:
+    return {stage: [r["dag_run_id"] for r in live.airflow.runs(f"{PLAN.model}.{stage}")] for stage in STAGES}
+
+
+def test_every_model_has_its_five_dags_and_a_broken_one_takes_none_away(live: Live) -> None:
+    known = set(live.airflow.paused())
+    for model in ("flight_late", "flight_delay", "digits", PLAN.model):
+        assert {f"{model}.{stage}" for stage in STAGES} <= known
+    assert not any(dag.startswith(BROKEN) for dag in known)
+    told = "\n".join(live.airflow.import_errors())
+    assert BROKEN in told and "clairvoyance" in told and "model.yaml:2" in told
+
+
+def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
+    nights = files.dates(files.shift(PLAN.trained_until, 1), PLAN.latest)
+    for night in nights:
+        data, score = manifest.read(PLAN.model, "data", night), manifest.read(PLAN.model, "score", night)
+        assert data and score
+        assert data.rows_in == data.rows_out + data.quarantined
+        assert score.rows_in == score.rows_out == data.rows_out
+    rows = lake.stream(lake.table("predictions", PLAN.model)).read_all()
+    keys = set(zip(rows["id"].to_pylist(), rows[lake.PARTITION].to_pylist(), strict=True))
+    assert len(keys) == rows.num_rows == len(nights) * 60
+    assert ledger.records(PLAN.model, "promotion")[0]["decision"] == "promoted"
+    for stage, found in runs(played).items():
+        states = {r["state"] for r in played.airflow.runs(f"{PLAN.model}.{stage}")}
+        assert states <= {"success"}, f"{stage}: {found}"
+
+
+def test_each_night_is_a_run_of_its_own_partition(played: Live) -> None:
+    nights = set(files.dates(files.shift(PLAN.trained_until, 1), PLAN.latest))
+    for stage in ("data", "score"):
+        keys = [
+            r["partition_key"] for r in played.airflow.runs(f"{PLAN.model}.{stage}") if r["partition_key"]
+        ]
+        assert set(keys) == nights and len(keys) == len(nights)
+
+
+def test_playing_again_repeats_nothing(played: Live) -> None:
+    before = runs(played)
+    with played.board() as board:
+        story.play(played.config, (PLAN,), board)
+    assert runs(played) == before
+
+
+def test_the_outcome_names_nights_versions_and_decisions(played: Live) -> None:
+    console = Console(record=True, width=180)
+    outcome.show(console, (PLAN,))
+    text = console.export_text()
+    assert "12 nights published" in text and "version 1 trained" in text and "promoted" in text
+    assert "retraining" in text
+
+
+def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
+    late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, files.shift(PLAN.latest, 1), False)
+    with played.board() as board, pytest.raises(RunFailed) as error:
+        story.play(played.config, (late,), board)
+    told = str(error.value)
+    assert f"{PLAN.model}.data" in told and "task data" in told and "2024-01-21" in told
+    assert "make run" in told and f"/dags/{PLAN.model}.data/runs/" in told
+
+
+def test_a_driver_stops_when_asked(live: Live) -> None:
+    halt = threading.Event()
+    halt.set()
+    ahead = Plan(PLAN.model, PLAN.first, PLAN.trained_until, files.shift(PLAN.latest, 5), False)
+    with live.board() as board, pytest.raises((Interrupted, PerennialError)):
+        Driver(ahead, live.airflow, board, halt).play()
+
+
+def test_nobody_gets_in_without_the_password(live: Live) -> None:
+    url = f"http://127.0.0.1:{live.config.airflow_port}"
+    assert httpx.get(f"{url}/api/v2/dags", trust_env=False).status_code == 401
+    wrong = httpx.post(f"{url}/auth/token", json={"username": "admin", "password": "admin"}, trust_env=False)
+    assert wrong.status_code == 401
+
+
+def test_starting_again_while_it_runs_changes_nothing(live: Live) -> None:
+    before = {name: processes.find(name, live.config.state) for name in servers.NAMES}
+    with live.board() as board:
+        servers.up(live.config, board)
+    assert {name: processes.find(name, live.config.state) for name in servers.NAMES} == before
+
+
+def test_nothing_is_written_to_the_users_folder(played: Live) -> None:
+    assert [str(p) for p in played.user.rglob("*") if p.is_file()] == []
