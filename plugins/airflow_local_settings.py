@@ -1,4 +1,4 @@
-"""Loads the heavy libraries once, in the scheduler, before it forks its workers.
+"""Makes tasks start and end quickly: loads the heavy libraries once, in the scheduler, before it forks its workers.
 
 Airflow imports this module from the plugins folder when any of its components starts. With the LocalExecutor each task
 runs in a process forked from the scheduler, and so finds the libraries loaded: an import of a few seconds becomes none.
@@ -12,6 +12,7 @@ import logging
 import os
 import sys
 import time
+from typing import Any
 
 #: What the steps import. A library that is missing here costs its import in every task, nothing more.
 HEAVY = (
@@ -52,9 +53,33 @@ def preload() -> None:
     )
 
 
+def notice_exits() -> None:
+    """Have a worker notice at once that its task's process is gone.
+
+    Airflow 3.3 hears the process close its sockets, looks whether it is gone, which is a moment too early, and then
+    sleeps for ``[workers] min_heartbeat_interval`` (whole seconds) with nothing left to wake it. Each skipped or failed
+    task lasts that much longer, and each slot stays taken. Once the sockets are closed, 20 ms is long enough to wait.
+    Delete this when ``WatchedSubprocess._monitor_subprocess`` waits for the process itself.
+    """
+    try:
+        from airflow.sdk.execution_time.supervisor import WatchedSubprocess
+
+        service = WatchedSubprocess._service_subprocess
+    except (ImportError, AttributeError) as error:
+        logging.getLogger("perennial").warning("this Airflow waits for its tasks in another way: %s", error)
+        return
+
+    def service_soon(self: Any, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
+        wait = max_wait_time if self._open_sockets else min(max_wait_time, 0.02)
+        return service(self, wait, *args, **kwargs)
+
+    WatchedSubprocess._service_subprocess = service_soon
+
+
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 if forks_tasks(sys.argv):
     preload()
+    notice_exits()
 
 __all__: list[str] = []

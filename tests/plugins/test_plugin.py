@@ -7,9 +7,11 @@ import os
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from airflow._shared.module_loading import find_path_from_directory
+from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 
 import airflow_local_settings
 from perennial_airflow.timetables import DailyPartitions, PublishedPartitions
@@ -75,3 +77,14 @@ def test_only_what_forks_tasks_loads_libraries(
 @pytest.mark.parametrize("name", airflow_local_settings.HEAVY)
 def test_what_is_loaded_ahead_exists(name: str) -> None:
     assert importlib.util.find_spec(name.partition(".")[0])
+
+
+def test_a_worker_waits_long_only_while_its_task_can_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    waits: list[float] = []
+    monkeypatch.setattr(
+        WatchedSubprocess, "_service_subprocess", lambda self, max_wait_time: waits.append(max_wait_time)
+    )
+    airflow_local_settings.notice_exits()
+    for sockets in ({"one": "stdout"}, {}):
+        WatchedSubprocess._service_subprocess(SimpleNamespace(_open_sockets=sockets), max_wait_time=1)
+    assert waits == [1, 0.02]
