@@ -54,7 +54,8 @@ class Features:
     def __init__(self, spec: ModelSpec, versions: dict[str, int] | None = None) -> None:
         self.spec = spec
         self.versions = references.refresh(spec) if versions is None else versions
-        self._con = lake.connect(memory_share=0.25)
+        # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
+        self._con = lake.connect(threads=1, memory_share=0.25)
         references.register(self._con, spec, self.versions)
         # From here on the SQL can read what was registered and nothing else: no file, no address.
         self._con.execute("SET enable_external_access=false; SET lock_configuration=true")

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from perennial import files, lake, manifest, references, registry
 from perennial.errors import DataError
@@ -15,9 +16,14 @@ from perennial.spec import ModelSpec
 from perennial.train import prediction
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
 
     from perennial.model import Model
+
+COMMIT_ROWS = 500_000
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 
 
 def score(
@@ -57,9 +63,10 @@ def score(
         return result
     trained = registry.spec(champion)
     versions = references.refresh(trained)
+    prints = lake.fingerprints(published)
     inputs = {
         day: {
-            "rows": lake.fingerprint(published, day, day),
+            "rows": prints[day],
             "champion": champion.digest,
             "version": champion.version,
             "references": versions,
@@ -71,7 +78,7 @@ def score(
         return result | {"status": "unchanged"}
     features, model = Features(trained, versions), registry.load(champion)
     counts: dict[str, int] = {}
-    for first, last in _runs(todo, present):
+    for first, last in _runs(todo, present, lake.sizes(published)):
         before = lake.version(published)
 
         def batches(
@@ -82,7 +89,13 @@ def score(
             )
             return _predictions(trained, features, model, champion, run_id, first, last, before, counts)
 
-        lake.replace(lake.table("predictions", spec.name), batches, first, last)
+        lake.replace(
+            lake.table("predictions", spec.name),
+            batches,
+            first,
+            last,
+            distinct=[*spec.data.key, "prediction"],
+        )
     for day in todo:
         outcome = {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
         manifest.write(
@@ -103,14 +116,19 @@ def score(
     return result | {"partitions": todo, "rows_in": rows, "rows_out": rows, "status": "scored"}
 
 
-def _runs(todo: list[str], present: list[str]) -> Iterator[tuple[str, str]]:
-    """Stretches of ``todo`` with no other published partition between, as first and last date: one commit each."""
+def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[tuple[str, str]]:
+    """Stretches of ``todo`` with no other published partition between, as first and last date: one commit each.
+
+    A stretch has `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it writes
+    to a partition until all of them are done.
+    """
     index = {d: i for i, d in enumerate(present)}
-    start = todo[0]
-    for a, b in pairwise([*todo, ""]):
-        if not b or index[b] != index[a] + 1:
-            yield start, a
-            start = b
+    start, size = todo[0], 0
+    for day, after in pairwise([*todo, ""]):
+        size += rows.get(day, 0)
+        if not after or index[after] != index[day] + 1 or size + rows.get(after, 0) > COMMIT_ROWS:
+            yield start, day
+            start, size = after, 0
 
 
 def _predictions(
@@ -133,9 +151,12 @@ def _predictions(
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     assert source is not None
 
-    def table(batch: pa.RecordBatch) -> pa.Table:
+    def prepare(batch: pa.RecordBatch) -> tuple[pa.Table, np.ndarray]:
         rows = pa.Table.from_batches([batch])
-        predicted = model.predict(features.apply(rows))
+        return rows, model.encoding.matrix(features.apply(rows))
+
+    def table(rows: pa.Table, matrix: np.ndarray) -> pa.Table:
+        predicted = model.predict_matrix(matrix)
         columns: dict[str, Any] = {k: rows.column(k) for k in spec.data.key}
         columns["prediction"] = prediction(model, predicted)
         if model.classes:
@@ -144,19 +165,32 @@ def _predictions(
                 pa.list_(pa.float32())
             )
         for name, value in (("model_version", champion.version), ("run_id", run_id), ("scored_at", now)):
-            columns[name] = pa.repeat(pa.scalar(value, pa.string()), len(rows))
+            columns[name] = pa.DictionaryArray.from_arrays(
+                pa.repeat(pa.scalar(0, pa.int8()), len(rows)), pa.array([value], pa.string())
+            )
         columns[lake.PARTITION] = rows.column(lake.PARTITION)
         return pa.table(columns)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch in source:
-            if not batch.num_rows:
-                continue
+        for batch, matrix in _ahead(prepare, source):
             for item in pc.value_counts(batch.column(lake.PARTITION)).to_pylist():
                 counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
-            yield from table(batch).combine_chunks().to_batches()
+            yield from table(batch, matrix).combine_chunks().to_batches()
 
-    schema = table(
-        pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)
-    ).schema
-    return pa.RecordBatchReader.from_batches(schema, rows())
+    nothing = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)
+    return pa.RecordBatchReader.from_batches(table(*prepare(nothing)).schema, rows())
+
+
+def _ahead(prepare: Callable[[Item], Made], source: Iterable[Item]) -> Iterator[Made]:
+    """``map(prepare, source)``, one item ahead in a thread: DuckDB computes features while XGBoost predicts."""
+    items = iter(source)
+
+    def following() -> Made | None:
+        item = next(items, None)
+        return None if item is None else prepare(item)
+
+    with ThreadPoolExecutor(1, thread_name_prefix="features") as pool:
+        coming = pool.submit(following)
+        while (made := coming.result()) is not None:
+            coming = pool.submit(following)
+            yield made
