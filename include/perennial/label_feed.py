@@ -50,26 +50,22 @@ def _publish(
             night.error = feed.error(f"the labels of {outcome.day} were stopped: {'; '.join(outcome.stopped)}",
                                      data.REMEDY, night.day)  # fmt: skip
     good = {o.day for o in findings.outcomes if not o.stopped}
-    source = _matched(work, landed, findings.source)
-    reasons = {**findings.reasons, UNKNOWN: "NOT __known"}
-    if kind == "DOUBLE":
-        value = publish.label_value(spec.label.expression, kind)
-        reasons[INFINITE] = f"coalesce(isinf({value}), FALSE)"
-    bad = " OR ".join(f"({sql})" for sql in reasons.values())
-    counts = work.con.execute(
-        f"SELECT __file, count(*), count(*) FILTER (WHERE {bad}) FROM {source} GROUP BY 1"
-    ).fetchall()
-    aside = {landed[f].day: n for f, _, n in counts}
-    rows = {landed[f].day: n for f, n, _ in counts}
+    rows = {o.day: o.rows for o in findings.outcomes}
+    source, reasons = _suspects(work, landed, findings, kind)
+    bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
+    aside: dict[str, int] = {}
+    if reasons:
+        counts = work.con.execute(f"SELECT __file, count(*) FROM {source} WHERE {bad} GROUP BY 1").fetchall()
+        aside = {landed[f].day: n for f, n in counts}
     for day in good:
         night = work.nights[files.shift(day, late)]
         night.labels_quarantined = aside.get(day, 0)
-        night.labels = rows.get(day, 0) - night.labels_quarantined
+        night.labels = rows[day] - night.labels_quarantined
     uri = lake.table("labels", spec.name)
     for first, last in publish.runs(good):
         days = {d for d in good if first <= d <= last}
         sql = publish.labels(spec, landed, source, bad, days, kind, late)
-        expected = sum(rows.get(d, 0) - aside.get(d, 0) for d in days)
+        expected = sum(rows[d] - aside.get(d, 0) for d in days)
         work.versions["labels"] = publish.replace(work.con, uri, sql, first, last, expected)
     _quarantine(work, feed, landed, source, reasons, {d for d in good if aside.get(d)}, unread)
 
@@ -94,23 +90,32 @@ def _quarantine(
         publish.replace(con, uri, sql, start, end)
 
 
-def _matched(work: Work, landed: list[Landed], source: str) -> str:
-    """The labels with ``__known``: whether the key was published on their date."""
+def _suspects(work: Work, landed: list[Landed], findings: Findings, kind: str) -> tuple[str, dict[str, str]]:
+    """The labels as a relation, and what is wrong with some of them, by reason; nothing, where nothing is.
+
+    Keys are looked up among the rows published for their date. Only where some are not there does the relation carry
+    what tells them (``__known``): the look-up is the dear part.
+    """
     from perennial import publish
 
-    spec, days = work.spec, sorted(file.day for file in landed)
-    keys = [quote(k) for k in spec.data.key]
-    found = lake.relation(
-        work.con, "published_rows", lake.table("published", spec.name), start=days[0], end=days[-1]
-    )
-    if not found:
-        work.con.execute(
-            f"CREATE OR REPLACE TEMP VIEW labels_matched AS SELECT *, FALSE AS __known FROM {source}"
-        )
-        return "labels_matched"
+    spec, con, source = work.spec, work.con, findings.source
+    reasons = dict(findings.reasons)
+    if kind == "DOUBLE":
+        infinite = f"coalesce(isinf({publish.label_value(spec.label.expression, kind)}), FALSE)"
+        if con.execute(f"SELECT count(*) FROM {source} WHERE {infinite}").fetchall()[0][0]:
+            reasons[INFINITE] = infinite
+    keys, days = [quote(k) for k in spec.data.key], sorted(file.day for file in landed)
+    uri = lake.table("published", spec.name)
+    if not lake.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
+        return source, {**reasons, UNKNOWN: "TRUE"}
     same = " AND ".join([f"p.partition_date = {publish.day_of(landed)}", *(f"p.{k} = l.{k}" for k in keys)])
-    work.con.execute(
-        f"CREATE OR REPLACE TEMP VIEW labels_matched AS SELECT l.*, p.partition_date IS NOT NULL AS __known "
-        f"FROM {source} l LEFT JOIN (SELECT DISTINCT partition_date, {', '.join(keys)} FROM published_rows) p ON {same}"
+    unknown = con.execute(f"SELECT count(*) FROM {source} l ANTI JOIN published_rows p ON {same}").fetchall()[
+        0
+    ][0]
+    if not unknown:
+        return source, reasons
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW labels_known AS SELECT l.*, p.partition_date IS NOT NULL AS __known "
+        f"FROM {source} l LEFT JOIN published_rows p ON {same}"
     )
-    return "labels_matched"
+    return "labels_known", {**reasons, UNKNOWN: "NOT __known"}
