@@ -13,10 +13,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perennial.errors import BusyError
+from perennial.errors import BusyError, StorageError
 from perennial.settings import settings
 
 LEASE_SECONDS = 600
+#: What S3 answers when somebody else wrote first.
+_LOST = ("PreconditionFailed", "ConditionalRequestConflict")
 
 
 @contextmanager
@@ -59,44 +61,70 @@ def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
 @contextmanager
 def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
     import boto3
-    from botocore.exceptions import ClientError
 
     s3: Any = boto3.client("s3")
     bucket, _, prefix = lake.removeprefix("s3://").partition("/")
-    key = f"{prefix}/locks/{name}.lock".lstrip("/")
-    token = uuid.uuid4().hex
-    while True:
-        content = {
-            "token": token,
+    place = {"Bucket": bucket, "Key": f"{prefix}/locks/{name}.lock".lstrip("/")}
+    with _told(name):
+        while (mine := _take(s3, place)) is None:
+            if time.monotonic() > deadline:
+                raise _busy(name)
+            time.sleep(0.2)
+    try:
+        yield
+    finally:
+        with _told(name):
+            _let_go(s3, place, mine)
+
+
+def _take(s3: Any, place: dict[str, str]) -> str | None:
+    """Write the lock, or take over one whose lease has run out; its tag, or None where somebody else holds it."""
+    from botocore.exceptions import ClientError
+
+    content = json.dumps(
+        {
+            "token": uuid.uuid4().hex,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "until": time.time() + LEASE_SECONDS,
         }
-        try:
-            mine = s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(content), IfNoneMatch="*")["ETag"]
-            break
-        except ClientError as error:
-            if error.response["Error"]["Code"] not in ("PreconditionFailed", "ConditionalRequestConflict"):
-                raise
-        try:
-            held = s3.get_object(Bucket=bucket, Key=key)
-            if json.loads(held["Body"].read())["until"] < time.time():
-                mine = s3.put_object(Bucket=bucket, Key=key, Body=json.dumps(content), IfMatch=held["ETag"])[
-                    "ETag"
-                ]
-                break
-        except ClientError as error:  # the holder let go, or somebody else overtook it first: try again
-            if error.response["Error"]["Code"] not in (
-                "NoSuchKey",
-                "PreconditionFailed",
-                "ConditionalRequestConflict",
-            ):
-                raise
-        if time.monotonic() > deadline:
-            raise _busy(name)
-        time.sleep(0.2)
+    )
+    try:
+        return str(s3.put_object(**place, Body=content, IfNoneMatch="*")["ETag"])
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in _LOST:
+            raise
+    try:
+        held = s3.get_object(**place)
+        if json.loads(held["Body"].read())["until"] < time.time():
+            return str(s3.put_object(**place, Body=content, IfMatch=held["ETag"])["ETag"])
+    except ClientError as error:  # the holder let go, or somebody else overtook it first: try again
+        if error.response["Error"]["Code"] not in (*_LOST, "NoSuchKey"):
+            raise
+    return None
+
+
+def _let_go(s3: Any, place: dict[str, str], mine: str) -> None:
+    """Remove the lock, unless it was taken over."""
+    from botocore.exceptions import ClientError
+
+    try:
+        if s3.head_object(**place)["ETag"] == mine:
+            s3.delete_object(**place)
+    except ClientError as error:
+        if error.response["Error"]["Code"] not in ("404", "NoSuchKey"):
+            raise
+
+
+@contextmanager
+def _told(name: str) -> Iterator[None]:
+    """Turn what S3's client raises into our own error."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
     try:
         yield
-    finally:
-        if s3.head_object(Bucket=bucket, Key=key)["ETag"] == mine:
-            s3.delete_object(Bucket=bucket, Key=key)
+    except (BotoCoreError, ClientError) as error:
+        raise StorageError(
+            f"the lock {name} cannot be had: {error}",
+            "check the lake's address, its credentials and the connection; then run this again",
+        ) from error

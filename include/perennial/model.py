@@ -40,8 +40,9 @@ class Model:
         """As `predict`, for an encoded matrix."""
         import numpy as np
 
-        # Thousands of classes or rows: XGBoost predicts in place, no copy of the matrix is made.
-        return np.asarray(self.booster.inplace_predict(matrix, validate_features=False))
+        # XGBoost predicts in place, no copy of the matrix is made. Of no rows it gives no classes either.
+        found = np.asarray(self.booster.inplace_predict(matrix, validate_features=False))
+        return found.reshape(len(matrix), len(self.classes)) if self.classes else found
 
     def save(self, path: Path) -> str:
         """Write the file; returns its digest."""

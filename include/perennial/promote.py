@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from perennial import ledger, lock, manifest, registry
+from perennial import files, ledger, lock, manifest, registry
 from perennial.errors import DataError, RegistryError
 from perennial.spec import ModelSpec
 
@@ -18,6 +18,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
     Raises:
         DataError: no finished training for ``as_of``.
     """
+    files.parse_date(as_of, "as_of")
     trained = manifest.read(spec.name, "train", as_of)
     if trained is None:
         raise DataError(
@@ -29,14 +30,15 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
     result = trained.result
     gate, version = result["gate"], str(result["version"])
     why = "; ".join(gate["reasons"])
-    if not gate["passed"]:
-        return {"promoted": False, "version": version, "previous": gate["champion"], "reason": why}
     with lock.hold(f"promote-{spec.name}"):
         current = registry.champion(spec)
         number = current.version if current else None
-        _report_foreign(spec, number, as_of)
+        moves = _moves(spec)
+        _report_foreign(spec, moves, number, as_of, mine=version if gate["passed"] else None)
+        if not gate["passed"]:
+            return {"promoted": False, "version": version, "previous": number, "reason": why}
         if number == version:
-            if not _recorded(spec, version):  # killed between the move and its record: complete it
+            if not moves or moves[-1]["model_version"] != version:  # killed before it was recorded
                 _record(spec, as_of, version, gate["champion"], why, actor, result, reason)
             return {
                 "promoted": True,
@@ -44,6 +46,9 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
                 "previous": gate["champion"],
                 "reason": "is champion already",
             }
+        if any(r["model_version"] == version and r["decision"] == "promoted" for r in moves):
+            why = f"version {version} was champion before and was given up: train again, or roll back to it"
+            return {"promoted": False, "version": version, "previous": number, "reason": why}
         if number != gate["champion"]:
             why = f"the champion is {number} now, the challenger was compared with {gate['champion']}: train again"
             return {"promoted": False, "version": version, "previous": number, "reason": why}
@@ -55,11 +60,6 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
 def _moves(spec: ModelSpec) -> list[dict[str, Any]]:
     """The ledger's moves of the champion, in order."""
     return [r for r in ledger.records(spec.name) if r["decision"] in ("promoted", "rolled back")]
-
-
-def _recorded(spec: ModelSpec, version: str) -> bool:
-    moves = _moves(spec)
-    return bool(moves) and moves[-1]["model_version"] == version
 
 
 def _record(
@@ -91,28 +91,31 @@ def _record(
     )
 
 
-def _report_foreign(spec: ModelSpec, number: str | None, as_of: str) -> None:
-    """Write down that the champion is not the one the ledger knows: somebody moved it outside promotion."""
-    moves = _moves(spec)
+def _report_foreign(
+    spec: ModelSpec, moves: list[dict[str, Any]], number: str | None, as_of: str | None, mine: str | None
+) -> None:
+    """Write down, once, that the champion is not the one the ledger knows: somebody moved it outside promotion.
+
+    Args:
+        mine: the version that this very step may have made champion before it was killed.
+    """
     known = moves[-1]["model_version"] if moves else None
-    trained = manifest.read(spec.name, "train", as_of)
-    mine = str(trained.result["version"]) if trained else None
-    if number in (known, mine):  # mine: moved by this very step, which was killed before its record
+    if number == known or (number is not None and number == mine):
         return
-    seen = [
-        r for r in ledger.records(spec.name, "champion moved outside") if r["model_version"] == (number or "")
-    ]
-    if not seen:
-        ledger.append(
-            spec.name,
-            kind="champion moved outside",
-            decision="reported",
-            actor="promotion",
-            reason=f"the champion is version {number}, the ledger's last is {known}",
-            partition=as_of,
-            model_version=number,
-            evidence={"ledger": known},
-        )
+    since = moves[-1]["sequence"] if moves else 0
+    seen = [r for r in ledger.records(spec.name, "champion moved outside") if r["sequence"] > since]
+    if seen and seen[-1]["model_version"] == (number or ""):
+        return
+    ledger.append(
+        spec.name,
+        kind="champion moved outside",
+        decision="reported",
+        actor="promotion",
+        reason=f"the champion is version {number}, the ledger's last is {known}",
+        partition=as_of,
+        model_version=number,
+        evidence={"ledger": known},
+    )
 
 
 def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None) -> dict[str, Any]:
@@ -133,16 +136,23 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
     with lock.hold(f"promote-{spec.name}"):
         current = registry.champion(spec)
         number = current.version if current else None
-        target = str(to_version or _previous(spec, number) or "")
-        if not target or target == number:
-            raise RegistryError(
-                f"no version to go back to (the champion is {number})",
-                "name one with to_version",
-                model=spec.name,
-            )
-        found = registry.version(spec.name, target)
-        check(found)
-        registry.set_alias(spec.name, target, "champion")
+        moves = _moves(spec)
+        known = moves[-1]["model_version"] if moves else None
+        if number not in (None, known) and number == (to_version or _previous(moves, known)):
+            target, number = str(number), known  # killed between the move and its record: complete it
+            found = registry.version(spec.name, target)
+        else:
+            _report_foreign(spec, moves, number, None, mine=None)
+            target = str(to_version or (_previous(moves, number) if number == known else known) or "")
+            if not target or target == number:
+                raise RegistryError(
+                    f"no version to go back to (the champion is {number})",
+                    "name one with to_version",
+                    model=spec.name,
+                )
+            found = registry.version(spec.name, target)
+            check(found)
+            registry.set_alias(spec.name, target, "champion")
         ledger.append(
             spec.name,
             kind="rollback",
@@ -155,9 +165,10 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
     return {"version": target, "previous": number}
 
 
-def _previous(spec: ModelSpec, number: str | None) -> str | None:
-    for record in reversed(_moves(spec)):
-        if record["model_version"] == number:
+def _previous(moves: list[dict[str, Any]], number: str | None) -> str | None:
+    """The champion that a version took the place of when it was promoted."""
+    for record in reversed(moves):
+        if record["model_version"] == number and record["decision"] == "promoted":
             return str(record["evidence"].get("previous") or "") or None
     return None
 
@@ -172,7 +183,7 @@ def check(found: registry.Version) -> None:
 
     from perennial.errors import ArtifactError
 
-    model = registry.load(found)
+    model = registry.load(found, fresh=True)  # as a machine without a copy of it would find it
     registry.spec(found)
     row = np.full((1, len(model.encoding.columns)), np.nan, dtype=np.float32)
     if not np.isfinite(model.predict_matrix(row)).all():

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -36,18 +38,19 @@ class Recorder:
 
         mlflow.set_tracking_uri(settings().mlflow_uri)
         self.spec, self.client = spec, mlflow.MlflowClient()
-        self._experiment = self._open_experiment()
-        self.run: Run = self.client.create_run(
-            self._experiment,
-            run_name=f"{spec.name} {as_of}",
-            tags={
-                "model": spec.name,
-                "as_of": as_of,
-                "reason": reason,
-                "spec_digest": spec.digest,
-                "code_version": manifest.code_version(),
-            },
-        )
+        with self._told():
+            self._experiment = self._open_experiment()
+            self.run: Run = self.client.create_run(
+                self._experiment,
+                run_name=f"{spec.name} {as_of}",
+                tags={
+                    "model": spec.name,
+                    "as_of": as_of,
+                    "reason": reason,
+                    "spec_digest": spec.digest,
+                    "code_version": manifest.code_version(),
+                },
+            )
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -67,17 +70,18 @@ class Recorder:
         """Record one trial of the search as a nested run."""
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        nested = self.client.create_run(
-            self._experiment,
-            run_name=f"trial {trial.number}",
-            tags={MLFLOW_PARENT_RUN_ID: self.run.info.run_id},
-        )
-        self._log(
-            nested.info.run_id,
-            dict(trial.params),
-            {"loss": trial.loss, "rounds": trial.rounds, "seconds": trial.seconds},
-        )
-        self.client.set_terminated(nested.info.run_id)
+        with self._told():
+            nested = self.client.create_run(
+                self._experiment,
+                run_name=f"trial {trial.number}",
+                tags={MLFLOW_PARENT_RUN_ID: self.run.info.run_id},
+            )
+            self._log(
+                nested.info.run_id,
+                dict(trial.params),
+                {"loss": trial.loss, "rounds": trial.rounds, "seconds": trial.seconds},
+            )
+            self.client.set_terminated(nested.info.run_id)
 
     def _log(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
         import time
@@ -91,9 +95,33 @@ class Recorder:
             [Param(k, str(v)) for k, v in params.items()],
         )
 
+    def finish(self) -> None:
+        """Mark the run finished."""
+        with self._told():
+            self.client.set_terminated(self.run.info.run_id)
+
     def fail(self) -> None:
-        """Mark the run failed."""
-        self.client.set_terminated(self.run.info.run_id, "FAILED")
+        """Mark the run failed, where MLflow still answers: what it failed of is already on its way."""
+        import requests
+        from mlflow.exceptions import MlflowException
+
+        with contextlib.suppress(MlflowException, requests.RequestException):
+            self.client.set_terminated(self.run.info.run_id, "FAILED")
+
+    @contextlib.contextmanager
+    def _told(self) -> Iterator[None]:
+        """Turn MLflow's exceptions into ours."""
+        import requests
+        from mlflow.exceptions import MlflowException
+
+        try:
+            yield
+        except (MlflowException, requests.RequestException) as error:
+            raise RegistryError(
+                f"MLflow failed: {str(error).splitlines()[0][:300]}",
+                "see MLflow's log; then train again: nothing was promoted",
+                model=self.spec.name,
+            ) from error
 
     def register(
         self,
@@ -115,16 +143,8 @@ class Recorder:
             ArtifactError: what MLflow kept is not what was written.
             RegistryError: MLflow refused or could not be reached.
         """
-        from mlflow.exceptions import MlflowException
-
-        try:
+        with self._told():
             return self._register(model, fitted, example, metrics, tags, texts, extra)
-        except MlflowException as error:
-            raise RegistryError(
-                f"MLflow refused the model: {str(error).splitlines()[0]}",
-                "see MLflow's log; then train again: nothing was promoted",
-                model=self.spec.name,
-            ) from error
 
     def _register(
         self,
@@ -166,7 +186,7 @@ class Recorder:
             )
         found = mlflow.register_model(info.model_uri, self.spec.name, tags=tags)
         version = registry.version(self.spec.name, str(found.version))
-        if registry.load(version).booster.num_boosted_rounds() != fitted.rounds:
+        if registry.load(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:
             raise ArtifactError(
                 f"version {version.version} came back from MLflow changed",
                 "check its artifact store",

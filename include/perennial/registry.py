@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.errors import ArtifactError, RegistryError
+from perennial.errors import ArtifactError, RegistryError, StorageError
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 
@@ -141,8 +141,11 @@ def spec(found: Version) -> ModelSpec:
     return ModelSpec.from_bundle(json.loads(artifact(found.run_id, "spec.json").read_text()))
 
 
-def load(found: Version) -> Model:
+def load(found: Version, *, fresh: bool = False) -> Model:
     """The version's model; its file is checked against the digest that was registered with it, at each load.
+
+    Args:
+        fresh: fetch the file from MLflow even where this machine has a copy.
 
     Raises:
         ArtifactError: the file is missing, or is not what was registered.
@@ -156,6 +159,8 @@ def load(found: Version) -> Model:
             model=found.name,
         )
     target = settings().home / "cache" / "models" / f"{found.digest}.ubj"
+    if fresh:
+        target.unlink(missing_ok=True)
     cached = target.is_file()
     path = f"/ajax-api/2.0/mlflow/logged-models/{found.model_id}/artifacts/files"
     _download(path, {"artifact_file_path": "model.ubj"}, target)
@@ -170,6 +175,8 @@ def load(found: Version) -> Model:
 
 
 def _download(path: str, query: dict[str, str], target: Path) -> Path:
+    import requests
+
     if target.is_file():
         return target
     answer = _call("GET", path, params=query, missing_ok=True, stream=True)
@@ -185,6 +192,15 @@ def _download(path: str, query: dict[str, str], target: Path) -> Path:
             for block in answer.iter_content(1 << 20):
                 file.write(block)
         temporary.replace(target)
+    except requests.RequestException as error:
+        raise RegistryError(
+            f"MLflow stopped in the midst of {path} ({type(error).__name__})",
+            "see MLflow's log; then run this again",
+        ) from error
+    except OSError as error:
+        raise StorageError(
+            f"{target} cannot be written: {error}", "check that the disk has room; then run this again"
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
     return target

@@ -7,7 +7,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import lake, ledger, manifest, registry
+from perennial import lake, ledger, manifest, references, registry
 from perennial.dataset import Dataset, Windows, build, labelled, targets, windows
 from perennial.errors import DataError
 from perennial.features import Features
@@ -49,19 +49,20 @@ def train(
     )
     first, last = split.fit[0], split.holdout[-1]
     champion = registry.champion(spec)
-    inputs = {
+    inputs: dict[str, Any] = {
         "rows": lake.fingerprint(published, first, last, version),
         "spec": spec.digest,
         "labels": "" if own else lake.fingerprint(labels, first, last, labels_version),
+        "references": references.refresh(spec),
     }
     done = None if force else manifest.finished(spec.name, "train", as_of, inputs)
-    if done:
+    if done and _stands(spec, done, champion):
         return done.result | {"status": "unchanged"}
 
     from perennial import fit as fitting
     from perennial.register import Recorder
 
-    features = Features(spec)
+    features = Features(spec, inputs["references"])
     recorder = Recorder(spec, as_of, reason)
     try:
         with _workspace() as name:
@@ -84,7 +85,7 @@ def train(
                 texts | {"evaluation.json": judged | {"champion": champion.version if champion else None}},
                 files,
             )
-        recorder.client.set_terminated(recorder.run.info.run_id)
+        recorder.finish()
     except BaseException:
         recorder.fail()
         raise
@@ -105,22 +106,6 @@ def train(
         | {"champion": champion.version if champion else None},
         "rows": {"fit": data.fit, "valid": data.spool.rows - data.fit, "holdout": judged["rows"]},
     }
-    manifest.write(
-        Manifest(
-            spec.name,
-            "train",
-            as_of,
-            inputs,
-            result,
-            outputs={"digest": registered.digest},
-            rows_in=data.spool.rows,
-            rows_out=data.spool.rows,
-            device=fitted.device,
-            model_version=registered.version,
-            run_id=run_id,
-        ),
-        started,
-    )
     passed = judged["passed"]
     ledger.append(
         spec.name,
@@ -137,7 +122,35 @@ def train(
             "champion": result["gate"]["champion"],
         },
     )
+    manifest.write(
+        Manifest(
+            spec.name,
+            "train",
+            as_of,
+            inputs,
+            result,
+            outputs={"digest": registered.digest},
+            rows_in=data.spool.rows,
+            rows_out=data.spool.rows,
+            device=fitted.device,
+            model_version=registered.version,
+            run_id=run_id,
+        ),
+        started,
+    )
     return result
+
+
+def _stands(spec: ModelSpec, done: Manifest, champion: registry.Version | None) -> bool:
+    """Whether a finished training need not be done again.
+
+    One that passed the gate against a champion that is none any more cannot be promoted, so it is.
+    """
+    gate, now = done.result["gate"], champion.version if champion else None
+    if not gate["passed"] or now in (gate["champion"], done.result["version"]):
+        return True
+    moves = ledger.records(spec.name, "promotion")
+    return any(r["model_version"] == done.result["version"] for r in moves)
 
 
 def _workspace() -> tempfile.TemporaryDirectory[str]:
