@@ -18,7 +18,7 @@ export PERENNIAL_HOME := $(HOME_FOLDER)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-tests run up stop status clean distclean test lint type format lock
+.PHONY: help python setup setup-tests run up stop status clean distclean check new docs test lint type format lock
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -55,12 +55,22 @@ clean: python  ## stop, and forget all data, runs and models
 distclean: clean  ## clean, and remove the environment
 	rm -rf "$(VENV)" "$(VENV).lock" .mypy_cache .ruff_cache .pytest_cache
 
+check: setup  ## check all models at once: file, line, key, value received, what is allowed
+	@$(RUN) -m perennial check
+
+new: setup  ## make a model's folder from a sample file (MODEL=name, ARGS=--help tells more)
+	@$(RUN) -m perennial new $(MODEL) $(ARGS)
+
+docs: setup  ## write again what is made from the spec's definition: JSON Schema, table of keys
+	@$(RUN) -m perennial docs
+
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
 	@$(RUN) -m pytest $(ARGS)
 
 lint: setup-tests  ## check style and the direction of the dependencies
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@$(RUN) -m perennial docs --check
 
 type: setup-tests  ## check types
 	@$(RUN) -m mypy
