@@ -58,8 +58,8 @@ class Column:
         categories: one a bin; the last bin takes all others; categorical columns.
         hashed: categories are the first digit of the values' MD5 sums.
         counts: rows a bin in the training rows, then the rows without a value: len(edges or categories) + 2.
-        floor: the highest PSI that a window within the training rows showed; 0 where it cannot be known.
-        windows: how many windows that rests on.
+        floors: the highest PSI that windows within the training rows showed, by their length in days; lengths for
+            which that cannot be known are not there.
     """
 
     kind: str
@@ -67,8 +67,16 @@ class Column:
     edges: list[float] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
     hashed: bool = False
-    floor: float = 0.0
-    windows: int = 0
+    floors: dict[int, float] = field(default_factory=dict)
+
+    def floor(self, days: int) -> float:
+        """What a window of so many days may show without anything being wrong; 0 where that is not known.
+
+        Shorter windows are noisier: where the length itself is not known, the next shorter one that is decides.
+        """
+        shorter = [n for n in self.floors if n <= days]
+        known = max(shorter) if shorter else min(self.floors, default=0)
+        return self.floors.get(known, 0.0)
 
     @property
     def nulls(self) -> float:
@@ -84,10 +92,15 @@ class Column:
 
 @dataclass(frozen=True)
 class Counts:
-    """Rows of a window, and for each column of the reference the rows a bin (as `Column.counts`); None: not there."""
+    """Rows of a window, and for each column of the reference the rows a bin (as `Column.counts`); None: not there.
+
+    Attributes:
+        days: partitions that hold the rows; 0 where nobody counted them.
+    """
 
     rows: int
     columns: dict[str, list[int] | None]
+    days: int = 0
 
 
 def make_reference(
@@ -120,15 +133,13 @@ def make_reference(
     found = {}
     for column, shape in columns.items():
         total = counts[column].sum(axis=0)
-        floor, windows = _floor(days, counts[column], window_days, min_rows)
         found[column] = {
             "kind": shape.kind,
             "counts": [int(c) for c in total],
             "edges": shape.edges,
             "categories": shape.categories,
             "hashed": shape.hashed,
-            "floor": floor,
-            "windows": windows,
+            "floors": _floors(days, counts[column], window_days, min_rows),
         }
     return {
         "format": FORMAT,
@@ -158,8 +169,7 @@ def read_reference(content: Any) -> tuple[int, dict[str, Column]]:
                 [float(x) for x in c["edges"]],
                 [str(x) for x in c["categories"]],
                 bool(c["hashed"]),
-                float(c["floor"]),
-                int(c["windows"]),
+                {int(n): float(f) for n, f in c["floors"].items()},
             )
             bins = shape.edges if shape.kind == "numeric" else shape.categories
             if len(shape.counts) != len(bins) + 2 or not all(math.isfinite(e) for e in shape.edges):
@@ -344,8 +354,15 @@ def _count_by_day(
     return list(days), found | {"": np.asarray(list(days.values()), dtype=np.int64)}
 
 
-def _floor(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> tuple[float, int]:
-    """The highest PSI of any window of ``window_days`` within the reference against the whole, and how many there were.
+def _floors(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> dict[str, float]:
+    """Floors by length: a champion's predictions begin with its promotion, and cover less than a window at first."""
+    lengths = sorted({n for n in (1, 2, 4, 7, 14, 28, 56, 112, 224) if n < window_days} | {window_days})
+    found = {str(n): _floor(days, counts, n, min_rows) for n in lengths}
+    return {n: f for n, f in found.items() if f is not None}
+
+
+def _floor(days: list[str], counts: np.ndarray, length: int, min_rows: int) -> float | None:
+    """The highest PSI of any window of ``length`` days within the reference against the whole.
 
     A month of weather differs from a winter of weather without anything being wrong; what the training rows did among
     themselves is no drift. Known only where the reference is at least two windows long.
@@ -355,17 +372,15 @@ def _floor(days: list[str], counts: np.ndarray, window_days: int, min_rows: int)
     import numpy as np
 
     if not days:
-        return 0.0, 0
+        return None
     first = date.fromisoformat(days[0])
     span = (date.fromisoformat(days[-1]) - first).days + 1
-    if span < 2 * window_days:
-        return 0.0, 0
+    if span < 2 * length:
+        return None
     running = np.zeros((span + 1, counts.shape[1]), dtype=np.int64)
     for day, row in zip(days, counts, strict=True):
         running[(date.fromisoformat(day) - first).days + 1] = row
     running = running.cumsum(axis=0)
-    windows = running[window_days:] - running[:-window_days]
+    windows = running[length:] - running[:-length]
     windows = windows[windows.sum(axis=1) >= min_rows]
-    if not len(windows):
-        return 0.0, 0
-    return float(psi(counts.sum(axis=0), windows).max()), len(windows)
+    return float(psi(counts.sum(axis=0), windows).max()) if len(windows) else None

@@ -88,7 +88,8 @@ def _finding(
     import numpy as np
 
     counts = window.columns.get(column)
-    threshold = max(policy.psi_threshold, shape.floor if policy.noise_floor else 0.0)
+    floor = shape.floor(window.days or policy.window_days) if policy.noise_floor else 0.0
+    threshold = max(policy.psi_threshold, floor)
     nulls = counts[-1] / window.rows if counts and window.rows else None
     value: float | None = None
     status: Status = "undetermined"

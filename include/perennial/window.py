@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perennial import lake, references
@@ -43,7 +44,7 @@ def features(
     columns = {c: s for c, s in reference.items() if c != PREDICTION}
     uri = lake.table("published", trained.name)
     groups = list(_groups(uri, start, as_of))
-    total = sum(rows for _, _, rows in groups)
+    total = sum(rows for _, _, rows, _ in groups)
     step = max(1, total // max(n, 1))
     counts: list[Counts] = []
     parts: list[pa.Table] = []
@@ -57,7 +58,7 @@ def features(
     hidden = {trained.label.expression} if trained.label.source is None else set()
     listed = ", ".join(lake.name(c) for c in trained.data.columns if c not in hidden)
     keys = ", ".join(lake.name(k) for k in trained.data.key)
-    for first, last, rows in groups:
+    for first, last, rows, _ in groups:
         lake.relation(con, "window_rows", uri, None, first, last)
         try:
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
@@ -80,7 +81,7 @@ def features(
                 model=trained.name,
                 partition=f"{first}..{last}",
             )
-    return _sum(counts), _together(parts)
+    return replace(_sum(counts), days=sum(days for *_, days in groups)), _together(parts)
 
 
 def predictions(
@@ -94,12 +95,15 @@ def predictions(
         return Counts(0, {PREDICTION: None}), {}
     mine = f"CAST(model_version AS VARCHAR) = {lake.quote(version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")
-    counts = count(con, "mine", {PREDICTION: shape})
+    days = con.execute(f"SELECT count(DISTINCT {lake.PARTITION}) FROM predictions WHERE {mine}").fetchall()[
+        0
+    ][0]
+    counts = replace(count(con, "mine", {PREDICTION: shape}), days=days)
     return counts, {PREDICTION: sample(con, "mine", n=n).column(PREDICTION)} if counts.rows else {}
 
 
-def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int]]:
-    """First and last date, and rows, of the window's partitions, taken together up to `GROUP_ROWS`."""
+def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, int]]:
+    """First and last date, rows and days of the window's partitions, taken together up to `GROUP_ROWS`."""
     table = lake.open_table(uri)
     if table is None:
         return
@@ -113,11 +117,11 @@ def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int]]:
     group: list[str] = []
     for day in days:
         if group and sum(rows[d] for d in group) + rows[day] > GROUP_ROWS:
-            yield group[0], group[-1], sum(rows[d] for d in group)
+            yield group[0], group[-1], sum(rows[d] for d in group), len(group)
             group = []
         group.append(day)
     if group:
-        yield group[0], group[-1], sum(rows[d] for d in group)
+        yield group[0], group[-1], sum(rows[d] for d in group), len(group)
 
 
 def _shown(con: duckdb.DuckDBPyConnection, columns: Mapping[str, Column], trained: ModelSpec) -> list[str]:

@@ -144,18 +144,18 @@ def test_windows_within_the_reference_never_pass_its_floor(con: duckdb.DuckDBPyC
     x = rng.normal(np.repeat(np.arange(28) / 5, 50))  # a reference that wanders by itself
     table(con, x=x, partition_date=days)
     shape = reference(con, ["x"], [], window_days=7, min_rows=100)["x"]
-    assert shape.floor > 0.2 and shape.windows == 22
+    assert shape.floor(7) > 0.2 and set(shape.floors) == {2, 4, 7}
     for start in range(22):
         window = x[start * 50 : (start + 7) * 50]
         table(con, x=window)
         counts = np.array(drift.count(con, "rows", {"x": shape}).columns["x"])
-        assert drift.psi(np.array(shape.counts), counts) <= shape.floor + 1e-12
+        assert drift.psi(np.array(shape.counts), counts) <= shape.floor(7) + 1e-12
 
 
-def test_a_reference_shorter_than_two_windows_has_no_floor(con: duckdb.DuckDBPyConnection) -> None:
+def test_a_reference_shorter_than_two_windows_has_no_floor_for_them(con: duckdb.DuckDBPyConnection) -> None:
     table(con, x=[1.0, 2.0] * 7, partition_date=[f"2024-01-{d:02d}" for d in range(1, 15)])
-    assert reference(con, ["x"], [], window_days=8, min_rows=1)["x"].windows == 0
-    assert reference(con, ["x"], [], window_days=7, min_rows=1)["x"].windows == 8
+    assert reference(con, ["x"], [], window_days=8, min_rows=1)["x"].floors.keys() == {1, 2, 4, 7}
+    assert reference(con, ["x"], [], window_days=7, min_rows=1)["x"].floors.keys() == {1, 2, 4, 7}
 
 
 def test_personal_values_are_neither_kept_nor_sampled(con: duckdb.DuckDBPyConnection) -> None:
@@ -214,3 +214,9 @@ def test_no_column_at_all(con: duckdb.DuckDBPyConnection) -> None:
     table(con, x=[1.0, 2.0])
     assert drift.make_reference(con, "rows", [], [])["rows"] == 2
     assert drift.count(con, "rows", {}).rows == 2
+
+
+def test_the_floor_of_a_length_that_is_not_known_is_that_of_the_next_shorter() -> None:
+    shape = drift.Column("numeric", [1, 1, 0], edges=[0.5], floors={2: 0.9, 7: 0.4})
+    assert [shape.floor(n) for n in (1, 2, 6, 7, 28)] == [0.9, 0.9, 0.9, 0.4, 0.4]
+    assert drift.Column("numeric", []).floor(7) == 0.0

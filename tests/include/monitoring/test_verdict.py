@@ -42,7 +42,7 @@ def test_a_column(counts: list[int] | None, shape: Column, status: str, reason: 
 
 
 def test_a_column_drifts_beyond_what_the_reference_did_by_itself() -> None:
-    noisy = Column("numeric", [500, 500, 0], edges=[0.5], floor=5.0, windows=10)
+    noisy = Column("numeric", [500, 500, 0], edges=[0.5], floors={28: 5.0})
     assert one([100, 900, 0], noisy).status == "stable"
     assert one([100, 900, 0], noisy, noise_floor=False).status == "drifted"
 
@@ -111,3 +111,10 @@ def test_two_of_three(now: bool | None, earlier: list[bool | None], expected: st
 
 def test_one_of_one_needs_no_past() -> None:
     assert tier(True, [], POLICY.model_copy(update={"persistence": (1, 1)}))[0] == "drifted"
+
+
+def test_a_window_of_few_days_is_judged_by_what_few_days_do() -> None:
+    shape = Column("numeric", [500, 500, 0], edges=[0.5], floors={1: 5.0, 28: 0.0})
+    for days, status in ((1, "stable"), (28, "drifted")):
+        window = Counts(1000, {"x": [100, 900, 0]}, days=days)
+        assert judge({"x": shape}, window, Counts(0, {}), {}, POLICY)[0].status == status
