@@ -73,7 +73,7 @@ def notice_exits() -> None:
         wait = max_wait_time if self._open_sockets else min(max_wait_time, 0.02)
         return service(self, wait, *args, **kwargs)
 
-    WatchedSubprocess._service_subprocess = service_soon
+    WatchedSubprocess._service_subprocess = service_soon  # type: ignore[method-assign]
 
 
 for _name, _value in ENVIRONMENT.items():

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
@@ -64,4 +64,4 @@ class ReportLink(BaseOperatorLink):
 class ReportingTask(StageTask):
     """A task whose result names a report (``report``, or the last of ``docs``)."""
 
-    operator_extra_links: ClassVar[Sequence[BaseOperatorLink]] = (ReportLink(),)
+    operator_extra_links = (ReportLink(),)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from datetime import datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from airflow.sdk import Asset, StartOfDayMapper
 from airflow.timetables.base import DagRunInfo, Timetable
@@ -72,7 +72,10 @@ class PublishedPartitions(PartitionedAssetTimetable):
     @classmethod
     def of(cls, asset: Asset) -> PublishedPartitions:
         """The partitions of ``asset``, keyed as it keys them."""
-        return cls(assets=asset, default_partition_mapper=StartOfDayMapper(input_format=KEY_FORMAT))
+        mapper: Any = StartOfDayMapper(input_format=KEY_FORMAT)
+        return cls(
+            assets=cast(Any, asset), default_partition_mapper=mapper
+        )  # Airflow takes the SDK's objects here
 
     @property
     def summary(self) -> str:
