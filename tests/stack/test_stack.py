@@ -82,7 +82,10 @@ def test_everything_is_written_below_home(config: Stack, monkeypatch: pytest.Mon
     ]
     folders += ["PERENNIAL_LANDING", "AIRFLOW__LOGGING__BASE_LOG_FOLDER"]
     assert all(environ[name].startswith(str(config.home)) for name in folders)
-    assert environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{config.home}/airflow/airflow.db"
+    assert (
+        environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
+        == f"sqlite:///{config.home}/airflow/airflow.db?timeout=60"
+    )
     assert environ["DO_NOT_TRACK"] == "true"
 
 

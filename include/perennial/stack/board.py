@@ -9,6 +9,7 @@ from typing import Self
 
 from rich.console import Console, Group, RenderableType
 from rich.live import Live
+from rich.markup import escape
 from rich.spinner import Spinner
 from rich.text import Text
 
@@ -63,7 +64,8 @@ class Board:
                 self.console.print(f"{self.seconds:5.0f} s  {subject}: {text}", markup=False, soft_wrap=True)
         elif done:
             self.console.print(
-                f"[dim]{self.seconds:5.0f} s[/dim]  [green]✓[/green] {subject}: {text}", soft_wrap=True
+                f"[dim]{self.seconds:5.0f} s[/dim]  [green]✓[/green] {subject}: {escape(text)}",
+                soft_wrap=True,
             )
 
     def _render(self) -> RenderableType:

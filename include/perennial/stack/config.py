@@ -142,7 +142,8 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(config.password_file),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{config.airflow_port}/execution/",
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite(airflow / "airflow.db"),
+        # one writer at a time: on a busy machine the default of five seconds is not enough to wait for one's turn
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite(airflow / "airflow.db") + "?timeout=60",
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(config.airflow_port),
         "AIRFLOW__API__BASE_URL": config.airflow_url,

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from perennial import catalog, files, ledger, manifest
@@ -98,7 +99,10 @@ def _training(spec: ModelSpec, day: str) -> list[Event]:
     outcome = "[green]promoted[/green]" if moves else "[red]refused[/red]"
     return [
         Event(
-            day, f"version {found.model_version} trained", figures, f"{outcome}: {'; '.join(gate['reasons'])}"
+            day,
+            f"version {found.model_version} trained",
+            figures,
+            f"{outcome}: {escape('; '.join(gate['reasons']))}",
         )
     ]
 
@@ -109,10 +113,10 @@ def _watched(spec: ModelSpec, day: str) -> Event | None:
         return None
     share = found.result.get("drift_share")
     drifted = ", ".join(found.result.get("drifted") or []) or "none"
-    figures = f"drift share {_number(share)} ({drifted})"
+    figures = f"drift share {_number(share)} ({escape(drifted)})"
     performance = (found.result.get("performance") or {}).get("verdict")
     decisions = [r for r in ledger.records(spec.name, "retraining") if r["partition"] == day]
-    why = f"retraining {decisions[-1]['decision']}: {decisions[-1]['reason']}" if decisions else ""
+    why = f"retraining {decisions[-1]['decision']}: {escape(decisions[-1]['reason'])}" if decisions else ""
     colour = {"ok": "green", "suspected": "yellow", "drifted": "red"}.get(found.result["verdict"], "dim")
     told = f"[{colour}]{found.result['verdict']}[/{colour}]"
     return Event(day, f"monitored: {told}", f"{figures}; performance {performance}", why)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import time
+import uuid
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -12,6 +13,7 @@ import httpx
 from perennial.errors import PerennialError
 
 DONE = ("success", "failed")
+ATTEMPTS = 6
 
 
 class Airflow:
@@ -44,17 +46,19 @@ class Airflow:
         self._http.get("/execution/health", timeout=120)
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """One call of the REST API; returns the decoded answer.
+        """One call of the REST API, tried again while the server is too busy; returns the decoded answer.
+
+        Every call made here may be repeated: a run that is triggered has its id from the caller.
 
         Raises:
             PerennialError: the server refuses, with its reason, or cannot be reached.
         """
-        for attempt in range(5):
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
             try:
                 answer = self._http.request(method, f"/api/v2{path}", **arguments)
             except httpx.HTTPError as error:
-                # SQLite lets one writer in at a time, so a busy server may be slow once
-                if attempt == 4 or method != "GET":
+                if last:
                     raise PerennialError(f"Airflow at {self.url} does not answer: {error!r}",
                                          "look into logs/airflow.log, then: make stop run") from error  # fmt: skip
                 time.sleep(1)
@@ -62,9 +66,12 @@ class Airflow:
             if answer.status_code == 401 and attempt == 0:
                 self._log_in()
                 continue
-            if answer.status_code >= 500 and method == "GET" and attempt < 4:
+            # SQLite lets one writer in at a time, so a busy server may fail once
+            if answer.status_code >= 500 and not last:
                 time.sleep(1)
                 continue
+            if answer.status_code == 409 and attempt:
+                return None  # the attempt before had done it
             if answer.status_code >= 400:
                 raise PerennialError(f"Airflow refused {method} {path} ({answer.status_code}): {_detail(answer)}",
                                      "correct what it names, then run this again")  # fmt: skip
@@ -94,12 +101,14 @@ class Airflow:
 
     def trigger(self, dag: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> str:
         """Start a run, of one partition where `key` is given; returns its id."""
-        body: dict[str, Any] = {"logical_date": None, "conf": conf or {}}
+        run = f"loop__{key or 'range'}__{uuid.uuid4().hex[:8]}"
+        body: dict[str, Any] = {"dag_run_id": run, "logical_date": None, "conf": conf or {}}
         # SQLite's clock has whole seconds and a run starts when its time is past: two seconds ago is past at once
         body["run_after"] = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
         if key is not None:
             body["partition_key"] = key
-        return str(self.call("POST", f"/dags/{dag}/dagRuns", json=body)["dag_run_id"])
+        self.call("POST", f"/dags/{dag}/dagRuns", json=body)
+        return run
 
     def runs(self, dag: str, limit: int = 100) -> list[dict[str, Any]]:
         """The latest runs of a DAG, newest first."""

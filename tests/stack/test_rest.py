@@ -1,0 +1,122 @@
+"""The client of Airflow's REST API: what it does when the server is busy, refuses, or is gone."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import httpx
+import pytest
+
+from perennial.errors import PerennialError
+from perennial.stack import rest
+from perennial.stack.rest import Airflow
+
+Answers = Callable[[httpx.Request], httpx.Response]
+
+
+@pytest.fixture
+def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], Airflow]:
+    """Makes a client whose server is a function, and which does not wait between attempts."""
+    monkeypatch.setattr(rest.time, "sleep", lambda seconds: None)
+
+    def make(answers: Answers) -> Airflow:
+        made = Airflow("http://airflow", "admin", "secret")
+        made._http = httpx.Client(base_url="http://airflow", transport=httpx.MockTransport(answers))
+        return made
+
+    return make
+
+
+def test_it_logs_in_when_asked_and_keeps_the_token(client: Callable[[Answers], Airflow]) -> None:
+    seen: list[str] = []
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        seen.append(request.url.path)
+        if request.url.path == "/auth/token":
+            assert json.loads(request.content) == {"username": "admin", "password": "secret"}
+            return httpx.Response(201, json={"access_token": "t"})
+        if request.headers.get("Authorization") != "Bearer t":
+            return httpx.Response(401)
+        return httpx.Response(200, json={"dags": [{"dag_id": "a.data", "is_paused": True}]})
+
+    airflow = client(answers)
+    assert airflow.paused() == airflow.paused() == {"a.data": True}
+    assert seen == ["/api/v2/dags", "/auth/token", "/api/v2/dags", "/api/v2/dags"]
+
+
+def test_a_wrong_password_is_told(client: Callable[[Answers], Airflow]) -> None:
+    airflow = client(lambda request: httpx.Response(401, json={"detail": "no"}))
+    with pytest.raises(PerennialError, match="does not accept the user admin"):
+        airflow.paused()
+
+
+def test_a_run_is_triggered_once_however_often_the_server_stumbles(
+    client: Callable[[Answers], Airflow],
+) -> None:
+    runs: list[dict[str, Any]] = []
+    stumbles = iter([True, False, True, False])
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        body = json.loads(request.content)
+        if body["dag_run_id"] in [run["dag_run_id"] for run in runs]:
+            return httpx.Response(409, json={"detail": "exists"})
+        if next(stumbles):  # before the run is there
+            return httpx.Response(500, json={"detail": "database is locked"})
+        runs.append(body)
+        return httpx.Response(500, json={"detail": "database is locked"})  # after it is
+
+    run = client(answers).trigger("a.data", key="2024-01-05")
+    assert [r["dag_run_id"] for r in runs] == [run]
+    assert runs[0]["partition_key"] == "2024-01-05" and runs[0]["logical_date"] is None
+
+
+def test_a_run_that_exists_at_the_first_attempt_is_an_error(client: Callable[[Answers], Airflow]) -> None:
+    with pytest.raises(PerennialError, match="409"):
+        client(lambda request: httpx.Response(409, json={"detail": "exists"})).trigger(
+            "a.data", key="2024-01-05"
+        )
+
+
+def test_a_refusal_is_passed_on_with_its_reason(client: Callable[[Answers], Airflow]) -> None:
+    with pytest.raises(PerennialError, match="not a valid partition key"):
+        client(lambda request: httpx.Response(400, json={"detail": "not a valid partition key"})).trigger(
+            "a.data"
+        )
+
+
+def test_a_server_that_is_gone_is_told_with_the_way_out(client: Callable[[Answers], Airflow]) -> None:
+    def gone(request: httpx.Request) -> httpx.Response:
+        raise httpx.ConnectError("refused")
+
+    with pytest.raises(PerennialError, match="make stop run"):
+        client(gone).paused()
+    assert client(gone).health() == {}
+
+
+def test_health_survives_an_answer_that_is_no_json(client: Callable[[Answers], Airflow]) -> None:
+    assert client(lambda request: httpx.Response(200, text="<html>")).health() == {}
+
+
+def test_why_a_run_failed_is_read_from_its_log(client: Callable[[Answers], Airflow]) -> None:
+    log = [
+        {"event": "starting"},
+        {
+            "event": "Task failed",
+            "error_detail": [
+                {"exc_type": "DataError", "exc_value": "model a, partition 2024-01-05: file is missing"}
+            ],
+        },
+    ]
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        if request.url.path.endswith("/taskInstances"):
+            tasks = [{"task_id": "data", "state": "failed", "try_number": 2}]
+            return httpx.Response(200, json={"task_instances": tasks})
+        assert request.url.path.endswith("/taskInstances/data/logs/2")
+        return httpx.Response(200, json={"content": log})
+
+    told = client(answers).why("a.data", "r1")
+    assert told == "task data: DataError: model a, partition 2024-01-05: file is missing"
+    assert client(answers).retrying("a.data", "r1") is None
