@@ -74,7 +74,7 @@ def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
         try:
             if folder != first[folder.name]:
                 raise SpecError(
-                    f"{_show(folder)} has the name of {_show(first[folder.name])}",
+                    f"{show(folder)} has the name of {show(first[folder.name])}",
                     "rename one of them",
                     model=folder.name,
                 )
@@ -94,7 +94,7 @@ def load_model(folder: Path) -> ModelSpec:
     spec = _parse(folder / "model.yaml", ModelSpec)
     if spec.name != folder.name:
         raise SpecError(
-            f"{_show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
+            f"{show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
             "a model's name is its folder's name",
             model=folder.name,
         )
@@ -103,7 +103,7 @@ def load_model(folder: Path) -> ModelSpec:
     spec._suite = _text(folder / "expectations.json", spec.name)
     sets = []
     for name in spec.features.sets:
-        sets.append(_feature_set(name, spec.name))
+        sets.append(load_feature_set(name, spec.name))
     spec._sets = tuple(sets)
     names = [r.name for r in spec.references]
     if twice := {n for n in names if names.count(n) > 1}:
@@ -115,7 +115,12 @@ def load_model(folder: Path) -> ModelSpec:
     return spec
 
 
-def _feature_set(name: str, model: str) -> FeatureSet:
+def load_feature_set(name: str, model: str | None = None) -> FeatureSet:
+    """Read the feature set called ``name``, for a model that names it.
+
+    Raises:
+        SpecError: one line a problem.
+    """
     folders = find("feature_set.yaml")
     if name not in folders:
         raise SpecError(
@@ -127,7 +132,7 @@ def _feature_set(name: str, model: str) -> FeatureSet:
     result = _parse(folder / "feature_set.yaml", FeatureSet)
     if result.name != name:
         raise SpecError(
-            f"{_show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
+            f"{show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
             "a feature set's name is its folder's name",
             model=model,
         )
@@ -136,35 +141,46 @@ def _feature_set(name: str, model: str) -> FeatureSet:
     return result
 
 
-def _show(path: Path) -> str:
+def line(path: Path, *key: str) -> str:
+    """``file:line`` of a key of a file that `load_model` read, for problems found later on."""
+    lines: _Lines = {}
+    node = _Loader(_text(path, path.parent.name)).get_single_node()
+    for _ in _walk(node, (), lines, set()):
+        pass
+    near = next((key[:i] for i in range(len(key), -1, -1) if key[:i] in lines), ())
+    return f"{show(path)}:{lines.get(near, 1)}"
+
+
+def show(path: Path) -> str:
+    """A path as messages show it: below the checkout where it lies there."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def _text(path: Path, model: str) -> str:
+def _text(path: Path, model: str | None) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(
-                f"{_show(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model
+                f"{show(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model
             )
         return path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise SpecError(
-            f"{_show(path)} is missing",
+            f"{show(path)} is missing",
             "a model folder holds model.yaml, features.sql and expectations.json",
             model=model,
         ) from None
     except UnicodeDecodeError as error:
         raise SpecError(
-            f"{_show(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model
+            f"{show(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model
         ) from None
     except OSError as error:
         raise SpecError(
-            f"{_show(path)} cannot be read: {error.strerror}", "check its permissions", model=model
+            f"{show(path)} cannot be read: {error.strerror}", "check its permissions", model=model
         ) from None
 
 
 def _parse(path: Path, kind: type[_Parsed]) -> _Parsed:
-    model, shown = path.parent.name, _show(path)
+    model, shown = path.parent.name, show(path)
     text = _text(path, model)
     lines: _Lines = {}
     try:

@@ -1,0 +1,156 @@
+"""Files made from the spec's definition: the JSON Schema for editors, and the page that explains every key."""
+
+from __future__ import annotations
+
+import json
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Literal, Union, get_args, get_origin
+
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+from perennial import files
+from perennial.allowed import GATE_METRICS, METRICS, OBJECTIVES, PARAMETERS
+from perennial.sections import FeatureSet
+from perennial.settings import ROOT
+from perennial.spec import ModelSpec, json_schema
+
+MODELS = ROOT / "include" / "models"
+_INTRO = """# Models
+
+<!-- Made by `make docs` from the descriptions in include/perennial/sections.py: change them there. -->
+
+A folder is a model:
+
+| file | what it is |
+| --- | --- |
+| `model.yaml` | everything that is said about the model; the keys are below |
+| `features.sql` | one SELECT over `rows` and the reference tables: the key, and one column a feature |
+| `expectations.json` | a [Great Expectations](https://docs.greatexpectations.io) suite that judges each partition |
+| `README.md` | for people: what it predicts, from what, for whom |
+
+A folder with `feature_set.yaml` instead is a feature set: its `features.sql` adds columns to the rows of every model
+that names it in `features.sets`.
+
+`perennial new NAME` makes a folder from a sample file; `perennial check` says what is wrong with one, with file and
+line. Folders elsewhere are found through `PERENNIAL_MODELS`. Editors complete and check `model.yaml` by
+`model.schema.json`, if its first line is `# yaml-language-server: $schema=../model.schema.json`.
+
+## The SQL of features
+
+- Each row comes out once, whatever it holds: no WHERE, LEFT JOIN instead of JOIN, reference tables joined by a unique
+  key (or `ASOF LEFT JOIN` by time: the latest known by then).
+- A row's features depend on that row and the reference tables alone: no window or aggregate over `rows`, no time of
+  day, nothing random.
+- The label is not among the rows when it is one of their columns. A feature is a number or a yes or no, or is named in
+  `features.categorical`.
+"""
+
+
+def schema() -> str:
+    """The JSON Schema of ``model.yaml``, as text."""
+    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+
+
+def page() -> str:
+    """``include/models/README.md``."""
+    parts = [_INTRO, "## Keys of `model.yaml`\n", *_table(ModelSpec, "")]
+    parts += ["## Keys of `feature_set.yaml`\n", *_table(FeatureSet, "")]
+    parts.append("## What depends on the task\n")
+    parts.append("| task | `gate.metric` | `gate.bounds` | `training.objective` |\n| --- | --- | --- | --- |")
+    for task in GATE_METRICS:
+        cells = (", ".join(f"`{v}`" for v in table[task]) for table in (GATE_METRICS, METRICS, OBJECTIVES))
+        parts.append(f"| {task} | {' | '.join(cells)} |")
+    parts.append(
+        "\nThe first of each is taken where none is given.\n\n## Parameters of `training.params` and "
+        "`training.search.space`\n"
+    )
+    parts.append("| parameter | from | to |\n| --- | --- | --- |")
+    parts += [f"| `{name}` | {low:g} | {high:g} |" for name, (low, high) in PARAMETERS.items()]
+    return "\n".join(parts) + "\n"
+
+
+def _table(kind: type[BaseModel], prefix: str) -> Iterator[str]:
+    """Markdown of a section's keys, then of the sections within it."""
+    yield "| key | what it may be | when not given | what it says |\n| --- | --- | --- | --- |"
+    inner: list[tuple[str, type[BaseModel]]] = []
+    for name, field in kind.model_fields.items():
+        section = _section(field.annotation)
+        if section:
+            suffix = (
+                ""
+                if isinstance(field.annotation, type)
+                else "[]"
+                if get_origin(field.annotation) is list
+                else ".*"
+            )
+            inner.append((f"{prefix}{name}{suffix}", section))
+        default = field.get_default(call_default_factory=True)
+        if field.is_required():
+            shown = "**must be given**"
+        elif isinstance(default, BaseModel) or default in ([], {}) or default is PydanticUndefined:
+            shown = ""
+        else:
+            shown = "" if default is None else f"`{json.dumps(default, default=str)}`"
+        limits = "".join(f", {word} {value}" for word, value in _limits(field.metadata))
+        yield f"| `{prefix}{name}` | {_type(field.annotation)}{limits} | {shown} | {field.description or ''} |"
+    yield ""
+    for name, section in inner:
+        yield f"### `{name}`\n"
+        yield from _table(section, f"{name}.")
+
+
+def _limits(metadata: list[Any]) -> Iterator[tuple[str, Any]]:
+    for item in metadata:
+        for attribute, word in (
+            ("ge", "at least"),
+            ("gt", "above"),
+            ("le", "at most"),
+            ("lt", "below"),
+            ("min_length", "length at least"),
+            ("max_length", "length at most"),
+        ):
+            if getattr(item, attribute, None) is not None:
+                yield word, f"{getattr(item, attribute)}"
+
+
+def _section(annotation: Any) -> type[BaseModel] | None:
+    """The section that a key holds, or that each of its items is."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return next((found for part in get_args(annotation) if (found := _section(part))), None)
+
+
+def _type(annotation: Any) -> str:
+    """A type in words."""
+    origin, parts = get_origin(annotation), get_args(annotation)
+    if hasattr(annotation, "__metadata__"):
+        return _type(annotation.__origin__)
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return "a section"
+    if origin is Literal:
+        return ", ".join(f"`{p}`" for p in parts)
+    if origin in (Union, types.UnionType):
+        return _type(next(p for p in parts if p is not type(None)))
+    if origin is list:
+        return f"list of {_type(parts[0])}"
+    if origin is tuple:
+        return f"list of {len(parts)}: {', '.join(_type(p) for p in parts)}"
+    if origin is dict:
+        return f"name: {_type(parts[1])}"
+    name = str(annotation.__name__)
+    return {"str": "text", "int": "whole number", "float": "number", "bool": "true or false"}.get(name, name)
+
+
+def write(*, dry_run: bool = False) -> list[Path]:
+    """Write the generated files; returns those that were stale."""
+    stale = []
+    for name, text in (("model.schema.json", schema()), ("README.md", page())):
+        path = MODELS / name
+        if not path.is_file() or path.read_text("utf-8") != text:
+            stale.append(path.relative_to(ROOT))
+            if not dry_run:
+                files.write_text(str(path), text)
+    return stale
