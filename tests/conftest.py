@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -15,12 +16,29 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
 @pytest.fixture(scope="session")
-def mlflow_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where the MLflow server keeps its store."""
+    return tmp_path_factory.mktemp("mlflow")
+
+
+@pytest.fixture(scope="session")
+def mlflow_url(mlflow_folder: Path) -> Iterator[str]:
     """A real MLflow server, for the whole session."""
     from support import servers
 
-    with servers.mlflow(tmp_path_factory.mktemp("mlflow")) as url:
+    with servers.mlflow(mlflow_folder) as url:
         yield url
+
+
+@pytest.fixture(scope="session")
+def artifact(mlflow_folder: Path) -> Callable[[str], Path]:
+    """Finds the model file of a digest in MLflow's artifact store."""
+
+    def find(digest: str) -> Path:
+        files = (mlflow_folder / "artifacts").rglob("model.ubj")
+        return next(f for f in files if hashlib.sha256(f.read_bytes()).hexdigest() == digest)
+
+    return find
 
 
 @pytest.fixture

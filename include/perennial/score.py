@@ -9,7 +9,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perennial import files, lake, manifest, references, registry
-from perennial.errors import DataError
+from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import BATCH, Features
 from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
@@ -43,7 +43,8 @@ def score(
     started = time.monotonic()
     wanted = files.dates(start, end)
     published = lake.table("published", spec.name)
-    here = set(lake.partitions(published))
+    version = lake.version(published)  # what is published while this runs is for the next run
+    here = set(lake.partitions(published, version))
     present = [d for d in wanted if d in here]
     where = start if len(wanted) == 1 else f"{start}..{end}"
     if not present:
@@ -63,7 +64,7 @@ def score(
         return result
     trained = registry.spec(champion)
     versions = references.refresh(trained)
-    prints = lake.fingerprints(published)
+    prints, sizes = lake.fingerprints(published, version), lake.sizes(published, version)
     inputs = {
         day: {
             "rows": prints[day],
@@ -78,24 +79,31 @@ def score(
         return result | {"status": "unchanged"}
     features, model = Features(trained, versions), registry.load(champion)
     counts: dict[str, int] = {}
-    for first, last in _runs(todo, present, lake.sizes(published)):
-        before = lake.version(published)
+    failed: list[PerennialError] = []
+    for first, last in _runs(todo, present, sizes):
 
-        def batches(
-            first: str = first, last: str = last, before: int | None = before
-        ) -> pa.RecordBatchReader:
-            counts.update(
-                dict.fromkeys(todo, 0) if not counts else {d: 0 for d in todo if first <= d <= last}
+        def batches(first: str = first, last: str = last) -> pa.RecordBatchReader:
+            counts.update({d: 0 for d in todo if first <= d <= last})
+            source = lake.stream(
+                published, version, first, last, [*trained.data.columns, lake.PARTITION], rows=BATCH
             )
-            return _predictions(trained, features, model, champion, run_id, first, last, before, counts)
+            return _predictions(trained, features, model, champion, run_id, source, counts, failed)
 
-        lake.replace(
-            lake.table("predictions", spec.name),
-            batches,
-            first,
-            last,
-            distinct=[*spec.data.key, "prediction"],
-        )
+        try:
+            lake.replace(
+                lake.table("predictions", spec.name),
+                batches,
+                first,
+                last,
+                distinct=[*spec.data.key, "prediction"],
+            )
+        except StorageError as error:
+            if not failed:
+                raise
+            # It is not the lake that failed: rows could not be scored.
+            raise type(failed[0])(
+                failed[0].cause, failed[0].remedy, model=spec.name, partition=where
+            ) from error
     for day in todo:
         outcome = {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
         manifest.write(
@@ -105,15 +113,19 @@ def score(
                 day,
                 inputs[day],
                 outcome,
-                rows_in=counts[day],
+                rows_in=sizes[day],
                 rows_out=counts[day],
                 model_version=champion.version,
                 run_id=run_id,
             ),
             started,
         )
-    rows = sum(counts.values())
-    return result | {"partitions": todo, "rows_in": rows, "rows_out": rows, "status": "scored"}
+    return result | {
+        "partitions": todo,
+        "rows_in": sum(sizes[day] for day in todo),
+        "rows_out": sum(counts.values()),
+        "status": "scored",
+    }
 
 
 def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[tuple[str, str]]:
@@ -137,17 +149,19 @@ def _predictions(
     model: Model,
     champion: registry.Version,
     run_id: str,
-    first: str,
-    last: str,
-    version: int | None,
+    source: pa.RecordBatchReader | None,
     counts: dict[str, int],
+    failed: list[PerennialError],
 ) -> pa.RecordBatchReader:
-    """The rows of `predictions`: key, prediction, (probabilities,) model_version, run_id, scored_at, partition_date."""
+    """The rows of `predictions`: key, prediction, (probabilities,) model_version, run_id, scored_at, partition_date.
+
+    Args:
+        counts: gets the rows of each partition added.
+        failed: gets the error that ended the stream: the lake's writer, which reads it, passes on no more than a text.
+    """
     import pyarrow as pa
     import pyarrow.compute as pc
 
-    keep = [*spec.data.columns, lake.PARTITION]
-    source = lake.stream(lake.table("published", spec.name), version, first, last, keep, rows=BATCH)
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     assert source is not None
 
@@ -172,10 +186,14 @@ def _predictions(
         return pa.table(columns)
 
     def rows() -> Iterator[pa.RecordBatch]:
-        for batch, matrix in _ahead(prepare, source):
-            for item in pc.value_counts(batch.column(lake.PARTITION)).to_pylist():
-                counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
-            yield from table(batch, matrix).combine_chunks().to_batches()
+        try:
+            for batch, matrix in _ahead(prepare, source):
+                for item in pc.value_counts(batch.column(lake.PARTITION)).to_pylist():
+                    counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
+                yield from table(batch, matrix).combine_chunks().to_batches()
+        except PerennialError as error:
+            failed.append(error)
+            raise
 
     nothing = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)
     return pa.RecordBatchReader.from_batches(table(*prepare(nothing)).schema, rows())

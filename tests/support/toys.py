@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import itertools
 import json
+import uuid
 from pathlib import Path
 from typing import Any
 
@@ -35,12 +35,11 @@ SUITE = {
     ],
 }  # fmt: skip
 LABEL_TYPES = {"binary": "integer", "multiclass": "string", "regression": "number", "ranking": "integer"}
-_numbers = itertools.count(1)
 
 
 def unique(prefix: str = "toy") -> str:
     """A model name that no other test uses: the tests share one MLflow server."""
-    return f"{prefix}_{next(_numbers)}"
+    return f"{prefix}_{uuid.uuid4().hex[:8]}"
 
 
 def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:

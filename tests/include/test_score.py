@@ -1,0 +1,228 @@
+"""Scoring: every published row once, by the champion and no other, the same content however it is run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from perennial import files, lake, manifest, registry
+from perennial.errors import ArtifactError, DataError, RegistryError
+from perennial.promote import promote
+from perennial.score import score
+from perennial.settings import settings
+from perennial.spec import ModelSpec
+from perennial.train import train
+from support import processes, toys
+
+DAY = files.shift(toys.FIRST, 15)
+
+
+def predictions(world: Any) -> list[dict[str, Any]]:
+    return toys.content_of("predictions", world.spec.name)
+
+
+def test_every_row_once(world: Any) -> None:
+    result = score(world.spec, start=DAY, run_id="r1")
+    assert result == {
+        "partitions": [DAY], "missing": [], "rows_in": toys.ROWS, "rows_out": toys.ROWS,
+        "model_version": world.result["version"], "status": "scored",
+    }  # fmt: skip
+    stream = lake.stream(lake.table("predictions", world.spec.name))
+    assert stream is not None
+    table = stream.read_all()
+    assert sorted(table["id"].to_pylist()) == toys.rows("binary", DAY)["id"].to_pylist()
+    assert set(table[lake.PARTITION].to_pylist()) == {DAY}
+    assert set(table["model_version"].to_pylist()) == {world.result["version"]}
+    assert set(table["run_id"].to_pylist()) == {"r1"}
+    assert all(t.endswith("Z") for t in table["scored_at"].to_pylist())
+    done = manifest.read(world.spec.name, "score", DAY)
+    assert done is not None
+    assert (done.rows_in, done.rows_out, done.model_version) == (
+        toys.ROWS,
+        toys.ROWS,
+        world.result["version"],
+    )
+
+
+def test_predictions_are_the_boosters_own(world: Any) -> None:
+    """Through the lake, by batches: the same numbers that the loaded model gives for the rows' features."""
+    from perennial.features import Features
+
+    score(world.spec, start=DAY)
+    champion = registry.champion(world.spec)
+    assert champion is not None
+    rows = toys.rows("binary", DAY)
+    direct = registry.load(champion).predict(Features(world.spec).apply(rows))
+    found = {r["id"]: r["prediction"] for r in predictions(world)}
+    assert np.array_equal(np.float32([found[i] for i in rows["id"].to_pylist()]), direct)
+    truth = np.asarray(toys.labels("binary", rows)["y"])
+    assert direct[truth == 1].mean() - direct[truth == 0].mean() > 0.3
+
+
+def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> None:
+    score(world.spec, start=DAY)
+    before, version = predictions(world), lake.version(lake.table("predictions", world.spec.name))
+    again = score(world.spec, start=DAY)
+    assert again["status"] == "unchanged"
+    assert again["partitions"] == []
+    assert lake.version(lake.table("predictions", world.spec.name)) == version
+    assert score(world.spec, start=DAY, force=True)["status"] == "scored"
+    assert predictions(world) == before
+
+
+def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
+    end = files.shift(DAY, 2)
+    score(world.spec, start=DAY, end=end)
+    uri, middle = lake.table("published", world.spec.name), files.shift(DAY, 1)
+    rows = toys.rows("binary", middle, 10)
+    lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([middle] * 10)), middle)
+    result = score(world.spec, start=DAY, end=end)
+    assert result["partitions"] == [middle]
+    assert result["rows_out"] == 10
+    assert len(predictions(world)) == 2 * toys.ROWS + 10
+
+
+def test_a_range_gives_what_its_nights_give(world: Any) -> None:
+    days = files.dates(toys.FIRST, files.shift(toys.FIRST, 7))
+    for day in days:
+        score(world.spec, start=day)
+    night_by_night = predictions(world)
+    assert score(world.spec, start=days[0], end=days[-1], force=True)["rows_out"] == 8 * toys.ROWS
+    assert predictions(world) == night_by_night
+
+
+def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
+    days = files.dates(toys.FIRST, files.shift(toys.FIRST, 4))
+    score(world.spec, start=days[2])
+    kept = manifest.read(world.spec.name, "score", days[2])
+    result = score(world.spec, start=days[0], end=days[4], run_id="later")
+    assert result["partitions"] == [days[0], days[1], days[3], days[4]]
+    assert manifest.read(world.spec.name, "score", days[2]) == kept
+    assert len(predictions(world)) == 5 * toys.ROWS
+
+
+def test_a_missing_partition_is_told_and_a_gap_is_named(world: Any) -> None:
+    with pytest.raises(DataError, match=r"partition 2030-01-01: no published rows"):
+        score(world.spec, start="2030-01-01")
+    result = score(world.spec, start=toys.LAST, end=files.shift(toys.LAST, 2))
+    assert result["partitions"] == [toys.LAST]
+    assert result["missing"] == [files.shift(toys.LAST, 1), files.shift(toys.LAST, 2)]
+
+
+def test_without_a_champion_nothing_is_written(make_model: Callable[..., ModelSpec]) -> None:
+    spec = make_model()
+    toys.publish(spec, days=1)
+    assert score(spec, start=toys.FIRST)["status"] == "no champion"
+    assert lake.version(lake.table("predictions", spec.name)) is None
+    assert manifest.read(spec.name, "score", toys.FIRST) is None
+
+
+def test_two_runs_at_once_leave_every_row_once(world: Any, tmp_path: Path) -> None:
+    runs = [
+        processes.start(processes.step, str(world.spec.folder), "score", {"start": DAY, "run_id": f"r{n}"}, str(tmp_path / str(n)))
+        for n in range(2)
+    ]  # fmt: skip
+    assert processes.wait(*runs) == [0, 0]
+    found = predictions(world)
+    assert len(found) == len({r["id"] for r in found}) == toys.ROWS
+    stream = lake.stream(lake.table("predictions", world.spec.name), columns=["run_id"])
+    assert stream is not None
+    assert len(set(stream.read_all()["run_id"].to_pylist())) == 1  # one run's rows, not a mixture
+    assert score(world.spec, start=DAY)["status"] == "unchanged"
+
+
+def test_a_changed_copy_of_the_model_is_fetched_anew(world: Any) -> None:
+    score(world.spec, start=DAY)
+    before = predictions(world)
+    copy = world.home / "cache" / "models" / f"{world.result['digest']}.ubj"
+    copy.write_bytes(flipped(copy.read_bytes()))
+    score(world.spec, start=DAY, force=True)
+    assert predictions(world) == before
+
+
+def flipped(content: bytes) -> bytes:
+    middle = len(content) // 2
+    return content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+
+
+def test_an_artifact_with_one_flipped_byte_is_refused(
+    make_model: Callable[..., ModelSpec], artifact: Callable[[str], Path]
+) -> None:
+    spec = make_model()
+    toys.publish(spec)
+    result = train(spec, as_of=toys.LAST)
+    promote(spec, as_of=toys.LAST, actor="test")
+    stored = artifact(result["digest"])
+    stored.write_bytes(flipped(stored.read_bytes()))
+    for copy in (settings().home / "cache" / "models").iterdir():
+        copy.unlink()
+    for _ in range(2):  # nothing of it is kept
+        with pytest.raises(ArtifactError, match="changed or damaged") as error:
+            score(spec, start=DAY)
+        assert error.value.model == spec.name
+        assert "roll the champion back" in error.value.remedy
+    assert lake.version(lake.table("predictions", spec.name)) is None
+    stored.unlink()
+    with pytest.raises(ArtifactError, match="no artifact"):
+        score(spec, start=DAY)
+
+
+def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelSpec]) -> None:
+    specs = {unseen: make_model(features={"unseen": unseen}) for unseen in ("missing", "stop")}
+    day = files.shift(toys.LAST, 1)
+    for unseen, spec in specs.items():
+        toys.publish(spec)
+        train(spec, as_of=toys.LAST)
+        promote(spec, as_of=toys.LAST, actor="test")
+        rows = toys.rows("binary", day)
+        rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["=1+1"] * len(rows)))
+        lake.replace(
+            lake.table("published", spec.name),
+            rows.append_column(lake.PARTITION, pa.array([day] * len(rows))),
+            day,
+        )
+        if unseen == "missing":
+            assert score(spec, start=day)["rows_out"] == toys.ROWS
+            continue
+        score(spec, start=toys.LAST)
+        with pytest.raises(DataError, match="category that training did not see") as error:
+            score(spec, start=day)
+        assert (error.value.model, error.value.partition) == (spec.name, day)
+        assert lake.partitions(lake.table("predictions", spec.name)) == [toys.LAST]
+        assert manifest.read(spec.name, "score", day) is None
+
+
+def test_values_that_are_no_numbers_are_scored_as_missing(world: Any) -> None:
+    day = files.shift(toys.LAST, 1)
+    rows = toys.rows("binary", day, 4)
+    rows = rows.set_column(2, "x", pa.array([None, float("nan"), float("inf"), float("-inf")], pa.float64()))
+    rows = rows.set_column(3, "z", pa.array([0.5] * 4)).set_column(4, "k", pa.array([None] * 4, pa.string()))
+    rows = rows.set_column(1, "seen_at", pa.array([rows["seen_at"][0].as_py()] * 4))
+    rows = rows.set_column(5, "place", pa.array(["north"] * 4))
+    lake.replace(
+        lake.table("published", world.spec.name), rows.append_column(lake.PARTITION, pa.array([day] * 4)), day
+    )
+    score(world.spec, start=day)
+    assert len({r["prediction"] for r in predictions(world)}) == 1
+
+
+def test_the_champion_scores_with_the_features_it_was_trained_on(world: Any, tmp_path: Path) -> None:
+    """Today's folder may have gone on: the champion's own spec scores."""
+    score(world.spec, start=DAY)
+    before = predictions(world)
+    changed = toys.model(tmp_path / "models", world.spec.name, sql="SELECT id, x * 100 AS other FROM rows",
+                         features={"categorical": [], "references": []})  # fmt: skip
+    score(changed, start=DAY, force=True)
+    assert predictions(world) == before
+
+
+def test_mlflow_down_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    with pytest.raises(RegistryError, match=r"does not answer(.|\n)*What to do: start it"):
+        score(world.spec, start=DAY)
+    assert lake.version(lake.table("predictions", world.spec.name)) is None
