@@ -67,6 +67,9 @@ docs: setup  ## write again what is made from the spec's definition: JSON Schema
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
 	@$(RUN) -m pytest $(ARGS)
 
+bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
+	@PYTHONPATH="include:plugins:tests" PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
+
 lint: setup-tests  ## check style and the direction of the dependencies
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .

@@ -1,0 +1,1 @@
+"""What the bundle costs, side by side with the libraries called plainly: ``make bench``."""

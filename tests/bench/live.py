@@ -1,0 +1,129 @@
+"""The whole loop in a live Airflow, against one plain process that runs the same steps."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import time
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from bench.figures import Figure
+from bench.world import FIRST, LAST, MODEL, TRAINED_UNTIL, World, free_port
+from perennial.errors import PerennialError
+from perennial.stack import processes, servers
+from perennial.stack.board import Board
+from perennial.stack.config import Stack
+from perennial.stack.rest import DONE, Airflow
+
+MONITORED = "2013-04-28"
+#: Stage, partition key, form.
+RUNS: tuple[tuple[str, str | None, dict[str, Any]], ...] = (
+    ("data", None, {"start": FIRST, "end": LAST}),
+    ("train", TRAINED_UNTIL, {"reason": "bench"}),
+    ("score", None, {"start": FIRST, "end": LAST}),
+    ("monitor", MONITORED, {}),
+)
+LIGHT = ("promote", "decide")
+REPEATS = 2
+
+
+def loop(world: World) -> list[Figure]:
+    """Each side twice, each time with an empty lake and registry; the better time of each counts."""
+    world.prepared()  # the sample has landed
+    plain, alive, light = [], [], []
+    parts: list[str] = []
+    for i in range(REPEATS):
+        home = _empty(world.place / f"plain-{i}")
+        done = world.measure(
+            "loop", env={"PERENNIAL_HOME": str(home), "MLFLOW_TRACKING_URI": world.start_mlflow(home)}
+        )
+        processes.stop(home, servers.NAMES)
+        plain.append(done.seconds)
+        parts.append("plain " + " ".join(f"{k} {v:.1f}" for k, v in done.result.items()))
+    for i in range(REPEATS):
+        with Live(world, i) as live:
+            wall, tasks = live.play()
+        alive.append(wall)
+        light.append(max(s for t, s in tasks.items() if t in LIGHT))
+        parts.append("Airflow " + " ".join(f"{k} {v:.1f}" for k, v in tasks.items()))
+    world.console.print("\n".join(parts), markup=False, soft_wrap=True)
+    detail = f"{min(alive):.1f} s, one plain process {min(plain):.1f} s"
+    return [
+        Figure(
+            "loop", "data, train, promote, score, monitor", min(alive) / min(plain), "×", 0.65, detail=detail
+        ),
+        Figure(
+            "loop",
+            "a light task, start to end",
+            min(light),
+            "s",
+            1,
+            detail="the longer of promote and decide",
+        ),
+    ]
+
+
+def _empty(folder: Path) -> Path:
+    shutil.rmtree(folder, ignore_errors=True)
+    return folder
+
+
+class Live:
+    """A local stack of its own, warmed up."""
+
+    def __init__(self, world: World, number: int) -> None:
+        self.world = world
+        self.home = _empty(world.place / f"live-{number}")
+        self.config = Stack(self.home, free_port(), free_port(), (free_port(), free_port()))
+
+    def __enter__(self) -> Live:
+        self.world.ends(self.home)
+        self.before = dict(os.environ)
+        for name in [n for n in os.environ if n.startswith(("PERENNIAL_", "MLFLOW_", "AIRFLOW"))]:
+            del os.environ[name]
+        os.environ["PERENNIAL_HOME"] = str(self.home)
+        os.environ["PERENNIAL_LANDING"] = str(self.world.landing)
+        with Board(self.world.console) as board:
+            servers.up(self.config, board)
+        self.airflow: Airflow = servers.client(self.config)
+        self._await_dags()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.airflow.close()
+        servers.down(self.config)
+        os.environ.clear()
+        os.environ.update(self.before)
+
+    def _await_dags(self) -> None:
+        wanted = {f"{MODEL}.{stage}" for stage, _, _ in RUNS}
+        end = time.monotonic() + 180
+        while wanted - set(self.airflow.paused()):
+            if time.monotonic() > end:
+                raise RuntimeError("Airflow does not know the model's DAGs")
+            time.sleep(0.5)
+        # What the first task of all would wait for: the scheduler's own first round, the API of tasks.
+        run = self.airflow.trigger(f"{MODEL}.rollback", conf={"reason": "warm up"})
+        while self.airflow.call("GET", f"/dags/{MODEL}.rollback/dagRuns/{run}")["state"] not in DONE:
+            time.sleep(0.5)
+
+    def play(self) -> tuple[float, dict[str, float]]:
+        """Run the loop; seconds from the first trigger to the end of the last task, and of each task."""
+        began = time.time()
+        seconds: dict[str, float] = {}
+        end = began
+        for stage, key, conf in RUNS:
+            dag = f"{MODEL}.{stage}"
+            run = self.airflow.trigger(dag, key=key, conf=conf)
+            while (state := self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"]) not in DONE:
+                time.sleep(0.1)
+            if state == "failed":
+                raise PerennialError(f"{dag} failed: {self.airflow.why(dag, run)}", "see the log")
+            for task in self.airflow.tasks(dag, run):
+                if task["start_date"] and task["end_date"]:
+                    start, stop = (datetime.fromisoformat(task[k]) for k in ("start_date", "end_date"))
+                    seconds[task["task_id"]] = (stop - start).total_seconds()
+                    end = max(end, stop.timestamp())
+        return end - began, seconds

@@ -1,0 +1,108 @@
+"""The parts that need no Airflow server; what is measured runs in `bench.tasks`."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+from bench.figures import Figure
+from bench.world import FIRST, LAST, MODEL, World
+from perennial.settings import ROOT
+
+MODELS = 100
+
+
+def parse(world: World) -> list[Figure]:
+    """What the DAG processor does for a hundred models: run each DAG file in a process of its own."""
+    folder = world.place / "models"
+    shutil.rmtree(folder, ignore_errors=True)
+    for i in range(MODELS):
+        copy = shutil.copytree(ROOT / "include" / "models" / MODEL, folder / f"copy_{i:03d}")
+        text = (copy / "model.yaml").read_text()
+        (copy / "model.yaml").write_text(text.replace(f"name: {MODEL}", f"name: {copy.name}", 1))
+        (copy / "expectations.json").write_text(
+            (copy / "expectations.json").read_text().replace(MODEL, copy.name)
+        )
+    env = {"PERENNIAL_MODELS": str(folder), "AIRFLOW_HOME": str(world.place / "parse")}
+    seconds = wall = 0.0
+    dags = 0
+    for file in sorted((ROOT / "dags").glob("*.py")):
+        found = world.measure("parse", env=env, file=str(file))
+        seconds += found["cpu"]
+        wall += found["wall"]
+        dags += found["dags"]
+    models = dags / 5
+    detail = f"{dags} DAGs of {models:.0f} models, all files of dags/; wall {wall / models * 1000:.1f} ms"
+    return [Figure("parse", "CPU a model", seconds / models * 1000, "ms", 20, detail=detail)]
+
+
+def score(world: World) -> list[Figure]:
+    """The score step over a year of the large lake, against XGBoost's prediction of rows in memory."""
+    env = world.large()
+    found = world.measure("score", env=env, first=FIRST, last=LAST)
+    alone = world.measure("predict", env=env, first=FIRST, last="2013-02-28", rows=1_300_000)
+    rate, bare = found["rows"] / found["wall"], alone["rows"] / alone["wall"]
+    work = alone["cpu"] / alone["rows"] / (found["cpu"] / found["rows"])
+    detail = (
+        f"{rate:,.0f} rows/s, prediction alone {bare:,.0f}; by CPU seconds {work:.2f}; {alone['trees']} trees"
+    )
+    return [
+        Figure("score", f"lake to lake, {found['rows']:,} rows", rate / bare, "", 0.75, True, detail),
+        Figure("score", "peak memory", found["memory_mb"], "MiB", 512, detail="the score step"),
+    ]
+
+
+def validate(world: World) -> list[Figure]:
+    """One partition of all rows through the data step, against one aggregate over the same file."""
+    path = world.large_file()
+    env = {"PERENNIAL_LAKE": str(world.place / "lake-validate")}
+    shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
+    found = world.measure("validate", env=env, folder=str(path.parent), day=path.stem)
+    plain = world.measure("aggregate_checks", path=str(path))
+    shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
+    detail = (
+        f"{found['validation']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
+        f"{found['validation_cpu'] / plain['cpu']:.2f}; the whole step, publishing included: {found['wall']:.1f} s"
+    )
+    return [
+        Figure("validate", f"{found['rows']:,} rows", found["validation"] / plain["wall"], "×", 3, detail=detail),
+        Figure("validate", "peak memory", found["memory_mb"], "MiB", 1024,
+               detail=f"the whole data step; the aggregate: {plain.memory_mb:.0f} MiB"),
+    ]  # fmt: skip
+
+
+def drift(world: World) -> list[Figure]:
+    """The monitor step over all rows, against one query over the same files that counts the same."""
+    env = world.large()
+    scored = Path(env["PERENNIAL_LAKE"], "predictions", MODEL).exists()
+    if not scored:
+        world.measure("score", env=env, first=FIRST, last=LAST)
+    found = world.measure("drift", env=env, as_of=LAST)
+    plain = world.measure("aggregate_drift", env=env, first=FIRST, last=LAST)
+    detail = (
+        f"{found['counting']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
+        f"{found['counting_cpu'] / plain['cpu']:.2f}; the whole step: {found['wall']:.1f} s"
+    )
+    return [
+        Figure("drift", f"{plain['rows']:,} rows", found["counting"] / plain["wall"], "×", 3, detail=detail),
+        Figure("drift", "peak memory", found["memory_mb"], "MiB", 1024,
+               detail=f"the whole monitor step; the query: {plain.memory_mb:.0f} MiB"),
+    ]  # fmt: skip
+
+
+def train(world: World) -> list[Figure]:
+    """The train step within its memory, and again with more than it needs: the model must be the same."""
+    env = world.large()
+    small = world.measure("train", env=env, as_of=LAST)
+    roomy = world.measure("train", env=env | {"PERENNIAL_MEMORY_MB": "65536"}, as_of=LAST)
+    same = small["digest"] == roomy["digest"]
+    detail = (
+        f"{small['external']}, {small['wall']:.0f} s; with more memory allowed: {roomy['external']}, "
+        f"{roomy['wall']:.0f} s, {roomy['memory_mb']:.0f} MiB"
+    )
+    return [
+        Figure(
+            "train", f"peak memory, {small['rows']:,} rows", small["memory_mb"], "MiB", 1536, detail=detail
+        ),
+        Figure("train", "same digest as in memory", float(same), "", 1, True, small["digest"][:16]),
+    ]

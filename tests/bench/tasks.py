@@ -1,0 +1,309 @@
+"""What is measured, one function a process: ``python -m bench.tasks NAME ARGUMENTS ANSWER``."""
+
+from __future__ import annotations
+
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+MODEL = "flight_late"
+
+
+def peak_mb() -> float:
+    """Peak resident memory of this process, without what its parent had when it started it."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith("VmHWM"):
+            return int(line.split()[1]) / 1024
+    from perennial.manifest import peak_memory_mb
+
+    return float(peak_memory_mb())
+
+
+class Clock:
+    """Wall and CPU seconds since it was made."""
+
+    def __init__(self) -> None:
+        self.began, self.cpu_began = time.monotonic(), time.process_time()
+
+    def read(self) -> dict[str, float]:
+        """What has passed."""
+        return {"wall": time.monotonic() - self.began, "cpu": time.process_time() - self.cpu_began}
+
+
+def preload() -> None:
+    """Import what the scheduler would have."""
+    import importlib
+
+    for name in (
+        "numpy",
+        "pandas",
+        "pyarrow.parquet",
+        "duckdb",
+        "deltalake",
+        "scipy.stats",
+        "sklearn",
+        "xgboost",
+    ):
+        importlib.import_module(name)
+
+
+def prepare() -> dict[str, Any]:
+    """Land the sample, publish the year, train and promote a champion."""
+    from perennial import catalog, steps
+    from perennial.sample import landing
+    from perennial.settings import settings
+
+    landing.land(settings().landing)
+    spec = catalog.load(MODEL)
+    steps.run("data", spec, start="2013-01-01", end="2013-12-31")
+    trained = steps.run("train", spec, as_of="2013-03-31")
+    promoted = steps.run("promote", spec, as_of="2013-03-31", actor="bench")
+    if not promoted["promoted"]:
+        raise RuntimeError(f"no champion: {trained['gate']['reasons']}")
+    return {"version": promoted["version"]}
+
+
+def replicate(lake: str, copies: int) -> dict[str, Any]:
+    """A lake that holds each published row and label many times, under keys of their own."""
+    from perennial import lake as tables
+
+    con = tables.connect(memory_share=0.5)
+    for kind in ("published", "labels"):
+        tables.relation(con, "source", tables.table(kind, MODEL))
+        for first, last in (("2013-01-01", "2013-06-30"), ("2013-07-01", "2013-12-31")):
+            query = (
+                "SELECT flight_id || '-' || copy AS flight_id, source.* EXCLUDE (flight_id) "
+                f"FROM source, range({copies}) r(copy) WHERE partition_date BETWEEN '{first}' AND '{last}'"
+            )
+
+            def rows(query: str = query) -> Any:
+                return con.sql(query).to_arrow_reader(131_072)
+
+            tables.replace(f"{lake}/{kind}/{MODEL}", rows, first, last)
+    return {}
+
+
+def one_file(path: str, copies: int) -> dict[str, Any]:
+    """All rows of the landed year, many times over, as one landed partition."""
+    import duckdb
+
+    from perennial.settings import settings
+
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    con = duckdb.connect(config={"memory_limit": "2GB"})
+    con.execute(
+        f"COPY (SELECT flight_id || '-' || copy AS flight_id, f.* EXCLUDE (flight_id) "
+        f"FROM read_parquet('{settings().landing}/flights/*.parquet') f, range({copies}) r(copy)) "
+        f"TO '{path}.part' (FORMAT parquet, COMPRESSION snappy)"
+    )
+    Path(f"{path}.part").rename(path)
+    return {}
+
+
+def parse(file: str) -> dict[str, Any]:
+    """Run a DAG file where Airflow itself is loaded, as the DAG processor has it."""
+    import runpy
+
+    from airflow.dag_processing import dagbag  # noqa: F401
+    from airflow.sdk import DAG
+
+    clock = Clock()
+    names = runpy.run_path(file)
+    return clock.read() | {"dags": sum(isinstance(v, DAG) for v in names.values())}
+
+
+def score(first: str, last: str) -> dict[str, Any]:
+    """The score step, libraries loaded."""
+    from perennial import catalog, steps
+
+    preload()
+    spec = catalog.load(MODEL)
+    clock = Clock()
+    found = steps.run("score", spec, start=first, end=last, force=True)
+    return clock.read() | {"rows": found["rows_in"], "memory_mb": peak_mb()}
+
+
+def predict(first: str, last: str, rows: int) -> dict[str, Any]:
+    """XGBoost's prediction of a matrix in memory, by the same champion."""
+    import numpy as np
+    import pyarrow as pa
+
+    from perennial import catalog, lake, registry
+    from perennial.features import Features
+
+    champion = registry.champion(catalog.load(MODEL))
+    if champion is None:
+        raise RuntimeError("there is no champion")
+    model, features = registry.load(champion), Features(registry.spec(champion))
+    source = lake.stream(lake.table("published", MODEL), None, first, last)
+    assert source is not None
+    parts, count = [], 0
+    for batch in source:
+        parts.append(model.encoding.matrix(features.apply(pa.Table.from_batches([batch]))))
+        count += batch.num_rows
+        if count >= rows:
+            break
+    matrix = np.concatenate(parts)
+    model.predict_matrix(matrix[:1000])
+    clock = Clock()
+    times = 5
+    for _ in range(times):
+        model.predict_matrix(matrix)
+    return clock.read() | {"rows": len(matrix) * times, "trees": model.booster.num_boosted_rounds()}
+
+
+def validate(folder: str, day: str) -> dict[str, Any]:
+    """The data step on one large partition; the validation in it is timed by itself."""
+    from perennial import catalog, steps
+    from perennial import validate as validation
+
+    preload()
+    import great_expectations  # noqa: F401
+
+    spec = catalog.load(MODEL)
+    suite = json.loads(spec.suite)
+    for item in suite["expectations"]:
+        item["kwargs"].pop("max_value", None) if "table_row_count" in item["type"] else None
+    data = spec.data.model_copy(update={"source": f"{folder}/{{date}}.parquet"})
+    spec = spec.model_copy(update={"data": data, "suite": json.dumps(suite)})
+    timed = _timed(validation, "validate")
+    clock = Clock()
+    found = steps.run("data", spec, start=day, force=True)
+    whole = clock.read()
+    seconds, cpu = max(zip(timed["wall"], timed["cpu"], strict=True))  # the other call is for the labels
+    return whole | {
+        "rows": found["rows_in"],
+        "validation": seconds,
+        "validation_cpu": cpu,
+        "memory_mb": peak_mb(),
+    }
+
+
+def _timed(module: Any, name: str) -> dict[str, list[float]]:
+    """Have a function of a module note how long each call takes."""
+    spent: dict[str, list[float]] = {"wall": [], "cpu": []}
+    function: Callable[..., Any] = getattr(module, name)
+
+    def call(*arguments: Any, **named: Any) -> Any:
+        clock = Clock()
+        try:
+            return function(*arguments, **named)
+        finally:
+            for key, value in clock.read().items():
+                spent[key].append(value)
+
+    setattr(module, name, call)
+    return spent
+
+
+def aggregate_checks(path: str) -> dict[str, Any]:
+    """What the sample's suite needs to know, as one plain aggregate."""
+    import duckdb
+
+    con = duckdb.connect()
+    clock = Clock()
+    con.execute(
+        f"""SELECT count(*), count(flight_id), count(DISTINCT hash(flight_id)), count(scheduled_departure),
+        count_if(scheduled_departure NOT BETWEEN TIMESTAMP '2013-01-01' AND TIMESTAMP '2014-01-02'),
+        count_if(origin NOT IN ('EWR', 'JFK', 'LGA')), count_if(hour NOT BETWEEN 0 AND 23),
+        count_if(minute NOT BETWEEN 0 AND 59), count_if(distance NOT BETWEEN 10 AND 6000),
+        count_if(NOT regexp_matches(carrier, '^[0-9A-Z]{{2}}$')), count_if(length(dest) <> 3), count(tailnum),
+        count(DISTINCT carrier), count(carrier), count(origin), count(dest), count(hour), count(minute),
+        count(distance), count(flight_date), count(flight), count(sched_arr_time)
+        FROM read_parquet('{path}')"""
+    ).fetchall()
+    return clock.read()
+
+
+def drift(as_of: str) -> dict[str, Any]:
+    """The monitor step over a year; the counting in it is timed by itself."""
+    from perennial import catalog, monitor, steps
+
+    preload()
+    import evidently  # noqa: F401
+
+    spec = catalog.load(MODEL)
+    spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"window_days": 365})})
+    features, predictions = _timed(monitor, "_features"), _timed(monitor, "_predictions")
+    clock = Clock()
+    steps.run("monitor", spec, as_of=as_of, force=True)
+    whole = clock.read()
+    counting = {k: sum(features[k]) + sum(predictions[k]) for k in ("wall", "cpu")}
+    return whole | {
+        "counting": counting["wall"],
+        "counting_cpu": counting["cpu"],
+        "memory_mb": peak_mb(),
+    }
+
+
+def aggregate_drift(first: str, last: str) -> dict[str, Any]:
+    """The same features, counted on the same bins, by one plain query; then the predictions, by another."""
+    import duckdb
+
+    from perennial import catalog, drift, lake, references, registry
+    from perennial import features as sql
+
+    champion = registry.champion(catalog.load(MODEL))
+    assert champion is not None
+    spec = registry.spec(champion)
+    content = json.loads(registry.artifact(champion.run_id, "reference.json").read_text())
+    _, reference = drift.read_reference(content)
+    con = duckdb.connect()
+    con.execute("SET TimeZone='UTC'")
+    references.register(con, spec, references.refresh(spec))
+    clock = Clock()
+    lake.relation(con, "published", lake.table("published", MODEL), None, first, last)
+    con.execute(f"CREATE TEMP VIEW found AS {sql.query(spec)}")
+    counts = drift.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
+    lake.relation(con, "predictions", lake.table("predictions", MODEL), None, first, last)
+    drift.count(con, "predictions", {"prediction": reference["prediction"]})
+    return clock.read() | {"rows": counts.rows}
+
+
+def train(as_of: str) -> dict[str, Any]:
+    """The train step with a short budget: memory does not depend on the number of trees."""
+    from perennial import catalog, steps
+
+    spec = catalog.load(MODEL)
+    search = spec.training.search.model_copy(update={"trials": 0})
+    training = spec.training.model_copy(update={"rounds": 10, "search": search})
+    spec = spec.model_copy(update={"training": training})
+    clock = Clock()
+    found = steps.run("train", spec, as_of=as_of, force=True)
+    return clock.read() | {
+        "digest": found["digest"],
+        "rows": sum(found["rows"].values()),
+        "external": "external memory" if found["external_memory"] else "in memory",
+        "memory_mb": peak_mb(),
+    }
+
+
+def loop(force: bool = False) -> dict[str, Any]:
+    """The loop's steps, one after the other, in this one process."""
+    from perennial import catalog, steps
+
+    spec = catalog.load(MODEL)
+    seconds = {}
+    for step, arguments in STEPS:
+        clock = Clock()
+        steps.run(step, spec, **arguments, **({"force": True} if force and step in HEAVY else {}))
+        seconds[step] = clock.read()["wall"]
+    return seconds
+
+
+HEAVY = ("data", "train", "score", "monitor")
+STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
+    ("data", {"start": "2013-01-01", "end": "2013-12-31"}),
+    ("train", {"as_of": "2013-03-31"}),
+    ("promote", {"as_of": "2013-03-31", "actor": "bench"}),
+    ("score", {"start": "2013-01-01", "end": "2013-12-31"}),
+    ("monitor", {"as_of": "2013-04-28"}),
+    ("decide", {"as_of": "2013-04-28", "actor": "bench", "backfill": True}),
+)
+
+if __name__ == "__main__":
+    outcome = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
+    Path(sys.argv[3]).write_text(json.dumps({"result": outcome, "memory_mb": peak_mb()}))

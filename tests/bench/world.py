@@ -1,0 +1,168 @@
+"""What the parts share: a work folder with the sample, an MLflow, a champion, and the flights many times over."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from rich.console import Console
+
+from perennial.settings import ROOT
+from perennial.stack import config, processes, servers
+
+FLIGHTS = 336_776
+MODEL = "flight_late"
+#: The champion is trained on the first quarter.
+TRAINED_UNTIL = "2013-03-31"
+FIRST, LAST = "2013-01-01", "2013-12-31"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What one process did: its result, and the peak of its resident memory in MiB."""
+
+    result: dict[str, Any]
+    seconds: float
+    memory_mb: float
+
+    def __getitem__(self, name: str) -> Any:
+        return self.result[name]
+
+
+@dataclass
+class World:
+    """A work folder; MLflow starts when it is first needed and ends with the world."""
+
+    place: Path
+    copies: int
+    console: Console
+    _mlflow: str = ""
+    _sessions: list[Path] = field(default_factory=list)
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
+        for home in dict.fromkeys(self._sessions):
+            processes.stop(home, servers.NAMES)
+
+    @property
+    def home(self) -> Path:
+        """Home of everything but the live stack."""
+        return self.place / "home"
+
+    @property
+    def landing(self) -> Path:
+        """Where the sample lands, for all."""
+        return self.place / "landing"
+
+    @property
+    def rows(self) -> int:
+        """Rows of the large tables."""
+        return self.copies * FLIGHTS
+
+    def environment(self, **more: str) -> dict[str, str]:
+        """The environment of a measured process."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PERENNIAL_", "AIRFLOW"))}
+        paths = [ROOT / "include", ROOT / "plugins", ROOT / "tests"]
+        own = {
+            "PYTHONPATH": os.pathsep.join(map(str, paths)),
+            "PERENNIAL_HOME": str(self.home),
+            "PERENNIAL_LANDING": str(self.landing),
+            "MLFLOW_TRACKING_URI": self._mlflow or "http://127.0.0.1:9",
+            "DO_NOT_TRACK": "true",
+            "GX_ANALYTICS_ENABLED": "false",
+            "MLFLOW_DISABLE_TELEMETRY": "true",
+            "OMP_WAIT_POLICY": "PASSIVE",
+            "NO_PROXY": "localhost,127.0.0.1",
+            "no_proxy": "localhost,127.0.0.1",
+        }
+        return inherited | own | more
+
+    def measure(self, task: str, *, env: dict[str, str] | None = None, **arguments: Any) -> Measured:
+        """Run a function of `bench.tasks` in a process of its own.
+
+        Raises:
+            RuntimeError: it failed, with the end of what it said.
+        """
+        with tempfile.TemporaryDirectory(dir=self.place) as scratch:
+            answer = Path(scratch, "answer.json")
+            command = [sys.executable, "-m", "bench.tasks", task, json.dumps(arguments), str(answer)]
+            began = time.monotonic()
+            done = subprocess.run(
+                command, env=self.environment(**(env or {})), cwd=self.place, capture_output=True, text=True
+            )
+            seconds = time.monotonic() - began
+            if done.returncode or not answer.exists():
+                raise RuntimeError(f"{task} ended with {done.returncode}: {done.stderr.strip()[-1500:]}")
+            content = json.loads(answer.read_text())
+        return Measured(content["result"], seconds, content["memory_mb"])
+
+    def prepared(self) -> dict[str, str]:
+        """The sample landed, an MLflow, a published year and a champion; the environment's additions, none so far."""
+        self.mlflow()
+        if not (self.home / "prepared").exists():
+            self.measure("prepare")
+            (self.home / "prepared").touch()
+        return {}
+
+    def large(self) -> dict[str, str]:
+        """As `prepared`, with a lake that holds the year's rows and labels many times over."""
+        self.prepared()
+        lake = self.place / f"lake-{self.copies}"
+        if not (lake / "done").exists():
+            self.measure("replicate", lake=str(lake), copies=self.copies)
+            (lake / "done").touch()
+        return {"PERENNIAL_LAKE": str(lake)}
+
+    def large_file(self) -> Path:
+        """One landed partition with all those rows in it."""
+        self.prepared()
+        path = self.place / f"flights-{self.copies}" / f"{LAST}.parquet"
+        if not path.exists():
+            self.measure("one_file", path=str(path), copies=self.copies)
+        return path
+
+    def mlflow(self) -> None:
+        """Start the world's MLflow, unless it runs."""
+        self._mlflow = self._mlflow or self.start_mlflow(self.home)
+
+    def start_mlflow(self, home: Path) -> str:
+        """Start an MLflow in a home; returns its address."""
+        port = free_port()
+        (home / "mlflow").mkdir(parents=True, exist_ok=True)
+        command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
+        command += ["--backend-store-uri", config.sqlite(home / "mlflow" / "mlflow.db"), "--workers", "1"]
+        command += ["--artifacts-destination", str(home / "mlflow" / "artifacts")]
+        command += ["--allowed-hosts", f"127.0.0.1:{port}"]
+        environ = self.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", PERENNIAL_STACK=str(home))
+        self.ends(home)
+        processes.start("mlflow", command, environ, home / "run", home / "logs" / "mlflow.log")
+        stack = config.Stack(home, mlflow_port=port)
+        end = time.monotonic() + 120
+        while not servers.mlflow_works(stack):
+            if time.monotonic() > end:
+                raise RuntimeError(f"MLflow does not come up; see {home / 'logs' / 'mlflow.log'}")
+            time.sleep(0.2)
+        return f"http://127.0.0.1:{port}"
+
+    def ends(self, home: Path) -> None:
+        """End the servers of this home with the world."""
+        self._sessions.append(home)
+
+
+def free_port() -> int:
+    """A port that nothing listens on."""
+    import socket
+
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
