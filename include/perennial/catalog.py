@@ -69,6 +69,7 @@ def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
     """Every model that can be used, and an error for every one that cannot."""
     models: dict[str, ModelSpec] = {}
     errors: list[SpecError] = []
+    sets: dict[str, FeatureSet] = {}
     first = find()
     for folder in _folders("model.yaml"):
         try:
@@ -78,14 +79,17 @@ def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
                     "rename one of them",
                     model=folder.name,
                 )
-            models[folder.name] = load_model(folder)
+            models[folder.name] = load_model(folder, sets)
         except SpecError as error:
             errors.append(error)
     return models, errors
 
 
-def load_model(folder: Path) -> ModelSpec:
+def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> ModelSpec:
     """Read one model folder.
+
+    Args:
+        sets: feature sets that were read already, by name; those read now are added.
 
     Raises:
         SpecError: one line a problem.
@@ -101,10 +105,11 @@ def load_model(folder: Path) -> ModelSpec:
     spec._folder = folder
     spec._sql = _text(folder / "features.sql", spec.name)
     spec._suite = _text(folder / "expectations.json", spec.name)
-    sets = []
+    sets = {} if sets is None else sets
     for name in spec.features.sets:
-        sets.append(load_feature_set(name, spec.name))
-    spec._sets = tuple(sets)
+        if name not in sets:
+            sets[name] = load_feature_set(name, spec.name)
+    spec._sets = tuple(sets[name] for name in spec.features.sets)
     names = [r.name for r in spec.references]
     if twice := {n for n in names if names.count(n) > 1}:
         raise SpecError(
