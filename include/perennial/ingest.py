@@ -11,6 +11,7 @@ from __future__ import annotations
 import csv
 import gzip
 import shutil
+import time
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -75,11 +76,14 @@ class Feed:
 
 @contextmanager
 def workplace(home: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; what a killed run left is removed by the next."""
+    """A folder that is gone afterwards; what a killed run left is removed a day later."""
     import tempfile
 
     root = home / "tmp"
     root.mkdir(parents=True, exist_ok=True)
+    for left in root.glob("data-*"):
+        if left.stat().st_mtime < time.time() - 86_400:
+            shutil.rmtree(left, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="data-", dir=root) as folder:
         yield Path(folder)
 

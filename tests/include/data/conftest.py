@@ -107,13 +107,19 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Place]:
+def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest) -> Iterator[Place]:
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / "lake"))
     monkeypatch.setenv("PERENNIAL_LANDING", str(tmp_path / "landing"))
     for name in ("PERENNIAL_MEMORY_MB", "PERENNIAL_MODELS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
+    if not request.node.get_closest_marker("summary"):  # Evidently's summary is half the time of a night
+        monkeypatch.setattr("perennial.profile.write", lambda *_: "")
     yield Place(tmp_path)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    config.addinivalue_line("markers", "summary: wants Evidently's summary of what is published")
 
 
 @pytest.fixture

@@ -103,6 +103,7 @@ def test_extra_columns_follow_the_spec(place: Any, make_rows: Any) -> None:
         place.run()
 
 
+@pytest.mark.summary
 def test_types_that_hold_the_same_are_taken(place: Any, make_rows: Any) -> None:
     """Dictionaries, decimals, small integers, other units and zones of time, a column without a single value."""
     import decimal
@@ -121,6 +122,7 @@ def test_types_that_hold_the_same_are_taken(place: Any, make_rows: Any) -> None:
     assert row["at"] == dt.datetime(2020, 3, 1, 0, 0)
 
 
+@pytest.mark.summary
 def test_nulls_nan_and_infinities(place: Any, make_rows: Any) -> None:
     amounts = [float(i) for i in range(40)]
     amounts[0:4] = [math.nan, math.inf, -math.inf, None]  # type: ignore[list-item]
@@ -172,6 +174,7 @@ def test_duplicates_of_a_compound_key(place: Any, make_rows: Any) -> None:
     assert place.reasons() == ["expect_compound_columns_to_be_unique(kind, count)"]
 
 
+@pytest.mark.summary
 def test_a_text_of_ten_megabytes(place: Any, make_rows: Any) -> None:
     kinds = ["a"] * 40
     kinds[3] = "x" * 10_000_000
@@ -188,6 +191,7 @@ def test_a_text_of_ten_megabytes(place: Any, make_rows: Any) -> None:
     assert max(len(r["kind"]) for r in place.table()) == 10_000_000
 
 
+@pytest.mark.summary
 def test_dates_in_2999(place: Any, make_rows: Any) -> None:
     table = make_rows()
     at, on = table.column("at").to_pylist(), table.column("on").to_pylist()
@@ -209,6 +213,7 @@ def test_formulas_stay_what_they_are(place: Any, make_rows: Any) -> None:
     assert html.escape(formula) in page and formula not in page
 
 
+@pytest.mark.summary
 def test_scripts_in_values_and_names_are_text_in_every_page(place: Any, make_rows: Any) -> None:
     name = f"{SCRIPT}\"'$x"
     place.columns = place.columns | {name: "string", "</script>": "number"}
@@ -235,6 +240,7 @@ def test_scripts_in_values_and_names_are_text_in_every_page(place: Any, make_row
     assert "http://" not in page and "https://" not in page.replace("https://greatexpectations.io", "")
 
 
+@pytest.mark.summary
 def test_personal_data_is_in_no_report_message_or_log(
     place: Any, make_rows: Any, caplog: pytest.LogCaptureFixture, capfd: pytest.CaptureFixture[str]
 ) -> None:

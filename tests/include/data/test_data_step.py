@@ -20,6 +20,7 @@ def labels(make_rows: Any, day: str = DAY, n: int = 40, **changes: Any) -> Any:
     return pa.table(columns | changes)
 
 
+@pytest.mark.summary
 def test_publishes_a_night(place: Any, make_rows: Any) -> None:
     place.land(make_rows())
     result = place.run(run_id="r1")

@@ -1,0 +1,142 @@
+"""Runs that are killed, run into each other, or find the disk full: nothing half-written, and a rerun completes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import lake, manifest
+from perennial.errors import StorageError
+
+DAY, NEXT = "2020-03-01", "2020-03-02"
+ROOT = Path(__file__).resolve().parents[3]
+#: Where a run is cut: before each thing that the step writes, and after the last of the lake and of all. The
+#: calls of publish.replace are the night's quarantine, its rows, its labels, and their quarantine.
+POINTS = ["datadocs.write", "publish.replace:1", "publish.replace:2", "publish.replace:3", "publish.replace:4",
+          "profile.write", "manifest.write", "manifest.write after"]  # fmt: skip
+
+CHILD = """
+import json, os, signal, sys
+from perennial import datadocs, data, manifest, profile, publish
+from perennial.spec import ModelSpec
+given = json.loads(sys.stdin.read())
+spec = ModelSpec.model_validate_json(given["spec"])
+spec._suite = given["suite"]
+if given["profile"] is False and not given["point"].startswith("profile"):
+    profile.write = lambda *_: ""
+name, _, count = given["point"].partition(":")
+if name:
+    module, function = name.split(".")
+    module = {"datadocs": datadocs, "publish": publish, "profile": profile, "manifest": manifest}[module]
+    original, calls = getattr(module, function), [0]
+    def cut(*args, **kwargs):
+        calls[0] += 1
+        if calls[0] == int(count or 1):
+            if given["after"]:
+                original(*args, **kwargs)
+            os.kill(os.getpid(), signal.SIGKILL)
+        return original(*args, **kwargs)
+    setattr(module, function, cut)
+print(json.dumps(data.data(spec, start=given["start"], end=given["end"])))
+"""
+
+
+def start(place: Any, point: str = "", *, after: bool = False, day: str = NEXT) -> subprocess.Popen[str]:
+    """The step in a process of its own, to be killed at ``point``."""
+    spec = place.spec
+    given = {"spec": spec.model_dump_json(), "suite": spec.suite, "point": point, "after": after, "start": day,
+             "end": day, "profile": False}  # fmt: skip
+    child = subprocess.Popen(
+        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
+    )  # fmt: skip
+    assert child.stdin is not None
+    child.stdin.write(json.dumps(given))
+    child.stdin.close()
+    child.stdin = None
+    return child
+
+
+@pytest.fixture
+def two_nights(place: Any, make_rows: Any) -> Any:
+    import pyarrow as pa
+
+    place.land(make_rows())
+    place.run()
+    place.land(make_rows(NEXT, amount=[-1.0] + [float(i) for i in range(39)]), NEXT)
+    ids = [f"{DAY}-{i}" for i in range(40)]
+    place.land(pa.table({"id": [*ids, "nobody"], "value": [float(i) for i in range(41)]}), DAY, "labels")
+    return place
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("point", POINTS)
+def test_a_killed_run_leaves_nothing_half_done(two_nights: Any, point: str) -> None:
+    after = point.endswith(" after")
+    child = start(two_nights, point.removesuffix(" after"), after=after)
+    _, err = child.communicate(timeout=120)
+    assert child.returncode == -signal.SIGKILL, err
+    night = [r for r in two_nights.table() if r["partition_date"] == NEXT]
+    assert len(night) in (0, 39), "whole or not there"
+    if not after:
+        assert manifest.read("small", "data", NEXT) is None, "the manifest is written last"
+    two_nights.run(NEXT)
+    assert len([r for r in two_nights.table() if r["partition_date"] == NEXT]) == 39
+    assert len(two_nights.table("labels")) == 40
+    assert [r["id"] for r in two_nights.table("quarantine")] == [f"{NEXT}-0", "nobody"]
+    assert two_nights.run(NEXT)["status"] == "unchanged"
+    assert not list((two_nights.folder / "lake").rglob(".*.json.*")), "no temporary file is left"
+
+
+@pytest.mark.slow
+def test_two_runs_of_one_partition_at_once(two_nights: Any) -> None:
+    children = [start(two_nights) for _ in range(3)]
+    results = [c.communicate(timeout=180) for c in children]
+    assert [c.returncode for c in children] == [0, 0, 0], results
+    assert {json.loads(out)["rows_out"] for out, _ in results} == {39}
+    assert len([r for r in two_nights.table() if r["partition_date"] == NEXT]) == 39
+    assert len(two_nights.table("labels")) == 40
+    assert len(two_nights.table("quarantine")) == 2
+    assert two_nights.run(NEXT)["status"] == "unchanged"
+
+
+@pytest.mark.parametrize("kind", ["published", "quarantine", "labels"])
+def test_a_lake_that_cannot_be_written_names_itself(
+    two_nights: Any, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full disk, as the writer reports it: the error says what to do, and the next run completes."""
+    original = lake.replace
+
+    def full(uri: str, *args: Any, **kwargs: Any) -> int:
+        if f"/{kind}/" in uri:
+            raise StorageError(
+                f"{uri} cannot be written: No space left on device", "check that the disk has room"
+            )
+        return original(uri, *args, **kwargs)
+
+    monkeypatch.setattr(lake, "replace", full)
+    with pytest.raises(StorageError, match="No space left on device"):
+        two_nights.run(NEXT)
+    assert manifest.read("small", "data", NEXT) is None
+    monkeypatch.setattr(lake, "replace", original)
+    assert two_nights.run(NEXT)["rows_out"] == 39
+
+
+def test_what_a_killed_run_left_in_the_working_folder_is_removed(two_nights: Any) -> None:
+    import time
+
+    left = two_nights.folder / "home" / "tmp" / "data-left"
+    left.mkdir(parents=True)
+    (left / "rows.parquet").write_bytes(b"x")
+    old = time.time() - 3 * 86400
+    os.utime(left, (old, old))
+    two_nights.run(NEXT)
+    assert not left.exists()
+    assert list((two_nights.folder / "home" / "tmp").glob("data-*")) == []
