@@ -73,6 +73,10 @@ class Features:
         columns = [c for c in types if c not in key]
         if not columns:
             raise self._wrong("it returns no feature", "SELECT at least one column beside the key")
+        if taken := sorted({"prediction", lake.PARTITION} & set(columns)):
+            raise self._wrong(
+                f"a feature is called {taken[0]!r}, a name that Perennial uses", "give it another name"
+            )
         if unknown := [c for c in self.spec.features.categorical if c not in columns]:
             raise self._wrong(
                 f"features.categorical names {unknown[0]!r}, which it does not return",

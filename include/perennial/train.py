@@ -86,8 +86,18 @@ def train(
                 files,
             )
         recorder.finish()
-    except BaseException:
+    except BaseException as error:
         recorder.fail()
+        # The retraining that asked for this is no longer in flight: the next verdict may ask again.
+        ledger.append(
+            spec.name,
+            kind="training",
+            decision="failed",
+            reason=str(error).split("\n")[0][:500] or type(error).__name__,
+            actor="training",
+            partition=as_of,
+            evidence={"as_of": as_of, "error": type(error).__name__},
+        )
         raise
     result = {
         "as_of": as_of,
