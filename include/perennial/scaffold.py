@@ -108,14 +108,17 @@ def _sql_name(name: str) -> str:
     return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED else quote(name)
 
 
+#: Words that DuckDB does not take for a column's name (``duckdb_keywords()``).
 _RESERVED = frozenset(
     """
-    all and any array as asc between both by case cast check collate column constraint create cross default
-    desc distinct do else end except false fetch for foreign from full group having in initially inner
-    intersect into is join lateral leading left like limit natural not null offset on only or order outer
-    pivot placing primary qualify references returning right select semi some symmetric table then to
-    trailing true union unique unpivot using values variadic when where window with anti asof positional show
-    summarize describe
+    all analyse analyze and anti any array as asc asof asymmetric at authorization binary both by case
+    cast check collate collation column columns concurrently constraint create cross default deferrable
+    desc describe distinct do else end except false fetch for foreign freeze from full generated glob
+    group having ilike in initially inner intersect into is isnull join lambda lateral leading left like
+    limit map natural not notnull null offset on only or order outer overlaps pivot pivot_longer
+    pivot_wider placing positional primary qualify references returning right select semi show similar
+    some struct summarize symmetric table tablesample then to trailing true try_cast tuple union unique
+    unpack unpivot using variadic verbose when where window with
     """.split()  # noqa: SIM905
 )
 

@@ -25,8 +25,6 @@ ROWS = 2000
 #: A reference table of more rows is bound by its schema alone.
 REFERENCE_ROWS = 500_000
 _NOWHERE = 1 << 62
-#: SQL takes these for functions unless a column is called so.
-_CLOCK = {"current_date", "current_time", "current_timestamp", "localtime", "localtimestamp"}
 _FILTERS = {"where_clause": "WHERE", "having": "HAVING", "qualify": "QUALIFY", "sample": "USING SAMPLE"}
 
 
@@ -90,7 +88,7 @@ def check(spec: ModelSpec, rows: pa.Table | None, made_up: Callable[[], pa.Table
     try:
         trial = _Trial(spec, con)
     except SpecError as error:
-        found.problems.append(("features.sql", None, _told(error)))
+        found.problems.append(_told(error, spec))
         return found
     found.columns = trial.columns
     if not found.problems:
@@ -98,8 +96,15 @@ def check(spec: ModelSpec, rows: pa.Table | None, made_up: Callable[[], pa.Table
     return found
 
 
-def _told(error: PerennialError) -> str:
-    return f"{error.cause.removeprefix('features.sql: ')} ({error.remedy})"
+def _told(error: PerennialError, spec: ModelSpec) -> tuple[str, None, str]:
+    """File and message of what the features themselves complain about: ``[folder/]features.sql: message``."""
+    folder, _, cause = error.cause.partition("features.sql: ")
+    where = (
+        f"{folder}features.sql"
+        if folder.rstrip("/") in {s.name for s in spec.feature_sets}
+        else "features.sql"
+    )
+    return where, None, f"{cause or error.cause} ({error.remedy})"
 
 
 def _connect() -> duckdb.DuckDBPyConnection:
@@ -178,11 +183,7 @@ def _read(con: duckdb.DuckDBPyConnection, spec: ModelSpec, found: Findings) -> b
             found.problems.append((where, None, f"{len(statements)} statements; one SELECT is needed"))
             whole = False
         else:
-            clock = _CLOCK - {c.lower() for c in spec.data.columns}
-            for at, message, hard in (
-                *_unsound(statements[0]["node"], {"rows"}, in_union=False),
-                *_clock(statements, clock),
-            ):
+            for at, message, hard in _unsound(statements[0]["node"], {"rows"}, in_union=False):
                 line = sql.count("\n", 0, at) + 1 if at is not None else None
                 if hard:
                     found.problems.append((where, line, message))
@@ -272,21 +273,6 @@ def _windows(expression: Any) -> Iterator[dict[str, Any]]:
             yield from _windows(value)
 
 
-def _clock(node: Any, names: set[str]) -> Iterator[tuple[int | None, str, bool]]:
-    """Where the time of day is asked for by a word without brackets."""
-    if isinstance(node, dict):
-        if node.get("class") == "COLUMN_REF" and str(node["column_names"][-1]).lower() in names:
-            yield (
-                _at(node),
-                f"{node['column_names'][-1]} is another one each time; use the row's event time",
-                True,
-            )
-        node = list(node.values())
-    if isinstance(node, list):
-        for value in node:
-            yield from _clock(value, names)
-
-
 def _at(part: Any) -> int | None:
     """The offset of the first thing within ``part`` that has one."""
     if isinstance(part, dict):
@@ -343,4 +329,4 @@ def _try(trial: _Trial, rows: pa.Table | None, made_up: Callable[[], pa.Table], 
         if rows is None and " failed: " in error.cause:
             found.notes.append(f"features.sql could not be tried on made-up rows: {error.cause}")
         else:
-            found.problems.append(("features.sql", None, _told(error)))
+            found.problems.append(_told(error, trial.spec))

@@ -1,0 +1,221 @@
+"""Every broken folder of `broken/` is told with file, line, key, what was received and what is allowed."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from pathlib import Path
+
+import pytest
+
+from perennial import catalog, preflight, reference
+from perennial.allowed import PARAMETERS
+from perennial.errors import SpecError
+from perennial.spec import ModelSpec
+
+BROKEN = Path(__file__).parent / "broken"
+SQL = "SELECT id, x FROM rows\n"
+SUITE = """{"name": "toy", "expectations": [
+  {"type": "expect_column_values_to_not_be_null", "kwargs": {"column": "id"}, "meta": {}}]}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A good model folder called ``toy``, in a root that is searched; nothing has landed."""
+    for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
+    folder = tmp_path / "models" / "toy"
+    folder.mkdir(parents=True)
+    shutil.copy(BROKEN / "model.yaml", folder)
+    (folder / "features.sql").write_text(SQL)
+    (folder / "expectations.json").write_text(SUITE)
+    return folder
+
+
+def break_it(folder: Path, case: str) -> list[str]:
+    """Apply one file of `broken/`; returns what the message must say."""
+    text = (BROKEN / f"{case}.txt").read_text("utf-8")
+    match = re.fullmatch(r"=== (\S+)( \(removed\))?\n(.*)=== expect\n(.*)", text, re.DOTALL)
+    assert match, f"{case}.txt is not written as broken/README.md says"
+    name, removed, body, expected = match.groups()
+    path = folder / name
+    if removed:
+        path.unlink()
+    elif body.startswith("+++\n"):
+        path.write_text(path.read_text() + body.removeprefix("+++\n"))
+    elif re.match(r"s[/#]", body):
+        content = path.read_text()
+        for line in body.splitlines():
+            old, new = line[2:-1].replace("⏎", "\n").split(line[1])
+            assert old in content, f"{case}.txt: {old!r} is not in the good file"
+            content = content.replace(old, new)
+        path.write_text(content)
+    else:
+        path.write_text(body)
+    return expected.splitlines()
+
+
+def problems(names: tuple[str, ...] = ("toy",)) -> str:
+    return "\n".join(p for report in preflight.check(names) for p in report.problems)
+
+
+def test_the_good_folder_is_good(folder: Path) -> None:
+    (report,) = preflight.check(["toy"])
+    assert report.problems == []
+    assert (report.features, report.expectations, report.tried) == (1, 1, "made-up rows")
+    assert any("no partition has landed" in note for note in report.notes)
+
+
+@pytest.mark.parametrize("case", sorted(p.stem for p in BROKEN.glob("*.txt")))
+def test_broken_folder(folder: Path, case: str) -> None:
+    expected = break_it(folder, case)
+    told = problems()
+    assert expected
+    for piece in expected:
+        assert piece in told, f"\n{told}\n\nlacks {piece!r}"
+    assert "Traceback" not in told
+    assert str(folder) in told or "toy/" in told or "reference table" in told or "features.sets" in told
+
+
+def test_no_python_is_run_by_a_tag(folder: Path, tmp_path: Path) -> None:
+    witness = tmp_path / "witness"
+    path = folder / "model.yaml"
+    path.write_text(path.read_text() + f'tags: !!python/object/apply:os.system ["touch {witness}"]\n')
+    with pytest.raises(SpecError, match="could not determine a constructor"):
+        catalog.load_model(folder)
+    assert not witness.exists()
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b"\xff\xfe\x00n\x00a", b"name: caf\xe9\n", b"name: \x00toy\n"],
+    ids=["utf-16", "latin-1", "nul"],
+)
+def test_a_spec_that_is_no_text(folder: Path, content: bytes) -> None:
+    (folder / "model.yaml").write_bytes(content)
+    with pytest.raises(SpecError, match=r"model\.yaml.*(not UTF-8|not allowed|control characters)"):
+        catalog.load_model(folder)
+
+
+def test_a_byte_order_mark_does_no_harm(folder: Path) -> None:
+    for name in ("model.yaml", "features.sql", "expectations.json"):
+        path = folder / name
+        path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert problems() == ""
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["[" * 100_000, "a: " + "{a: " * 50_000, "- " * 100_000, "? " * 100_000],
+    ids=["lists", "mappings", "items", "keys"],
+)
+def test_brackets_without_end(folder: Path, text: str) -> None:
+    """libyaml's reader is recursive, and would take the DAG processor down with it."""
+    (folder / "model.yaml").write_text(text)
+    with pytest.raises(SpecError, match="nested more than 20 deep"):
+        catalog.load_model(folder)
+
+
+def test_a_spec_of_a_megabyte(folder: Path) -> None:
+    path = folder / "model.yaml"
+    path.write_text(path.read_text() + "# " + "x" * 1_000_000)
+    with pytest.raises(SpecError, match="more than 262144 bytes"):
+        catalog.load_model(folder)
+
+
+def test_a_spec_that_may_not_be_read(folder: Path) -> None:
+    path = folder / "model.yaml"
+    path.unlink()
+    path.mkdir()
+    (errors,) = [catalog.load_models()[1]]
+    assert any("cannot be read" in str(e) and "toy" in str(e) for e in errors)
+
+
+def test_all_problems_are_told_at_once(folder: Path) -> None:
+    for case in ("unknown_key_far", "out_of_range", "suite_type"):
+        break_it(folder, case)
+    told = problems()
+    assert "flavour" in told
+    assert "monitoring.window_days" in told
+
+
+def test_on_is_a_key_and_no_is_a_word(folder: Path) -> None:
+    """YAML 1.1 takes on, yes and no for booleans; the spec has a key called on, and Norway a code called no."""
+    path = folder / "model.yaml"
+    path.write_text(
+        path.read_text().replace("owner: tests", "owner: no") + "retraining:\n  on: [drift, age]\n"
+    )
+    spec = catalog.load_model(folder)
+    assert spec.owner == "no"
+    assert spec.retraining.on == ["drift", "age"]
+    path.write_text(path.read_text().replace("personal: [who]", "personal: [who]\n  quarantine_limit: yes"))
+    with pytest.raises(SpecError, match="received 'yes'"):
+        catalog.load_model(folder)
+
+
+def test_bundle_is_the_whole_model(folder: Path) -> None:
+    import json
+
+    for spec in (catalog.load_model(folder), catalog.load("flight_late")):
+        again = ModelSpec.from_bundle(json.loads(json.dumps(spec.bundle())))
+        assert again.model_dump() == spec.model_dump()
+        assert again.digest == spec.digest
+        assert [s.sql for s in again.feature_sets] == [s.sql for s in spec.feature_sets]
+
+
+def test_digest_follows_every_file(folder: Path) -> None:
+    seen = {catalog.load_model(folder).digest}
+    for name, old, new in (
+        ("model.yaml", "y > 0", "y > 1"),
+        ("features.sql", "x", "x + 1 AS x"),
+        ("expectations.json", "toy", "toys"),
+    ):
+        path = folder / name
+        path.write_text(path.read_text().replace(old, new))
+        seen.add(catalog.load_model(folder).digest)
+    assert len(seen) == 4
+
+
+def test_generated_files_are_not_stale() -> None:
+    """If this fails: `make docs`, and commit what it writes."""
+    assert reference.write(dry_run=True) == []
+
+
+def test_schema_says_what_the_spec_says() -> None:
+    import json
+
+    schema = json.loads(reference.schema())
+    assert schema["additionalProperties"] is False
+    assert set(schema["required"]) == {"name", "task", "owner", "description", "data", "label", "schedule"}
+    sections = schema["$defs"]
+    assert all(s.get("additionalProperties") is False for s in sections.values() if s["type"] == "object")
+    lacking = [
+        f"{n}.{k}"
+        for n, s in sections.items()
+        for k, v in s["properties"].items()
+        if not v.get("description")
+    ]
+    assert lacking == []
+    assert all(name in reference.page() for name in PARAMETERS)
+
+
+def test_specs_load_without_heavy_libraries() -> None:
+    import subprocess
+    import sys
+
+    code = (
+        "import sys; from perennial import catalog; catalog.load_models(); "
+        "print([m for m in ('pandas','numpy','duckdb','pyarrow','xgboost','mlflow','great_expectations') if m in sys.modules])"
+    )
+    root = Path(__file__).parents[2] / "include"
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(root)},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
