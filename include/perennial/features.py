@@ -7,6 +7,7 @@ reference tables alone, so that any slice of a table, a night or one request giv
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -110,7 +111,7 @@ class Features:
             found = self._con.sql(self._query).to_arrow_table()
         except duckdb.Error as error:
             raise DataError(
-                f"features.sql failed: {first_line(error)}",
+                f"features.sql failed: {first_line(error, hide=bool(self.spec.data.personal))}",
                 "mend the SQL, or add an expectation that keeps such rows out",
                 model=self.spec.name,
             ) from error
@@ -275,9 +276,14 @@ def _names(node: object) -> Iterator[str]:
             yield from _names(value)
 
 
-def first_line(error: Exception) -> str:
-    """The first line of an error's message: DuckDB's go on with the SQL."""
-    return str(error).strip().split("\n")[0]
+def first_line(error: Exception, *, hide: bool = False) -> str:
+    """The first line of an error's message: DuckDB's go on with the SQL.
+
+    Args:
+        hide: leave out the values it quotes, which may be personal data.
+    """
+    line = str(error).strip().split("\n")[0]
+    return re.sub(r"'[^']*'?", "'…'", line) if hide else line
 
 
 def reader(
