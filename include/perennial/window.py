@@ -69,7 +69,7 @@ def features(
             parts.append(sample(con, "window_features", n=n, columns=_shown(con, columns, trained)))
         except duckdb.Error as error:
             raise DataError(
-                f"features.sql failed: {first_line(error, hide=bool(spec.data.personal))}",
+                f"features.sql failed: {first_line(error, hide=bool(trained.data.personal))}",
                 "score this window first: the score step says more",
                 model=trained.name,
                 partition=f"{first}..{last}",
