@@ -63,7 +63,7 @@ def load(name: str) -> ModelSpec:
     folders = find()
     if name not in folders:
         close = difflib.get_close_matches(name, folders, 1)
-        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(folders) or 'none'}"
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(folders)) or 'none'}"
         raise SpecError(f"there is no model called {name!r}", hint)
     return load_model(folders[name])
 
@@ -117,7 +117,8 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
     names = [r.name for r in spec.references]
     if twice := {n for n in names if names.count(n) > 1}:
         raise SpecError(
-            f"{line(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} is declared twice",
+            f"{line(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} "
+            "is declared twice",
             "give it one name and one place",
             model=spec.name,
         )

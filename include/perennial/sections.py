@@ -255,7 +255,9 @@ class GateSpec(Strict):
     resamples: int = Field(
         1000, ge=100, le=20_000, description="Bootstrap samples that the interval rests on."
     )
-    beat_baseline: bool = Field(True, description="It must also be better than a constant prediction.")
+    beat_baseline: bool = Field(
+        True, description="Also clearly better than a constant, and not clearly worse than a linear model."
+    )
     bounds: dict[str, float] = Field(
         {}, description="Highest value allowed of a held-out metric, by its name."
     )

@@ -1,0 +1,133 @@
+"""Models and feature sets are found in every root; one that is broken leaves the others as they are."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+
+import pytest
+
+from perennial import catalog, preflight
+from perennial.errors import SpecError
+from perennial.settings import ROOT
+
+GOOD = Path(__file__).parent / "broken" / "model.yaml"
+SAMPLE = {"digits", "flight_delay", "flight_late"}
+
+
+def write(root: Path, name: str = "toy", **replace: str) -> Path:
+    folder = root / name
+    folder.mkdir(parents=True)
+    text = GOOD.read_text().replace("name: toy", f"name: {name}")
+    for old, new in replace.items():
+        text = text.replace(old, new)
+    (folder / "model.yaml").write_text(text)
+    (folder / "features.sql").write_text("SELECT id, x FROM rows")
+    (folder / "expectations.json").write_text('{"name": "toy", "expectations": []}')
+    return folder
+
+
+@pytest.fixture
+def roots(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Two more roots, searched in this order."""
+    first, second = tmp_path / "first", tmp_path / "second root"
+    monkeypatch.setenv("PERENNIAL_MODELS", f"{first}:{second}:{tmp_path / 'missing'}:")
+    return first, second
+
+
+def test_models_of_every_root_are_found(roots: tuple[Path, Path]) -> None:
+    write(roots[0], "here")
+    write(roots[1], "there")
+    models, errors = catalog.load_models()
+    assert errors == []
+    assert set(models) == SAMPLE | {"here", "there"}
+    assert models["there"].folder == roots[1] / "there"
+
+
+def test_a_folder_without_a_spec_is_no_model(roots: tuple[Path, Path]) -> None:
+    write(roots[0], "here")
+    (roots[0] / "notes").mkdir()
+    (roots[0] / ".new-0123" / "half").mkdir(parents=True)
+    shutil.copy(GOOD, roots[0] / ".new-0123" / "half")
+    assert set(catalog.find()) == SAMPLE | {"here"}
+
+
+def test_a_broken_model_is_one_error_and_no_other_models(roots: tuple[Path, Path]) -> None:
+    write(roots[0], "good")
+    (write(roots[0], "bad") / "features.sql").unlink()
+    models, errors = catalog.load_models()
+    assert set(models) == SAMPLE | {"good"}
+    assert [e.model for e in errors] == ["bad"]
+    assert "features.sql is missing" in str(errors[0])
+    assert "What to do" in str(errors[0])
+
+
+def test_two_of_one_name(roots: tuple[Path, Path]) -> None:
+    """The first counts, the other is reported: it must not take the name over."""
+    first, second = write(roots[0]), write(roots[1])
+    models, errors = catalog.load_models()
+    assert models["toy"].folder == first
+    assert len(errors) == 1
+    assert str(second) in str(errors[0])
+    assert str(first) in str(errors[0])
+
+
+def test_unknown_model(roots: tuple[Path, Path]) -> None:
+    with pytest.raises(SpecError, match="did you mean flight_late"):
+        catalog.load("flight_lat")
+    with pytest.raises(SpecError, match="there are: digits"):
+        catalog.load("zzz")
+
+
+def test_feature_sets_of_another_root(roots: tuple[Path, Path]) -> None:
+    folder = write(roots[0])
+    (folder / "model.yaml").write_text((folder / "model.yaml").read_text() + "features: {sets: [shared]}\n")
+    shared = roots[1] / "shared"
+    shared.mkdir(parents=True)
+    (shared / "features.sql").write_text("SELECT *, x * 2 AS twice FROM rows")
+    with pytest.raises(SpecError, match=r"features\.sets names 'shared'"):
+        catalog.load("toy")
+    (shared / "feature_set.yaml").write_text("name: shared\nowner: tests\ndescription: Doubles.\n")
+    (folder / "features.sql").write_text("SELECT id, twice FROM rows")
+    assert [s.name for s in catalog.load("toy").feature_sets] == ["shared"]
+    (report,) = preflight.check(["toy"])
+    assert (report.problems, report.features) == ([], 1)
+
+
+def test_a_broken_feature_set_is_told_where_it_is(roots: tuple[Path, Path]) -> None:
+    for name in ("toy", "twin"):
+        folder = write(roots[0], name)
+        (folder / "model.yaml").write_text(
+            (folder / "model.yaml").read_text() + "features: {sets: [shared]}\n"
+        )
+    shared = roots[0] / "shared"
+    shared.mkdir()
+    (shared / "feature_set.yaml").write_text("name: shared\nowner: tests\ndescription: Doubles.\n")
+    (shared / "features.sql").write_text("SELECT *,\n  xx * 2 AS twice\nFROM rows")
+    problems = [p for report in preflight.check() for p in report.problems]
+    assert sum("shared/features.sql:2: " in p for p in problems) == 1
+    assert any("see above" in p for p in problems)
+    (shared / "feature_set.yaml").write_text("name: shared\nowner: tests\n")
+    problems = [p for report in preflight.check() for p in report.problems]
+    assert any("shared/feature_set.yaml:1: description: is missing" in p for p in problems)
+
+
+def test_paths_are_shown_below_the_checkout() -> None:
+    assert catalog.show(ROOT / "include" / "models" / "digits") == "include/models/digits"
+    assert catalog.show(Path("/elsewhere/digits")) == "/elsewhere/digits"
+    assert catalog.line(ROOT / "include" / "models" / "digits" / "model.yaml", "task") == (
+        "include/models/digits/model.yaml:3"
+    )
+
+
+def test_the_sample_is_good(house: Path) -> None:
+    reports = {r.name: r for r in preflight.check()}
+    assert SAMPLE | {"flight_context"} <= set(reports)
+    assert [p for r in reports.values() for p in r.problems] == []
+
+
+def test_every_folder_of_the_sample_has_a_readme() -> None:
+    for name, folder in (catalog.find() | catalog.find("feature_set.yaml")).items():
+        if folder.is_relative_to(ROOT):
+            text = (folder / "README.md").read_text("utf-8")
+            assert text.startswith(f"# {name}\n"), f"{folder}/README.md does not begin with its name"

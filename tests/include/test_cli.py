@@ -1,0 +1,262 @@
+"""The command line: what it prints, how it ends, and that errors are told in words."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner, Result
+
+from perennial import catalog, ledger, steps
+from perennial.cli import app
+from perennial.errors import PerennialError
+from perennial.settings import ROOT
+
+BROKEN = Path(__file__).parent / "broken"
+
+
+def call(*arguments: str, stdin: str | None = None) -> Result:
+    return CliRunner().invoke(app, arguments, input=stdin)
+
+
+def process(*arguments: str, stdin: str | None = None) -> subprocess.CompletedProcess[str]:
+    """As a person or a pod calls it."""
+    return subprocess.run(
+        [sys.executable, "-m", "perennial", *arguments],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+
+
+@pytest.fixture
+def toy(house: Path, tmp_path: Path) -> Path:
+    folder = tmp_path / "models" / "toy"
+    folder.mkdir(parents=True)
+    shutil.copy(BROKEN / "model.yaml", folder)
+    (folder / "features.sql").write_text("SELECT id, x FROM rows")
+    (folder / "expectations.json").write_text('{"name": "toy", "expectations": []}')
+    return folder
+
+
+def test_check_is_good_and_says_what_it_did_not_check(toy: Path) -> None:
+    done = call("check")
+    assert done.exit_code == 0, done.output
+    assert "flight_context" in done.output
+    assert "no partition has landed here" in done.output
+    assert "reference table planes, weather has not landed" in done.output
+
+
+def test_strict_check_counts_what_was_not_checked(toy: Path) -> None:
+    assert call("check", "--strict").exit_code == 1
+
+
+def test_check_names_file_and_line(toy: Path) -> None:
+    (toy / "features.sql").write_text("SELECT id,\n  [z] AS y\nFROM rows")
+    done = call("check", "toy")
+    assert done.exit_code == 1
+    assert f"{toy}/features.sql:2: " in done.output
+    assert "1 problem" in done.output
+    assert "flight_late" not in done.output
+
+
+def test_check_of_an_unknown_model(toy: Path) -> None:
+    done = process("check", "toi")
+    assert done.returncode == 1
+    assert "did you mean toy?" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_markup_in_a_message_is_shown_as_it_is(toy: Path) -> None:
+    path = toy / "model.yaml"
+    path.write_text(path.read_text() + "monitoring: {persistence: [9, 2]}\n")
+    assert "persistence is [9, 2]" in call("check", "toy").output
+
+
+def test_help_and_errors_come_without_heavy_libraries() -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from perennial.cli import app; "
+        "CliRunner().invoke(app, ['--help']); CliRunner().invoke(app, ['models']); "
+        "print([m for m in ('pandas', 'numpy', 'duckdb', 'pyarrow', 'xgboost', 'mlflow') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_check_is_quick(toy: Path) -> None:
+    """Two seconds of one processor, however busy the machine is."""
+    done = subprocess.run(
+        [sys.executable, "-c", "import os, sys; sys.argv = ['perennial', 'check']\nfrom perennial.cli import app\n"
+         "try:\n    app()\nfinally:\n    print('CPU', sum(os.times()[:2]))"],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "include")}, capture_output=True, text=True,
+    )  # fmt: skip
+    seconds = float(done.stdout.rsplit("CPU", 1)[1])
+    assert seconds < 3, f"{seconds:.1f} s of processor time"
+
+
+def test_run_prints_its_result_last(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[object] = []
+
+    def run(step: str, spec: object, **arguments: object) -> dict[str, object]:
+        seen.append((step, getattr(spec, "name", ""), arguments))
+        print("a library talks")
+        return {"status": "published", "partitions": ["2024-01-01"]}
+
+    monkeypatch.setattr(steps, "run", run)
+    done = call("run", "data", "-m", "toy", "--start", "2024-01-01", "--force")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout.splitlines()[-1]) == {"status": "published", "partitions": ["2024-01-01"]}
+    assert seen == [("data", "toy", {"start": "2024-01-01", "force": True})]
+
+
+def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: dict[str, object] = {}
+    monkeypatch.setattr(steps, "run", lambda step, spec, **arguments: seen.update(arguments) or {})
+    assert call("run", "decide", "-m", "toy", "--as-of", "2024-01-07").exit_code == 0
+    assert seen["backfill"] is False
+    assert str(seen["actor"]).endswith("(command line)")
+    assert call("run", "rollback", "-m", "toy", "--to-version", "3", "--actor", "me").exit_code == 0
+    assert (seen["to_version"], seen["actor"]) == ("3", "me")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["data"], "no model is named"),
+        (["data", "-m", "nope", "--start", "2024-01-01"], "there is no model called 'nope'"),
+        (["bake", "-m", "toy"], "there is no step 'bake'"),
+        (["data", "-m", "toy"], "step data: missing a required argument: 'start'"),
+        (["data", "-m", "toy", "--start", "2024-01-01", "--to-version", "2"], "argument 'to_version'"),
+        (["data", "-m", "toy", "--start", "01.02.2024"], "start is '01.02.2024', not a date"),
+        (["data", "-m", "toy", "--start", "2024-01-01"], "has not landed"),
+        (["rollback", "-m", "toy"], "missing a required argument: 'reason'"),
+        (["data", "-m", "toy", "--spec-file", "/nowhere.json"], "/nowhere.json cannot be read"),
+    ],
+)  # fmt: skip
+def test_run_tells_errors_in_words(toy: Path, arguments: list[str], message: str) -> None:
+    done = process("run", *arguments)
+    assert done.returncode == 1
+    assert message in done.stderr
+    assert "What to do" in done.stderr
+    assert "Traceback" not in done.stderr
+    assert done.stdout == ""
+
+
+def test_a_pod_gets_the_spec_with_the_call(
+    toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    spec = catalog.load("flight_late")
+    seen = []
+    monkeypatch.setattr(steps, "run", lambda step, given, **_: seen.append(given) or {})
+    bundle = json.dumps(spec.bundle())
+    assert call("run", "score", "--spec-file", "-", "--start", "2013-01-01", stdin=bundle).exit_code == 0
+    path = tmp_path / "bundle.json"
+    path.write_text(bundle)
+    assert (
+        call("run", "score", "--spec-file", str(path), "-m", "flight_late", "--start", "2013-01-01").exit_code
+        == 0
+    )
+    assert [s.digest for s in seen] == [spec.digest] * 2
+    with pytest.raises(PerennialError, match="holds model flight_late, --model says toy"):
+        raise (
+            call("run", "score", "--spec-file", str(path), "-m", "toy", "--start", "2013-01-01").exception
+            or AssertionError
+        )
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{}", "[1]", '{"model": {"name": "x"}, "sql": "", "suite": "", "sets": []}']
+)
+def test_a_bundle_that_is_none(toy: Path, text: str) -> None:
+    done = process("run", "score", "--spec-file", "-", "--start", "2013-01-01", stdin=text)
+    assert done.returncode == 1
+    assert "ModelSpec.bundle()" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_models_lists_them(toy: Path) -> None:
+    assert "flight_delay" in call("models").output
+    rows = {row["name"]: row for row in json.loads(call("models", "--json").stdout)}
+    assert rows["toy"]["digest"] == catalog.load("toy").digest
+
+
+def test_models_goes_on_past_a_broken_one(toy: Path) -> None:
+    (toy / "features.sql").unlink()
+    done = process("models")
+    assert done.returncode == 1
+    assert "flight_delay" in done.stdout
+    assert "features.sql is missing" in done.stderr
+
+
+def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
+    assert "Nothing was decided about toy" in call("ledger", "toy").output
+    for n in range(3):
+        ledger.append(
+            "toy",
+            kind="retraining",
+            decision="no",
+            reason=f"[calm] {n}",
+            actor="test",
+            partition="2024-01-01",
+        )
+    done = call("ledger", "toy")
+    assert done.exit_code == 0, done.output
+    assert "3 records; the chain is whole." in done.output
+    assert "[calm] 2" in done.output
+    assert len(json.loads(call("ledger", "toy", "--json").stdout)) == 3
+
+
+def test_a_ledger_that_was_tampered_with(toy: Path, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for n in range(3):
+        ledger.append("toy", kind="promotion", decision="promoted", reason=str(n), actor="test")
+    real = ledger.records
+    monkeypatch.setattr(
+        ledger, "records", lambda model, kind=None: [r for r in real(model, kind) if r["reason"] != "1"]
+    )
+    done = call("ledger", "toy")
+    assert done.exit_code == 1
+    assert "was changed, or one before it is missing" in str(done.exception)
+
+
+def test_schema_is_printed() -> None:
+    assert json.loads(call("schema").stdout)["title"] == "ModelSpec"
+
+
+def test_docs_check(house: Path) -> None:
+    assert call("docs", "--check").exit_code == 0
+
+
+def test_interrupted_by_the_keyboard(toy: Path) -> None:
+    """A step that waits ends at once, without a traceback."""
+    import signal
+
+    code = (
+        "import sys; sys.argv = ['perennial', 'run', 'data', '-m', 'toy', '--start', '2024-01-01']\n"
+        "from perennial import steps\nimport time\n"
+        "def wait(*a, **k):\n    print('waiting', flush=True); time.sleep(60)\n"
+        "steps.run = wait\nfrom perennial.cli import main\nmain()"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
+    )  # fmt: skip
+    assert child.stdout is not None
+    assert child.stdout.readline() == "waiting\n"
+    time.sleep(0.1)
+    child.send_signal(signal.SIGINT)
+    _, told = child.communicate(timeout=30)
+    assert child.returncode != 0
+    assert "Traceback" not in told
