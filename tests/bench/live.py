@@ -30,7 +30,7 @@ REPEATS = 2
 
 
 def loop(world: World) -> list[Figure]:
-    """Each side twice, each time with an empty lake and registry; the better time of each counts."""
+    """Each side twice, in turn, each time with an empty lake and registry; the better time of each counts."""
     world.prepared()  # the sample has landed
     plain, alive, light = [], [], []
     parts: list[str] = []
@@ -42,7 +42,6 @@ def loop(world: World) -> list[Figure]:
         processes.stop(home, servers.NAMES)
         plain.append(done.seconds)
         parts.append("plain " + " ".join(f"{k} {v:.1f}" for k, v in done.result.items()))
-    for i in range(REPEATS):
         with Live(world, i) as live:
             wall, tasks = live.play()
         alive.append(wall)

@@ -116,10 +116,13 @@ def parse(file: str) -> dict[str, Any]:
 
 
 def score(first: str, last: str) -> dict[str, Any]:
-    """The score step, libraries loaded."""
+    """The score step, the libraries that it uses loaded."""
+    import deltalake  # noqa: F401
+    import duckdb  # noqa: F401
+    import xgboost  # noqa: F401
+
     from perennial import catalog, steps
 
-    preload()
     spec = catalog.load(MODEL)
     clock = Clock()
     found = steps.run("score", spec, start=first, end=last, force=True)
@@ -168,7 +171,8 @@ def validate(folder: str, day: str) -> dict[str, Any]:
     for item in suite["expectations"]:
         item["kwargs"].pop("max_value", None) if "table_row_count" in item["type"] else None
     data = spec.data.model_copy(update={"source": f"{folder}/{{date}}.parquet"})
-    spec = spec.model_copy(update={"data": data, "suite": json.dumps(suite)})
+    spec = spec.model_copy(update={"data": data})
+    spec._suite = json.dumps(suite)
     timed = _timed(validation, "validate")
     clock = Clock()
     found = steps.run("data", spec, start=day, force=True)
@@ -220,14 +224,14 @@ def aggregate_checks(path: str) -> dict[str, Any]:
 
 def drift(as_of: str) -> dict[str, Any]:
     """The monitor step over a year; the counting in it is timed by itself."""
-    from perennial import catalog, monitor, steps
+    from perennial import catalog, steps, window
 
     preload()
     import evidently  # noqa: F401
 
     spec = catalog.load(MODEL)
     spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"window_days": 365})})
-    features, predictions = _timed(monitor, "_features"), _timed(monitor, "_predictions")
+    features, predictions = _timed(window, "features"), _timed(window, "predictions")
     clock = Clock()
     steps.run("monitor", spec, as_of=as_of, force=True)
     whole = clock.read()
@@ -269,7 +273,7 @@ def train(as_of: str) -> dict[str, Any]:
 
     spec = catalog.load(MODEL)
     search = spec.training.search.model_copy(update={"trials": 0})
-    training = spec.training.model_copy(update={"rounds": 10, "search": search})
+    training = spec.training.model_copy(update={"rounds": 10, "search": search, "window_days": None})
     spec = spec.model_copy(update={"training": training})
     clock = Clock()
     found = steps.run("train", spec, as_of=as_of, force=True)

@@ -1,0 +1,102 @@
+"""How rows flow through scoring: batches of an even size, features one batch ahead, keys put back in order."""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from perennial import lake, score
+from perennial.features import VECTOR, Features
+
+
+@pytest.fixture
+def nights(tmp_path: Path) -> str:
+    """A table of thirty nights of a hundred rows."""
+    uri = str(tmp_path / "lake" / "published" / "toy")
+    days = [f"2024-01-{i:02d}" for i in range(1, 31)]
+    rows = pa.table({"id": list(range(3000)), "partition_date": [d for d in days for _ in range(100)]})
+    lake.replace(uri, rows, days[0], days[-1], distinct=["id"])
+    return uri
+
+
+def test_small_files_come_together_and_no_row_is_lost(nights: str) -> None:
+    stream = lake.stream(nights, rows=1000)
+    assert stream is not None
+    batches = list(stream)
+    assert [b.num_rows for b in batches] == [1000, 1000, 1000]
+    assert sorted(i for b in batches for i in b.column("id").to_pylist()) == list(range(3000))
+
+
+def test_long_rows_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lake, "BATCH_BYTES", 2000)
+    rows = pa.table({"id": list(range(1000))})  # 800 bytes a hundred
+    source = pa.RecordBatchReader.from_batches(rows.schema, rows.to_batches(max_chunksize=100))
+    assert [b.num_rows for b in lake._together(source, 1000)] == [200] * 5
+
+
+def test_fingerprints_are_those_of_each_partition(nights: str) -> None:
+    found = lake.fingerprints(nights)
+    assert len(found) == 30
+    assert found["2024-01-07"] == lake.fingerprint(nights, "2024-01-07", "2024-01-07")
+    assert lake.sizes(nights) == dict.fromkeys(found, 100)
+
+
+def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(score, "COMMIT_ROWS", 250)
+    days = ["01", "02", "03", "04", "05", "07", "08"]
+    rows = {**dict.fromkeys(days, 100), "07": 900}
+    assert list(score._runs(days, days, rows)) == [
+        ("01", "02"),
+        ("03", "04"),
+        ("05", "05"),
+        ("07", "07"),
+        ("08", "08"),
+    ]
+    # a partition that is not to be scored lies between
+    assert list(score._runs(["01", "03"], days, rows)) == [("01", "01"), ("03", "03")]
+
+
+def test_one_item_is_made_ahead_and_an_error_comes_through() -> None:
+    ready = threading.Event()
+
+    def double(i: int) -> int:
+        if i == 2:
+            ready.set()
+        if i == 3:
+            raise ValueError("three")
+        return i * 2
+
+    items = score._ahead(double, [1, 2, 3])
+    assert next(items) == 2
+    assert ready.wait(5), "the second was not begun while the first was in use"
+    assert next(items) == 4
+    with pytest.raises(ValueError, match="three"):
+        next(items)
+    assert list(score._ahead(double, [])) == []
+
+
+class _Spec:
+    name = "toy"
+
+    class data:
+        key = ("a", "b")
+
+
+@pytest.mark.parametrize("shuffle", ["vectors", "rows"])
+def test_rows_are_put_back_in_order(shuffle: str) -> None:
+    size = 3 * VECTOR + 17
+    wanted = pa.table({"a": [f"k{i}" for i in range(size)], "b": list(range(size))})
+    order = np.arange(size)
+    if shuffle == "vectors":
+        parts = [order[i : i + VECTOR] for i in range(0, size, VECTOR)]
+        order = np.concatenate([parts[i] for i in (2, 0, 3, 1)])
+    else:
+        np.random.default_rng(1).shuffle(order)
+    features = object.__new__(Features)
+    features.spec = _Spec()  # type: ignore[assignment]
+    found = wanted.append_column("x", wanted.column("b")).take(pa.array(order))
+    assert features._in_order(found, wanted).column("x").to_pylist() == list(range(size))
