@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
+from perennial.aggregates import both, count_where, only_where, table_level
 from perennial.expectations import Expectation
 from perennial.literals import condition, literal, quote, text_literal
 
@@ -79,31 +80,31 @@ class Check:
     @property
     def rows_sql(self) -> str:
         """Rows it looks at."""
-        return _count(self.where)
+        return count_where(self.where)
 
     @property
     def filled_sql(self) -> str:
         """Rows whose (first) column has a value."""
-        return f"count({quote(self.columns[0])})" + _filter(self.where)
+        return f"count({quote(self.columns[0])})" + only_where(self.where)
 
     @property
     def considered_sql(self) -> str:
         """Rows it counts."""
-        return _count(_and(self.where, self.considered))
+        return count_where(both(self.where, self.considered))
 
     @property
     def bad_sql(self) -> str:
         """Bad rows; for uniqueness, the different values (as many as `considered_sql`: none is twice)."""
-        where = _and(self.where, self.considered)
+        where = both(self.where, self.considered)
         if not self.unique:
-            return _count(_and(where, self.bad))
+            return count_where(both(where, self.bad))
         hashed = f"hash({', '.join(quote(c) for c in self.unique)})"
         return f"count(DISTINCT {hashed})" + (f" FILTER (WHERE {where})" if where != "TRUE" else "")
 
     @property
     def bad_row(self) -> str:
         """SQL condition of a bad row among all rows; uniqueness is told by a join instead."""
-        return _and(self.where, _and(self.considered, self.bad))
+        return both(self.where, both(self.considered, self.bad))
 
     def aggregates(self) -> list[str]:
         """The SQL aggregates it needs."""
@@ -210,7 +211,8 @@ def checks(
     for name in [n for n, t in columns.items() if t == "number"]:
         found.append(_given("expect_column_values_to_be_between",
                             {"column": name, "min_value": -LARGEST, "max_value": LARGEST}, [name], columns, quiet=True,
-                            bad=f"coalesce(isinf({quote(name)}), FALSE)", label=f"not a finite number: {name}"))  # fmt: skip
+                            bad=f"coalesce(isinf({quote(name)}), FALSE)",
+                            label=f"not a finite number: {name}"))  # fmt: skip
     for name, bad in (unread or {}).items():
         kind = columns[name]
         found.append(_given("expect_column_values_to_match_regex", {"column": name, "regex": _SHAPES[kind]}, [name],
@@ -256,7 +258,7 @@ def _declared(expectation: Expectation, columns: Mapping[str, str], exact: bool)
     if expectation.level == "row":
         _row_level(check, kwargs)
     else:
-        check.statistics = _table_level(check, kwargs, exact)
+        check.statistics = table_level(check.type, kwargs, columns, where, exact)
     return check
 
 
@@ -317,59 +319,6 @@ def _column_level(name: str, column: str, kind: str, kwargs: dict[str, Any]) -> 
     return _fails(f"NOT {matches}" if "_not_match_" in name else matches)
 
 
-def _table_level(check: Check, kwargs: dict[str, Any], exact: bool) -> dict[str, str]:
-    """SQL aggregates of a table-level check, by metric or by a name of our own."""
-    only = _filter(check.where)
-    if "column" not in kwargs or check.type == "expect_column_to_exist":
-        return {"table.row_count": "count(*)"}
-    kind, column = check.types[kwargs["column"]], quote(kwargs["column"])
-    # statistics are of finite values: a row with an infinite one goes to quarantine
-    finite = f"CASE WHEN isfinite({column}) THEN {column} END" if kind == "number" else column
-    middle = f"median({finite})" if exact else f"approx_quantile({finite}, 0.5)"
-    distinct = f"count(DISTINCT hash({column}))" + _filter(_and(check.where, f"{column} IS NOT NULL"))
-    what = check.type.removeprefix("expect_column_").removesuffix("_to_be_between")
-    simple = {
-        "min": ("column.min", f"min({finite})"),
-        "max": ("column.max", f"max({finite})"),
-        "mean": ("column.mean", f"avg({finite})"),
-        "sum": ("column.sum", f"coalesce(sum({finite}){only}, 0)"),
-        "median": ("column.median", middle),
-        "stdev": ("column.standard_deviation", f"stddev_samp({finite})"),
-    }
-    if what in simple:
-        metric, sql = simple[what]
-        return {metric: sql + ("" if what == "sum" else only)}
-    if what == "quantile_values":
-        return {
-            "column.quantile_values": _quantiles(
-                finite, kwargs["quantile_ranges"]["quantiles"], check.where, exact
-            )
-        }
-    if what == "unique_value_count":
-        return {"column.distinct_values.count": distinct}
-    if what.startswith("proportion_of"):
-        return {"distinct": distinct, "filled": f"count({column}){only}", "rows": f"count(*){only}"}
-    values = [literal(v, kind) for v in kwargs["value_set"]]
-    outside = _filter(_and(check.where, f"{column} NOT IN ({', '.join(values)})"))
-    index = " ".join(f"WHEN {v} THEN {i}" for i, v in enumerate(values))
-    inside = _filter(_and(check.where, f"{column} IN ({', '.join(values)})"))
-    return {
-        "outside": f"count(DISTINCT {column}){outside}",
-        "some outside": f"[min({column}){outside}, max({column}){outside}]",
-        "inside": f"list(DISTINCT CASE {column} {index} END){inside}",
-    }
-
-
-def _quantiles(column: str, shares: list[float], where: str, exact: bool) -> str:
-    if not exact:
-        return f"approx_quantile({column}, {[float(s) for s in shares]}){_filter(where)}"
-    # the value nearest to the quantile's place, as pandas' interpolation="nearest" takes it
-    filled = f"count({column}){_filter(where)}"
-    ordered = f"list_sort(list({column}){_filter(_and(where, f'{column} IS NOT NULL'))})"
-    places = [f"{ordered}[1 + round_even({float(s)!r} * ({filled} - 1), 0)::BIGINT]" for s in shares]
-    return f"[{', '.join(places)}]"
-
-
 def _within(value: str, kind: str, kwargs: dict[str, Any]) -> str:
     parts = []
     if "min_value" in kwargs:
@@ -393,16 +342,3 @@ def _ignoring(columns: list[str], rule: str) -> str:
 
 def _fails(good: str, missing: str = "FALSE") -> str:
     return f"coalesce(NOT ({good}), {missing})"
-
-
-def _and(one: str, other: str) -> str:
-    parts = [p for p in (one, other) if p and p != "TRUE"]
-    return " AND ".join(parts) if parts else "TRUE"
-
-
-def _filter(where: str) -> str:
-    return f" FILTER (WHERE {where})" if where and where != "TRUE" else ""
-
-
-def _count(where: str) -> str:
-    return f"count(*){_filter(where)}"

@@ -75,8 +75,8 @@ def data(
     """Publish the partitions ``start`` to ``end`` (both included) of a model's data, and the labels due with them.
 
     Returns:
-        ``partitions`` (dates that are published), ``rows_in``, ``rows_out``, ``quarantined``, ``labels``, ``version`` and
-        ``labels_version`` of the lake's tables, ``docs`` (addresses of the data docs) and ``status``.
+        ``partitions`` (dates that are published), ``rows_in``, ``rows_out``, ``quarantined``, ``labels``, ``version``
+        and ``labels_version`` of the lake's tables, ``docs`` (addresses of the data docs) and ``status``.
 
     Raises:
         SpecError: the suite or the label's expression cannot be used.
@@ -206,8 +206,8 @@ def land_file(work: Work, night: Night, feed: Feed, uri: str, *, required: bool)
         file = land(feed, night.day if required else night.label_date, uri, work.folder, work.con)
     except FileNotFoundError:
         if required:
-            night.error = feed.error(f"{uri} has not landed", "wait for the feed, then run this date again; a date that "
-                                     "never comes is left out by a range that does not name it", night.day)  # fmt: skip
+            remedy = "wait for the feed, then run this date again; a range over it publishes the other dates"
+            night.error = feed.error(f"{uri} has not landed", remedy, night.day)
         return None
     except PerennialError as error:
         night.error = error
@@ -350,8 +350,9 @@ def _record(work: Work, night: Night, started: float) -> Manifest:
             work.spec.name, STEP, night.day, night.inputs,
             result={
                 "partitions": [night.day], "rows_in": night.rows_in, "rows_out": night.rows_out,
-                "quarantined": night.quarantined, "labels": night.labels, "labels_quarantined": night.labels_quarantined,
-                "label_date": night.label_date, "label_state": night.label_state, "docs": [night.doc],
+                "quarantined": night.quarantined, "labels": night.labels,
+                "labels_quarantined": night.labels_quarantined, "label_date": night.label_date,
+                "label_state": night.label_state, "docs": [night.doc],
                 "version": work.versions.get("published"), "labels_version": work.versions.get("labels"),
                 "status": "published",
             },

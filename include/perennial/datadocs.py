@@ -32,16 +32,19 @@ body{font:15px/1.5 system-ui,sans-serif;color:#1c2733;margin:0;background:#fff}
 .perennial{max-width:70rem;margin:1rem auto 0;padding:.8rem 1rem;border-left:6px solid #2b7a4b;background:#eef7f1}
 .perennial.stopped{border-color:#b3261e;background:#fdeeed}
 h4,h5{margin:1.2rem 0 .4rem} p{margin:.2rem 0} ul{margin:.2rem 0;padding-left:1.2rem}
-table{border-collapse:collapse;width:100%;margin:.3rem 0 1rem} td,th{border-bottom:1px solid #dde3e8;padding:.35rem .6rem;
-text-align:left;vertical-align:top;overflow-wrap:anywhere} .badge{background:#e8edf2;border-radius:3px;padding:0 .3em;
-font-family:ui-monospace,monospace;font-size:.9em} .text-danger{color:#b3261e} .text-success{color:#2b7a4b}
+table{border-collapse:collapse;width:100%;margin:.3rem 0 1rem}
+td,th{border-bottom:1px solid #dde3e8;padding:.35rem .6rem;text-align:left;vertical-align:top;overflow-wrap:anywhere}
+.badge{background:#e8edf2;border-radius:3px;padding:0 .3em;font-family:ui-monospace,monospace;font-size:.9em}
+.text-danger{color:#b3261e} .text-success{color:#2b7a4b}
 .fa-check-circle::before{content:"\\2713"} .fa-times::before,.fa-times-circle::before{content:"\\2717"}
-.fa-exclamation-triangle::before{content:"\\26a0"} .fa-check-circle,.fa-times,.fa-exclamation-triangle{font-style:normal;
-font-weight:700;font-size:1.1em} .card-header{font-weight:600} .alert{background:#f4f6f8;padding:.3rem .6rem;margin:.8rem 0 0}
-.nav{list-style:none;padding:0;columns:4 12rem} a{color:#1d5fa7;text-decoration:none} .collapse:not(.show){display:block}
-.popover,.cooltip .top,.btn-group,.sticky>.card:first-of-type{display:none}
-@media (prefers-color-scheme:dark){body{background:#14191f;color:#dce3ea}.perennial{background:#16261c}
-.perennial.stopped{background:#2d1917}td,th{border-color:#2c3640}.badge,.alert{background:#232c35}a{color:#7db4ee}}
+.fa-exclamation-triangle::before{content:"\\26a0"}
+.fa-check-circle,.fa-times,.fa-exclamation-triangle{font-style:normal;font-weight:700;font-size:1.1em}
+.card-header{font-weight:600} .alert{background:#f4f6f8;padding:.3rem .6rem;margin:.8rem 0 0}
+.nav{list-style:none;padding:0;columns:4 12rem} a{color:#1d5fa7;text-decoration:none}
+.collapse:not(.show){display:block} .popover,.cooltip .top,.sticky,a[data-toggle]{display:none}
+a[href^=".."]{color:inherit;pointer-events:none}
+@media (prefers-color-scheme:dark){body{background:#14191f;color:#dce3ea} .perennial{background:#16261c}
+.perennial.stopped{background:#2d1917} td,th{border-color:#2c3640} .badge,.alert{background:#232c35} a{color:#7db4ee}}
 """
 
 
@@ -126,11 +129,13 @@ def _banner(content: dict[str, Any]) -> str:
     day = content["meta"]["batch_spec"]["partition_date"]
     if facts["stopped"]:
         reasons = "".join(f"<li>{html.escape(r)}</li>" for r in facts["stopped"])
-        return f'<div class="perennial stopped"><b>Partition {day} was stopped: nothing was published.</b><ul>{reasons}</ul></div>'
+        return (f'<div class="perennial stopped"><b>Partition {day} was stopped: nothing was published.</b>'
+                f"<ul>{reasons}</ul></div>")  # fmt: skip
     broken = "".join(f"<li>{n} × {html.escape(label)}</li>" for label, n in facts["broken"].items())
     kept = facts["rows"] - facts["quarantined"]
-    return (f'<div class="perennial"><b>Partition {day}: {kept} of {facts["rows"]} rows published, {facts["quarantined"]} in '
-            f"quarantine.</b> {facts['evaluated']} of {facts['declared']} declared expectations were evaluated.<ul>{broken}</ul></div>")  # fmt: skip
+    return (f'<div class="perennial"><b>Partition {day}: {kept} of {facts["rows"]} rows published, '
+            f"{facts['quarantined']} in quarantine.</b> {facts['evaluated']} of {facts['declared']} declared "
+            f"expectations were evaluated.<ul>{broken}</ul></div>")  # fmt: skip
 
 
 def _guard(value: Any) -> Any:

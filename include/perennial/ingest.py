@@ -1,9 +1,9 @@
 """Landed files as one typed, streaming relation.
 
-A partition lands as one file, parquet or CSV, in a folder or on S3. Whatever its size, it is read as a stream: a parquet
-file where it lies; a text file, and anything on S3, through a copy in the working folder, because it is read more than
-once. Types are those that the spec declares: a parquet column of another type is refused; a text cell that cannot be
-read as its type makes its row one for quarantine.
+A partition lands as one file, parquet or CSV, in a folder or on S3. Whatever its size, it is read as a stream: a
+parquet file where it lies; a text file, and anything on S3, through a copy in the working folder, because it is read
+more than once. Types are those that the spec declares: a parquet column of another type is refused; a text cell that
+cannot be read as its type makes its row one for quarantine.
 """
 
 from __future__ import annotations
@@ -146,8 +146,9 @@ def _stage(feed: Feed, day: str, uri: str, path: Path, folder: Path, con: duckdb
     columns = ", ".join(f"{text_literal(h)}: 'VARCHAR'" for h in header)
     try:
         con.execute(
-            f"COPY (SELECT * FROM read_csv({text_literal(str(path))}, columns={{{columns}}}, auto_detect=false, header=true, "
-            f"delim=',', quote='\"', escape='\"', strict_mode=true, null_padding=false, max_line_size={LINE_BYTES}, buffer_size={LINE_BYTES}, "
+            f"COPY (SELECT * FROM read_csv({text_literal(str(path))}, columns={{{columns}}}, auto_detect=false, "
+            f"header=true, delim=',', quote='\"', escape='\"', strict_mode=true, null_padding=false, "
+            f"max_line_size={LINE_BYTES}, buffer_size={LINE_BYTES}, "
             f"allow_quoted_nulls=false)) TO {text_literal(str(staged))} (FORMAT parquet, COMPRESSION snappy)"
         )
     except duckdb.Error as error:

@@ -64,8 +64,8 @@ def published(columns: Mapping[str, str], landed: list[Landed], source: str, bad
 
 
 def quarantined(
-    spec: ModelSpec, feed: Feed, landed: list[Landed], source: str, reasons: dict[str, str], days: set[str], run_id: str,
-    unread: Iterable[str] = (), shift: int = 0,
+    spec: ModelSpec, feed: Feed, landed: list[Landed], source: str, reasons: dict[str, str], days: set[str],
+    run_id: str, unread: Iterable[str] = (), shift: int = 0,
 ) -> str:  # fmt: skip
     """SQL of the rows that go to quarantine: key, feed, values as JSON, reasons, run.
 
@@ -82,7 +82,8 @@ def quarantined(
     bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
     return (
         f"SELECT {keys}, {text_literal(feed.what)} AS feed, {day_of(landed)} AS feed_date, "
-        f"to_json({{{cells}}})::VARCHAR AS row_values, list_filter([{why or 'NULL'}], lambda r: r IS NOT NULL) AS reasons, "
+        f"to_json({{{cells}}})::VARCHAR AS row_values, "
+        f"list_filter([{why or 'NULL'}], lambda r: r IS NOT NULL) AS reasons, "
         f"{text_literal(run_id)} AS run_id, {day_of(landed, shift)} AS partition_date "
         f"FROM {source} WHERE {only(landed, days)} AND coalesce(({bad}), FALSE)"
     )
@@ -96,7 +97,8 @@ def _cell(column: str, kind: str, feed: Feed, unread: set[str]) -> str:
     if column in unread:
         return f"left({quote('__text_' + column)}, {LONG_TEXT})"
     if kind == "string":
-        return f"CASE WHEN length({name}) > {LONG_TEXT} THEN left({name}, {LONG_TEXT}) || '… (' || length({name}) || ' characters)' ELSE {name} END"
+        cut = f"left({name}, {LONG_TEXT}) || '… (' || length({name}) || ' characters)'"
+        return f"CASE WHEN length({name}) > {LONG_TEXT} THEN {cut} ELSE {name} END"
     return f"{name}::VARCHAR" if kind in ("number", "date", "timestamp") else name
 
 
@@ -177,7 +179,7 @@ def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
     try:
         kind = str(
             con.execute(f"SELECT typeof(({spec.label.expression})) FROM (SELECT {typed})").fetchall()[0][0]
-        )  # type: ignore[index]
+        )
     except duckdb.Error as error:
         raise SpecError(f"model.yaml: label.expression {spec.label.expression!r} fails: {str(error).splitlines()[0]}",
                         f"write SQL over these columns: {', '.join(columns)}", model=spec.name) from error  # fmt: skip

@@ -148,7 +148,8 @@ def _duplicates(
     if not joins:
         return view, {}
     con.execute(
-        f"CREATE OR REPLACE TEMP VIEW {view}_told AS SELECT {view}.*, {', '.join(selected)} FROM {view} {' '.join(joins)}"
+        f"CREATE OR REPLACE TEMP VIEW {view}_told AS SELECT {view}.*, {', '.join(selected)} "
+        f"FROM {view} {' '.join(joins)}"
     )
     return f"{view}_told", found
 
@@ -200,5 +201,6 @@ def _decide(outcome: Outcome, limit: float) -> None:
         worst = ", ".join(
             f"{n} × {label}" for label, n in sorted(outcome.broken.items(), key=lambda b: -b[1])[:3]
         )
-        outcome.stopped.append(f"{outcome.quarantined} of {outcome.rows} rows ({outcome.quarantined / outcome.rows:.1%}) "
+        share = f"{outcome.quarantined / outcome.rows:.1%}"
+        outcome.stopped.append(f"{outcome.quarantined} of {outcome.rows} rows ({share}) "
                                f"would go to quarantine, quarantine_limit is {limit:.1%}: {worst}")  # fmt: skip
