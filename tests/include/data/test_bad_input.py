@@ -1,5 +1,6 @@
 """Bad input: what is refused, what is put aside, and that it cannot hurt whoever reads about it."""
 
+# ruff: noqa: E501 -- a case a line reads best
 from __future__ import annotations
 
 import datetime as dt

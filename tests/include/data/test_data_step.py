@@ -77,9 +77,9 @@ def test_bad_rows_go_to_quarantine_with_key_and_reason(place: Any, make_rows: An
         "verdict": "published", "rows": 40, "quarantined": 2, "stopped": [], "declared": 3, "evaluated": 3,
         "broken": {"expect_column_values_to_be_between(amount)": 2},
     }  # fmt: skip
-    judged = [r for r in document["results"] if r["expectation_config"]["kwargs"].get("column") == "amount"][
-        0
-    ]
+    judged = next(
+        r for r in document["results"] if r["expectation_config"]["kwargs"].get("column") == "amount"
+    )
     assert judged["success"] is False
     assert judged["result"]["unexpected_count"] == 2
     assert judged["result"]["partial_unexpected_list"] == [-2.5, -1.0]
@@ -206,7 +206,7 @@ def test_a_label_expression_reads_no_file(place: Any, make_rows: Any, tmp_path: 
     (tmp_path / "secret.csv").write_text("a\n1\n")
     place.label = place.label | {"expression": f"(SELECT a FROM read_csv('{tmp_path}/secret.csv'))"}
     place.land(make_rows())
-    with pytest.raises(SpecError, match="label.expression"):
+    with pytest.raises(SpecError, match=r"label\.expression"):
         place.run()
 
 

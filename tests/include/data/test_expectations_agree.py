@@ -1,5 +1,6 @@
 """Our results are what Great Expectations' own pandas engine says of the same rows."""
 
+# ruff: noqa: E501 -- a case a line reads best
 from __future__ import annotations
 
 import json

@@ -18,7 +18,7 @@ def bucket(place: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     boto3 = pytest.importorskip("boto3")
     server = pytest.importorskip("moto.server").ThreadedMotoServer(port=0, verbose=False)
     server.start()
-    host, port = server.get_host_and_port()
+    _host, port = server.get_host_and_port()
     for name, value in {
         "AWS_ENDPOINT_URL": f"http://127.0.0.1:{port}", "AWS_ACCESS_KEY_ID": "k", "AWS_SECRET_ACCESS_KEY": "s",
         "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1", "PERENNIAL_LAKE": "s3://lake/it",
@@ -69,7 +69,7 @@ def test_a_night_and_its_labels(place: Any, bucket: Any, make_rows: Any) -> None
 
 def test_text_files_and_missing_ones(place: Any, bucket: Any) -> None:
     place.changes = {"source": "{landing}/rows/{date}.csv"}
-    with pytest.raises(DataError, match="s3://feed/here/rows/2020-03-01.csv has not landed"):
+    with pytest.raises(DataError, match=r"s3://feed/here/rows/2020-03-01\.csv has not landed"):
         place.run()
     header = "id,at,amount,count,kind,ok,on,phone\n"
     body = header + "".join(f"r{i},2020-03-01 10:00:00,1.5,{i},a,true,2020-03-01,1\n" for i in range(5))

@@ -1,5 +1,6 @@
 """What ``expectations.json`` may hold: everything else is refused with its line and what is allowed."""
 
+# ruff: noqa: E501 -- a case a line reads best
 from __future__ import annotations
 
 import json
