@@ -139,7 +139,7 @@ def verify(model: str) -> int:
 
 
 def _harmless(commit: dict[str, Any]) -> bool:
-    """Whether a commit of the table only added rows or left them as they are: a chain cannot show its last link gone."""
+    """Whether a commit only added rows, or left them as they are: a chain cannot show that its last link is gone."""
     mode = str(commit.get("operationParameters", {}).get("mode", "")).lower()
     return commit.get("operation") in ("OPTIMIZE", "VACUUM START", "VACUUM END") or mode in (
         "append",

@@ -122,11 +122,11 @@ def test_without_a_champion_nothing_is_written(make_model: Callable[..., ModelSp
     assert manifest.read(spec.name, "score", toys.FIRST) is None
 
 
-def test_two_runs_at_once_leave_every_row_once(world: Any, tmp_path: Path) -> None:
+def test_two_runs_at_once_leave_every_row_once(world: Any) -> None:
+    folder = str(world.spec.folder)
     runs = [
-        processes.start(processes.step, str(world.spec.folder), "score", {"start": DAY, "run_id": f"r{n}"}, str(tmp_path / str(n)))
-        for n in range(2)
-    ]  # fmt: skip
+        processes.start(processes.step, folder, "score", {"start": DAY, "run_id": f"r{n}"}) for n in range(2)
+    ]
     assert processes.wait(*runs) == [0, 0]
     found = predictions(world)
     assert len(found) == len({r["id"] for r in found}) == toys.ROWS
@@ -151,13 +151,13 @@ def flipped(content: bytes) -> bytes:
 
 
 def test_an_artifact_with_one_flipped_byte_is_refused(
-    make_model: Callable[..., ModelSpec], artifact: Callable[[str], Path]
+    make_model: Callable[..., ModelSpec], artifact: Callable[[ModelSpec, str], Path]
 ) -> None:
     spec = make_model()
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)
     promote(spec, as_of=toys.LAST, actor="test")
-    stored = artifact(result["digest"])
+    stored = artifact(spec, result["version"])
     stored.write_bytes(flipped(stored.read_bytes()))
     for copy in (settings().home / "cache" / "models").iterdir():
         copy.unlink()

@@ -17,14 +17,16 @@ from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = ["pyarrow.parquet", "deltalake", "duckdb", "pandas", "xgboost", "sklearn.linear_model", "sklearn.pipeline",
-             "scipy.stats", "mlflow.xgboost", "requests", "support.toys"]  # fmt: skip
+LIBRARIES = [
+    "pyarrow.parquet", "deltalake", "duckdb", "pandas", "xgboost", "sklearn.linear_model", "sklearn.pipeline",
+    "scipy.stats", "mlflow.xgboost", "requests", "great_expectations", "evidently",
+]  # fmt: skip
 
 
 @functools.cache
-def _context(more: tuple[str, ...] = ()) -> Any:
+def _context() -> Any:
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload([*LIBRARIES, *more])
+    context.set_forkserver_preload(LIBRARIES)
     return context
 
 
@@ -69,23 +71,72 @@ def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") ->
 
 
 def killed_step(folder: str, name: str, arguments: dict[str, Any], place: str, moment: str, nth: int) -> None:
-    """Run one step and SIGKILL this very process ``before`` or ``after`` the ``nth`` call of the function ``place``."""
-    module, _, function = place.rpartition(".")
-    owner = importlib.import_module(module)
+    """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
+
+    Args:
+        moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of `lake.replace` were read.
+    """
+    owner, function = _resolve(place)
     real, calls = getattr(owner, function), 0
+
+    def die() -> None:
+        os.kill(os.getpid(), signal.SIGKILL)
 
     def deadly(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
-        if calls == nth and moment == "before":
-            os.kill(os.getpid(), signal.SIGKILL)
+        if calls != nth:
+            return real(*args, **kwargs)
+        if moment == "before":
+            die()
+        if moment == "during":
+            args = (args[0], _ending(args[1], die), *args[2:])
         result = real(*args, **kwargs)
-        if calls == nth and moment == "after":
-            os.kill(os.getpid(), signal.SIGKILL)
+        die()
         return result
 
     setattr(owner, function, deadly)
     step(folder, name, arguments)
+
+
+def _resolve(place: str) -> tuple[Any, str]:
+    """The module or class that holds the function of a dotted name, and the function's own name."""
+    parts = place.split(".")
+    for cut in range(len(parts) - 1, 0, -1):
+        try:
+            owner: Any = importlib.import_module(".".join(parts[:cut]))
+        except ModuleNotFoundError:
+            continue
+        for part in parts[cut:-1]:
+            owner = getattr(owner, part)
+        return owner, parts[-1]
+    raise LookupError(place)
+
+
+def _ending(data: Any, end: Callable[[], None]) -> Callable[[], Any]:
+    """Rows for `lake.replace` of which the first half comes, and then the end."""
+    import pyarrow as pa
+
+    def opened() -> pa.RecordBatchReader:
+        source = data() if callable(data) else data.to_reader()
+
+        def batches() -> Any:
+            for batch in source:
+                yield batch.slice(0, batch.num_rows // 2)
+                end()
+
+        return pa.RecordBatchReader.from_batches(source.schema, batches())
+
+    return opened
+
+
+def limited_step(folder: str, name: str, arguments: dict[str, Any], answer: str, size: int) -> None:
+    """Run one step in a process that may write no file beyond ``size`` bytes."""
+    import resource
+
+    importlib.import_module(f"perennial.{name}")
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
+    step(folder, name, arguments, answer)
 
 
 def write_ids(uri: str, day: str, first: int, count: int) -> None:

@@ -33,7 +33,7 @@ def running(
     command: list[str], url: str, log: Path, environ: dict[str, str], patience: float = 120
 ) -> Iterator[None]:
     """Run a server while the block runs; wait until ``url`` answers."""
-    with open(log, "wb") as output:
+    with log.open("wb") as output:
         process = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, start_new_session=True,
                                    preexec_fn=_die_with_parent, env=os.environ | environ)  # fmt: skip
     try:

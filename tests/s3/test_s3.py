@@ -1,0 +1,180 @@
+"""The whole loop with lake and landing area on S3, and the lock that is a conditional write there."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import files, lake, ledger, lock, manifest, registry, steps
+from perennial.errors import BusyError, DataError, StorageError
+from support import processes, servers, toys
+
+
+@pytest.fixture(scope="session")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.s3(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture
+def bucket(s3_url: str, house: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An empty bucket; lake and landing area are in it."""
+    import boto3
+
+    for name, value in (
+        ("AWS_ENDPOINT_URL", s3_url),
+        ("AWS_ACCESS_KEY_ID", "test"),
+        ("AWS_SECRET_ACCESS_KEY", "test"),
+        ("AWS_REGION", "us-east-1"),
+        ("AWS_DEFAULT_REGION", "us-east-1"),
+    ):
+        monkeypatch.setenv(name, value)
+    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
+    name = toys.unique("bucket").replace("_", "-")
+    monkeypatch.setenv("PERENNIAL_LAKE", f"s3://{name}/some where/lake/")
+    monkeypatch.setenv("PERENNIAL_LANDING", f"s3://{name}/landing")
+    made = boto3.resource("s3").Bucket(name)
+    made.create()
+    return made
+
+
+def test_the_loop_works_on_s3(
+    bucket: Any, mlflow_url: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+    spec = toys.model(tmp_path / "models", toys.unique())
+    toys.land(spec)
+    published = steps.run("data", spec, start=toys.FIRST, end=toys.LAST)
+    assert (published["rows_in"], published["rows_out"]) == (toys.DAYS * toys.ROWS,) * 2
+    assert steps.run("data", spec, start=toys.LAST)["status"] == "unchanged"
+
+    trained = steps.run("train", spec, as_of=toys.LAST)
+    assert trained["gate"]["passed"], trained["gate"]["reasons"]
+    assert steps.run("promote", spec, as_of=toys.LAST, actor="test")["promoted"]
+    assert ledger.verify(spec.name) == 2
+
+    scored = steps.run("score", spec, start=files.shift(toys.LAST, -7), end=toys.LAST)
+    assert scored["rows_out"] == 8 * toys.ROWS
+    assert len(toys.content_of("predictions", spec.name)) == 8 * toys.ROWS
+    assert steps.run("score", spec, start=toys.LAST)["status"] == "unchanged"
+
+    seen = steps.run("monitor", spec, as_of=toys.LAST)
+    assert seen["verdict"] == "ok", seen["reason"]
+    assert "</html>" in files.read_text(seen["report"])
+    assert "retrain" in steps.run("decide", spec, as_of=toys.LAST, actor="test", backfill=False)
+
+    keys = [o.key for o in bucket.objects.all()]
+    assert keys
+    assert all(k.startswith(("some where/lake/", "landing/")) for k in keys)
+    assert not [k for k in keys if k.endswith(".lock")]  # every lock was given back
+    assert registry.champion(spec) is not None
+
+
+def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
+    import pyarrow as pa
+
+    uri = lake.table("published", "toy")
+    assert lake.version(uri) is None
+
+    def put(day: str, value: int) -> int:
+        return lake.replace(uri, pa.table({"id": [value], "partition_date": [day]}), day)
+
+    first = put("2024-01-01", 1)
+    put("2024-01-02", 2)
+    put("2024-01-01", 3)
+    assert sorted(r["id"] for r in lake.stream(uri).read_all().to_pylist()) == [2, 3]  # type: ignore[union-attr]
+    assert lake.stream(uri, first).read_all()["id"].to_pylist() == [1]  # type: ignore[union-attr]
+    assert lake.stream(uri, start="2024-01-02").read_all()["id"].to_pylist() == [2]  # type: ignore[union-attr]
+
+
+def test_writers_at_once_lose_nothing(bucket: Any) -> None:
+    uri = lake.table("published", "toy")
+    days = files.dates("2024-01-01", "2024-01-04")
+    writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
+    assert processes.wait(*writers) == [0] * 4
+    assert lake.partitions(uri) == days
+
+
+def test_small_files(bucket: Any) -> None:
+    place = f"s3://{bucket.name}/a/b c/x.json"
+    assert not files.exists(place)
+    with pytest.raises(FileNotFoundError):
+        files.read_text(place)
+    files.write_text(place, "ü")
+    assert files.read_text(place) == "ü"
+    assert files.exists(place)
+    assert manifest.read("toy", "data", "2024-01-01") is None
+
+
+def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    import pyarrow as pa
+
+    monkeypatch.setenv("PERENNIAL_LAKE", "s3://no-such-bucket/lake")
+    with pytest.raises(StorageError, match="What to do"):
+        files.write_text("s3://no-such-bucket/lake/x.json", "x")
+    with pytest.raises(StorageError, match="What to do"):
+        lake.replace(
+            lake.table("published", "toy"),
+            pa.table({"id": [1], "partition_date": ["2024-01-01"]}),
+            "2024-01-01",
+        )
+    with pytest.raises(StorageError, match="lock x cannot be had"), lock.hold("x", timeout=1):
+        pass
+
+
+def test_a_partition_that_has_not_landed_is_told(bucket: Any, tmp_path: Path) -> None:
+    spec = toys.model(tmp_path / "models", toys.unique())
+    with pytest.raises(DataError, match="has not landed") as error:
+        steps.run("data", spec, start=toys.FIRST)
+    assert error.value.partition == toys.FIRST
+
+
+def locks(bucket: Any) -> list[Any]:
+    return [o for o in bucket.objects.all() if o.key.endswith(".lock")]
+
+
+def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> None:
+    holder = processes.start(processes.hold, "promote-toy", str(tmp_path / "held"), 60.0)
+    deadline = time.monotonic() + 60
+    while not (tmp_path / "held").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    with pytest.raises(BusyError, match="held by another run"), lock.hold("promote-toy", timeout=0.5):
+        pass
+    assert holder.pid is not None
+    os.kill(holder.pid, signal.SIGKILL)
+    processes.wait(holder)
+    with pytest.raises(BusyError), lock.hold("promote-toy", timeout=0.5):
+        pass  # a dead holder's lease still runs
+    (held,) = locks(bucket)
+    content = json.loads(held.get()["Body"].read())
+    assert content["pid"] == holder.pid
+    held.put(Body=json.dumps(content | {"until": time.time() - 1}))
+    with lock.hold("promote-toy", timeout=5):
+        assert json.loads(locks(bucket)[0].get()["Body"].read())["pid"] == os.getpid()
+    assert locks(bucket) == []
+
+
+def test_a_lock_that_was_overtaken_is_not_taken_from_its_new_holder(bucket: Any) -> None:
+    with lock.hold("x"):
+        (held,) = locks(bucket)
+        held.put(Body=json.dumps({"until": time.time() + 60, "token": "somebody else's"}))
+    assert len(locks(bucket)) == 1
+    locks(bucket)[0].delete()
+    with lock.hold("x"):
+        locks(bucket)[0].delete()  # and one that is gone is no error
+
+
+def test_many_processes_take_turns(bucket: Any, tmp_path: Path) -> None:
+    counter = tmp_path / "counter"
+    counter.write_text("0")
+    workers = [processes.start(processes.count_up, str(counter), 5) for _ in range(3)]
+    assert processes.wait(*workers) == [0] * 3
+    assert counter.read_text() == "15"
