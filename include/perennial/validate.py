@@ -133,9 +133,13 @@ def _duplicates(
             continue
         names = [quote(c) for c in check.unique]
         where = " AND ".join(w for w in (check.where, check.considered, f"__file IN {_tuple(suspects)}") if w)
+        hashed = f"hash({', '.join(names)})"
+        # by hash first: texts as group keys would cost twice as much; then exactly, among the few that share one
+        suspect = f"SELECT {hashed} FROM {view} WHERE {where} GROUP BY __file, {hashed} HAVING count(*) > 1"
         con.execute(
             f"CREATE OR REPLACE TEMP TABLE twice_{view}_{i} AS SELECT __file, {', '.join(names)}, count(*) AS n, "
-            f"min(__row) AS first FROM {view} WHERE {where} GROUP BY __file, {', '.join(names)} HAVING count(*) > 1"
+            f"min(__row) AS first FROM {view} WHERE {where} AND {hashed} IN ({suspect}) "
+            f"GROUP BY __file, {', '.join(names)} HAVING count(*) > 1"
         )
         found[i] = dict(
             con.execute(f"SELECT __file, sum(n)::BIGINT FROM twice_{view}_{i} GROUP BY 1").fetchall()
