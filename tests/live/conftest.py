@@ -31,7 +31,8 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     os.environ.update(
         HOME=str(user), PERENNIAL_HOME=str(home), PERENNIAL_MODELS=str(models), PERENNIAL_THREADS="1"
     )
-    config = Stack(home, ports.free_port(), ports.free_port(), (ports.free_port(), ports.free_port()))
+    free = [ports.free_port() for _ in range(5)]
+    config = Stack(home, free[0], free[1], (free[2], free[3]), free[4])
     try:
         no_retries = {"data": {"retries": 0}, "score": {"retries": 0}}
         # with an end in the past nothing runs but what the tests start

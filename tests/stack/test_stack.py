@@ -9,6 +9,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
 from rich.console import Console
 
@@ -48,14 +49,18 @@ def test_a_port_in_use_is_told_with_the_way_out(config: Stack, name: str) -> Non
     assert processes.members(config.home) == []
 
 
-def test_taken_log_ports_are_passed_over(config: Stack) -> None:
+def test_taken_ports_that_nobody_types_are_passed_over(config: Stack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        found = servers._check_ports(
-            Stack(config.home, config.airflow_port, config.mlflow_port, (port, port)),
-            dict.fromkeys(servers.NAMES),
-        )
-    assert port not in found.log_ports and len(set(found.log_ports)) == 2
+        wanted = Stack(config.home, config.airflow_port, config.mlflow_port, (port, port), port)
+        found = servers._check_ports(wanted, dict.fromkeys(servers.NAMES))
+    ports = [found.task_port, *found.log_ports]
+    assert port not in ports and len(set(ports)) == 3
+    # a second `make run` finds the ports of the servers that run
+    again = servers._check_ports(
+        wanted, {"airflow": psutil.Process(), "tasks": None, "mlflow": psutil.Process()}
+    )
+    assert [again.task_port, *again.log_ports] == ports
 
 
 def test_a_full_disk_is_told_before_anything_starts(config: Stack) -> None:
@@ -82,10 +87,7 @@ def test_everything_is_written_below_home(config: Stack, monkeypatch: pytest.Mon
     ]
     folders += ["PERENNIAL_LANDING", "AIRFLOW__LOGGING__BASE_LOG_FOLDER"]
     assert all(environ[name].startswith(str(config.home)) for name in folders)
-    assert (
-        environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"]
-        == f"sqlite:///{config.home}/airflow/airflow.db?timeout=60"
-    )
+    assert environ["AIRFLOW__DATABASE__SQL_ALCHEMY_CONN"] == f"sqlite:///{config.home}/airflow/airflow.db"
     assert environ["DO_NOT_TRACK"] == "true"
 
 
@@ -111,7 +113,7 @@ def test_secrets_are_made_once_and_for_this_user_only(config: Stack) -> None:
     assert environment(config)["AIRFLOW__API_AUTH__JWT_SECRET"] == environ["AIRFLOW__API_AUTH__JWT_SECRET"]
     assert len(environ["AIRFLOW__API_AUTH__JWT_SECRET"]) >= 64
     assert password(config) == password(config)
-    for name in ("token.key", "session.key", "password.json"):
+    for name in ("token.key", "session.key", "fernet.key", "password.json"):
         assert stat.S_IMODE((config.home / "airflow" / name).stat().st_mode) == 0o600
 
 
@@ -124,7 +126,7 @@ def test_a_server_that_dies_at_once_is_told_with_its_log(
         return processes.start(name, [sys.executable, "-c", code], os.environ, config.state, log)
 
     monkeypatch.setattr(servers, "processes", _Instead(processes, start=start))
-    with pytest.raises(PerennialError, match="ended while it was starting") as error:
+    with pytest.raises(PerennialError, match="ended while it was making its database") as error:
         servers.up(config, quiet())
     assert "the database is of a newer version" in str(error.value) and "make stop run" in str(error.value)
     processes.stop(config.home, servers.NAMES, patience=5)

@@ -7,6 +7,8 @@ import os
 import secrets
 import shutil
 import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -25,12 +27,14 @@ class Stack:
         home: the working folder; two stacks never share one.
         airflow_port: of Airflow's UI and REST API. mlflow_port: of MLflow's UI and API.
         log_ports: where Airflow's scheduler and triggerer serve the logs of running tasks.
+        task_port: of the server that Airflow's tasks talk to.
     """
 
     home: Path
     airflow_port: int = 8080
     mlflow_port: int = 5000
     log_ports: tuple[int, int] = (8793, 8794)
+    task_port: int = 8792
 
     @property
     def airflow_url(self) -> str:
@@ -77,6 +81,7 @@ def stack() -> Stack:
         home=settings().home,
         airflow_port=_port("PERENNIAL_AIRFLOW_PORT", 8080),
         mlflow_port=_port("PERENNIAL_MLFLOW_PORT", 5000),
+        task_port=_port("PERENNIAL_TASK_PORT", 8792),
         log_ports=(_port("PERENNIAL_WORKER_LOG_PORT", 8793), _port("PERENNIAL_TRIGGER_LOG_PORT", 8794)),
     )
 
@@ -92,13 +97,17 @@ def check_disk(home: Path, needed_mb: int = NEEDED_MB) -> None:
         )
 
 
-def _secret(place: Path) -> str:
+def _secret(place: Path, make: Callable[[], str] = lambda: secrets.token_hex(64)) -> str:
     """A random secret that is made once, readable by this user only."""
     if not place.exists():
         place.parent.mkdir(parents=True, exist_ok=True)
         with open(place, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(secrets.token_hex(64))
+            file.write(make())
     return place.read_text().strip()
+
+
+def _fernet_key() -> str:
+    return urlsafe_b64encode(os.urandom(32)).decode()
 
 
 def environment(config: Stack) -> dict[str, str]:
@@ -141,15 +150,15 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__CORE__DAGBAG_IMPORT_ERROR_TRACEBACKS": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(config.password_file),
-        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{config.airflow_port}/execution/",
-        # one writer at a time: on a busy machine the default of five seconds is not enough to wait for one's turn
-        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite(airflow / "airflow.db") + "?timeout=60",
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{config.task_port}/execution/",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite(airflow / "airflow.db"),
         "AIRFLOW__API__HOST": "127.0.0.1",
         "AIRFLOW__API__PORT": str(config.airflow_port),
         "AIRFLOW__API__BASE_URL": config.airflow_url,
         "AIRFLOW__API__WORKERS": "1",
         "AIRFLOW__API__SECRET_KEY": _secret(airflow / "session.key"),
         "AIRFLOW__API_AUTH__JWT_SECRET": _secret(airflow / "token.key"),
+        "AIRFLOW__CORE__FERNET_KEY": _secret(airflow / "fernet.key", _fernet_key),
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(config.logs / "airflow"),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(config.log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(config.log_ports[1]),

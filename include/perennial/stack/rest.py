@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import threading
 import time
 import uuid
 from datetime import UTC, datetime, timedelta
@@ -14,6 +15,8 @@ from perennial.errors import PerennialError
 
 DONE = ("success", "failed")
 ATTEMPTS = 6
+#: Two triggers at once can block each other in a server that keeps its records in SQLite.
+_ONE_AT_A_TIME = threading.Lock()
 
 
 class Airflow:
@@ -40,10 +43,6 @@ class Airflow:
             return {name: str(item.get("status")) for name, item in found.items() if isinstance(item, dict)}
         except (httpx.HTTPError, ValueError):
             return {}
-
-    def warm_up(self) -> None:
-        """Have the server build the API that tasks talk to; otherwise the first task waits for it."""
-        self._http.get("/execution/health", timeout=120)
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
         """One call of the REST API, tried again while the server is too busy; returns the decoded answer.
@@ -107,7 +106,8 @@ class Airflow:
         body["run_after"] = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
         if key is not None:
             body["partition_key"] = key
-        self.call("POST", f"/dags/{dag}/dagRuns", json=body)
+        with _ONE_AT_A_TIME:
+            self.call("POST", f"/dags/{dag}/dagRuns", json=body)
         return run
 
     def runs(self, dag: str, limit: int = 100) -> list[dict[str, Any]]:
@@ -152,7 +152,9 @@ class Airflow:
             lines = self.log(dag, run, task["task_id"], attempt)
         except PerennialError as error:
             lines = [f"(its log cannot be read: {error.cause})"]
-        told = [line for line in lines if re.search(r"\w(Error|Exception): ", line)] or lines[-5:]
+        told = [line for line in lines if re.search(r"\w(Error|Exception): ", line)] or [
+            line for line in lines if line and not line.startswith("::")
+        ][-5:]
         return f"task {task['task_id']}: " + "\n".join(told[-3:])
 
 

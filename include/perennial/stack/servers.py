@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import re
 import shutil
 import sys
+import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,7 +22,8 @@ from perennial.stack.board import Board
 from perennial.stack.config import Stack, check_disk, environment, password, sqlite
 from perennial.stack.rest import Airflow
 
-NAMES = ("airflow", "mlflow")
+#: Airflow's standalone, the server that its tasks talk to, and MLflow.
+NAMES = ("airflow", "tasks", "mlflow")
 COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
 PATIENCE = 300.0
 LOG_BYTES = 20_000_000
@@ -56,9 +60,11 @@ def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None)
         PerennialError: a port is taken, the disk is full, or a server does not come up; with the end of its log.
     """
     running = {name: processes.find(name, config.state) for name in NAMES}
-    if not any(running.values()) and (left := processes.members(config.home)):
+    killed = [name for name in NAMES if not running[name] and (config.state / f"{name}.json").exists()]
+    if (killed or not any(running.values())) and (left := processes.members(config.home)):
         board.note(f"{len(left)} processes of a run that was killed are still there; ending them.")
         processes.stop(config.home, NAMES)
+        running = dict.fromkeys(NAMES)
     check_disk(config.home)
     config = _check_ports(config, running)
     environ = environment(config)
@@ -73,12 +79,40 @@ def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None)
         address += ["--allowed-hosts", f"localhost:{config.mlflow_port},127.0.0.1:{config.mlflow_port}"]
         command = [*python, "mlflow", "server", *store, *address]
         processes.start("mlflow", command, environ, config.state, _log(config, "mlflow"))
+    log = _log(config, "airflow")
+    seen = log.stat().st_size if log.exists() and not running["airflow"] else 0
     if not running["airflow"]:
-        command = [*python, "airflow", "standalone"]
-        processes.start("airflow", command, environ, config.state, _log(config, "airflow"))
-    if meanwhile:
-        meanwhile()
+        processes.start("airflow", [*python, "airflow", "standalone"], environ, config.state, log)
+    with ThreadPoolExecutor(1) as beside:
+        work = beside.submit(meanwhile) if meanwhile else None
+        _complete(config, board, environ, seen, not running["tasks"])
+        if work:
+            work.result()
+
+
+def _complete(config: Stack, board: Board, environ: dict[str, str], seen: int, tasks: bool) -> None:
+    """Start the server for tasks, where it does not run yet, and wait until everything works."""
+    if tasks:
+        _await_database(config, board, seen)
+        # With SQLite, one server for people and tasks stalls for five seconds now and then: an audited call (a trigger)
+        # waits, on the event loop, for the lock of a task's call, which needs the event loop to commit. Hence a server
+        # for tasks alone; with another database it may go.
+        command = [sys.executable, "-m", "airflow", "api-server", "--apps", "execution"]
+        command += ["--port", str(config.task_port)]
+        processes.start("tasks", command, environ, config.state, _log(config, "tasks"))
     _await(config, board)
+
+
+def _await_database(config: Stack, board: Board, seen: int) -> None:
+    """Wait until standalone, whose log has grown from `seen` bytes, has made or migrated Airflow's database."""
+    board.working("Airflow", "making its database", milestone=True)
+    began = time.monotonic()
+    while b"Database ready" not in (config.logs / "airflow.log").read_bytes()[seen:]:
+        if processes.find("airflow", config.state) is None:
+            raise _failed(config, "airflow", "ended while it was making its database")
+        if time.monotonic() - began > PATIENCE:
+            raise _failed(config, "airflow", f"has no database after {PATIENCE:.0f} seconds")
+        time.sleep(0.1)
 
 
 def _log(config: Stack, name: str) -> Path:
@@ -101,37 +135,48 @@ def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> St
                 f"port {port}, which {label} is to listen on, is in use by {user}",
                 f"choose another: make run {knob}={port + 10}   (or set {variable}); or end that process",
             )
-    if running["airflow"]:
-        return config
-    # nobody types the addresses of the log servers, so a taken one is simply passed over
+    if running["airflow"] or running["tasks"]:
+        noted = config.state / "ports.txt"
+        ports = [int(text) for text in noted.read_text().split()] if noted.exists() else []
+        return (
+            replace(config, task_port=ports[0], log_ports=(ports[1], ports[2])) if len(ports) == 3 else config
+        )
+    # nobody types the addresses of these, so a taken port is simply passed over
     free: list[int] = []
-    for port in config.log_ports:
-        while port in free or processes.port_user(port):
-            port += 2
+    for port in (config.task_port, *config.log_ports):
+        while port in (*free, config.airflow_port, config.mlflow_port) or processes.port_user(port):
+            port += 3
         free.append(port)
-    return replace(config, log_ports=(free[0], free[1]))
+    config.state.mkdir(parents=True, exist_ok=True)
+    (config.state / "ports.txt").write_text(" ".join(map(str, free)))
+    return replace(config, task_port=free[0], log_ports=(free[1], free[2]))
 
 
 def _await(config: Stack, board: Board) -> None:
     airflow = client(config)
     began = time.monotonic()
-    waiting = dict.fromkeys(NAMES, "")
+    waiting = dict.fromkeys(NAMES)
+    built = threading.Event()
+    threading.Thread(target=_build_task_api, args=(config, built), daemon=True).start()
     try:
         while waiting:
-            if "mlflow" in waiting and mlflow_works(config):
-                board.done("MLflow", config.mlflow_url)
-                del waiting["mlflow"]
+            if "mlflow" in waiting:
+                if mlflow_works(config):
+                    board.done("MLflow", config.mlflow_url)
+                    del waiting["mlflow"]
+                else:
+                    board.working("MLflow", "starting", milestone=True)
+            if built.is_set():
+                waiting.pop("tasks", None)
             if "airflow" in waiting:
-                missing = airflow_works(config, airflow)
+                missing = airflow_works(config, airflow) or (
+                    "API of the tasks" if "tasks" in waiting else None
+                )
                 if missing is None:
-                    board.working("Airflow", "preparing the API that tasks talk to")
-                    airflow.warm_up()
                     board.done("Airflow", config.airflow_url)
                     del waiting["airflow"]
                 else:
                     board.working("Airflow", f"starting, waiting for the {missing}", milestone=True)
-            if "mlflow" in waiting:
-                board.working("MLflow", "starting", milestone=True)
             for name in waiting:
                 server = processes.find(name, config.state)
                 if server is None:
@@ -144,6 +189,18 @@ def _await(config: Stack, board: Board) -> None:
             time.sleep(0.3)
     finally:
         airflow.close()
+
+
+def _build_task_api(config: Stack, built: threading.Event) -> None:
+    """Have the API that tasks talk to built, which its first call does; the first task would wait for it otherwise."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            url = f"http://127.0.0.1:{config.task_port}/execution/health"
+            if httpx.get(url, timeout=PATIENCE, trust_env=False).status_code == 200:
+                built.set()
+                return
+        time.sleep(0.3)
 
 
 def _failed(config: Stack, name: str, what: str) -> PerennialError:
