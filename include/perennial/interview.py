@@ -97,7 +97,7 @@ def make(
     staging = root / f".new-{uuid.uuid4().hex[:12]}"
     try:
         folder = _write(staging / name, sample, choice)
-        _check(folder)
+        _check(folder, landed=not copying)
         if land:
             samples.copy(sample, choice.source, choice.event_time)
         _appear(folder, root / name)
@@ -130,7 +130,7 @@ def _decide(
     """Every decision, from what was given, asked or suggested."""
     columns, remarks = sample.columns, [f"left out: {n} ({why})" for n, why in sample.left_out.items()]
     event_time = _event_time(columns, asked, ask)
-    key = _key(sample, asked, event_time, ask)
+    key = _key(sample, asked, ask)
     label = _choose(
         "Label: the column to predict",
         asked.label,
@@ -203,10 +203,14 @@ def _event_time(columns: dict[str, Column], asked: Asked, ask: bool) -> str:
     return _choose("Event time: when a row happened", asked.event_time, best[0], able, ask, "--event-time")
 
 
-def _key(sample: Sample, asked: Asked, event_time: str, ask: bool) -> list[str]:
+def _key(sample: Sample, asked: Asked, ask: bool) -> list[str]:
     columns = sample.columns
-    unique = [c.name for c in columns.values() if c.unique and c.kind != "number" and c.name != event_time]
-    unique.sort(key=lambda n: (not re.search(r"(^|_)(id|key)$", n.lower()), columns[n].kind == "timestamp"))
+    unique = [
+        c.name
+        for c in columns.values()
+        if c.unique and c.kind in ("string", "integer") and c.name != asked.label
+    ]
+    unique.sort(key=lambda n: not re.search(r"(^|_)(id|key)$", n.lower()))
     suggestion = unique[:1] or list(sample.pairs[0] if sample.pairs else [])
     if asked.key:
         chosen = list(asked.key)
@@ -361,7 +365,7 @@ def _write(folder: Path, sample: Sample, choice: scaffold.Choice) -> Path:
     return folder
 
 
-def _check(folder: Path) -> None:
+def _check(folder: Path, *, landed: bool) -> None:
     """Refuse to leave a folder behind that `perennial check` would complain about.
 
     Raises:
@@ -369,7 +373,7 @@ def _check(folder: Path) -> None:
     """
     from perennial import preflight
 
-    report = preflight.check_model(catalog.load_model(folder))
+    report = preflight.check_model(catalog.load_model(folder), landed=landed)
     if report.problems:
         raise SpecError(
             "the sample does not make a model: " + "; ".join(report.problems),

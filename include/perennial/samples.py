@@ -24,6 +24,8 @@ LISTED = 50
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
 _MISSING = "['', 'NA', 'N/A', 'NULL', 'null', 'None', 'NaN', 'nan']"
 _SNIFFED: dict[str, ColumnType] = {
+    # an infinity is text to the engine; what is text to the data step too is found out by `_settle`
+    "VARCHAR": "number",
     "BIGINT": "integer",
     "INTEGER": "integer",
     "DOUBLE": "number",
@@ -113,7 +115,8 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
         view(con, Feed("the sample", "rows", kinds), files_)
         rows = dict(con.execute("SELECT __file, count(*) FROM rows GROUP BY 1").fetchall())
         columns = {name: _look(con, name, kind) for name, kind in kinds.items()}
-        pairs = [] if any(c.unique for c in columns.values()) else _pairs(con, columns)
+        alone = [c for c in columns.values() if c.unique and c.kind in ("string", "integer")]
+        pairs = [] if alone else _pairs(con, columns)
         con.close()
     if not sum(rows.values()):
         raise DataError(f"{found[0]} holds no rows", "give a sample with rows")
@@ -219,7 +222,7 @@ def _settle(
         changed: dict[str, ColumnType] = {}
         for column, flag in unread.items():
             zeros = "FALSE"
-            if kinds[column] == "integer" and landed[0].path.name.endswith(".staged.parquet"):
+            if kinds[column] in ("integer", "number") and landed[0].path.name.endswith(".staged.parquet"):
                 # 01234 is a code, not a number
                 zeros = f"regexp_full_match({lake.name('__text_' + column)}, '0[0-9]+')"
             row = con.execute(f"SELECT bool_or({flag}), bool_or({zeros}) FROM rows").fetchone()
