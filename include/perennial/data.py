@@ -104,7 +104,7 @@ def data(
             _rows(work, suite)
             _labels(work)
             _profile(work)
-        done += [_record(work, night, started) for night in work.good()]
+        done += manifest.write_all([_record(work, night) for night in work.good()], started)
     if failed := [n for n in nights.values() if n.error]:
         raise _failure(spec, failed, days)
     return _result(done, "published" if nights else "unchanged")
@@ -341,25 +341,22 @@ def _profile(work: Work) -> None:
         profile.write(work.con, work.spec, days[0], days[-1], work.versions["published"])
 
 
-def _record(work: Work, night: Night, started: float) -> Manifest:
-    """The manifest of one date: its last act."""
+def _record(work: Work, night: Night) -> Manifest:
+    """What is written down of one date."""
     if work.spec.label.source:
         night.inputs["labelled_rows"] = _labelled(work.spec, night.day, work.nights)
-    return manifest.write(
-        Manifest(
-            work.spec.name, STEP, night.day, night.inputs,
-            result={
-                "partitions": [night.day], "rows_in": night.rows_in, "rows_out": night.rows_out,
-                "quarantined": night.quarantined, "labels": night.labels,
-                "labels_quarantined": night.labels_quarantined, "label_date": night.label_date,
-                "label_state": night.label_state, "docs": [night.doc],
-                "version": work.versions.get("published"), "labels_version": work.versions.get("labels"),
-                "status": "published",
-            },
-            outputs={f"{kind}_version": version for kind, version in work.versions.items()},
-            rows_in=night.rows_in, rows_out=night.rows_out, quarantined=night.quarantined, run_id=work.run_id,
-        ),
-        started,
+    return Manifest(
+        work.spec.name, STEP, night.day, night.inputs,
+        result={
+            "partitions": [night.day], "rows_in": night.rows_in, "rows_out": night.rows_out,
+            "quarantined": night.quarantined, "labels": night.labels,
+            "labels_quarantined": night.labels_quarantined, "label_date": night.label_date,
+            "label_state": night.label_state, "docs": [night.doc],
+            "version": work.versions.get("published"), "labels_version": work.versions.get("labels"),
+            "status": "published",
+        },
+        outputs={f"{kind}_version": version for kind, version in work.versions.items()},
+        rows_in=night.rows_in, rows_out=night.rows_out, quarantined=night.quarantined, run_id=work.run_id,
     )  # fmt: skip
 
 

@@ -8,6 +8,8 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Iterable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -97,6 +99,12 @@ def write(manifest: Manifest, started: float) -> Manifest:
         )
     files.write_text(uri(done.model, done.step, done.key), json.dumps(asdict(done), indent=1, sort_keys=True))
     return done
+
+
+def write_all(manifests: Iterable[Manifest], started: float) -> list[Manifest]:
+    """`write` the manifests of a range, several at a time: it is mostly waiting for the disk to have them."""
+    with ThreadPoolExecutor(8, thread_name_prefix="manifest") as pool:
+        return list(pool.map(lambda m: write(m, started), manifests))
 
 
 def peak_memory_mb() -> int:

@@ -104,22 +104,21 @@ def score(
             raise type(failed[0])(
                 failed[0].cause, failed[0].remedy, model=spec.name, partition=where
             ) from error
-    for day in todo:
-        outcome = {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
-        manifest.write(
-            Manifest(
-                spec.name,
-                "score",
-                day,
-                inputs[day],
-                outcome,
-                rows_in=sizes[day],
-                rows_out=counts[day],
-                model_version=champion.version,
-                run_id=run_id,
-            ),
-            started,
+    done = [
+        Manifest(
+            spec.name,
+            "score",
+            day,
+            inputs[day],
+            {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id},
+            rows_in=sizes[day],
+            rows_out=counts[day],
+            model_version=champion.version,
+            run_id=run_id,
         )
+        for day in todo
+    ]
+    manifest.write_all(done, started)
     return result | {
         "partitions": todo,
         "rows_in": sum(sizes[day] for day in todo),

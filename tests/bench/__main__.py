@@ -11,6 +11,7 @@ import argparse
 import json
 import os
 import platform
+import signal
 import sys
 import tempfile
 import time
@@ -47,6 +48,7 @@ def main() -> int:
     if unknown := [p for p in wanted if p not in PARTS]:
         parser.error(f"there is no part {unknown[0]!r}; the parts are: {', '.join(PARTS)}")
     settings().home.mkdir(parents=True, exist_ok=True)
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended, the work folder is removed
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings().home) as scratch:
         place = (asked.work or Path(scratch)).resolve()
         place.mkdir(parents=True, exist_ok=True)

@@ -65,6 +65,11 @@ class World:
         return self.place / "landing"
 
     @property
+    def quick(self) -> bool:
+        """Whether a rough figure will do."""
+        return self.copies < 10
+
+    @property
     def rows(self) -> int:
         """Rows of the large tables."""
         return self.copies * FLIGHTS
