@@ -62,7 +62,11 @@ def windows(spec: ModelSpec, as_of: str, available: list[str]) -> Windows:
 def labelled(
     spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
 ) -> Iterator[pa.Table]:
-    """Published rows that have a label, with a column ``__label``, by date and key, in tables of a bounded size."""
+    """Published rows that have a label, with a column ``__label``, by date and key, in tables of a bounded size.
+
+    Args:
+        days: dates in order, with no other labelled date between the first and the last.
+    """
     uri = lake.table("published", spec.name)
     con = lake.connect(memory_share=0.3)
     own = spec.label.source is None
@@ -145,6 +149,33 @@ def targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) 
             "a grade is not a whole number from 0 to 31", "mend label.expression", model=spec.name
         )
     return y
+
+
+class Lists:
+    """Numbers the lists of a ranking task in tables that come one after another.
+
+    A list is one value of the group column on one date; its rows are adjacent, and it may go on in the next table.
+    """
+
+    def __init__(self, spec: ModelSpec) -> None:
+        self._columns = (lake.PARTITION, spec.group or "")
+        self._last: tuple[Any, ...] | None = None
+        self._count = 0
+
+    def number(self, table: pa.Table) -> np.ndarray:
+        """The number of the list of each row, shape (rows,), rising."""
+        import numpy as np
+
+        fresh = np.zeros(table.num_rows, dtype=bool)
+        for name in self._columns:
+            encoded = table.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
+            codes = encoded.indices.to_numpy(zero_copy_only=False)
+            fresh[1:] |= codes[1:] != codes[:-1]
+        fresh[0] = tuple(table.column(c)[0].as_py() for c in self._columns) != self._last
+        numbers = self._count + np.cumsum(fresh)
+        self._count = int(numbers[-1])
+        self._last = tuple(table.column(c)[-1].as_py() for c in self._columns)
+        return numbers
 
 
 @dataclass
@@ -261,8 +292,7 @@ def build(
     classes = _classes(spec, split, version, labels_version) if spec.task == "multiclass" else ()
     known: dict[str, list[str]] = {c: [] for c in features.categorical}
     spool = Spool(folder / "rows.f32", len(features.columns))
-    fit, list_number = 0, 0
-    last_group: Any = None
+    fit, lists = 0, Lists(spec)
     for part, days in (("fit", split.fit), ("valid", split.valid)):
         for i, table in enumerate(labelled(spec, days, version, labels_version)):
             if part == "fit" and i == 0:
@@ -272,14 +302,7 @@ def build(
                 seen = set(listed)
                 listed += [c for c in categories(found.column(name)) if c not in seen]
             matrix = Encoding(tuple(features.columns), known).matrix(found)
-            group = None
-            if spec.group:
-                keys = table.column(spec.group).to_pylist()
-                group = np.empty(len(keys), np.int64)
-                for k, key in enumerate(keys):
-                    list_number += key != last_group
-                    last_group = key
-                    group[k] = list_number
+            group = lists.number(table) if spec.group else None
             spool.append(matrix, targets(spec, table.column("__label"), classes), group)
         if part == "fit":
             fit = spool.rows

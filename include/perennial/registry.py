@@ -62,9 +62,11 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
             f"MLflow at {uri} does not answer ({type(error).__name__})",
             "start it (locally: make run), or set MLFLOW_TRACKING_URI; then run this again",
         ) from error
-    # A model without the alias is answered 400, a model that does not exist 404.
+    # A model without the alias is answered 400, a model that does not exist 404; a 404 from another server, or a proxy,
+    # must not pass for "there is no champion".
     if missing_ok and (
-        answer.status_code == 404 or (answer.status_code == 400 and "not found" in answer.text)
+        (answer.status_code == 404 and (stream or "RESOURCE_DOES_NOT_EXIST" in answer.text))
+        or (answer.status_code == 400 and "not found" in answer.text)
     ):
         return None
     if not answer.ok:
@@ -74,7 +76,13 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
         raise RegistryError(
             f"MLflow at {uri} answered {answer.status_code} to {path}: {answer.text[:200]}", hint
         )
-    return answer if stream else answer.json()
+    try:
+        return answer if stream else answer.json()
+    except requests.JSONDecodeError as error:
+        raise RegistryError(
+            f"{uri} answered {path} with {answer.text[:80]!r}, which is not what MLflow answers",
+            "check MLFLOW_TRACKING_URI",
+        ) from error
 
 
 def _version(found: dict[str, Any]) -> Version:

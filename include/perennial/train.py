@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import lake, ledger, manifest, references, registry
-from perennial.dataset import Dataset, Windows, build, labelled, targets, windows
+from perennial.dataset import Dataset, Lists, Windows, build, labelled, targets, windows
 from perennial.errors import DataError
 from perennial.features import Features
 from perennial.manifest import Manifest
@@ -208,6 +208,7 @@ def _judge(
     theirs: list[np.ndarray] = []
     group: list[np.ndarray] = []
     simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
+    numbering = Lists(spec)
     for table in labelled(spec, split.holdout, version, labels_version):
         rows = features.apply(table)
         target = targets(spec, table.column("__label"), challenger.classes)
@@ -218,10 +219,7 @@ def _judge(
         for name, predict in baselines.items():
             simple[name].append(predict(matrix)[known])
         if spec.group:
-            group.append(
-                np.asarray(table.column(spec.group).to_pandas().factorize()[0])[known]
-                + 10_000_000 * len(group)
-            )
+            group.append(numbering.number(table)[known])
         if old:
             found = old.predict(rows if old_features is features else old_features.apply(table))
             theirs.append(_same_classes(found, old, challenger)[known])

@@ -1,0 +1,108 @@
+"""A disk that is full: the error says so, what was there stays readable, and a rerun completes the work."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import files, ledger, manifest, registry, steps
+from perennial.errors import StorageError
+from perennial.settings import settings
+from support import processes, toys
+
+
+@pytest.fixture
+def small_disk(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+    """A lake on a disk of 32 megabytes; its ballast file is what a test fills it with."""
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    done = subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", str(disk)], capture_output=True)
+    if done.returncode:
+        pytest.skip("a small disk can be mounted by root only")
+    try:
+        monkeypatch.setenv("PERENNIAL_LAKE", str(disk / "lake"))
+        yield disk / "ballast"
+    finally:
+        subprocess.run(["umount", "-l", str(disk)], check=False)
+
+
+def fill(ballast: Path, leave: int) -> None:
+    """Leave about ``leave`` bytes."""
+    stat = os.statvfs(ballast.parent)
+    ballast.write_bytes(b"x" * max(0, stat.f_bavail * stat.f_frsize - leave))
+
+
+@pytest.mark.parametrize("leave", [0, 8_000, 60_000])
+def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    toys.land(spec, days=3)
+    second = files.shift(toys.FIRST, 1)
+    steps.run("data", spec, start=toys.FIRST)
+    before = toys.content_of("published", "toy")
+    fill(small_disk, leave)
+    try:
+        steps.run("data", spec, start=second)
+    except StorageError as error:
+        assert "room" in error.remedy
+    else:
+        assert leave > 8_000
+    published = toys.content_of("published", "toy")
+    assert [r for r in published if r["partition_date"] == toys.FIRST] == before
+    assert len(published) in (toys.ROWS, 2 * toys.ROWS)
+    small_disk.unlink()
+    assert steps.run("data", spec, start=second)["rows_out"] == toys.ROWS
+    assert len(toys.content_of("published", "toy")) == 2 * toys.ROWS
+
+
+@pytest.mark.parametrize("leave", [0, 6_000])
+def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: int) -> None:
+    import shutil
+
+    shutil.copytree(world.home / "lake", settings().lake)
+    spec, (one, two) = world.spec, (toys.FIRST, files.shift(toys.FIRST, 1))
+    steps.run("score", spec, start=one)
+    before = toys.content_of("predictions", spec.name)
+    records = ledger.verify(spec.name)
+    fill(small_disk, leave)
+    with pytest.raises(StorageError, match="What to do"):
+        steps.run("score", spec, start=two)
+    assert toys.content_of("predictions", spec.name) == before
+    assert manifest.read(spec.name, "score", two) is None
+    if not leave:
+        with pytest.raises(StorageError, match="What to do"):
+            ledger.append(spec.name, kind="training", decision="trained", reason="x" * 20_000, actor="test")
+        assert ledger.verify(spec.name) == records
+    small_disk.unlink()
+    assert steps.run("score", spec, start=two)["rows_out"] == toys.ROWS
+    champion = registry.champion(spec)
+    assert champion is not None
+    assert champion.version == world.result["version"]
+
+
+@pytest.mark.parametrize("size", [0, 1_000, 3_000])
+def test_files_that_cannot_grow(world: Any, tmp_path: Path, size: int) -> None:
+    """The same for any user: a process that may write no file beyond a size."""
+    spec = world.spec
+    answer = tmp_path / "answer.json"
+    process = processes.start(
+        processes.limited_step, str(spec.folder), "score", {"start": toys.FIRST}, str(answer), size
+    )
+    assert processes.wait(process)[0] != 0
+    if answer.exists() and answer.stat().st_size and size:
+        assert json.loads(answer.read_text())["error"] == "StorageError"
+    assert toys.content_of("predictions", spec.name) == []
+    assert manifest.read(spec.name, "score", toys.FIRST) is None
+    assert steps.run("score", spec, start=toys.FIRST)["rows_out"] == toys.ROWS
+
+
+def test_a_small_file_on_a_full_device(tmp_path: Path) -> None:
+    if not Path("/dev/full").exists():
+        pytest.skip("no /dev/full here")
+    with pytest.raises(StorageError, match="room"):
+        files.write_text("/dev/full/x.json", "x")

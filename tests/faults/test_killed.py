@@ -1,0 +1,227 @@
+"""A run killed (SIGKILL) at each of its writes: nothing half-written can be read, and a rerun completes it."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import files, lake, ledger, lock, manifest, registry, steps
+from perennial.settings import settings
+from perennial.spec import ModelSpec
+from support import processes, toys
+
+END = files.shift(toys.FIRST, 2)
+BAD = 2  # rows of each day that go to quarantine
+KINDS = ("published", "labels", "quarantine")
+
+
+def killed(spec: ModelSpec, step: str, place: str, moment: str, nth: int, **arguments: Any) -> None:
+    process = processes.start(processes.killed_step, str(spec.folder), step, arguments, place, moment, nth)
+    assert processes.wait(process) == [-signal.SIGKILL]
+
+
+def whole(spec: ModelSpec, kind: str, rows: int) -> None:
+    """Each partition of a table that can be read has all its rows."""
+    found = toys.content_of(kind, spec.name)
+    for day in {r[lake.PARTITION] for r in found}:
+        assert sum(r[lake.PARTITION] == day for r in found) == rows
+
+
+def manifests_whole() -> None:
+    for path in Path(settings().lake, "manifests").rglob("*.json"):
+        if not path.name.startswith("."):
+            model, step, name = path.parts[-3:]
+            assert manifest.read(model, step, name.removesuffix(".json")) is not None
+
+
+def champion(spec: ModelSpec) -> str | None:
+    found = registry.champion(spec)
+    return found.version if found else None
+
+
+# data
+
+
+def landed(house: Path, models: Path) -> ModelSpec:
+    import pyarrow as pa
+
+    spec = toys.model(models, "toy")
+    toys.land(spec, days=3)
+    for day in files.dates(toys.FIRST, END):
+        table = toys.rows("binary", day)
+        x = table["x"].to_pylist()
+        x[:BAD] = [99.0] * BAD
+        toys.write(files.expand(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
+    return spec
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """What the tables hold after a run that nothing disturbed."""
+    folder = tmp_path_factory.mktemp("undisturbed")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.delenv("PERENNIAL_LAKE", raising=False)
+        patch.delenv("PERENNIAL_LANDING", raising=False)
+        patch.setenv("PERENNIAL_HOME", str(folder / "home"))
+        spec = landed(folder / "home", folder / "models")
+        steps.run("data", spec, start=toys.FIRST, end=END)
+        return {kind: toys.content_of(kind, "toy") for kind in KINDS}
+
+
+@pytest.mark.parametrize(
+    ("place", "moment", "nth"),
+    [
+        # quarantine, then rows, then labels
+        ("perennial.lake.replace", "during", 1),
+        ("perennial.lake.replace", "during", 2),
+        ("perennial.lake.replace", "after", 2),
+        ("perennial.lake.replace", "during", 3),
+        ("deltalake.DeltaTable.create", "after", 2),
+        ("perennial.files.write_bytes", "before", 1),
+        ("perennial.manifest.write", "before", 2),
+        ("perennial.manifest.write", "after", 3),
+    ],
+)
+def test_data(
+    house: Path, tmp_path: Path, undisturbed: dict[str, Any], place: str, moment: str, nth: int
+) -> None:
+    spec = landed(house, tmp_path / "models")
+    killed(spec, "data", place, moment, nth, start=toys.FIRST, end=END)
+    whole(spec, "published", toys.ROWS - BAD)
+    manifests_whole()
+    result = steps.run("data", spec, start=toys.FIRST, end=END)
+    assert (result["rows_in"], result["quarantined"]) == (3 * toys.ROWS, 3 * BAD)
+    assert {kind: toys.content_of(kind, "toy") for kind in KINDS} == undisturbed
+    assert steps.run("data", spec, start=toys.FIRST, end=END)["status"] == "unchanged"
+
+
+# train
+
+
+@pytest.fixture
+def quick(make_model: Callable[..., ModelSpec]) -> ModelSpec:
+    spec = make_model(training={"rounds": 5})
+    toys.publish(spec)
+    return spec
+
+
+@pytest.mark.parametrize(
+    ("place", "moment"),
+    [
+        ("perennial.fit.fit", "after"),
+        ("perennial.register.Recorder.register", "before"),
+        ("mlflow.register_model", "after"),
+        ("perennial.registry.set_alias", "after"),
+        ("perennial.ledger.append", "before"),
+        ("perennial.ledger.append", "after"),
+        ("perennial.manifest.write", "before"),
+        ("perennial.manifest.write", "after"),
+    ],
+)
+def test_train(quick: ModelSpec, place: str, moment: str) -> None:
+    killed(quick, "train", place, moment, 1, as_of=toys.LAST)
+    assert champion(quick) is None
+    manifests_whole()
+    ledger.verify(quick.name)
+    result = steps.run("train", quick, as_of=toys.LAST)
+    assert steps.run("train", quick, as_of=toys.LAST) == result | {"status": "unchanged"}
+    trained = [r for r in ledger.records(quick.name, "training") if r["model_version"] == result["version"]]
+    assert len(trained) == 1
+    # every version that was registered is the same model
+    digests = {registry.version(quick.name, str(n)).digest for n in range(1, int(result["version"]) + 1)}
+    assert digests == {result["digest"]}
+    if (place, moment) == ("perennial.manifest.write", "after"):
+        assert result["version"] == "1"
+
+
+# promote and rollback
+
+
+@pytest.mark.parametrize(
+    ("place", "moment"),
+    [
+        ("perennial.registry.set_alias", "before"),
+        ("perennial.registry.set_alias", "after"),
+        ("perennial.ledger.append", "before"),
+        ("deltalake.write_deltalake", "before"),
+        ("perennial.ledger.append", "after"),
+    ],
+)
+def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
+    result = steps.run("train", quick, as_of=toys.LAST)
+    assert result["gate"]["passed"], result["gate"]["reasons"]
+    killed(quick, "promote", place, moment, 1, as_of=toys.LAST, actor="test")
+    assert champion(quick) in (None, result["version"])
+    ledger.verify(quick.name)
+    with lock.hold(f"promote-{quick.name}", timeout=0):
+        pass  # its lock died with it
+    answer = steps.run("promote", quick, as_of=toys.LAST, actor="test")
+    assert answer["promoted"] is True
+    assert champion(quick) == result["version"]
+    assert [r["model_version"] for r in ledger.records(quick.name, "promotion")] == [result["version"]]
+    assert ledger.records(quick.name, "champion moved outside") == []
+
+
+# score and monitor
+
+
+@pytest.mark.parametrize(
+    ("place", "moment", "nth", "again"),
+    [
+        ("perennial.registry._download", "after", 1, False),
+        ("pathlib.Path.replace", "before", 1, False),
+        ("perennial.lake.replace", "before", 1, False),
+        ("perennial.lake.replace", "during", 1, False),
+        ("perennial.lake.replace", "during", 1, True),
+        ("perennial.lake.replace", "after", 1, False),
+        ("perennial.lake.replace", "after", 1, True),
+        ("perennial.manifest.write", "before", 2, False),
+        ("perennial.manifest.write", "before", 2, True),
+        ("perennial.manifest.write", "after", 2, False),
+    ],
+)
+def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> None:
+    spec, end = world.spec, files.shift(toys.FIRST, 1)
+    shutil.rmtree(settings().home / "cache", ignore_errors=True)
+    before: list[dict[str, Any]] = []
+    if again:
+        steps.run("score", spec, start=toys.FIRST, end=end)
+        before = toys.content_of("predictions", spec.name)
+        shutil.rmtree(settings().home / "cache")
+    killed(spec, "score", place, moment, nth, start=toys.FIRST, end=end, force=again)
+    whole(spec, "predictions", toys.ROWS)
+    manifests_whole()
+    if again:
+        assert toys.content_of("predictions", spec.name) == before
+    steps.run("score", spec, start=toys.FIRST, end=end)
+    assert len(toys.content_of("predictions", spec.name)) == 2 * toys.ROWS
+    assert not before or toys.content_of("predictions", spec.name) == before
+    assert steps.run("score", spec, start=toys.FIRST, end=end)["status"] == "unchanged"
+    assert champion(spec) == world.result["version"]
+
+
+@pytest.mark.parametrize(
+    ("place", "moment", "nth"),
+    [
+        ("perennial.files.write_bytes", "before", 1),
+        ("perennial.lake.replace", "during", 1),
+        ("perennial.lake.replace", "after", 1),
+        ("perennial.manifest.write", "before", 1),
+    ],
+)
+def test_monitor(world: Any, place: str, moment: str, nth: int) -> None:
+    spec = world.spec
+    steps.run("score", spec, start=files.shift(toys.LAST, -6), end=toys.LAST)
+    killed(spec, "monitor", place, moment, nth, as_of=toys.LAST)
+    manifests_whole()
+    result = steps.run("monitor", spec, as_of=toys.LAST)
+    assert result["verdict"] == "ok", result["reason"]
+    rows = toys.content_of("monitoring", spec.name)
+    assert [r["role"] for r in rows].count("verdict") == 1
+    assert files.read_text(result["report"]).rstrip().endswith(("</html>", ">"))
+    assert steps.run("monitor", spec, as_of=toys.LAST)["status"] == "unchanged"

@@ -1,0 +1,122 @@
+"""The registry's client against a real MLflow, and what it says when MLflow refuses."""
+
+from __future__ import annotations
+
+import http.server
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial import registry
+from perennial.errors import ArtifactError, RegistryError
+from perennial.spec import ModelSpec
+from support import toys
+
+
+def test_a_model_that_was_never_trained_has_no_champion(make_model: Callable[..., ModelSpec]) -> None:
+    spec = make_model()
+    assert registry.champion(spec) is None
+    assert registry.by_alias(spec.name, "challenger") is None
+    with pytest.raises(RegistryError, match="there is no version 1"):
+        registry.version(spec.name, "1")
+
+
+def test_what_is_not_there_is_told(world: Any) -> None:
+    name = world.spec.name
+    champion = registry.champion(world.spec)
+    assert champion is not None
+    assert champion.as_of == toys.LAST
+    assert registry.by_alias(name, "challenger") == champion
+    with pytest.raises(RegistryError, match="answered 4"):
+        registry.set_alias(name, "99", "champion")
+    with pytest.raises(ArtifactError, match=r"no artifact perennial/none\.json"):
+        registry.artifact(champion.run_id, "none.json")
+    assert registry.champion(world.spec) == champion
+
+
+def test_a_version_that_somebody_else_registered_is_not_loaded(world: Any) -> None:
+    champion = registry.champion(world.spec)
+    assert champion is not None
+    other = registry.Version(champion.name, champion.version, champion.run_id, champion.model_id, {})
+    with pytest.raises(ArtifactError, match="has no digest"):
+        registry.load(other)
+
+
+def test_a_file_that_is_no_model_of_ours_is_told(tmp_path: Path) -> None:
+    from perennial import model
+
+    path = tmp_path / "model.ubj"
+    path.write_bytes(b"{}")
+    with pytest.raises(ArtifactError, match="not a model that Perennial wrote"):
+        model.load(path, model.file_digest(path), threads=1, name="toy")
+
+
+def test_an_artifact_is_fetched_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    champion = registry.champion(world.spec)
+    assert champion is not None
+    first = registry.artifact(champion.run_id, "spec.json").read_text()
+    registry.load(champion)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
+    assert registry.artifact(champion.run_id, "spec.json").read_text() == first
+    registry.load(champion)
+
+
+def test_a_name_that_mlflow_refuses_comes_with_a_hint(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its host check answers 403 while /health says all is well."""
+    import os
+
+    monkeypatch.setenv(
+        "MLFLOW_TRACKING_URI", os.environ["MLFLOW_TRACKING_URI"].replace("127.0.0.1", "localhost")
+    )
+    with pytest.raises(RegistryError, match=r"answered 403(.|\n)*--allowed-hosts"):
+        registry.champion(world.spec)
+
+
+@pytest.fixture
+def broken(house: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+    """A server in MLflow's place that answers what it is told to."""
+    answer: dict[str, Any] = {"status": 500, "body": b"oops", "length": None}
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self) -> None:
+            self.send_response(answer["status"])
+            self.send_header("Content-Length", str(answer["length"] or len(answer["body"])))
+            self.end_headers()
+            self.wfile.write(answer["body"])
+
+        def log_message(self, *_: Any) -> None:
+            pass
+
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://127.0.0.1:{server.server_port}")
+    yield answer
+    server.shutdown()
+    server.server_close()
+
+
+def test_a_server_error_is_told(broken: dict[str, Any]) -> None:
+    with pytest.raises(RegistryError, match="answered 500"):
+        registry.by_alias("toy")
+
+
+def test_an_answer_that_is_no_json_is_told(broken: dict[str, Any]) -> None:
+    broken |= {"status": 200, "body": b"<html>a login page</html>"}
+    with pytest.raises(RegistryError, match="not what MLflow answers"):
+        registry.by_alias("toy")
+
+
+def test_a_404_of_another_server_does_not_pass_for_no_champion(broken: dict[str, Any]) -> None:
+    broken |= {"status": 404, "body": b"no such page"}
+    with pytest.raises(RegistryError, match="answered 404"):
+        registry.by_alias("toy")
+
+
+def test_a_download_that_is_cut_off_leaves_nothing(broken: dict[str, Any], house: Path) -> None:
+    broken |= {"status": 200, "body": b"half", "length": 1000}
+    with pytest.raises(RegistryError, match="in the midst"):
+        registry.artifact("run", "spec.json")
+    assert [p for p in (house / "cache").rglob("*") if p.is_file()] == []
