@@ -222,10 +222,9 @@ def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray]
         ]
     )
     classify = spec.task in ("binary", "multiclass")
-    models = {
-        "constant": DummyClassifier(strategy="prior") if classify else DummyRegressor(),
-        "linear": make_pipeline(prepare, LogisticRegression(max_iter=200) if classify else Ridge()),
-    }
+    models: dict[str, Any] = {"constant": DummyClassifier(strategy="prior") if classify else DummyRegressor()}
+    if not classify or len(np.unique(y)) > 1:  # a sample may miss a very rare class
+        models["linear"] = make_pipeline(prepare, LogisticRegression(max_iter=200) if classify else Ridge())
 
     def predictor(model: Any) -> Callable[[np.ndarray], np.ndarray]:
         model.fit(x, y)
@@ -233,12 +232,9 @@ def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray]
         def predict(matrix: np.ndarray) -> np.ndarray:
             if not classify:
                 return np.asarray(model.predict(matrix), dtype=np.float64).reshape(len(matrix))
-            found = np.asarray(model.predict_proba(matrix))
-            if spec.task == "binary":
-                return found[:, -1]
-            whole = np.zeros((len(matrix), len(data.classes)))
-            whole[:, model.classes_.astype(int)] = found
-            return whole
+            whole = np.zeros((len(matrix), len(data.classes) or 2))
+            whole[:, model.classes_.astype(int)] = model.predict_proba(matrix)
+            return whole[:, 1] if spec.task == "binary" else whole
 
         return predict
 
