@@ -16,6 +16,8 @@ from perennial.spec import ModelSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from perennial.ingest import Feed
+
 MADE_UP = 96
 #: What a task can use of a label, by the type that label.expression gives.
 LABELS = {
@@ -156,38 +158,48 @@ def _label(spec: ModelSpec, report: Report) -> None:
 
 
 def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
-    """Some rows of the first partition that has landed, typed as declared; None: there are none here to look at."""
-    import duckdb
+    """Some rows of the first partition that has landed, typed as declared; None: there are none here to look at.
 
-    from perennial import lake, sqlcheck
-    from perennial.ingest import Feed, land, view
+    The labels of that partition are compared with what is declared of them, too.
+    """
+    from perennial.ingest import Feed
 
     day = _first_day(spec)
     if day is None:
         report.notes.append("no partition has landed here: declared columns were not compared with a file")
         return None
+    if spec.label.source and Path(files.expand(spec.label.source, day)).is_file():
+        feed = Feed(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
+        _some(spec, feed, spec.label.source, day, report)
     feed = Feed(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
-    uri = files.expand(spec.data.source, day)
+    found = _some(spec, feed, spec.data.source, day, report)
+    return found if found is not None and found.num_rows else None
+
+
+def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) -> pa.Table | None:
+    """Some rows of a landed file; None, and it is reported: it is not what the spec declares, or cannot be read."""
+    import duckdb
+
+    from perennial import lake, sqlcheck
+    from perennial.ingest import land, view
+
+    uri = files.expand(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
         try:
             view(con, feed, [land(feed, day, uri, Path(folder), con)])
             key = ", ".join(lake.name(k) for k in spec.data.key)
-            some = " AND ".join(f"{lake.name(k)} IS NOT NULL" for k in spec.data.key)
-            listed = ", ".join(lake.name(c) for c in spec.data.columns)
-            found = con.sql(
-                f"SELECT DISTINCT ON ({key}) {listed} FROM (SELECT * FROM rows WHERE {some} "
-                f"LIMIT {sqlcheck.ROWS})"
-            ).to_arrow_table()
+            filled = " AND ".join(f"{lake.name(k)} IS NOT NULL" for k in spec.data.key)
+            listed = ", ".join(lake.name(c) for c in feed.columns)
+            some = f"SELECT * FROM rows WHERE {filled} LIMIT {sqlcheck.ROWS}"
+            return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:
-            report.problems.append(
-                f"{catalog.line(spec.folder / 'model.yaml', 'data', 'columns')}: {error.cause}"
-            )
-            return None
+            section = "data" if feed.what == "rows" else "label"
+            where = catalog.line(spec.folder / "model.yaml", section, "columns")
+            report.problems.append(f"{where}: {error.cause}")
         except (duckdb.Error, PerennialError, OSError) as error:
             report.notes.append(f"{uri} could not be read: {str(error).splitlines()[0][:160]}")
-            return None
-    return found if found.num_rows else None
+    return None
 
 
 def _first_day(spec: ModelSpec) -> str | None:

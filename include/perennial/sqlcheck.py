@@ -328,5 +328,8 @@ def _try(trial: _Trial, rows: pa.Table | None, made_up: Callable[[], pa.Table], 
     except (SpecError, DataError) as error:
         if rows is None and " failed: " in error.cause:
             found.notes.append(f"features.sql could not be tried on made-up rows: {error.cause}")
-        else:
-            found.problems.append(_told(error, trial.spec))
+            return
+        where, line, message = _told(error, trial.spec)
+        if trial.spec.data.personal:  # the engine quotes the value that it could not convert
+            message = re.sub(r"'[^']*'", "'…'", message) if " failed: " in error.cause else message
+        found.problems.append((where, line, message))

@@ -131,3 +131,48 @@ def test_every_folder_of_the_sample_has_a_readme() -> None:
         if folder.is_relative_to(ROOT):
             text = (folder / "README.md").read_text("utf-8")
             assert text.startswith(f"# {name}\n"), f"{folder}/README.md does not begin with its name"
+
+
+def landed(house: Path, kind: str, **columns: object) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+
+    path = house / "landing" / kind / "2024-01-03.parquet"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(pa.table(columns), path)
+
+
+def test_what_landed_is_compared_with_what_is_declared(house: Path, roots: tuple[Path, Path]) -> None:
+    import datetime as dt
+
+    write(roots[0])
+    n = 20
+    rows: dict[str, object] = {
+        "id": [f"k{i}" for i in range(n)], "seen_at": [dt.datetime(2024, 1, 3, 1)] * n, "x": [0.5] * n,
+        "shop": ["a"] * n, "who": [f"Person {i}" for i in range(n)],
+    }  # fmt: skip
+    landed(house, "toy", **rows)
+    landed(house, "labels", id=rows["id"], y=[1] * n)
+    (report,) = preflight.check(["toy"])
+    assert (report.problems, report.tried) == ([], "20 landed rows")
+    landed(house, "toy", **(rows | {"x": ["text"] * n}))
+    landed(house, "labels", id=rows["id"], why=[1] * n)
+    (report,) = preflight.check(["toy"])
+    assert any(
+        "model.yaml:10: " in p and "column 'x' is declared number; the file has string" in p
+        for p in report.problems
+    )
+    assert any("model.yaml:20: " in p and "column 'y' (integer) is missing" in p for p in report.problems)
+
+
+def test_no_value_of_a_person_is_told(house: Path, roots: tuple[Path, Path]) -> None:
+    import datetime as dt
+
+    folder = write(roots[0])
+    (folder / "features.sql").write_text("SELECT id, who::INTEGER AS x FROM rows")
+    n = 20
+    landed(house, "toy", id=[f"k{i}" for i in range(n)], seen_at=[dt.datetime(2024, 1, 3, 1)] * n, x=[0.5] * n,
+           shop=["a"] * n, who=[f"Person {i}" for i in range(n)])  # fmt: skip
+    (report,) = preflight.check(["toy"])
+    assert report.problems
+    assert "Person" not in str(report)
