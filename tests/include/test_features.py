@@ -77,10 +77,10 @@ def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_s
     place = Path(files.expand(spec.references[0].source))
     good = place.read_bytes()
     place.write_bytes(good[: len(good) // 2])
-    with pytest.raises(DataError, match="places: .* cannot be read"):
+    with pytest.raises(DataError, match=r"places: .* cannot be read"):
         Features(spec)
     place.unlink()
-    with pytest.raises(DataError, match="places: .* is missing"):
+    with pytest.raises(DataError, match=r"places: .* is missing"):
         Features(spec)
     place.write_bytes(good)
     versions = references.refresh(spec)

@@ -7,13 +7,13 @@ from typing import Any
 
 import numpy as np
 import pytest
-from support import toys
 
 from perennial import fit as fitting
 from perennial.dataset import Dataset, Spool
 from perennial.encode import Encoding
 from perennial.fit import Trial, baselines, fit
 from perennial.spec import ModelSpec
+from support import toys
 
 SPACE = {
     "max_depth": {"low": 1, "high": 4},

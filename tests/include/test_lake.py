@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support import processes
 
 from perennial import files, lake
 from perennial.errors import PerennialError, StorageError
+from support import processes
 
 
 def table(day: str, *values: int) -> pa.Table:

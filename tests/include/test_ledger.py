@@ -7,10 +7,10 @@ from typing import Any
 
 import pyarrow as pa
 import pytest
-from support import processes
 
 from perennial import ledger
 from perennial.errors import LedgerError
+from support import processes
 
 
 def add(model: str = "toy", **more: Any) -> dict[str, Any]:

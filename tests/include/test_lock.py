@@ -8,10 +8,10 @@ import time
 from pathlib import Path
 
 import pytest
-from support import processes
 
 from perennial import lock
 from perennial.errors import BusyError
+from support import processes
 
 
 def appear(path: Path, patience: float = 60) -> None:

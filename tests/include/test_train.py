@@ -172,7 +172,7 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
         pytest.skip("this machine has a GPU")
     spec = make_model(training={"device": "cuda"})
     toys.publish(spec)
-    with pytest.raises(PerennialError, match="training.device is cuda"):
+    with pytest.raises(PerennialError, match=r"training\.device is cuda"):
         train(spec, as_of=toys.LAST)
     assert registry.champion(spec) is None
     assert manifest.read(spec.name, "train", toys.LAST) is None
