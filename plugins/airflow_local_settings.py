@@ -16,8 +16,11 @@ from typing import Any
 
 #: What the steps import. A library that is missing here costs its import in every task, nothing more.
 HEAVY = (
-    "numpy", "pandas", "pyarrow.parquet", "duckdb", "deltalake", "scipy.stats", "sklearn", "xgboost", "optuna",
-    "mlflow", "great_expectations", "evidently",
+    "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "deltalake", "scipy.stats", "sklearn.compose",
+    "sklearn.dummy", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "xgboost", "optuna", "mlflow",
+    "mlflow.xgboost", "mlflow.models", "requests", "great_expectations", "great_expectations.render.view", "evidently",
+    "evidently.presets", "perennial.data", "perennial.datadocs", "perennial.train", "perennial.score",
+    "perennial.monitor", "perennial.decide", "perennial.promote",
 )  # fmt: skip
 #: Nobody's usage is reported to the makers of libraries; threads that wait must not spin on a machine with few cores.
 ENVIRONMENT = {
