@@ -18,7 +18,7 @@ from typing import Any
 HEAVY = (
     "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "deltalake", "scipy.stats", "sklearn.compose",
     "sklearn.dummy", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "xgboost", "optuna", "mlflow",
-    "mlflow.xgboost", "mlflow.models", "requests", "great_expectations", "great_expectations.render.view", "evidently",
+    "mlflow.xgboost", "mlflow.models", "great_expectations", "great_expectations.render.view", "evidently",
     "evidently.presets", "perennial.data", "perennial.datadocs", "perennial.train", "perennial.score",
     "perennial.monitor", "perennial.decide", "perennial.promote",
 )  # fmt: skip
