@@ -70,7 +70,7 @@ class Encoding:
 
 
 def categories(column: pa.ChunkedArray) -> list[str]:
-    """The categories that a feature column holds, in order of appearance, written as `Encoding.matrix` looks them up."""
+    """The categories that a feature column holds, in order of appearance, as `Encoding.matrix` looks them up."""
     import pyarrow.compute as pc
 
     return [str(c) for c in pc.unique(_text(column)).to_pylist() if c is not None]
