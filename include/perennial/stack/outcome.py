@@ -80,8 +80,14 @@ def _scored(nights: list[Manifest]) -> list[Event]:
         mine = [m for m in nights if m.model_version == version]
         rows = sum(m.rows_out for m in mine)
         days = [m.key for m in mine]
-        lines.append(Event(_span(days), f"{len(mine)} nights scored", f"{rows:,} rows by version {version}"))
+        lines.append(
+            Event(_span(days), f"{len(mine)} {_nights(mine)} scored", f"{rows:,} rows by version {version}")
+        )
     return lines
+
+
+def _nights(found: list[Manifest]) -> str:
+    return "night" if len(found) == 1 else "nights"
 
 
 def _training(spec: ModelSpec, day: str) -> list[Event]:
@@ -93,8 +99,9 @@ def _training(spec: ModelSpec, day: str) -> list[Event]:
     figures = f"{metric} {_number(result['metrics'].get(metric))}"
     if versus := gate.get("against_champion"):
         figures += f", champion {_number(versus['other'])} ({_change(versus)})"
-    elif versus := gate.get("against_baseline"):
-        figures += f", baseline {_number(versus['other'])} ({_change(versus)})"
+    elif baselines := gate.get("against_baselines"):
+        name, versus = min(baselines.items(), key=lambda item: item[1]["other"])
+        figures += f", {name} baseline {_number(versus['other'])} ({_change(versus)})"
     moves = [r for r in ledger.records(spec.name, "promotion") if r["partition"] == day]
     outcome = "[green]promoted[/green]" if moves else "[red]refused[/red]"
     return [
@@ -102,9 +109,15 @@ def _training(spec: ModelSpec, day: str) -> list[Event]:
             day,
             f"version {found.model_version} trained",
             figures,
-            f"{outcome}: {escape('; '.join(gate['reasons']))}",
+            f"{outcome}: {escape(_decisive(gate['reasons']))}",
         )
     ]
+
+
+def _decisive(reasons: list[str]) -> str:
+    """The checks of the gate that failed, or else its last one, which is the one against the champion."""
+    failed = [reason for reason in reasons if reason.startswith("FAILED")]
+    return "; ".join(reason.partition(": ")[2] for reason in failed or reasons[-1:])
 
 
 def _watched(spec: ModelSpec, day: str) -> Event | None:

@@ -105,7 +105,7 @@ def _complete(config: Stack, board: Board, environ: dict[str, str], seen: int, t
 
 def _await_database(config: Stack, board: Board, seen: int) -> None:
     """Wait until standalone, whose log has grown from `seen` bytes, has made or migrated Airflow's database."""
-    board.working("Airflow", "making its database", milestone=True)
+    board.working("Airflow", "preparing its database", milestone=True)
     began = time.monotonic()
     while b"Database ready" not in (config.logs / "airflow.log").read_bytes()[seen:]:
         if processes.find("airflow", config.state) is None:

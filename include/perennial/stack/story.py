@@ -45,7 +45,8 @@ def run(config: Stack, console: Console) -> int:
     console.print(f"MLflow   {config.mlflow_url}")
     console.print(
         f"Servers were ready after {ready:.0f} s, the loop ended after {time.monotonic() - began:.0f} s. "
-        "They stay up; `make stop` ends them."
+        "They stay up; `make stop` ends them.",
+        soft_wrap=True,
     )
     if not any(_retrained(plan) for plan in PLANS if plan.until_retrained):
         raise PerennialError(
