@@ -163,25 +163,23 @@ class Features:
         """Refuse SQL whose result for a row depends on the other rows.
 
         Raises:
-            SpecError: the first half of ``rows`` alone gives other features than within the whole.
+            SpecError: one half of ``rows`` alone gives other features than within the whole.
         """
         import numpy as np
 
-        half = rows.slice(0, max(1, rows.num_rows // 2))
-        whole, alone = self.apply(rows).slice(0, half.num_rows), self.apply(half)
-        for column in self.columns:
-            if not np.array_equal(
-                *(
-                    np.nan_to_num(t.column(column).to_numpy())
-                    if column not in self.categorical
-                    else t.column(column).to_numpy()
-                    for t in (whole, alone)
-                )
-            ):
-                raise self._wrong(
-                    f"feature {column!r} of a row depends on the other rows",
-                    "use no window or aggregate over rows: a night must give what a year gives",
-                )
+        def values(table: pa.Table, column: str) -> np.ndarray:
+            found = np.asarray(table.column(column).to_numpy())
+            return found if column in self.categorical else np.nan_to_num(found)
+
+        whole, middle = self.apply(rows), max(1, rows.num_rows // 2)
+        for start, length in ((0, middle), (middle, rows.num_rows - middle)):
+            alone, part = self.apply(rows.slice(start, length)), whole.slice(start, length)
+            for column in self.columns:
+                if not np.array_equal(values(part, column), values(alone, column)):
+                    raise self._wrong(
+                        f"feature {column!r} of a row depends on the other rows",
+                        "use no window or aggregate over rows: a night must give what a year gives",
+                    )
 
 
 _NUMBERS = {
