@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import tempfile
 import time
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import lake, ledger, manifest, references, registry
 from perennial.dataset import Dataset, Lists, Windows, build, labelled, targets, windows
-from perennial.errors import DataError
+from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
 from perennial.manifest import Manifest
 from perennial.model import Model
@@ -89,15 +90,23 @@ def train(
     except BaseException as error:
         recorder.fail()
         # The retraining that asked for this is no longer in flight: the next verdict may ask again.
-        ledger.append(
-            spec.name,
-            kind="training",
-            decision="failed",
-            reason=str(error).split("\n")[0][:500] or type(error).__name__,
-            actor="training",
-            partition=as_of,
-            evidence={"as_of": as_of, "error": type(error).__name__},
-        )
+        with contextlib.suppress(PerennialError):  # what went wrong first is what is told
+            ledger.append(
+                spec.name,
+                kind="training",
+                decision="failed",
+                reason=str(error).split("\n")[0][:500] or type(error).__name__,
+                actor="training",
+                partition=as_of,
+                evidence={"as_of": as_of, "error": type(error).__name__},
+            )
+        if isinstance(error, OSError):
+            raise StorageError(
+                f"the working folder {settings().home / 'tmp'} cannot be used: {error}",
+                "check that the disk has room for the training's rows; then run it again",
+                model=spec.name,
+                partition=as_of,
+            ) from error
         raise
     result = {
         "as_of": as_of,

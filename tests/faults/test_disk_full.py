@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ import pytest
 from perennial import files, ledger, manifest, registry, steps
 from perennial.errors import StorageError
 from perennial.settings import settings
+from perennial.spec import ModelSpec
 from support import processes, toys
 
 
@@ -85,7 +86,7 @@ def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: in
     assert champion.version == world.result["version"]
 
 
-@pytest.mark.parametrize("size", [0, 1_000, 3_000])
+@pytest.mark.parametrize("size", [0, 300, 1_500])
 def test_files_that_cannot_grow(world: Any, tmp_path: Path, size: int) -> None:
     """The same for any user: a process that may write no file beyond a size."""
     spec = world.spec
@@ -99,6 +100,24 @@ def test_files_that_cannot_grow(world: Any, tmp_path: Path, size: int) -> None:
     assert toys.content_of("predictions", spec.name) == []
     assert manifest.read(spec.name, "score", toys.FIRST) is None
     assert steps.run("score", spec, start=toys.FIRST)["rows_out"] == toys.ROWS
+
+
+def test_training_that_finds_no_room_for_its_rows(
+    make_model: Callable[..., ModelSpec], tmp_path: Path
+) -> None:
+    spec = make_model(training={"rounds": 3})
+    toys.publish(spec)
+    answer = tmp_path / "answer.json"
+    arguments = {"as_of": toys.LAST}
+    process = processes.start(
+        processes.limited_step, str(spec.folder), "train", arguments, str(answer), 10_000
+    )
+    assert processes.wait(process) == [3]
+    said = json.loads(answer.read_text())
+    assert said["error"] == "StorageError"
+    assert f"model {spec.name}, partition {toys.LAST}" in said["text"]
+    assert manifest.read(spec.name, "train", toys.LAST) is None
+    assert steps.run("train", spec, as_of=toys.LAST)["status"] == "trained"
 
 
 def test_a_small_file_on_a_full_device(tmp_path: Path) -> None:

@@ -16,8 +16,8 @@ def test_unknown_steps_and_arguments_are_told(house: Path, tmp_path: Path) -> No
     spec = toys.model(tmp_path / "models", "toy")
     with pytest.raises(PerennialError, match=r"no step 'fly'(.|\n)*data, train, promote, score, monitor"):
         steps.run("fly", spec)
-    with pytest.raises(PerennialError, match=r"step score: .*strat(.|\n)*it takes: start, end"):
-        steps.run("score", spec, strat="2024-01-01")
+    with pytest.raises(PerennialError, match=r"step score: .*'stop'(.|\n)*it takes: start, end"):
+        steps.run("score", spec, start="2024-01-01", stop="2024-01-02")
     with pytest.raises(PerennialError, match="missing a required argument: 'as_of'"):
         steps.run("train", spec)
 
