@@ -308,7 +308,14 @@ def stream(
         return None
     listed = ", ".join(name(c) for c in columns) if columns else "*"
     source = con.sql(f"SELECT {listed} FROM t").to_arrow_reader(rows)
-    return pa.RecordBatchReader.from_batches(source.schema, _together(source, rows))
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from _together(source, rows)
+        finally:
+            con.close()  # a step that reads many ranges must not hold the memory of all of them
+
+    return pa.RecordBatchReader.from_batches(source.schema, batches())
 
 
 def _together(source: pa.RecordBatchReader, rows: int) -> Iterator[pa.RecordBatch]:

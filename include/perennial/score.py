@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 from perennial import files, lake, manifest, references, registry
 from perennial.errors import DataError, PerennialError, StorageError
-from perennial.features import BATCH, Features
+from perennial.features import Features
 from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
 from perennial.train import prediction
@@ -21,7 +21,9 @@ if TYPE_CHECKING:
 
     from perennial.model import Model
 
-COMMIT_ROWS = 500_000
+#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 240 MiB of libraries.
+BATCH = 49_152
+COMMIT_ROWS = 250_000
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
