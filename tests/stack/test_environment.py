@@ -62,6 +62,10 @@ def test_a_full_disk_is_told_before_anything_is_downloaded(environment: ModuleTy
             "Failed to fetch: `https://index/simple/duckdb/`\n dns error: failed to lookup",
             "index cannot be reached",
         ),
+        (
+            "ERROR: Could not find a version that satisfies uv==0.13.8 (from versions: none)",
+            "index cannot be reached",
+        ),
         ("tcp connect error: Connection refused", "index cannot be reached"),
         ("error: Hash mismatch for duckdb==2.0.0", "make lock"),
         ("THESE PACKAGES DO NOT MATCH THE HASHES FROM THE REQUIREMENTS FILE", "make lock"),

@@ -136,15 +136,8 @@ def cause_of(output: str) -> str:
             "A downloaded file is not the one that was locked: its hash differs.\n"
             "If your package index changes files on purpose, make the lock again: make lock"
         )
-    offline = (
-        "dns error",
-        "failed to fetch",
-        "error sending request",
-        "connection",
-        "timed out",
-        "network",
-        "tcp",
-    )
+    offline = ("dns error", "failed to fetch", "error sending request", "connection", "timed out", "network", "tcp",
+               "from versions: none")  # fmt: skip
     if any(word in text for word in offline):
         return (
             "The package index cannot be reached.\n"
@@ -172,12 +165,12 @@ def ticking(label: str) -> Iterator[None]:
         say(f"{label} …")
     try:
         yield
+        start = "\r" if sys.stderr.isatty() else ""
+        say(f"{start}{label}: {time.monotonic() - began:.0f} s        ")
     finally:
         done.set()
         if clock.is_alive():
             clock.join()
-        end = "\r" if sys.stderr.isatty() else ""
-        say(f"{end}{label}: {time.monotonic() - began:.0f} s" + " " * 8)
 
 
 def call(command: list[str], environ: Mapping[str, str] | None = None) -> str:

@@ -1,0 +1,35 @@
+"""A stack whose servers were killed starts again, and nothing of the dead one stays behind."""
+
+from __future__ import annotations
+
+import psutil
+import pytest
+
+from perennial import files, manifest
+from perennial.sample.plan import Plan
+from perennial.stack import processes, servers, story
+from support import toys
+from support.live import PLAN, Live
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
+
+
+def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
+    with live.board() as board:
+        story.play(live.config, (PLAN,), board)
+    before = {process.pid for process in processes.members(live.config.home)}
+    leader = processes.find("airflow", live.config.state)
+    assert leader
+    leader.kill()
+    psutil.wait_procs([leader], timeout=10)
+
+    night = files.shift(PLAN.latest, 2)
+    toys.land(live.spec, files.shift(PLAN.latest, 1), 2)
+    longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
+    with live.board() as board:
+        servers.up(live.config, board)
+        story.play(live.config, (longer,), board)
+    assert manifest.read(PLAN.model, "score", night)
+    assert "a run that was killed" in live.log.read_text()
+    after = {process.pid for process in processes.members(live.config.home)}
+    assert not before & after
