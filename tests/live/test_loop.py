@@ -47,7 +47,7 @@ def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
         assert data and score
         assert data.rows_in == data.rows_out + data.quarantined
         assert score.rows_in == score.rows_out == data.rows_out
-    rows = lake.stream(lake.table("predictions", PLAN.model)).read_all()
+    rows = lake.stream(lake.table("predictions", PLAN.model), start=nights[0], end=nights[-1]).read_all()
     keys = set(zip(rows["id"].to_pylist(), rows[lake.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
     assert ledger.records(PLAN.model, "promotion")[0]["decision"] == "promoted"
