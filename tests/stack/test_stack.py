@@ -173,6 +173,7 @@ def test_status_and_stop_without_a_stack(config: Stack) -> None:
 def test_forgetting_leaves_what_the_stack_did_not_make(config: Stack) -> None:
     config.home.mkdir(parents=True)
     (config.home / "lake").mkdir()
+    (config.home / ".running").write_text("1")
     (config.home / "mine.txt").write_text("keep")
     servers.forget(config)
     assert [path.name for path in config.home.iterdir()] == ["mine.txt"]
