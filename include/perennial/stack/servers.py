@@ -224,7 +224,7 @@ def down(config: Stack) -> int:
 def forget(config: Stack) -> None:
     """End everything and remove what the stack has made below its home."""
     down(config)
-    for name in ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "models", "tmp"):
+    for name in ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "tmp"):
         shutil.rmtree(config.home / name, ignore_errors=True)
     (config.home / ".running").unlink(missing_ok=True)
     if config.home.is_dir() and not any(config.home.iterdir()):
