@@ -121,3 +121,20 @@ def make_model(registry_house: Path, tmp_path: Path) -> Callable[..., ModelSpec]
         return toys.model(tmp_path / "models", toys.unique(), task, **changes)
 
     return make
+
+
+_status = 0
+
+
+def pytest_sessionfinish(exitstatus: int) -> None:
+    """Keep the status for `pytest_unconfigure`."""
+    global _status
+    _status = int(exitstatus)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_unconfigure() -> None:
+    """End with that status, as the commands do: a native thread must not turn a passed run into an abort."""
+    from perennial.leave import leave
+
+    leave(_status)

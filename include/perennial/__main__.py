@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 from perennial.cli import main
+from perennial.leave import leave
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except SystemExit as end:
+        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
+    leave(0)

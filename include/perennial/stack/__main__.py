@@ -5,13 +5,13 @@ from __future__ import annotations
 import argparse
 import fcntl
 import os
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
 
 from perennial.errors import BusyError, PerennialError
+from perennial.leave import leave
 from perennial.stack import processes, servers
 from perennial.stack.board import Board
 from perennial.stack.config import Stack, password, stack
@@ -102,4 +102,4 @@ def status(config: Stack, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())
