@@ -149,11 +149,12 @@ def spec(found: Version) -> ModelSpec:
     return ModelSpec.from_bundle(json.loads(artifact(found.run_id, "spec.json").read_text()))
 
 
-def load(found: Version, *, fresh: bool = False) -> Model:
+def load(found: Version, *, fresh: bool = False, threads: int | None = None) -> Model:
     """The version's model; its file is checked against the digest that was registered with it, at each load.
 
     Args:
         fresh: fetch the file from MLflow even where this machine has a copy.
+        threads: how many predict together; ``PERENNIAL_THREADS`` when not given.
 
     Raises:
         ArtifactError: the file is missing, or is not what was registered.
@@ -173,13 +174,13 @@ def load(found: Version, *, fresh: bool = False) -> Model:
     path = f"/ajax-api/2.0/mlflow/logged-models/{found.model_id}/artifacts/files"
     _download(path, {"artifact_file_path": "model.ubj"}, target)
     try:
-        return model.load(target, found.digest, threads=settings().threads, name=found.name)
+        return model.load(target, found.digest, threads=threads or settings().threads, name=found.name)
     except ArtifactError:
         target.unlink(missing_ok=True)  # the next load fetches it anew
         if not cached:
             raise
     _download(path, {"artifact_file_path": "model.ubj"}, target)
-    return model.load(target, found.digest, threads=settings().threads, name=found.name)
+    return model.load(target, found.digest, threads=threads or settings().threads, name=found.name)
 
 
 def _download(path: str, query: dict[str, str], target: Path) -> Path:

@@ -3,20 +3,22 @@
 from __future__ import annotations
 
 import time
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from itertools import pairwise
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perennial import files, lake, manifest, references, registry
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
 from perennial.manifest import Manifest
+from perennial.settings import settings
 from perennial.spec import ModelSpec
 from perennial.train import prediction
 
 if TYPE_CHECKING:
-    import numpy as np
     import pyarrow as pa
 
     from perennial.model import Model
@@ -79,33 +81,37 @@ def score(
     todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
     if not todo:
         return result | {"status": "unchanged"}
-    features, model = Features(trained, versions), registry.load(champion)
+    model, free = registry.load(champion, threads=1), SimpleQueue[Features]()
+    # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
+    for _ in range(settings().threads):
+        free.put(Features(trained, versions))
     counts: dict[str, int] = {}
     failed: list[PerennialError] = []
-    for first, last in _runs(todo, present, sizes):
+    with ThreadPoolExecutor(settings().threads, thread_name_prefix="score") as pool:
+        for first, last in _runs(todo, present, sizes):
 
-        def batches(first: str = first, last: str = last) -> pa.RecordBatchReader:
-            counts.update({d: 0 for d in todo if first <= d <= last})
-            source = lake.stream(
-                published, version, first, last, [*trained.data.columns, lake.PARTITION], rows=BATCH
-            )
-            return _predictions(trained, features, model, champion, run_id, source, counts, failed)
+            def batches(first: str = first, last: str = last) -> pa.RecordBatchReader:
+                counts.update({d: 0 for d in todo if first <= d <= last})
+                source = lake.stream(
+                    published, version, first, last, [*trained.data.columns, lake.PARTITION], rows=BATCH
+                )
+                return _predictions(trained, pool, free, model, champion, run_id, source, counts, failed)
 
-        try:
-            lake.replace(
-                lake.table("predictions", spec.name),
-                batches,
-                first,
-                last,
-                distinct=[*spec.data.key, "prediction"],
-            )
-        except StorageError as error:
-            if not failed:
-                raise
-            # It is not the lake that failed: rows could not be scored.
-            raise type(failed[0])(
-                failed[0].cause, failed[0].remedy, model=spec.name, partition=where
-            ) from error
+            try:
+                lake.replace(
+                    lake.table("predictions", spec.name),
+                    batches,
+                    first,
+                    last,
+                    distinct=[*spec.data.key, "prediction"],
+                )
+            except StorageError as error:
+                if not failed:
+                    raise
+                # It is not the lake that failed: rows could not be scored.
+                raise type(failed[0])(
+                    failed[0].cause, failed[0].remedy, model=spec.name, partition=where
+                ) from error
     done = [
         Manifest(
             spec.name,
@@ -146,7 +152,8 @@ def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator
 
 def _predictions(
     spec: ModelSpec,
-    features: Features,
+    pool: Executor,
+    free: SimpleQueue[Features],
     model: Model,
     champion: registry.Version,
     run_id: str,
@@ -156,7 +163,10 @@ def _predictions(
 ) -> pa.RecordBatchReader:
     """The rows of `predictions`: key, prediction, (probabilities,) model_version, run_id, scored_at, partition_date.
 
+    Each thread takes whole batches through features and prediction: no step waits for another's threads.
+
     Args:
+        free: one for each thread of ``pool``.
         counts: gets the rows of each partition added.
         failed: gets the error that ended the stream: the lake's writer, which reads it, passes on no more than a text.
     """
@@ -166,12 +176,13 @@ def _predictions(
     now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
     assert source is not None
 
-    def prepare(batch: pa.RecordBatch) -> tuple[pa.Table, np.ndarray]:
+    def table(batch: pa.RecordBatch) -> pa.Table:
         rows = pa.Table.from_batches([batch])
-        return rows, model.encoding.matrix(features.apply(rows))
-
-    def table(rows: pa.Table, matrix: np.ndarray) -> pa.Table:
-        predicted = model.predict_matrix(matrix)
+        features = free.get()
+        try:
+            predicted = model.predict(features.apply(rows))
+        finally:
+            free.put(features)
         columns: dict[str, Any] = {k: rows.column(k) for k in spec.data.key}
         columns["prediction"] = prediction(model, predicted)
         if model.classes:
@@ -188,28 +199,30 @@ def _predictions(
 
     def rows() -> Iterator[pa.RecordBatch]:
         try:
-            for batch, matrix in _ahead(prepare, source):
-                for item in pc.value_counts(batch.column(lake.PARTITION)).to_pylist():
+            for found in _in_order(pool, table, source, settings().threads):
+                for item in pc.value_counts(found.column(lake.PARTITION)).to_pylist():
                     counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
-                yield from table(batch, matrix).combine_chunks().to_batches()
+                yield from found.combine_chunks().to_batches()
         except PerennialError as error:
             failed.append(error)
             raise
 
     nothing = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)
-    return pa.RecordBatchReader.from_batches(table(*prepare(nothing)).schema, rows())
+    return pa.RecordBatchReader.from_batches(table(nothing).schema, rows())
 
 
-def _ahead(prepare: Callable[[Item], Made], source: Iterable[Item]) -> Iterator[Made]:
-    """``map(prepare, source)``, one item ahead in a thread: DuckDB computes features while XGBoost predicts."""
-    items = iter(source)
-
-    def following() -> Made | None:
-        item = next(items, None)
-        return None if item is None else prepare(item)
-
-    with ThreadPoolExecutor(1, thread_name_prefix="features") as pool:
-        coming = pool.submit(following)
-        while (made := coming.result()) is not None:
-            coming = pool.submit(following)
-            yield made
+def _in_order(
+    pool: Executor, work: Callable[[Item], Made], source: Iterable[Item], ahead: int
+) -> Iterator[Made]:
+    """``map(work, source)`` in the threads of ``pool``, in order, at most ``ahead`` items beyond the one in use."""
+    coming: deque[Future[Made]] = deque()
+    try:
+        for item in source:
+            coming.append(pool.submit(work, item))
+            if len(coming) > ahead:
+                yield coming.popleft().result()
+        while coming:
+            yield coming.popleft().result()
+    finally:
+        for late in coming:
+            late.cancel()

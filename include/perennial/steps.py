@@ -36,7 +36,10 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         inspect.signature(function).bind(spec, **arguments)
     except TypeError as error:
         raise PerennialError(
-            f"step {step}: {error}", f"it takes: {', '.join(takes(step))}", model=spec.name
+            # Python 3.12 says "keyword-only argument" where 3.11 says "argument".
+            f"step {step}: {str(error).replace('keyword-only ', '')}",
+            f"it takes: {', '.join(takes(step))}",
+            model=spec.name,
         ) from None
     return dict(function(spec, **arguments))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -70,13 +71,14 @@ def test_one_item_is_made_ahead_and_an_error_comes_through() -> None:
             raise ValueError("three")
         return i * 2
 
-    items = score._ahead(double, [1, 2, 3])
-    assert next(items) == 2
-    assert ready.wait(5), "the second was not begun while the first was in use"
-    assert next(items) == 4
-    with pytest.raises(ValueError, match="three"):
-        next(items)
-    assert list(score._ahead(double, [])) == []
+    with ThreadPoolExecutor(2) as pool:
+        items = score._in_order(pool, double, [1, 2, 3], 1)
+        assert next(items) == 2
+        assert ready.wait(5), "the second was not begun while the first was in use"
+        assert next(items) == 4
+        with pytest.raises(ValueError, match="three"):
+            next(items)
+        assert list(score._in_order(pool, double, [], 1)) == []
 
 
 class _Spec:
