@@ -11,6 +11,7 @@ from typing import Any, TypeVar, get_args
 import yaml
 from pydantic import BaseModel, ValidationError
 
+from perennial import compute
 from perennial.errors import SpecError
 from perennial.settings import ROOT, settings
 from perennial.spec import FeatureSet, ModelSpec
@@ -98,7 +99,7 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
         SpecError: one line a problem.
     """
     folder = Path(folder)
-    spec = _parse(folder / "model.yaml", ModelSpec)
+    spec = parse(folder / "model.yaml", ModelSpec, folder.name)
     if spec.name != folder.name:
         raise SpecError(
             f"{show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
@@ -114,6 +115,15 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
             where = line(folder / "model.yaml", "features", "sets")
             sets[name] = load_feature_set(name, spec.name, f"{where}: ")
     spec._sets = tuple(sets[name] for name in spec.features.sets)
+    for step, profile in spec.compute.items():
+        if profile != compute.LOCAL:
+            try:
+                compute.load(profile)
+            except SpecError as error:
+                where = line(folder / "model.yaml", "compute", step)
+                raise SpecError(
+                    f"{where}: compute.{step}: {error.cause}", error.remedy, model=spec.name
+                ) from None
     names = [r.name for r in spec.references]
     if twice := {n for n in names if names.count(n) > 1}:
         raise SpecError(
@@ -139,7 +149,7 @@ def load_feature_set(name: str, model: str | None = None, where: str = "") -> Fe
             model=model,
         )
     folder = folders[name]
-    result = _parse(folder / "feature_set.yaml", FeatureSet)
+    result = parse(folder / "feature_set.yaml", FeatureSet, name)
     if result.name != name:
         raise SpecError(
             f"{show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
@@ -189,8 +199,16 @@ def _text(path: Path, model: str | None) -> str:
         ) from None
 
 
-def _parse(path: Path, kind: type[_Parsed]) -> _Parsed:
-    model, shown = path.parent.name, show(path)
+def parse(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
+    """Read a YAML file as ``kind``.
+
+    Args:
+        model: the model that errors name.
+
+    Raises:
+        SpecError: one line a problem.
+    """
+    shown = show(path)
     text = _text(path, model)
     lines: _Lines = {}
     try:

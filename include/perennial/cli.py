@@ -113,33 +113,48 @@ def run(
         str | None,
         typer.Option(help="The model as JSON (ModelSpec.bundle), instead of a folder; - for stdin."),
     ] = None,
+    result_file: Annotated[
+        str | None, typer.Option(help="Where the result, or the error, is written too: a path or s3:// URI.")
+    ] = None,
+    library: Annotated[
+        str | None, typer.Option(help="Digest that this library must have (`perennial library`).")
+    ] = None,
 ) -> None:
     """Run one step. Its result is the last line, as JSON."""
+    from perennial import results, steps
+
+    with results.kept(result_file) as kept:
+        kept.require(library)
+        spec = _spec(model, spec_file)
+        given = {
+            "start": start,
+            "end": end,
+            "as_of": as_of,
+            "reason": reason,
+            "actor": actor,
+            "to_version": to_version,
+            "run_id": run_id,
+            "force": force or None,
+            "backfill": backfill or None,
+        }
+        kept.result = steps.run(step, spec, **_arguments(step, spec, given))
+    sys.stdout.flush()
+    print(json.dumps(kept.result, default=str), flush=True)  # noqa: T201
+
+
+def _arguments(step: str, spec: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """What the step is called with; who decides is filled in."""
     from perennial import steps
 
-    spec = _spec(model, spec_file)
     if step not in steps.STEPS:
         steps.run(step, spec)
     takes = steps.takes(step)
-    given = {
-        "start": start,
-        "end": end,
-        "as_of": as_of,
-        "reason": reason,
-        "actor": actor,
-        "to_version": to_version,
-        "run_id": run_id,
-        "force": force or None,
-        "backfill": backfill or None,
-    }
-    arguments: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    arguments = {name: value for name, value in given.items() if value is not None}
     if "actor" in takes:
         arguments.setdefault("actor", _user())
     if "backfill" in takes:
         arguments.setdefault("backfill", False)
-    result = steps.run(step, spec, **arguments)
-    sys.stdout.flush()
-    print(json.dumps(result, default=str), flush=True)  # noqa: T201
+    return arguments
 
 
 def _spec(model: str | None, spec_file: str | None) -> Any:
@@ -150,7 +165,7 @@ def _spec(model: str | None, spec_file: str | None) -> Any:
     """
     from pydantic import ValidationError
 
-    from perennial import catalog
+    from perennial import catalog, files
     from perennial.spec import ModelSpec
 
     if spec_file is None:
@@ -158,7 +173,7 @@ def _spec(model: str | None, spec_file: str | None) -> Any:
             raise SpecError("no model is named", "give --model NAME, or --spec-file FILE")
         return catalog.load(model)
     try:
-        text = sys.stdin.read() if spec_file == "-" else Path(spec_file).read_text("utf-8")
+        text = sys.stdin.read() if spec_file == "-" else files.read_text(spec_file)
         spec = ModelSpec.from_bundle(json.loads(text))
     except OSError as error:
         raise SpecError(f"{spec_file} cannot be read: {error.strerror}", "name the bundle's file") from None
@@ -262,6 +277,14 @@ def ledger(
         _console().print(
             f"{count} records; the chain is whole." if count else f"Nothing was decided about {model} yet."
         )
+
+
+@app.command()
+def library() -> None:
+    """Print the digest of this library: an image must have the one that its caller has."""
+    from perennial import manifest
+
+    print(manifest.library_digest())  # noqa: T201
 
 
 @app.command()

@@ -159,3 +159,19 @@ def write_bytes(uri: str, content: bytes) -> str:
         return uri
     except OSError as error:
         raise StorageError(f"{uri} cannot be written: {error}", _REMEDY) from error
+
+
+def remove(uri: str) -> None:
+    """Remove a file, if it is there.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        if is_remote(uri):
+            if exists(uri):
+                filesystem().delete_file(uri.removeprefix("s3://"))
+        else:
+            Path(uri).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error

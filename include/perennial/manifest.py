@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import hashlib
 import json
 import os
 import resource
@@ -11,6 +12,7 @@ import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 from perennial import __version__, files
@@ -125,3 +127,12 @@ def code_version() -> str:
         except OSError:
             commit = ""
     return f"{__version__}+{commit[:12]}" if commit else __version__
+
+
+@functools.cache
+def library_digest() -> str:
+    """SHA-256 of this library's source: equal in an image and in the place that starts it, or a step is not run."""
+    found, root = hashlib.sha256(), Path(__file__).parent
+    for path in sorted(root.rglob("*.py")):
+        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+    return found.hexdigest()

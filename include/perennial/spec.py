@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Self
 
 from pydantic import Field, StringConstraints, model_validator
 
@@ -66,8 +66,8 @@ class ModelSpec(Strict):
     monitoring: MonitoringSpec = Field(MonitoringSpec(), description="When a model counts as drifted.")
     retraining: RetrainingSpec = Field(RetrainingSpec(), description="When a verdict leads to a retraining.")
     schedule: ScheduleSpec = Field(description="When DAGs run by themselves (UTC), and for which partitions.")
-    compute: dict[Step, Literal["local"]] = Field(
-        {}, description="Compute profile a step; local when not given."
+    compute: dict[Step, Name] = Field(
+        {}, description="Compute profile a step; PERENNIAL_PROFILE, or local, when not given."
     )
     limits: dict[Step, StepSpec] = Field({}, description="Retries and timeout of a step's task.")
     alerts: list[Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]] = Field(
@@ -115,8 +115,11 @@ class ModelSpec(Strict):
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything in the folder that decides a result: spec, SQL, suite, feature sets."""
-        parts = [self.model_dump_json(), self._sql, self._suite]
+        """SHA-256 of everything in the folder that decides a result: spec, SQL, suite, feature sets.
+
+        Where a step runs, and how often it is tried, decides none.
+        """
+        parts = [self.model_dump_json(exclude={"compute", "limits"}), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

@@ -35,9 +35,16 @@ class StageTask(BaseOperator):
         self.spec = spec
         self.call = call
         self.report = ""
+        #: What the triggerer saw of the step's pod, where the task waited in it.
+        self.event: dict[str, Any] | None = None
+        #: The operator of the pod that the step runs in.
+        self.pod: Any = None
 
     def execute(self, context: Context) -> dict[str, Any]:
         """Run it; the result, small and JSON-able, becomes the task's XCom."""
+        return self._call(context)
+
+    def _call(self, context: Context) -> dict[str, Any]:
         try:
             result = self.call(self.spec, context)
         except PerennialError as error:
@@ -47,6 +54,16 @@ class StageTask(BaseOperator):
         docs = result.get("docs") or [""]
         self.report = str(result.get("report") or docs[-1] or "")
         return result
+
+    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+        """Go on after the triggerer has waited for the step's pod."""
+        self.event = event
+        return self._call(context)
+
+    def on_kill(self) -> None:
+        """Stop the step's pod with the task."""
+        if self.pod is not None:
+            self.pod.on_kill()
 
 
 class ReportLink(BaseOperatorLink):

@@ -2,43 +2,30 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from perennial import manifest
+from perennial import compute, manifest, steps
 from perennial.errors import PerennialError
 
 if TYPE_CHECKING:
+    from airflow.sdk import Context
+
     from perennial.spec import ModelSpec
 
 
-class Runner(Protocol):
-    """A place where steps run."""
-
-    def run(self, step: str, spec: ModelSpec, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Run ``perennial.steps.run(step, spec, **arguments)`` there, wait for its end, return its result."""
-
-
-class LocalRunner:
-    """In this very process: the Airflow worker."""
-
-    def run(self, step: str, spec: ModelSpec, arguments: dict[str, Any]) -> dict[str, Any]:
-        """Run the step."""
-        from perennial import steps
-
-        return steps.run(step, spec, **arguments)
-
-
-RUNNERS: dict[str, Runner] = {"local": LocalRunner()}
-
-
-def heavy(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
+def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:
     """Run a heavy step where its compute profile says, and believe the manifests that it left, not its word.
 
     Raises:
         PerennialError: the step failed, or claims to have done a partition that has no manifest.
     """
-    profile = spec.compute.get(step, "local")  # type: ignore[call-overload]
-    result = RUNNERS[profile].run(step, spec, arguments)
+    profile = compute.load(spec.compute.get(step) or compute.default())  # type: ignore[call-overload]
+    if profile.pods:
+        from perennial_airflow import pods  # the pod operator takes seconds to import
+
+        result = pods.run(step, spec, profile, arguments, context)
+    else:
+        result = steps.run(step, spec, **arguments)
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
         if manifest.read(spec.name, step, key) is None:
             raise PerennialError(
@@ -52,4 +39,4 @@ def heavy(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
 
 def light(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
     """Run a light step: always in this process, whatever the profile."""
-    return LocalRunner().run(step, spec, arguments)
+    return steps.run(step, spec, **arguments)

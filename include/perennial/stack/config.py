@@ -28,6 +28,7 @@ class Stack:
         airflow_port: of Airflow's UI and REST API. mlflow_port: of MLflow's UI and API.
         log_ports: where Airflow's scheduler and triggerer serve the logs of running tasks.
         task_port: of the server that Airflow's tasks talk to.
+        mlflow_host: address that MLflow listens at; another than this machine's own loopback where pods ask it.
     """
 
     home: Path
@@ -35,6 +36,7 @@ class Stack:
     mlflow_port: int = 5000
     log_ports: tuple[int, int] = (8793, 8794)
     task_port: int = 8792
+    mlflow_host: str = "127.0.0.1"
 
     @property
     def airflow_url(self) -> str:
@@ -44,7 +46,7 @@ class Stack:
     @property
     def mlflow_url(self) -> str:
         """Address of MLflow's UI."""
-        return f"http://localhost:{self.mlflow_port}"
+        return f"http://{self.mlflow_host.replace('127.0.0.1', 'localhost')}:{self.mlflow_port}"
 
     @property
     def logs(self) -> Path:
@@ -83,6 +85,7 @@ def stack() -> Stack:
         mlflow_port=_port("PERENNIAL_MLFLOW_PORT", 5000),
         task_port=_port("PERENNIAL_TASK_PORT", 8792),
         log_ports=(_port("PERENNIAL_WORKER_LOG_PORT", 8793), _port("PERENNIAL_TRIGGER_LOG_PORT", 8794)),
+        mlflow_host=os.environ.get("PERENNIAL_MLFLOW_HOST", "").strip() or "127.0.0.1",
     )
 
 
@@ -114,6 +117,7 @@ def environment(config: Stack) -> dict[str, str]:
     """The environment of the servers and of every task: the caller's, with the stack's settings over it."""
     airflow = config.home / "airflow"
     caches = config.home / "cache"
+    near = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
     own = {
         # Airflow starts its components as plain "airflow"
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -125,8 +129,8 @@ def environment(config: Stack) -> dict[str, str]:
         "PERENNIAL_AIRFLOW_URL": config.airflow_url,
         "MLFLOW_TRACKING_URI": config.mlflow_url.replace("localhost", "127.0.0.1"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares eight processes
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), "localhost,127.0.0.1"])),
-        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), "localhost,127.0.0.1"])),
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *near])),
+        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), *near])),
         # nobody is told that this runs, and nothing is kept in the user's home folder
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -37,7 +37,7 @@ def client(config: Stack) -> Airflow:
 def mlflow_works(config: Stack) -> bool:
     """Whether MLflow answers, its registry included."""
     try:
-        url = f"http://127.0.0.1:{config.mlflow_port}"
+        url = f"http://{config.mlflow_host}:{config.mlflow_port}"
         # /health says 200 before the database is there, and also to a name that the server will refuse
         ask = httpx.get(f"{url}/api/2.0/mlflow/registered-models/search", timeout=5, trust_env=False)
         return ask.status_code == 200
@@ -74,9 +74,10 @@ def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None)
         (config.home / "mlflow").mkdir(parents=True, exist_ok=True)
         store = ["--backend-store-uri", sqlite(config.home / "mlflow" / "mlflow.db")]
         store += ["--artifacts-destination", str(config.home / "mlflow" / "artifacts"), "--workers", "1"]
-        address = ["--host", "127.0.0.1", "--port", str(config.mlflow_port)]
+        address = ["--host", config.mlflow_host, "--port", str(config.mlflow_port)]
         # without its port a name is refused (403) while /health says all is well
-        address += ["--allowed-hosts", f"localhost:{config.mlflow_port},127.0.0.1:{config.mlflow_port}"]
+        names = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
+        address += ["--allowed-hosts", ",".join(f"{name}:{config.mlflow_port}" for name in names)]
         command = [*python, "mlflow", "server", *store, *address]
         processes.start("mlflow", command, environ, config.state, _log(config, "mlflow"))
     log = _log(config, "airflow")

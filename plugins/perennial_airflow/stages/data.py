@@ -27,7 +27,7 @@ def publish(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Validate and publish the partition, or the range."""
     span = asked.span(context)
     result = runner.heavy(
-        "data", spec,
+        "data", spec, context,
         start=span.start, end=span.end, force=asked.forced(context), run_id=context["run_id"],
     )  # fmt: skip
     told = {name: result.get(name) for name in ("rows_out", "quarantined", "version")}

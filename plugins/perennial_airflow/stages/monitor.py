@@ -36,7 +36,9 @@ def monitor_dag(spec: ModelSpec) -> DAG:
 def look(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Compute the verdict and draw the report."""
     as_of = asked.as_of(context).start
-    return runner.heavy("monitor", spec, as_of=as_of, force=asked.forced(context), run_id=context["run_id"])
+    return runner.heavy(
+        "monitor", spec, context, as_of=as_of, force=asked.forced(context), run_id=context["run_id"]
+    )
 
 
 def weigh(spec: ModelSpec, context: Context) -> dict[str, Any]:

@@ -32,7 +32,7 @@ def predict(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Score the partition, or the range; skipped while the model has no champion."""
     span = asked.span(context)
     result = runner.heavy(
-        "score", spec,
+        "score", spec, context,
         start=span.start, end=span.end, force=asked.forced(context), run_id=context["run_id"],
     )  # fmt: skip
     if result["status"] == "no champion":

@@ -31,7 +31,7 @@ def fit(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Train on data up to the run's partition, register the challenger, judge it."""
     as_of = asked.as_of(context).start
     return runner.heavy(
-        "train", spec,
+        "train", spec, context,
         as_of=as_of, reason=asked.reason(context), force=asked.forced(context), run_id=context["run_id"],
     )  # fmt: skip
 
