@@ -77,10 +77,10 @@ def mlflow(folder: Path) -> Iterator[str]:
 
 
 @contextlib.contextmanager
-def s3(folder: Path) -> Iterator[str]:
+def s3(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
     """A server that speaks S3 (moto), in memory; gives its URL."""
     port = free_port()
-    url = f"http://127.0.0.1:{port}"
-    command = [sys.executable, "-m", "moto.server", "-H", "127.0.0.1", "-p", str(port)]
+    url = f"http://{host}:{port}"
+    command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]
     with running(command, f"{url}/moto-api/data.json", folder / "s3.log", {}):
         yield url

@@ -1,0 +1,119 @@
+"""A live Airflow whose heavy steps run in pods of a real cluster; MLflow and S3 run here, where pods reach them.
+
+Needs: ``KUBECONFIG``; ``PERENNIAL_POD_HOST``, an address of this machine that pods reach (or ``TESTBED_HOST_IP``); the
+trainer image of this checkout in the cluster, by its default name or as ``PERENNIAL_TRAINER_IMAGE``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import yaml
+from rich.console import Console
+
+from perennial import files
+from perennial.sample.plan import Plan
+from perennial.spec import ModelSpec
+from perennial.stack import processes, servers, story
+from perennial.stack.board import Board
+from perennial.stack.config import Stack
+from support import servers as local
+from support import toys
+from support.pods import MODELS, SECRET, SLOW, Cluster, Pods, pod_host, profiles, wait_for
+
+
+@pytest.fixture(scope="session")
+def cluster() -> Iterator[Cluster]:
+    """The namespace; the cluster is the one of ``KUBECONFIG``."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set, so nothing is tested of running in pods")
+    if not pod_host():
+        pytest.skip(
+            "PERENNIAL_POD_HOST is not set: an address of this machine that the cluster's pods can reach"
+        )
+    from kubernetes import client, config
+
+    config.load_kube_config(os.environ["KUBECONFIG"])
+    api = client.CoreV1Api()
+    name = toys.unique("perennial-test").replace("_", "-")
+    api.create_namespace({"metadata": {"name": name}})
+    secret = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    api.create_namespaced_secret(name, {"metadata": {"name": SECRET}, "stringData": secret})
+    wait_for(
+        lambda: [a for a in api.list_namespaced_service_account(name).items if a.metadata.name == "default"],
+        "the namespace's service account",
+    )
+    try:
+        yield Cluster(name, api)
+    finally:
+        api.delete_namespace(name, grace_period_seconds=0)
+
+
+@pytest.fixture(scope="session")
+def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pods]:
+    """Airflow and MLflow, S3 and models whose steps run in pods."""
+    import boto3
+
+    root = tmp_path_factory.mktemp("pods")
+    home, models, compute = root / "home", root / "models", root / "compute"
+    for folder in (home, models, compute):
+        folder.mkdir(parents=True)
+    for item in profiles(cluster.namespace):
+        (compute / f"{item['name']}.yaml").write_text(yaml.safe_dump(item))
+    before, host = dict(os.environ), pod_host()
+    for name in [n for n in os.environ if n.startswith(("PERENNIAL_", "MLFLOW_", "AIRFLOW", "AWS_"))]:
+        if name != "PERENNIAL_TRAINER_IMAGE":
+            del os.environ[name]
+    with contextlib.ExitStack() as stack:
+        stack.callback(lambda: (os.environ.clear(), os.environ.update(before)))
+        url = stack.enter_context(local.s3(root, host))
+        kube = {
+            "conn_type": "kubernetes",
+            "extra": {"kube_config_path": before["KUBECONFIG"], "in_cluster": False},
+        }
+        os.environ.update({
+            "PERENNIAL_HOME": str(home), "PERENNIAL_MODELS": str(models), "PERENNIAL_COMPUTE": str(compute),
+            "PERENNIAL_LAKE": "s3://perennial/lake", "PERENNIAL_LANDING": "s3://perennial/landing",
+            "PERENNIAL_PROFILE": "pod", "PERENNIAL_MLFLOW_HOST": host, "PERENNIAL_THREADS": "1",
+            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
+            "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(kube),
+        })  # fmt: skip
+        for name in ("NO_PROXY", "no_proxy"):
+            os.environ[name] = ",".join(filter(None, [os.environ.get(name, ""), host]))
+        boto3.resource("s3").Bucket("perennial").create()
+        free = [local.free_port() for _ in range(5)]
+        config = Stack(home, free[0], free[1], (free[2], free[3]), free[4], mlflow_host=host)
+        specs = _models(models)
+        stack.callback(lambda: processes.stop(home, servers.NAMES, patience=20))
+        with Board(Console(file=(root / "board.txt").open("a"), width=200)) as board:
+            servers.up(config, board)
+            airflow = stack.enter_context(contextlib.closing(servers.client(config)))
+            plans = tuple(Plan(name, toys.FIRST, toys.LAST, toys.LAST, False) for name in specs)
+            story.await_dags(airflow, plans, board)
+        with story.same_environment(config):
+            yield Pods(config, airflow, cluster, specs, models)
+
+
+def _models(root: Path) -> dict[str, ModelSpec]:
+    end = {"schedule": {"end": "2024-01-31"}}  # with an end in the past nothing runs but what the tests start
+    quick = {"limits": {step: {"retries": 1} for step in ("data", "train", "score", "monitor")}}
+    specs = {
+        name: toys.model(root, name, compute=compute, **end, **quick) for name, compute in MODELS.items()
+    }
+    train = {"rounds": 1500, "early_stopping_rounds": 500, "params": {"max_depth": 8, "learning_rate": 0.002}}
+    for name in SLOW:
+        specs[name] = toys.model(root, name, training=train, **end, **quick)
+    for name in ("little_memory", "too_little_memory", "no_image", "gpu_nowhere", "big"):
+        specs[f"pod_{name}"] = toys.model(
+            root, f"pod_{name}", compute={"data": name}, limits={"data": {"retries": 0}}, **end
+        )
+    for spec in specs.values():
+        toys.land(spec, days=toys.DAYS)
+    assert files.is_remote(files.expand(next(iter(specs.values())).data.source))
+    return specs

@@ -1,0 +1,171 @@
+"""The loop of a small model with every heavy step in a pod, and what disturbs pods."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Any
+
+import httpx
+import psutil
+import pytest
+
+from perennial import files, manifest, registry
+from perennial.settings import settings
+from perennial.stack import processes
+from support import toys
+from support.pods import Pods, wait_for
+
+pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
+LAST_OF_HISTORY = "2024-01-15"
+NIGHT = "2024-01-16"
+
+
+def play(pods: Pods, model: str) -> dict[str, Any]:
+    """History, training, one night, one look at it; what is the same wherever the steps run."""
+    pods.succeeds(f"{model}.data", pods.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY))
+    pods.succeeds(f"{model}.train", pods.run(f"{model}.train", key=LAST_OF_HISTORY))
+    pods.succeeds(f"{model}.data", pods.run(f"{model}.data", start=NIGHT))
+    pods.succeeds(f"{model}.score", pods.run(f"{model}.score", start=NIGHT))
+    pods.succeeds(f"{model}.monitor", pods.run(f"{model}.monitor", key=NIGHT))
+    champion = registry.champion(pods.specs[model])
+    assert champion is not None
+    found = toys.content_of("predictions", model, without=("run_id", "scored_at"))
+    assert len(found) == toys.ROWS
+    for step, key in (("data", NIGHT), ("train", LAST_OF_HISTORY), ("score", NIGHT), ("monitor", NIGHT)):
+        assert manifest.read(model, step, key) is not None, step
+    return {"digest": champion.digest, "predictions": found}
+
+
+def registered(model: str) -> int:
+    """How many versions of a model are registered."""
+    found = httpx.get(
+        f"{settings().mlflow_uri}/api/2.0/mlflow/model-versions/search",
+        params={"filter": f"name='{model}'"},
+        trust_env=False,
+    )
+    return len(found.raise_for_status().json().get("model_versions", []))
+
+
+def train_slowly(pods: Pods, model: str) -> tuple[str, Any]:
+    """A training that goes on in its pod; its run and the pod."""
+    pods.succeeds(f"{model}.data", pods.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY))
+    run = pods.run(f"{model}.train", key=LAST_OF_HISTORY)
+    return run, pods.cluster.running(model, "train")
+
+
+def test_the_same_folder_gives_the_same_predictions_in_pods_and_here(pods_stack: Pods) -> None:
+    in_pods, here = play(pods_stack, "pod_loop"), play(pods_stack, "pod_here")
+    assert in_pods["digest"] == here["digest"]
+    assert in_pods["predictions"] == here["predictions"]
+    assert play(pods_stack, "pod_deferred")["digest"] == here["digest"]
+    run = pods_stack.airflow.runs("pod_loop.score")[0]["dag_run_id"]
+    told = pods_stack.log("pod_loop.score", run, "score")
+    assert "profile pod" in told
+
+
+def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
+    run, pod = train_slowly(pods_stack, "pod_deleted")
+    spec, box = pod.spec, pod.spec.containers[0]
+    assert (
+        spec.security_context.run_as_non_root
+        and spec.security_context.seccomp_profile.type == "RuntimeDefault"
+    )
+    assert not spec.automount_service_account_token and not spec.host_network
+    assert (
+        not box.security_context.allow_privilege_escalation and box.security_context.read_only_root_filesystem
+    )
+    assert box.security_context.capabilities.drop == ["ALL"] and not box.security_context.privileged
+    assert not any("secret" in (e.name or "").lower() and e.value for e in box.env)
+    assert [source.secret_ref.name for source in box.env_from] == ["perennial-aws"]
+    labels = pod.metadata.labels
+    assert labels["perennial/model"] == "pod_deleted" and labels["perennial/step"] == "train"
+    assert labels["perennial/team"] == "tests" and labels["cost_centre"] == "tests" and labels["run_id"]
+
+    # deleted in the midst of its training: a new pod, no retry of the task, one registered version
+    pods_stack.cluster.api.delete_namespaced_pod(
+        pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
+    )
+    again = wait_for(
+        lambda: next((p for p in pods_stack.cluster.pods(**{"perennial/model": "pod_deleted"})
+                      if p.metadata.name != pod.metadata.name and not p.metadata.deletion_timestamp), None),
+        "another pod",
+    )  # fmt: skip
+    assert again.metadata.annotations["perennial/interruptions"] == "1"
+    pods_stack.succeeds("pod_deleted.train", run)
+    assert pods_stack.task("pod_deleted.train", run, "train")["try_number"] == 1
+    assert registered("pod_deleted") == 1
+
+
+def test_a_killed_task_finds_its_pod_again(pods_stack: Pods) -> None:
+    run, pod = train_slowly(pods_stack, "pod_killed")
+    killed = 0
+    for process in processes.members(pods_stack.config.home):
+        with contextlib.suppress(psutil.Error):
+            title = " ".join(process.cmdline())
+            if "pod_killed" in title:
+                process.kill()
+                killed += 1
+    assert killed, "no process of the task was found"
+    pods_stack.succeeds("pod_killed.train", run, 400)
+    task = pods_stack.task("pod_killed.train", run, "train")
+    assert task["try_number"] == 2
+    told = pods_stack.log("pod_killed.train", run, "train", 2)
+    assert pod.metadata.name in told
+    assert registered("pod_killed") == 1
+
+
+def test_too_little_memory_is_named_and_tried_again_with_more(pods_stack: Pods) -> None:
+    run = pods_stack.run("pod_little_memory.data", start=toys.FIRST)
+    pods_stack.succeeds("pod_little_memory.data", run)
+    told = pods_stack.log("pod_little_memory.data", run, "data")
+    assert "Killed at its memory limit of 256Mi: it is tried again with 1200Mi" in told
+
+    run = pods_stack.run("pod_too_little_memory.data", start=toys.FIRST)
+    assert pods_stack.ended("pod_too_little_memory.data", run) == "failed"
+    told = pods_stack.log("pod_too_little_memory.data", run, "data")
+    assert "memory limit of 256Mi, the largest of profile too_little_memory" in told and "more_memory" in told
+
+
+def test_a_missing_image_and_a_missing_gpu_are_told(pods_stack: Pods) -> None:
+    image = pods_stack.run("pod_no_image.data", start=toys.FIRST)
+    gpu = pods_stack.run("pod_gpu_nowhere.data", start=toys.FIRST)
+    assert pods_stack.ended("pod_no_image.data", image) == "failed"
+    told = pods_stack.log("pod_no_image.data", image, "data")
+    assert "perennial/there-is-no-such-image:0.0.1" in told and "make images" in told
+    assert pods_stack.ended("pod_gpu_nowhere.data", gpu) == "failed"
+    told = pods_stack.log("pod_gpu_nowhere.data", gpu, "data")
+    assert "found no node within 0.3 minutes" in told and "nvidia.com/gpu" in told
+
+
+def test_an_exhausted_quota_is_waited_for(pods_stack: Pods) -> None:
+    api, namespace = pods_stack.cluster.api, pods_stack.cluster.namespace
+    api.create_namespaced_resource_quota(
+        namespace, {"metadata": {"name": "full"}, "spec": {"hard": {"requests.cpu": "100m"}}}
+    )
+    wait_for(
+        lambda: api.read_namespaced_resource_quota("full", namespace).status.hard, "the quota to be in force"
+    )
+    try:
+        run = pods_stack.run("pod_big.data", start=toys.FIRST)
+        wait_for(
+            lambda: "Waiting for quota" in pods_stack.log("pod_big.data", run, "data")
+            if pods_stack.task("pod_big.data", run, "data")["state"] == "running" else None,
+            "the task to say that it waits",
+        )  # fmt: skip
+        assert not pods_stack.cluster.pods(**{"perennial/model": "pod_big"})
+    finally:
+        api.delete_namespaced_resource_quota("full", namespace)
+    pods_stack.succeeds("pod_big.data", run)
+
+
+def test_an_error_of_the_step_reaches_the_task_in_its_own_words(pods_stack: Pods) -> None:
+    run = pods_stack.run("pod_loop.data", start="2024-01-30")
+    assert pods_stack.ended("pod_loop.data", run) == "failed"
+    told = pods_stack.log("pod_loop.data", run, "data")
+    assert "2024-01-30" in told and "What to do" in told
+    assert pods_stack.task("pod_loop.data", run, "data")["try_number"] == 1  # no retry mends missing data
+    assert files.exists(manifest.uri("pod_loop", "data", NIGHT))
+
+
+def test_no_pod_is_left(pods_stack: Pods) -> None:
+    wait_for(lambda: not pods_stack.cluster.pods(), "the last pod to be gone", 60)

@@ -1,0 +1,123 @@
+"""A stack whose heavy steps run in pods: its profiles, its models, and what tests ask of it."""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from perennial.spec import ModelSpec
+from perennial.stack.config import Stack
+from perennial.stack.rest import Airflow
+
+SECRET = "perennial-aws"
+ENDED = ("success", "failed")
+#: Models, with the profile of each step that is not in a plain pod. `slow` trains for long enough to be disturbed.
+MODELS: dict[str, dict[str, str]] = {
+    "pod_loop": {},
+    "pod_deferred": dict.fromkeys(("data", "train", "score", "monitor"), "deferred"),
+    "pod_mixed": dict.fromkeys(("data", "score", "monitor"), "local"),
+    "pod_here": dict.fromkeys(("data", "train", "score", "monitor"), "local"),
+}
+SLOW = ("pod_killed", "pod_deleted", "pod_orphan")
+
+
+def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
+    """A profile for small pods."""
+    return {
+        "name": name, "kind": "kubernetes", "namespace": namespace, "cpu": "250m", "memory": "1Gi", "scratch": "1Gi",
+        "secret_env": [SECRET], "wait_minutes": 5, "start_minutes": 2, "labels": {"cost_centre": "tests"},
+    } | changes  # fmt: skip
+
+
+def profiles(namespace: str) -> list[dict[str, Any]]:
+    """Every profile of these tests."""
+    return [
+        profile("pod", namespace),
+        profile("deferred", namespace, deferrable=True),
+        profile("little_memory", namespace, memory="256Mi", more_memory=["1200Mi"]),
+        profile("too_little_memory", namespace, memory="256Mi"),
+        profile("no_image", namespace, image="perennial/there-is-no-such-image:0.0.1", start_minutes=0.5),
+        profile("gpu_nowhere", namespace, gpu={"count": 1}, wait_minutes=0.3),
+        profile("big", namespace, cpu="1", wait_minutes=4),
+    ]
+
+
+@dataclass
+class Cluster:
+    """One namespace of the cluster, made for these tests and removed after them."""
+
+    namespace: str
+    api: Any
+    seen: list[str] = field(default_factory=list)
+
+    def pods(self, **labels: str) -> list[Any]:
+        """The pods of the namespace that have these labels."""
+        chosen = ",".join(f"{k}={v}" for k, v in labels.items())
+        return list(self.api.list_namespaced_pod(self.namespace, label_selector=chosen).items)
+
+    def running(self, model: str, step: str, patience: float = 120) -> Any:
+        """The running pod of a model's step, awaited."""
+        return wait_for(
+            lambda: next(
+                (p for p in self.pods(**{"perennial/model": model, "perennial/step": step})
+                 if p.status.phase == "Running" and not p.metadata.deletion_timestamp), None),
+            f"a running pod of {model}.{step}", patience,
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Pods:
+    """The stack, the cluster and the models."""
+
+    config: Stack
+    airflow: Airflow
+    cluster: Cluster
+    specs: dict[str, ModelSpec]
+    models: Path
+
+    def run(self, dag: str, *, key: str | None = None, **conf: Any) -> str:
+        """Start a run; returns its id."""
+        return self.airflow.trigger(dag, key=key, conf=conf)
+
+    def state(self, dag: str, run: str) -> str:
+        """State of a run."""
+        return str(self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
+
+    def ended(self, dag: str, run: str, patience: float = 300) -> str:
+        """State of a run, once it has ended."""
+        return str(
+            wait_for(
+                lambda: s if (s := self.state(dag, run)) in ENDED else None, f"{dag} {run} to end", patience
+            )
+        )
+
+    def succeeds(self, dag: str, run: str, patience: float = 300) -> None:
+        """Wait for a run, which must succeed."""
+        state = self.ended(dag, run, patience)
+        assert state == "success", self.airflow.why(dag, run)
+
+    def log(self, dag: str, run: str, task: str, attempt: int = 1) -> str:
+        """The log of one attempt of a task."""
+        return "\n".join(self.airflow.log(dag, run, task, attempt))
+
+    def task(self, dag: str, run: str, task: str) -> dict[str, Any]:
+        """A task instance."""
+        return next(t for t in self.airflow.tasks(dag, run) if t["task_id"] == task)
+
+
+def wait_for(look: Any, what: str, patience: float = 120, every: float = 0.5) -> Any:
+    """What ``look`` gives, once it gives something."""
+    deadline = time.monotonic() + patience
+    while not (found := look()):
+        if time.monotonic() > deadline:
+            raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
+        time.sleep(every)
+    return found
+
+
+def pod_host() -> str:
+    """An address of this machine that pods reach."""
+    return os.environ.get("PERENNIAL_POD_HOST") or os.environ.get("TESTBED_HOST_IP") or ""
