@@ -19,6 +19,8 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 BATCH = 131_072
+#: Rows that a statement hands over at a time.
+PART = 65_536
 #: Rows that DuckDB's operators pass on at a time.
 VECTOR = 2048
 _SQL_TYPES = {
@@ -43,6 +45,7 @@ class Features:
     Args:
         spec: the model, as it was when it was trained.
         versions: version of each reference table; brought up to date and taken when not given.
+        folder: a folder of the lake whose files `of` may read.
 
     Attributes:
         columns: names of the features, in order.
@@ -52,13 +55,17 @@ class Features:
         SpecError: the SQL does not work on the declared columns.
     """
 
-    def __init__(self, spec: ModelSpec, versions: dict[str, int] | None = None) -> None:
+    def __init__(
+        self, spec: ModelSpec, versions: dict[str, int] | None = None, folder: str | None = None
+    ) -> None:
         self.spec = spec
         self.versions = references.refresh(spec) if versions is None else versions
         # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
         self._con = lake.connect(threads=1, memory_share=0.25)
         references.register(self._con, spec, self.versions)
-        # From here on the SQL can read what was registered and nothing else: no file, no address.
+        if folder:
+            self._con.execute(f"SET allowed_directories=[{lake.quote(folder)}]")
+        # From here on the SQL can read what was registered and nothing else: no other file, no address.
         self._con.execute("SET enable_external_access=false; SET lock_configuration=true")
         self._query = query(spec)
         self.columns = self._check()
@@ -102,28 +109,75 @@ class Features:
         Raises:
             DataError: the SQL lost, doubled or renamed rows.
         """
+        import pyarrow as pa
+
+        hidden = self._hidden()
+        self._con.register("published", rows.select([c for c in self.spec.data.columns if c not in hidden]))
+        try:
+            found = pa.concat_tables(self._found(rows.select(list(self.spec.data.key))))
+        finally:
+            self._con.unregister("published")
+        return found.select(self.columns)
+
+    def of(self, source: str | pa.Table) -> tuple[pa.Table, Iterator[pa.Table]]:
+        """The keys of published rows, and their features in the same order, part by part, each part checked.
+
+        Args:
+            source: SQL that reads the rows, or the rows; a declared column that is not there is null.
+
+        Raises:
+            DataError: from the iterator too: the SQL failed, or it lost, doubled or renamed rows.
+        """
+        text = source if isinstance(source, str) else "SELECT * FROM source_rows"
+        if not isinstance(source, str):
+            self._con.register("source_rows", source)
+        shown = {c: t for c, t in self.spec.data.columns.items() if c not in self._hidden()}
+        typed = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {lake.name(c)}" for c, t in shown.items())
+        listed = ", ".join(map(lake.name, shown))
+        self._con.execute(
+            f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM "
+            f"(({text}) UNION ALL BY NAME (SELECT {typed} LIMIT 0))"
+        )
+        wanted = self._con.sql(f"SELECT {', '.join(map(lake.name, self.spec.data.key))} FROM published")
+        keys = wanted.to_arrow_table()
+        return keys, self._found(keys)
+
+    def _hidden(self) -> set[str]:
+        return {self.spec.label.expression} if self.spec.label.source is None else set()
+
+    def _found(self, keys: pa.Table) -> Iterator[pa.Table]:
+        """Key and features of the rows of ``published``, in the order of ``keys``, which are theirs."""
         import duckdb
         import pyarrow as pa
 
-        hidden = {self.spec.label.expression} if self.spec.label.source is None else set()
-        self._con.register("published", rows.select([c for c in self.spec.data.columns if c not in hidden]))
         try:
-            found = self._con.sql(self._query).to_arrow_table()
-        except duckdb.Error as error:
+            stream = self._con.sql(self._query).to_arrow_reader(PART)
+            names, schema = list(keys.column_names), stream.schema
+            wanted = pa.table([keys.column(k).cast(schema.field(k).type) for k in names], names=names)
+            at = 0
+            for batch in stream:
+                part = pa.Table.from_batches([batch])
+                if not part.select(names).equals(wanted.slice(at, len(part))):
+                    # What comes is in another order, or not what was asked for.
+                    rest = pa.concat_tables([part, pa.Table.from_batches(list(stream), schema)])
+                    self._check_count(len(keys), at + len(rest))
+                    yield self._in_order(rest, wanted.slice(at))
+                    return
+                at += len(part)
+                yield part
+            self._check_count(len(keys), at)
+            if not at:
+                yield schema.empty_table()
+        except (duckdb.Error, pa.ArrowException) as error:
             raise DataError(
                 f"features.sql failed: {first_line(error, hide=bool(self.spec.data.personal))}",
                 "mend the SQL, or add an expectation that keeps such rows out",
                 model=self.spec.name,
             ) from error
-        finally:
-            self._con.unregister("published")
-        if found.num_rows != rows.num_rows:
-            raise self._rows(f"{rows.num_rows} rows went in, {found.num_rows} came out")
-        key = self.spec.data.key
-        wanted = pa.table([rows.column(k).cast(found.schema.field(k).type) for k in key], names=key)
-        if not found.select(key).equals(wanted):
-            found = self._in_order(found, wanted)
-        return found.select(self.columns)
+
+    def _check_count(self, wanted: int, found: int) -> None:
+        if wanted != found:
+            raise self._rows(f"{wanted} rows went in, {found} came out")
 
     def _in_order(self, found: pa.Table, wanted: pa.Table) -> pa.Table:
         """``found`` in the order of the keys ``wanted``: joins do not keep the order."""

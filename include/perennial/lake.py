@@ -9,9 +9,9 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 from urllib.parse import unquote
 
 from perennial import files
@@ -76,46 +76,41 @@ def partitions(uri: str, version: int | None = None) -> list[str]:
     return sorted(p[PARTITION] for p in found.partitions()) if found else []
 
 
+class File(NamedTuple):
+    """One Parquet file of a table, and how many rows it holds."""
+
+    path: str
+    rows: int
+
+
+def contents(uri: str, version: int | None = None) -> dict[str, list[File]]:
+    """The files of each partition, by date, both in order; the table is opened once."""
+    found = open_table(uri, version)
+    files: dict[str, list[File]] = {}
+    if found:
+        actions = found.get_add_actions(flatten=True)
+        columns = (f"partition.{PARTITION}", "path", "num_records")
+        for day, path, rows in zip(*(actions[c].to_pylist() for c in columns), strict=True):
+            files.setdefault(day, []).append(File(f"{uri}/{unquote(path)}", int(rows or 0)))
+    return {day: sorted(files[day]) for day in sorted(files)}
+
+
 def fingerprint(
     uri: str, start: str | None = None, end: str | None = None, version: int | None = None
 ) -> str:
     """What names the content of the partitions ``start`` to ``end``: it changes when one of them is replaced.
 
     Returns:
-        SHA-256 over the names of the files that hold them (Delta never writes a file twice); empty where none do.
+        As `names` of the files that hold them; empty where none do.
     """
-    found = open_table(uri, version)
-    wanted = [(PARTITION, op, day) for op, day in ((">=", start), ("<=", end)) if day]
-    paths = (
-        sorted(p.rsplit("/", 1)[1] for p in found.file_uris(partition_filters=wanted or None))
-        if found
-        else []
-    )
-    return hashlib.sha256("\n".join(paths).encode()).hexdigest() if paths else ""
+    held = contents(uri, version)
+    return names(f for day, found in held.items() if (start or day) <= day <= (end or day) for f in found)
 
 
-def fingerprints(uri: str, version: int | None = None) -> dict[str, str]:
-    """The `fingerprint` of each partition by itself, by date; the table is opened once."""
-    found = open_table(uri, version)
-    paths: dict[str, list[str]] = {}
-    for path in found.file_uris() if found else []:
-        folder, name = path.rsplit("/", 2)[1:]
-        paths.setdefault(unquote(folder).removeprefix(f"{PARTITION}="), []).append(name)
-    return {
-        day: hashlib.sha256("\n".join(sorted(names)).encode()).hexdigest() for day, names in paths.items()
-    }
-
-
-def sizes(uri: str, version: int | None = None) -> dict[str, int]:
-    """The number of rows of each partition, by date."""
-    found = open_table(uri, version)
-    counts: dict[str, int] = {}
-    if found:
-        actions = found.get_add_actions(flatten=True)
-        days, rows = actions[f"partition.{PARTITION}"].to_pylist(), actions["num_records"].to_pylist()
-        for day, count in zip(days, rows, strict=True):
-            counts[day] = counts.get(day, 0) + int(count or 0)
-    return counts
+def names(held: Iterable[File]) -> str:
+    """SHA-256 over the names of files (Delta never writes a file twice); empty where there are none."""
+    found = sorted(f.path.rsplit("/", 1)[1] for f in held)
+    return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
 
 
 def replace(

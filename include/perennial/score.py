@@ -4,28 +4,26 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
-from itertools import pairwise
-from queue import SimpleQueue
+from contextlib import closing
+from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from perennial import files, lake, manifest, references, registry
 from perennial.errors import DataError, PerennialError, StorageError
-from perennial.features import Features
 from perennial.manifest import Manifest
+from perennial.scorer import Scorer
 from perennial.settings import settings
 from perennial.spec import ModelSpec
-from perennial.train import prediction
+from perennial.units import units
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from perennial.model import Model
-
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 240 MiB of libraries.
-BATCH = 49_152
-COMMIT_ROWS = 250_000
+UNIT_ROWS = 262_144
+COMMIT_ROWS = 524_288
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -48,8 +46,8 @@ def score(
     wanted = files.dates(start, end)
     published = lake.table("published", spec.name)
     version = lake.version(published)  # what is published while this runs is for the next run
-    here = set(lake.partitions(published, version))
-    present = [d for d in wanted if d in here]
+    held = lake.contents(published, version)
+    present = [d for d in wanted if d in held]
     where = start if len(wanted) == 1 else f"{start}..{end}"
     if not present:
         raise DataError(
@@ -58,7 +56,7 @@ def score(
     champion = registry.champion(spec)
     result: dict[str, Any] = {
         "partitions": [],
-        "missing": [d for d in wanted if d not in here],
+        "missing": [d for d in wanted if d not in held],
         "rows_in": 0,
         "rows_out": 0,
         "model_version": champion.version if champion else None,
@@ -68,10 +66,9 @@ def score(
         return result
     trained = registry.spec(champion)
     versions = references.refresh(trained)
-    prints, sizes = lake.fingerprints(published, version), lake.sizes(published, version)
     inputs = {
         day: {
-            "rows": prints[day],
+            "rows": lake.names(held[day]),
             "champion": champion.digest,
             "version": champion.version,
             "references": versions,
@@ -81,37 +78,30 @@ def score(
     todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
     if not todo:
         return result | {"status": "unchanged"}
-    model, free = registry.load(champion, threads=1), SimpleQueue[Features]()
-    # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
-    for _ in range(settings().threads):
-        free.put(Features(trained, versions))
-    counts: dict[str, int] = {}
-    failed: list[PerennialError] = []
-    with ThreadPoolExecutor(settings().threads, thread_name_prefix="score") as pool:
-        for first, last in _runs(todo, present, sizes):
-
-            def batches(first: str = first, last: str = last) -> pa.RecordBatchReader:
-                counts.update({d: 0 for d in todo if first <= d <= last})
-                source = lake.stream(
-                    published, version, first, last, [*trained.data.columns, lake.PARTITION], rows=BATCH
-                )
-                return _predictions(trained, pool, free, model, champion, run_id, source, counts, failed)
-
-            try:
-                lake.replace(
-                    lake.table("predictions", spec.name),
-                    batches,
-                    first,
-                    last,
-                    distinct=[*spec.data.key, "prediction"],
-                )
-            except StorageError as error:
-                if not failed:
-                    raise
-                # It is not the lake that failed: rows could not be scored.
-                raise type(failed[0])(
-                    failed[0].cause, failed[0].remedy, model=spec.name, partition=where
-                ) from error
+    sizes = {day: sum(f.rows for f in held[day]) for day in present}
+    size = max(UNIT_ROWS // 4, min(UNIT_ROWS, sum(sizes[d] for d in todo) // (2 * settings().threads)))
+    commits = [
+        (days, list(units({d: held[d] for d in days}, size, UNIT_ROWS)))
+        for days in _runs(todo, present, sizes)
+    ]
+    work = [unit for _, found in commits for unit in found]
+    threads = min(settings().threads, len(work))
+    scorer = Scorer(trained, versions, champion, published, run_id, threads)
+    uri, counts = lake.table("predictions", spec.name), dict.fromkeys(todo, 0)
+    with (
+        ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
+        # Looks ahead beyond the commit that is being written, so that no thread waits for it.
+        closing(_in_order(pool, scorer.score, work, 2 * threads)) as scored,
+    ):
+        for days, found in commits:
+            _commit(uri, days, islice(scored, len(found)), [*spec.data.key, "prediction"], counts)
+    if wrong := [d for d in todo if counts[d] != sizes[d]]:
+        raise DataError(
+            f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
+            "run it again: nothing was marked as done",
+            model=spec.name,
+            partition=wrong[0],
+        )
     done = [
         Manifest(
             spec.name,
@@ -135,85 +125,69 @@ def score(
     }
 
 
-def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[tuple[str, str]]:
-    """Stretches of ``todo`` with no other published partition between, as first and last date: one commit each.
+def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[list[str]]:
+    """Stretches of ``todo`` with no other published partition between: one commit each.
 
     A stretch has `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it writes
     to a partition until all of them are done.
     """
     index = {d: i for i, d in enumerate(present)}
-    start, size = todo[0], 0
-    for day, after in pairwise([*todo, ""]):
-        size += rows.get(day, 0)
-        if not after or index[after] != index[day] + 1 or size + rows.get(after, 0) > COMMIT_ROWS:
-            yield start, day
-            start, size = after, 0
+    held: list[str] = []
+    size = 0
+    for day in todo:
+        if held and (index[day] != index[held[-1]] + 1 or size + rows[day] > COMMIT_ROWS):
+            yield held
+            held, size = [], 0
+        held.append(day)
+        size += rows[day]
+    yield held
 
 
-def _predictions(
-    spec: ModelSpec,
-    pool: Executor,
-    free: SimpleQueue[Features],
-    model: Model,
-    champion: registry.Version,
-    run_id: str,
-    source: pa.RecordBatchReader | None,
+def _commit(
+    uri: str,
+    days: list[str],
+    scored: Iterator[list[pa.RecordBatch]],
+    distinct: list[str],
     counts: dict[str, int],
-    failed: list[PerennialError],
-) -> pa.RecordBatchReader:
-    """The rows of `predictions`: key, prediction, (probabilities,) model_version, run_id, scored_at, partition_date.
-
-    Each thread takes whole batches through features and prediction: no step waits for another's threads.
+) -> None:
+    """Replace the partitions ``days`` by what was scored, in one commit.
 
     Args:
-        free: one for each thread of ``pool``.
+        distinct: columns whose values hardly repeat.
         counts: gets the rows of each partition added.
-        failed: gets the error that ended the stream: the lake's writer, which reads it, passes on no more than a text.
     """
     import pyarrow as pa
-    import pyarrow.compute as pc
 
-    now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-    assert source is not None
+    failed: list[PerennialError] = []
+    kept: list[pa.RecordBatch] = []
 
-    def table(batch: pa.RecordBatch) -> pa.Table:
-        rows = pa.Table.from_batches([batch])
-        features = free.get()
+    def batches() -> Iterator[pa.RecordBatch]:
+        yield from list(kept)  # where another writer won, all of it is written once more
         try:
-            predicted = model.predict(features.apply(rows))
-        finally:
-            free.put(features)
-        columns: dict[str, Any] = {k: rows.column(k) for k in spec.data.key}
-        columns["prediction"] = prediction(model, predicted)
-        if model.classes:
-            values = pa.array(predicted.reshape(-1))
-            columns["probabilities"] = pa.FixedSizeListArray.from_arrays(values, len(model.classes)).cast(
-                pa.list_(pa.float32())
-            )
-        for name, value in (("model_version", champion.version), ("run_id", run_id), ("scored_at", now)):
-            columns[name] = pa.DictionaryArray.from_arrays(
-                pa.repeat(pa.scalar(0, pa.int8()), len(rows)), pa.array([value], pa.string())
-            )
-        columns[lake.PARTITION] = rows.column(lake.PARTITION)
-        return pa.table(columns)
-
-    def rows() -> Iterator[pa.RecordBatch]:
-        try:
-            for found in _in_order(pool, table, source, settings().threads):
-                for item in pc.value_counts(found.column(lake.PARTITION)).to_pylist():
-                    counts[item["values"]] = counts.get(item["values"], 0) + item["counts"]
-                yield from found.combine_chunks().to_batches()
+            for found in scored:
+                kept.extend(found)
+                for batch in found:
+                    counts[batch.column(lake.PARTITION)[0].as_py()] += len(batch)
+                yield from found
         except PerennialError as error:
             failed.append(error)
             raise
 
-    nothing = pa.RecordBatch.from_arrays([pa.array([], f.type) for f in source.schema], schema=source.schema)
-    return pa.RecordBatchReader.from_batches(table(nothing).schema, rows())
+    def rows() -> pa.RecordBatchReader:
+        stream = batches()
+        first = next(stream)
+        return pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+
+    try:
+        lake.replace(uri, rows, days[0], days[-1], distinct=distinct)
+    except StorageError as error:
+        # The lake's writer passes on no more than a text of what ended its stream.
+        raise (failed[0] if failed else error) from None
 
 
 def _in_order(
     pool: Executor, work: Callable[[Item], Made], source: Iterable[Item], ahead: int
-) -> Iterator[Made]:
+) -> Generator[Made]:
     """``map(work, source)`` in the threads of ``pool``, in order, at most ``ahead`` items beyond the one in use."""
     coming: deque[Future[Made]] = deque()
     try:

@@ -1,0 +1,98 @@
+"""A champion at work: from units of published rows to rows of predictions."""
+
+from __future__ import annotations
+
+import time
+from queue import SimpleQueue
+from typing import TYPE_CHECKING, Any
+
+from perennial import files, lake, registry
+from perennial.errors import DataError
+from perennial.features import Features
+from perennial.spec import ModelSpec
+from perennial.train import prediction
+from perennial.units import Unit
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+
+class Scorer:
+    """The champion with its features, ready for a number of threads: each takes units from their files to predictions.
+
+    No step waits for another's threads: within a thread, DuckDB and XGBoost have one each.
+
+    Args:
+        spec: the spec that the champion was trained from.
+        versions: version of each reference table.
+        uri: the table of published rows.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        versions: dict[str, int],
+        champion: registry.Version,
+        uri: str,
+        run_id: str,
+        threads: int,
+    ) -> None:
+        self.spec = spec
+        self._model = registry.load(champion, threads=1)
+        self._free = SimpleQueue[Features]()
+        # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
+        for _ in range(threads):
+            self._free.put(Features(spec, versions, None if files.is_remote(uri) else uri))
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        self._same = {"model_version": champion.version, "run_id": run_id, "scored_at": now}
+
+    def score(self, unit: Unit) -> list[pa.RecordBatch]:
+        """Key, prediction, (probabilities,) model_version, run_id, scored_at and partition_date of a unit's rows.
+
+        Returns:
+            A batch for each partition: the lake's writer takes twice the time to take them apart.
+
+        Raises:
+            DataError: rows cannot be scored, or not each of them once; with the partition that they are of.
+        """
+        features = self._free.get()
+        try:
+            return self._score(unit, features)
+        except DataError as error:
+            nights = unit.by_night()
+            if len(nights) == 1:
+                raise DataError(
+                    error.cause, error.remedy, model=self.spec.name, partition=unit.nights[0][0]
+                ) from error
+        finally:
+            self._free.put(features)
+        # Each by itself: one of them is to blame, or they have keys in common.
+        return [batch for night in nights for batch in self.score(night)]
+
+    def _score(self, unit: Unit, features: Features) -> list[pa.RecordBatch]:
+        import numpy as np
+        import pyarrow as pa
+
+        model = self._model
+        keys, parts = features.of(unit.source(list(self.spec.data.columns)))
+        if len(keys) != unit.rows:
+            raise DataError(
+                f"{unit.rows} rows were published, {len(keys)} are in their files",
+                "publish the partition anew: run the data DAG for it",
+            )
+        predicted = np.concatenate([model.predict(part) for part in parts])
+        columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in keys.column_names}
+        columns["prediction"] = prediction(model, predicted)
+        if model.classes:
+            values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
+            columns["probabilities"] = values.cast(pa.list_(pa.float32()))
+        for name, value in self._same.items():
+            columns[name] = pa.DictionaryArray.from_arrays(
+                pa.repeat(pa.scalar(0, pa.int8()), len(keys)), pa.array([value], pa.string())
+            )
+        whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
+        for day, rows in unit.nights:
+            days = pa.repeat(pa.scalar(day, pa.string()), rows)
+            made.append(whole.slice(at, rows).append_column(lake.PARTITION, days))
+            at += rows
+        return made
