@@ -3,6 +3,8 @@
 
 PYTHON ?= python3
 VENV ?= .venv
+DOCKER ?= docker
+export DOCKER
 RUN = "$(VENV)/bin/python"
 SETUP = "$(PYTHON)" -I include/perennial/stack/environment.py --venv "$(VENV)"
 
@@ -18,7 +20,8 @@ export PERENNIAL_HOME := $(HOME_FOLDER)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-tests run up stop status clean distclean check new docs test lint type format lock
+.PHONY: help python setup setup-tests run start stop status clean distclean check new docs test bench lint type format lock \
+	images up down sbom audit
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -40,8 +43,8 @@ setup-tests: python
 run: setup  ## start MLflow and Airflow, run the loop on the sample, show what happened
 	@$(RUN) -m perennial.stack run
 
-up: setup  ## start MLflow and Airflow only
-	@$(RUN) -m perennial.stack up
+start: setup  ## start MLflow and Airflow only
+	@$(RUN) -m perennial.stack start
 
 stop: python  ## end both servers and every process they started
 	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.stack stop; else echo "Nothing was set up, so nothing runs."; fi
@@ -53,7 +56,7 @@ clean: python  ## stop, and forget all data, runs and models
 	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.stack clean; else rm -rf .perennial; fi
 
 distclean: clean  ## clean, and remove the environment
-	rm -rf "$(VENV)" "$(VENV).lock" .mypy_cache .ruff_cache .pytest_cache
+	rm -rf "$(VENV)" "$(VENV).lock" docker/.env .mypy_cache .ruff_cache .pytest_cache
 
 check: setup  ## check all models at once: file, line, key, value received, what is allowed
 	@$(RUN) -m perennial check
@@ -85,6 +88,32 @@ format: setup-tests  ## rewrite the sources in the project's style
 LOCK = "$(VENV)/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-config \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
+COMPOSE = PERENNIAL_VERSION="$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)" \
+	$(DOCKER) compose --file docker/compose.yaml --env-file docker/.env
+
+images:  ## build the container images (IMAGES="trainer airflow"  PIP_CONF=file  CA_FILE=file  DOCKER=client)
+	@docker/build $(IMAGES)
+
+up: python  ## start everything in containers: Postgres, S3, MLflow, Airflow (make images comes first)
+	@"$(PYTHON)" docker/passwords.py
+	@$(COMPOSE) up --detach --wait --quiet-pull $(ARGS)
+	@echo "Airflow http://localhost:$${AIRFLOW_PORT:-8080} (admin; AIRFLOW_PASSWORD in docker/.env)  MLflow http://localhost:$${MLFLOW_PORT:-5000}"
+
+down:  ## end the containers, and forget their data
+	@$(DOCKER) compose --project-name perennial down --volumes --remove-orphans
+
+sbom: setup-tests  ## list what each image's environment holds (CycloneDX), into .perennial/sbom
+	@$(RUN) docker/sbom.py $(IMAGES)
+
+audit: setup-tests  ## look the locked packages up among known vulnerabilities; needs the network
+	@$(RUN) docker/audit.py
+
 lock: setup  ## lock the dependencies that pyproject.toml declares (ARGS=--upgrade for newer ones)
 	@$(LOCK) $(ARGS) pyproject.toml --group sample --group setup -o requirements.txt
 	@$(LOCK) $(ARGS) --group test -c requirements.txt -o tests/requirements.txt
+	@$(LOCK) -c requirements.txt --group image-trainer -o docker/trainer/requirements.txt
+	@$(LOCK) -c requirements.txt --group image-trainer-gpu -o docker/trainer/requirements-gpu.txt
+	@$(LOCK) -c requirements.txt --group image-mlflow -o docker/mlflow/requirements.txt
+	@$(LOCK) -c requirements.txt -c tests/requirements.txt --group image-s3 -o docker/s3/requirements.txt
+	@$(LOCK) -c requirements.txt pyproject.toml --override docker/airflow/overrides.txt --group image-airflow \
+	  -o docker/airflow/requirements.txt

@@ -1,4 +1,4 @@
-"""What make calls: ``python -m perennial.stack run | up | stop | status | clean``."""
+"""What make calls: ``python -m perennial.stack run | start | stop | status | clean``."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from perennial.stack.config import Stack, password, stack
 def main(arguments: list[str] | None = None) -> int:
     """Run one command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C."""
     parser = argparse.ArgumentParser(prog="python -m perennial.stack", description=__doc__)
-    parser.add_argument("command", choices=["run", "up", "stop", "status", "clean"])
+    parser.add_argument("command", choices=["run", "start", "stop", "status", "clean"])
     command = parser.parse_args(arguments).command
     console = Console(highlight=False)
     try:
