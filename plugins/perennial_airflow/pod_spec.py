@@ -140,7 +140,7 @@ def _environment(profile: Profile) -> list[dict[str, Any]]:
         "PERENNIAL_LANDING": here.landing,
         "MLFLOW_TRACKING_URI": here.mlflow_uri,
         "PERENNIAL_HOME": SCRATCH,
-        "PERENNIAL_MEMORY_MB": str(planned),
+        "PERENNIAL_MEMORY_MB": str(max(256, planned)),
         "PERENNIAL_THREADS": str(max(1, int(cores))),
         "HOME": SCRATCH,
         "TMPDIR": "/tmp",

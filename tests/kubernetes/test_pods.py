@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import httpx
-import psutil
 import pytest
 
 from perennial import files, manifest, registry
@@ -46,6 +44,14 @@ def registered(model: str) -> int:
     return len(found.raise_for_status().json().get("model_versions", []))
 
 
+def checkpointed(model: str) -> bool:
+    """Whether a booster of the model is under way."""
+    from pyarrow.fs import FileSelector
+
+    place = FileSelector(f"{settings().lake.removeprefix('s3://')}/checkpoints/{model}", True, recursive=True)
+    return any(f.base_name == "booster.ubj" for f in files.filesystem().get_file_info(place))
+
+
 def train_slowly(pods: Pods, model: str) -> tuple[str, Any]:
     """A training that goes on in its pod; its run and the pod."""
     pods.succeeds(f"{model}.data", pods.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY))
@@ -81,7 +87,7 @@ def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
     assert labels["perennial/model"] == "pod_deleted" and labels["perennial/step"] == "train"
     assert labels["perennial/team"] == "tests" and labels["cost_centre"] == "tests" and labels["run_id"]
 
-    # deleted in the midst of its training: a new pod, no retry of the task, one registered version
+    # deleted in the midst of its training: a new pod goes on from the checkpoint, no retry of the task, one registered version
     pods_stack.cluster.api.delete_namespaced_pod(
         pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
     )
@@ -93,19 +99,18 @@ def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
     assert again.metadata.annotations["perennial/interruptions"] == "1"
     pods_stack.succeeds("pod_deleted.train", run)
     assert pods_stack.task("pod_deleted.train", run, "train")["try_number"] == 1
+    done = manifest.read("pod_deleted", "train", LAST_OF_HISTORY)
+    assert done is not None and done.result["resumed_rounds"] > 0
     assert registered("pod_deleted") == 1
+    assert not checkpointed("pod_deleted")
 
 
 def test_a_killed_task_finds_its_pod_again(pods_stack: Pods) -> None:
     run, pod = train_slowly(pods_stack, "pod_killed")
-    killed = 0
-    for process in processes.members(pods_stack.config.home):
-        with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline())
-            if "pod_killed" in title:
-                process.kill()
-                killed += 1
-    assert killed, "no process of the task was found"
+    title = f"airflow worker -- {pods_stack.task('pod_killed.train', run, 'train')['id']}"
+    mine = [p for p in processes.members(pods_stack.config.home) if " ".join(p.cmdline()) == title]
+    assert len(mine) == 1, "the process of the task was not found"
+    mine[0].kill()
     pods_stack.succeeds("pod_killed.train", run, 400)
     task = pods_stack.task("pod_killed.train", run, "train")
     assert task["try_number"] == 2

@@ -29,6 +29,7 @@ def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "kind": "kubernetes", "namespace": namespace, "cpu": "250m", "memory": "1Gi", "scratch": "1Gi",
         "secret_env": [SECRET], "wait_minutes": 5, "start_minutes": 2, "labels": {"cost_centre": "tests"},
+        "env": {"PERENNIAL_CHECKPOINT_SECONDS": "1"},
     } | changes  # fmt: skip
 
 
