@@ -2,8 +2,8 @@
 
 A checkpoint on the lake holds the trials that are done and the booster under way; a search replays its finished trials.
 Without sampling of rows or columns, what goes on gives the very model of an undisturbed training. With it, the rounds
-after the interruption draw other rows and columns, as good: XGBoost does not save its generators' state with the booster,
-and a seed of each round's own (``seed_per_iteration``, or the parameter set anew) does not bring it back.
+after the interruption draw other rows and columns, as good: XGBoost does not save its generators' state, and a seed of
+each round's own (``seed_per_iteration``, or the parameter set anew) does not bring it back.
 """
 
 from __future__ import annotations

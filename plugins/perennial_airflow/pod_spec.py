@@ -31,6 +31,8 @@ FORWARDED = (
 )
 #: Label by which maintenance finds pods.
 MANAGED = {"app.kubernetes.io/managed-by": "perennial"}
+#: Annotation that says which task instance a pod belongs to.
+TASK = "perennial/task"
 #: Share of the memory limit that a step plans with; the rest is for what no library counts.
 PLANNED = 0.75
 _SPOT = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot")

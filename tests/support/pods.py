@@ -18,7 +18,7 @@ ENDED = ("success", "failed")
 MODELS: dict[str, dict[str, str]] = {
     "pod_loop": {},
     "pod_deferred": dict.fromkeys(("data", "train", "score", "monitor"), "deferred"),
-    "pod_mixed": dict.fromkeys(("data", "score", "monitor"), "local"),
+    "pod_many": {"data": "local", "train": "local", "monitor": "local"},
     "pod_here": dict.fromkeys(("data", "train", "score", "monitor"), "local"),
 }
 SLOW = ("pod_killed", "pod_deleted", "pod_orphan")
