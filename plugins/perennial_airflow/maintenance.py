@@ -102,9 +102,7 @@ def orphans(items: Iterable[Any], states: Any, born_before: datetime) -> list[An
     """
     found = []
     for pod in items:
-        if (
-            now or datetime.now(UTC)
-        ) - pod.metadata.creation_timestamp < YOUNG or pod.metadata.deletion_timestamp:
+        if pod.metadata.creation_timestamp > born_before or pod.metadata.deletion_timestamp:
             continue
         try:
             task = json.loads((pod.metadata.annotations or {})[pod_spec.TASK])
