@@ -126,7 +126,12 @@ def read_text(uri: str) -> str:
         FileNotFoundError: it is not there.
         StorageError: the place cannot be read.
     """
-    return b"".join(_blocks(uri)).decode()
+    return read_bytes(uri).decode()
+
+
+def read_bytes(uri: str) -> bytes:
+    """As `read_text`, for bytes."""
+    return b"".join(_blocks(uri))
 
 
 def write_text(uri: str, text: str) -> str:

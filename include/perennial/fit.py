@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from perennial.boost import Checkpoint, Trial, boost
 from perennial.dataset import Dataset
 from perennial.errors import PerennialError
 from perennial.evaluate import EVAL_METRICS
@@ -24,20 +25,13 @@ BYTES_A_CELL = 6
 BASELINE_ROWS = 20_000
 
 
-@dataclass(frozen=True)
-class Trial:
-    """One point of the search: its parameters, its loss on the early-stopping rows, the rounds it took."""
-
-    number: int
-    params: dict[str, float]
-    loss: float
-    rounds: int
-    seconds: float
-
-
 @dataclass
 class Fitted:
-    """The outcome of a search and the last fit."""
+    """The outcome of a search and the last fit.
+
+    Attributes:
+        resumed: rounds that an interrupted training had done before.
+    """
 
     booster: xgboost.Booster
     device: str
@@ -45,6 +39,7 @@ class Fitted:
     rounds: int
     external: bool
     trials: list[Trial] = field(default_factory=list)
+    resumed: int = 0
 
 
 def device(asked: str) -> str:
@@ -99,31 +94,42 @@ def _typed(params: dict[str, float]) -> dict[str, float]:
     return {k: int(v) if k in WHOLE else v for k, v in params.items()}
 
 
-def fit(spec: ModelSpec, data: Dataset, *, on_trial: Callable[[Trial], None] = lambda _: None) -> Fitted:
+def fit(
+    spec: ModelSpec,
+    data: Dataset,
+    *,
+    on_trial: Callable[[Trial], None] = lambda _: None,
+    checkpoint: Checkpoint | None = None,
+) -> Fitted:
     """Search within the budget, then fit on all training rows with the best parameters and its number of rounds.
+
+    Args:
+        on_trial: told of each trial, those of an interrupted training included.
+        checkpoint: where an interrupted training of the same rows by the same spec left what it had.
 
     Raises:
         PerennialError: cuda was asked for and there is none.
     """
-    import xgboost
-
     where = device(spec.training.device)
+    checkpoint = checkpoint or Checkpoint(None)
     base = parameters(spec, where, len(data.classes))
     how: dict[str, Any] = {
         "max_bin": int(base.get("max_bin", 256)),
         "threads": settings().threads,
         "external": data.spool.rows * data.spool.columns * BYTES_A_CELL > settings().memory_mb * 2**20 // 2,
     }
-    trials = _trials(spec, data, base, how, on_trial)
+    trials = _trials(spec, data, base, how, on_trial, checkpoint)
     best = min(trials, key=lambda t: (t.loss, t.number))
     params = base | _typed(best.params)
-    booster = xgboost.train(params, data.dmatrix(0, data.spool.rows, **how), best.rounds)
+    booster, _ = boost(
+        "the last fit", params, data.dmatrix(0, data.spool.rows, **how), best.rounds, checkpoint
+    )
     ran = ran_on(booster)
     if ran != where:
         raise PerennialError(
             f"training began on {where} and ended on {ran}", "check the GPU; then train again"
         )
-    return Fitted(booster, ran, params, best.rounds, bool(how["external"]), trials)
+    return Fitted(booster, ran, params, best.rounds, bool(how["external"]), trials, checkpoint.resumed)
 
 
 def _trials(
@@ -132,38 +138,41 @@ def _trials(
     base: dict[str, Any],
     how: dict[str, Any],
     on_trial: Callable[[Trial], None],
+    checkpoint: Checkpoint,
 ) -> list[Trial]:
     """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
-    import xgboost
-
     train = data.dmatrix(0, data.fit, **how)
     valid = data.dmatrix(data.fit, data.spool.rows, ref=train, **how)
     trials: list[Trial] = []
+    ranking = spec.task == "ranking"
 
     def run(number: int, chosen: dict[str, float]) -> Trial:
+        trial = checkpoint.trial(number, chosen) or fresh(number, chosen)
+        trials.append(trial)
+        on_trial(trial)
+        return trial
+
+    def fresh(number: int, chosen: dict[str, float]) -> Trial:
         started = time.monotonic()
-        booster = xgboost.train(
-            base | _typed(chosen),
-            train,
-            spec.training.rounds,
-            evals=[(valid, "valid")],
-            early_stopping_rounds=spec.training.early_stopping_rounds,
-            verbose_eval=False,
-        )
-        loss = -booster.best_score if spec.task == "ranking" else booster.best_score
+        _, losses = boost(
+            f"trial {number}", base | _typed(chosen), train, spec.training.rounds, checkpoint,
+            valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
+        )  # fmt: skip
+        best = max(losses) if ranking else min(losses)
         seconds = round(time.monotonic() - started, 3)
-        trials.append(Trial(number, chosen, float(loss), booster.best_iteration + 1, seconds))
-        on_trial(trials[-1])
-        return trials[-1]
+        trial = Trial(number, chosen, -best if ranking else best, losses.index(best) + 1, seconds)
+        checkpoint.add(trial)
+        return trial
 
     if spec.training.search.trials:
-        _search(spec, run)
+        _search(spec, run, checkpoint.seconds)
     else:
         run(0, {})
     return trials
 
 
-def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial]) -> None:
+def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial], spent: float) -> None:
+    """Let Optuna choose; ``spent`` seconds of the budget are gone."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -184,7 +193,7 @@ def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial]) -> N
                 chosen[name] = trial.suggest_float(name, item.low or 0, item.high or 0, log=item.log)
         return run(trial.number, chosen).loss
 
-    study.optimize(objective, n_trials=search.trials, timeout=search.minutes * 60)
+    study.optimize(objective, n_trials=search.trials, timeout=max(1.0, search.minutes * 60 - spent))
 
 
 def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

@@ -11,8 +11,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import manifest, registry
+from perennial.boost import Trial
 from perennial.errors import ArtifactError, RegistryError
-from perennial.fit import Fitted, Trial
+from perennial.fit import Fitted
 from perennial.model import Model
 from perennial.settings import settings
 from perennial.spec import ModelSpec

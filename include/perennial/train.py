@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import lake, ledger, manifest, references, registry
+from perennial.boost import Checkpoint
 from perennial.dataset import Dataset, Lists, Windows, build, labelled, targets, windows
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
@@ -65,11 +66,12 @@ def train(
 
     features = Features(spec, inputs["references"])
     recorder = Recorder(spec, as_of, reason)
+    checkpoint = Checkpoint.of(spec.name, as_of, inputs)
     try:
         with _workspace() as name:
             folder = Path(name)
             data = build(spec, features, split, folder, version, labels_version)
-            fitted = fitting.fit(spec, data, on_trial=recorder.trial)
+            fitted = fitting.fit(spec, data, on_trial=recorder.trial, checkpoint=checkpoint)
             model = Model(fitted.booster, data.encoding, spec.task, data.classes)
             judged = _judge(
                 spec, split, model, features, fitting.baselines(spec, data), champion, version, labels_version
@@ -87,6 +89,7 @@ def train(
                 files,
             )
         recorder.finish()
+        checkpoint.clear()
     except BaseException as error:
         recorder.fail()
         # The retraining that asked for this is no longer in flight: the next verdict may ask again.
@@ -118,6 +121,7 @@ def train(
         "rounds": fitted.rounds,
         "external_memory": fitted.external,
         "trials": len(fitted.trials),
+        "resumed_rounds": fitted.resumed,
         "metrics": judged["metrics"],
         "reason": reason,
         "status": "trained",

@@ -29,33 +29,36 @@ class StageTask(BaseOperator):
     ui_color = "#e8f4ea"
 
     def __init__(
-        self, *, spec: ModelSpec, call: Callable[[ModelSpec, Context], dict[str, Any]], **kwargs: Any
+        self,
+        *,
+        spec: ModelSpec,
+        call: Callable[[ModelSpec, Context], Any],
+        part: dict[str, str | None] | None = None,
+        **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.spec = spec
         self.call = call
-        self.report = ""
+        #: What this one of several mapped tasks works on.
+        self.part = part
         #: What the triggerer saw of the step's pod, where the task waited in it.
         self.event: dict[str, Any] | None = None
         #: The operator of the pod that the step runs in.
         self.pod: Any = None
 
-    def execute(self, context: Context) -> dict[str, Any]:
+    def execute(self, context: Context) -> Any:
         """Run it; the result, small and JSON-able, becomes the task's XCom."""
         return self._call(context)
 
-    def _call(self, context: Context) -> dict[str, Any]:
+    def _call(self, context: Context) -> Any:
         try:
-            result = self.call(self.spec, context)
+            return self.call(self.spec, context)
         except PerennialError as error:
             error.model = error.model or self.spec.name
             kind = AirflowException if isinstance(error, PASSING) else AirflowFailException
             raise kind(str(error)) from None
-        docs = result.get("docs") or [""]
-        self.report = str(result.get("report") or docs[-1] or "")
-        return result
 
-    def resume(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
+    def resume(self, context: Context, event: dict[str, Any]) -> Any:
         """Go on after the triggerer has waited for the step's pod."""
         self.event = event
         return self._call(context)
@@ -82,3 +85,11 @@ class ReportingTask(StageTask):
     """A task whose result names a report (``report``, or the last of ``docs``)."""
 
     operator_extra_links = (ReportLink(),)
+
+    report = ""
+
+    def _call(self, context: Context) -> dict[str, Any]:
+        result: dict[str, Any] = super()._call(context)
+        docs = result.get("docs") or [""]
+        self.report = str(result.get("report") or docs[-1] or "")
+        return result

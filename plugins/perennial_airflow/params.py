@@ -24,6 +24,20 @@ def partitions() -> dict[str, Param]:
     }
 
 
+def fan_out() -> dict[str, Param]:
+    """A part of the form of `score`, where it runs in pods."""
+    return {
+        "tasks": Param(
+            1,
+            type="integer",
+            minimum=1,
+            maximum=500,
+            title="Tasks",
+            description_md="Into how many tasks, each with a pod of its own, a range is split.",
+        )
+    }
+
+
 def looking_back() -> dict[str, Param]:
     """Form of `monitor`."""
     return {

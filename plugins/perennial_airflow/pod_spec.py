@@ -31,6 +31,8 @@ FORWARDED = (
 )
 #: Label by which maintenance finds pods.
 MANAGED = {"app.kubernetes.io/managed-by": "perennial"}
+#: Annotation that says which task instance a pod belongs to.
+TASK = "perennial/task"
 #: Share of the memory limit that a step plans with; the rest is for what no library counts.
 PLANNED = 0.75
 _SPOT = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot")
@@ -140,7 +142,7 @@ def _environment(profile: Profile) -> list[dict[str, Any]]:
         "PERENNIAL_LANDING": here.landing,
         "MLFLOW_TRACKING_URI": here.mlflow_uri,
         "PERENNIAL_HOME": SCRATCH,
-        "PERENNIAL_MEMORY_MB": str(planned),
+        "PERENNIAL_MEMORY_MB": str(max(256, planned)),
         "PERENNIAL_THREADS": str(max(1, int(cores))),
         "HOME": SCRATCH,
         "TMPDIR": "/tmp",

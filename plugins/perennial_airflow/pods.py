@@ -10,11 +10,14 @@ import hashlib
 import json
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from contextvars import copy_context
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
+from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 from kubernetes.client.exceptions import ApiException
 
@@ -163,6 +166,7 @@ def run(
             memory=memory,
             interruptions=interruptions,
         )
+        wanted["metadata"]["annotations"][pod_spec.TASK] = json.dumps(identity(context))
         attempt = make(profile, task, wanted, memory, interruptions)
         task.pod = attempt  # for on_kill
         if not event:
@@ -194,13 +198,19 @@ def _attempt(attempt: StepPod, context: Context, event: dict[str, Any] | None) -
             attempt.trigger_reentry(context, event)
         else:
             files.remove(result_uri(context))
-            attempt.execute(context)
+            # Airflow warns of operators that others run; the task runner marks its own so.
+            copy_context().run(_marked, attempt, context)
     except TaskDeferred as deferred:
         deferred.method_name = "resume"
         raise
     except Exception as error:
         return error
     return None
+
+
+def _marked(attempt: StepPod, context: Context) -> None:
+    ExecutorSafeguard.tracker.set(attempt)
+    attempt.execute(context)
 
 
 def make(profile: Profile, task: Any, wanted: dict[str, Any], memory: str, interruptions: int) -> StepPod:
@@ -252,11 +262,34 @@ def command(step: str, spec: ModelSpec, arguments: dict[str, Any], place: str) -
     return found
 
 
+def identity(context: Context) -> dict[str, Any]:
+    """Which task instance this is; labels, which Airflow gives pods too, hold shortened names."""
+    ti = context["ti"]
+    return {"dag_id": ti.dag_id, "run_id": ti.run_id, "task_id": ti.task_id, "map_index": ti.map_index}
+
+
 def result_uri(context: Context) -> str:
     """Where the step of this task leaves its result: one place for all tries, since a retry may find the same pod."""
-    ti = context["ti"]
-    name = f"{ti.dag_id}/{ti.run_id}/{ti.task_id}/{ti.map_index}"
-    return f"{settings().lake}/results/{ti.dag_id}/{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+    task = identity(context)
+    name = "/".join(map(str, task.values()))
+    return f"{settings().lake}/results/{task['dag_id']}/{hashlib.sha256(name.encode()).hexdigest()[:32]}.json"
+
+
+@contextmanager
+def client(profile: Profile) -> Iterator[k8s.CoreV1Api]:
+    """Kubernetes' API as the profile's pods are made by."""
+    from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
+
+    if profile.kind != "eks":
+        yield KubernetesHook(conn_id=profile.connection).core_v1_client
+        return
+    from airflow.providers.amazon.aws.hooks.eks import EksHook
+
+    hook = EksHook(aws_conn_id=profile.aws_connection, region_name=profile.region)
+    with hook.generate_config_file_with_credentials(
+        eks_cluster_name=profile.cluster, pod_namespace=profile.namespace
+    ) as (file, _):
+        yield KubernetesHook(conn_id=None, config_file=file).core_v1_client
 
 
 def _more(profile: Profile, memory: str, step: str, fields: dict[str, str]) -> str:

@@ -13,17 +13,26 @@ if TYPE_CHECKING:
     from perennial.spec import ModelSpec
 
 
+def profile(spec: ModelSpec, step: str) -> compute.Profile:
+    """The compute profile of a heavy step.
+
+    Raises:
+        SpecError: there is no such profile, or its file is broken.
+    """
+    return compute.load(spec.compute.get(step) or compute.default())  # type: ignore[call-overload]
+
+
 def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:
     """Run a heavy step where its compute profile says, and believe the manifests that it left, not its word.
 
     Raises:
         PerennialError: the step failed, or claims to have done a partition that has no manifest.
     """
-    profile = compute.load(spec.compute.get(step) or compute.default())  # type: ignore[call-overload]
-    if profile.pods:
+    place = profile(spec, step)
+    if place.pods:
         from perennial_airflow import pods  # the pod operator takes seconds to import
 
-        result = pods.run(step, spec, profile, arguments, context)
+        result = pods.run(step, spec, place, arguments, context)
     else:
         result = steps.run(step, spec, **arguments)
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:

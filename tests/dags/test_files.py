@@ -46,8 +46,17 @@ def test_a_dag_file_imports_nothing_heavy(file: Path) -> None:
     ids, modules = parse(file)
     assert "airflow" in modules
     assert not HEAVY & modules
-    expected = set() if file.stem == "specs" else {f"{m}.{file.stem}" for m in load_models()[0]}
+    expected = (
+        set() if file.stem in ("specs", "maintenance") else {f"{m}.{file.stem}" for m in load_models()[0]}
+    )
     assert ids == expected
+
+
+def test_steps_in_pods_import_nothing_heavy_either() -> None:
+    for name, dag in (("score", "digits.score"), ("maintenance", "perennial.maintenance")):
+        ids, modules = parse(ROOT / "dags" / f"{name}.py", PERENNIAL_PROFILE="kubernetes")
+        assert dag in ids
+        assert not (HEAVY | {"kubernetes"}) & modules
 
 
 def test_a_task_builds_only_its_own_dag() -> None:

@@ -106,10 +106,22 @@ def _models(root: Path) -> dict[str, ModelSpec]:
     specs = {
         name: toys.model(root, name, compute=compute, **end, **quick) for name, compute in MODELS.items()
     }
-    train = {"rounds": 1500, "early_stopping_rounds": 500, "params": {"max_depth": 8, "learning_rate": 0.002}}
+    train = {
+        "rounds": 4000,
+        "early_stopping_rounds": 1000,
+        "params": {"max_depth": 8, "learning_rate": 0.001},
+    }
     for name in SLOW:
         specs[name] = toys.model(root, name, training=train, **end, **quick)
-    for name in ("little_memory", "too_little_memory", "no_image", "gpu_nowhere", "big"):
+    for name in ("little_memory", "too_little_memory"):
+        specs[f"pod_{name}"] = toys.model(
+            root,
+            f"pod_{name}",
+            compute={"data": "local", "train": name},
+            limits={"train": {"retries": 0}},
+            **end,
+        )
+    for name in ("no_image", "gpu_nowhere", "big"):
         specs[f"pod_{name}"] = toys.model(
             root, f"pod_{name}", compute={"data": name}, limits={"data": {"retries": 0}}, **end
         )

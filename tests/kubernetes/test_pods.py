@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 from typing import Any
 
 import httpx
@@ -11,7 +10,6 @@ import pytest
 
 from perennial import files, manifest, registry
 from perennial.settings import settings
-from perennial.stack import processes
 from support import toys
 from support.pods import Pods, wait_for
 
@@ -44,6 +42,14 @@ def registered(model: str) -> int:
         trust_env=False,
     )
     return len(found.raise_for_status().json().get("model_versions", []))
+
+
+def checkpointed(model: str) -> bool:
+    """Whether a booster of the model is under way."""
+    from pyarrow.fs import FileSelector
+
+    place = FileSelector(f"{settings().lake.removeprefix('s3://')}/checkpoints/{model}", True, recursive=True)
+    return any(f.base_name == "booster.ubj" for f in files.filesystem().get_file_info(place))
 
 
 def train_slowly(pods: Pods, model: str) -> tuple[str, Any]:
@@ -81,7 +87,8 @@ def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
     assert labels["perennial/model"] == "pod_deleted" and labels["perennial/step"] == "train"
     assert labels["perennial/team"] == "tests" and labels["cost_centre"] == "tests" and labels["run_id"]
 
-    # deleted in the midst of its training: a new pod, no retry of the task, one registered version
+    # deleted in the midst of its training: a new pod goes on from the checkpoint, and the task is not retried
+    wait_for(lambda: checkpointed("pod_deleted"), "a checkpoint")
     pods_stack.cluster.api.delete_namespaced_pod(
         pod.metadata.name, pod.metadata.namespace, grace_period_seconds=0
     )
@@ -93,19 +100,18 @@ def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
     assert again.metadata.annotations["perennial/interruptions"] == "1"
     pods_stack.succeeds("pod_deleted.train", run)
     assert pods_stack.task("pod_deleted.train", run, "train")["try_number"] == 1
+    done = manifest.read("pod_deleted", "train", LAST_OF_HISTORY)
+    assert done is not None and done.result["resumed_rounds"] > 0
     assert registered("pod_deleted") == 1
+    assert not checkpointed("pod_deleted")
 
 
 def test_a_killed_task_finds_its_pod_again(pods_stack: Pods) -> None:
     run, pod = train_slowly(pods_stack, "pod_killed")
-    killed = 0
-    for process in processes.members(pods_stack.config.home):
-        with contextlib.suppress(psutil.Error):
-            title = " ".join(process.cmdline())
-            if "pod_killed" in title:
-                process.kill()
-                killed += 1
-    assert killed, "no process of the task was found"
+    title = f"airflow worker -- {pods_stack.task('pod_killed.train', run, 'train')['id']}"
+    mine = [p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or ()).strip() == title]
+    assert len(mine) == 1, "the process of the task was not found"
+    mine[0].kill()
     pods_stack.succeeds("pod_killed.train", run, 400)
     task = pods_stack.task("pod_killed.train", run, "train")
     assert task["try_number"] == 2
@@ -115,14 +121,19 @@ def test_a_killed_task_finds_its_pod_again(pods_stack: Pods) -> None:
 
 
 def test_too_little_memory_is_named_and_tried_again_with_more(pods_stack: Pods) -> None:
-    run = pods_stack.run("pod_little_memory.data", start=toys.FIRST)
-    pods_stack.succeeds("pod_little_memory.data", run)
-    told = pods_stack.log("pod_little_memory.data", run, "data")
+    runs = {}
+    for model in ("pod_little_memory", "pod_too_little_memory"):
+        pods_stack.succeeds(
+            f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
+        )
+        runs[model] = pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY)
+    pods_stack.succeeds("pod_little_memory.train", runs["pod_little_memory"])
+    told = pods_stack.log("pod_little_memory.train", runs["pod_little_memory"], "train")
     assert "Killed at its memory limit of 256Mi: it is tried again with 1200Mi" in told
+    assert registered("pod_little_memory") == 1
 
-    run = pods_stack.run("pod_too_little_memory.data", start=toys.FIRST)
-    assert pods_stack.ended("pod_too_little_memory.data", run) == "failed"
-    told = pods_stack.log("pod_too_little_memory.data", run, "data")
+    assert pods_stack.ended("pod_too_little_memory.train", runs["pod_too_little_memory"]) == "failed"
+    told = pods_stack.log("pod_too_little_memory.train", runs["pod_too_little_memory"], "train")
     assert "memory limit of 256Mi, the largest of profile too_little_memory" in told and "more_memory" in told
 
 
@@ -164,7 +175,36 @@ def test_an_error_of_the_step_reaches_the_task_in_its_own_words(pods_stack: Pods
     told = pods_stack.log("pod_loop.data", run, "data")
     assert "2024-01-30" in told and "What to do" in told
     assert pods_stack.task("pod_loop.data", run, "data")["try_number"] == 1  # no retry mends missing data
-    assert files.exists(manifest.uri("pod_loop", "data", NIGHT))
+    assert manifest.read("pod_loop", "data", "2024-01-30") is None
+
+
+def test_twenty_partitions_are_scored_by_twenty_pods(pods_stack: Pods) -> None:
+    model = "pod_many"
+    pods_stack.succeeds(f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=toys.LAST))
+    pods_stack.succeeds(f"{model}.train", pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY))
+    run = pods_stack.run(f"{model}.score", start=toys.FIRST, end=toys.LAST, tasks=20)
+    pods_stack.succeeds(f"{model}.score", run, 600)
+    tasks = [t for t in pods_stack.airflow.tasks(f"{model}.score", run) if t["task_id"] == "score"]
+    assert sorted(t["map_index"] for t in tasks) == list(range(20))
+    assert len(toys.content_of("predictions", model)) == toys.DAYS * toys.ROWS
+
+
+def test_a_pod_whose_task_is_gone_is_deleted(pods_stack: Pods) -> None:
+    run, pod = train_slowly(pods_stack, "pod_orphan")
+    title = f"airflow worker -- {pods_stack.task('pod_orphan.train', run, 'train')['id']}"
+    worker = next(
+        p for p in psutil.process_iter(["cmdline"]) if " ".join(p.info["cmdline"] or ()).strip() == title
+    )
+    pods_stack.airflow.call("PATCH", f"/dags/pod_orphan.train/dagRuns/{run}/taskInstances/train",
+                            json={"new_state": "failed"})  # fmt: skip
+    worker.kill()  # before it could delete its pod
+    assert pods_stack.ended("pod_orphan.train", run) == "failed"
+    api, name = pods_stack.cluster.api, pod.metadata.name
+    assert api.read_namespaced_pod(name, pod.metadata.namespace).metadata.deletion_timestamp is None
+    pods_stack.airflow.unpause("perennial.maintenance")
+    sweep = pods_stack.run("perennial.maintenance", minutes=0)
+    pods_stack.succeeds("perennial.maintenance", sweep)
+    assert name in pods_stack.log("perennial.maintenance", sweep, "delete_orphaned_pods")
 
 
 def test_no_pod_is_left(pods_stack: Pods) -> None:

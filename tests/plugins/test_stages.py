@@ -60,6 +60,7 @@ def context(key: str | None = "2013-02-01", kind: str = "manual", xcom: Any = No
         "triggering_asset_events": {},
         "outlet_events": OutletEventAccessors(),
         "ti": SimpleNamespace(xcom_pull=lambda task_ids: xcom),
+        "task": SimpleNamespace(part=None),
     }
 
 
@@ -153,6 +154,23 @@ def test_a_retraining_is_asked_for_with_its_reason(spec: ModelSpec) -> None:
         monitor.ask_retraining(spec, context(xcom={"retrain": False, "reason": "cooldown"}))
 
 
+def test_scoring_in_pods_is_split_into_as_many_tasks_as_asked_for(fake: Steps, spec: ModelSpec) -> None:
+    asked = context(None, start="2013-02-01", end="2013-02-10", tasks=3)
+    parts = score.split(spec, asked)
+    assert parts == [
+        {"start": "2013-02-01", "end": "2013-02-03"},
+        {"start": "2013-02-04", "end": "2013-02-06"},
+        {"start": "2013-02-07", "end": "2013-02-10"},
+    ]
+    assert len(score.split(spec, asked | {"params": asked["params"] | {"tasks": 500}})) == 10
+    assert score.split(spec, context()) == [{"start": "2013-02-01", "end": "2013-02-01"}]
+    score.predict(spec, asked | {"task": SimpleNamespace(part=parts[1])})
+    assert (fake.calls[-1][1]["start"], fake.calls[-1][1]["end"]) == ("2013-02-04", "2013-02-06")
+    night = context()
+    score.predict(spec, night | {"task": SimpleNamespace(part=score.split(spec, night)[0])})
+    assert (fake.calls[-1][1]["start"], fake.calls[-1][1]["end"]) == ("2013-02-01", None)
+
+
 def test_rollback(fake: Steps, spec: ModelSpec) -> None:
     run = context(None, reason="worse since May", to_version=1)
     rollback.restore(spec, run)
@@ -175,7 +193,7 @@ def test_a_step_without_a_manifest_is_not_believed(
 ) -> None:
     fake.leaves_manifest = False
     with pytest.raises(PerennialError, match=rf"2013-02-01: step {stage} ended without its manifest"):
-        runner.heavy(stage, spec, **arguments)
+        runner.heavy(stage, spec, context(), **arguments)
 
 
 def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> None:

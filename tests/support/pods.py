@@ -18,7 +18,7 @@ ENDED = ("success", "failed")
 MODELS: dict[str, dict[str, str]] = {
     "pod_loop": {},
     "pod_deferred": dict.fromkeys(("data", "train", "score", "monitor"), "deferred"),
-    "pod_mixed": dict.fromkeys(("data", "score", "monitor"), "local"),
+    "pod_many": {"data": "local", "train": "local", "monitor": "local"},
     "pod_here": dict.fromkeys(("data", "train", "score", "monitor"), "local"),
 }
 SLOW = ("pod_killed", "pod_deleted", "pod_orphan")
@@ -29,6 +29,7 @@ def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "kind": "kubernetes", "namespace": namespace, "cpu": "250m", "memory": "1Gi", "scratch": "1Gi",
         "secret_env": [SECRET], "wait_minutes": 5, "start_minutes": 2, "labels": {"cost_centre": "tests"},
+        "env": {"PERENNIAL_CHECKPOINT_SECONDS": "1"},
     } | changes  # fmt: skip
 
 

@@ -1,0 +1,159 @@
+"""Boosting round by round, so that a training that was stopped from outside goes on where it was.
+
+A checkpoint on the lake holds the trials that are done and the booster under way; a search replays its finished trials.
+Without sampling of rows or columns, what goes on gives the very model of an undisturbed training. With it, the rounds
+after the interruption draw other rows and columns, as good: XGBoost does not save its generators' state, and a seed of
+each round's own (``seed_per_iteration``, or the parameter set anew) does not bring it back.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import time
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
+
+from perennial import files
+from perennial.settings import settings
+
+if TYPE_CHECKING:
+    import xgboost
+
+log = logging.getLogger("perennial")
+#: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS says another number.
+EVERY_SECONDS = 60.0
+_LOSSES, _NAME = "perennial_losses", "perennial_under_way"
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One point of the search: its parameters, its loss on the early-stopping rows, the rounds it took."""
+
+    number: int
+    params: dict[str, float]
+    loss: float
+    rounds: int
+    seconds: float
+
+
+class Checkpoint:
+    """What is done of one training.
+
+    Args:
+        uri: folder on the lake, of one dataset version and one spec; None keeps nothing.
+
+    Attributes:
+        resumed: rounds that were found done, those of whole trials included.
+    """
+
+    def __init__(self, uri: str | None) -> None:
+        self.uri = uri
+        self.resumed = 0
+        self._every = float(os.environ.get("PERENNIAL_CHECKPOINT_SECONDS") or EVERY_SECONDS)
+        self._saved = time.monotonic()
+        found = self._read("trials.json")
+        self._trials = [Trial(**item) for item in json.loads(found)] if found else []
+        self._done = {trial.number: trial for trial in self._trials}
+        self.seconds = sum(trial.seconds for trial in self._trials)
+
+    @classmethod
+    def of(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
+        """The checkpoint of a training from these inputs."""
+        digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
+        return cls(f"{settings().lake}/checkpoints/{model}/{as_of}-{digest}")
+
+    def trial(self, number: int, params: dict[str, float]) -> Trial | None:
+        """A trial that is done, with these very parameters."""
+        found = self._done.get(number)
+        if found is None or found.params != params:
+            return None
+        self.resumed += found.rounds
+        return found
+
+    def add(self, trial: Trial) -> None:
+        """Note a trial that is done."""
+        self._done[trial.number] = trial
+        self._trials = [t for t in self._trials if t.number != trial.number] + [trial]
+        if self.uri:
+            files.write_text(f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self._trials]))
+
+    def booster(self, name: str) -> tuple[bytearray | None, list[float]]:
+        """The booster under way, if it is the one called ``name``, and its losses so far."""
+        import xgboost
+
+        raw = self._read("booster.ubj")
+        if not raw:
+            return None, []
+        booster = xgboost.Booster(model_file=bytearray(raw))
+        if booster.attr(_NAME) != name:
+            return None, []
+        losses = [float(x) for x in json.loads(booster.attr(_LOSSES) or "[]")]
+        self.resumed += booster.num_boosted_rounds()
+        log.info("%s goes on after %d rounds", name, booster.num_boosted_rounds())
+        booster.set_attr(**{_NAME: None, _LOSSES: None})
+        return booster.save_raw("ubj"), losses
+
+    def keep(self, name: str, booster: xgboost.Booster, losses: list[float]) -> None:
+        """Save the booster under way, if the last time is long enough ago."""
+        if not self.uri or time.monotonic() - self._saved < self._every:
+            return
+        booster.set_attr(**{_NAME: name, _LOSSES: json.dumps(losses)})
+        files.write_bytes(f"{self.uri}/booster.ubj", bytes(booster.save_raw("ubj")))
+        booster.set_attr(**{_NAME: None, _LOSSES: None})
+        self._saved = time.monotonic()
+
+    def clear(self) -> None:
+        """Forget it: the training is registered."""
+        if self.uri:
+            for name in ("booster.ubj", "trials.json"):
+                files.remove(f"{self.uri}/{name}")
+
+    def _read(self, name: str) -> bytes:
+        try:
+            return files.read_bytes(f"{self.uri}/{name}") if self.uri else b""
+        except FileNotFoundError:
+            return b""
+
+
+def boost(
+    name: str,
+    params: dict[str, Any],
+    train: xgboost.DMatrix,
+    rounds: int,
+    checkpoint: Checkpoint,
+    *,
+    valid: xgboost.DMatrix | None = None,
+    patience: int = 0,
+    maximize: bool = False,
+) -> tuple[xgboost.Booster, list[float]]:
+    """Boost up to ``rounds`` rounds, from where the checkpoint has it; as ``xgboost.train``, which cannot go on so.
+
+    ``xgboost.train(xgb_model=...)`` counts its rounds, and its patience, from 0 again.
+
+    Args:
+        name: what the checkpoint calls it.
+        valid: rows whose metric is taken after each round.
+        patience: rounds without a better metric on ``valid`` after which it stops; 0: never.
+        maximize: more is better.
+
+    Returns:
+        The booster, and its metric on ``valid`` by round.
+    """
+    import xgboost
+
+    found, losses = checkpoint.booster(name)
+    cache = [train] if valid is None else [train, valid]
+    booster = xgboost.Booster(params, cache, model_file=found)
+    best = max if maximize else min
+    for i in range(booster.num_boosted_rounds(), rounds):
+        if patience and losses and i - 1 - losses.index(best(losses)) >= patience:
+            break
+        booster.update(train, iteration=i)
+        if valid is not None:
+            told = str(booster.eval_set([(valid, "valid")], iteration=i))
+            losses.append(float(told.rsplit(":", 1)[1]))
+        checkpoint.keep(name, booster, losses)
+    return booster.reset(), losses
