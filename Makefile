@@ -70,6 +70,12 @@ docs: setup  ## write again what is made from the spec's definition: JSON Schema
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
 	@$(RUN) -m pytest $(ARGS)
 
+test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG (LOAD="kind load docker-image" hands it the image)
+	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
+	@docker/build trainer
+	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
+	@$(RUN) -m pytest tests/kubernetes tests/docker $(ARGS)
+
 bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests" PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
 

@@ -87,7 +87,6 @@ class Profile(Strict):
         "4Gi", description="Disk for working files; the rest of the pod's disk is read-only."
     )
     gpu: Gpu | None = Field(None, description="GPUs; none when not given.")
-    workers: int = Field(1, ge=1, le=64, description="Machines that train together (Dask).")
 
     node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
     tolerations: list[dict[str, Any]] = Field(
@@ -98,7 +97,7 @@ class Profile(Strict):
         None, description="Service account (for IAM roles); its token is not mounted."
     )
     queue: str | None = Field(None, description="Kueue's local queue that admits the pod.")
-    spot: bool = Field(False, description="Prefer spot nodes, and accept their taint.")
+    spot: bool = Field(False, description="Prefer spot nodes: by Karpenter's, EKS's or GKE's label.")
     labels: dict[str, str] = Field({}, description="Further labels, such as team and cost_centre.")
     annotations: dict[str, str] = Field({}, description="Further annotations.")
 

@@ -1,4 +1,4 @@
-"""Files made from the spec's definition: the JSON Schema for editors, and the page that explains every key."""
+"""Files made from the definitions of specs and compute profiles: JSON Schemas for editors, and pages on every key."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from perennial import files
 from perennial.allowed import GATE_METRICS, METRICS, OBJECTIVES, PARAMETERS
+from perennial.compute import Profile
 from perennial.sections import FeatureSet
 from perennial.settings import ROOT
 from perennial.spec import ModelSpec, json_schema
@@ -49,9 +50,54 @@ line. Folders elsewhere are found through `PERENNIAL_MODELS`. Editors complete a
 """
 
 
+COMPUTE = ROOT / "include" / "compute"
+_COMPUTE_INTRO = """# Compute profiles
+
+<!-- Made by `make docs` from the descriptions in include/perennial/compute.py: change them there. -->
+
+A file `<name>.yaml` says where a step runs and with what. A model names one for a step, and nothing else changes:
+
+```yaml
+compute: {train: gpu, score: kubernetes}   # in model.yaml; data and monitor stay where PERENNIAL_PROFILE says
+```
+
+`PERENNIAL_PROFILE` is the profile of every heavy step that its spec leaves open (`local` when it is not set), so that
+one setting moves all models from a laptop to a cluster. Your own profiles lie in folders that `PERENNIAL_COMPUTE`
+names, and come before these. Light tasks (promote, decide, ask) always run in the Airflow worker.
+
+- **The pod** is the profile's `template`, then the profile, then the step; lists merge by name. It meets the Pod
+  Security Standard *restricted*: no root, no privileges, no service account token, its disk read-only but for a scratch
+  volume.
+- **What it sees**: the lake, the landing area, MLflow and AWS's region and endpoint, as the Airflow worker has them;
+  secrets by reference (`secrets`, `secret_env`), and nothing else. `PERENNIAL_MEMORY_MB` is three quarters of `memory`.
+- **Waiting**: a pod that finds no node, or no quota, waits up to `wait_minutes`; the task's log shows the scheduler's
+  reason, and so does the failure.
+- **Killed for memory**: the task's log names the limit, and the step is tried again with the next of `more_memory`.
+- **Evicted, preempted, deleted, node lost**: tried again up to `interruptions` times, which costs none of the task's
+  retries. A training goes on from its checkpoint on the lake, written once a minute (`PERENNIAL_CHECKPOINT_SECONDS`).
+- **A killed Airflow task** finds its pod again. A pod whose task is gone is deleted by the DAG `perennial.maintenance`.
+- **The result** comes through the lake. A pod that is green but left no result, or no manifest, is a failure.
+- **The image** must hold the library that the DAGs have: another digest is refused before any work.
+"""
+
+
 def schema() -> str:
     """The JSON Schema of ``model.yaml``, as text."""
-    return json.dumps(json_schema(), indent=2, ensure_ascii=False) + "\n"
+    return _text(json_schema())
+
+
+def profile_schema() -> str:
+    """The JSON Schema of a compute profile, as text."""
+    return _text(Profile.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"})
+
+
+def _text(content: dict[str, Any]) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
+def compute_page() -> str:
+    """``include/compute/README.md``."""
+    return "\n".join([_COMPUTE_INTRO, "## Keys\n", *_table(Profile, "")]).rstrip() + "\n"
 
 
 def page() -> str:
@@ -82,6 +128,7 @@ def _table(kind: type[BaseModel], prefix: str) -> Iterator[str]:
             suffix = (
                 ""
                 if isinstance(field.annotation, type)
+                or get_origin(field.annotation) in (Union, types.UnionType)
                 else "[]"
                 if get_origin(field.annotation) is list
                 else ".*"
@@ -147,8 +194,12 @@ def _type(annotation: Any) -> str:
 def write(*, dry_run: bool = False) -> list[Path]:
     """Write the generated files; returns those that were stale."""
     stale = []
-    for name, text in (("model.schema.json", schema()), ("README.md", page())):
-        path = MODELS / name
+    for path, text in (
+        (MODELS / "model.schema.json", schema()),
+        (MODELS / "README.md", page()),
+        (COMPUTE / "profile.schema.json", profile_schema()),
+        (COMPUTE / "README.md", compute_page()),
+    ):
         if not path.is_file() or path.read_text("utf-8") != text:
             stale.append(path.relative_to(ROOT))
             if not dry_run:
