@@ -30,8 +30,11 @@ class Encoding:
     categories: dict[str, list[str]]
     unseen: str = "missing"
 
-    def matrix(self, features: pa.Table) -> np.ndarray:
+    def matrix(self, features: pa.Table, out: np.ndarray | None = None) -> np.ndarray:
         """Features as a float32 matrix, shape (rows, columns); null, NaN and infinities are NaN.
+
+        Args:
+            out: a matrix of that shape and type to fill; a new one when not given.
 
         Raises:
             DataError: an unseen category where the policy is ``stop``, or a feature that is not there.
@@ -40,7 +43,8 @@ class Encoding:
         import pyarrow as pa
         import pyarrow.compute as pc
 
-        out = np.empty((features.num_rows, len(self.columns)), dtype=np.float32)
+        if out is None:
+            out = np.empty((features.num_rows, len(self.columns)), dtype=np.float32)
         for j, name in enumerate(self.columns):
             try:
                 column = features.column(name).combine_chunks()

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import hashlib
 import json
+import sys
 from dataclasses import dataclass
 from pathlib import Path
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from perennial.encode import Encoding
@@ -64,14 +66,26 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+def library() -> ModuleType:
+    """XGBoost, without scikit-learn where nothing else has loaded that: 100 MiB that prediction has no use for."""
+    alone = not {"xgboost", "sklearn"} & set(sys.modules)
+    if alone:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
+    try:
+        import xgboost
+    finally:
+        if alone:
+            del sys.modules["sklearn"]
+    return xgboost
+
+
 def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> Model:
     """Load a model file after its digest has been checked.
 
     Raises:
         ArtifactError: the file is not the one that was registered, or not a model of ours.
     """
-    import xgboost
-
+    xgboost = library()
     found = file_digest(path)
     if found != digest:
         raise ArtifactError(

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 240 MiB of libraries.
-UNIT_ROWS = 262_144
+UNIT_ROWS = 131_072
 COMMIT_ROWS = 524_288
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -91,7 +91,7 @@ def score(
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
         # Looks ahead beyond the commit that is being written, so that no thread waits for it.
-        closing(_in_order(pool, scorer.score, work, 2 * threads)) as scored,
+        closing(_in_order(pool, scorer.score, work, threads + 1)) as scored,
     ):
         for days, found in commits:
             _commit(uri, days, islice(scored, len(found)), [*spec.data.key, "prediction"], counts)
@@ -183,6 +183,7 @@ def _commit(
     except StorageError as error:
         # The lake's writer passes on no more than a text of what ended its stream.
         raise (failed[0] if failed else error) from None
+    pa.default_memory_pool().release_unused()
 
 
 def _in_order(

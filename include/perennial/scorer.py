@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Iterable
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake, registry
 from perennial.errors import DataError
-from perennial.features import Features
+from perennial.features import PART, Features
 from perennial.spec import ModelSpec
 from perennial.train import prediction
 from perennial.units import Unit
 
 if TYPE_CHECKING:
+    import numpy as np
     import pyarrow as pa
+
+#: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
+MATRIX = 8 * PART
 
 
 class Scorer:
@@ -70,7 +75,6 @@ class Scorer:
         return [batch for night in nights for batch in self.score(night)]
 
     def _score(self, unit: Unit, features: Features) -> list[pa.RecordBatch]:
-        import numpy as np
         import pyarrow as pa
 
         model = self._model
@@ -80,19 +84,45 @@ class Scorer:
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
                 "publish the partition anew: run the data DAG for it",
             )
-        predicted = np.concatenate([model.predict(part) for part in parts])
+        predicted = self._predicted(parts)
         columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in keys.column_names}
         columns["prediction"] = prediction(model, predicted)
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
             columns["probabilities"] = values.cast(pa.list_(pa.float32()))
         for name, value in self._same.items():
-            columns[name] = pa.DictionaryArray.from_arrays(
-                pa.repeat(pa.scalar(0, pa.int8()), len(keys)), pa.array([value], pa.string())
-            )
-        whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
-        for day, rows in unit.nights:
-            days = pa.repeat(pa.scalar(day, pa.string()), rows)
-            made.append(whole.slice(at, rows).append_column(lake.PARTITION, days))
-            at += rows
-        return made
+            # Null where there is none: the lake's writer takes twice as long for a column of empty texts.
+            columns[name] = pa.nulls(len(keys), pa.string())
+            if value:
+                columns[name] = pa.DictionaryArray.from_arrays(
+                    pa.repeat(pa.scalar(0, pa.int8()), len(keys)), pa.array([value], pa.string())
+                )
+        return _by_night(columns, unit.nights)
+
+    def _predicted(self, parts: Iterable[pa.Table]) -> np.ndarray:
+        """Predictions for features that come in parts, as `Model.predict` gives them."""
+        import numpy as np
+
+        model, found = self._model, []
+        # One matrix for all: memory that is given back and taken again costs more than filling it.
+        matrix, filled = np.empty((MATRIX, len(model.encoding.columns)), np.float32), 0
+        for part in parts:
+            for start in range(0, max(len(part), 1), PART):
+                some = part.slice(start, PART)
+                if filled + len(some) > MATRIX:
+                    found.append(model.predict_matrix(matrix[:filled]))
+                    filled = 0
+                model.encoding.matrix(some, matrix[filled : filled + len(some)])
+                filled += len(some)
+        return np.concatenate([*found, model.predict_matrix(matrix[:filled])])
+
+
+def _by_night(columns: dict[str, Any], nights: list[tuple[str, int]]) -> list[pa.RecordBatch]:
+    import pyarrow as pa
+
+    whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
+    for day, rows in nights:
+        days = pa.repeat(pa.scalar(day, pa.string()), rows)
+        made.append(whole.slice(at, rows).append_column(lake.PARTITION, days))
+        at += rows
+    return made

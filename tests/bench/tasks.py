@@ -119,10 +119,10 @@ def score(first: str, last: str) -> dict[str, Any]:
     """The score step, the libraries that it uses loaded."""
     import deltalake  # noqa: F401
     import duckdb  # noqa: F401
-    import xgboost  # noqa: F401
 
-    from perennial import catalog, steps
+    from perennial import catalog, model, steps
 
+    model.library()
     spec = catalog.load(MODEL)
     clock = Clock()
     found = steps.run("score", spec, start=first, end=last, force=True)

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import files, lake, references
+from perennial import files, lake, references, units
 from perennial.errors import DataError, SpecError
 from perennial.features import Features, reader
 from perennial.spec import ModelSpec
@@ -31,6 +31,12 @@ def make(house: Path, tmp_path: Path) -> Any:
 
 def features(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
     return Features(spec).apply(rows).to_pylist()  # type: ignore[no-any-return]
+
+
+def one_unit(spec: ModelSpec) -> units.Unit:
+    """All that is published, as one unit."""
+    (unit,) = units.units(lake.contents(lake.table("published", spec.name)), 100_000, 100_000)
+    return unit
 
 
 def test_whole_slice_and_single_row_agree(make: Any) -> None:
@@ -107,16 +113,36 @@ def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> No
         ("SELECT rows.id, x FROM rows JOIN places USING (place)", "60 rows went in, 120 came out"),
         ("SELECT 'same' AS id, x FROM rows", "keys that came out"),
         ("SELECT id || '!' AS id, x FROM rows", "keys that came out"),
-        ("SELECT id, CAST(k AS DOUBLE) AS x FROM rows", "features.sql failed: Conversion Error"),
+        (
+            "SELECT id, x FROM rows WHERE id NOT LIKE '%-00007' UNION ALL "
+            "SELECT id, x FROM rows WHERE id LIKE '%-00008'",
+            "keys that came out",
+        ),
+        ("SELECT id, CAST(k AS DOUBLE) AS x FROM rows", "features.sql failed: .*Conversion Error"),
     ],
-    ids=["loses rows", "doubles rows", "one key", "renames keys", "fails on values"],
+    ids=[
+        "loses rows",
+        "doubles rows",
+        "one key",
+        "renames keys",
+        "loses one and doubles one",
+        "fails on values",
+    ],
 )
 def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message: str) -> None:
     spec = make(sql, features={"categorical": []})
-    with pytest.raises(DataError, match=message) as error:
-        Features(spec).apply(toys.rows("binary", DAY))
-    assert error.value.model == "toy"
-    assert error.value.remedy
+    toys.publish(spec, days=1)
+    unit = one_unit(spec)
+    found = Features(spec, None, lake.table("published", "toy"))
+    for run in (
+        lambda: found.apply(toys.rows("binary", DAY)),
+        lambda: list(found.of(unit.source(list(spec.data.columns)))[1]),
+        lambda: list(found.of(toys.rows("binary", DAY))[1]),
+    ):
+        with pytest.raises(DataError, match=message) as error:
+            run()
+        assert error.value.model == "toy"
+        assert error.value.remedy
 
 
 @pytest.mark.parametrize(
@@ -162,12 +188,13 @@ def test_sql_that_cannot_give_the_same_again_is_refused(make: Any, sql: str, mes
 @pytest.mark.parametrize(
     "read", ["read_text('{}')", "read_csv('{}')", "'{}'", "read_parquet('{}')", "glob('{}')"]
 )
-def test_sql_reads_no_file(make: Any, read: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("folder", [None, "published"])
+def test_sql_reads_no_file(make: Any, read: str, folder: str | None, tmp_path: Path) -> None:
     secret = tmp_path / "secret.csv"
     secret.write_text("word\nhush\n")
     sql = f"SELECT id, (SELECT count(*) FROM {read.format(secret)}) AS x FROM rows"
     with pytest.raises(SpecError, match=r"features.sql") as error:
-        Features(make(sql, features={"categorical": []}))
+        Features(make(sql, features={"categorical": []}), None, lake.table(folder, "toy") if folder else None)
     assert "hush" not in str(error.value)
 
 
@@ -229,3 +256,49 @@ def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
     one = table.filter(pa.compute.equal(table[lake.PARTITION], DAY)).drop_columns(["id", lake.PARTITION])
     assert one.to_pylist() == features(spec, toys.rows("binary", DAY))
     assert reader(spec, "2030-01-01", "2030-01-02") is None
+
+
+@pytest.mark.parametrize(
+    "sql", [toys.SQL, "SELECT id, x, k FROM rows"], ids=["another order", "the same order"]
+)
+def test_files_give_what_their_rows_give(make: Any, sql: str) -> None:
+    spec = make(sql)
+    toys.publish(spec, days=3, n=5000)
+    found = Features(spec, None, lake.table("published", "toy"))
+    unit = one_unit(spec)
+    assert unit.nights == [(files.shift(DAY, i), 5000) for i in range(3)]
+    rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.nights])
+    keys, parts = found.of(unit.source(list(spec.data.columns)))
+    assert keys["id"].to_pylist() == rows["id"].to_pylist()
+    table = pa.concat_tables(parts)
+    assert table["id"].to_pylist() == rows["id"].to_pylist()
+    assert table.select(found.columns).to_pylist() == found.apply(rows).to_pylist()
+
+
+def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
+    spec = make()
+    toys.publish(spec, days=1)
+    more = make(
+        "SELECT id, x, hour(later) AS hour FROM rows",
+        data={"columns": {**spec.data.columns, "later": "timestamp"}},
+        features={"categorical": []},
+    )
+    found = Features(more, None, lake.table("published", "toy"))
+    unit = one_unit(more)
+    for source in (unit.source(list(more.data.columns)), toys.rows("binary", DAY)):
+        table = pa.concat_tables(found.of(source)[1])
+        assert table["hour"].null_count == len(table) == toys.ROWS
+        assert table["x"].to_pylist() == toys.rows("binary", DAY)["x"].to_pylist()
+
+
+def test_personal_values_stay_out_of_the_message(make: Any) -> None:
+    for personal in ([], ["k"]):
+        spec = make(
+            "SELECT id, CAST(k AS DOUBLE) AS x FROM rows",
+            features={"categorical": []},
+            data={"personal": personal},
+        )
+        with pytest.raises(DataError, match=r"features.sql failed") as error:
+            list(Features(spec).of(toys.rows("binary", DAY))[1])
+        quoted = [f"'{value}'" in str(error.value) for value in "abc"]
+        assert any(quoted) is not bool(personal)

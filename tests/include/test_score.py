@@ -96,6 +96,73 @@ def test_a_range_gives_what_its_nights_give(world: Any) -> None:
     assert predictions(world) == night_by_night
 
 
+@pytest.mark.parametrize("rows", [7, 45, 100])
+def test_units_and_commits_of_any_size_give_the_same(
+    world: Any, monkeypatch: pytest.MonkeyPatch, rows: int
+) -> None:
+    """Stretches of a partition, single ones, several together."""
+    end = files.shift(DAY, 4)
+    score(world.spec, start=DAY, end=end)
+    before = predictions(world)
+    monkeypatch.setattr("perennial.score.UNIT_ROWS", rows)
+    monkeypatch.setattr("perennial.score.COMMIT_ROWS", 150)
+    result = score(world.spec, start=DAY, end=end, force=True)
+    assert (result["rows_in"], result["rows_out"]) == (5 * toys.ROWS, 5 * toys.ROWS)
+    assert predictions(world) == before
+
+
+def test_nights_may_have_keys_in_common(world: Any) -> None:
+    """Joins give the rows of several nights in another order; by the key alone they cannot be told apart."""
+    uri, days = lake.table("published", world.spec.name), files.dates(DAY, files.shift(DAY, 2))
+    first = toys.rows("binary", DAY)
+    for day in days[1:]:
+        rows = toys.rows("binary", day)
+        rows = rows.set_column(0, "id", first["id"])
+        lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([day] * len(rows))), day)
+    for day in days:
+        score(world.spec, start=day)
+    night_by_night = predictions(world)
+    score(world.spec, start=days[0], end=days[-1], force=True)
+    assert predictions(world) == night_by_night
+    assert len(predictions(world)) == 3 * toys.ROWS
+
+
+def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., ModelSpec]) -> None:
+    spec = make_model(features={"unseen": "stop"})
+    toys.publish(spec)
+    train(spec, as_of=toys.LAST)
+    promote(spec, as_of=toys.LAST, actor="test")
+    uri = lake.table("published", spec.name)
+    rows = toys.rows("binary", DAY)
+    rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["new"] * len(rows)))
+    lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([DAY] * len(rows))), DAY)
+    with pytest.raises(DataError, match="category that training did not see") as error:
+        score(spec, start=toys.FIRST, end=toys.LAST)
+    assert (error.value.model, error.value.partition) == (spec.name, DAY)
+    assert lake.partitions(lake.table("predictions", spec.name)) == []
+    assert manifest.read(spec.name, "score", toys.FIRST) is None
+
+
+def test_a_commit_that_another_writer_won_is_written_again_whole(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import deltalake
+    from deltalake.exceptions import CommitFailedError
+
+    write, lost = deltalake.write_deltalake, []
+
+    def late(uri: str, rows: Any, **how: Any) -> None:
+        if not lost:
+            lost.append(sum(len(batch) for batch in rows))
+            raise CommitFailedError("another writer won")
+        write(uri, rows, **how)
+
+    monkeypatch.setattr(deltalake, "write_deltalake", late)
+    result = score(world.spec, start=DAY, end=files.shift(DAY, 1))
+    assert lost == [2 * toys.ROWS] == [result["rows_out"]]
+    assert len({r["id"] for r in predictions(world)}) == len(predictions(world)) == 2 * toys.ROWS
+
+
 def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
     days = files.dates(toys.FIRST, files.shift(toys.FIRST, 4))
     score(world.spec, start=days[2])

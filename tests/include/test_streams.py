@@ -8,9 +8,10 @@ from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
-from perennial import lake, score
+from perennial import lake, score, units
 from perennial.features import VECTOR, Features
 
 
@@ -53,6 +54,44 @@ def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest
     assert list(score._runs(days, days, rows)) == [["01", "02"], ["03", "04"], ["05"], ["07"], ["08"]]
     # a partition that is not to be scored lies between
     assert list(score._runs(["01", "03"], days, rows)) == [["01"], ["03"]]
+
+
+def test_units_are_whole_nights_or_stretches_of_a_large_file() -> None:
+    held = {
+        day: [lake.File(f"{day}/{i}", n) for i, n in enumerate(sizes)]
+        for day, sizes in {"01": [40], "02": [40, 30], "03": [250], "04": [10], "05": [120]}.items()
+    }
+    found = list(units.units(held, 100, 100))
+    assert [(u.nights, u.first, u.rows) for u in found] == [
+        ([("01", 40), ("02", 40)], None, 80),
+        ([("02", 30)], None, 30),
+        ([("03", 100)], 0, 100),
+        ([("03", 100)], 100, 100),
+        ([("03", 50)], 200, 50),
+        ([("04", 10)], None, 10),
+        ([("05", 100)], 0, 100),
+        ([("05", 20)], 100, 20),
+    ]
+    assert [u.nights for u in found[0].by_night()] == [[("01", 40)], [("02", 40)]]
+    assert found[3].by_night() == [found[3]]
+
+
+@pytest.mark.parametrize("folder", ["plain", "a*b"], ids=["DuckDB reads", "Arrow reads"])
+def test_each_row_of_a_large_file_is_read_once(tmp_path: Path, folder: str) -> None:
+    import duckdb
+
+    path = tmp_path / folder / "x.parquet"
+    path.parent.mkdir()
+    table = pa.table({"id": list(range(1000)), "other": ["x"] * 1000})
+    pyarrow.parquet.write_table(table, path, row_group_size=150)
+    con, ids = duckdb.connect(), []
+    for unit in units.units({"01": [lake.File(str(path), 1000)]}, 170, 170):
+        source = unit.source(["id", "not there"])
+        assert isinstance(source, str) is (folder == "plain")
+        rows = con.sql(source if isinstance(source, str) else "FROM source").to_arrow_table()
+        assert len(rows) == unit.rows
+        ids.extend(rows["id"].to_pylist())
+    assert ids == list(range(1000))
 
 
 def test_one_item_is_made_ahead_and_an_error_comes_through() -> None:
