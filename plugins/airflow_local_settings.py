@@ -41,10 +41,21 @@ def forks_tasks(argv: list[str]) -> bool:
     return command == ["celery", "worker"]
 
 
+def in_pods() -> tuple[str, ...]:
+    """The module that runs steps in pods, which takes seconds to import, where a model needs it."""
+    try:
+        from perennial_airflow import maintenance
+
+        return ("perennial_airflow.pods",) if maintenance.used() else ()
+    except Exception as error:  # a broken profile is told where it is used
+        logging.getLogger("perennial").warning("compute profiles could not be read: %s", error)
+        return ()
+
+
 def preload() -> None:
     """Import the heavy libraries; one that cannot be imported is reported and left to the task that needs it."""
     began = time.monotonic()
-    for name in HEAVY:
+    for name in (*HEAVY, *in_pods()):
         try:
             importlib.import_module(name)
         except Exception as error:

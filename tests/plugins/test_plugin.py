@@ -79,6 +79,17 @@ def test_what_is_loaded_ahead_exists(name: str) -> None:
     assert importlib.util.find_spec(name.partition(".")[0])
 
 
+def test_the_pod_operator_is_loaded_ahead_where_a_step_runs_in_pods(
+    house: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("PERENNIAL_PROFILE", raising=False)
+    assert airflow_local_settings.in_pods() == ()
+    monkeypatch.setenv("PERENNIAL_PROFILE", "kubernetes")
+    assert airflow_local_settings.in_pods() == ("perennial_airflow.pods",)
+    monkeypatch.setenv("PERENNIAL_PROFILE", "no_such_profile")
+    assert airflow_local_settings.in_pods() == ()
+
+
 def test_a_worker_waits_long_only_while_its_task_can_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(
