@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from perennial import gpu
 from perennial.boost import Checkpoint, Trial, boost
 from perennial.dataset import Dataset
 from perennial.errors import PerennialError
@@ -31,6 +32,7 @@ class Fitted:
 
     Attributes:
         resumed: rounds that an interrupted training had done before.
+        gpu: what the GPU did meanwhile (`gpu.Watch.report`); None where there is none.
     """
 
     booster: xgboost.Booster
@@ -40,6 +42,7 @@ class Fitted:
     external: bool
     trials: list[Trial] = field(default_factory=list)
     resumed: int = 0
+    gpu: dict[str, Any] | None = None
 
 
 def device(asked: str) -> str:
@@ -118,18 +121,21 @@ def fit(
         "threads": settings().threads,
         "external": data.spool.rows * data.spool.columns * BYTES_A_CELL > settings().memory_mb * 2**20 // 2,
     }
-    trials = _trials(spec, data, base, how, on_trial, checkpoint)
-    best = min(trials, key=lambda t: (t.loss, t.number))
-    params = base | _typed(best.params)
-    booster, _ = boost(
-        "the last fit", params, data.dmatrix(0, data.spool.rows, **how), best.rounds, checkpoint
-    )
+    with gpu.Watch(wanted=where == "cuda") as watch:
+        trials = _trials(spec, data, base, how, on_trial, checkpoint)
+        best = min(trials, key=lambda t: (t.loss, t.number))
+        params = base | _typed(best.params)
+        booster, _ = boost(
+            "the last fit", params, data.dmatrix(0, data.spool.rows, **how), best.rounds, checkpoint
+        )
     ran = ran_on(booster)
     if ran != where:
         raise PerennialError(
             f"training began on {where} and ended on {ran}", "check the GPU; then train again"
         )
-    return Fitted(booster, ran, params, best.rounds, bool(how["external"]), trials, checkpoint.resumed)
+    return Fitted(
+        booster, ran, params, best.rounds, bool(how["external"]), trials, checkpoint.resumed, watch.report()
+    )
 
 
 def _trials(

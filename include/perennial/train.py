@@ -118,6 +118,7 @@ def train(
         "digest": registered.digest,
         "dataset_version": {"published": version, "labels": labels_version, "references": features.versions},
         "device": fitted.device,
+        "gpu": fitted.gpu,
         "rounds": fitted.rounds,
         "external_memory": fitted.external,
         "trials": len(fitted.trials),

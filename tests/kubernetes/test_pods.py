@@ -64,9 +64,11 @@ def test_the_same_folder_gives_the_same_predictions_in_pods_and_here(pods_stack:
     assert in_pods["digest"] == here["digest"]
     assert in_pods["predictions"] == here["predictions"]
     assert play(pods_stack, "pod_deferred")["digest"] == here["digest"]
-    run = pods_stack.airflow.runs("pod_loop.score")[0]["dag_run_id"]
-    told = pods_stack.log("pod_loop.score", run, "score")
-    assert "profile pod" in told
+    run = pods_stack.airflow.runs("pod_loop.monitor")[0]["dag_run_id"]
+    assert "profile pod" in pods_stack.log("pod_loop.monitor", run, "monitor")
+    assert "in a pod" not in pods_stack.log(
+        "pod_here.data", pods_stack.airflow.runs("pod_here.data")[0]["dag_run_id"], "data"
+    )
 
 
 def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
