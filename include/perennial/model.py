@@ -8,7 +8,7 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from perennial.encode import Encoding
 from perennial.errors import ArtifactError
@@ -76,7 +76,7 @@ def library() -> ModuleType:
     finally:
         if alone:
             del sys.modules["sklearn"]
-    return xgboost
+    return cast(ModuleType, xgboost)
 
 
 def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> Model:

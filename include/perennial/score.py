@@ -21,9 +21,11 @@ from perennial.units import units
 if TYPE_CHECKING:
     import pyarrow as pa
 
-#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 240 MiB of libraries.
+    from perennial.scorer import Night
+
+#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
-COMMIT_ROWS = 524_288
+COMMIT_ROWS = 393_216
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -87,14 +89,14 @@ def score(
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
     scorer = Scorer(trained, versions, champion, published, run_id, threads)
-    uri, counts = lake.table("predictions", spec.name), dict.fromkeys(todo, 0)
+    counts = dict.fromkeys(todo, 0)
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
         # Looks ahead beyond the commit that is being written, so that no thread waits for it.
         closing(_in_order(pool, scorer.score, work, threads + 1)) as scored,
     ):
         for days, found in commits:
-            _commit(uri, days, islice(scored, len(found)), [*spec.data.key, "prediction"], counts)
+            _commit(spec, scorer, days, islice(scored, len(found)), counts)
     if wrong := [d for d in todo if counts[d] != sizes[d]]:
         raise DataError(
             f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
@@ -144,42 +146,43 @@ def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator
 
 
 def _commit(
-    uri: str,
-    days: list[str],
-    scored: Iterator[list[pa.RecordBatch]],
-    distinct: list[str],
-    counts: dict[str, int],
+    spec: ModelSpec, scorer: Scorer, days: list[str], scored: Iterator[list[Night]], counts: dict[str, int]
 ) -> None:
-    """Replace the partitions ``days`` by what was scored, in one commit.
+    """Replace the partitions ``days`` of a model by what was scored, in one commit.
 
     Args:
-        distinct: columns whose values hardly repeat.
         counts: gets the rows of each partition added.
     """
     import pyarrow as pa
 
     failed: list[PerennialError] = []
-    kept: list[pa.RecordBatch] = []
+    kept: list[Night] = []
 
-    def batches() -> Iterator[pa.RecordBatch]:
+    def nights() -> Iterator[Night]:
         yield from list(kept)  # where another writer won, all of it is written once more
         try:
             for found in scored:
                 kept.extend(found)
-                for batch in found:
-                    counts[batch.column(lake.PARTITION)[0].as_py()] += len(batch)
+                for day, rows in found:
+                    counts[day] += len(rows)
                 yield from found
         except PerennialError as error:
             failed.append(error)
             raise
 
-    def rows() -> pa.RecordBatchReader:
-        stream = batches()
+    def batches() -> pa.RecordBatchReader:
+        stream = map(scorer.rows, nights())
         first = next(stream)
         return pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
 
     try:
-        lake.replace(uri, rows, days[0], days[-1], distinct=distinct)
+        lake.replace(
+            lake.table("predictions", spec.name),
+            batches,
+            days[0],
+            days[-1],
+            distinct=[*spec.data.key, "prediction"],
+        )
     except StorageError as error:
         # The lake's writer passes on no more than a text of what ended its stream.
         raise (failed[0] if failed else error) from None

@@ -18,8 +18,10 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+    Night = tuple[str, pa.RecordBatch]
+
 #: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
-MATRIX = 8 * PART
+MATRIX = 4 * PART
 
 
 class Scorer:
@@ -51,11 +53,8 @@ class Scorer:
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         self._same = {"model_version": champion.version, "run_id": run_id, "scored_at": now}
 
-    def score(self, unit: Unit) -> list[pa.RecordBatch]:
-        """Key, prediction, (probabilities,) model_version, run_id, scored_at and partition_date of a unit's rows.
-
-        Returns:
-            A batch for each partition: the lake's writer takes twice the time to take them apart.
+    def score(self, unit: Unit) -> list[Night]:
+        """Key, prediction (and probabilities) of a unit's rows, by partition.
 
         Raises:
             DataError: rows cannot be scored, or not each of them once; with the partition that they are of.
@@ -74,7 +73,7 @@ class Scorer:
         # Each by itself: one of them is to blame, or they have keys in common.
         return [batch for night in nights for batch in self.score(night)]
 
-    def _score(self, unit: Unit, features: Features) -> list[pa.RecordBatch]:
+    def _score(self, unit: Unit, features: Features) -> list[Night]:
         import pyarrow as pa
 
         model = self._model
@@ -90,14 +89,29 @@ class Scorer:
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
             columns["probabilities"] = values.cast(pa.list_(pa.float32()))
+        whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
+        for day, rows in unit.nights:
+            made.append((day, whole.slice(at, rows)))
+            at += rows
+        return made
+
+    def rows(self, night: Night) -> pa.RecordBatch:
+        """Rows as the lake has them: with model_version, run_id, scored_at and partition_date.
+
+        In batches of a single partition each: the lake's writer takes twice the time to take them apart.
+        """
+        import pyarrow as pa
+
+        day, batch = night
         for name, value in self._same.items():
             # Null where there is none: the lake's writer takes twice as long for a column of empty texts.
-            columns[name] = pa.nulls(len(keys), pa.string())
+            column = pa.nulls(len(batch), pa.string())
             if value:
-                columns[name] = pa.DictionaryArray.from_arrays(
-                    pa.repeat(pa.scalar(0, pa.int8()), len(keys)), pa.array([value], pa.string())
+                column = pa.DictionaryArray.from_arrays(
+                    pa.repeat(pa.scalar(0, pa.int8()), len(batch)), pa.array([value], pa.string())
                 )
-        return _by_night(columns, unit.nights)
+            batch = batch.append_column(name, column)
+        return batch.append_column(lake.PARTITION, pa.repeat(pa.scalar(day, pa.string()), len(batch)))
 
     def _predicted(self, parts: Iterable[pa.Table]) -> np.ndarray:
         """Predictions for features that come in parts, as `Model.predict` gives them."""
@@ -115,14 +129,3 @@ class Scorer:
                 model.encoding.matrix(some, matrix[filled : filled + len(some)])
                 filled += len(some)
         return np.concatenate([*found, model.predict_matrix(matrix[:filled])])
-
-
-def _by_night(columns: dict[str, Any], nights: list[tuple[str, int]]) -> list[pa.RecordBatch]:
-    import pyarrow as pa
-
-    whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
-    for day, rows in nights:
-        days = pa.repeat(pa.scalar(day, pa.string()), rows)
-        made.append(whole.slice(at, rows).append_column(lake.PARTITION, days))
-        at += rows
-    return made
