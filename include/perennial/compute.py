@@ -7,6 +7,7 @@ steps that the spec leaves open. Nothing else changes between a laptop and a clu
 from __future__ import annotations
 
 import difflib
+import functools
 import os
 import re
 from pathlib import Path
@@ -180,8 +181,6 @@ def load(name: str) -> Profile:
     Raises:
         SpecError: there is none, or its file is broken.
     """
-    from perennial import catalog
-
     if name == LOCAL:
         return Profile(name=LOCAL, kind="local")
     if name not in (found := find()):
@@ -191,9 +190,16 @@ def load(name: str) -> Profile:
             f"there is no compute profile {name!r}",
             f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}",
         )
-    path = found[name]
+    return _read(found[name], found[name].stat().st_mtime_ns)
+
+
+@functools.lru_cache(maxsize=64)
+def _read(path: Path, _changed: int) -> Profile:
+    """A profile's file; read once as long as it does not change, since the DAG files of all models ask for it."""
+    from perennial import catalog
+
     profile = catalog.parse(path, Profile, model=None)
-    if profile.name != name:
+    if profile.name != path.stem:
         raise SpecError(
             f"{catalog.show(path)}: name is {profile.name!r}, the file is {path.name!r}",
             "a profile's name is its file's name",

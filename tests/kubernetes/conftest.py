@@ -24,7 +24,7 @@ from perennial.stack.board import Board
 from perennial.stack.config import Stack
 from support import servers as local
 from support import toys
-from support.pods import MODELS, SECRET, SLOW, Cluster, Pods, pod_host, profiles, wait_for
+from support.pods import MANY_ROWS, MODELS, SECRET, SLOW, Cluster, Pods, pod_host, profiles, wait_for
 
 
 @pytest.fixture(scope="session")
@@ -126,6 +126,6 @@ def _models(root: Path) -> dict[str, ModelSpec]:
             root, f"pod_{name}", compute={"data": name}, limits={"data": {"retries": 0}}, **end
         )
     for spec in specs.values():
-        toys.land(spec, days=toys.DAYS)
+        toys.land(spec, n=MANY_ROWS if spec.name.endswith("little_memory") else toys.ROWS)
     assert files.is_remote(files.expand(next(iter(specs.values())).data.source))
     return specs

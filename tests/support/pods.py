@@ -13,6 +13,8 @@ from perennial.stack.config import Stack
 from perennial.stack.rest import Airflow
 
 SECRET = "perennial-aws"
+#: Rows a day that cannot be trained on within 256 MiB.
+MANY_ROWS = 9_000
 ENDED = ("success", "failed")
 #: Models, with the profile of each step that is not in a plain pod. `slow` trains for long enough to be disturbed.
 MODELS: dict[str, dict[str, str]] = {

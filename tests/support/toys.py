@@ -132,11 +132,13 @@ def write(uri: str, table: pa.Table) -> None:
         pq.write_table(table, uri)
 
 
-def land(spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False) -> None:
+def land(
+    spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False, n: int = ROWS
+) -> None:
     """Land the reference table, and each day's rows and labels, as a feed would."""
     write(files.expand(spec.references[0].source), places())
     for day in files.dates(start, files.shift(start, days - 1)):
-        table = rows(spec.task, day)
+        table = rows(spec.task, day, n)
         write(files.expand(spec.data.source, day), table)
         write(files.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
 
