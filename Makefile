@@ -72,7 +72,7 @@ test: setup-tests  ## run the tests (ARGS=... goes to pytest)
 
 test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG (LOAD="kind load docker-image" hands it the image)
 	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
-	@docker/build trainer
+	@docker/build $(or $(IMAGES),trainer)
 	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
 	@$(RUN) -m pytest tests/kubernetes tests/docker $(ARGS)
 
