@@ -150,20 +150,21 @@ def replace(
     for attempt in range(ATTEMPTS):
         try:
             rows = data() if callable(data) else data
-            if open_table(uri) is None:
+            if (table := open_table(uri)) is None:
                 _create(uri, rows.schema)
+                table = open_table(uri)
+            assert table is not None
             write_deltalake(
-                uri,
+                table,  # it knows its new version afterwards: a table of a year takes 20 ms to open
                 rows,
                 mode="overwrite",
                 predicate=where,
                 partition_by=[PARTITION],
                 schema_mode="merge",
-                storage_options=settings().storage_options,
                 writer_properties=properties,
                 commit_properties=CommitProperties(max_commit_retries=0),
             )
-            return int(open_table(uri).version())  # type: ignore[union-attr]
+            return int(table.version())
         except CommitFailedError as error:
             if attempt == ATTEMPTS - 1:
                 raise StorageError(
