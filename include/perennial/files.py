@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 1 << 20
+#: How often S3 is asked before an error counts (with growing pauses: half a minute in all), and how long an answer may
+#: take to go on, in seconds.
+ATTEMPTS = 6
+PATIENCE = 30.0
 _REMEDY = (
     "check that the disk has room, that the place exists and that this user may use it; then run it again"
 )
@@ -28,13 +32,17 @@ def is_remote(uri: str) -> bool:
 
 def filesystem() -> Any:
     """The S3 filesystem of the environment (``pyarrow.fs.S3FileSystem``)."""
-    from pyarrow.fs import S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     endpoint = endpoint_url()
     return S3FileSystem(
         endpoint_override=endpoint,
         scheme="http" if endpoint and endpoint.startswith("http://") else "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        connect_timeout=5,
+        request_timeout=PATIENCE,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        allow_delayed_open=True,  # a small file is one request, and so there whole or not at all
     )
 
 
