@@ -42,8 +42,22 @@ def filesystem() -> Any:
         connect_timeout=5,
         request_timeout=PATIENCE,
         retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
-        allow_delayed_open=True,  # a small file is one request, and so there whole or not at all
     )
+
+
+def client(service: str = "s3", patience: float | None = None, attempts: int | None = None) -> Any:
+    """A client of AWS's own library, for what one request must decide; patient as `filesystem` where not told.
+
+    Args:
+        patience: seconds that an answer may take. attempts: how often a request is made before an error counts.
+    """
+    import boto3
+    from botocore.config import Config
+
+    patience = PATIENCE if patience is None else patience
+    retries = {"mode": "standard", "total_max_attempts": attempts or ATTEMPTS}
+    config = Config(connect_timeout=min(5.0, patience), read_timeout=patience, retries=retries)
+    return boto3.session.Session().client(service, config=config)
 
 
 def parse_date(text: str, what: str = "a partition date") -> date:
@@ -150,8 +164,7 @@ def write_bytes(uri: str, content: bytes) -> str:
     """As `write_text`, for bytes."""
     try:
         if is_remote(uri):
-            with filesystem().open_output_stream(uri.removeprefix("s3://")) as file:
-                file.write(content)
+            _put(uri, content)
             return uri
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -167,6 +180,17 @@ def write_bytes(uri: str, content: bytes) -> str:
         return uri
     except OSError as error:
         raise StorageError(f"{uri} cannot be written: {error}", _REMEDY) from error
+
+
+def _put(uri: str, content: bytes) -> None:
+    """Write to S3 in one request. Arrow's stream would write what it holds when it is closed by an error, too."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        client().put_object(Bucket=bucket, Key=key, Body=content)
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(str(error)) from error
 
 
 def remove(uri: str) -> None:

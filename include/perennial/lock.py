@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from perennial import files
 from perennial.errors import BusyError, StorageError
 from perennial.settings import settings
 
@@ -98,16 +99,8 @@ class _Lease:
     """
 
     def __init__(self, lake: str, name: str) -> None:
-        import boto3
-        from botocore.config import Config
-
-        patience = max(1.0, min(10.0, LEASE_SECONDS / 12))
-        config = Config(
-            connect_timeout=min(5.0, patience),
-            read_timeout=patience,
-            retries={"mode": "standard", "total_max_attempts": 4},
-        )
-        self.s3: Any = boto3.client("s3", config=config)
+        # all attempts of one renewal must fit into the lease
+        self.s3: Any = files.client(patience=max(1.0, min(10.0, LEASE_SECONDS / 12)), attempts=4)
         bucket, _, prefix = lake.removeprefix("s3://").partition("/")
         self.place = {"Bucket": bucket, "Key": f"{prefix}/locks/{name}.lock".lstrip("/")}
         self.token = uuid.uuid4().hex

@@ -25,7 +25,7 @@ class Fault:
     """One kind of trouble.
 
     Attributes:
-        times: how many requests it hits. method, path: which: a name, a regular expression over path and query.
+        times: how many requests it hits. every: it hits each so-manieth of those that match. method, path: which: a name, a regular expression over path and query.
         seconds: of ``slow``.
     """
 
@@ -34,6 +34,8 @@ class Fault:
     method: str = ""
     path: str = ""
     seconds: float = 1.0
+    every: int = 1
+    seen: int = 0
 
 
 @dataclass
@@ -45,15 +47,26 @@ class Proxy:
     done: list[str] = field(default_factory=list)
     lock: threading.Lock = field(default_factory=threading.Lock)
 
-    def add(self, kind: Kind, times: int = 1, method: str = "", path: str = "", seconds: float = 1.0) -> None:
+    def add(
+        self,
+        kind: Kind,
+        times: int = 1,
+        method: str = "",
+        path: str = "",
+        seconds: float = 1.0,
+        every: int = 1,
+    ) -> None:
         """Make trouble for the next requests that match."""
-        self.faults.append(Fault(kind, times, method, path, seconds))
+        self.faults.append(Fault(kind, times, method, path, seconds, every))
 
     def take(self, method: str, path: str) -> Fault | None:
         """The trouble of one request."""
         with self.lock:
             for fault in self.faults:
-                if fault.times > 0 and fault.method in ("", method) and re.search(fault.path, path):
+                if fault.times < 1 or fault.method not in ("", method) or not re.search(fault.path, path):
+                    continue
+                fault.seen += 1
+                if fault.seen % fault.every == 0:
                     fault.times -= 1
                     self.done.append(f"{fault.kind} {method} {path}")
                     return fault
