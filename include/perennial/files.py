@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import uuid
@@ -45,19 +46,35 @@ def filesystem() -> Any:
     )
 
 
-def client(service: str = "s3", patience: float | None = None, attempts: int | None = None) -> Any:
+def client(
+    service: str = "s3",
+    patience: float | None = None,
+    attempts: int | None = None,
+    region: str | None = None,
+) -> Any:
     """A client of AWS's own library, for what one request must decide; patient as `filesystem` where not told.
 
     Args:
         patience: seconds that an answer may take. attempts: how often a request is made before an error counts.
+        region: the environment's where none is given.
     """
+    told = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
+    return _client(service, PATIENCE if patience is None else patience, attempts or ATTEMPTS, region, told)
+
+
+@functools.lru_cache(maxsize=8)  # to make one costs more than most of what it is asked
+def _client(
+    service: str, patience: float, attempts: int, region: str | None, _environ: tuple[tuple[str, str], ...]
+) -> Any:
     import boto3
     from botocore.config import Config
 
-    patience = PATIENCE if patience is None else patience
-    retries = {"mode": "standard", "total_max_attempts": attempts or ATTEMPTS}
-    config = Config(connect_timeout=min(5.0, patience), read_timeout=patience, retries=retries)
-    return boto3.session.Session().client(service, config=config)
+    config = Config(
+        connect_timeout=min(5.0, patience),
+        read_timeout=patience,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    return boto3.session.Session().client(service, region_name=region, config=config)
 
 
 def parse_date(text: str, what: str = "a partition date") -> date:

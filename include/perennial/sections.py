@@ -94,7 +94,10 @@ class DataSpec(Strict):
         description="wait: a nightly run waits until its partition has landed; none: one that is not there fails.",
     )
     arrival_hours: float = Field(
-        6, gt=0, le=168, description="With wait: hours after which a partition that did not land is a failure."
+        6,
+        gt=0,
+        le=168,
+        description="With wait: hours after which a partition that did not land is a failure.",
     )
     quarantine_limit: Share = Field(
         0.05, description="Share of rows in quarantine above which the partition stops."

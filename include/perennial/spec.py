@@ -79,7 +79,8 @@ class ModelSpec(Strict):
     )
     limits: dict[Step, StepSpec] = Field({}, description="Retries and timeout of a step's task.")
     alerts: list[Alert] = Field(
-        [], description="Webhooks, and SNS topics (arn:aws:sns:…), told of failures, beside PERENNIAL_ALERT_URL."
+        [],
+        description="Webhooks, and SNS topics (arn:aws:sns:…), told of failures, beside PERENNIAL_ALERT_URL.",
     )
     _folder: Path = Path()
     _sql: str = ""

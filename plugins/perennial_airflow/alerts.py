@@ -1,4 +1,4 @@
-"""Tells people about a task that failed for good: one log line, and a message to the webhooks and SNS topics configured."""
+"""Tells people about a task that failed for good: one log line, and a message to webhooks and SNS topics."""
 
 from __future__ import annotations
 
@@ -92,7 +92,9 @@ def publish(topic: str, message: dict[str, Any]) -> bool:
         from botocore.config import Config
 
         config = Config(
-            connect_timeout=TIMEOUT, read_timeout=TIMEOUT, retries={"mode": "standard", "total_max_attempts": 2}
+            connect_timeout=TIMEOUT,
+            read_timeout=TIMEOUT,
+            retries={"mode": "standard", "total_max_attempts": 2},
         )
         subject = f"{message['model']}.{message['stage']} failed, partition {message['partition'] or 'none'}"
         hook = SnsHook(aws_conn_id=None, region_name=topic.split(":")[3], config=config)

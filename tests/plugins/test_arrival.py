@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,7 +13,6 @@ import pytest
 from airflow.models.trigger import TriggerFailureReason
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.triggers.base import TriggerEvent
-from airflow.utils.module_loading import import_string
 
 from perennial import files
 from perennial.spec import ModelSpec
@@ -81,12 +81,15 @@ def test_what_has_not_landed_is_waited_for_in_the_triggerer(waiting: ModelSpec) 
         task(waiting).execute(context(ago=0.5))
     assert timedelta(hours=1.49) < deferred.value.timeout <= timedelta(hours=1.5)
     name, arguments = deferred.value.trigger.serialize()
-    trigger = import_string(name)(**arguments | {"pause": 0.05})
+    module, _, cls = name.rpartition(".")
+    trigger = getattr(importlib.import_module(module), cls)(**arguments | {"pause": 0.05})
     with pytest.raises(TimeoutError):
         first(trigger, 0.3)
     path = land(waiting)
     event = first(trigger)
-    assert task(waiting).resume_execution(deferred.value.method_name, {"event": event.payload}, context()) == {
+    assert task(waiting).resume_execution(
+        deferred.value.method_name, {"event": event.payload}, context()
+    ) == {
         "waited": True,
         "uri": str(path),
     }

@@ -61,7 +61,9 @@ def told(queue: str) -> list[dict[str, Any]]:
 
 
 def failure() -> Any:
-    task = SimpleNamespace(dag_id="flight_late.data", task_id="data", run_id="r", try_number=3, log_url="http://ui/log")
+    task = SimpleNamespace(
+        dag_id="flight_late.data", task_id="data", run_id="r", try_number=3, log_url="http://ui/log"
+    )
     run = SimpleNamespace(partition_key="2013-02-01")
     error = AirflowFailException("the file is empty")
     return {"task_instance": task, "dag_run": run, "params": {}, "exception": error}
@@ -75,7 +77,11 @@ def test_a_topic_is_told_of_a_failure(topic: tuple[str, str], spec: ModelSpec) -
     assert got["TopicArn"] == arn
     assert got["Subject"] == "flight_late.data failed, partition 2013-02-01"
     message = json.loads(got["Message"])
-    assert (message["cause"], message["owner"], message["log"]) == ("the file is empty", spec.owner, "http://ui/log")
+    assert (message["cause"], message["owner"], message["log"]) == (
+        "the file is empty",
+        spec.owner,
+        "http://ui/log",
+    )
 
 
 def test_the_environment_may_name_a_topic_too(

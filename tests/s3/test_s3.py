@@ -44,7 +44,9 @@ def test_the_loop_works_on_s3(
     keys = [o.key for o in bucket.objects.all()]
     assert keys
     assert all(k.startswith(("some where/lake/", "landing/")) for k in keys)
-    assert all(json.loads(o.get()["Body"].read())["until"] == 0 for o in locks(bucket))  # every lock was given back
+    assert all(
+        json.loads(o.get()["Body"].read())["until"] == 0 for o in locks(bucket)
+    )  # every lock was given back
     assert registry.champion(spec) is not None
 
 

@@ -1,15 +1,13 @@
-"""What the lake, small files and the lock make of an S3 that fails: right content or a clear error, never half of it."""
+"""What the lake, small files and the lock make of an S3 that fails: the right content or a clear error, no halves."""
 
 from __future__ import annotations
 
-import json
 import threading
 import time
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 
 from perennial import files, lake, lock, manifest, steps
@@ -42,9 +40,7 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
         Settings,
         "storage_options",
-        property(
-            lambda self: patient(self) | {"max_retries": "1", "retry_timeout": "3s", "timeout": "1s"}
-        ),
+        property(lambda self: patient(self) | {"max_retries": "1", "retry_timeout": "3s", "timeout": "1s"}),
     )
 
 
@@ -152,9 +148,9 @@ def test_a_lock_is_had_whatever_passes(
     monkeypatch.setattr(lock, "LEASE_SECONDS", 12.0)
     for method in ("PUT", "GET"):
         proxy.add(kind, 1, method, r"\.lock", seconds=1.3)
-        with lock.hold("x", timeout=0):  # had at once: what was written under a false report is known as one's own
-            with pytest.raises(BusyError), lock.hold("x", timeout=0):
-                pass
+        # had at once: what was written under a false report is known as one's own
+        with lock.hold("x", timeout=0), pytest.raises(BusyError), lock.hold("x", timeout=0):
+            pass
         proxy.add(kind, 1, method, r"\.lock", seconds=1.3)
         with lock.hold("x", timeout=0):  # overtaken by If-Match this time
             proxy.add(kind, 1, "PUT", r"\.lock", seconds=1.3)  # hits the giving back
@@ -224,8 +220,14 @@ def test_a_night_on_a_bad_network_gives_the_same_content(proxy: Proxy, bucket: A
     proxy.add("lie", 4, "PUT", every=2)
     proxy.add("silent", 4, every=6)
     proxy.add("short", 4, "GET", every=3)
-    again = steps.run("data", spec, start=toys.FIRST, force=True)
-    assert len(proxy.done) > 8
+    for _ in range(16):  # what was not healed within the step is a clear error, and the task's retry heals it
+        try:
+            again = steps.run("data", spec, start=toys.FIRST, force=True)
+            break
+        except StorageError as error:
+            assert "What to do" in str(error)
+            toys.nothing_half_written(spec)
+    assert len(proxy.done) == 16
     assert again["rows_out"] == clean["rows_out"]
     assert toys.content_of("published", spec.name) == content
     assert manifest.read(spec.name, "data", toys.FIRST) is not None
@@ -238,7 +240,7 @@ def test_a_truncated_partition_is_not_taken_for_a_whole_one(
     spec = toys.model(tmp_path / "models", toys.unique())
     toys.land(spec)
     proxy.add("short", 99, "GET", rf"landing/{spec.name}/.*\.parquet")
-    with pytest.raises(StorageError, match="cannot be (copied|read): AWS Error NETWORK_CONNECTION"):
+    with pytest.raises(StorageError, match=r"cannot be (copied|read): AWS Error NETWORK_CONNECTION"):
         steps.run("data", spec, start=toys.FIRST)
     assert manifest.read(spec.name, "data", toys.FIRST) is None
     assert lake.version(lake.table("published", spec.name)) is None

@@ -25,7 +25,8 @@ class Fault:
     """One kind of trouble.
 
     Attributes:
-        times: how many requests it hits. every: it hits each so-manieth of those that match. method, path: which: a name, a regular expression over path and query.
+        times: how many requests it hits. every: it hits each so-manieth of those that match.
+        method, path: which: a name, a regular expression over path and query.
         seconds: of ``slow``.
     """
 
@@ -126,7 +127,13 @@ class Handler(BaseHTTPRequestHandler):
     def _forward(self, body: bytes, *, blind: bool) -> tuple[int, list[tuple[str, str]], bytes]:
         there = urlsplit(self.server.target)
         connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=60)
-        skip = ("transfer-encoding", "content-length", "expect", "connection", *(_CONDITIONS if blind else ()))
+        skip = (
+            "transfer-encoding",
+            "content-length",
+            "expect",
+            "connection",
+            *(_CONDITIONS if blind else ()),
+        )
         headers = {n: v for n, v in self.headers.items() if n.lower() not in skip}
         try:
             connection.request(
@@ -138,7 +145,9 @@ class Handler(BaseHTTPRequestHandler):
             connection.close()
 
     def _fail(self, status: int, code: str) -> None:
-        content = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made by the test</Message></Error>"
+        content = (
+            f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made by the test</Message></Error>"
+        )
         self.send_response(status)
         self.send_header("Content-Type", "application/xml")
         self.send_header("Content-Length", str(len(content)))
