@@ -18,8 +18,9 @@ from perennial import files
 from perennial.errors import BusyError, StorageError
 from perennial.settings import settings
 
-#: A holder on S3 that says nothing for so long counts as dead. It speaks three times within it.
-LEASE_SECONDS = 600.0
+#: A holder on S3 that says nothing for so long counts as dead. It speaks three times within it. Machines' clocks may
+#: differ by less than two thirds of it.
+LEASE_SECONDS = 120.0
 #: What S3 answers when somebody else wrote first.
 _LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 _GONE = ("NoSuchKey", "404")
@@ -149,7 +150,7 @@ class _Lease:
                 self._put({"IfMatch": found}, free=True)
             elif self.tag and not self.lost and found is not None:
                 self.lost = "another run overtook it"
-        except (BotoCoreError, ClientError) as error:
+        except (BotoCoreError, ClientError, ValueError) as error:
             if self.tag and not self.lost and time.monotonic() > self.until:
                 self.lost = f"it could not be renewed: {error}"
 

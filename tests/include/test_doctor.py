@@ -130,6 +130,21 @@ def test_a_bucket_that_may_not_be_listed_or_is_not_there(
     assert "aws s3 mb s3://there-is-no-such-bucket" in found["lake: bucket there-is-no-such-bucket"].remedy
 
 
+def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
+    import boto3
+
+    said = {"name": "p", "kind": "eks", "cluster": "night", "region": "eu-central-1"}
+    profile = Profile.model_validate(said)
+    (found,) = doctor_pods._eks(profile)
+    assert found.state == "missing"
+    assert "eks:DescribeCluster" in found.remedy
+    eks = boto3.client("eks", region_name="eu-central-1", endpoint_url=s3_url)
+    role = "arn:aws:iam::123456789012:role/eks"
+    eks.create_cluster(name="night", roleArn=role, resourcesVpcConfig={})
+    (found,) = doctor_pods._eks(profile)
+    assert (found.state, found.detail) == ("ok", "status ACTIVE")
+
+
 @pytest.mark.parametrize("dead", ["refused", "silent"])
 def test_dead_servers_are_told_in_seconds(
     dead: str, proxy: trouble.Proxy, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch

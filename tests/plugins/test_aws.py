@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
 from perennial.spec import ModelSpec
@@ -164,3 +166,29 @@ def test_a_tasks_log_is_kept_on_s3(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     sources, lines = S3RemoteLogIO.from_config().read(str(place), None)
     assert sources == [f"s3://{bucket}/airflow/{place}"]
     assert lines == ["first part\nsecond part"]
+
+
+# --- the page itself
+
+
+def test_the_policies_of_the_page_are_accepted() -> None:
+    blocks = re.findall(r"```json\n(.*?)```", page(), re.DOTALL)
+    policies = [block for block in blocks if '"Principal"' not in block]
+    assert len(policies) == 3
+    iam = client("iam")
+    for n, policy in enumerate(policies):
+        iam.create_policy(PolicyName=f"policy-{n}", PolicyDocument=policy)
+    (trust,) = [block for block in blocks if '"Principal"' in block]
+    iam.create_role(RoleName="perennial-step", AssumeRolePolicyDocument=trust)
+
+
+def test_the_page_and_the_charts_values_agree() -> None:
+    values = yaml.safe_load((Path(__file__).parents[2] / "docker/kubernetes/values-airflow.yaml").read_text())
+    given = {item["name"]: item["value"] for item in values["env"]}
+    for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING", "MLFLOW_TRACKING_URI", "AIRFLOW_CONN_AWS_DEFAULT"):
+        assert setting(name) == given[name]
+    assert json.loads(setting("AIRFLOW_CONN_KUBERNETES_DEFAULT")) == json.loads(
+        given["AIRFLOW_CONN_KUBERNETES_DEFAULT"]
+    )
+    for key, value in values["config"]["logging"].items():
+        assert setting(f"AIRFLOW__LOGGING__{key.upper()}") == value
