@@ -96,7 +96,7 @@ class DataSpec(Strict):
     arrival_hours: float = Field(
         6,
         gt=0,
-        le=168,
+        le=72,
         description="With wait: hours after which a partition that did not land is a failure.",
     )
     quarantine_limit: Share = Field(
