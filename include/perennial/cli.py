@@ -361,3 +361,33 @@ def new(
         console.print(Text(f"  {line}"))
     console.print(f"Next: perennial check {name}")
     console.print(f"      perennial run data --model {name} --start {made.first} --end {made.last}")
+
+
+@app.command()
+def doctor(
+    profile: Annotated[
+        list[str] | None,
+        typer.Option("--profile", help="Compute profile to check beside those in use; may be repeated."),
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False,
+) -> None:
+    """Say what is missing outside: buckets, MLflow, cluster, rights. Ends with 1 if something is."""
+    from dataclasses import asdict
+
+    from perennial import doctor as its
+
+    found = its.examine(profile or [])
+    if as_json:
+        print(json.dumps([asdict(f) for f in found]))  # noqa: T201
+    else:
+        colours = {"ok": "green", "warning": "yellow", "missing": "red"}
+        table = Table(box=None, pad_edge=False)
+        for title in ("checked", "state", "found"):
+            table.add_column(title, overflow="fold")
+        for item in found:
+            table.add_row(Text(item.what), Text(item.state, colours[item.state]), Text(item.detail))
+            if item.remedy:
+                table.add_row("", "", Text(f"What to do: {item.remedy}", "bold"))
+        _console().print(table)
+    if any(f.state == "missing" for f in found):
+        raise typer.Exit(1)

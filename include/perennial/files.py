@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import os
 import uuid
@@ -16,6 +17,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK = 1 << 20
+#: How often S3 is asked before an error counts (with growing pauses: half a minute in all), and how long an answer may
+#: take to go on, in seconds.
+ATTEMPTS = 6
+PATIENCE = 30.0
 _REMEDY = (
     "check that the disk has room, that the place exists and that this user may use it; then run it again"
 )
@@ -28,14 +33,48 @@ def is_remote(uri: str) -> bool:
 
 def filesystem() -> Any:
     """The S3 filesystem of the environment (``pyarrow.fs.S3FileSystem``)."""
-    from pyarrow.fs import S3FileSystem
+    from pyarrow.fs import AwsStandardS3RetryStrategy, S3FileSystem
 
     endpoint = endpoint_url()
     return S3FileSystem(
         endpoint_override=endpoint,
         scheme="http" if endpoint and endpoint.startswith("http://") else "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
+        connect_timeout=5,
+        request_timeout=PATIENCE,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
     )
+
+
+def client(
+    service: str = "s3",
+    patience: float | None = None,
+    attempts: int | None = None,
+    region: str | None = None,
+) -> Any:
+    """A client of AWS's own library, for what one request must decide; patient as `filesystem` where not told.
+
+    Args:
+        patience: seconds that an answer may take. attempts: how often a request is made before an error counts.
+        region: the environment's where none is given.
+    """
+    told = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
+    return _client(service, PATIENCE if patience is None else patience, attempts or ATTEMPTS, region, told)
+
+
+@functools.lru_cache(maxsize=8)  # to make one costs more than most of what it is asked
+def _client(
+    service: str, patience: float, attempts: int, region: str | None, _environ: tuple[tuple[str, str], ...]
+) -> Any:
+    import boto3
+    from botocore.config import Config
+
+    config = Config(
+        connect_timeout=min(5.0, patience),
+        read_timeout=patience,
+        retries={"mode": "standard", "total_max_attempts": attempts},
+    )
+    return boto3.session.Session().client(service, region_name=region, config=config)
 
 
 def parse_date(text: str, what: str = "a partition date") -> date:
@@ -147,8 +186,7 @@ def write_bytes(uri: str, content: bytes) -> str:
     """As `write_text`, for bytes."""
     try:
         if is_remote(uri):
-            with filesystem().open_output_stream(uri.removeprefix("s3://")) as file:
-                file.write(content)
+            _put(uri, content)
             return uri
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -164,6 +202,17 @@ def write_bytes(uri: str, content: bytes) -> str:
         return uri
     except OSError as error:
         raise StorageError(f"{uri} cannot be written: {error}", _REMEDY) from error
+
+
+def _put(uri: str, content: bytes) -> None:
+    """Write to S3 in one request. Arrow's stream would write what it holds when it is closed by an error, too."""
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, key = uri.removeprefix("s3://").partition("/")
+    try:
+        client().put_object(Bucket=bucket, Key=key, Body=content)
+    except (BotoCoreError, ClientError) as error:
+        raise OSError(str(error)) from error
 
 
 def remove(uri: str) -> None:

@@ -45,17 +45,23 @@ class Version:
         return self.tags.get("as_of", "")
 
 
+def credentials() -> dict[str, Any]:
+    """What MLflow is shown, as `requests` takes it; MLflow's own variables say what."""
+    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
+    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
+    return {
+        "auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None,
+        "headers": {"Authorization": f"Bearer {token}"} if token else {},
+    }
+
+
 def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = False, **request: Any) -> Any:
     import requests
 
     uri = settings().mlflow_uri
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    auth = (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    headers = {"Authorization": f"Bearer {token}"} if token else {}
     try:
         answer = requests.request(
-            method, f"{uri}{path}", timeout=TIMEOUT, auth=auth, headers=headers, stream=stream, **request
+            method, f"{uri}{path}", timeout=TIMEOUT, stream=stream, **credentials(), **request
         )
     except requests.RequestException as error:
         raise RegistryError(

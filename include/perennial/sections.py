@@ -89,6 +89,16 @@ class DataSpec(Strict):
     extra_columns: Literal["ignore", "stop"] = Field(
         "ignore", description="What a column not listed here does."
     )
+    arrival: Literal["none", "wait"] = Field(
+        "none",
+        description="wait: a nightly run waits until its partition has landed; none: one that is not there fails.",
+    )
+    arrival_hours: float = Field(
+        6,
+        gt=0,
+        le=72,
+        description="With wait: hours after which a partition that did not land is a failure.",
+    )
     quarantine_limit: Share = Field(
         0.05, description="Share of rows in quarantine above which the partition stops."
     )

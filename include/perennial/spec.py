@@ -43,6 +43,14 @@ __all__ = [
 ]
 
 
+_DECIDES_NOTHING: Any = {"compute": True, "limits": True, "data": {"arrival", "arrival_hours"}}
+#: A webhook, or a topic of SNS (not a FIFO one: those want a group and an order that alerts do not have).
+Alert = Annotated[
+    str,
+    StringConstraints(pattern=r"^(https?://\S+|arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]{1,256})$"),
+]
+
+
 class ModelSpec(Strict):
     """``model.yaml``: everything that is said about one model."""
 
@@ -70,8 +78,9 @@ class ModelSpec(Strict):
         {}, description="Compute profile a step; PERENNIAL_PROFILE, or local, when not given."
     )
     limits: dict[Step, StepSpec] = Field({}, description="Retries and timeout of a step's task.")
-    alerts: list[Annotated[str, StringConstraints(pattern=r"^https?://\S+$")]] = Field(
-        [], description="Webhooks told of failures, beside PERENNIAL_ALERT_URL."
+    alerts: list[Alert] = Field(
+        [],
+        description="Webhooks, and SNS topics (arn:aws:sns:…), told of failures, beside PERENNIAL_ALERT_URL.",
     )
     _folder: Path = Path()
     _sql: str = ""
@@ -117,9 +126,9 @@ class ModelSpec(Strict):
     def digest(self) -> str:
         """SHA-256 of everything in the folder that decides a result: spec, SQL, suite, feature sets.
 
-        Where a step runs, and how often it is tried, decides none.
+        Where a step runs, how often it is tried and how long a partition is waited for decide none.
         """
-        parts = [self.model_dump_json(exclude={"compute", "limits"}), self._sql, self._suite]
+        parts = [self.model_dump_json(exclude=_DECIDES_NOTHING), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 

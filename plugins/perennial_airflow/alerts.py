@@ -1,4 +1,4 @@
-"""Tells people about a task that failed for good: one log line, and a POST to the webhooks that are configured."""
+"""Tells people about a task that failed for good: one log line, and a message to webhooks and SNS topics."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
             urls = [os.environ.get("PERENNIAL_ALERT_URL", "").strip(), *spec.alerts]
             for url in dict.fromkeys(urls):
                 if url:
-                    post(url, message)
+                    (publish if url.startswith("arn:") else post)(url, message)
         except Exception as error:
             log.warning("the alert could not be made", error=type(error).__name__)
 
@@ -79,4 +79,27 @@ def post(url: str, message: dict[str, Any]) -> bool:
             return bool(answer.status < 400)
     except (OSError, ValueError) as error:
         log.warning("an alert was not delivered", host=host, error=type(error).__name__)
+        return False
+
+
+def publish(topic: str, message: dict[str, Any]) -> bool:
+    """Publish as JSON to a topic of SNS; False, and a line in the log, where that fails.
+
+    Credentials are those of the environment, as for the lake; the region is the topic's.
+    """
+    try:
+        from airflow.providers.amazon.aws.hooks.sns import SnsHook
+        from botocore.config import Config
+
+        config = Config(
+            connect_timeout=TIMEOUT,
+            read_timeout=TIMEOUT,
+            retries={"mode": "standard", "total_max_attempts": 2},
+        )
+        subject = f"{message['model']}.{message['stage']} failed, partition {message['partition'] or 'none'}"
+        hook = SnsHook(aws_conn_id=None, region_name=topic.split(":")[3], config=config)
+        hook.publish_to_target(topic, json.dumps(message, default=str), subject=subject[:100])
+        return True
+    except Exception as error:  # of the client, its configuration or the service: none may add a failure
+        log.warning("an alert was not delivered", topic=topic, error=type(error).__name__)
         return False

@@ -31,11 +31,16 @@ def page(spec: ModelSpec, stage: str) -> str:
 def _data(spec: ModelSpec) -> str:
     label = spec.label
     late = f", {label.arrives_after_days} days later" if label.arrives_after_days else ""
+    waits = (
+        f" It waits until they have landed, {spec.data.arrival_hours:g} hours at most."
+        if spec.data.arrival == "wait"
+        else ""
+    )
     labels = f"labels from `{label.source}`{late}" if label.source else "labels from a column of the rows"
     return f"""{SUMMARY["data"]}
 
 **Runs** at `{spec.schedule.data}` UTC, for the day before: it publishes that day's rows and the labels known
-by then.
+by then.{waits}
 
 **Reads** rows from `{spec.data.source}`, {labels}, and the suite `expectations.json`.
 

@@ -6,7 +6,6 @@ import json
 import os
 import signal
 import time
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,35 +13,7 @@ import pytest
 
 from perennial import files, lake, ledger, lock, manifest, registry, steps
 from perennial.errors import BusyError, DataError, StorageError
-from support import processes, servers, toys
-
-
-@pytest.fixture(scope="session")
-def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with servers.s3(tmp_path_factory.mktemp("s3")) as url:
-        yield url
-
-
-@pytest.fixture
-def bucket(s3_url: str, house: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
-    """An empty bucket; lake and landing area are in it."""
-    import boto3
-
-    for name, value in (
-        ("AWS_ENDPOINT_URL", s3_url),
-        ("AWS_ACCESS_KEY_ID", "test"),
-        ("AWS_SECRET_ACCESS_KEY", "test"),
-        ("AWS_REGION", "us-east-1"),
-        ("AWS_DEFAULT_REGION", "us-east-1"),
-    ):
-        monkeypatch.setenv(name, value)
-    monkeypatch.delenv("AWS_ENDPOINT_URL_S3", raising=False)
-    name = toys.unique("bucket").replace("_", "-")
-    monkeypatch.setenv("PERENNIAL_LAKE", f"s3://{name}/some where/lake/")
-    monkeypatch.setenv("PERENNIAL_LANDING", f"s3://{name}/landing")
-    made = boto3.resource("s3").Bucket(name)
-    made.create()
-    return made
+from support import processes, toys
 
 
 def test_the_loop_works_on_s3(
@@ -73,7 +44,9 @@ def test_the_loop_works_on_s3(
     keys = [o.key for o in bucket.objects.all()]
     assert keys
     assert all(k.startswith(("some where/lake/", "landing/")) for k in keys)
-    assert not [k for k in keys if k.endswith(".lock")]  # every lock was given back
+    assert all(
+        json.loads(o.get()["Body"].read())["until"] == 0 for o in locks(bucket)
+    )  # every lock was given back
     assert registry.champion(spec) is not None
 
 
@@ -140,6 +113,11 @@ def locks(bucket: Any) -> list[Any]:
     return [o for o in bucket.objects.all() if o.key.endswith(".lock")]
 
 
+def content_of(bucket: Any) -> dict[str, Any]:
+    (held,) = locks(bucket)
+    return dict(json.loads(held.get()["Body"].read()))
+
+
 def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> None:
     holder = processes.start(processes.hold, "promote-toy", str(tmp_path / "held"), 60.0)
     deadline = time.monotonic() + 60
@@ -158,18 +136,40 @@ def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> Non
     assert content["pid"] == holder.pid
     held.put(Body=json.dumps(content | {"until": time.time() - 1}))
     with lock.hold("promote-toy", timeout=5):
-        assert json.loads(locks(bucket)[0].get()["Body"].read())["pid"] == os.getpid()
-    assert locks(bucket) == []
+        assert content_of(bucket)["pid"] == os.getpid()
+    assert content_of(bucket)["until"] == 0
 
 
 def test_a_lock_that_was_overtaken_is_not_taken_from_its_new_holder(bucket: Any) -> None:
-    with lock.hold("x"):
-        (held,) = locks(bucket)
-        held.put(Body=json.dumps({"until": time.time() + 60, "token": "somebody else's"}))
-    assert len(locks(bucket)) == 1
+    theirs = {"until": time.time() + 60, "token": "somebody else's"}
+    with pytest.raises(BusyError, match="lock x was lost while it was held: another run overtook it"):  # noqa: SIM117
+        with lock.hold("x"):
+            locks(bucket)[0].put(Body=json.dumps(theirs))
+    assert content_of(bucket) == theirs
     locks(bucket)[0].delete()
     with lock.hold("x"):
-        locks(bucket)[0].delete()  # and one that is gone is no error
+        locks(bucket)[0].delete()  # one that is gone is no error
+
+
+def test_what_fails_while_a_lock_is_held_is_told_as_it_is(bucket: Any) -> None:
+    with pytest.raises(ZeroDivisionError), lock.hold("x"):
+        raise ZeroDivisionError
+    assert content_of(bucket)["until"] == 0
+    with pytest.raises(ZeroDivisionError), lock.hold("x", timeout=0):
+        locks(bucket)[0].put(Body=json.dumps({"until": time.time() + 60, "token": "somebody else's"}))
+        raise ZeroDivisionError
+
+
+def test_a_lock_is_renewed_while_it_is_held(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.5)
+    with lock.hold("x"):
+        until = content_of(bucket)["until"]
+        time.sleep(2.5)
+        with pytest.raises(BusyError), lock.hold("x", timeout=0):
+            pass
+        assert content_of(bucket)["until"] > until + 1
+    with lock.hold("x", timeout=0):
+        pass
 
 
 def test_many_processes_take_turns(bucket: Any, tmp_path: Path) -> None:

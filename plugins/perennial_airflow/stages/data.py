@@ -8,7 +8,8 @@ from airflow.sdk import DAG, Context
 
 from perennial.spec import ModelSpec
 from perennial_airflow import asked, assets, params, runner
-from perennial_airflow.base import limits, stage_dag
+from perennial_airflow.arrival import AwaitPartition
+from perennial_airflow.base import LIGHT, limits, stage_dag
 from perennial_airflow.operators import ReportingTask
 from perennial_airflow.timetables import DailyPartitions
 
@@ -17,9 +18,11 @@ def data_dag(spec: ModelSpec) -> DAG:
     """The DAG; each published partition is an event of the asset ``data/<model>``."""
     schedule = DailyPartitions(spec.schedule.data)
     with stage_dag(spec, "data", schedule=schedule, params=params.partitions(), max_active_runs=4) as dag:
-        ReportingTask(
+        publishing = ReportingTask(
             task_id="data", spec=spec, call=publish, outlets=[assets.data(spec)], **limits(spec.limit("data"))
         )
+        if spec.data.arrival == "wait":
+            AwaitPartition(task_id="arrival", spec=spec, **limits(LIGHT)) >> publishing
     return dag
 
 

@@ -1,0 +1,336 @@
+"""What `perennial doctor` says of real servers: whole, broken in one place each, and dead."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from perennial import doctor, doctor_pods
+from perennial.cli import app
+from perennial.compute import Profile
+from support import servers, toys, trouble
+
+
+@pytest.fixture(scope="module")
+def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with servers.s3(tmp_path_factory.mktemp("s3")) as url:
+        yield url
+
+
+@pytest.fixture
+def clean(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """An environment that says nothing of AWS or of a cluster; one model."""
+    for name in list(os.environ):
+        if name.startswith(
+            ("AWS_", "AIRFLOW_CONN_", "PERENNIAL_PROFILE", "PERENNIAL_TRAINER", "PERENNIAL_COMPUTE")
+        ):
+            monkeypatch.delenv(name)
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+    toys.model(tmp_path / "models", "toy")
+    return tmp_path
+
+
+@pytest.fixture
+def proxy(clean: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator[trouble.Proxy]:
+    """Lake and landing area in a bucket of their own, behind a proxy."""
+    import boto3
+
+    bucket = toys.unique("bucket").replace("_", "-")
+    with trouble.between(s3_url) as found:
+        for name, value in {
+            "AWS_ENDPOINT_URL": found.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
+            "PERENNIAL_LAKE": f"s3://{bucket}/lake", "PERENNIAL_LANDING": f"s3://{bucket}/landing",
+        }.items():  # fmt: skip
+            monkeypatch.setenv(name, value)
+        s3 = boto3.client("s3", endpoint_url=s3_url)
+        s3.create_bucket(Bucket=bucket)
+        s3.put_object(Bucket=bucket, Key="landing/rows.parquet", Body=b"x")
+        yield found
+        left = [o["Key"] for o in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
+        assert left == ["landing/rows.parquet"] or any(f.kind == "forbidden" for f in found.faults)
+
+
+@pytest.fixture
+def profile(clean: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
+    """Make a compute profile."""
+    folder = clean / "compute"
+    folder.mkdir()
+    monkeypatch.setenv("PERENNIAL_COMPUTE", str(folder))
+
+    def make(**changes: Any) -> str:
+        said = {
+            "name": "pods",
+            "kind": "kubernetes",
+            "namespace": "there-is-no-such",
+            "cpu": "100m",
+        } | changes
+        (folder / "pods.yaml").write_text(yaml.safe_dump(said))
+        return "pods"
+
+    return make
+
+
+def states(*profiles: str) -> dict[str, doctor.Finding]:
+    return {f.what: f for f in doctor.examine(profiles)}
+
+
+def test_a_laptop_is_told_what_it_has(clean: Path, registry_house: Path) -> None:
+    found = states()
+    assert {f.what for f in found.values() if f.state == "missing"} == set()
+    assert found["models"].detail.endswith("toy")
+    assert found["profile local"].detail.startswith("local, used by ")
+    assert found["lake"].state == "ok"
+    assert found["landing area"].state == "warning"  # nothing has landed
+    assert found["MLflow: artifacts"].state == "ok"
+    assert not (registry_house / "lake").exists()  # asking leaves nothing behind
+
+
+def test_s3_is_tried_in_every_way_that_steps_need(proxy: trouble.Proxy) -> None:
+    found = states()
+    for what in ("write", "read", "conditional writes", "remove"):
+        assert found[f"lake: {what}"].state == "ok", found
+    assert found["landing area: read"].state == "ok"
+
+
+@pytest.mark.parametrize(
+    ("kind", "method", "what", "remedy"),
+    [
+        ("blind", "PUT", "lake: conditional writes", "honours If-None-Match"),
+        ("forbidden", "PUT", "lake: write", "s3:PutObject"),
+        ("forbidden", "DELETE", "lake: remove", "s3:DeleteObject"),
+    ],
+)
+def test_what_s3_does_not_do_is_named(
+    proxy: trouble.Proxy, kind: Any, method: str, what: str, remedy: str
+) -> None:
+    proxy.add(kind, 99, method, r"\.doctor")
+    found = states()
+    assert found[what].state == "missing"
+    assert remedy in found[what].remedy
+
+
+def test_a_bucket_that_may_not_be_listed_or_is_not_there(
+    proxy: trouble.Proxy, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bucket = os.environ["PERENNIAL_LANDING"].split("/")[2]
+    proxy.add("forbidden", 99, "GET", "landing")
+    monkeypatch.setenv("PERENNIAL_LAKE", "s3://there-is-no-such-bucket/lake")
+    found = states()
+    assert "s3:ListBucket" in found[f"landing area: bucket {bucket}"].remedy
+    assert "aws s3 mb s3://there-is-no-such-bucket" in found["lake: bucket there-is-no-such-bucket"].remedy
+
+
+def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
+    import boto3
+
+    said = {"name": "p", "kind": "eks", "cluster": "night", "region": "eu-central-1"}
+    profile = Profile.model_validate(said)
+    (found,) = doctor_pods._eks(profile)
+    assert found.state == "missing"
+    assert "eks:DescribeCluster" in found.remedy
+    eks = boto3.client("eks", region_name="eu-central-1", endpoint_url=s3_url)
+    role = "arn:aws:iam::123456789012:role/eks"
+    eks.create_cluster(name="night", roleArn=role, resourcesVpcConfig={})
+    (found,) = doctor_pods._eks(profile)
+    assert (found.state, found.detail) == ("ok", "status ACTIVE")
+
+
+@pytest.mark.parametrize("dead", ["refused", "silent"])
+def test_dead_servers_are_told_in_seconds(
+    dead: str, proxy: trouble.Proxy, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "ANSWER", 0.5)
+    with socket.socket() as ear:  # takes connections, and says nothing
+        ear.bind(("127.0.0.1", 0))
+        ear.listen(64)
+        port = ear.getsockname()[1] if dead == "silent" else 9
+        url = f"http://127.0.0.1:{port}"
+        config = Path(os.environ["PERENNIAL_COMPUTE"], "kubeconfig")
+        config.write_text(json.dumps({
+            "apiVersion": "v1", "kind": "Config", "current-context": "c", "users": [{"name": "u", "user": {}}],
+            "clusters": [{"name": "c", "cluster": {"server": url}}],
+            "contexts": [{"name": "c", "context": {"cluster": "c", "user": "u"}}],
+        }))  # fmt: skip
+        for name, value in {
+            "AWS_ENDPOINT_URL": url,
+            "MLFLOW_TRACKING_URI": url,
+            "KUBECONFIG": str(config),
+        }.items():
+            monkeypatch.setenv(name, value)
+        began = time.monotonic()
+        found = states(profile())
+        assert time.monotonic() - began < 20
+    bucket = os.environ["PERENNIAL_LAKE"].split("/")[2]
+    for what in (f"lake: bucket {bucket}", f"landing area: bucket {bucket}", "MLflow", "pods: API"):
+        assert found[what].state == "missing"
+        assert found[what].remedy
+
+
+def test_a_check_that_hangs_or_breaks_hides_no_other() -> None:
+    def hangs() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("first", "ok", "seen")
+        time.sleep(5)
+
+    def breaks() -> Iterator[doctor.Finding]:
+        yield doctor.Finding("first", "ok", "seen")
+        raise ZeroDivisionError("a division by zero it was")
+
+    slow = doctor.bounded("it", hangs, 0.2)
+    assert [(f.what, f.state) for f in slow] == [("first", "ok"), ("it", "missing")]
+    assert "no answer within 0.2 seconds" in slow[1].detail
+    broken = doctor.bounded("it", breaks)
+    assert broken[1].detail == "could not be checked: a division by zero it was"
+
+
+def test_pods_cannot_see_a_folder(
+    clean: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor_pods, "examine", lambda _: [])
+    assert states()["PERENNIAL_LAKE"].state == "ok"
+    for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING"):
+        assert states(profile())[name].state == "missing"
+        assert "s3://" in states(profile())[name].remedy
+    Path(os.environ["PERENNIAL_COMPUTE"], "pod.yaml.txt").write_text("{}")
+    assert states(profile(template="pod.yaml.txt"))["PERENNIAL_LAKE"].state == "warning"
+    monkeypatch.setenv("PERENNIAL_PROFILE", "pods")  # in use, without being named
+    assert states()["profile pods"].detail.endswith("more")
+
+
+def test_broken_models_profiles_and_settings_are_told(
+    clean: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (clean / "models" / "toy" / "features.sql").unlink()
+    monkeypatch.setattr(doctor_pods, "examine", lambda _: [])
+    profile(cpu="lots")
+    found = states("pods", "no_such")
+    assert (
+        found["model toy"].state == found["profile pods"].state == found["profile no_such"].state == "missing"
+    )
+    assert "features.sql" in found["model toy"].detail
+    monkeypatch.setenv("PERENNIAL_THREADS", "many")
+    assert "PERENNIAL_THREADS is 'many'" in states()["settings"].detail
+
+
+@pytest.mark.parametrize(
+    ("image", "state"),
+    [
+        ("1.dkr.ecr.eu-central-1.amazonaws.com/perennial/trainer:0.1.0", "ok"),
+        ("perennial/trainer@sha256:" + "0" * 64, "ok"),
+        ("perennial/trainer:0.1.0", "warning"),
+        ("registry.example.com:5000/trainer", "missing"),
+        ("registry.example.com/trainer:latest", "missing"),
+    ],
+)
+def test_an_image_is_pinned_and_names_its_registry(image: str, state: str) -> None:
+    profile = Profile.model_validate({"name": "p", "kind": "kubernetes", "image": image})
+    assert doctor_pods._image(profile).state == state
+
+
+def test_the_command_ends_with_1_and_speaks_json(clean: Path, registry_house: Path) -> None:
+    good = CliRunner().invoke(app, ["doctor"])
+    assert good.exit_code == 0, good.output
+    assert "missing" not in good.output
+    bad = CliRunner().invoke(app, ["doctor", "--profile", "no_such", "--json"])
+    assert bad.exit_code == 1
+    told = {f["what"]: f for f in json.loads(bad.stdout)}
+    assert told["profile no_such"]["state"] == "missing"
+    assert "What to do" in CliRunner().invoke(app, ["doctor", "--profile", "no_such"]).output
+
+
+# --- a real API server
+
+
+@pytest.fixture
+def namespace() -> Iterator[tuple[Any, str]]:
+    """A namespace of its own, in the cluster of ``KUBECONFIG``."""
+    if not os.environ.get("KUBECONFIG"):
+        pytest.skip("KUBECONFIG is not set, so no cluster is asked")
+    from kubernetes import client, config
+
+    config.load_kube_config(os.environ["KUBECONFIG"])
+    core = client.CoreV1Api()
+    name = toys.unique("perennial-doctor").replace("_", "-")
+    core.create_namespace({"metadata": {"name": name}})
+    deadline = time.monotonic() + 60
+    while not core.list_namespaced_service_account(name).items:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    yield core, name
+    core.delete_namespace(name, grace_period_seconds=0)
+
+
+@pytest.mark.kubernetes
+def test_a_cluster_that_has_everything(namespace: tuple[Any, str], profile: Callable[..., str]) -> None:
+    core, name = namespace
+    core.create_namespaced_secret(name, {"metadata": {"name": "keys"}, "stringData": {"id": "x"}})
+    core.create_namespaced_service_account(name, {"metadata": {"name": "step"}})
+    made = profile(
+        namespace=name, service_account="step", secret_env=["keys"],
+        secrets=[{"env": "ID", "secret": "keys", "key": "id"}],
+    )  # fmt: skip
+    found = states(made)
+    for what in ("API", "namespace", "rights", "secret keys", "service account step", "quota", "pod"):
+        assert found[f"pods: {what}"].state == "ok", found[f"pods: {what}"]
+    assert core.list_namespaced_pod(name).items == []  # the pod was judged, not started
+
+
+@pytest.mark.kubernetes
+def test_a_cluster_that_lacks_things(namespace: tuple[Any, str], profile: Callable[..., str]) -> None:
+    core, name = namespace
+    core.create_namespaced_secret(name, {"metadata": {"name": "keys"}, "stringData": {"id": "x"}})
+    core.create_namespaced_resource_quota(
+        name, {"metadata": {"name": "q"}, "spec": {"hard": {"requests.memory": "1Gi"}}}
+    )
+    deadline = time.monotonic() + 30
+    while not core.read_namespaced_resource_quota("q", name).status.hard:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    made = profile(
+        namespace=name, service_account="no-such", secret_env=["no-such"], gpu={"count": 9}, memory="2Gi",
+        secrets=[{"env": "ID", "secret": "keys", "key": "no_such"}], priority_class="no-such",
+    )  # fmt: skip
+    found = states(made)
+    for what, told in {
+        "secret no-such": "is not in", "secret keys": "no key no_such", "service account no-such": "is not in",
+        "quota": "allows 1Gi", "GPU nodes": "offers 9 nvidia.com/gpu", "pod": "no-such",
+    }.items():  # fmt: skip
+        assert found[f"pods: {what}"].state == "missing", found[f"pods: {what}"]
+        assert told in found[f"pods: {what}"].detail
+    assert "pods: namespace" in states(profile(namespace="there-is-no-such-namespace"))
+
+
+@pytest.mark.kubernetes
+def test_an_account_without_rights_is_told_which(
+    namespace: tuple[Any, str], profile: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    core, name = namespace
+    deadline = time.monotonic() + 60
+    while not (found := core.read_namespaced_service_account("default", name).secrets):
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+    import base64
+
+    token = base64.b64decode(core.read_namespaced_secret(found[0].name, name).data["token"]).decode()
+    said = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    for user in said["users"]:
+        user["user"] = {"token": token}
+    config = tmp_path / "kubeconfig"
+    config.write_text(yaml.safe_dump(said))
+    connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(config), "in_cluster": False}}
+    monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
+    seen = states(profile(namespace=name))
+    assert seen["pods: rights"].state == "missing"
+    assert "may not create pods, get pods" in seen["pods: rights"].detail
+    assert "rbac.yaml" in seen["pods: rights"].remedy
+    assert seen["pods: namespace"].state == "warning"
+    assert seen["pods: pod"].state == "missing"

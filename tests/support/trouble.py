@@ -1,0 +1,183 @@
+"""A proxy in front of an S3 server that makes trouble on demand: real HTTP, real clients, real retries."""
+
+from __future__ import annotations
+
+import contextlib
+import http.client
+import re
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+#: busy: 503 SlowDown, nothing done. slow: the answer comes late. short: the answer's body ends in its midst.
+#: lie: the request is carried out, and answered by 500. silent: carried out, and the connection is closed without an
+#: answer. forbidden: 403. blind: carried out without its conditions (If-Match, If-None-Match).
+Kind = Literal["busy", "slow", "short", "lie", "silent", "forbidden", "blind"]
+_CONDITIONS = ("if-match", "if-none-match")
+
+
+@dataclass
+class Fault:
+    """One kind of trouble.
+
+    Attributes:
+        times: how many requests it hits. every: it hits each so-manieth of those that match.
+        method, path: which: a name, a regular expression over path and query.
+        seconds: of ``slow``.
+    """
+
+    kind: Kind
+    times: int = 1
+    method: str = ""
+    path: str = ""
+    seconds: float = 1.0
+    every: int = 1
+    seen: int = 0
+
+
+@dataclass
+class Proxy:
+    """The proxy: what it is to do, and what it did."""
+
+    url: str
+    faults: list[Fault] = field(default_factory=list)
+    done: list[str] = field(default_factory=list)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def add(
+        self,
+        kind: Kind,
+        times: int = 1,
+        method: str = "",
+        path: str = "",
+        seconds: float = 1.0,
+        every: int = 1,
+    ) -> None:
+        """Make trouble for the next requests that match."""
+        self.faults.append(Fault(kind, times, method, path, seconds, every))
+
+    def take(self, method: str, path: str) -> Fault | None:
+        """The trouble of one request."""
+        with self.lock:
+            for fault in self.faults:
+                if fault.times < 1 or fault.method not in ("", method) or not re.search(fault.path, path):
+                    continue
+                fault.seen += 1
+                if fault.seen % fault.every == 0:
+                    fault.times -= 1
+                    self.done.append(f"{fault.kind} {method} {path}")
+                    return fault
+        return None
+
+
+class Handler(BaseHTTPRequestHandler):
+    """Hands a request on, or makes trouble."""
+
+    protocol_version = "HTTP/1.1"
+    server: Any
+
+    def _handle(self) -> None:
+        body = self._body()
+        fault = self.server.proxy.take(self.command, self.path)
+        kind = fault.kind if fault else None
+        if kind == "busy":
+            return self._fail(503, "SlowDown")
+        if kind == "forbidden":
+            return self._fail(403, "AccessDenied")
+        if fault and kind == "slow":
+            time.sleep(fault.seconds)
+        status, headers, content = self._forward(body, blind=kind == "blind")
+        if kind == "lie":
+            return self._fail(500, "InternalError")
+        if kind == "silent":
+            self.close_connection = True
+            return None
+        self.send_response(status)
+        for name, value in headers:
+            if name.lower() not in ("transfer-encoding", "content-length", "connection", "server", "date"):
+                self.send_header(name, value)
+        length = next((v for n, v in headers if n.lower() == "content-length"), str(len(content)))
+        self.send_header("Content-Length", length)
+        self.end_headers()
+        if self.command != "HEAD":
+            if kind == "short":
+                self.wfile.write(content[: len(content) // 2])
+                self.close_connection = True
+            else:
+                self.wfile.write(content)
+        return None
+
+    do_GET = do_HEAD = do_PUT = do_POST = do_DELETE = _handle
+
+    def _body(self) -> bytes:
+        if self.headers.get("Transfer-Encoding", "").lower() == "chunked":
+            parts = []
+            while size := int(self.rfile.readline().split(b";")[0], 16):
+                parts.append(self.rfile.read(size))
+                self.rfile.readline()
+            while self.rfile.readline().strip():
+                pass
+            return b"".join(parts)
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
+    def _forward(self, body: bytes, *, blind: bool) -> tuple[int, list[tuple[str, str]], bytes]:
+        there = urlsplit(self.server.target)
+        connection = http.client.HTTPConnection(there.hostname or "", there.port, timeout=60)
+        skip = (
+            "transfer-encoding",
+            "content-length",
+            "expect",
+            "connection",
+            *(_CONDITIONS if blind else ()),
+        )
+        headers = {n: v for n, v in self.headers.items() if n.lower() not in skip}
+        try:
+            connection.request(
+                self.command, self.path, body or None, headers | {"Content-Length": str(len(body))}
+            )
+            answer = connection.getresponse()
+            return answer.status, answer.getheaders(), answer.read()
+        finally:
+            connection.close()
+
+    def _fail(self, status: int, code: str) -> None:
+        content = (
+            f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>made by the test</Message></Error>"
+        )
+        self.send_response(status)
+        self.send_header("Content-Type", "application/xml")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content.encode())
+
+    def log_message(self, *_: object) -> None:
+        pass
+
+
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+    proxy: Proxy
+    target: str
+
+    def handle_error(self, *_: object) -> None:
+        """A client that went away is no error of the proxy's."""
+
+
+@contextlib.contextmanager
+def between(target: str) -> Iterator[Proxy]:
+    """A proxy in front of ``target``, without trouble at first."""
+    with _Server(("127.0.0.1", 0), Handler) as server:
+        server.target = target
+        server.proxy = Proxy(f"http://127.0.0.1:{server.server_port}")
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05}, daemon=True)
+        thread.start()
+        try:
+            yield server.proxy
+        finally:
+            server.shutdown()
+            thread.join(5)
