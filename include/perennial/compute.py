@@ -186,9 +186,10 @@ def load(name: str) -> Profile:
     if name not in (found := find()):
         names = [LOCAL, *found]
         close = difflib.get_close_matches(name, names, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
         raise SpecError(
-            f"there is no compute profile {name!r}",
-            f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}",
+            f"there is no compute profile {name!r}; {hint}",
+            f"name one of them, or put {name}.yaml into include/compute or a folder of PERENNIAL_COMPUTE",
         )
     return _read(found[name], found[name].stat().st_mtime_ns)
 
