@@ -25,7 +25,9 @@ Share = Annotated[float, Field(ge=0, le=1)]
 class Strict(BaseModel):
     """Base of every section: unknown keys are refused, values are not changed after loading."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True)
+    # Defaults are validated too: a 10 that is declared as a float is then 10.0 here as it is after a trip through JSON,
+    # and a spec has one digest wherever it is read.
+    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
 
 
 class ReferenceTable(Strict):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -219,3 +220,10 @@ def test_specs_load_without_heavy_libraries() -> None:
         text=True,
     )
     assert done.stdout.strip() == "[]", done.stderr
+
+
+def test_a_spec_has_one_digest_wherever_it_is_read(folder: Path) -> None:
+    spec = catalog.load_model(folder)
+    travelled = ModelSpec.from_bundle(json.loads(json.dumps(spec.bundle())))
+    assert travelled.digest == spec.digest
+    assert travelled.model_dump_json() == spec.model_dump_json()
