@@ -74,7 +74,7 @@ test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG 
 	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
 	@docker/build $(or $(IMAGES),trainer)
 	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
-	@$(RUN) -m pytest tests/kubernetes tests/docker $(ARGS)
+	@$(RUN) -m pytest tests/docker tests/kubernetes $(ARGS)
 
 bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests" PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
