@@ -215,29 +215,32 @@ def _marked(attempt: StepPod, context: Context) -> None:
 
 def make(profile: Profile, task: Any, wanted: dict[str, Any], memory: str, interruptions: int) -> StepPod:
     """The operator of one attempt."""
+    labels = wanted["metadata"]["labels"]
+    name = f"{labels['perennial/model']}-{labels['perennial/step']}".replace("_", "-").lower()
     made: type[StepPod] = StepPod
-    more: dict[str, Any] = {"namespace": profile.namespace, "kubernetes_conn_id": profile.connection}
+    more: dict[str, Any] = {"name": name, "kubernetes_conn_id": profile.connection}
     if profile.kind == "eks":
         from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 
-        # The EKS operator makes the cluster's configuration from AWS credentials, and the rest as ours does.
+        # Amazon's operator makes the cluster's configuration from AWS credentials, and the rest as ours does.
         made = type("EksStepPod", (StepPod, EksPodOperator), {})
-        more = {"namespace": profile.namespace, "cluster_name": profile.cluster, "region": profile.region,
-                "aws_conn_id": profile.aws_connection}  # fmt: skip
-    return made(
+        more = {"pod_name": name, "kubernetes_conn_id": None, "cluster_name": profile.cluster,
+                "region": profile.region, "aws_conn_id": profile.aws_connection}  # fmt: skip
+    attempt = made(
         task_id=task.task_id,
-        name=f"{wanted['metadata']['labels']['perennial/model']}-{wanted['metadata']['labels']['perennial/step']}".replace(
-            "_", "-"
-        ).lower(),
+        namespace=profile.namespace,
         wait_seconds=profile.wait_minutes * 60,
         startup_timeout_seconds=int(profile.start_minutes * 60),
         pod_template_dict=wanted,
         automount_service_account_token=False,
         deferrable=profile.deferrable,
-        trigger_kwargs={"memory": memory, "interruptions": interruptions},
         execution_timeout=task.execution_timeout,
         **more,
     )
+    # What the triggerer hands back with its event, beside what the operator gives it itself.
+    told = {"memory": memory, "interruptions": interruptions}
+    attempt.trigger_kwargs = (attempt.trigger_kwargs or {}) | told
+    return attempt
 
 
 def command(step: str, spec: ModelSpec, arguments: dict[str, Any], place: str) -> list[str]:

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 from airflow.sdk import DAG
 from kubernetes.client import ApiClient, V1Pod
 
@@ -244,3 +245,17 @@ def test_maintenance_is_there_where_pods_are(
     assert [p.name for p in found.get_task("delete_orphaned_pods").profiles] == ["gpu"]
     monkeypatch.setenv("PERENNIAL_PROFILE", "kubernetes")  # the same cluster and namespace
     assert len(maintenance.used()) == 1
+
+
+def test_on_eks_the_operator_is_amazons(lake: Path, tmp_path: Path) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    profile = Profile(name="p", kind="eks", cluster="c", region="eu-central-1")
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    wanted = pod_spec.pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
+    made = pods.make(profile, task, wanted, "2Gi", 0)
+    assert isinstance(made, EksPodOperator) and isinstance(made, pods.StepPod)
+    assert (made.cluster_name, made.region, made.namespace) == ("c", "eu-central-1", "perennial")
+    built = made.build_pod_request_obj(None, dry_run=True)
+    assert built.metadata.name.startswith("toy-train-")
+    assert made.trigger_kwargs == {"memory": "2Gi", "interruptions": 0, "eks_cluster_name": "c"}
