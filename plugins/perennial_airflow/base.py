@@ -11,6 +11,7 @@ from perennial.spec import StepSpec
 from perennial_airflow import alerts, docs
 
 if TYPE_CHECKING:
+    from perennial.compute import Profile
     from perennial.spec import ModelSpec
 
 TASK_NAMES = {
@@ -47,12 +48,18 @@ def stage_dag(
     )
 
 
-def limits(limit: StepSpec) -> dict[str, Any]:
-    """Retries and timeout of a task: waits of 30 s, doubling up to half an hour."""
+def limits(limit: StepSpec, place: Profile | None = None) -> dict[str, Any]:
+    """Retries and timeout of a task: waits of 30 s, doubling up to half an hour.
+
+    Args:
+        place: the compute profile of a heavy step; how long its pod may wait for a node and start comes on top of the
+            step's own time.
+    """
+    waiting = place.wait_minutes + place.start_minutes if place is not None and place.pods else 0
     return {
         "retries": limit.retries,
         "retry_delay": timedelta(seconds=30),
         "retry_exponential_backoff": 2.0,
         "max_retry_delay": timedelta(minutes=30),
-        "execution_timeout": timedelta(minutes=limit.timeout_minutes),
+        "execution_timeout": timedelta(minutes=limit.timeout_minutes + waiting),
     }

@@ -9,20 +9,20 @@ import json
 import logging
 from collections.abc import Iterable
 from datetime import UTC, datetime, timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 from airflow.sdk import DAG, Context, Param
 from airflow.sdk.bases.operator import BaseOperator
 
 from perennial import compute
 from perennial.catalog import load_models
+from perennial.sections import Step
 from perennial_airflow import pod_spec, runner
 
 if TYPE_CHECKING:
     from perennial.compute import Profile
 
 log = logging.getLogger("airflow.task")
-HEAVY = ("data", "train", "score", "monitor")
 #: States of a task that has, or will find, its pod.
 ALIVE = {"running", "deferred", "queued", "scheduled", "restarting", "up_for_retry", "up_for_reschedule"}
 
@@ -60,7 +60,7 @@ def dags() -> dict[str, DAG]:
 
 def used() -> list[Profile]:
     """The pod profiles that some model's step runs by, one for each cluster and namespace."""
-    named = [runner.profile(spec, step) for spec in load_models()[0].values() for step in HEAVY]
+    named = [runner.profile(spec, step) for spec in load_models()[0].values() for step in get_args(Step)]
     named.append(compute.load(compute.default()))
     return list({(p.kind, p.connection, p.cluster, p.namespace): p for p in named if p.pods}.values())
 

@@ -45,6 +45,7 @@ class StageTask(BaseOperator):
         self.event: dict[str, Any] | None = None
         #: The operator of the pod that the step runs in.
         self.pod: Any = None
+        self.killed = False
 
     def execute(self, context: Context) -> Any:
         """Run it; the result, small and JSON-able, becomes the task's XCom."""
@@ -65,6 +66,7 @@ class StageTask(BaseOperator):
 
     def on_kill(self) -> None:
         """Stop the step's pod with the task."""
+        self.killed = True
         if self.pod is not None:
             self.pod.on_kill()
 

@@ -182,6 +182,12 @@ def run(
             "partition": str(arguments.get("start") or arguments.get("as_of") or ""),
         }
         log.warning("The pod left no result: %s (%s)", end.kind, end.detail or "nothing said")
+        if (
+            task.killed
+        ):  # a task that was told to end goes on after on_kill (airflow 73006): no other pod for it
+            raise StorageError(
+                f"step {step} was stopped with its task", "clear the task to run it again", **fields
+            )
         if end.kind == "memory":
             memory = _more(profile, memory, step, fields)
         elif end.kind == "interrupted" and interruptions < profile.interruptions:

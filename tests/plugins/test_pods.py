@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,8 +16,10 @@ from kubernetes.client import ApiClient, V1Pod
 
 from perennial import compute, files, manifest
 from perennial.compute import Profile
-from perennial.errors import PerennialError
+from perennial.errors import PerennialError, StorageError
+from perennial.spec import StepSpec
 from perennial_airflow import maintenance, pod_spec, pods
+from perennial_airflow.base import limits
 from perennial_airflow.operators import StageTask
 from support import toys
 
@@ -259,3 +262,36 @@ def test_on_eks_the_operator_is_amazons(lake: Path, tmp_path: Path) -> None:
     built = made.build_pod_request_obj(None, dry_run=True)
     assert built.metadata.name.startswith("toy-train-")
     assert made.trigger_kwargs == {"memory": "2Gi", "interruptions": 0, "eks_cluster_name": "c"}
+
+
+def test_a_task_that_was_killed_starts_no_other_pod(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
+    monkeypatch.setattr(pods.results, "read", lambda _: None)
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    begun: list[pods.StepPod] = []
+
+    def stopped(attempt: pods.StepPod, *_: Any) -> None:
+        begun.append(attempt)
+        attempt.gone = True
+        if len(begun) == 2:
+            attempt._killed = task.killed = True
+
+    monkeypatch.setattr(pods, "_attempt", stopped)
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
+    profile = Profile(name="p", kind="kubernetes", interruptions=5)
+    with pytest.raises(StorageError, match="step train was stopped with its task"):
+        pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
+    # the first was lost and tried again; the second was ended with its task
+    assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1]
+
+
+def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
+    limit = StepSpec(timeout_minutes=60)
+    waits = Profile(name="p", kind="kubernetes", wait_minutes=240, start_minutes=10)
+    assert limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
+    assert limits(limit, compute.load("local"))["execution_timeout"] == timedelta(minutes=60)
+    assert limits(limit)["execution_timeout"] == timedelta(minutes=60)

@@ -19,7 +19,11 @@ def data_dag(spec: ModelSpec) -> DAG:
     schedule = DailyPartitions(spec.schedule.data)
     with stage_dag(spec, "data", schedule=schedule, params=params.partitions(), max_active_runs=4) as dag:
         publishing = ReportingTask(
-            task_id="data", spec=spec, call=publish, outlets=[assets.data(spec)], **limits(spec.limit("data"))
+            task_id="data",
+            spec=spec,
+            call=publish,
+            outlets=[assets.data(spec)],
+            **limits(spec.limit("data"), runner.profile(spec, "data")),
         )
         if spec.data.arrival == "wait":
             AwaitPartition(task_id="arrival", spec=spec, **limits(LIGHT)) >> publishing

@@ -20,7 +20,12 @@ def monitor_dag(spec: ModelSpec) -> DAG:
     with stage_dag(
         spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1
     ) as dag:
-        monitor = ReportingTask(task_id="monitor", spec=spec, call=look, **limits(spec.limit("monitor")))
+        monitor = ReportingTask(
+            task_id="monitor",
+            spec=spec,
+            call=look,
+            **limits(spec.limit("monitor"), runner.profile(spec, "monitor")),
+        )
         decide = StageTask(task_id="decide", spec=spec, call=weigh, **limits(LIGHT))
         ask = StageTask(
             task_id="ask_retraining",

@@ -19,12 +19,12 @@ from perennial_airflow.timetables import PublishedPartitions
 def score_dag(spec: ModelSpec) -> DAG:
     """The DAG; it runs for each published partition, and emits ``predictions/<model>``."""
     schedule = PublishedPartitions.of(assets.data(spec))
-    in_pods = runner.profile(spec, "score").pods
-    form = params.partitions() | (params.fan_out() if in_pods else {})
+    place = runner.profile(spec, "score")
+    form = params.partitions() | (params.fan_out() if place.pods else {})
     with stage_dag(spec, "score", schedule=schedule, params=form, max_active_runs=4) as dag:
         options = {"spec": spec, "call": predict, "outlets": [assets.predictions(spec)]}
-        options |= limits(spec.limit("score"))
-        if in_pods:
+        options |= limits(spec.limit("score"), place)
+        if place.pods:
             parts = StageTask(task_id="split", spec=spec, call=split, **limits(LIGHT))
             StageTask.partial(task_id="score", **options).expand(part=parts.output)
         else:

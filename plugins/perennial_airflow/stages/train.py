@@ -20,7 +20,9 @@ def train_dag(spec: ModelSpec) -> DAG:
         assets=assets.retraining(spec), default_partition_mapper=StartOfDayMapper(input_format=KEY_FORMAT)
     )
     with stage_dag(spec, "train", schedule=schedule, params=params.training(), max_active_runs=1) as dag:
-        train = ReportingTask(task_id="train", spec=spec, call=fit, **limits(spec.limit("train")))
+        train = ReportingTask(
+            task_id="train", spec=spec, call=fit, **limits(spec.limit("train"), runner.profile(spec, "train"))
+        )
         train >> StageTask(
             task_id="promote", spec=spec, call=promote, outlets=[assets.model(spec)], **limits(LIGHT)
         )
