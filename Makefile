@@ -20,7 +20,7 @@ export PERENNIAL_HOME := $(HOME_FOLDER)
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help python setup setup-tests run start stop status clean distclean check new docs test bench lint type format lock \
+.PHONY: help python setup setup-tests run start stop status clean distclean check new docs test bench bench-loop lint type format lock \
 	images up down sbom audit
 
 help:  ## list the commands
@@ -78,6 +78,9 @@ test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG 
 
 bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests" PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
+
+bench-loop: setup  ## measure what monitoring and retraining are worth, on streams with known changes (ARGS="--seeds 3")
+	@PYTHONPATH="include:plugins:tests" $(RUN) -m bench.loop $(ARGS)
 
 lint: setup-tests  ## check style and the direction of the dependencies
 	@$(RUN) -m ruff check .

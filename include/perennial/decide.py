@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
 from typing import Any
 
@@ -76,11 +77,19 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
                 "verdict": verdict.get("verdict"),
                 "drift_share": verdict.get("drift_share"),
                 "drifted": verdict.get("drifted", []),
+                "signals": verdict.get("signals", {}),
+                "since": _since(verdict, triggers),
                 "performance": verdict.get("performance"),
                 "report": verdict.get("report"),
             },
         )
         return _answer(as_of, retrain, reason, sorted(triggers))
+
+
+def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
+    """The night on which began what asks for a retraining; empty where that is not known."""
+    signals = verdict.get("signals") or {}
+    return min((signals[t]["since"] for t in triggers if signals.get(t, {}).get("since")), default="")
 
 
 def _answer(as_of: str, retrain: bool, reason: str, triggers: list[str]) -> dict[str, Any]:
@@ -93,21 +102,63 @@ def _days(start: str, end: str) -> int:
 
 def _triggers(spec: ModelSpec, verdict: dict[str, Any], as_of: str) -> dict[str, str]:
     """What speaks for a retraining, each in a sentence. An undetermined verdict speaks for nothing."""
-    found = {}
-    if verdict.get("verdict") == "drifted":
-        found["drift"] = f"drift: {verdict.get('reason', '')}"
-    performance = verdict.get("performance") or {}
-    if performance.get("verdict") == "dropped":
-        found["performance"] = f"performance: {performance.get('reason', '')}"
+    signals = verdict.get("signals") or {}
+    found = from_signals(signals)
+    if verdict.get("verdict") == "drifted" and (harm := _harm(spec, signals)):
+        found["drift"] = f"drift: {verdict.get('reason', '')}; {harm}"
     trained = verdict.get("champion_as_of")
     if trained and (age := _days(trained, as_of)) > spec.retraining.max_age_days:
         found["age"] = f"age: the champion has seen data up to {trained}, {age} days ago"
     return {k: v for k, v in found.items() if k in spec.retraining.on}
 
 
+def from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+    """What labels say for a retraining, each in a sentence.
+
+    A rise of the loss alone does not ask for one: where recent labels teach nothing, a new model would do no better.
+    """
+    value, performance = signals.get("value", {}), signals.get("performance", {})
+    found = {}
+    if value.get("state") == "bad":
+        found["value"] = f"value: {value.get('reason', '')}"
+    if performance.get("state") == "bad" and value.get("state") in ("suspected", "bad", "undetermined"):
+        found["performance"] = f"performance: {performance.get('reason', '')}"
+    return found
+
+
+def _harm(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
+    """Why drifted rows matter to the model, as far as can be told; empty where they do not.
+
+    Rows that drifted make harm likely, so that less evidence is asked for than without: the mean of what recent labels
+    promise. Where there are no labels, the expected loss has to speak.
+    """
+    value, estimated = signals.get("value", {}), signals.get("estimated", {})
+    if value.get("state", "undetermined") != "undetermined":
+        gain = value.get("value") or 0.0
+        if gain < spec.retraining.worth:
+            return ""
+        return f"recent labels promise {gain:.1%} less loss, worth it from {spec.retraining.worth:.1%}"
+    if estimated.get("state", "undetermined") == "undetermined":
+        return "what it does to the model cannot be told yet"
+    if estimated["state"] == "ok":
+        return ""
+    return f"no labels yet, but more loss is expected: {estimated.get('reason', '')}"
+
+
 def _calm(verdict: dict[str, Any]) -> str:
+    """Why nothing asks for a retraining."""
     tier = verdict.get("verdict", "undetermined")
-    return f"the verdict is {tier}: {verdict.get('reason') or 'nothing was found'}"
+    signals = verdict.get("signals") or {}
+    said = [f"the verdict is {tier}: {verdict.get('reason') or 'nothing was found'}"]
+    value = signals.get("value", {})
+    if tier == "drifted":
+        said.append(f"it does no harm that a retraining would mend: {value.get('reason', '')}")
+    if signals.get("performance", {}).get("state") == "bad":
+        said.append(
+            f"the loss rose ({signals['performance']['reason']}), but recent labels teach nothing better "
+            f"({value.get('reason', 'not known')}): look at the data"
+        )
+    return "; ".join(said)
 
 
 def _against(

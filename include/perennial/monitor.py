@@ -15,7 +15,10 @@ from perennial.spec import ModelSpec
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from perennial import verdict
+    from perennial.signals import Signal, State
     from perennial.verdict import Finding
+    from perennial.watch import Watch
 
 _Result = dict[str, Any]
 #: Drifted columns that the result names at most; the table has them all.
@@ -103,6 +106,7 @@ def _blank(start: str, as_of: str) -> _Result:
         "champion_as_of": None,
         "suspicious": None,
         "performance": {"verdict": "undetermined", "reason": "there is nothing to measure", "degraded": None},
+        "signals": {},
         "status": "monitored",
     }
 
@@ -110,8 +114,9 @@ def _blank(start: str, as_of: str) -> _Result:
 def _judge(
     spec: ModelSpec, champion: registry.Version, start: str, as_of: str
 ) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
-    from perennial import drift, performance, report, verdict, window
+    from perennial import drift, observe, performance, report, verdict, window
 
+    model = registry.load(champion)
     _, reference = drift.read_reference(_stored(champion, "reference.json"))
     n = spec.monitoring.report_rows
     features, seen = window.features(registry.spec(champion), reference, start, as_of, n)
@@ -128,12 +133,15 @@ def _judge(
         as_of=as_of,
         model_version=champion.version,
         held_out=_stored(champion, "evaluation.json").get("metrics", {}),
-        classes=registry.load(champion).classes if spec.task == "multiclass" else (),
+        classes=model.classes,
     )
-    level, said_of_level = verdict.tier(measured["degraded"], [e[2] for e in earlier], spec.monitoring)
-    measured["verdict"] = "dropped" if level == "drifted" else level
-    if measured["degraded"]:
-        measured["reason"] += f"; {said_of_level}"
+    observed = observe.observe(
+        spec, champion, model, _watch(spec, champion), start, as_of, performance.matured(spec, as_of)
+    )
+    lost = observed["performance"]
+    degraded = None if lost.state == "undetermined" else lost.state == "bad"
+    measured |= {"verdict": "dropped" if lost.state == "bad" else lost.state, "degraded": degraded}
+    measured["reason"] = "; ".join(r for r in (measured["reason"], lost.reason) if r)
     drifted = [f.column for f in findings if f.status == "drifted"]
     result = _blank(start, as_of) | {
         "verdict": tier,
@@ -146,6 +154,7 @@ def _judge(
         "model_version": champion.version,
         "champion_as_of": champion.as_of or None,
         "performance": measured,
+        "signals": {n: s.as_dict() for n, s in (_drift(tier, summary.reason, findings) | observed).items()},
     }
     page, picture, left_out = report.picture(
         [f for f in findings if f.column not in spec.data.personal],
@@ -155,6 +164,26 @@ def _judge(
         spec.monitoring.drift_share,
     )
     return result, findings, page, picture, left_out
+
+
+def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding]) -> dict[str, Signal]:
+    """Drift of the features taken together, and of the predictions, as signals."""
+    from perennial.signals import Signal
+
+    states: dict[str, State] = {"drifted": "bad", "stable": "ok", "ok": "ok", "suspected": "suspected"}
+    found = {"features": Signal(states.get(tier, "undetermined"), reason)}
+    for f in findings:
+        if f.role == "prediction":
+            said = f.reason or f"PSI {f.psi:.3g}, drifts above {f.threshold:.3g}"
+            found["prediction"] = Signal(states.get(f.status, "undetermined"), said, f.psi, f.threshold)
+    return found
+
+
+def _watch(spec: ModelSpec, champion: registry.Version) -> Watch:
+    from perennial import watch
+
+    errors = registry.artifact(champion.run_id, watch.ERRORS) if spec.task == "regression" else None
+    return watch.read(_stored(champion, watch.NAME), spec, errors)
 
 
 def _rounded(value: float | None) -> float | None:

@@ -40,47 +40,36 @@ def measure(
         classes: of a multiclass champion, in the order of its probabilities.
 
     Returns:
-        ``degraded`` (None: it cannot be told), ``reason``, ``metrics``, ``held_out``, ``change`` (relative, of the
-        gate's loss), and counts: ``scored``, ``matured``, ``maturity``, ``labels_not_scored``.
+        ``reason``, ``metrics`` (empty where they cannot be told), ``held_out``, ``change`` (relative, of the gate's
+        loss), and counts: ``scored``, ``matured``, ``maturity``, ``labels_not_scored``.
     """
     last = matured(spec, as_of)
     con = lake.connect()
     known = {"held_out": dict(held_out), "metrics": {}, "metric": spec.metric, "change": None}
     if not _views(con, spec, start, as_of, last, model_version):
         none = {"scored": 0, "matured": 0, "maturity": 0.0, "labels_not_scored": 0}
-        return (
-            known
-            | none
-            | {"degraded": None, "reason": "nothing was scored in this window, or no label arrived"}
-        )
+        return known | none | {"reason": "nothing was scored in this window, or no label arrived"}
     counts = _counts(con, spec)
     found = known | counts
     if counts["matured"] < spec.monitoring.min_rows:
         return found | {
-            "degraded": None,
             "reason": f"{counts['matured']} scored rows have a label, {spec.monitoring.min_rows} are needed",
         }
     from perennial import evaluate
 
     y, predicted, group, error = _rows(con, spec, counts["matured"], classes)
     if error:
-        return found | {"degraded": None, "reason": error}
+        return found | {"reason": error}
     assert y is not None and predicted is not None
     metrics = {k: round(v, 6) for k, v in evaluate.metrics(spec.task, y, predicted, group).items()}
     found["metrics"] = metrics
     now, then = metrics.get(spec.metric), held_out.get(spec.metric)
     if now is None or then is None:
-        return found | {
-            "degraded": None,
-            "reason": f"the champion's {spec.metric} at training is not on record",
-        }
+        return found | {"reason": f"the champion's {spec.metric} at training is not on record"}
     change = (now - then) / max(abs(then), 1e-12)
-    bound = spec.monitoring.performance_drop
     return found | {
         "change": round(change, 6),
-        "degraded": change > bound,
-        "reason": f"{spec.metric} {now:.4g} against {then:.4g} on the held-out rows at training: {change:+.1%}, "
-        f"{'more than' if change > bound else 'within'} {bound:.0%}",
+        "reason": f"{spec.metric} {now:.4g} against {then:.4g} on the held-out rows at training: {change:+.1%}",
     }
 
 

@@ -297,7 +297,27 @@ class MonitoringSpec(Strict):
         (2, 3), description="n of the last m verdicts suspicious: drifted."
     )
     performance_drop: float = Field(
-        0.2, gt=0, le=10, description="Relative rise of the gate's loss that is a drop."
+        0.03, gt=0, le=10, description="Relative rise of the gate's loss that does no harm yet."
+    )
+    false_alarms_a_year: float = Field(
+        2, gt=0, le=100, description="Budget of false alarms, all followed numbers together."
+    )
+    slices: list[Column] = Field(
+        [], max_length=10, description="Columns of the rows, by each value of which performance is followed."
+    )
+    fairness: list[Column] = Field(
+        [], max_length=10, description="Columns of the rows whose groups must be treated alike."
+    )
+    fairness_gap: Share = Field(
+        0.05,
+        description="Rise of the distance between groups that does no harm: in probability, or in standard deviations of "
+        "the label.",
+    )
+    new_categories: Share = Field(
+        0.05, description="Rise of a night's share of categories unseen at training that is bad."
+    )
+    volume_factor: float = Field(
+        2, gt=1, le=1000, description="A night this many times larger or smaller than any quiet one is bad."
     )
     report_rows: int = Field(5000, ge=100, le=100_000, description="Rows a side in Evidently's picture.")
 
@@ -311,8 +331,19 @@ class MonitoringSpec(Strict):
 class RetrainingSpec(Strict):
     """When a verdict leads to a retraining."""
 
-    on: list[Literal["drift", "performance", "age"]] = Field(
-        ["drift", "performance"], description="What asks for one."
+    on: list[Literal["value", "performance", "drift", "age"]] = Field(
+        ["value", "performance", "drift"],
+        description="What asks for one: recent labels promise a gain; the loss rose; rows drifted to where more loss is "
+        "expected and labels cannot tell yet; the champion is old.",
+    )
+    worth: float = Field(
+        0.01, gt=0, le=1, description="Relative gain in loss below which a retraining does not pay."
+    )
+    windows: list[Literal["sliding", "expanding", "since_change"]] = Field(
+        ["sliding", "since_change"],
+        min_length=1,
+        description="What a retraining learns from: the latest training.window_days, all, or what came since the detected "
+        "change. One model is made of each; the gate takes the one that is best on the same rows.",
     )
     cooldown_days: int = Field(
         7, ge=0, le=365, description="Days after a retraining in which none is asked for."

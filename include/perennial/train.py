@@ -5,12 +5,13 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import lake, ledger, manifest, references, registry
 from perennial.boost import Checkpoint
-from perennial.dataset import Dataset, Lists, Windows, build, labelled, targets, windows
+from perennial.dataset import Dataset, Lists, Windows, build, choices, labelled, targets
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
 from perennial.manifest import Manifest
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
 
     from perennial.fit import Fitted
+    from perennial.register import Recorder
 
 
 def train(
@@ -46,38 +48,45 @@ def train(
             model=spec.name,
             partition=as_of,
         )
-    split = windows(
-        spec, as_of, lake.partitions(published if own else labels, version if own else labels_version)
+    since = _since(spec, as_of)
+    splits = choices(
+        spec, as_of, lake.partitions(published if own else labels, version if own else labels_version), since
     )
-    first, last = split.fit[0], split.holdout[-1]
+    first = min(split.fit[0] for split in splits.values())
+    last = next(iter(splits.values())).holdout[-1]
     champion = registry.champion(spec)
     inputs: dict[str, Any] = {
         "rows": lake.fingerprint(published, first, last, version),
         "spec": spec.digest,
         "labels": "" if own else lake.fingerprint(labels, first, last, labels_version),
         "references": references.refresh(spec),
+        "since": since,
     }
     done = None if force else manifest.finished(spec.name, "train", as_of, inputs)
     if done and _stands(spec, done, champion):
         return done.result | {"status": "unchanged"}
 
-    from perennial import fit as fitting
     from perennial.register import Recorder
 
     features = Features(spec, inputs["references"])
     recorder = Recorder(spec, as_of, reason)
-    checkpoint = Checkpoint.of(spec.name, as_of, inputs)
+    checkpoints = {kind: Checkpoint.of(spec.name, as_of, inputs | {"window": kind}) for kind in splits}
     try:
         with _workspace() as name:
             folder = Path(name)
-            data = build(spec, features, split, folder, version, labels_version)
-            fitted = fitting.fit(spec, data, on_trial=recorder.trial, checkpoint=checkpoint)
-            model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-            judged = _judge(
-                spec, split, model, features, fitting.baselines(spec, data), champion, version, labels_version
-            )
+            best: Candidate | None = None
+            for kind, split in splits.items():
+                made = _candidate(
+                    spec, kind, split, features, folder, champion, (version, labels_version), recorder,
+                    checkpoints[kind],
+                )  # fmt: skip
+                best = made if best is None or made.loss < best.loss else best
+            assert best is not None
+            split, data, fitted, model, judged = best.split, best.data, best.fitted, best.model, best.judged
             example = next(data.spool.batches(0, min(5, data.spool.rows)))[0]
-            texts, files = _companions(spec, data, model, features, split, folder, version, labels_version)
+            texts, files = _companions(
+                spec, data, model, features, split, folder, version, labels_version, champion
+            )
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
             registered = recorder.register(
                 model,
@@ -89,7 +98,8 @@ def train(
                 files,
             )
         recorder.finish()
-        checkpoint.clear()
+        for checkpoint in checkpoints.values():
+            checkpoint.clear()
     except BaseException as error:
         recorder.fail()
         # The retraining that asked for this is no longer in flight: the next verdict may ask again.
@@ -125,6 +135,8 @@ def train(
         "resumed_rounds": fitted.resumed,
         "metrics": judged["metrics"],
         "reason": reason,
+        "window": best.kind,
+        "since": since,
         "status": "trained",
         "gate": {k: judged[k] for k in ("passed", "reasons", "against_champion", "against_baselines")}
         | {"champion": champion.version if champion else None},
@@ -143,6 +155,7 @@ def train(
             "as_of": as_of,
             "run_id": registered.run_id,
             "metrics": judged["metrics"],
+            "window": best.kind,
             "champion": result["gate"]["champion"],
         },
     )
@@ -163,6 +176,51 @@ def train(
         started,
     )
     return result
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A model made of one window, and how it was judged."""
+
+    kind: str
+    split: Windows
+    data: Dataset
+    fitted: Fitted
+    model: Model
+    judged: dict[str, Any]
+    loss: float
+
+
+def _candidate(
+    spec: ModelSpec,
+    kind: str,
+    split: Windows,
+    features: Features,
+    folder: Path,
+    champion: registry.Version | None,
+    versions: tuple[int | None, int | None],
+    recorder: Recorder,
+    checkpoint: Checkpoint,
+) -> Candidate:
+    """Fit on one window and judge on the rows held out."""
+    from perennial import fit as fitting
+
+    place = folder / kind
+    place.mkdir()
+    data = build(spec, features, split, place, *versions)
+    fitted = fitting.fit(spec, data, on_trial=recorder.trial, checkpoint=checkpoint)
+    model = Model(fitted.booster, data.encoding, spec.task, data.classes)
+    judged = _judge(spec, split, model, features, fitting.baselines(spec, data), champion, *versions)
+    judged["window"] = kind
+    return Candidate(
+        kind, split, data, fitted, model, judged, judged["metrics"].get(spec.metric, float("inf"))
+    )
+
+
+def _since(spec: ModelSpec, as_of: str) -> str:
+    """The change that the retraining asked for at ``as_of`` answers to; empty where there is none."""
+    asked = [r for r in ledger.records(spec.name, "retraining") if r["partition"] == as_of]
+    return str(asked[-1]["evidence"].get("since") or "") if asked else ""
 
 
 def _stands(spec: ModelSpec, done: Manifest, champion: registry.Version | None) -> bool:
@@ -291,11 +349,14 @@ def _companions(
     folder: Path,
     version: int | None,
     labels_version: int | None,
+    champion: registry.Version | None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
     import pyarrow.parquet as pq
 
-    from perennial import drift
+    from perennial import drift, watch
+    from perennial.detect import NIGHTS
+    from perennial.evidence import gather
 
     gains = model.booster.get_score(importance_type="total_gain")
     whole = sum(gains.values()) or 1.0
@@ -335,7 +396,26 @@ def _companions(
         ),
         sample,
     )
-    return {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}, [sample]
+    quiet = gather(
+        spec,
+        model,
+        features,
+        split.holdout[0],
+        split.holdout[-1],
+        labels_until=split.holdout[-1],
+        columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
+        version=version,
+        labels_version=labels_version,
+    )
+    watched, errors = watch.make(spec, model, quiet)
+    if champion is not None and len(split.holdout) < NIGHTS:
+        watched = watch.inherit(watched, champion)
+    kept = [sample]
+    if errors is not None:
+        errors.save_model(folder / watch.ERRORS)
+        kept.append(folder / watch.ERRORS)
+    made = {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}
+    return made | {watch.NAME: watched}, kept
 
 
 def prediction(model: Model, predicted: np.ndarray) -> Any:

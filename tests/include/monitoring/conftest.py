@@ -8,13 +8,25 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow.parquet as pq
 import pytest
+import xgboost
 
-from perennial import drift, files, lake, registry
+from perennial import drift, files, lake, registry, watch
+from perennial.encode import Encoding
+from perennial.evidence import gather
+from perennial.features import Features
+from perennial.model import Model
 from perennial.spec import ModelSpec
 
 FIRST = "2024-01-01"
 ROWS = 200
+#: Labels that are 1 the oftener the larger x is, if the rows were published from the same date.
+TRUTH = (
+    "(hash(i, getvariable($$salt$$)) % 1000 > 200 + 6 * (hash(i, 9, getvariable($$salt$$)) % 100))::INTEGER"
+)
+QUIET = 14
 
 
 def make_spec(**changes: Any) -> ModelSpec:
@@ -54,6 +66,7 @@ class World:
     folder: Path
     spec: ModelSpec
     champion: registry.Version | None = None
+    model: Model | None = None
 
     def publish(
         self, start: str, days: int, *, shift: float = 0.0, x: str | None = None, k: str = "'a' || (i % 3)"
@@ -74,6 +87,7 @@ class World:
         con = lake.connect()
         for n in range(days):
             day = files.shift(start, n)
+            con.execute(f"SET VARIABLE salt = {n}")
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, {value} AS label, '{day}' AS partition_date FROM range({rows}) r(i)"
             ).to_arrow_table()
@@ -104,8 +118,13 @@ class World:
             con, "training", ["x", "prediction"], ["k", "who"], window_days=self.spec.monitoring.window_days,
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
-        import pyarrow.parquet as pq
-
+        self.model = self.fit(days)
+        last, first = files.shift(FIRST, days - 1), files.shift(FIRST, max(days - QUIET, 0))
+        quiet = gather(
+            self.spec, self.model, Features(self.spec), first, last, labels_until=last,
+            columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
+        )  # fmt: skip
+        watched, _ = watch.make(self.spec, self.model, quiet)
         place = self.folder / "artifacts" / f"run-{version}"
         place.mkdir(parents=True, exist_ok=True)
         pq.write_table(
@@ -116,6 +135,7 @@ class World:
             ("reference", reference),
             ("importance", {"x": 0.7, "k": 0.3, "who": 0.0}),
             ("evaluation", {"metrics": metrics or {"log_loss": 0.25}}),
+            ("watch", watched),
         ):
             (place / f"{name}.json").write_text(json.dumps(content))
         self.champion = registry.Version(
@@ -123,8 +143,32 @@ class World:
             version,
             f"run-{version}",
             f"m-{version}",
-            {"digest": f"d{version}", "as_of": files.shift(FIRST, days - 1)},
+            {
+                "digest": f"d{version}",
+                "as_of": last,
+                "trained_on": f"{FIRST}..{last}",
+                "judged_on": f"{first}..{last}",
+            },
         )
+
+    def fit(self, days: int) -> Model:
+        """A booster that has learned `TRUTH` from so many days of its own."""
+        rng = np.random.default_rng(0)
+        x = np.stack([rng.random(8000), rng.integers(0, 3, 8000), rng.integers(0, ROWS, 8000)], 1).astype(
+            np.float32
+        )
+        y = rng.random(8000) < np.clip((x[:, 0] - 0.2) / 0.6, 0, 1)
+        names = ["x", "k", "who"]
+        known = {"k": ["a0", "a1", "a2"], "who": sorted(f"person {i}" for i in range(ROWS))}
+        matrix = xgboost.QuantileDMatrix(x, y, feature_names=names)
+        how = {
+            "objective": "binary:logistic",
+            "max_depth": 3,
+            "learning_rate": 0.2,
+            "min_child_weight": 20,
+            "nthread": 1,
+        }
+        return Model(xgboost.train(how, matrix, 40), Encoding(tuple(names), known), "binary")
 
 
 @pytest.fixture
@@ -147,6 +191,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(registry, "champion", lambda spec: world.champion)
         monkeypatch.setattr(registry, "artifact", artifact)
         monkeypatch.setattr(registry, "spec", lambda version: world.spec)
+        monkeypatch.setattr(registry, "load", lambda version: world.model)
         return world
 
     return make
@@ -157,5 +202,6 @@ def world(make_world: Callable[..., World]) -> World:
     """Three calm weeks of training and a champion."""
     world = make_world()
     world.publish(FIRST, 21)
+    world.label(FIRST, 21, TRUTH)
     world.train()
     return world

@@ -75,17 +75,48 @@ def test_other_verdicts_do_not_and_are_recorded_as_well(tier: str) -> None:
     assert ledger.records("toy")[0]["decision"] == "declined"
 
 
+WORSE = {"state": "bad", "reason": "worse", "since": "2024-01-30", "value": 0.2}
+
+
+def signals(value: str, gain: float = 0.0, **others: Any) -> dict[str, Any]:
+    return {
+        "value": {"state": value, "reason": "it would save", "since": "2024-01-31", "value": gain}
+    } | others
+
+
 def test_the_spec_says_on_what() -> None:
-    performance = {"verdict": "dropped", "reason": "worse"}
-    assert asked("2024-02-01", retraining(on=["performance"]))["retrain"] is False
-    assert (
-        asked("2024-02-02", retraining(on=["performance"]), performance=performance)["reason"]
-        == "performance: worse"
-    )
-    assert (
-        asked("2024-02-20", retraining(on=["drift"]), verdict="ok", performance=performance)["retrain"]
-        is False
-    )
+    bad = {"verdict": "ok", "signals": signals("bad", 0.1, performance=WORSE)}
+    assert asked("2024-02-01", retraining(on=["age"]), **bad)["retrain"] is False
+    found = asked("2024-02-02", retraining(on=["performance"]), **bad)
+    assert found["retrain"] is True and found["reason"] == "performance: worse"
+    assert asked("2024-02-20", retraining(on=["drift"]), **bad)["retrain"] is False
+
+
+def test_what_recent_labels_promise_asks_for_a_retraining_since_the_change() -> None:
+    found = asked("2024-02-02", verdict="ok", signals=signals("bad", 0.1, performance=WORSE))
+    assert found["triggers"] == ["performance", "value"]
+    assert ledger.records("toy")[-1]["evidence"]["since"] == "2024-01-30"
+
+
+def test_a_loss_that_no_label_can_mend_asks_for_nobodys_retraining() -> None:
+    found = asked("2024-02-02", verdict="ok", signals=signals("ok", performance=WORSE))
+    assert found["retrain"] is False and "recent labels teach nothing better" in found["reason"]
+
+
+@pytest.mark.parametrize(
+    ("seen", "retrain"),
+    [
+        (signals("ok", 0.001), False),
+        (signals("ok", 0.05), True),
+        (signals("undetermined", estimated={"state": "ok", "reason": ""}), False),
+        (signals("undetermined", estimated={"state": "suspected", "reason": "harder"}), True),
+        (signals("undetermined"), True),
+    ],
+)
+def test_drift_asks_only_where_it_harms_the_model(seen: dict[str, Any], retrain: bool) -> None:
+    found = asked("2024-02-02", signals=seen)
+    assert found["retrain"] is retrain, found["reason"]
+    assert found["triggers"] == (["drift"] if retrain else [])
 
 
 def test_age_counts_partition_days() -> None:

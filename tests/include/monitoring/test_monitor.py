@@ -12,7 +12,7 @@ from perennial.errors import ArtifactError, PerennialError, RegistryError
 from perennial.monitor import monitor
 from perennial.settings import settings
 
-from .conftest import ROWS, World  # noqa: TID252
+from .conftest import ROWS, TRUTH, World  # noqa: TID252
 
 Make = Callable[..., World]
 LATER = "2024-01-22"
@@ -130,13 +130,16 @@ def test_a_feature_that_vanished_cannot_be_judged(world: World, monkeypatch: pyt
     assert found["verdict"] == "ok" and found["judged_share"] == pytest.approx(0.7)
 
 
-def test_degraded_performance_has_to_persist_as_well(world: World) -> None:
-    world.publish(LATER, 14)
-    world.predict(LATER, 14, value="0.8 - 0.6 * (i % 2)")
-    world.label(LATER, 14)
-    first, second = (monitor(world.spec, as_of=d)["performance"] for d in ("2024-01-28", "2024-01-29"))
-    assert (first["verdict"], second["verdict"]) == ("suspected", "dropped")
-    assert "2 of the last 3" in second["reason"]
+def test_a_rise_of_the_loss_is_certain_after_some_nights_and_not_after_one(world: World) -> None:
+    world.publish(LATER, 7)
+    world.label(LATER, 4, TRUTH)
+    for n in range(3):  # what was rare has become the rule
+        world.label(files.shift(LATER, 4 + n), 1, f"1 - {TRUTH}")
+    found = [monitor(world.spec, as_of=files.shift(LATER, n))["signals"]["performance"] for n in (4, 5, 7)]
+    assert [f["state"] for f in found] == ["ok", "suspected", "bad"]
+    assert found[-1]["since"] == files.shift(LATER, 4)
+    result = monitor(world.spec, as_of=files.shift(LATER, 7))
+    assert result["performance"]["verdict"] == "dropped" and result["performance"]["degraded"] is True
 
 
 def test_a_second_run_is_a_no_op_and_new_data_is_not(world: World) -> None:

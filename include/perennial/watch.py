@@ -1,0 +1,182 @@
+"""What monitoring compares with, made when a model is trained: `watch.json`, and the learned error model of a regression.
+
+The held-out nights, which the model has not learned from, are the quiet ones: of each followed number they give the
+mean, the spread, and a limit that keeps to the model's budget of false alarms.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial import registry, signals
+from perennial.detect import Baseline, baseline
+from perennial.errors import ArtifactError
+from perennial.expected import Expected, learn
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xgboost
+
+    from perennial.evidence import Evidence
+    from perennial.model import Model
+    from perennial.spec import ModelSpec
+
+FORMAT = 1
+NAME, ERRORS = "watch.json", "errors.ubj"
+#: Numbers that share the budget of false alarms: performance, calibration, value, estimated, attributions, slices, fairness.
+SHARES = 7
+#: Deviations that do no harm: of the calibration, in standard deviations of the label; of the attributions, as a share.
+CALIBRATION, ATTRIBUTION = 0.05, 0.05
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a champion's nights are compared with.
+
+    Attributes:
+        baselines: by the name of the number. shares: of each column in the attributions, shape (columns,).
+        groups: values of slices and groups. nulls, unseen: highest share of a quiet night, by column.
+        loss: mean loss on the quiet nights.
+    """
+
+    expected: Expected
+    baselines: dict[str, Baseline]
+    shares: np.ndarray
+    groups: dict[str, list[str]]
+    nulls: dict[str, float]
+    unseen: dict[str, float]
+    loss: float
+
+
+def make(spec: ModelSpec, model: Model, quiet: Evidence) -> tuple[dict[str, Any], xgboost.Booster | None]:
+    """The watch of a new model, as JSON, and the error model of a regression.
+
+    Args:
+        quiet: rows of the held-out nights, as `evidence.gather` gives them.
+    """
+    import numpy as np
+
+    known = quiet.labelled
+    loss = known.losses(spec.task, spec.metric)
+    errors, expected = None, Expected(spec.task, spec.metric)
+    if spec.task == "regression" and len(loss):
+        errors, apart = learn(known.x, loss, known.night)
+        expected = Expected(spec.task, spec.metric, errors)
+    means, _ = signals.attributions(model, quiet)
+    total = means.sum(axis=0)
+    shares = total / max(float(total.sum()), 1e-12)
+    groups = signals.groups(known)
+    series = signals.nightly(spec, model, quiet, expected, shares, groups)
+    if errors is not None:  # judged by what it says of nights that it has not seen
+        series["performance"] = known.mean(loss - apart)
+    usual = float(loss.mean()) if len(loss) else 0.0
+    baselines = {
+        name: _baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
+    }
+    nulls, unseen = _worst(quiet, model)
+    content = {
+        "format": FORMAT,
+        "nights": list(quiet.dates),
+        "false_alarms_a_year": spec.monitoring.false_alarms_a_year,
+        "loss": usual,
+        "baselines": {name: found.as_dict() for name, found in baselines.items() if found},
+        "series": {n: [None if np.isnan(v) else round(float(v), 6) for v in s] for n, s in series.items()},
+        "shares": [round(float(v), 6) for v in shares],
+        "groups": groups,
+        "nulls": nulls,
+        "unseen": unseen,
+    }
+    return content, errors
+
+
+def inherit(content: dict[str, Any], champion: registry.Version) -> dict[str, Any]:
+    """A new model's watch where it was judged on too few nights: what was quiet for the champion is quiet for it."""
+    import json
+
+    old = json.loads(registry.artifact(champion.run_id, NAME).read_text("utf-8"))
+    return (
+        content
+        | {k: old[k] for k in ("nights", "baselines", "nulls", "unseen")}
+        | {"inherited": champion.version}
+    )
+
+
+def _baseline(
+    spec: ModelSpec, name: str, values: np.ndarray, loss: float, y: np.ndarray, series: dict[str, np.ndarray]
+) -> Baseline | None:
+    import numpy as np
+
+    kind = name.split(":")[0] + ":" if ":" in name else name
+    drop = spec.monitoring.performance_drop
+    budget = spec.monitoring.false_alarms_a_year / SHARES
+    alike = sum(other.startswith(kind) for other in series) if ":" in name else 1
+    spread = float(np.std(y)) if len(y) and spec.task != "multiclass" else 1.0
+    allowance = {
+        "performance": drop * loss,
+        "value": spec.retraining.worth * loss,
+        "estimated": drop * loss,
+        "calibration": CALIBRATION * spread,
+        "attributions": ATTRIBUTION,
+        signals.SLICE: 2 * drop * loss,
+        signals.GAP: spec.monitoring.fairness_gap * (spread if spec.task == "regression" else 1.0),
+    }[kind]
+    return baseline(
+        values,
+        allowance=allowance,
+        false_alarms=budget / alike,
+        mean=0.0 if name == "value" else None,
+        floor=1e-3 * loss if name == "value" else 0.0,
+        two_sided=name == "calibration",
+        seed=spec.training.seed,
+    )
+
+
+def _worst(quiet: Evidence, model: Model) -> tuple[dict[str, float], dict[str, float]]:
+    """The highest share of empty values, and of unseen categories, that a quiet night had, by column."""
+    import numpy as np
+
+    nulls, unseen = {}, {}
+    for j, column in enumerate(model.encoding.columns):
+        odd = quiet.unseen.get(column, np.zeros(len(quiet.night), bool))
+        nulls[column] = _highest(quiet.mean(np.isnan(quiet.x[:, j]) & ~odd))
+        if column in quiet.unseen:
+            unseen[column] = _highest(quiet.mean(odd))
+    return nulls, unseen
+
+
+def _highest(values: np.ndarray) -> float:
+    import numpy as np
+
+    known = values[np.isfinite(values)]
+    return round(float(known.max()), 6) if len(known) else 0.0
+
+
+def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:
+    """The stored watch.
+
+    Raises:
+        ArtifactError: it is not one.
+    """
+    import numpy as np
+    import xgboost
+
+    try:
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+        booster = xgboost.Booster({"nthread": 1}, model_file=errors) if errors else None
+        return Watch(
+            Expected(spec.task, spec.metric, booster),
+            {str(n): Baseline(**b) for n, b in content["baselines"].items()},
+            np.asarray(content["shares"], np.float64),
+            {str(c): [str(v) for v in values] for c, values in content["groups"].items()},
+            {str(c): float(v) for c, v in content["nulls"].items()},
+            {str(c): float(v) for c, v in content["unseen"].items()},
+            float(content["loss"]),
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, xgboost.core.XGBoostError) as error:
+        raise ArtifactError(
+            f"what the champion is watched by cannot be used: {error}",
+            "train again: it is made with the model",
+        ) from error
