@@ -93,6 +93,19 @@ def check(
 
 
 @app.command()
+def why(
+    model: Annotated[str, typer.Argument(help="The model's name.")],
+    day: Annotated[str, typer.Argument(metavar="DATE", help="Partition date, YYYY-MM-DD.")],
+) -> None:
+    """Why a model was retrained as of a date, or why not."""
+    from perennial import catalog
+    from perennial.why import why as explain
+
+    for line in explain(catalog.load(model), day):
+        _console().print(Text(line))
+
+
+@app.command()
 def run(
     step: Annotated[str, typer.Argument(help="data, train, promote, score, monitor, decide or rollback.")],
     model: Model = None,

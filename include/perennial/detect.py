@@ -123,7 +123,7 @@ def baseline(
     calm = math.exp(-false_alarms)  # share of years without an alarm, if they come as a Poisson process
     limits = []
     for z in (np.stack([edge, -edge]) if two_sided else edge, resampled):
-        years = _levels(z.reshape(-1, YEARS, NIGHTS_A_YEAR)).max(axis=(0, 2))
+        years = levels(z.reshape(-1, YEARS, NIGHTS_A_YEAR)).max(axis=(0, 2))
         limits.append(float(np.quantile(years, calm)))
     return replace(found, limit=max(ONE_NIGHT, *limits))
 
@@ -136,13 +136,13 @@ def follow(values: np.ndarray, quiet: Baseline) -> Trace:
     if not len(known):
         return Trace(0.0, 0)
     sides = np.atleast_2d(quiet.z(values[known]))
-    levels = _levels(sides)
-    side = int(levels[:, -1].argmax())
+    found = levels(sides)
+    side = int(found[:, -1].argmax())
     # The change began after the last rest of the bet that won most.
     best = _bets(sides[side])
     resting = np.flatnonzero(best[:, best[-1].argmax()] <= 0)
     since = int(resting[-1]) + 1 if len(resting) else 0
-    return Trace(float(levels[side, -1]), int(known[min(since, len(known) - 1)]), side == 0)
+    return Trace(float(found[side, -1]), int(known[min(since, len(known) - 1)]), side == 0)
 
 
 def _bets(z: np.ndarray) -> np.ndarray:
@@ -159,7 +159,7 @@ def _bets(z: np.ndarray) -> np.ndarray:
     return found
 
 
-def _levels(z: np.ndarray) -> np.ndarray:
+def levels(z: np.ndarray) -> np.ndarray:
     """Logarithm of the mean of the bets' exponentials, shape as ``z``."""
     import numpy as np
     from scipy.special import logsumexp

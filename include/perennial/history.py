@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from perennial.verdict import Finding
 
 _TEXTS = ("role", "column", "status", "reason", "model_version", lake.PARTITION)
-_NUMBERS = ("psi", "threshold", "reference_nulls", "current_nulls", "weight", "drift_share", "judged_share", "loss",
+_NUMBERS = ("value", "limit", "level", "effect", "psi", "threshold", "reference_nulls", "current_nulls", "weight", "drift_share", "judged_share", "loss",
             "loss_at_training")  # fmt: skip
 
 
@@ -41,7 +41,7 @@ def earlier(
 
 
 def rows(as_of: str, result: dict[str, Any], findings: Sequence[Finding]) -> pa.Table:
-    """The partition of one date: a row for the verdict, one for performance, one a column."""
+    """The partition of one date: a row for the verdict, one for performance, one a signal, one a column."""
     import pyarrow as pa
 
     performance = result["performance"]
@@ -66,6 +66,9 @@ def rows(as_of: str, result: dict[str, Any], findings: Sequence[Finding]) -> pa.
             "loss_at_training": performance.get("held_out", {}).get(metric),
         },
     ]
+    for name, signal in result["signals"].items():
+        told = {k: signal[k] for k in ("reason", "value", "limit", "level")}
+        found.append({"role": "signal", "column": name, "status": signal["state"], **told})
     for f in findings:
         found.append(
             {
@@ -79,6 +82,7 @@ def rows(as_of: str, result: dict[str, Any], findings: Sequence[Finding]) -> pa.
                 "current_nulls": f.current_nulls,
                 "rows": f.rows,
                 "weight": f.weight,
+                "effect": f.effect,
             }
         )
     fields = [pa.field(n, pa.string()) for n in _TEXTS] + [pa.field(n, pa.float64()) for n in _NUMBERS]

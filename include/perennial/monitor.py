@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, history, lake, manifest, registry
@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from perennial import verdict
+    from perennial.drift import Column, Counts
     from perennial.signals import Signal, State
     from perennial.verdict import Finding
     from perennial.watch import Watch
@@ -56,7 +57,7 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
         result, findings, page, report, left_out = _judge(spec, champion, start, as_of)
     result |= _report(spec, result, findings, page, report, left_out)
     version = lake.replace(lake.table("monitoring", spec.name), history.rows(as_of, result, findings), as_of)
-    rows = len(findings) + 2
+    rows = len(findings) + len(result["signals"]) + 2
     manifest.write(
         Manifest(
             spec.name,
@@ -124,6 +125,8 @@ def _judge(
     findings = verdict.judge(
         reference, features, predictions, _stored(champion, "importance.json"), spec.monitoring
     )
+    watched = _watch(spec, champion)
+    findings = [_weighed(f, reference, features, watched) for f in findings]
     summary = verdict.summarize(findings, spec.monitoring)
     earlier = history.earlier(spec, champion, as_of)
     tier, said_of_tier = verdict.tier(summary.suspicious, [e[1] for e in earlier], spec.monitoring)
@@ -135,9 +138,7 @@ def _judge(
         held_out=_stored(champion, "evaluation.json").get("metrics", {}),
         classes=model.classes,
     )
-    observed = observe.observe(
-        spec, champion, model, _watch(spec, champion), start, as_of, performance.matured(spec, as_of)
-    )
+    observed = observe.observe(spec, champion, model, watched, start, as_of, performance.matured(spec, as_of))
     lost = observed["performance"]
     degraded = None if lost.state == "undetermined" else lost.state == "bad"
     measured |= {"verdict": "dropped" if lost.state == "bad" else lost.state, "degraded": degraded}
@@ -164,6 +165,19 @@ def _judge(
         spec.monitoring.drift_share,
     )
     return result, findings, page, picture, left_out
+
+
+def _weighed(finding: Finding, reference: Mapping[str, Column], window: Counts, watched: Watch) -> Finding:
+    """The finding with what its drift does to the expected loss."""
+    from dataclasses import replace
+
+    from perennial import effect
+
+    now, losses = window.columns.get(finding.column), watched.bins.get(finding.column)
+    if not now or not losses or not watched.loss:
+        return finding
+    rise = effect.explained(reference[finding.column].counts, now, losses)
+    return finding if rise is None else replace(finding, effect=round(rise / watched.loss, 6))
 
 
 def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding]) -> dict[str, Signal]:

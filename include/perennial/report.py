@@ -30,6 +30,7 @@ _COLOURS = {
     "ok": "#1a7f37",
     "stable": "#1a7f37",
     "suspected": "#9a6700",
+    "bad": "#cf222e",
     "drifted": "#cf222e",
     "dropped": "#cf222e",
     "undetermined": "#57606a",
@@ -219,11 +220,23 @@ def _top(
         f"{result.get('model_version')} was trained on. Drifted: {_share(result.get('drift_share'))} of the "
     )
     window += f"model's weight; judged: {_share(result.get('judged_share'))}."
-    heads = ("Column", "Verdict", "Weight", "PSI", "Drifts above", "Empty then", "Empty now", "Rows", "Why")
+    heads = (
+        "Column",
+        "Verdict",
+        "Weight",
+        "Loss explained",
+        "PSI",
+        "Drifts above",
+        "Empty then",
+        "Empty now",
+        "Rows",
+        "Why",
+    )
     parts = [
         f'<style>{_STYLE}</style><section class="perennial">',
         f"<h1>{html.escape(title)} {_tag(result['verdict'])}</h1><p>{html.escape(str(result.get('reason', '')))}</p>",
         f'<p class="soft">{html.escape(window)}</p>',
+        _signals(result.get("signals") or {}),
         "<h2>Columns</h2>" + _table(heads, [_row(f) for f in findings]) if findings else "",
         f"<h2>Performance {_tag(judged)}</h2><p>{html.escape(str(performance.get('reason', '')))}</p>",
     ]
@@ -239,6 +252,21 @@ def _top(
     return "".join(parts) + "</section>"
 
 
+def _signals(signals: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table of all signals, those that need a person first."""
+    order = ("bad", "suspected", "undetermined", "ok")
+    rows = [
+        [
+            html.escape(name),
+            _tag(s["state"]),
+            html.escape(str(s.get("since") or "–")),
+            html.escape(str(s["reason"])),
+        ]
+        for name, s in sorted(signals.items(), key=lambda item: order.index(item[1]["state"]))
+    ]
+    return "<h2>Signals</h2>" + _table(("Signal", "State", "Since", "Why"), rows) if rows else ""
+
+
 def _row(f: Finding) -> list[str]:
     prediction = f.role == "prediction"
     note = ' <span class="soft">(what the model says)</span>' if prediction else ""
@@ -246,6 +274,7 @@ def _row(f: Finding) -> list[str]:
         html.escape(plain(f.column)) + note,
         _tag(f.status),
         "–" if prediction else _share(f.weight),
+        "–" if f.effect is None else f"{f.effect:+.1%}",
         "–" if f.psi is None else f"{f.psi:.3f}",
         f"{f.threshold:.3f}",
         _share(f.reference_nulls),

@@ -407,7 +407,7 @@ def _companions(
         version=version,
         labels_version=labels_version,
     )
-    watched, errors = watch.make(spec, model, quiet)
+    watched, errors = watch.make(spec, model, quiet, drift.read_reference(reference)[1])
     if champion is not None and len(split.holdout) < NIGHTS:
         watched = watch.inherit(watched, champion)
     kept = [sample]

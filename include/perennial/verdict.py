@@ -25,6 +25,8 @@ class Finding:
         reference_nulls, current_nulls: share of rows without a value.
         rows: rows of the window.
         weight: share of the model's gain, 0 to 1; 0 for the prediction.
+        effect: rise of the model's expected loss that the column's drift explains, as a share of its loss at training
+            (`effect.explained`); None where that is not known.
     """
 
     column: str
@@ -37,6 +39,7 @@ class Finding:
     current_nulls: float | None
     rows: int
     weight: float
+    effect: float | None = None
 
 
 @dataclass(frozen=True)

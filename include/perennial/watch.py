@@ -6,11 +6,12 @@ mean, the spread, and a limit that keeps to the model's budget of false alarms.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import registry, signals
+from perennial import effect, registry, signals
 from perennial.detect import Baseline, baseline
 from perennial.errors import ArtifactError
 from perennial.expected import Expected, learn
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     import xgboost
 
+    from perennial.drift import Column
     from perennial.evidence import Evidence
     from perennial.model import Model
     from perennial.spec import ModelSpec
@@ -38,7 +40,7 @@ class Watch:
     Attributes:
         baselines: by the name of the number. shares: of each column in the attributions, shape (columns,).
         groups: values of slices and groups. nulls, unseen: highest share of a quiet night, by column.
-        loss: mean loss on the quiet nights.
+        loss: mean loss on the quiet nights. bins: mean expected loss of each bin of each column.
     """
 
     expected: Expected
@@ -48,13 +50,16 @@ class Watch:
     nulls: dict[str, float]
     unseen: dict[str, float]
     loss: float
+    bins: dict[str, list[float]]
 
 
-def make(spec: ModelSpec, model: Model, quiet: Evidence) -> tuple[dict[str, Any], xgboost.Booster | None]:
+def make(
+    spec: ModelSpec, model: Model, quiet: Evidence, reference: Mapping[str, Column]
+) -> tuple[dict[str, Any], xgboost.Booster | None]:
     """The watch of a new model, as JSON, and the error model of a regression.
 
     Args:
-        quiet: rows of the held-out nights, as `evidence.gather` gives them.
+        quiet: rows of the held-out nights, as `evidence.gather` gives them. reference: the columns' bins.
     """
     import numpy as np
 
@@ -76,6 +81,7 @@ def make(spec: ModelSpec, model: Model, quiet: Evidence) -> tuple[dict[str, Any]
         name: _baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
     }
     nulls, unseen = _worst(quiet, model)
+    guess = expected.losses(quiet.x, quiet.predicted)
     content = {
         "format": FORMAT,
         "nights": list(quiet.dates),
@@ -87,6 +93,7 @@ def make(spec: ModelSpec, model: Model, quiet: Evidence) -> tuple[dict[str, Any]
         "groups": groups,
         "nulls": nulls,
         "unseen": unseen,
+        "bins": {} if guess is None else effect.means(reference, model.encoding, quiet.x, guess),
     }
     return content, errors
 
@@ -174,6 +181,7 @@ def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:
             {str(c): float(v) for c, v in content["nulls"].items()},
             {str(c): float(v) for c, v in content["unseen"].items()},
             float(content["loss"]),
+            {str(c): [float(v) for v in values] for c, values in content["bins"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, xgboost.core.XGBoostError) as error:
         raise ArtifactError(

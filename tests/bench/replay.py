@@ -189,7 +189,7 @@ class _Ours:
         world, self.model, self.alarmed = self.world, model, False
         quiet = _evidence(world, model, first, last)
         if last - first + 1 >= HOLDOUT:
-            content, _ = watch.make(world.spec, model, quiet)
+            content, _ = watch.make(world.spec, model, quiet, {})
             self.watch = watch.read(content, world.spec, None)
         self.since, self.numbers = last + 1, {"performance": [], "value": []}
 

@@ -69,7 +69,14 @@ class World:
     model: Model | None = None
 
     def publish(
-        self, start: str, days: int, *, shift: float = 0.0, x: str | None = None, k: str = "'a' || (i % 3)"
+        self,
+        start: str,
+        days: int,
+        *,
+        shift: float = 0.0,
+        x: str | None = None,
+        k: str = "'a' || (i % 3)",
+        rows: int = ROWS,
     ) -> None:
         """``ROWS`` rows a day; ``x`` is spread evenly over 0 to 1, moved by ``shift``."""
         con = lake.connect()
@@ -79,7 +86,7 @@ class World:
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
                 f"{x or f'(hash(i, getvariable($$salt$$)) % 1000) / 1000.0 + {shift}'} AS x, {k} AS k, "
-                f"'person ' || i AS who, '{day}' AS partition_date FROM range({ROWS}) r(i)"
+                f"'person ' || i AS who, '{day}' AS partition_date FROM range({rows}) r(i)"
             ).to_arrow_table()
             lake.replace(lake.table("published", self.spec.name), table, day)
 
@@ -124,7 +131,7 @@ class World:
             self.spec, self.model, Features(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
         )  # fmt: skip
-        watched, _ = watch.make(self.spec, self.model, quiet)
+        watched, _ = watch.make(self.spec, self.model, quiet, drift.read_reference(reference)[1])
         place = self.folder / "artifacts" / f"run-{version}"
         place.mkdir(parents=True, exist_ok=True)
         pq.write_table(

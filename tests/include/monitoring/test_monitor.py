@@ -33,7 +33,7 @@ def test_a_calm_week_is_ok(world: World) -> None:
     assert found["model_version"] == "1" and found["champion_as_of"] == "2024-01-21"
     assert found["performance"]["scored"] == 7 * ROWS
     rows = table(world)
-    assert {r["role"] for r in rows} == {"verdict", "performance", "feature", "prediction"}
+    assert {r["role"] for r in rows} == {"verdict", "performance", "signal", "feature", "prediction"}
     assert {r["column"] for r in rows if r["role"] == "feature"} == {"x", "k", "who"}
     assert Path(found["report"]).read_text().count("<body>") == 1
     kept = json.loads(Path(found["report"].replace(".html", ".json")).read_text())

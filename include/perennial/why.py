@@ -1,0 +1,83 @@
+"""Tells in plain words why a model was retrained, or was not, as of a date: the ledger's records, put into sentences."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from perennial import ledger
+from perennial.errors import DataError
+from perennial.files import parse_date
+from perennial.spec import ModelSpec
+
+_Record = dict[str, Any]
+#: In this order signals are told; those that are well are counted only.
+_WORST = ("bad", "suspected", "undetermined")
+_SAID = {"bad": "BAD", "suspected": "suspected", "undetermined": "cannot be told"}
+
+
+def why(spec: ModelSpec, day: str) -> list[str]:
+    """What was decided about a model's retraining as of a date, on what evidence, and what came of it.
+
+    A date without a decision of its own is answered by the latest one before it.
+
+    Returns:
+        Sentences, each a line.
+
+    Raises:
+        DataError: nothing was decided by then.
+    """
+    parse_date(day, "the date")
+    records = ledger.records(spec.name)
+    decisions = [r for r in records if r["kind"] == "retraining" and r["partition"] <= day]
+    if not decisions:
+        raise DataError(
+            "nothing was decided about a retraining by then",
+            f"run the DAG {spec.name}.monitor for that date first",
+            model=spec.name,
+            partition=day,
+        )
+    latest = max(r["partition"] for r in decisions)
+    lines = [] if latest == day else [f"Nothing was decided for {day} itself; the latest decision before it:"]
+    for decision in (r for r in decisions if r["partition"] == latest):
+        lines += _decision(decision)
+    lines += _after(records, latest)
+    return lines
+
+
+def _decision(record: _Record) -> Iterator[str]:
+    evidence = record["evidence"]
+    asked = record["decision"] == "requested"
+    version = f"version {record['model_version']}" if record["model_version"] else "no champion"
+    yield f"{record['partition']}: a retraining was {'asked for' if asked else 'not asked for'} by {record['actor']} ({version})."
+    yield f"  Because: {record['reason']}"
+    if evidence.get("since"):
+        yield f"  It began on {evidence['since']}."
+    yield from _signals(evidence.get("signals") or {})
+    if evidence.get("report"):
+        yield f"  Report: {evidence['report']}"
+
+
+def _signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for state in _WORST:
+        for name, signal in signals.items():
+            if signal["state"] == state:
+                yield f"  {name}: {_SAID[state]}: {signal['reason']}"
+    well = [name for name, signal in signals.items() if signal["state"] == "ok"]
+    if well:
+        yield f"  Well: {', '.join(well)}."
+
+
+def _after(records: list[_Record], day: str) -> Iterator[str]:
+    """What the training, and the promotion, of that date came to."""
+    for record in records:
+        if record["partition"] != day or record["kind"] not in ("training", "promotion"):
+            continue
+        if record["kind"] == "training":
+            said = {"trained": "passed the gate", "refused": "was refused by the gate", "failed": "failed"}
+            version = f"Version {record['model_version']}" if record["model_version"] else "The training"
+            window = record["evidence"].get("window")
+            learned = f", learned from the window {window}," if window else ""
+            yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
+        else:
+            yield f"  Version {record['model_version']} was {record['decision']} by {record['actor']}: {record['reason']}"

@@ -1,0 +1,137 @@
+"""Faults planted in the lake's tables, and the signal that names each; a calm week raises none."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+
+from perennial import files, lake
+from perennial.monitor import monitor
+from perennial.observe import freshness, volume
+
+from .conftest import FIRST, ROWS, TRUTH, World  # noqa: TID252
+
+LATER, AS_OF = "2024-01-22", "2024-01-28"
+
+
+def look(world: World, as_of: str = AS_OF) -> dict[str, Any]:
+    found: dict[str, Any] = monitor(world.spec, as_of=as_of)["signals"]
+    return found
+
+
+def serve(world: World, start: str, days: int, wrong: str = "") -> None:
+    """Predictions of the champion itself, as scoring would have written them."""
+    assert world.model is not None
+    con = lake.connect()
+    lake.relation(con, "rows", lake.table("published", "toy"), None, start, files.shift(start, days - 1))
+    from perennial.features import Features
+
+    for n in range(days):
+        day = files.shift(start, n)
+        rows = con.sql(f"SELECT * FROM rows WHERE partition_date = '{day}' ORDER BY id").to_arrow_table()
+        predicted = world.model.predict(Features(world.spec).apply(rows)).astype(np.float32)
+        if day == wrong:
+            predicted[0] += 0.01
+        table = rows.select(["id", "partition_date"]).append_column("prediction", [predicted])
+        table = table.append_column("model_version", [["1"] * len(table)])
+        lake.replace(lake.table("predictions", "toy"), table, day)
+
+
+def test_a_calm_week_raises_nothing(world: World) -> None:
+    world.publish(LATER, 7)
+    world.label(LATER, 7, TRUTH)
+    serve(world, LATER, 7)
+    found = look(world)
+    # The drift reference of this world holds predictions of another kind.
+    raised = {n: s["reason"] for n, s in found.items() if s["state"] != "ok"}
+    assert set(raised) == {"features", "prediction"}, raised
+    assert set(found) == {
+        "features", "prediction", "volume", "freshness", "labels", "nulls", "categories", "skew",
+        "performance", "calibration", "value", "estimated", "attributions",
+    }  # fmt: skip
+
+
+def test_one_prediction_that_the_training_code_would_not_give_is_skew(world: World) -> None:
+    world.publish(LATER, 7)
+    serve(world, LATER, 7, wrong="2024-01-25")
+    found = look(world)["skew"]
+    assert found["state"] == "bad" and found["since"] == "2024-01-25" and found["value"] == 1
+
+
+def test_a_night_of_nulls_is_found_on_that_night(world: World) -> None:
+    world.publish(LATER, 6)
+    world.publish(AS_OF, 1, x="NULL::DOUBLE")
+    found = look(world)
+    assert (
+        found["nulls"]["state"] == "bad"
+        and "x: 100.0% empty values on 2024-01-28" in found["nulls"]["reason"]
+    )
+    assert found["categories"]["state"] == "ok"
+
+
+def test_a_night_of_new_categories_is_found_and_is_not_a_night_of_nulls(world: World) -> None:
+    world.publish(LATER, 6)
+    world.publish(AS_OF, 1, k="'z' || (i % 3)")
+    found = look(world)
+    assert found["categories"]["state"] == "bad" and found["categories"]["reason"].startswith("k: 100.0%")
+    assert found["nulls"]["state"] == "ok"
+
+
+def test_a_thousandfold_night_is_bad_and_drives_no_other_night_out(world: World) -> None:
+    world.publish(LATER, 7)
+    world.label(LATER, 7, TRUTH)
+    world.publish("2024-01-26", 1, rows=1000 * ROWS)
+    found = look(world)
+    assert found["volume"]["state"] == "bad" and "1e+03 times more than usual" in found["volume"]["reason"]
+    assert found["performance"]["state"] == found["freshness"]["state"] == "ok"
+
+
+def test_a_missing_night_is_bad(world: World) -> None:
+    for start, days in ((LATER, 3), ("2024-01-26", 3)):
+        world.publish(start, days)
+    found = look(world)["freshness"]
+    assert found["state"] == "bad" and found["reason"] == "no rows for 2024-01-25"
+
+
+def test_labels_a_week_late_are_told_and_performance_is_not_called_fine(world: World) -> None:
+    world.publish(LATER, 14)
+    found = look(world, "2024-02-04")
+    assert found["labels"]["state"] == "bad" and "no label for 13 of" in found["labels"]["reason"]
+    assert {found[n]["state"] for n in ("performance", "calibration", "value")} == {"undetermined"}
+    assert found["estimated"]["state"] == "ok"  # which needs no labels
+    world.label(LATER, 14, TRUTH)
+    late = look(world, "2024-02-04")
+    assert late["labels"]["state"] == "ok" and late["performance"]["state"] == "ok"
+
+
+@pytest.mark.parametrize(("rows", "state"), [(1000, "ok"), (2500, "bad"), (300, "bad"), (0, "bad")])
+def test_volume_is_judged_against_quiet_nights_of_the_weekday(rows: int, state: str) -> None:
+    days = files.dates("2024-01-01", "2024-01-28")
+    held = {d: 1000 if i % 7 < 5 else 100 for i, d in enumerate(days)}  # few at weekends
+    held["2024-01-29"] = rows
+    assert volume(held, "2024-01-28", "2024-01-29", 2).state == state
+    assert (
+        volume(held | {"2024-02-03": 110}, "2024-01-28", "2024-02-03", 2).state == state
+    )  # Monday's is recent still
+
+
+def test_a_weekday_that_never_comes_is_not_waited_for() -> None:
+    days = [d for i, d in enumerate(files.dates("2024-01-01", "2024-01-28")) if i % 7 < 5]
+    assert freshness(dict.fromkeys(days, 5), "2024-01-28").state == "ok"
+    assert freshness(dict.fromkeys(days[:-1], 5), "2024-01-28").state == "bad"
+    assert freshness({}, "2024-01-28").state == "undetermined"
+
+
+def test_what_cannot_be_read_is_undetermined(make_world: Callable[..., World]) -> None:
+    world = make_world()
+    world.publish(FIRST, 21)  # and no label ever came
+    world.train()
+    world.publish(LATER, 7)
+    found = look(world)
+    assert (
+        found["performance"]["state"] == "undetermined"
+        and "held-out nights" in found["performance"]["reason"]
+    )

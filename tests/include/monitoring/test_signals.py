@@ -1,0 +1,176 @@
+"""Each followed number: silent on quiet nights, raised by the fault that it is there for."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import pytest
+
+from bench import replay
+from bench.streams import Stream
+from perennial import effect, signals, watch
+from perennial.detect import baseline, levels
+from perennial.drift import Column
+from perennial.evidence import Evidence, margin
+from perennial.expected import Expected, learn
+from perennial.model import Model
+from perennial.signals import Signal
+
+from .conftest import make_spec  # noqa: TID252
+
+QUIET, LIVE = range(46, 60), range(60, 74)
+POLICY = {"window_days": 28, "min_rows": 100, "slices": ["region"], "fairness": ["sex"]}
+SPEC = make_spec(monitoring=POLICY)
+Change = Callable[[Evidence, Model], Evidence]
+
+
+@dataclass(frozen=True)
+class Seen:
+    """A model and what it is watched by."""
+
+    model: Model
+    watched: watch.Watch
+    live: Evidence
+
+
+def evidence(model: Model, nights: range) -> Evidence:
+    drawn = [Stream("none", 0).draw(n) for n in nights]
+    x, y = np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn])
+    night = np.repeat(np.arange(len(nights)), [len(d[1]) for d in drawn])
+    rng = np.random.default_rng(1)
+    texts = {
+        c: rng.choice(names, len(y)).astype(object)
+        for c, names in (("region", ["n", "s"]), ("sex", ["f", "m"]))
+    }
+    dates = tuple(f"night {n}" for n in nights)
+    return Evidence(dates, night, x, margin(model, x), model.predict_matrix(x), y, None, texts)
+
+
+@pytest.fixture(scope="module")
+def seen() -> Seen:
+    stream = Stream("none", 0)
+    drawn = [stream.draw(n) for n in range(46)]
+    model = replay.fit(np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn]))
+    content, _ = watch.make(SPEC, model, evidence(model, QUIET), {})
+    return Seen(model, watch.read(content, SPEC, None), evidence(model, LIVE))
+
+
+def look(seen: Seen, nights: Evidence) -> dict[str, Signal]:
+    w = seen.watched
+    series = signals.nightly(SPEC, seen.model, nights, w.expected, w.shares, w.groups)
+    return {n: signals.judge(v, nights.dates, w.baselines.get(n), n) for n, v in series.items()}
+
+
+def again(seen: Seen, nights: Evidence, x: np.ndarray) -> Evidence:
+    """The same nights with other features, as the model sees them."""
+    x = x.astype(np.float32)
+    return replace(nights, x=x, margin=margin(seen.model, x), predicted=seen.model.predict_matrix(x))
+
+
+def last(nights: Evidence, n: int = 5) -> np.ndarray:
+    return nights.night >= len(nights.dates) - n
+
+
+def test_quiet_nights_raise_nothing(seen: Seen) -> None:
+    found = look(seen, seen.live)
+    assert {n: s.state for n, s in found.items() if s.state != "ok"} == {}
+    assert {n.split(":")[0] for n in found} == {
+        "performance", "calibration", "value", "estimated", "attributions", "slice", "fairness",
+    }  # fmt: skip
+
+
+def test_turned_labels_raise_performance_and_value_on_the_night_it_began(seen: Seen) -> None:
+    rows = last(seen.live)
+    found = look(seen, replace(seen.live, y=np.where(rows, 1 - seen.live.y, seen.live.y)))
+    assert found["performance"].state == "bad" and found["performance"].since == "night 69"
+    assert found["value"].state == "bad" and found["estimated"].state == "ok"
+
+
+def test_a_single_odd_night_raises_no_alarm(seen: Seen) -> None:
+    rows = last(seen.live, 1)
+    found = look(seen, replace(seen.live, y=np.where(rows, 1 - seen.live.y, seen.live.y)))
+    assert found["performance"].state == "suspected" and found["value"].state != "bad"
+
+
+def test_more_of_one_class_than_was_said_raises_calibration(seen: Seen) -> None:
+    lucky = last(seen.live, 8) & (np.random.default_rng(0).random(len(seen.live.y)) < 0.25)
+    found = look(seen, replace(seen.live, y=np.where(lucky, 1.0, seen.live.y)))
+    assert found["calibration"].state == "bad" and found["calibration"].value > 0  # type: ignore[operator]
+
+
+def test_harder_rows_raise_the_expected_loss_and_no_value(seen: Seen) -> None:
+    x = seen.live.x.copy()
+    x[last(seen.live, 8), :4] *= 0.2
+    x[last(seen.live, 8), 0] += 1
+    nights = again(seen, seen.live, x)
+    rng = np.random.default_rng(0)
+    nights = replace(
+        nights, y=(rng.random(len(nights.y)) < nights.predicted).astype(float)
+    )  # the model is right
+    found = look(seen, nights)
+    assert found["estimated"].state == "bad"
+    assert found["performance"].state != "bad" and found["value"].state == "ok"
+
+
+def test_a_broken_column_raises_attributions_without_any_label(seen: Seen) -> None:
+    x = seen.live.x.copy()
+    x[last(seen.live), 0] = 0
+    nights = replace(again(seen, seen.live, x), y=np.full(len(x), np.nan))
+    found = look(seen, nights)
+    assert found["attributions"].state == "bad"
+    assert found["performance"].state == found["value"].state == "undetermined"
+
+
+def test_a_slice_that_suffers_is_found_though_the_whole_does_not_show_it(seen: Seen) -> None:
+    rare = (seen.live.texts["region"] == "n") & last(seen.live, 8)
+    flipped = rare & (np.random.default_rng(0).random(len(rare)) < 0.5)
+    found = look(seen, replace(seen.live, y=np.where(flipped, 1 - seen.live.y, seen.live.y)))
+    assert found["slice:region=n"].state == "bad" and found["slice:region=s"].state == "ok"
+
+
+def test_groups_that_are_treated_apart_raise_fairness(seen: Seen) -> None:
+    worse = (seen.live.texts["sex"] == "f") & last(seen.live, 8)
+    found = look(
+        seen, replace(seen.live, predicted=np.where(worse, seen.live.predicted * 0.5, seen.live.predicted))
+    )
+    assert found["fairness:sex"].state == "bad"
+
+
+def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
+    content, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(55, 60)), {})
+    watched = watch.read(content, SPEC, None)
+    assert watched.baselines == {}
+    assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}
+
+
+def test_false_alarms_keep_to_the_budget() -> None:
+    """Normal nights at the very edge of what does no harm, and nights with heavy tails."""
+    rng = np.random.default_rng(0)
+    heavy = 0.5 + rng.standard_t(5, (401, 365)) / np.sqrt(5 / 3)
+    for nights in (rng.normal(0.5, 1, (401, 365)), heavy):
+        quiet = baseline(nights[0, :60] - 0.5, allowance=0.5, false_alarms=0.5)
+        assert quiet is not None
+        edge = replace(quiet, mean=0.0, sd=max(quiet.sd, 1.0), allowance=0.5)
+        assert (levels(edge.z(nights[1:])).max(axis=1) > quiet.limit).mean() < 0.5
+
+
+def test_the_error_model_of_a_regression_knows_where_errors_are_large() -> None:
+    rng = np.random.default_rng(0)
+    x = rng.random((4000, 2)).astype(np.float32)
+    losses = (rng.normal(size=4000) * (1 + 3 * (x[:, 0] > 0.5))) ** 2
+    booster, apart = learn(x, losses, np.repeat(np.arange(8), 500))
+    found = Expected("regression", "squared_error", booster).losses(x, x[:, 0])
+    assert found is not None
+    for guess in (found, apart):
+        assert guess[x[:, 0] > 0.5].mean() == pytest.approx(losses[x[:, 0] > 0.5].mean(), rel=0.15)
+        assert guess[x[:, 0] < 0.5].mean() == pytest.approx(losses[x[:, 0] < 0.5].mean(), rel=0.3)
+
+
+def test_the_loss_that_a_column_explains_is_that_of_its_bins() -> None:
+    shape = Column("numeric", [50, 50, 0], edges=[0.5])
+    losses = [0.2, 0.6, 0.4]
+    assert effect.explained(shape.counts, [50, 50, 0], losses) == pytest.approx(0)
+    assert effect.explained(shape.counts, [0, 100, 0], losses) == pytest.approx(0.2)
+    assert effect.explained(shape.counts, [0, 0, 0], losses) is None
