@@ -43,7 +43,11 @@ def stage_dag(
         max_active_runs=max_active_runs,
         params=params,
         tags=sorted({spec.name, stage, TASK_NAMES[spec.task], *spec.tags}),
-        default_args={"owner": spec.owner, "on_failure_callback": alerts.on_failure(spec)},
+        default_args={
+            "owner": spec.owner,
+            "on_failure_callback": alerts.on_failure(spec),
+            "on_success_callback": alerts.on_success(spec),
+        },
         render_template_as_native_obj=False,
     )
 

@@ -110,7 +110,7 @@ champion's training reference.
 **Does** `monitor`: the verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`: retrains
 on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in {policy.budget_days}
 days; never from a backfill. The ledger gets the decision either way. `ask_retraining`: **skipped** if the
-decision was no.
+decision was no. `notify`: tells the model's channels of signals that turned bad or are well again.
 
 **Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.
 
