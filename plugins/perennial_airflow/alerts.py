@@ -118,10 +118,21 @@ def describe(spec: ModelSpec, context: Context) -> dict[str, Any]:
 
 def day_of(context: Context) -> str:
     """The run's partition date, the last one of a range; empty where it has none."""
+    return last_day(_partition(context))
+
+
+def last_day(partition: str | None) -> str:
+    """The date of a partition, the last one of a range; empty where there is none."""
     try:
-        return parse_date((_partition(context) or "").rpartition("..")[2]).isoformat()
+        return parse_date((partition or "").rpartition("..")[2]).isoformat()
     except PerennialError:
         return ""
+
+
+def partition_of(key: str | None, wishes: Mapping[str, Any]) -> str | None:
+    """A run's partition, by its key; or the range it was asked for."""
+    asked_for = [str(wishes[name]) for name in ("start", "end", "as_of") if wishes.get(name)]
+    return key or "..".join(asked_for) or None
 
 
 def _stage(instance: Any) -> str:
@@ -133,8 +144,6 @@ def _part(context: Context) -> int:
 
 
 def _partition(context: Context) -> str | None:
-    """The run's partition, or the range it was asked for; Airflow may call the hook with half a context."""
+    """As `partition_of`; Airflow may call the hooks with half a context."""
     key: str | None = getattr(context.get("dag_run"), "partition_key", None)
-    wishes = context.get("params") or {}
-    asked_for = [str(wishes[name]) for name in ("start", "end", "as_of") if wishes.get(name)]
-    return key or "..".join(asked_for) or None
+    return partition_of(key, context.get("params") or {})

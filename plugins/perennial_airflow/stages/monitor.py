@@ -17,14 +17,15 @@ from perennial_airflow.timetables import DailyPartitions
 def monitor_dag(spec: ModelSpec) -> DAG:
     """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
     schedule = DailyPartitions(spec.schedule.monitor)
+    place = runner.profile(spec, "monitor")
     with stage_dag(
-        spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1
+        spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1, place=place
     ) as dag:
         monitor = ReportingTask(
             task_id="monitor",
             spec=spec,
             call=look,
-            **limits(spec.limit("monitor"), runner.profile(spec, "monitor")),
+            **limits(spec.limit("monitor"), place),
         )
         decide = StageTask(task_id="decide", spec=spec, call=weigh, **limits(LIGHT))
         ask = StageTask(
