@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 from airflow.sdk.exceptions import AirflowException
@@ -13,7 +13,8 @@ from perennial import incidents, manifest
 from perennial.errors import PerennialError
 from perennial.files import parse_date
 from perennial.incidents import Signal
-from perennial_airflow import asked, notifiers
+from perennial.sections import Step
+from perennial_airflow import asked, metrics, notifiers
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -52,9 +53,13 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
             signals = {f"failure:{instance.task_id}": well}
             if instance.task_id == _stage(instance):
                 signals[f"deadline:{instance.task_id}"] = well
+            day = day_of(context)
             # Most successes end nothing: a channel that is away is then not tried again by each of them.
-            if any(n.signal in signals for n in incidents.update(spec, day_of(context), signals)):
+            if any(n.signal in signals for n in incidents.update(spec, day, signals)):
                 send(spec)
+                metrics.incidents_open(spec)
+            if instance.task_id in get_args(Step) and day:
+                metrics.step_done(spec, instance.task_id, day)
         except Exception as error:
             log.warning("an incident could not be looked at", error=type(error).__name__)
 
@@ -71,6 +76,7 @@ def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
     found = manifest.read(spec.name, "monitor", as_of)
     incidents.update(spec, as_of, incidents.verdicts(found.result if found else {}))
     left = send(spec)
+    metrics.incidents_open(spec)
     return {"open": [i.signal for i in incidents.read(spec.name).open], "undelivered": left}
 
 
@@ -79,6 +85,7 @@ def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) ->
     try:
         incidents.update(spec, as_of, signals)
         send(spec)
+        metrics.incidents_open(spec)
     except PerennialError as error:
         log.warning("an incident could not be recorded", cause=error.cause)
         channels = {c.name: c for c in spec.alerts.all()}
