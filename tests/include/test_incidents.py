@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
+import yaml
 from typer.testing import CliRunner
 
 from perennial import incidents, ledger
-from perennial.channels import Channel
+from perennial.channels import AlertsSpec, Channel
 from perennial.cli import app
 from perennial.errors import PerennialError, StorageError
 from perennial.incidents import Notice, Signal
+from perennial.settings import ROOT
 from perennial.spec import ModelSpec
 from support import processes, toys
 
@@ -226,3 +229,10 @@ def test_several_writers_lose_nothing_and_tell_once(spec: ModelSpec) -> None:
     book = incidents.read("toy")
     assert {i.signal for i in book.open} == {"drift", *(f"failure:{n}" for n in names)}
     assert [n.signal for n in book.outbox].count("drift") == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "docker/kubernetes/PRODUCTION.md"])
+def test_the_examples_of_the_pages_are_accepted(page: str) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (said,) = [found["alerts"] for found in map(yaml.safe_load, blocks) if "alerts" in found]
+    assert {c.kind for c in AlertsSpec.model_validate(said).channels} == {"slack", "email", "webhook", "sns"}
