@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import html
 import json
+import logging
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
 #: Seconds that a service may take to answer.
 TIMEOUT = 5
 log = structlog.get_logger("perennial.alerts")
+_silent = logging.getLogger("perennial.silent")
+_silent.disabled = True
 
 
 @dataclass(frozen=True)
@@ -89,18 +92,20 @@ def _webhook(channel: Channel, message: Message) -> Any:
     from airflow.providers.http.notifications.http import HttpNotifier
     from airflow.sdk import Connection
 
-    class Addressed(HttpHook):
-        """Takes the place of a connection where the spec names an address."""
+    class Discreet(HttpHook):
+        """Says nothing of the address, which the provider writes into the log where it cannot be reached."""
+
+        log = _silent
 
         @classmethod
         def get_connection(cls, conn_id: str) -> Any:
-            return Connection(conn_id=conn_id, conn_type="http", host=channel.url)
+            if channel.url:
+                return Connection(conn_id=conn_id, conn_type="http", host=channel.url)
+            return super().get_connection(conn_id)
 
-    notifier = HttpNotifier(
-        http_conn_id=channel.conn_id or channel.name, json=message.json, extra_options={"timeout": TIMEOUT}
-    )
-    if channel.url:
-        notifier.hook = Addressed(method="POST", http_conn_id=channel.name)
+    named = channel.conn_id or channel.name
+    notifier = HttpNotifier(http_conn_id=named, json=message.json, extra_options={"timeout": TIMEOUT})
+    notifier.hook = Discreet(method="POST", http_conn_id=named)
     return notifier
 
 

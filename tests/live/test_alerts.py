@@ -44,6 +44,11 @@ def server() -> Iterator[Any]:
         thread.join()
 
 
+def notices(server: Any) -> list[dict[str, Any]]:
+    """What was told of incidents; the rest are digests."""
+    return [t for t in server.told if "signal" in t]
+
+
 def await_(what: Callable[[], bool], patience: float, why: Callable[[], object]) -> None:
     deadline = time.monotonic() + patience
     while not what():
@@ -54,19 +59,24 @@ def await_(what: Callable[[], bool], patience: float, why: Callable[[], object])
 def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live, server: Any) -> None:
     """The nightly run of a new model starts at once; it may take a minute; the feed is silent at first."""
     yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
-    channels = [{"name": "hook", "kind": "webhook", "url": f"http://127.0.0.1:{server.server_port}/"}]
+    channels = [
+        {"name": "hook", "kind": "webhook", "url": f"http://127.0.0.1:{server.server_port}/", "digest": True}
+    ]
     spec: ModelSpec = toys.model(
         live.spec.folder.parent, NAME, data={"arrival": "wait"}, alerts={"channels": channels},
         limits={"data": {"retries": 0, "deadline_minutes": 1}}, schedule={"start": yesterday, "data": "0 0 * * *"},
     )  # fmt: skip
     dag = f"{NAME}.data"
     await_(lambda: dag in live.airflow.paused(), 150, live.airflow.import_errors)
-    await_(lambda: bool(server.told), 240, lambda: live.airflow.runs(dag))
-    (told,) = server.told
+    await_(lambda: bool(notices(server)), 240, lambda: live.airflow.runs(dag))
+    (told,) = notices(server)
     assert told["title"] == f"{NAME}: deadline:data is bad, partition {yesterday}"
     assert "is not published 1 minutes after its run was queued; the run is running" in told["reason"]
     assert told["log"].endswith(f"/dags/{dag}/runs/{told['run_id']}")
     toys.land(spec, yesterday, 1)
-    await_(lambda: len(server.told) > 1, 200, lambda: live.airflow.runs(dag))
-    assert server.told[1]["title"] == f"{NAME}: deadline:data is well again, partition {yesterday}"
+    await_(lambda: len(notices(server)) > 1, 200, lambda: live.airflow.runs(dag))
+    assert notices(server)[1]["title"] == f"{NAME}: deadline:data is well again, partition {yesterday}"
     assert incidents.read(NAME).open == []
+    live.airflow.trigger("perennial.digest")
+    ended = f"Ended\n- {NAME}: deadline:data, bad from {yesterday} to {yesterday}"
+    await_(lambda: any(ended in t["text"] for t in server.told), 120, lambda: server.told)

@@ -334,6 +334,17 @@ def test_a_channel_that_is_away_fails_nothing(way: dict[str, Any]) -> None:
     assert notifiers.deliver(channel(**way), MESSAGE) is False
 
 
+@pytest.mark.parametrize("path", ["/broken?token=hush", ":1/hush"])
+def test_an_address_is_not_logged(
+    server: Any, path: str, capfd: Any, caplog: pytest.LogCaptureFixture
+) -> None:
+    server.broken.add("/broken?token=hush")
+    url = server.url + path if path.startswith("/") else f"http://127.0.0.1{path}"
+    assert notifiers.deliver(channel(kind="webhook", url=url), MESSAGE) is False
+    told = caplog.text + "".join(capfd.readouterr())
+    assert "not delivered" in told and "hush" not in told
+
+
 def test_a_mail_server_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
     connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": 1, "extra": {"disable_ssl": True}}
     monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
