@@ -58,7 +58,7 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
             if any(n.signal in signals for n in incidents.update(spec, day, signals)):
                 send(spec)
                 metrics.incidents_open(spec)
-            if instance.task_id in get_args(Step) and day:
+            if instance.task_id in get_args(Step) and _of_today(context):
                 metrics.step_done(spec, instance.task_id, day)
         except Exception as error:
             log.warning("an incident could not be looked at", error=type(error).__name__)
@@ -140,6 +140,12 @@ def partition_of(key: str | None, wishes: Mapping[str, Any]) -> str | None:
     """A run's partition, by its key; or the range it was asked for."""
     asked_for = [str(wishes[name]) for name in ("start", "end", "as_of") if wishes.get(name)]
     return key or "..".join(asked_for) or None
+
+
+def _of_today(context: Context) -> bool:
+    """Whether the run is for the partition that is due. A backfill, or a range asked for by hand, must not look so."""
+    run = context.get("dag_run")
+    return bool(getattr(run, "partition_key", None)) and not asked.is_backfill(context)
 
 
 def _stage(instance: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -21,8 +23,42 @@ from perennial.manifest import Manifest, write
 from perennial.spec import ModelSpec
 from perennial_airflow import alerts, metrics
 
-GRAFANA = Path(__file__).parents[2] / "docker" / "grafana"
+ROOT = Path(__file__).parents[2]
+GRAFANA = ROOT / "docker" / "grafana"
 NIGHT = "2013-02-01"
+
+
+COLLECT = """
+import os, threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+got = []
+class Collector(BaseHTTPRequestHandler):
+    def do_POST(self):
+        got.append(self.rfile.read(int(self.headers["Content-Length"])))
+        self.send_response(200)
+        self.end_headers()
+    def log_message(self, *_):
+        pass
+server = HTTPServer(("127.0.0.1", 0), Collector)
+threading.Thread(target=server.serve_forever, daemon=True).start()
+os.environ.update(AIRFLOW__METRICS__OTEL_ON="True", OTEL_EXPORTER_OTLP_PROTOCOL="http/protobuf",
+                  OTEL_EXPORTER_OTLP_ENDPOINT=f"http://127.0.0.1:{server.server_port}")
+from airflow.sdk.observability import stats
+from airflow.sdk.observability.metrics import stats_utils
+from opentelemetry import metrics as otel
+from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
+from perennial.catalog import load
+from perennial_airflow import metrics
+stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
+metrics.incidents_open(load("flight_late"))
+otel.get_meter_provider().force_flush()
+for body in got:
+    for scope in ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics:
+        for metric in scope.metrics:
+            for point in metric.gauge.data_points:
+                tags = {a.key: a.value.string_value for a in point.attributes}
+                print(metric.name, repr(metric.unit), point.as_double, tags)
+"""
 
 
 @pytest.fixture
@@ -64,10 +100,11 @@ def got(server: socket.socket) -> dict[str, float]:
         found[name] = float(value)
 
 
-def done(spec: ModelSpec, step: str, result: dict[str, Any], **counts: int) -> None:
+def done(spec: ModelSpec, step: str, result: dict[str, Any], kind: str = "scheduled", **counts: int) -> None:
     write(Manifest(spec.name, step, NIGHT, {}, result, **counts), 0)
     instance = SimpleNamespace(dag_id=f"{spec.name}.{step}", task_id=step, run_id="r", map_index=-1)
-    alerts.on_success(spec)({"task_instance": instance, "dag_run": SimpleNamespace(partition_key=NIGHT)})
+    run = SimpleNamespace(partition_key=NIGHT, run_type=kind)
+    alerts.on_success(spec)({"task_instance": instance, "dag_run": run})
 
 
 VERDICT = {
@@ -108,6 +145,21 @@ def test_what_could_not_be_found_is_not_sent(statsd: socket.socket, spec: ModelS
     assert {n.split(",")[0] for n in got(statsd)} == {
         "airflow.perennial.step_seconds", "airflow.perennial.step_memory_mb", "airflow.perennial.finished_at",
     }  # fmt: skip
+
+
+def test_a_backfill_does_not_look_like_today(statsd: socket.socket, spec: ModelSpec) -> None:
+    done(spec, "data", {}, kind="backfill", rows_in=10, rows_out=10)
+    assert got(statsd) == {}
+
+
+def test_the_names_are_the_same_by_opentelemetry(tmp_path: Path) -> None:
+    """Against a collector's HTTP endpoint, in a process of its own: OpenTelemetry is set up once in a process."""
+    environ = os.environ | {"PYTHONPATH": f"{ROOT}/include:{ROOT}/plugins", "PERENNIAL_HOME": str(tmp_path)}
+    told = subprocess.run(
+        [sys.executable, "-c", COLLECT], env=environ, capture_output=True, text=True, timeout=120, check=True
+    ).stdout.splitlines()
+    labels = {"model": "flight_late", "severity": "bad"}
+    assert f"airflow.perennial.open_incidents {''!r} 0.0 {labels}" in told, told
 
 
 def test_nothing_is_looked_up_unless_configured(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
