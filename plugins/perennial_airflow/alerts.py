@@ -84,18 +84,23 @@ def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) ->
     """Take in signals and tell of them; told all the same where the lake, which remembers them, is away."""
     try:
         incidents.update(spec, as_of, signals)
-        send(spec)
-        metrics.incidents_open(spec)
     except PerennialError as error:
         log.warning("an incident could not be recorded", cause=error.cause)
         channels = {c.name: c for c in spec.alerts.all()}
         for notice in incidents.unrecorded(spec, as_of, signals):
             tell_channel(channels[notice.channel], notice)
+    else:
+        send(spec)
+        metrics.incidents_open(spec)
 
 
 def send(spec: ModelSpec) -> int:
-    """Deliver the model's outbox; returns how many notices are left there."""
-    return incidents.send(spec, tell_channel)
+    """Deliver the model's outbox; returns how many notices are left there for another time."""
+    try:
+        return incidents.send(spec, tell_channel)
+    except PerennialError as error:  # the lake went away, or another task delivers and takes long
+        log.warning("notices could not be delivered", cause=error.cause)
+        return len(incidents.read(spec.name).outbox)
 
 
 def tell_channel(channel: Channel, notice: Notice) -> bool:

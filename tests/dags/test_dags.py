@@ -54,6 +54,7 @@ def test_a_dag_explains_itself(dag: DAG) -> None:
         "**Reads**",
         "**Emits**",
         "**When it fails.**",
+        "**Who is told**",
         "**Owner.**",
     ):
         assert part in page

@@ -19,6 +19,7 @@ from airflow.sdk.exceptions import AirflowFailException
 
 from perennial import incidents
 from perennial.channels import Channel
+from perennial.errors import BusyError
 from perennial.manifest import Manifest, write
 from perennial.spec import ModelSpec
 from perennial_airflow import alerts, notifiers
@@ -181,6 +182,23 @@ def test_a_failure_is_told_where_the_lake_is_away(server: Any, telling: Telling,
     alerts.on_failure(spec)(context(FAILURE))
     alerts.on_success(spec)(context())
     assert [told["kind"] for _, _, told in server.told] == ["opened"]
+
+
+def test_while_another_task_delivers_nothing_is_told_twice(
+    server: Any, telling: Telling, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = telling(hook(server))
+
+    def busy(*_: object) -> int:
+        raise BusyError("the lock notices-flight_late is held by another run", "wait")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(incidents, "send", busy)
+        alerts.on_failure(spec)(context(FAILURE))
+        assert monitored(spec, NIGHT, verdict="ok", reason="")["undelivered"] == 1
+    assert server.told == []
+    assert monitored(spec, NIGHT, verdict="ok", reason="")["undelivered"] == 0
+    assert len(server.told) == 1
 
 
 def test_a_range_is_dated_by_its_last_day(server: Any, telling: Telling) -> None:
