@@ -7,7 +7,6 @@ them, so that help and errors come at once.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any, NoReturn
@@ -17,6 +16,7 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
+from perennial import cli_incidents, terminal
 from perennial.errors import PerennialError, SpecError
 
 app = typer.Typer(
@@ -27,6 +27,7 @@ app = typer.Typer(
     # a traceback with local variables would show rows, and rows may hold personal data
     pretty_exceptions_enable=False,
 )
+app.add_typer(cli_incidents.app)
 Model = Annotated[str | None, typer.Option("--model", "-m", help="The model's name.")]
 
 
@@ -45,15 +46,6 @@ def _complain(message: str) -> NoReturn:
     raise SystemExit(1)
 
 
-def _console() -> Console:
-    # a file or a pipe has no width: lines stay whole there
-    return (
-        Console(highlight=False)
-        if sys.stdout.isatty()
-        else Console(highlight=False, width=250, soft_wrap=True)
-    )
-
-
 @app.command()
 def check(
     names: Annotated[
@@ -65,7 +57,7 @@ def check(
     from perennial import preflight
 
     reports = preflight.check(names or [])
-    console, table = _console(), Table(box=None, pad_edge=False)
+    console, table = terminal.console(), Table(box=None, pad_edge=False)
     for title in ("folder", "kind", "features", "expectations", "SQL tried on", "result"):
         table.add_column(title, justify="right" if title in ("features", "expectations") else "left")
     for report in reports:
@@ -164,7 +156,7 @@ def _arguments(step: str, spec: Any, given: dict[str, Any]) -> dict[str, Any]:
     takes = steps.takes(step)
     arguments = {name: value for name, value in given.items() if value is not None}
     if "actor" in takes:
-        arguments.setdefault("actor", _user())
+        arguments.setdefault("actor", terminal.user())
     if "backfill" in takes:
         arguments.setdefault("backfill", False)
     return arguments
@@ -206,15 +198,6 @@ def _spec(model: str | None, spec_file: str | None) -> Any:
     return spec
 
 
-def _user() -> str:
-    import getpass
-
-    try:
-        return f"{getpass.getuser()} (command line)"
-    except (KeyError, OSError):  # a container's user need not have a name
-        return f"user {os.getuid()} (command line)"
-
-
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """List the models."""
@@ -252,7 +235,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
                     ),
                 )
             )
-        _console().print(table)
+        terminal.console().print(table)
     if errors:
         _complain("\n".join(str(error) for error in errors))
 
@@ -284,10 +267,10 @@ def ledger(
                 row["reason"],
             )
             table.add_row(*(Text(str(value)) for value in shown))
-        _console().print(table)
+        terminal.console().print(table)
     count = book.verify(model)
     if not as_json:
-        _console().print(
+        terminal.console().print(
             f"{count} records; the chain is whole." if count else f"Nothing was decided about {model} yet."
         )
 
@@ -319,7 +302,7 @@ def docs(
 
     stale = reference.write(dry_run=only_check)
     for path in stale:
-        _console().print(f"{'stale' if only_check else 'written'}: {path}")
+        terminal.console().print(f"{'stale' if only_check else 'written'}: {path}")
     if only_check and stale:
         _complain("generated files are stale\n  What to do: run `make docs` and commit what it writes")
 
@@ -368,7 +351,7 @@ def new(
         land=land,
     )
     made = interview.make(name, sample or [], asked, into, ask=not yes)
-    console = _console()
+    console = terminal.console()
     console.print(f"Made {made.folder}")
     for line in made.remarks:
         console.print(Text(f"  {line}"))
@@ -401,6 +384,6 @@ def doctor(
             table.add_row(Text(item.what), Text(item.state, colours[item.state]), Text(item.detail))
             if item.remedy:
                 table.add_row("", "", Text(f"What to do: {item.remedy}", "bold"))
-        _console().print(table)
+        terminal.console().print(table)
     if any(f.state == "missing" for f in found):
         raise typer.Exit(1)

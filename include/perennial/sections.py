@@ -391,3 +391,10 @@ class StepSpec(Strict):
 
     retries: int = Field(2, ge=0, le=10, description="Times that a failed task is tried again.")
     timeout_minutes: int = Field(60, ge=1, le=2880, description="A task that takes longer is ended.")
+    deadline_minutes: int | None = Field(
+        None,
+        ge=1,
+        le=20_160,
+        description="Minutes after which a run that is not over is an incident; all that its tasks may take, when not "
+        "given.",
+    )

@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import Annotated, Any, Self
+from typing import Any, Self
 
-from pydantic import Field, StringConstraints, model_validator
+from pydantic import Field, model_validator
 
 from perennial.allowed import GATE_METRICS, METRICS, OBJECTIVES, WHOLE
+from perennial.channels import AlertsSpec
 from perennial.sections import (
     Column,
     DataSpec,
@@ -42,13 +43,12 @@ __all__ = [
     "json_schema",
 ]
 
-
-_DECIDES_NOTHING: Any = {"compute": True, "limits": True, "data": {"arrival", "arrival_hours"}}
-#: A webhook, or a topic of SNS (not a FIFO one: those want a group and an order that alerts do not have).
-Alert = Annotated[
-    str,
-    StringConstraints(pattern=r"^(https?://\S+|arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]{1,256})$"),
-]
+_DECIDES_NOTHING: Any = {
+    "compute": True,
+    "limits": True,
+    "alerts": True,
+    "data": {"arrival", "arrival_hours"},
+}
 
 
 class ModelSpec(Strict):
@@ -78,9 +78,8 @@ class ModelSpec(Strict):
         {}, description="Compute profile a step; PERENNIAL_PROFILE, or local, when not given."
     )
     limits: dict[Step, StepSpec] = Field({}, description="Retries and timeout of a step's task.")
-    alerts: list[Alert] = Field(
-        [],
-        description="Webhooks, and SNS topics (arn:aws:sns:…), told of failures, beside PERENNIAL_ALERT_URL.",
+    alerts: AlertsSpec = Field(
+        AlertsSpec(), description="Who is told when a signal turns bad, and when it is well again."
     )
     _folder: Path = Path()
     _sql: str = ""
@@ -126,7 +125,7 @@ class ModelSpec(Strict):
     def digest(self) -> str:
         """SHA-256 of everything in the folder that decides a result: spec, SQL, suite, feature sets.
 
-        Where a step runs, how often it is tried and how long a partition is waited for decide none.
+        Where a step runs, how often it is tried, how long a partition is waited for and who is told decide none.
         """
         parts = [self.model_dump_json(exclude=_DECIDES_NOTHING), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]

@@ -1,41 +1,114 @@
-"""Tells people about a task that failed for good: one log line, and a message to webhooks and SNS topics."""
+"""Tells people: what tasks and verdicts say becomes incidents, and their notices go to the model's channels."""
 
 from __future__ import annotations
 
-import json
-import os
-import urllib.request
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
 
 import structlog
 from airflow.sdk.exceptions import AirflowException
 
+from perennial import incidents, manifest
+from perennial.errors import PerennialError
+from perennial.files import parse_date
+from perennial.incidents import Signal
+from perennial.sections import Step
+from perennial_airflow import asked, metrics, notifiers
+
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
+    from perennial.channels import Channel
+    from perennial.incidents import Notice
     from perennial.spec import ModelSpec
 
-TIMEOUT = 5.0
 log = structlog.get_logger("perennial.alerts")
 
 
 def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
-    """The failure hook of the tasks of one model. It never raises: a webhook that is away must not add a failure."""
+    """The failure hook of the tasks of one model. It never raises: what cannot be told must not add a failure."""
 
     def tell(context: Context) -> None:
         try:
             message = describe(spec, context)
             log.error("task failed", **message)
-            urls = [os.environ.get("PERENNIAL_ALERT_URL", "").strip(), *spec.alerts]
-            for url in dict.fromkeys(urls):
-                if url:
-                    (publish if url.startswith("arn:") else post)(url, message)
+            bad = Signal(
+                "bad", message["cause"], _part(context), {k: v for k, v in message.items() if k != "cause"}
+            )
+            raise_signals(spec, day_of(context), {f"failure:{message['task']}": bad})
         except Exception as error:
             log.warning("the alert could not be made", error=type(error).__name__)
 
     return tell
+
+
+def on_success(spec: ModelSpec) -> Callable[[Context], None]:
+    """The success hook of the tasks of one model: ends the incident that an earlier failure opened. Never raises."""
+
+    def tell(context: Context) -> None:
+        try:
+            instance = context["task_instance"]
+            well = Signal("ok", part=_part(context))
+            signals = {f"failure:{instance.task_id}": well}
+            if instance.task_id == _stage(instance):
+                signals[f"deadline:{instance.task_id}"] = well
+            day = day_of(context)
+            # Most successes end nothing: a channel that is away is then not tried again by each of them.
+            if any(n.signal in signals for n in incidents.update(spec, day, signals)):
+                send(spec)
+                metrics.incidents_open(spec)
+            if instance.task_id in get_args(Step) and _of_today(context):
+                metrics.step_done(spec, instance.task_id, day)
+        except Exception as error:
+            log.warning("an incident could not be looked at", error=type(error).__name__)
+
+    return tell
+
+
+def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Task: take in what the monitor step of the run's date found, and tell.
+
+    Returns:
+        open (signals with an open incident), undelivered (how many notices are left for another time).
+    """
+    as_of = asked.as_of(context).start
+    found = manifest.read(spec.name, "monitor", as_of)
+    incidents.update(spec, as_of, incidents.verdicts(found.result if found else {}))
+    left = send(spec)
+    metrics.incidents_open(spec)
+    return {"open": [i.signal for i in incidents.read(spec.name).open], "undelivered": left}
+
+
+def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) -> None:
+    """Take in signals and tell of them; told all the same where the lake, which remembers them, is away."""
+    try:
+        incidents.update(spec, as_of, signals)
+    except PerennialError as error:
+        log.warning("an incident could not be recorded", cause=error.cause)
+        channels = {c.name: c for c in spec.alerts.all()}
+        for notice in incidents.unrecorded(spec, as_of, signals):
+            tell_channel(channels[notice.channel], notice)
+    else:
+        send(spec)
+        metrics.incidents_open(spec)
+
+
+def send(spec: ModelSpec) -> int:
+    """Deliver the model's outbox; returns how many notices are left there for another time."""
+    try:
+        return incidents.send(spec, tell_channel)
+    except PerennialError as error:  # the lake went away, or another task delivers and takes long
+        log.warning("notices could not be delivered", cause=error.cause)
+        return len(incidents.read(spec.name).outbox)
+
+
+def tell_channel(channel: Channel, notice: Notice) -> bool:
+    """Deliver one notice."""
+    facts = {k: v for k, v in asdict(notice).items() if k not in ("details", "channel")}
+    return notifiers.deliver(
+        channel, notifiers.Message(notice.title, notice.text, dict(notice.details) | facts)
+    )
 
 
 def describe(spec: ModelSpec, context: Context) -> dict[str, Any]:
@@ -44,7 +117,7 @@ def describe(spec: ModelSpec, context: Context) -> dict[str, Any]:
     told = isinstance(error, AirflowException | str)
     return {
         "model": spec.name,
-        "stage": instance.dag_id.rpartition(".")[2],
+        "stage": _stage(instance),
         "task": instance.task_id,
         "run_id": instance.run_id,
         "partition": _partition(context),
@@ -55,51 +128,40 @@ def describe(spec: ModelSpec, context: Context) -> dict[str, Any]:
     }
 
 
+def day_of(context: Context) -> str:
+    """The run's partition date, the last one of a range; empty where it has none."""
+    return last_day(_partition(context))
+
+
+def last_day(partition: str | None) -> str:
+    """The date of a partition, the last one of a range; empty where there is none."""
+    try:
+        return parse_date((partition or "").rpartition("..")[2]).isoformat()
+    except PerennialError:
+        return ""
+
+
+def partition_of(key: str | None, wishes: Mapping[str, Any]) -> str | None:
+    """A run's partition, by its key; or the range it was asked for."""
+    asked_for = [str(wishes[name]) for name in ("start", "end", "as_of") if wishes.get(name)]
+    return key or "..".join(asked_for) or None
+
+
+def _of_today(context: Context) -> bool:
+    """Whether the run is for the partition that is due. A backfill, or a range asked for by hand, must not look so."""
+    run = context.get("dag_run")
+    return bool(getattr(run, "partition_key", None)) and not asked.is_backfill(context)
+
+
+def _stage(instance: Any) -> str:
+    return str(instance.dag_id.rpartition(".")[2])
+
+
+def _part(context: Context) -> int:
+    return int(getattr(context["task_instance"], "map_index", -1))
+
+
 def _partition(context: Context) -> str | None:
-    """The run's partition, or the range it was asked for; Airflow may call the hook with half a context."""
+    """As `partition_of`; Airflow may call the hooks with half a context."""
     key: str | None = getattr(context.get("dag_run"), "partition_key", None)
-    wishes = context.get("params") or {}
-    asked = [str(wishes[name]) for name in ("start", "end", "as_of") if wishes.get(name)]
-    return key or "..".join(asked) or None
-
-
-def post(url: str, message: dict[str, Any]) -> bool:
-    """POST as JSON; False, and a line in the log, where that fails.
-
-    The address may hold a secret: only its host is told.
-    """
-    host = urlsplit(url).hostname
-    try:
-        if urlsplit(url).scheme not in ("http", "https"):
-            raise ValueError("not an http address")
-        request = urllib.request.Request(
-            url, data=json.dumps(message, default=str).encode(), headers={"Content-Type": "application/json"}
-        )
-        with urllib.request.urlopen(request, timeout=TIMEOUT) as answer:
-            return bool(answer.status < 400)
-    except (OSError, ValueError) as error:
-        log.warning("an alert was not delivered", host=host, error=type(error).__name__)
-        return False
-
-
-def publish(topic: str, message: dict[str, Any]) -> bool:
-    """Publish as JSON to a topic of SNS; False, and a line in the log, where that fails.
-
-    Credentials are those of the environment, as for the lake; the region is the topic's.
-    """
-    try:
-        from airflow.providers.amazon.aws.hooks.sns import SnsHook
-        from botocore.config import Config
-
-        config = Config(
-            connect_timeout=TIMEOUT,
-            read_timeout=TIMEOUT,
-            retries={"mode": "standard", "total_max_attempts": 2},
-        )
-        subject = f"{message['model']}.{message['stage']} failed, partition {message['partition'] or 'none'}"
-        hook = SnsHook(aws_conn_id=None, region_name=topic.split(":")[3], config=config)
-        hook.publish_to_target(topic, json.dumps(message, default=str), subject=subject[:100])
-        return True
-    except Exception as error:  # of the client, its configuration or the service: none may add a failure
-        log.warning("an alert was not delivered", topic=topic, error=type(error).__name__)
-        return False
+    return partition_of(key, context.get("params") or {})

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG, Param
 
 from perennial.spec import StepSpec
-from perennial_airflow import alerts, docs
+from perennial_airflow import alerts, deadlines, docs
 
 if TYPE_CHECKING:
     from perennial.compute import Profile
@@ -24,9 +24,13 @@ LIGHT = StepSpec(retries=3, timeout_minutes=5)
 
 
 def stage_dag(
-    spec: ModelSpec, stage: str, *, schedule: Any, params: dict[str, Param], max_active_runs: int
-) -> DAG:
+    spec: ModelSpec, stage: str, *, schedule: Any, params: dict[str, Param], max_active_runs: int,
+    place: Profile | None = None,
+) -> DAG:  # fmt: skip
     """The DAG ``<model>.<stage>``, still without tasks.
+
+    Args:
+        place: the compute profile of the stage's heavy step, if it has one: its runs then have a deadline.
 
     A partition is handled on the day after it, so the DAG's first and last day are one later than the spec's.
     """
@@ -42,8 +46,13 @@ def stage_dag(
         catchup=False,
         max_active_runs=max_active_runs,
         params=params,
+        deadline=deadlines.alert(spec, stage, limits(spec.limit(stage), place)) if place else None,
         tags=sorted({spec.name, stage, TASK_NAMES[spec.task], *spec.tags}),
-        default_args={"owner": spec.owner, "on_failure_callback": alerts.on_failure(spec)},
+        default_args={
+            "owner": spec.owner,
+            "on_failure_callback": alerts.on_failure(spec),
+            "on_success_callback": alerts.on_success(spec),
+        },
         render_template_as_native_obj=False,
     )
 

@@ -25,7 +25,20 @@ _AGAIN = (
 
 def page(spec: ModelSpec, stage: str) -> str:
     """Markdown for ``<model>.<stage>``: what it does, reads and emits, who owns it, what to do when it fails."""
-    return f"### {spec.name} · {stage}\n\n{spec.description}\n\n{_PAGES[stage](spec)}\n\n**Owner.** {spec.owner}\n"
+    parts = [
+        f"### {spec.name} · {stage}",
+        spec.description,
+        _PAGES[stage](spec),
+        _told(spec),
+        f"**Owner.** {spec.owner}",
+    ]
+    return "\n\n".join(parts) + "\n"
+
+
+def _told(spec: ModelSpec) -> str:
+    channels = ", ".join(f"{c.name} ({c.kind})" for c in spec.alerts.channels) or "no channel of its own"
+    return f"""**Who is told** of a failure, of a run that takes too long, and when it is well again: {channels}, and
+`PERENNIAL_ALERT_URL` where that is set. `perennial incidents {spec.name}` shows what is open."""
 
 
 def _data(spec: ModelSpec) -> str:
@@ -110,7 +123,7 @@ champion's training reference.
 **Does** `monitor`: the verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`: retrains
 on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in {policy.budget_days}
 days; never from a backfill. The ledger gets the decision either way. `ask_retraining`: **skipped** if the
-decision was no.
+decision was no. `notify`: tells the model's channels of signals that turned bad or are well again.
 
 **Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.
 

@@ -46,6 +46,8 @@ class StageTask(BaseOperator):
         #: The operator of the pod that the step runs in.
         self.pod: Any = None
         self.killed = False
+        #: What it returned, for its lineage.
+        self.result: dict[str, Any] = {}
 
     def execute(self, context: Context) -> Any:
         """Run it; the result, small and JSON-able, becomes the task's XCom."""
@@ -53,7 +55,9 @@ class StageTask(BaseOperator):
 
     def _call(self, context: Context) -> Any:
         try:
-            return self.call(self.spec, context)
+            result = self.call(self.spec, context)
+            self.result = result if isinstance(result, dict) else {}
+            return result
         except PerennialError as error:
             error.model = error.model or self.spec.name
             kind = AirflowException if isinstance(error, PASSING) else AirflowFailException
@@ -63,6 +67,12 @@ class StageTask(BaseOperator):
         """Go on after the triggerer has waited for the step's pod."""
         self.event = event
         return self._call(context)
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> Any:
+        """What OpenLineage, where it is configured, is told that this task read and wrote."""
+        from perennial_airflow import lineage
+
+        return lineage.of_task(self.spec, self.task_id, self.result)
 
     def on_kill(self) -> None:
         """Stop the step's pod with the task."""

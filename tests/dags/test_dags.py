@@ -54,6 +54,7 @@ def test_a_dag_explains_itself(dag: DAG) -> None:
         "**Reads**",
         "**Emits**",
         "**When it fails.**",
+        "**Who is told**",
         "**Owner.**",
     ):
         assert part in page
@@ -77,7 +78,7 @@ def test_a_task_is_bounded_and_tells_of_failure(task: object) -> None:
     assert task.retry_delay == timedelta(seconds=30)
     assert task.retry_exponential_backoff == 2.0
     assert timedelta(0) < task.execution_timeout <= timedelta(days=2)
-    assert len(task.on_failure_callback) == 1
+    assert len(task.on_failure_callback) == len(task.on_success_callback) == 1
     assert task.depends_on_past is False
 
 
@@ -98,7 +99,9 @@ def test_wiring(model: str) -> None:
     assert wires("data") == {"data": set()}
     assert wires("score") == {"score": set()}
     assert wires("train") == {"train": {"promote"}, "promote": set()}
-    assert wires("monitor") == {"monitor": {"decide"}, "decide": {"ask_retraining"}, "ask_retraining": set()}
+    assert wires("monitor") == {
+        "monitor": {"decide", "notify"}, "decide": {"ask_retraining"}, "ask_retraining": set(), "notify": set(),
+    }  # fmt: skip
     assert wires("rollback") == {"rollback": set()}
 
 

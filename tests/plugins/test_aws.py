@@ -13,6 +13,7 @@ import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
+from perennial import incidents
 from perennial.spec import ModelSpec
 from perennial_airflow import alerts
 from support import servers
@@ -73,13 +74,14 @@ def failure() -> Any:
 
 def test_a_topic_is_told_of_a_failure(topic: tuple[str, str], spec: ModelSpec) -> None:
     arn, queue = topic
-    spec = ModelSpec.model_validate(spec.model_dump() | {"alerts": [arn]})
+    channels = [{"name": "team", "kind": "sns", "topic": arn}]
+    spec = ModelSpec.model_validate(spec.model_dump() | {"alerts": {"channels": channels}})
     alerts.on_failure(spec)(failure())
     (got,) = told(queue)
     assert got["TopicArn"] == arn
-    assert got["Subject"] == "flight_late.data failed, partition 2013-02-01"
+    assert got["Subject"] == "flight_late: failure:data is bad, partition 2013-02-01"
     message = json.loads(got["Message"])
-    assert (message["cause"], message["owner"], message["log"]) == (
+    assert (message["reason"], message["owner"], message["log"]) == (
         "the file is empty",
         spec.owner,
         "http://ui/log",
@@ -94,19 +96,17 @@ def test_the_environment_may_name_a_topic_too(
     assert len(told(topic[1])) == 1
 
 
-@pytest.mark.parametrize("arn", [f"arn:aws:sns:{REGION}:123456789012:no-such-topic", "arn:nonsense"])
-def test_a_topic_that_is_not_there_fails_nothing(
-    arn: str, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("PERENNIAL_ALERT_URL", arn)
+def test_a_topic_that_is_not_there_keeps_its_notice(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERENNIAL_ALERT_URL", f"arn:aws:sns:{REGION}:123456789012:no-such-topic")
     alerts.on_failure(spec)(failure())
-    assert alerts.publish(arn, {"model": "m", "stage": "s", "partition": None}) is False
+    assert len(incidents.read(spec.name).outbox) == 1
 
 
-def test_a_service_that_is_away_fails_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_service_that_is_away_fails_nothing(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWS_ENDPOINT_URL", "http://127.0.0.1:9")
-    arn = f"arn:aws:sns:{REGION}:123456789012:failures"
-    assert alerts.publish(arn, {"model": "m", "stage": "s", "partition": None}) is False
+    monkeypatch.setenv("PERENNIAL_ALERT_URL", f"arn:aws:sns:{REGION}:123456789012:failures")
+    alerts.on_failure(spec)(failure())
+    assert len(incidents.read(spec.name).outbox) == 1
 
 
 # --- Secrets Manager and logs: the settings are those of docker/kubernetes/PRODUCTION.md

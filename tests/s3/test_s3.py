@@ -11,9 +11,22 @@ from typing import Any
 
 import pytest
 
-from perennial import files, lake, ledger, lock, manifest, registry, steps
+from perennial import files, incidents, lake, ledger, lock, manifest, registry, steps
 from perennial.errors import BusyError, DataError, StorageError
 from support import processes, toys
+
+
+def test_several_tasks_tell_of_incidents(bucket: Any, tmp_path: Path) -> None:
+    hook = {"name": "hook", "kind": "webhook", "url": "http://127.0.0.1:9/"}
+    spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [hook]})
+    names = [f"failure:task{i}" for i in range(3)]
+    found = [processes.start(processes.incident, str(spec.folder), toys.LAST, ("drift", n)) for n in names]
+    assert processes.wait(*found) == [0] * 3
+    book = incidents.read("toy")
+    assert {i.signal for i in book.open} == {"drift", *names}
+    assert sorted(n.signal for n in book.outbox) == sorted(["drift", *names])
+    assert incidents.send(spec, lambda *_: True) == 0
+    assert incidents.read("toy").outbox == []
 
 
 def test_the_loop_works_on_s3(

@@ -70,6 +70,16 @@ def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") ->
         sys.exit(3)
 
 
+def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
+    """Tell that these signals of the model in ``folder`` are bad."""
+    from perennial import incidents
+    from perennial.catalog import load_model
+
+    incidents.update(
+        load_model(Path(folder)), day, {name: incidents.Signal("bad", "why") for name in signals}
+    )
+
+
 def killed_step(folder: str, name: str, arguments: dict[str, Any], place: str, moment: str, nth: int) -> None:
     """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
 

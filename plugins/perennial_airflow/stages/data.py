@@ -17,13 +17,16 @@ from perennial_airflow.timetables import DailyPartitions
 def data_dag(spec: ModelSpec) -> DAG:
     """The DAG; each published partition is an event of the asset ``data/<model>``."""
     schedule = DailyPartitions(spec.schedule.data)
-    with stage_dag(spec, "data", schedule=schedule, params=params.partitions(), max_active_runs=4) as dag:
+    place = runner.profile(spec, "data")
+    with stage_dag(
+        spec, "data", schedule=schedule, params=params.partitions(), max_active_runs=4, place=place
+    ) as dag:
         publishing = ReportingTask(
             task_id="data",
             spec=spec,
             call=publish,
             outlets=[assets.data(spec)],
-            **limits(spec.limit("data"), runner.profile(spec, "data")),
+            **limits(spec.limit("data"), place),
         )
         if spec.data.arrival == "wait":
             AwaitPartition(task_id="arrival", spec=spec, **limits(LIGHT)) >> publishing

@@ -1,4 +1,4 @@
-"""``<model>.monitor``: drift and performance, a verdict, and the decision whether to retrain."""
+"""``<model>.monitor``: drift and performance, a verdict, the decision whether to retrain, and who is told."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial.spec import ModelSpec
-from perennial_airflow import asked, assets, params, runner
+from perennial_airflow import alerts, asked, assets, params, runner
 from perennial_airflow.base import LIGHT, limits, stage_dag
 from perennial_airflow.operators import ReportingTask, StageTask
 from perennial_airflow.timetables import DailyPartitions
@@ -17,14 +17,15 @@ from perennial_airflow.timetables import DailyPartitions
 def monitor_dag(spec: ModelSpec) -> DAG:
     """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
     schedule = DailyPartitions(spec.schedule.monitor)
+    place = runner.profile(spec, "monitor")
     with stage_dag(
-        spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1
+        spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1, place=place
     ) as dag:
         monitor = ReportingTask(
             task_id="monitor",
             spec=spec,
             call=look,
-            **limits(spec.limit("monitor"), runner.profile(spec, "monitor")),
+            **limits(spec.limit("monitor"), place),
         )
         decide = StageTask(task_id="decide", spec=spec, call=weigh, **limits(LIGHT))
         ask = StageTask(
@@ -34,7 +35,9 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             outlets=[assets.retraining(spec)],
             **limits(LIGHT),
         )
+        notify = StageTask(task_id="notify", spec=spec, call=alerts.notify, **limits(LIGHT))
         monitor >> decide >> ask
+        monitor >> notify
     return dag
 
 

@@ -21,7 +21,7 @@ def score_dag(spec: ModelSpec) -> DAG:
     schedule = PublishedPartitions.of(assets.data(spec))
     place = runner.profile(spec, "score")
     form = params.partitions() | (params.fan_out() if place.pods else {})
-    with stage_dag(spec, "score", schedule=schedule, params=form, max_active_runs=4) as dag:
+    with stage_dag(spec, "score", schedule=schedule, params=form, max_active_runs=4, place=place) as dag:
         options = {"spec": spec, "call": predict, "outlets": [assets.predictions(spec)]}
         options |= limits(spec.limit("score"), place)
         if place.pods:

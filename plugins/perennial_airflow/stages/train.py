@@ -19,10 +19,11 @@ def train_dag(spec: ModelSpec) -> DAG:
     schedule = PartitionedAssetTimetable(
         assets=assets.retraining(spec), default_partition_mapper=StartOfDayMapper(input_format=KEY_FORMAT)
     )
-    with stage_dag(spec, "train", schedule=schedule, params=params.training(), max_active_runs=1) as dag:
-        train = ReportingTask(
-            task_id="train", spec=spec, call=fit, **limits(spec.limit("train"), runner.profile(spec, "train"))
-        )
+    place = runner.profile(spec, "train")
+    with stage_dag(
+        spec, "train", schedule=schedule, params=params.training(), max_active_runs=1, place=place
+    ) as dag:
+        train = ReportingTask(task_id="train", spec=spec, call=fit, **limits(spec.limit("train"), place))
         train >> StageTask(
             task_id="promote", spec=spec, call=promote, outlets=[assets.model(spec)], **limits(LIGHT)
         )

@@ -1,0 +1,238 @@
+"""Incidents: opened once, counted, told again when they get worse, ended; muted; delivered at least once."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+import yaml
+from typer.testing import CliRunner
+
+from perennial import incidents, ledger
+from perennial.channels import AlertsSpec, Channel
+from perennial.cli import app
+from perennial.errors import PerennialError, StorageError
+from perennial.incidents import Notice, Signal
+from perennial.settings import ROOT
+from perennial.spec import ModelSpec
+from support import processes, toys
+
+D1, D2, D3, D4 = "2024-03-03", "2024-03-10", "2024-03-17", "2024-03-24"
+TEAM = {"name": "team", "kind": "webhook", "url": "http://127.0.0.1:9/team"}
+EARLY = {"name": "early", "kind": "webhook", "url": "http://127.0.0.1:9/early", "severity": "suspected"}
+
+
+@pytest.fixture
+def spec(house: Path, tmp_path: Path) -> ModelSpec:
+    return toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM]})
+
+
+def told(notices: list[Notice]) -> list[tuple[str, str]]:
+    return [(n.channel, n.kind) for n in notices]
+
+
+def drift(state: str, reason: str = "") -> dict[str, Signal]:
+    return {"drift": Signal(state, reason)}  # type: ignore[arg-type]
+
+
+def deliver(spec: ModelSpec) -> list[tuple[str, str]]:
+    """Empty the outbox; what it held."""
+    got: list[tuple[str, str]] = []
+
+    def take(channel: Channel, notice: Notice) -> bool:
+        got.append((channel.name, notice.kind))
+        return True
+
+    assert incidents.send(spec, take) == 0
+    return got
+
+
+def test_an_incident_opens_once_counts_and_ends(spec: ModelSpec) -> None:
+    assert incidents.update(spec, D1, drift("ok")) == []
+    (opened,) = incidents.update(spec, D2, drift("bad", "x moved"))
+    assert (opened.kind, opened.title) == ("opened", f"toy: drift is bad, partition {D2}")
+    assert "x moved" in opened.text and "Owner: tests" in opened.text
+    assert deliver(spec) == [("team", "opened")]
+    assert incidents.update(spec, D3, drift("bad", "x and z moved")) == []
+    (item,) = incidents.read("toy").open
+    assert (item.count, item.first, item.last, item.reason, item.worst_reason) == (
+        2, D2, D3, "x and z moved", "x moved",
+    )  # fmt: skip
+    (closed,) = incidents.update(spec, D4, drift("ok", "all is as it was"))
+    assert (closed.kind, closed.title) == ("closed", f"toy: drift is well again, partition {D4}")
+    assert "seen 2 times since 2024-03-10" in closed.text
+    assert incidents.read("toy").open == []
+
+
+def test_it_is_reopened_as_another_incident(spec: ModelSpec) -> None:
+    for day, state in ((D1, "bad"), (D2, "ok"), (D3, "bad")):
+        incidents.update(spec, day, drift(state))
+    assert [(n.kind, n.number) for n in incidents.read("toy").outbox] == [
+        ("opened", 1), ("closed", 1), ("opened", 2),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("again", [D1, D2])
+def test_a_rerun_and_a_backfill_change_nothing(spec: ModelSpec, again: str) -> None:
+    incidents.update(spec, D1, drift("bad", "x"))
+    incidents.update(spec, D2, drift("ok"))
+    deliver(spec)
+    before = Path(incidents.uri("toy")).read_text()
+    state = "bad" if again == D1 else "ok"
+    assert incidents.update(spec, again, drift(state, "x")) == []
+    assert Path(incidents.uri("toy")).read_text() == before
+
+
+def test_a_rerun_of_the_date_that_is_bad_counts_once(spec: ModelSpec) -> None:
+    for _ in range(3):
+        incidents.update(spec, D1, drift("bad", "x"))
+    assert told(incidents.read("toy").outbox) == [("team", "opened")]
+    assert incidents.read("toy").open[0].count == 1
+
+
+def test_undetermined_neither_opens_nor_ends(spec: ModelSpec) -> None:
+    assert incidents.update(spec, D1, drift("undetermined")) == []
+    incidents.update(spec, D1, drift("bad"))
+    incidents.update(spec, D2, drift("undetermined"))
+    (item,) = incidents.read("toy").open
+    assert (item.count, item.last) == (1, D1)
+    assert incidents.read("toy").judged == {"drift": D1}
+
+
+def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
+    house: Path, tmp_path: Path
+) -> None:
+    data = TEAM | {"name": "data", "signals": ["failure:*", "deadline:*"]}
+    spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY, data]})
+    assert told(incidents.update(spec, D1, drift("suspected", "a little"))) == [("early", "opened")]
+    deliver(spec)
+    worse = incidents.update(spec, D2, drift("bad", "a lot"))
+    assert told(worse) == [("team", "opened"), ("early", "updated")]
+    assert worse[1].title == f"toy: drift got worse, is bad, partition {D2}"
+    deliver(spec)
+    incidents.update(spec, D3, drift("suspected", "less"))
+    assert incidents.update(spec, D4, drift("bad", "again")) == []
+    closed = incidents.update(spec, "2024-03-31", drift("ok") | {"failure:score": Signal("bad", "disk full")})
+    assert told(closed) == [
+        ("early", "closed"), ("team", "closed"), ("team", "opened"), ("early", "opened"), ("data", "opened"),
+    ]  # fmt: skip
+
+
+def test_a_failure_is_one_whatever_its_date_and_the_next_success_ends_it(spec: ModelSpec) -> None:
+    late = {"failure:data": Signal("bad", "did not land")}
+    well = {"failure:data": Signal("ok")}
+    assert incidents.update(spec, D2, well) == []
+    assert not Path(incidents.uri("toy")).exists(), "a success that ends nothing writes nothing"
+    assert told(incidents.update(spec, D1, late)) == [("team", "opened")]
+    deliver(spec)
+    incidents.update(spec, "2024-03-02", well)
+    assert len(incidents.read("toy").open) == 1, "a success of an earlier date says nothing"
+    assert told(incidents.update(spec, D1, well)) == [("team", "closed")]
+
+
+def test_a_part_that_is_well_does_not_end_what_another_part_failed_in(spec: ModelSpec) -> None:
+    incidents.update(spec, D1, {"failure:score": Signal("bad", "evicted", part=3)})
+    incidents.update(spec, D1, {"failure:score": Signal("ok", part=4)})
+    assert len(incidents.read("toy").open) == 1
+    incidents.update(spec, D1, {"failure:score": Signal("ok", part=3)})
+    assert incidents.read("toy").open == []
+
+
+def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(house: Path, tmp_path: Path) -> None:
+    spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY]})
+    incidents.update(spec, D1, drift("bad"))
+    assert incidents.send(spec, lambda channel, _: channel.name == "early") == 1
+    assert told(incidents.read("toy").outbox) == [("team", "opened")]
+    assert deliver(spec) == [("team", "opened")]
+    assert deliver(spec) == []
+
+
+def test_one_that_is_killed_while_it_delivers_delivers_again(spec: ModelSpec) -> None:
+    incidents.update(spec, D1, drift("bad"))
+
+    def die(channel: Channel, notice: Notice) -> bool:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        incidents.send(spec, die)
+    assert deliver(spec) == [("team", "opened")]
+
+
+def test_a_removed_channel_blocks_nothing(spec: ModelSpec, tmp_path: Path) -> None:
+    incidents.update(spec, D1, drift("bad"))
+    spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [EARLY]})
+    assert deliver(spec) == []
+    assert incidents.read("toy").outbox == []
+
+
+def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: Path, tmp_path: Path) -> None:
+    mute = {"signals": ["drift"], "until": D2, "reason": "a strike"}
+    spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM], "mute": [mute]})
+    assert incidents.update(spec, D1, drift("bad")) == []
+    assert told(incidents.update(spec, D1, {"performance": Signal("bad")})) == [("team", "opened")]
+    assert incidents.update(spec, D2, drift("bad"))[1:] == []
+    (item,) = [i for i in incidents.read("toy").open if i.signal == "drift"]
+    assert item.count == 2
+    (record,) = ledger.records("toy", "alerting")
+    assert (record["decision"], record["reason"], record["actor"]) == ("muted", "a strike", "model.yaml")
+    assert record["evidence"] == {"signals": ["drift"], "until": D2}
+    deliver(spec)
+    assert told(incidents.update(spec, D3, drift("bad"))) == [("team", "opened")]
+
+
+def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
+    run = CliRunner()
+    assert run.invoke(app, ["incidents"], env={"COLUMNS": "200"}).output.strip() == "No incident is open."
+    incidents.update(spec, D1, drift("bad", "x moved"))
+    done = run.invoke(app, ["mute", "toy", "drift", "--until", D3, "--reason", "known: a new shop"])
+    assert done.exit_code == 0, done.output
+    assert incidents.update(spec, D2, {"drift": Signal("bad")})[1:] == []
+    shown = run.invoke(app, ["incidents", "toy"], env={"COLUMNS": "200"}).output
+    for piece in ("toy", "drift", "bad, muted", D1, D2, "x moved", "until 2024-03-17: known: a new shop",
+                  "1 notice could not be delivered yet"):  # fmt: skip
+        assert piece in shown, shown
+    (record,) = ledger.records("toy", "alerting")
+    assert "(command line)" in record["actor"]
+    assert ledger.verify("toy") == 1
+    as_json = json.loads(run.invoke(app, ["incidents", "toy", "--json"]).output)
+    assert as_json["toy"]["incidents"]["drift"]["count"] == 2
+    assert run.invoke(app, ["mute", "toy", "drift", "--until", D1, "--reason", "over"]).exit_code == 0
+    assert len(incidents.read("toy").mutes) == 1
+    assert incidents.read("toy").muted(spec, "drift", D2) is None
+
+
+@pytest.mark.parametrize(
+    "wrong", [["--until", "soon", "--reason", "why not"], ["--until", D1], ["--reason", "why"]]
+)
+def test_a_mute_needs_a_date_and_a_reason(spec: ModelSpec, wrong: list[str]) -> None:
+    result = CliRunner().invoke(app, ["mute", "toy", *wrong])
+    assert isinstance(result.exception, PerennialError)
+    assert "until" in str(result.exception) or "reason" in str(result.exception)
+
+
+def test_a_file_that_holds_something_else_is_told(spec: ModelSpec) -> None:
+    path = Path(incidents.uri("toy"))
+    path.parent.mkdir(parents=True)
+    path.write_text("[1]")
+    with pytest.raises(StorageError, match=r"does not hold incidents(.|\n)*remove it"):
+        incidents.update(spec, D1, drift("bad"))
+
+
+def test_several_writers_lose_nothing_and_tell_once(spec: ModelSpec) -> None:
+    names = [f"task{i}" for i in range(6)]
+    found = [
+        processes.start(processes.incident, str(spec.folder), D1, ("drift", f"failure:{n}")) for n in names
+    ]
+    assert processes.wait(*found) == [0] * 6
+    book = incidents.read("toy")
+    assert {i.signal for i in book.open} == {"drift", *(f"failure:{n}" for n in names)}
+    assert [n.signal for n in book.outbox].count("drift") == 1
+
+
+@pytest.mark.parametrize("page", ["README.md", "docker/kubernetes/PRODUCTION.md"])
+def test_the_examples_of_the_pages_are_accepted(page: str) -> None:
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
+    (said,) = [found["alerts"] for found in map(yaml.safe_load, blocks) if "alerts" in found]
+    assert {c.kind for c in AlertsSpec.model_validate(said).channels} == {"slack", "email", "webhook", "sns"}

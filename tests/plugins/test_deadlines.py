@@ -1,0 +1,147 @@
+"""Deadlines, by Airflow's own scheduler code on a real metadata database: who is told of which run."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from airflow.triggers.base import TriggerEvent
+
+from perennial import incidents
+from perennial.spec import ModelSpec, StepSpec
+from perennial_airflow import alerts, deadlines
+from perennial_airflow.factory import STAGES
+
+NIGHT = "2013-02-01"
+CHANNEL = {"channels": [{"name": "hook", "kind": "webhook", "url": "http://127.0.0.1:1/x"}]}
+
+
+@pytest.mark.parametrize("stage", ["data", "train", "score", "monitor"])
+def test_the_interval_is_what_the_tasks_may_take_or_what_the_spec_says(spec: ModelSpec, stage: str) -> None:
+    spec = spec.model_copy(update={"limits": {stage: StepSpec(retries=1, timeout_minutes=30)}})
+    (deadline,) = STAGES[stage](spec).deadline
+    assert deadline.interval == timedelta(hours=1) + deadlines.SLACK
+    spec = spec.model_copy(update={"limits": {stage: StepSpec(deadline_minutes=45)}})
+    (deadline,) = STAGES[stage](spec).deadline
+    assert deadline.interval == timedelta(minutes=45)
+    assert deadline.callback.kwargs == {"model": "flight_late", "stage": stage, "minutes": 45}
+
+
+def test_a_partition_that_is_waited_for_has_that_time_too(spec: ModelSpec) -> None:
+    data = spec.data.model_copy(update={"arrival": "wait", "arrival_hours": 5.0})
+    waiting = spec.model_copy(update={"data": data})
+    (deadline,), (without,) = STAGES["data"](waiting).deadline, STAGES["data"](spec).deadline
+    assert deadline.interval - without.interval == timedelta(hours=5)
+    assert STAGES["rollback"](spec).deadline is None
+
+
+@pytest.fixture(scope="module")
+def database() -> Iterator[Any]:
+    """Airflow's metadata, with the model's data DAG as the DAG processor writes it."""
+    from airflow.dag_processing.bundles.manager import DagBundlesManager
+    from airflow.dag_processing.dagbag import DagBag, sync_bag_to_db
+    from airflow.utils.db import initdb
+    from airflow.utils.session import create_session
+
+    initdb()
+    DagBundlesManager().sync_bundles_to_db()
+    bag = DagBag(str(Path(__file__).parents[2] / "dags" / "data.py"), bundle_name="dags-folder")
+    assert not bag.import_errors
+    sync_bag_to_db(bag, "dags-folder", None)
+    with create_session() as session:
+        yield session
+
+
+def queued(session: Any, kind: str, key: str) -> Any:
+    """A run of ``flight_late.data`` as the scheduler makes one."""
+    from airflow.models.serialized_dag import SerializedDagModel
+    from airflow.utils.state import DagRunState
+    from airflow.utils.types import DagRunTriggeredByType, DagRunType
+
+    dag = SerializedDagModel.get_dag("flight_late.data", session=session)
+    run = dag.create_dagrun(
+        run_id=f"{kind}__{key}", run_after=datetime.now(UTC), run_type=DagRunType(kind), state=DagRunState.QUEUED,
+        triggered_by=DagRunTriggeredByType.TEST, partition_key=key, session=session,
+    )  # fmt: skip
+    session.flush()
+    return run
+
+
+def fire(session: Any, run: Any) -> str:
+    """What the scheduler and the triggerer do when the run's deadline has passed; what the callback returned."""
+    (deadline,) = run.deadlines
+    assert deadline.deadline_time - run.queued_at == timedelta(hours=3) + deadlines.SLACK
+    deadline.handle_miss(session)
+    classpath, kwargs = deadline.callback.trigger.classpath, deadline.callback.trigger.kwargs
+    from airflow._shared.module_loading import import_string
+
+    async def events() -> list[TriggerEvent]:
+        return [event async for event in import_string(classpath)(**kwargs).run()]
+
+    last = asyncio.run(events())[-1].payload
+    assert last["state"] == "success", last
+    return str(last["body"])
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Signals raised, with their dates."""
+    found: list[Any] = []
+    real = alerts.raise_signals
+    monkeypatch.setattr(alerts, "raise_signals", lambda *a: (found.append(a[1:]), real(*a)))
+    return found
+
+
+def test_a_run_that_does_not_end_is_told_and_the_next_success_ends_it(
+    database: Any, told: list[Any], spec: ModelSpec
+) -> None:
+    run = queued(database, "scheduled", NIGHT)
+    run.state = "running"
+    database.flush()
+    assert fire(database, run) == "told: the run is running"
+    ((day, signals),) = told
+    assert (day, list(signals)) == (NIGHT, ["deadline:data"])
+    reason = signals["deadline:data"].reason
+    assert reason.startswith(
+        "partition 2013-02-01 is not published 300 minutes after its run was queued; the run is"
+    )
+    (item,) = incidents.read("flight_late").open
+    assert (item.signal, item.last) == ("deadline:data", NIGHT)
+    from types import SimpleNamespace
+
+    task = SimpleNamespace(dag_id="flight_late.data", task_id="data", run_id=run.run_id, map_index=-1)
+    alerts.on_success(spec)({"task_instance": task, "dag_run": SimpleNamespace(partition_key=NIGHT)})
+    assert incidents.read("flight_late").open == []
+
+
+@pytest.mark.parametrize("state", ["failed", "success"])
+def test_a_run_that_is_over_is_not_told(database: Any, told: list[Any], state: str) -> None:
+    run = queued(database, "scheduled", "2013-02-03" if state == "failed" else "2013-02-04")
+    run.state = state
+    database.flush()
+    assert fire(database, run) == f"the run is over: {state}"
+    assert told == []
+
+
+def test_the_runs_of_a_backfill_have_no_deadline(database: Any, told: list[Any]) -> None:
+    run = queued(database, "backfill", "2013-02-05")
+    assert fire(database, run) == "a run of a backfill has no deadline"
+    assert told == []
+
+
+def test_the_state_is_asked_for_anew(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The triggerer may call long after the scheduler saw the deadline pass."""
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    monkeypatch.setattr(RuntimeTaskInstance, "get_dagrun_state", staticmethod(lambda *_: "success"))
+    run = {"dag_id": "flight_late.data", "dag_run_id": "r", "state": "running", "run_type": "scheduled",
+           "partition_key": NIGHT, "conf": None}  # fmt: skip
+    assert (
+        asyncio.run(deadlines.missed("flight_late", "data", 5, {"dag_run": run}))
+        == "the run is over: success"
+    )
+    assert told == []
