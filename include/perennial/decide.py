@@ -12,7 +12,8 @@ from perennial.files import parse_date
 from perennial.spec import ModelSpec
 
 KIND = "retraining"
-REQUESTED, DECLINED = "requested", "declined"
+REQUESTED, DECLINED, PROPOSED = "requested", "declined", "proposed"
+GPU_DAYS = 30
 #: What the record at the end of a training may say.
 ENDED = frozenset({"trained", "refused", "failed", "unchanged", "promoted"})
 _Records = list[dict[str, Any]]
@@ -28,7 +29,8 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         backfill: whether the run is a backfill; one never fires a retraining.
 
     Returns:
-        ``retrain``, ``reason``, ``as_of`` and ``triggers``, those of drift, performance and age that fired.
+        ``retrain``, ``reason``, ``as_of``, ``triggers`` (those of `RetrainingSpec.on` that fired), and ``proposed``:
+        whether a person has to say yes first.
 
     Raises:
         DataError: ``as_of`` was not monitored.
@@ -44,9 +46,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         ]
         if before:
             last = before[-1]
-            return _answer(
-                as_of, last["decision"] == REQUESTED, last["reason"], last["evidence"].get("triggers", [])
-            )
+            return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
         found = manifest.read(spec.name, "monitor", as_of)
         if found is None:
             raise DataError(
@@ -58,13 +58,15 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         verdict = found.result
         triggers = _triggers(spec, verdict, as_of)
         against = _against(spec, as_of, backfill, records, decisions) if triggers or backfill else None
-        retrain = bool(triggers) and against is None
+        decision = DECLINED
+        if triggers and against is None:
+            decision = PROPOSED if spec.retraining.mode == "ask" else REQUESTED
         why = "; ".join(triggers.values()) or _calm(verdict)
         reason = why if against is None else f"{against} ({why})"
         ledger.append(
             spec.name,
             kind=KIND,
-            decision=REQUESTED if retrain else DECLINED,
+            decision=decision,
             reason=reason,
             actor=actor,
             partition=as_of,
@@ -83,7 +85,34 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
                 "report": verdict.get("report"),
             },
         )
-        return _answer(as_of, retrain, reason, sorted(triggers))
+        return _answer(as_of, decision, reason, sorted(triggers))
+
+
+def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str) -> dict[str, Any]:
+    """A person's answer to the retraining that was proposed for ``as_of``; an answer stands, a second one is not heard.
+
+    Raises:
+        DataError: none was proposed.
+    """
+    with lock.hold(f"decide-{spec.name}"):
+        records = [r for r in ledger.records(spec.name, KIND) if r["partition"] == as_of]
+        if not records or not any(r["decision"] == PROPOSED for r in records):
+            raise DataError(
+                "no retraining was proposed", "look at the ledger", model=spec.name, partition=as_of
+            )
+        last = records[-1]
+        if last["decision"] == PROPOSED:
+            last = ledger.append(
+                spec.name,
+                kind=KIND,
+                decision=REQUESTED if approved else DECLINED,
+                reason=f"{'approved' if approved else 'not approved'} by {actor} ({last['reason']})",
+                actor=actor,
+                partition=as_of,
+                model_version=last["model_version"],
+                evidence=last["evidence"],
+            )
+        return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
 
 
 def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
@@ -92,8 +121,9 @@ def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
     return min((signals[t]["since"] for t in triggers if signals.get(t, {}).get("since")), default="")
 
 
-def _answer(as_of: str, retrain: bool, reason: str, triggers: list[str]) -> dict[str, Any]:
-    return {"as_of": as_of, "retrain": retrain, "reason": reason, "triggers": list(triggers)}
+def _answer(as_of: str, decision: str, reason: str, triggers: list[str]) -> dict[str, Any]:
+    told = {"as_of": as_of, "retrain": decision == REQUESTED, "proposed": decision == PROPOSED}
+    return told | {"reason": reason, "triggers": list(triggers)}
 
 
 def _days(start: str, end: str) -> int:
@@ -109,6 +139,10 @@ def _triggers(spec: ModelSpec, verdict: dict[str, Any], as_of: str) -> dict[str,
     trained = verdict.get("champion_as_of")
     if trained and (age := _days(trained, as_of)) > spec.retraining.max_age_days:
         found["age"] = f"age: the champion has seen data up to {trained}, {age} days ago"
+    if (share := verdict.get("new_rows") or 0.0) >= spec.retraining.new_rows:
+        found["rows"] = f"rows: {share:.0%} as many new rows as the champion learned from"
+    for what in verdict.get("changed") or []:
+        found[what] = f"{what}: the champion was trained by another {what}"
     return {k: v for k, v in found.items() if k in spec.retraining.on}
 
 
@@ -168,6 +202,9 @@ def _against(
     policy = spec.retraining
     if backfill:
         return "a backfill never fires a retraining"
+    for span in policy.freeze:
+        if str(span.start) <= as_of <= str(span.end):
+            return f"no retraining from {span.start} to {span.end}{span.reason and f': {span.reason}'}"
     requests = [r for r in decisions if r["decision"] == REQUESTED]
     if later := [r["partition"] for r in requests if r["partition"] > as_of]:
         return f"a retraining was asked for at a later date, {max(later)}"
@@ -186,7 +223,15 @@ def _against(
         return f"the retraining asked for on {last['partition']} is still in flight"
     if days < policy.cooldown_days:
         return f"the last retraining was asked for {days} days ago, and {policy.cooldown_days} must pass"
+    if policy.gpu_hours is not None and (used := _gpu_hours(records, as_of)) >= policy.gpu_hours:
+        return f"the GPU budget is used up: {used:.1f} hours within {GPU_DAYS} days"
     spent = sum(1 for r in requests if _days(r["partition"], as_of) < policy.budget_days)
     if spent >= policy.budget:
         return f"the budget is used up: {spent} retrainings within {policy.budget_days} days"
     return None
+
+
+def _gpu_hours(records: _Records, as_of: str) -> float:
+    """GPU hours of the trainings of the last `GPU_DAYS` partition days."""
+    recent = [r for r in records if r["kind"] == "training" and 0 <= _days(r["partition"], as_of) < GPU_DAYS]
+    return sum(float(r["evidence"].get("gpu_seconds") or 0.0) for r in recent) / 3600

@@ -25,8 +25,8 @@ if TYPE_CHECKING:
 BETS = (0.25, 0.5, 1.0, 2.0, 3.5)
 #: What one night can count for at most, in standard deviations.
 CLIP = 3.5
-#: The level that a single night cannot pass.
-ONE_NIGHT = CLIP**2 / 2 - math.log(len(BETS)) + 0.1
+#: The least limit: a single night of `CLIP` stays a whole unit below it, so that a second one has to be odd as well.
+ONE_NIGHT = CLIP**2 / 2 - math.log(len(BETS)) + 1
 #: Quiet nights that a baseline needs.
 NIGHTS = 7
 NIGHTS_A_YEAR = 365

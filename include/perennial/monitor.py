@@ -155,6 +155,8 @@ def _judge(
         "model_version": champion.version,
         "champion_as_of": champion.as_of or None,
         "performance": measured,
+        "changed": _changed(spec, champion),
+        "new_rows": observe.new_rows(spec, champion, as_of),
         "signals": {n: s.as_dict() for n, s in (_drift(tier, summary.reason, findings) | observed).items()},
     }
     page, picture, left_out = report.picture(
@@ -178,6 +180,12 @@ def _weighed(finding: Finding, reference: Mapping[str, Column], window: Counts, 
         return finding
     rise = effect.explained(reference[finding.column].counts, now, losses)
     return finding if rise is None else replace(finding, effect=round(rise / watched.loss, 6))
+
+
+def _changed(spec: ModelSpec, champion: registry.Version) -> list[str]:
+    """What of ``spec`` and ``code`` is another than the champion was trained by."""
+    now = {"spec": ("spec_digest", spec.digest), "code": ("code_version", manifest.code_version())}
+    return [what for what, (tag, value) in now.items() if champion.tags.get(tag, value) != value]
 
 
 def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding]) -> dict[str, Signal]:

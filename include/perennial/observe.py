@@ -118,6 +118,15 @@ def _rows(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
     return {d: sum(f.rows for f in f_) for d, f_ in held.items() if start <= d <= end}
 
 
+def new_rows(spec: ModelSpec, champion: registry.Version, as_of: str) -> float:
+    """Rows published since the champion was trained, as a share of those that it learned from."""
+    first, last = champion.tags["trained_on"].split("..")
+    rows = _rows(spec, first, as_of)
+    learned = sum(n for d, n in rows.items() if d <= last)
+    fresh = sum(n for d, n in rows.items() if d > champion.tags["judged_on"].split("..")[1])
+    return round(fresh / max(learned, 1), 6)
+
+
 def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) -> Signal:
     """Whether a recent night is far larger or smaller than any quiet one was, of its weekday where that is known.
 

@@ -328,13 +328,34 @@ class MonitoringSpec(Strict):
         return self
 
 
+class Freeze(Strict):
+    """A span of dates, both included."""
+
+    start: date = Field(description="First date.")
+    end: date = Field(description="Last date.")
+    reason: str = Field("", description="Why; told with each retraining that it forbids.")
+
+    @model_validator(mode="after")
+    def _order(self) -> Self:
+        if self.end < self.start:
+            raise ValueError(f"end {self.end} is before start {self.start}")
+        return self
+
+
 class RetrainingSpec(Strict):
     """When a verdict leads to a retraining."""
 
-    on: list[Literal["value", "performance", "drift", "age"]] = Field(
+    on: list[Literal["value", "performance", "drift", "age", "rows", "spec", "code"]] = Field(
         ["value", "performance", "drift"],
-        description="What asks for one: recent labels promise a gain; the loss rose; rows drifted to where more loss is "
-        "expected and labels cannot tell yet; the champion is old.",
+        description="What asks for one: recent labels promise a gain; the loss rose; rows drifted and it harms; the "
+        "champion is old; many new rows; another spec, or other code, than the champion was trained by.",
+    )
+    mode: Literal["auto", "ask"] = Field(
+        "auto",
+        description="ask: a person approves in Airflow before a retraining that was decided upon starts.",
+    )
+    answer_hours: int = Field(
+        72, ge=1, le=720, description="With mode ask: hours after which no answer is a no."
     )
     worth: float = Field(
         0.01, gt=0, le=1, description="Relative gain in loss below which a retraining does not pay."
@@ -356,6 +377,16 @@ class RetrainingSpec(Strict):
     lost_after_days: int = Field(
         7, ge=1, le=365, description="A retraining that did not end by then counts as lost."
     )
+    new_rows: float = Field(
+        0.5,
+        gt=0,
+        le=100,
+        description="With 'rows': new rows, as a share of those that the champion learned from.",
+    )
+    gpu_hours: float | None = Field(
+        None, ge=0, description="GPU hours that retrainings may take within 30 days."
+    )
+    freeze: list[Freeze] = Field([], description="Partition dates on which no retraining is asked for.")
 
 
 class ScheduleSpec(Strict):

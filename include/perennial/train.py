@@ -156,6 +156,7 @@ def train(
             "run_id": registered.run_id,
             "metrics": judged["metrics"],
             "window": best.kind,
+            "gpu_seconds": round(time.monotonic() - started, 1) if fitted.device == "cuda" else 0.0,
             "champion": result["gate"]["champion"],
         },
     )

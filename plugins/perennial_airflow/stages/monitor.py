@@ -36,7 +36,12 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             **limits(LIGHT),
         )
         notify = StageTask(task_id="notify", spec=spec, call=alerts.notify, **limits(LIGHT))
-        monitor >> decide >> ask
+        if spec.retraining.mode == "ask":
+            from perennial_airflow.approval import approval  # which takes a while to import
+
+            monitor >> decide >> approval(spec) >> ask
+        else:
+            monitor >> decide >> ask
         monitor >> notify
     return dag
 
@@ -64,7 +69,9 @@ def weigh(spec: ModelSpec, context: Context) -> dict[str, Any]:
 def ask_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Start the training by an event that says why; skipped if the decision was no."""
     decision = context["ti"].xcom_pull(task_ids="decide")
-    if not decision["retrain"]:
+    if (
+        not decision["retrain"] and not decision["proposed"]
+    ):  # a proposal comes here after a person's yes alone
         raise AirflowSkipException(f"No retraining: {decision['reason']}")
     span = asked.as_of(context)
     told = {"reason": decision["reason"], "as_of": span.start}

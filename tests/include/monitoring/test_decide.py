@@ -13,10 +13,11 @@ import pytest
 
 import perennial
 from perennial import ledger, manifest
-from perennial.decide import decide
+from perennial.decide import answer, decide
 from perennial.errors import DataError, PerennialError
 from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
+from perennial.why import why
 
 from .conftest import World, make_spec  # noqa: TID252
 
@@ -230,3 +231,74 @@ def test_it_is_light() -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment
     )
     assert done.stdout.strip() == "[]"
+
+
+def test_a_person_is_asked_where_the_policy_says_so_and_the_answer_stands() -> None:
+    spec = retraining(mode="ask")
+    found = asked("2024-02-01", spec)
+    assert (found["retrain"], found["proposed"]) == (False, True)
+    assert ask(spec, "2024-02-01")["proposed"] is True
+    assert answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
+    assert (
+        answer(spec, as_of="2024-02-01", approved=False, actor="bob")["retrain"] is True
+    )  # the first answer stands
+    assert [(r["decision"], r["actor"]) for r in ledger.records("toy")] == [
+        ("proposed", "test"),
+        ("requested", "ada"),
+    ]
+    assert asked("2024-02-05", spec)["proposed"] is False  # in flight
+
+
+def test_a_no_is_written_down_and_costs_no_cooldown() -> None:
+    spec = retraining(mode="ask")
+    asked("2024-02-01", spec)
+    assert answer(spec, as_of="2024-02-01", approved=False, actor="ada")["retrain"] is False
+    assert ledger.records("toy")[-1]["reason"].startswith("not approved by ada (drift")
+    assert asked("2024-02-02", spec)["proposed"] is True
+
+
+def test_nothing_can_be_approved_that_was_not_proposed() -> None:
+    asked("2024-02-01")
+    with pytest.raises(DataError, match="no retraining was proposed"):
+        answer(make_spec(), as_of="2024-02-01", approved=True, actor="ada")
+
+
+def test_a_freeze_forbids_with_its_reason() -> None:
+    spec = retraining(freeze=[{"start": "2024-02-01", "end": "2024-02-03", "reason": "the sales"}])
+    assert "no retraining from 2024-02-01 to 2024-02-03: the sales" in asked("2024-02-03", spec)["reason"]
+    assert asked("2024-02-04", spec)["retrain"] is True
+
+
+def test_the_gpu_budget_counts_the_trainings_of_a_month() -> None:
+    spec = retraining(gpu_hours=2)
+    for day, hours in (("2024-01-01", 9), ("2024-01-20", 1.5)):
+        ledger.append(
+            "toy", kind="training", decision="refused", reason="", actor="gate", partition=day,
+            evidence={"gpu_seconds": hours * 3600},
+        )  # fmt: skip
+    assert asked("2024-02-05", spec)["retrain"] is True
+    trained("2024-02-05")
+    ledger.append(
+        "toy", kind="training", decision="refused", reason="", actor="gate", partition="2024-02-06",
+        evidence={"gpu_seconds": 1800},
+    )  # fmt: skip
+    assert "2.0 hours within 30 days" in asked("2024-02-14", spec)["reason"]
+
+
+def test_new_rows_another_spec_and_other_code_ask_where_the_policy_says_so() -> None:
+    seen = {"verdict": "ok", "new_rows": 0.6, "changed": ["spec", "code"]}
+    assert asked("2024-02-01", **seen)["retrain"] is False
+    found = asked("2024-02-02", retraining(on=["rows", "spec"]), **seen)
+    assert found["triggers"] == ["rows", "spec"] and "60% as many new rows" in found["reason"]
+
+
+def test_why_tells_the_latest_decision_and_what_came_of_it() -> None:
+    asked("2024-02-01", verdict="ok", signals=signals("bad", 0.1, performance=WORSE))
+    trained("2024-02-01")
+    told = "\n".join(why(make_spec(), "2024-02-03"))
+    assert "Nothing was decided for 2024-02-03 itself" in told
+    assert "2024-02-01: a retraining was asked for by test (version 1)" in told
+    assert "It began on 2024-01-30" in told and "performance: BAD: worse" in told
+    assert "was refused by the gate" in told
+    with pytest.raises(DataError, match="nothing was decided"):
+        why(make_spec(), "2024-01-01")
