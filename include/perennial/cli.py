@@ -94,7 +94,7 @@ def why(
     from perennial.why import why as explain
 
     for line in explain(catalog.load(model), day):
-        console().print(Text(line))
+        terminal.console().print(Text(line))
 
 
 @app.command()

@@ -81,7 +81,7 @@ class Evidence:
         return np.where(rows >= least, sums / np.maximum(rows, 1), np.nan)
 
     def losses(self, task: str, metric: str) -> np.ndarray:
-        """The loss of each row, all of which must be labelled, shape (rows,); of a list's rows, for ranking, the list's."""
+        """The loss of each row, all of which must be labelled, shape (rows,); for ranking, that of the row's list."""
         import numpy as np
 
         if self.lists is None:

@@ -1,9 +1,10 @@
 """The loss that a model expects of rows whose labels are not known yet.
 
-For classification it follows from the model's own probabilities, if they are calibrated (confidence-based estimation,
-Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022): of a row with probability p the
-log loss is expected to be the entropy of p. For regression a small booster has learned, on held-out rows, how far off the
-model is where (a learned error model). Both see that rows have become harder; neither can see that the truth has changed.
+For classification it follows from the model's own probabilities, if they are calibrated (confidence-based
+estimation; Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022): of a row with
+probability p the log loss is expected to be the entropy of p. For regression a small booster has learned, on held-out
+rows, how far off the model is where (a learned error model). Both see that rows have become harder; neither can see
+that the truth has changed.
 """
 
 from __future__ import annotations

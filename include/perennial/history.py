@@ -14,7 +14,8 @@ if TYPE_CHECKING:
     from perennial.verdict import Finding
 
 _TEXTS = ("role", "column", "status", "reason", "model_version", lake.PARTITION)
-_NUMBERS = ("value", "limit", "level", "effect", "psi", "threshold", "reference_nulls", "current_nulls", "weight", "drift_share", "judged_share", "loss",
+_NUMBERS = ("value", "limit", "level", "effect",
+            "psi", "threshold", "reference_nulls", "current_nulls", "weight", "drift_share", "judged_share", "loss",
             "loss_at_training")  # fmt: skip
 
 

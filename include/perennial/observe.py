@@ -146,7 +146,7 @@ def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) ->
     worst = max(moved, key=lambda d: abs(moved[d]))
     times = math.exp(abs(moved[worst]))
     way = "more" if moved[worst] > 0 else "fewer"
-    said = f"{worst} has {recent[worst]:,} rows, {times:.3g} times {way} than usual; bad beyond {math.exp(limit):.3g} times"
+    said = f"{worst} has {recent[worst]:,} rows, {times:.3g} times {way} than usual; bad from {math.exp(limit):.3g} on"
     return Signal("bad" if abs(moved[worst]) > limit else "ok", said, times, math.exp(limit), worst)
 
 
@@ -180,7 +180,7 @@ def _labels(seen: Evidence, labels_until: str) -> Signal:
     missing = [seen.dates[i] for i in due if have[i] == 0]
     if not missing:
         return Signal("ok", f"labels have come for all of {len(due)} nights", 0.0, 0.0)
-    said = f"no label for {len(missing)} of {len(due)} nights, the first {missing[0]}: what they would tell is not known"
+    said = f"no label for {len(missing)} of {len(due)} nights, the first {missing[0]}: what they say is not known"
     return Signal("bad" if len(missing) > 1 else "suspected", said, float(len(missing)), 0.0, missing[0])
 
 

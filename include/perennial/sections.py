@@ -310,8 +310,8 @@ class MonitoringSpec(Strict):
     )
     fairness_gap: Share = Field(
         0.05,
-        description="Rise of the distance between groups that does no harm: in probability, or in standard deviations of "
-        "the label.",
+        description="Rise of the distance between groups that does no harm: in probability, or in standard deviations "
+        "of the label.",
     )
     new_categories: Share = Field(
         0.05, description="Rise of a night's share of categories unseen at training that is bad."
@@ -363,8 +363,8 @@ class RetrainingSpec(Strict):
     windows: list[Literal["sliding", "expanding", "since_change"]] = Field(
         ["sliding", "since_change"],
         min_length=1,
-        description="What a retraining learns from: the latest training.window_days, all, or what came since the detected "
-        "change. One model is made of each; the gate takes the one that is best on the same rows.",
+        description="What a retraining learns from: the latest training.window_days, all, or what came since the "
+        "detected change. One model is made of each; the gate takes the one that is best on the same rows.",
     )
     cooldown_days: int = Field(
         7, ge=0, le=365, description="Days after a retraining in which none is asked for."

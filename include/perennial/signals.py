@@ -68,9 +68,9 @@ def nightly(
         since: index of the first night that has to be told of.
 
     Returns:
-        ``performance`` (loss beyond what the model itself expects of the rows), ``calibration`` (what happened less what
-        was said), ``value`` (loss that a correction saves), ``estimated`` (expected loss), ``attributions`` (share of the
-        attributions that moved to other columns), ``slice:<column>=<value>`` as performance, and ``fairness:<column>``
+        ``performance`` (loss beyond what the model itself expects of the rows), ``calibration`` (what happened less
+        what was said), ``value`` (loss that a correction saves), ``estimated`` (expected loss), ``attributions`` (share
+        of them that moved to other columns), ``slice:<column>=<value>`` as performance, and ``fairness:<column>``
         (distance between the groups that were treated worst and best).
     """
 
@@ -208,7 +208,8 @@ def judge(values: np.ndarray, dates: tuple[str, ...], quiet: Baseline | None, un
     since = values[trace.since :]
     nights = int(np.isfinite(since).sum())
     reason = (
-        f"{unit} {np.nanmean(since):.4g} in the {nights} night{'s' * (nights != 1)} since {dates[trace.since]}, {usual}; "
+        f"{unit} {np.nanmean(since):.4g} in the {nights} night{'s' * (nights != 1)} since {dates[trace.since]}, "
+        f"{usual}; "
         f"evidence {trace.level:.1f}, certain from {quiet.limit:.1f}"
     )
     return Signal(state, reason, float(np.nanmean(since)), quiet.limit, dates[trace.since], trace.level)

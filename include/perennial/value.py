@@ -1,9 +1,9 @@
 """Whether a retraining would pay: what the latest labels can teach the champion, night after night.
 
-A small booster is fitted on the nights before, starting from the champion's own scores, and judged on the next night: does
-the champion, corrected by it, lose less than alone? Both are judged on the same rows, so that a stormy night, or a season
-of harder rows, weighs on both and cancels; what one night teaches must hold on the next. A change that does not hurt
-the model, or that no label can mend, has no value; one that a new model would learn has.
+A small booster is fitted on the nights before, starting from the champion's own scores, and judged on the next night:
+does the champion, corrected by it, lose less than alone? Both are judged on the same rows, so that a stormy night, or a
+season of harder rows, weighs on both and cancels; what one night teaches must hold on the next. A change that does not
+hurt the model, or that no label can mend, has no value; one that a new model would learn has.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ ROUNDS = 10
 LEAST = 3
 _PARAMETERS = {
     "max_depth": 2,
-    "learning_rate": 0.1,  # a cautious correction: what it saves varies less from night to night than that of a bold one
+    "learning_rate": 0.1,  # cautious: what it saves varies less from night to night than for a bold correction
     "min_child_weight": 20,
     "reg_lambda": 20,
     "max_bin": 32,

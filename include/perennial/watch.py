@@ -1,4 +1,4 @@
-"""What monitoring compares with, made when a model is trained: `watch.json`, and the learned error model of a regression.
+"""What monitoring compares with, made when a model is trained: `watch.json`, and a regression's learned error model.
 
 The held-out nights, which the model has not learned from, are the quiet ones: of each followed number they give the
 mean, the spread, and a limit that keeps to the model's budget of false alarms.
@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 FORMAT = 1
 NAME, ERRORS = "watch.json", "errors.ubj"
-#: Numbers that share the budget of false alarms: performance, calibration, value, estimated, attributions, slices, fairness.
+#: Numbers that share the budget of false alarms: performance, calibration, value, estimated, attributions, slices,
+#: fairness.
 SHARES = 7
 #: Deviations that do no harm: of the calibration, in standard deviations of the label; of the attributions, as a share.
 CALIBRATION, ATTRIBUTION = 0.05, 0.05

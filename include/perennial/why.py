@@ -1,4 +1,4 @@
-"""Tells in plain words why a model was retrained, or was not, as of a date: the ledger's records, put into sentences."""
+"""Tells in plain words why a model was retrained as of a date, or was not: the ledger's records, as sentences."""
 
 from __future__ import annotations
 
@@ -47,9 +47,9 @@ def why(spec: ModelSpec, day: str) -> list[str]:
 
 def _decision(record: _Record) -> Iterator[str]:
     evidence = record["evidence"]
-    asked = record["decision"] == "requested"
+    how = {"requested": "asked for", "proposed": "proposed"}.get(record["decision"], "not asked for")
     version = f"version {record['model_version']}" if record["model_version"] else "no champion"
-    yield f"{record['partition']}: a retraining was {'asked for' if asked else 'not asked for'} by {record['actor']} ({version})."
+    yield f"{record['partition']}: a retraining was {how} by {record['actor']} ({version})."
     yield f"  Because: {record['reason']}"
     if evidence.get("since"):
         yield f"  It began on {evidence['since']}."
@@ -80,4 +80,5 @@ def _after(records: list[_Record], day: str) -> Iterator[str]:
             learned = f", learned from the window {window}," if window else ""
             yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
         else:
-            yield f"  Version {record['model_version']} was {record['decision']} by {record['actor']}: {record['reason']}"
+            version = f"Version {record['model_version']}"
+            yield f"  {version} was {record['decision']} by {record['actor']}: {record['reason']}"

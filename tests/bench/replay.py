@@ -1,7 +1,7 @@
-"""Policies of retraining, played over streams whose truth is known: what each costs, and what it keeps of the best possible.
+"""Policies of retraining, played over streams whose truth is known: what each costs, and what it keeps of the best.
 
-The policy ``ours`` takes its decisions by the library's own code: `perennial.watch`, `perennial.signals`, `perennial.decide`
-and the gate's comparison. The labels of a night are known on the night after.
+The policy ``ours`` takes its decisions by the library's own code: `perennial.watch`, `perennial.signals`,
+`perennial.decide` and the gate's comparison. The labels of a night are known on the night after.
 """
 
 from __future__ import annotations
@@ -42,7 +42,8 @@ class Played:
     """What a policy made of a stream.
 
     Attributes:
-        losses: mean log loss of each live night. areas: area under its ROC curve. trained: nights on which a training was asked for. promoted: those of
+        losses: mean log loss of each live night. areas: area under its ROC curve.
+        trained: nights on which a training was asked for. promoted: those of
             them that brought a new model. alarms: nights on which a followed number became certain.
     """
 
