@@ -61,3 +61,7 @@ class BusyError(PerennialError):
 
 class StorageError(PerennialError):
     """The lake or the landing area cannot be read or written: disk full, no permission, no connection."""
+
+
+class Interrupted(PerennialError):
+    """Something outside took away what the step ran on, such as one of its workers. Trying again goes on from there."""

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import lake, ledger, manifest, references, registry
 from perennial.boost import Checkpoint
-from perennial.dataset import Dataset, Lists, Windows, build, labelled, targets, windows
+from perennial.dataset import Dataset, build
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
+from perennial.labelled import Lists, Windows, labelled, targets, windows
 from perennial.manifest import Manifest
 from perennial.model import Model
 from perennial.settings import settings
@@ -22,18 +24,31 @@ if TYPE_CHECKING:
     import numpy as np
 
     from perennial.fit import Fitted
+    from perennial.shares import Shares
 
 
 def train(
-    spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False, run_id: str = ""
+    spec: ModelSpec,
+    *,
+    as_of: str,
+    reason: str = "",
+    force: bool = False,
+    run_id: str = "",
+    workers: int = 1,
+    meeting: str | None = None,
 ) -> dict[str, Any]:
     """Train a challenger on what is known by the partition date ``as_of`` and judge it. Nothing is promoted here.
 
+    Args:
+        workers: processes that fit it together. meeting: where those in other places find this one
+            (`perennial.workers`); processes of this machine when not given.
+
     Returns:
-        run_id, version, dataset versions, device, metrics, gate (passed, reasons, comparisons) and status.
+        run_id, version, dataset versions, device, workers, metrics, gate (passed, reasons, comparisons) and status.
 
     Raises:
         DataError: too little labelled data. PerennialError: cuda was asked for and there is none.
+        Interrupted: a worker was lost, or did not come.
     """
     started = time.monotonic()
     published, labels = lake.table("published", spec.name), lake.table("labels", spec.name)
@@ -66,17 +81,17 @@ def train(
 
     features = Features(spec, inputs["references"])
     recorder = Recorder(spec, as_of, reason)
-    checkpoint = Checkpoint.of(spec.name, as_of, inputs)
+    # Other workers have other shares, and bin them otherwise: what so many began only so many go on with.
+    checkpoint = Checkpoint.of(spec.name, as_of, inputs | ({"workers": workers} if workers > 1 else {}))
     try:
         with _workspace() as name:
             folder = Path(name)
-            data = build(spec, features, split, folder, version, labels_version)
-            fitted = fitting.fit(spec, data, on_trial=recorder.trial, checkpoint=checkpoint)
+            with _rows(spec, features, split, folder, version, labels_version, workers, meeting) as data:
+                fitted = fitting.fit(spec, data, on_trial=recorder.trial, checkpoint=checkpoint)
+                baselines = fitting.baselines(spec, data)
+                example = data.head(5)
             model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-            judged = _judge(
-                spec, split, model, features, fitting.baselines(spec, data), champion, version, labels_version
-            )
-            example = next(data.spool.batches(0, min(5, data.spool.rows)))[0]
+            judged = _judge(spec, split, model, features, baselines, champion, version, labels_version)
             texts, files = _companions(spec, data, model, features, split, folder, version, labels_version)
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
             registered = recorder.register(
@@ -119,6 +134,7 @@ def train(
         "dataset_version": {"published": version, "labels": labels_version, "references": features.versions},
         "device": fitted.device,
         "gpu": fitted.gpu,
+        "workers": workers,
         "rounds": fitted.rounds,
         "external_memory": fitted.external,
         "trials": len(fitted.trials),
@@ -128,7 +144,7 @@ def train(
         "status": "trained",
         "gate": {k: judged[k] for k in ("passed", "reasons", "against_champion", "against_baselines")}
         | {"champion": champion.version if champion else None},
-        "rows": {"fit": data.fit, "valid": data.spool.rows - data.fit, "holdout": judged["rows"]},
+        "rows": {"fit": data.fit, "valid": data.rows - data.fit, "holdout": judged["rows"]},
     }
     passed = judged["passed"]
     ledger.append(
@@ -154,8 +170,8 @@ def train(
             inputs,
             result,
             outputs={"digest": registered.digest},
-            rows_in=data.spool.rows,
-            rows_out=data.spool.rows,
+            rows_in=data.rows,
+            rows_out=data.rows,
             device=fitted.device,
             model_version=registered.version,
             run_id=run_id,
@@ -175,6 +191,29 @@ def _stands(spec: ModelSpec, done: Manifest, champion: registry.Version | None) 
         return True
     moves = ledger.records(spec.name, "promotion")
     return any(r["model_version"] == done.result["version"] for r in moves)
+
+
+@contextlib.contextmanager
+def _rows(
+    spec: ModelSpec,
+    features: Features,
+    split: Windows,
+    folder: Path,
+    version: int | None,
+    labels_version: int | None,
+    workers: int,
+    meeting: str | None,
+) -> Iterator[Dataset | Shares]:
+    """The rows that are fitted on: here in ``folder``, or on workers that leave with the block."""
+    if workers == 1:
+        yield build(spec, features, split, folder, version, labels_version)
+        return
+    from perennial import shares
+    from perennial.workers import crew
+
+    source = shares.Source(spec, features.versions, version, labels_version)
+    with crew(workers, meeting) as found:
+        yield shares.build(found, source, split, tuple(features.columns))
 
 
 def _workspace() -> tempfile.TemporaryDirectory[str]:
@@ -284,7 +323,7 @@ def _same_classes(found: np.ndarray, old: Model, new: Model) -> np.ndarray:
 
 def _companions(
     spec: ModelSpec,
-    data: Dataset,
+    data: Dataset | Shares,
     model: Model,
     features: Features,
     split: Windows,
