@@ -65,3 +65,7 @@ class StorageError(PerennialError):
 
 class Interrupted(PerennialError):
     """Something outside took away what the step ran on, such as one of its workers. Trying again goes on from there."""
+
+
+class Absent(PerennialError):
+    """A step's workers, or a worker's trainer, did not come. Why is known where they were started."""

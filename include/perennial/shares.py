@@ -253,10 +253,11 @@ def build(crew: Crew, source: Source, split: Windows, columns: tuple[str, ...]) 
         for days, worker in _deal(source, whole, crew.addresses)
     ]
 
-    def each(function: Callable[..., Any], *columns: list[Any]) -> list[Future]:
+    def each(function: Callable[..., Any], *arguments: list[Any]) -> list[Future]:
+        """One call for each run of dates, on its worker."""
         return [
             client.submit(function, *row, workers=[worker], pure=False)
-            for (_, _, worker), *row in zip(wanted, *columns, strict=True)
+            for (_, _, worker), *row in zip(wanted, *arguments, strict=True)
         ]
 
     days = [d for _, d, _ in wanted]

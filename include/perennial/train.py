@@ -48,7 +48,7 @@ def train(
 
     Raises:
         DataError: too little labelled data. PerennialError: cuda was asked for and there is none.
-        Interrupted: a worker was lost, or did not come.
+        Absent: a worker did not come. Interrupted: one was lost.
     """
     started = time.monotonic()
     published, labels = lake.table("published", spec.name), lake.table("labels", spec.name)

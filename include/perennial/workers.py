@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial import files
-from perennial.errors import Interrupted, PerennialError
+from perennial.errors import Absent, Interrupted, PerennialError
 from perennial.settings import settings
 
 if TYPE_CHECKING:
@@ -67,7 +67,7 @@ def crew(count: int, meeting: str | None = None) -> Iterator[Crew]:
         meeting: URI where workers in other places look for this scheduler (`serve`); None: processes of this machine.
 
     Raises:
-        Interrupted: they did not come, or one was lost while the block ran.
+        Absent: they did not come. Interrupted: one was lost while the block ran.
     """
     import dask
     from distributed import Client, LocalCluster
@@ -117,7 +117,7 @@ def serve(meeting: str, rank: int) -> None:
     """Be a worker of the trainer whose address is at ``meeting``, until it has done.
 
     Raises:
-        Interrupted: no trainer came, or it was lost at once.
+        Absent: no trainer came, or it cannot be reached.
     """
     import dask
     from distributed import Worker
@@ -133,8 +133,9 @@ def serve(meeting: str, rank: int) -> None:
         try:
             asyncio.run(work())
         except (OSError, TimeoutError) as error:
-            raise Interrupted(
-                f"the trainer cannot be reached: {error}", "see the trainer's own log; it is tried again"
+            raise Absent(
+                f"the trainer cannot be reached: {error}",
+                "see the trainer's own log, and whether network policies let workers reach it",
             ) from error
 
 
@@ -158,9 +159,9 @@ def _come(client: Client, count: int) -> tuple[str, ...]:
         late = True
     found = client.scheduler_info(n_workers=-1)["workers"]
     if late:
-        raise Interrupted(
+        raise Absent(
             f"{len(found)} of {count} workers came within {patience() / 60:g} minutes",
-            "see why the others did not start; ask for fewer or smaller ones in the compute profile",
+            "if the others run, let them reach this one (network policies); else ask for fewer or smaller ones",
         )
     # XGBoost ranks them by name: the same shares of the rows in the same order give the same model.
     return tuple(sorted(found, key=lambda address: int(found[address]["name"])))
@@ -190,7 +191,7 @@ def _address(meeting: str) -> str:
             return str(json.loads(files.read_text(meeting))["scheduler"])
         except FileNotFoundError:
             time.sleep(LOOK_SECONDS)
-    raise Interrupted(
+    raise Absent(
         f"no trainer came to {meeting} within {patience() / 60:g} minutes",
-        "see the trainer's own log; it is tried again",
+        "see the trainer's own log",
     )

@@ -20,7 +20,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 
 from perennial import files, manifest, results
-from perennial.errors import Interrupted, PerennialError, StorageError
+from perennial.errors import Absent, Interrupted, PerennialError, StorageError
 from perennial.settings import settings
 from perennial_airflow import pod_spec
 from perennial_airflow.pod_ending import Ending, told
@@ -68,6 +68,10 @@ def run(
                 return result
         except Interrupted as error:
             end = attempt.crew_ending() or Ending("interrupted", error.cause)
+        except Absent:
+            end = attempt.crew_ending() or end
+            if end.kind == "failed":  # the trainer did, for want of workers, and their pods do not say why
+                raise
         fields = {
             "model": spec.name,
             "partition": str(arguments.get("start") or arguments.get("as_of") or ""),

@@ -20,7 +20,7 @@ import xgboost
 from perennial import files, lake, manifest, registry, shares, workers
 from perennial.boost import Checkpoint
 from perennial.dataset import build
-from perennial.errors import DataError, Interrupted, PerennialError
+from perennial.errors import Absent, DataError, Interrupted, PerennialError
 from perennial.features import Features
 from perennial.fit import Fitted, baselines, fit
 from perennial.labelled import Windows, windows
@@ -264,9 +264,12 @@ def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meetin
 
 def test_who_does_not_come_is_told(meeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_WORKERS_MINUTES", "0.02")
-    with pytest.raises(Interrupted, match=r"0 of 2 workers came within 0\.02 minutes"), crew(2, meeting):
+    with pytest.raises(Absent, match=r"0 of 2 workers came within 0\.02 minutes"), crew(2, meeting):
         pass
-    with pytest.raises(Interrupted, match="no trainer came to"):
+    with pytest.raises(Absent, match="no trainer came to"):
+        workers.serve(meeting, 0)
+    files.write_text(meeting, '{"scheduler": "tcp://127.0.0.1:9"}')  # where nobody listens
+    with pytest.raises(Absent, match="the trainer cannot be reached"):
         workers.serve(meeting, 0)
 
 

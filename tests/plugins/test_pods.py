@@ -16,7 +16,7 @@ from kubernetes.client import ApiClient, V1Pod
 
 from perennial import compute, files, manifest
 from perennial.compute import Profile
-from perennial.errors import Interrupted, PerennialError, StorageError
+from perennial.errors import Absent, Interrupted, PerennialError, StorageError
 from perennial.spec import StepSpec
 from perennial_airflow import maintenance, pod_ending, pod_spec, pods
 from perennial_airflow.base import limits
@@ -373,6 +373,33 @@ def test_an_interruption_that_the_step_tells_of_is_tried_again(
     assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1] and [a.crew for a in begun] == [2, 2]
     meetings = {a.pod_template_dict["metadata"]["annotations"][pod_spec.MEETING] for a in begun}
     assert len(meetings) == 2  # nobody finds the trainer of another attempt
+
+
+def test_workers_that_did_not_come_are_not_waited_for_again(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
+
+    def absent(_: str) -> Any:
+        raise Absent("0 of 2 workers came within 40 minutes", "see network policies")
+
+    def ended(attempt: pods.StepPod, *_: Any) -> None:
+        attempt.last_seen = as_pod(status("Failed", state={"terminated": {"exitCode": 1}}))
+        attempt.crew_seen = [as_pod(p) for p in others]
+
+    monkeypatch.setattr(pods.results, "read", absent)
+    monkeypatch.setattr(pods, "_attempt", ended)
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
+    profile = Profile(name="p", kind="kubernetes", workers=2, interruptions=5)
+    others = [status("Running", state={"running": {}})] * 2
+    with pytest.raises(Absent, match="0 of 2 workers came"):
+        pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
+    others = [status("Pending", state={"waiting": {"reason": "ErrImagePull", "message": "no such"}})]
+    with pytest.raises(PerennialError, match=r"cannot start image .* a worker: ErrImagePull: no such"):
+        pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
 
 
 def test_only_training_has_workers() -> None:
