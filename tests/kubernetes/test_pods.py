@@ -12,7 +12,7 @@ import pytest
 from perennial import files, manifest, registry
 from perennial.settings import settings
 from support import toys
-from support.pods import Pods, wait_for
+from support.pods import Cluster, Pods, wait_for
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
 LAST_OF_HISTORY = "2024-01-15"
@@ -237,7 +237,27 @@ def crew_of(pods: Pods, model: str) -> list[Any]:
     return pods.cluster.pods(**{"perennial/model": model, "perennial/role": "worker"})
 
 
-def test_two_workers_train_together(pods_stack: Pods) -> None:
+@pytest.fixture(scope="module")
+def connected(cluster: Cluster) -> None:
+    """A cluster whose pods reach each other, as Kubernetes asks of every network."""
+    server = cluster.start("server", "import http.server as h; h.HTTPServer(('', 8000), h.SimpleHTTPRequestHandler)"
+                           ".serve_forever()")  # fmt: skip
+    address = wait_for(
+        lambda: cluster.api.read_namespaced_pod(server, cluster.namespace).status.pod_ip, "its address"
+    )
+    look = f"import time, socket; time.sleep(10); socket.create_connection(({address!r}, 8000), timeout=10)"
+    client = cluster.start("client", look)
+    phase = wait_for(
+        lambda: p if (p := cluster.api.read_namespaced_pod(client, cluster.namespace).status.phase)
+        in ("Succeeded", "Failed") else None, "it to connect",
+    )  # fmt: skip
+    for name in (server, client):
+        cluster.api.delete_namespaced_pod(name, cluster.namespace, grace_period_seconds=0)
+    if phase == "Failed":
+        pytest.skip("pods of this cluster cannot reach each other: nothing is tested of workers in pods")
+
+
+def test_two_workers_train_together(pods_stack: Pods, connected: None) -> None:
     model = "pod_workers"
     pods_stack.succeeds(
         f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
@@ -262,7 +282,17 @@ def test_two_workers_train_together(pods_stack: Pods) -> None:
     )
 
 
-def test_a_lost_worker_is_an_interruption_that_costs_no_retry(pods_stack: Pods) -> None:
+def test_two_workers_train_together_in_an_airflow_worker(pods_stack: Pods) -> None:
+    model = "pod_workers_here"
+    pods_stack.succeeds(
+        f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
+    )
+    pods_stack.succeeds(f"{model}.train", pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY))
+    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    assert done is not None and done.result["workers"] == 2 and done.result["gate"]["passed"]
+
+
+def test_a_lost_worker_is_an_interruption_that_costs_no_retry(pods_stack: Pods, connected: None) -> None:
     model = "pod_crew"
     run, trainer = train_slowly(pods_stack, model)
     wait_for(lambda: checkpointed(model), "a checkpoint")

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perennial import compute
 from perennial.spec import ModelSpec
 from perennial.stack.config import Stack
 from perennial.stack.rest import Airflow
@@ -22,6 +23,7 @@ MODELS: dict[str, dict[str, str]] = {
     "pod_deferred": dict.fromkeys(("data", "train", "score", "monitor"), "deferred"),
     "pod_many": {"data": "local", "train": "local", "monitor": "local"},
     "pod_workers": {"data": "local", "train": "workers"},
+    "pod_workers_here": {"data": "local", "train": "workers_here"},
     "pod_here": dict.fromkeys(("data", "train", "score", "monitor"), "local"),
 }
 SLOW: dict[str, dict[str, str]] = {
@@ -53,6 +55,7 @@ def profiles(namespace: str) -> list[dict[str, Any]]:
         profile("gpu_nowhere", namespace, gpu={"count": 1}, wait_minutes=0.3),
         profile("no_secret", namespace, secret_env=[SECRET, "there-is-no-such-secret"], start_minutes=0.3),
         profile("workers", namespace, workers=2),
+        {"name": "workers_here", "kind": "local", "workers": 2},
         profile("workers_deferred", namespace, workers=2, deferrable=True),
         profile(
             "workers_nowhere", namespace, workers=2, gpu={"count": 1}, wait_minutes=0.3, start_minutes=0.2
@@ -73,6 +76,20 @@ class Cluster:
         """The pods of the namespace that have these labels."""
         chosen = ",".join(f"{k}={v}" for k, v in labels.items())
         return list(self.api.list_namespaced_pod(self.namespace, label_selector=chosen).items)
+
+    def start(self, name: str, code: str) -> str:
+        """Run Python in a pod of the trainer image that ends by itself; returns its name."""
+        image = compute.Profile(name="plain", kind="kubernetes").image_name
+        box = {
+            "name": "base",
+            "image": image,
+            "command": ["python", "-c", code],
+            "imagePullPolicy": "IfNotPresent",
+        }
+        self.api.create_namespaced_pod(self.namespace, {
+            "metadata": {"name": name}, "spec": {"containers": [box], "restartPolicy": "Never"},
+        })  # fmt: skip
+        return name
 
     def running(self, model: str, step: str, patience: float = 120, **labels: str) -> Any:
         """The running pod of a model's step, awaited."""
