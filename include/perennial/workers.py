@@ -11,8 +11,11 @@ import asyncio
 import json
 import logging
 import os
+import subprocess
+import sys
 import threading
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -30,6 +33,8 @@ log = logging.getLogger("perennial")
 PATIENCE_MINUTES = 10.0
 #: Seconds between two looks for the meeting, and after which a worker that failed the others is known to be lost.
 LOOK_SECONDS, NOTICE_SECONDS = 1.0, 5.0
+#: Seconds that workers have to leave when the work is done.
+LEAVE_SECONDS = 10.0
 #: Dask's own status pages cannot be left out, but need not be reached from elsewhere.
 _NO_PAGES = "127.0.0.1:0"
 _CONFIG = {
@@ -73,24 +78,20 @@ def crew(count: int, meeting: str | None = None) -> Iterator[Crew]:
     from distributed import Client, LocalCluster
     from distributed.utils import get_ip
 
-    place: dict[str, Any] = {"n_workers": count} if meeting is None else {"n_workers": 0, "host": get_ip()}
+    at = meeting or f"{_folder()}/{uuid.uuid4().hex}.meeting.json"
     with (
         dask.config.set(_CONFIG),
         LocalCluster(
-            **place,
-            threads_per_worker=1,
-            memory_limit=0,
-            dashboard_address=None,
-            local_directory=_folder(),
-            scheduler_kwargs={"dashboard_address": _NO_PAGES},
+            n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None, local_directory=_folder(),
+            host=get_ip() if meeting else "127.0.0.1", scheduler_kwargs={"dashboard_address": _NO_PAGES},
         ) as cluster,
         Client(cluster) as client,
-    ):
+        _processes(0 if meeting else count, at),
+    ):  # fmt: skip
         over, lost = threading.Event(), list[str]()
         try:
-            if meeting:
-                files.write_text(meeting, json.dumps({"scheduler": cluster.scheduler_address}))
-                log.info("The scheduler is %s; %d workers are waited for", cluster.scheduler_address, count)
+            files.write_text(at, json.dumps({"scheduler": cluster.scheduler_address}))
+            log.info("The scheduler is %s; %d workers are waited for", cluster.scheduler_address, count)
             here = Crew(client, _come(client, count), meeting is None)
             cluster.scheduler.add_plugin(_watch(here, lost, over))
             yield here
@@ -109,8 +110,29 @@ def crew(count: int, meeting: str | None = None) -> Iterator[Crew]:
             ) from error
         finally:
             over.set()
-            if meeting:
-                files.remove(meeting)
+            files.remove(at)
+            client.close()
+            cluster.close()  # workers leave when their scheduler does
+
+
+@contextmanager
+def _processes(count: int, meeting: str) -> Iterator[None]:
+    """Workers on this machine, gone with the block.
+
+    LocalCluster's own would import again what this process was started as, and Airflow, in a task, cannot be.
+    """
+    command = [sys.executable, "-m", "perennial", "work", "--meeting", meeting, "--rank"]
+    environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+    started = [subprocess.Popen([*command, str(rank)], env=environ) for rank in range(count)]
+    try:
+        yield
+    finally:
+        for process in started:
+            try:
+                process.wait(LEAVE_SECONDS)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
 
 
 def serve(meeting: str, rank: int) -> None:
