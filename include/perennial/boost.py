@@ -147,9 +147,8 @@ def boost(
     found, losses = checkpoint.booster(name)
     cache = [train] if valid is None else [train, valid]
     booster = xgboost.Booster(params, cache, model_file=found)
-    best = max if maximize else min
     for i in range(booster.num_boosted_rounds(), rounds):
-        if patience and losses and i - 1 - losses.index(best(losses)) >= patience:
+        if exhausted(losses, patience, maximize):
             break
         booster.update(train, iteration=i)
         if valid is not None:
@@ -157,3 +156,17 @@ def boost(
             losses.append(float(told.rsplit(":", 1)[1]))
         checkpoint.keep(name, booster, losses)
     return booster.reset(), losses
+
+
+def exhausted(losses: list[float], patience: int, maximize: bool) -> bool:
+    """Whether the metric, by round, has not become better for ``patience`` rounds; never where that is 0."""
+    if not patience or not losses:
+        return False
+    best = max(losses) if maximize else min(losses)
+    return len(losses) - 1 - losses.index(best) >= patience
+
+
+def ran_on(booster: xgboost.Booster) -> str:
+    """The device a booster was trained on, by its own account."""
+    config = json.loads(booster.save_config())
+    return str(config["learner"]["generic_param"]["device"]).split(":")[0]

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
-from typing import Annotated, Any, NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from perennial import cli_incidents, terminal
-from perennial.errors import PerennialError, SpecError
+from perennial.errors import PerennialError
 
 app = typer.Typer(
     name="perennial",
@@ -28,6 +28,9 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.add_typer(cli_incidents.app)
+Library = Annotated[
+    str | None, typer.Option(help="Digest that this library must have (`perennial library`).")
+]
 Model = Annotated[str | None, typer.Option("--model", "-m", help="The model's name.")]
 
 
@@ -121,16 +124,21 @@ def run(
     result_file: Annotated[
         str | None, typer.Option(help="Where the result, or the error, is written too: a path or s3:// URI.")
     ] = None,
-    library: Annotated[
-        str | None, typer.Option(help="Digest that this library must have (`perennial library`).")
+    library: Library = None,
+    workers: Annotated[
+        int | None, typer.Option(help="Processes that fit the model together (train).")
+    ] = None,
+    meeting: Annotated[
+        str | None,
+        typer.Option(help="Where workers in other places find this one (train): a path or s3:// URI."),
     ] = None,
 ) -> None:
     """Run one step. Its result is the last line, as JSON."""
-    from perennial import results, steps
+    from perennial import called, results, steps
 
     with results.kept(result_file) as kept:
-        kept.require(library)
-        spec = _spec(model, spec_file)
+        results.require(library)
+        spec = called.model_of(model, spec_file)
         given = {
             "start": start,
             "end": end,
@@ -139,63 +147,27 @@ def run(
             "actor": actor,
             "to_version": to_version,
             "run_id": run_id,
+            "workers": workers,
+            "meeting": meeting,
             "force": force or None,
             "backfill": backfill or None,
         }
-        kept.result = steps.run(step, spec, **_arguments(step, spec, given))
+        kept.result = steps.run(step, spec, **called.arguments(step, spec, given))
     sys.stdout.flush()
     print(json.dumps(kept.result, default=str), flush=True)  # noqa: T201
 
 
-def _arguments(step: str, spec: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """What the step is called with; who decides is filled in."""
-    from perennial import steps
+@app.command()
+def work(
+    meeting: Annotated[str, typer.Option(help="Where the trainer says where it is: a path or s3:// URI.")],
+    rank: Annotated[int, typer.Option(help="Which of its workers this is, from 0.")],
+    library: Library = None,
+) -> None:
+    """Fit a model together with others, for a trainer that runs elsewhere; end when it has done."""
+    from perennial import results, workers
 
-    if step not in steps.STEPS:
-        steps.run(step, spec)
-    takes = steps.takes(step)
-    arguments = {name: value for name, value in given.items() if value is not None}
-    if "actor" in takes:
-        arguments.setdefault("actor", terminal.user())
-    if "backfill" in takes:
-        arguments.setdefault("backfill", False)
-    return arguments
-
-
-def _spec(model: str | None, spec_file: str | None) -> Any:
-    """The model to run: from its folder, or as it was handed over.
-
-    Raises:
-        SpecError: neither is given, or what is given cannot be used.
-    """
-    from pydantic import ValidationError
-
-    from perennial import catalog, files
-    from perennial.spec import ModelSpec
-
-    if spec_file is None:
-        if model is None:
-            raise SpecError("no model is named", "give --model NAME, or --spec-file FILE")
-        return catalog.load(model)
-    try:
-        text = sys.stdin.read() if spec_file == "-" else files.read_text(spec_file)
-        spec = ModelSpec.from_bundle(json.loads(text))
-    except OSError as error:
-        raise SpecError(f"{spec_file} cannot be read: {error.strerror}", "name the bundle's file") from None
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
-        raise SpecError(
-            f"{spec_file}: {where}: {first['msg']}", "make it with ModelSpec.bundle() of the same version"
-        ) from None
-    except (ValueError, KeyError, TypeError) as error:
-        raise SpecError(
-            f"{spec_file} is not a model's bundle: {type(error).__name__}: {error}",
-            "make it with ModelSpec.bundle()",
-        ) from None
-    if model not in (None, spec.name):
-        raise SpecError(f"{spec_file} holds model {spec.name}, --model says {model}", "leave one of them out")
-    return spec
+    results.require(library)
+    workers.serve(meeting, rank)
 
 
 @app.command()

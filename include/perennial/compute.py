@@ -88,6 +88,13 @@ class Profile(Strict):
         "4Gi", description="Disk for working files; the rest of the pod's disk is read-only."
     )
     gpu: Gpu | None = Field(None, description="GPUs; none when not given.")
+    workers: int = Field(
+        1,
+        ge=1,
+        le=64,
+        description="train: so many fit together, by XGBoost's Dask interface. Each is a pod of these resources, "
+        "with one GPU where gpu is given; one more without a GPU leads them. local: processes.",
+    )
 
     node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
     tolerations: list[dict[str, Any]] = Field(
@@ -134,6 +141,10 @@ class Profile(Strict):
             raise ValueError(f"cluster and region belong to kind eks; kind is {self.kind!r}")
         if self.kind == "local" and self.gpu:
             raise ValueError("gpu belongs to pods: on this machine training.device decides")
+        if self.workers > 1 and self.gpu and self.gpu.count > 1:
+            raise ValueError(
+                f"gpu.count is {self.gpu.count} with {self.workers} workers: each uses one GPU; have more workers"
+            )
         ladder = [self.memory, *self.more_memory]
         sizes = [to_bytes(q) for q in ladder]
         if sizes[0] < 256 * 2**20:
@@ -158,6 +169,10 @@ class Profile(Strict):
         if image == Profile.model_fields["image"].default:
             image = os.environ.get("PERENNIAL_TRAINER_IMAGE", "").strip() or image
         return image.replace("{version}", __version__)
+
+    def crew(self, step: str) -> int:
+        """How many processes do a step's work: several for training alone."""
+        return self.workers if step == "train" else 1
 
     def memories(self) -> list[str]:
         """Memory limits in the order that they are tried."""

@@ -1,8 +1,4 @@
-"""The rows a model is trained on, encoded once into a file on disk and read from there in batches.
-
-Rows are read a few partitions at a time, joined with their labels and sorted by key, so that neither memory nor the
-result depends on how the lake happens to have laid them out.
-"""
+"""The rows a model is trained on, encoded once into a file on disk and read from there in batches."""
 
 from __future__ import annotations
 
@@ -11,10 +7,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake
+from perennial import boost
 from perennial.encode import Encoding, categories
 from perennial.errors import DataError
 from perennial.features import BATCH, Features
+from perennial.labelled import Lists, Windows, classes_of, in_order, labelled, targets
+from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -22,193 +20,56 @@ if TYPE_CHECKING:
     import pyarrow as pa
     import xgboost
 
-GROUP_ROWS = 400_000
+#: Bytes that in-memory training was seen to need for each cell (row by column); above half of the step's memory the
+#: binned matrix stays on disk.
+BYTES_A_CELL = 6
 
 
-@dataclass(frozen=True)
-class Windows:
-    """Partition dates of a training run: to ``fit``, to stop and search by (``valid``), to judge on (``holdout``)."""
+class Encoder:
+    """Turns labelled tables, one after another, into matrices.
 
-    fit: tuple[str, ...]
-    valid: tuple[str, ...]
-    holdout: tuple[str, ...]
-
-
-def windows(
-    spec: ModelSpec, as_of: str, available: list[str], *, kind: str = "sliding", since: str = ""
-) -> Windows:
-    """Split the partitions whose labels are known by ``as_of``: later ones judge, earlier ones train.
-
-    Args:
-        kind: ``sliding`` (the latest ``training.window_days``), ``expanding`` (all), or ``since_change``.
-        since: the date on which the world is known to have changed. A third of the dates from then on judge, as many as
-            ``training.holdout_days`` at most: on older ones the model of the old world would win.
-
-    Raises:
-        DataError: too few partitions.
+    Attributes:
+        known: categories of each categorical column, in order of appearance: provisional codes, since what the tables
+            to come hold is not known yet.
+        lists: numbers the lists of a ranking task.
     """
-    last = files.shift(as_of, -spec.label.arrives_after_days)
-    days = [d for d in available if d <= last]
-    fresh = [d for d in days if since and d >= since]
-    holdout_from = files.shift(last, 1 - spec.training.holdout_days)
-    if fresh:
-        holdout_from = max(holdout_from, fresh[-max(1, len(fresh) // 3)])
-    holdout = [d for d in days if d >= holdout_from]
-    before = [d for d in days if d < holdout_from]
-    if kind == "since_change":
-        before = [d for d in before if d >= since]
-    elif kind == "sliding" and spec.training.window_days:
-        before = [d for d in before if d >= files.shift(holdout_from, -spec.training.window_days)]
-    cut = max(1, min(7, len(before) // 5)) if len(before) > 1 else 0
-    if not holdout or not cut:
-        raise DataError(
-            f"{len(days)} labelled partitions up to {last}: {len(before)} to train on and {len(holdout)} "
-            "to judge on are too few",
-            "backfill earlier partitions (the data DAG, start and end), or lower training.holdout_days",
-            model=spec.name,
-            partition=as_of,
-        )
-    return Windows(tuple(before[:-cut]), tuple(before[-cut:]), tuple(holdout))
+
+    def __init__(self, spec: ModelSpec, features: Features, classes: tuple[str, ...]) -> None:
+        self.known: dict[str, list[str]] = {c: [] for c in features.categorical}
+        self.lists = Lists(spec)
+        self._spec, self._features, self._classes = spec, features, classes
+
+    def encode(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+        """Features (float32, shape (rows, columns)), labels and, where the task has lists, their numbers."""
+        found = self._features.apply(table)
+        for name, listed in self.known.items():
+            seen = set(listed)
+            listed += [c for c in categories(found.column(name)) if c not in seen]
+        matrix = Encoding(tuple(self._features.columns), self.known).matrix(found)
+        group = self.lists.number(table) if self._spec.group else None
+        return matrix, targets(self._spec, table.column("__label"), self._classes), group
 
 
-def choices(spec: ModelSpec, as_of: str, available: list[str], since: str) -> dict[str, Windows]:
-    """The splits that a training chooses among, by the name of their window; all judge on the same partitions.
-
-    Raises:
-        DataError: too few partitions.
-    """
-    found: dict[str, Windows] = {}
-    for kind in spec.retraining.windows:
-        if kind == "since_change" and not since:
-            continue
-        try:
-            split = windows(spec, as_of, available, kind=kind, since=since)
-        except DataError:
-            if kind != "since_change":  # which may well be too young
-                raise
-        else:
-            if split not in found.values():
-                found[kind] = split
-    return found or {"sliding": windows(spec, as_of, available, since=since)}
-
-
-def labelled(
-    spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
-) -> Iterator[pa.Table]:
-    """Published rows that have a label, with a column ``__label``, by date and key, in tables of a bounded size.
-
-    Args:
-        days: dates in order, with no other labelled date between the first and the last.
-    """
-    uri = lake.table("published", spec.name)
-    con = lake.connect(memory_share=0.3)
-    own = spec.label.source is None
-    for start, end in _groups(uri, days, version):
-        if not lake.relation(con, "r", uri, version, start, end):
-            continue
-        if own:
-            text = f"SELECT *, {lake.name(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
-        else:
-            if not lake.relation(con, "l", lake.table("labels", spec.name), labels_version, start, end):
-                continue
-            on = " AND ".join(
-                f"r.{lake.name(k)} = l.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION)
-            )
-            text = f"SELECT r.*, l.label AS __label FROM r JOIN l ON {on} WHERE l.label IS NOT NULL"
-        order = ", ".join(
-            lake.name(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
-        )
-        import pyarrow as pa
-
-        for batch in con.sql(f"{text} ORDER BY {order}").to_arrow_reader(BATCH):
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch])
-
-
-def _groups(uri: str, days: tuple[str, ...], version: int | None) -> Iterator[tuple[str, str]]:
-    """Runs of partitions that hold about `GROUP_ROWS` rows together, as first and last date."""
-    table = lake.open_table(uri, version)
-    if table is None or not days:
-        return
-    rows: dict[str, int] = {}
-    actions = table.get_add_actions(flatten=True)
-    for day, count in zip(
-        actions[f"partition.{lake.PARTITION}"].to_pylist(), actions["num_records"].to_pylist(), strict=True
-    ):
-        rows[day] = rows.get(day, 0) + int(count or 0)
-    start, size = days[0], 0
-    for i, day in enumerate(days):
-        size += rows.get(day, 0)
-        if i + 1 == len(days) or size + rows.get(days[i + 1], 0) > GROUP_ROWS:
-            yield start, day
-            size = 0
-            start = days[i + 1] if i + 1 < len(days) else ""
-
-
-def targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
-    """Labels as float32, shape (rows,): 0 or 1, class index, value, or grade.
-
-    Raises:
-        DataError: a label that the task has no use for.
-    """
+def ranks(
+    columns: tuple[str, ...], known: dict[str, list[str]], order: dict[str, list[str]]
+) -> dict[int, np.ndarray]:
+    """The final code of each provisional one, by the column's place: its category's rank in ``order``; NaN is last."""
     import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
-    if spec.task == "multiclass":
-        index = pc.index_in(labels.cast(pa.string()), value_set=pa.array(classes, pa.string()))
-        return np.asarray(index.cast(pa.float32()).to_numpy(zero_copy_only=False))
-    try:
-        y = np.asarray(
-            labels.cast(pa.float64() if not pa.types.is_boolean(labels.type) else pa.int8()).to_numpy()
-        )
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"label.expression gives {labels.type}, not a number", "mend label.expression", model=spec.name
-        ) from error
-    y = y.astype(np.float32)
-    if not np.isfinite(y).all():
-        raise DataError(
-            "a label is NaN or infinite", "have label.expression give null for it", model=spec.name
-        )
-    if spec.task == "binary" and not np.isin(y, (0, 1)).all():
-        raise DataError(
-            f"a binary label is {y[~np.isin(y, (0, 1))][0]:g}",
-            "have label.expression give a condition",
-            model=spec.name,
-        )
-    if spec.task == "ranking" and ((y < 0) | (y > 31) | (y != np.floor(y))).any():
-        raise DataError(
-            "a grade is not a whole number from 0 to 31", "mend label.expression", model=spec.name
-        )
-    return y
+    found = {}
+    for j, name in enumerate(columns):
+        if name in order:
+            rank = {c: r for r, c in enumerate(order[name])}
+            found[j] = np.array([rank[c] for c in known[name]] + [np.nan], dtype=np.float32)
+    return found
 
 
-class Lists:
-    """Numbers the lists of a ranking task in tables that come one after another.
+def recode(matrix: np.ndarray, lookup: dict[int, np.ndarray]) -> None:
+    """Replace provisional category codes by those of `ranks`, in place."""
+    import numpy as np
 
-    A list is one value of the group column on one date; its rows are adjacent, and it may go on in the next table.
-    """
-
-    def __init__(self, spec: ModelSpec) -> None:
-        self._columns = (lake.PARTITION, spec.group or "")
-        self._last: tuple[Any, ...] | None = None
-        self._count = 0
-
-    def number(self, table: pa.Table) -> np.ndarray:
-        """The number of the list of each row, shape (rows,), rising."""
-        import numpy as np
-
-        fresh = np.zeros(table.num_rows, dtype=bool)
-        for name in self._columns:
-            encoded = table.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
-            codes = encoded.indices.to_numpy(zero_copy_only=False)
-            fresh[1:] |= codes[1:] != codes[:-1]
-        fresh[0] = tuple(table.column(c)[0].as_py() for c in self._columns) != self._last
-        numbers = self._count + np.cumsum(fresh)
-        self._count = int(numbers[-1])
-        self._last = tuple(table.column(c)[-1].as_py() for c in self._columns)
-        return numbers
+    for j, found in lookup.items():
+        matrix[:, j] = found[np.nan_to_num(matrix[:, j], nan=len(found) - 1).astype(np.int64)]
 
 
 @dataclass
@@ -242,8 +103,7 @@ class Spool:
                 self.path, np.float32, (last - first) * self.columns, offset=first * self.columns * 4
             )
             matrix = matrix.reshape(-1, self.columns)
-            for j, ranks in self.lookup.items():
-                matrix[:, j] = ranks[np.nan_to_num(matrix[:, j], nan=len(ranks) - 1).astype(np.int64)]
+            recode(matrix, self.lookup)
             yield matrix, slice(first, last)
 
 
@@ -261,6 +121,36 @@ class Dataset:
     classes: tuple[str, ...]
     y: np.ndarray
     group: np.ndarray | None
+
+    boost, ran_on = staticmethod(boost.boost), staticmethod(boost.ran_on)
+
+    @property
+    def rows(self) -> int:
+        """Rows in all, those for early stopping included."""
+        return self.spool.rows
+
+    def fits(self) -> bool:
+        """Whether the binned matrix fits into half of the step's memory."""
+        return self.rows * self.spool.columns * BYTES_A_CELL <= settings().memory_mb * 2**20 // 2
+
+    def ask(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """What ``function`` gives wherever these rows are boosted: here."""
+        return [function(*args)]
+
+    def head(self, count: int) -> np.ndarray:
+        """The first encoded rows, at most ``count``."""
+        return next(self.spool.batches(0, min(count, self.rows)))[0]
+
+    def sample(self, most: int) -> tuple[np.ndarray, np.ndarray]:
+        """Every so-manieth row and its label, so that there are about ``most``."""
+        import numpy as np
+
+        step = max(1, self.rows // most)
+        picked = [
+            (m[(-rows.start) % step :: step], self.y[rows][(-rows.start) % step :: step])
+            for m, rows in self.spool.batches(0, self.rows)
+        ]
+        return np.concatenate([p[0] for p in picked]), np.concatenate([p[1] for p in picked])
 
     def dmatrix(
         self,
@@ -322,52 +212,43 @@ def build(
     """
     import numpy as np
 
-    classes = _classes(spec, split, version, labels_version) if spec.task == "multiclass" else ()
-    known: dict[str, list[str]] = {c: [] for c in features.categorical}
+    days = split.fit + split.valid
+    classes = in_order(spec, classes_of(spec, days, version, labels_version))
+    encoder = Encoder(spec, features, classes)
     spool = Spool(folder / "rows.f32", len(features.columns))
-    fit, lists = 0, Lists(spec)
+    fit = 0
     for part, days in (("fit", split.fit), ("valid", split.valid)):
         for i, table in enumerate(labelled(spec, days, version, labels_version)):
             if part == "fit" and i == 0:
                 features.check_rowwise(table.slice(0, 2000))
-            found = features.apply(table)
-            for name, listed in known.items():
-                seen = set(listed)
-                listed += [c for c in categories(found.column(name)) if c not in seen]
-            matrix = Encoding(tuple(features.columns), known).matrix(found)
-            group = lists.number(table) if spec.group else None
-            spool.append(matrix, targets(spec, table.column("__label"), classes), group)
+            spool.append(*encoder.encode(table))
         if part == "fit":
             fit = spool.rows
-    if not fit or fit == spool.rows:
-        raise DataError(
-            f"{spool.rows} labelled rows from {split.fit[0]} to {split.valid[-1]}: nothing to train on",
-            "check that labels arrive and that their keys are those of the rows",
-            model=spec.name,
-        )
-    y = np.concatenate(spool.y)
-    if spec.task in ("binary", "multiclass") and len(np.unique(y[:fit])) < 2:
-        raise DataError(
-            f"all {fit} training rows have the same label", "check label.expression", model=spec.name
-        )
-    order = {name: sorted(categories) for name, categories in known.items()}
-    for j, name in enumerate(features.columns):
-        if name in order:
-            rank = {c: r for r, c in enumerate(order[name])}
-            spool.lookup[j] = np.array([rank[c] for c in known[name]] + [np.nan], dtype=np.float32)
-    encoding = Encoding(tuple(features.columns), order, spec.features.unseen)
+    y = np.concatenate(spool.y) if spool.rows else np.zeros(0, np.float32)
+    require(spec, split, fit, spool.rows, set(np.unique(y[:fit]).tolist()))
+    order = {name: sorted(categories) for name, categories in encoder.known.items()}
+    columns = tuple(features.columns)
+    spool.lookup = ranks(columns, encoder.known, order)
+    encoding = Encoding(columns, order, spec.features.unseen)
     return Dataset(spool, fit, encoding, classes, y, np.concatenate(spool.groups) if spool.groups else None)
 
 
-def _classes(
-    spec: ModelSpec, split: Windows, version: int | None, labels_version: int | None
-) -> tuple[str, ...]:
-    import pyarrow as pa
-    import pyarrow.compute as pc
+def require(spec: ModelSpec, split: Windows, fit: int, rows: int, labels: set[float]) -> None:
+    """Stop where there is nothing to learn.
 
-    found: set[str] = set()
-    for table in labelled(spec, split.fit + split.valid, version, labels_version):
-        found |= set(pc.unique(table.column("__label").cast(pa.string())).to_pylist())
-    if len(found) > 1000:
-        raise DataError(f"the label has {len(found)} classes", "at most 1,000 are supported", model=spec.name)
-    return tuple(sorted(found))
+    Args:
+        fit: rows that are fitted on, of ``rows`` in all. labels: values, or a few of them, of the rows fitted on.
+
+    Raises:
+        DataError: no labelled rows, or one class only.
+    """
+    if not fit or fit == rows:
+        raise DataError(
+            f"{rows} labelled rows from {split.fit[0]} to {split.valid[-1]}: nothing to train on",
+            "check that labels arrive and that their keys are those of the rows",
+            model=spec.name,
+        )
+    if spec.task in ("binary", "multiclass") and len(labels) < 2:
+        raise DataError(
+            f"all {fit} training rows have the same label", "check label.expression", model=spec.name
+        )

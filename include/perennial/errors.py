@@ -61,3 +61,11 @@ class BusyError(PerennialError):
 
 class StorageError(PerennialError):
     """The lake or the landing area cannot be read or written: disk full, no permission, no connection."""
+
+
+class Interrupted(PerennialError):
+    """Something outside took away what the step ran on, such as one of its workers. Trying again goes on from there."""
+
+
+class Absent(PerennialError):
+    """A step's workers, or a worker's trainer, did not come. Why is known where they were started."""

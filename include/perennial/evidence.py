@@ -123,7 +123,7 @@ def gather(
     import numpy as np
     import pyarrow as pa
 
-    from perennial.dataset import Lists, targets
+    from perennial.labelled import Lists, targets
 
     dates = tuple(files.dates(start, end)) if start <= end else ()
     table = _sample(spec, start, end, labels_until, version, labels_version, served_by) if dates else None

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perennial import gpu
-from perennial.boost import Checkpoint, Trial, boost
-from perennial.dataset import Dataset
+from perennial.boost import Checkpoint, Trial, ran_on
 from perennial.errors import PerennialError
 from perennial.evaluate import EVAL_METRICS
 from perennial.settings import settings
@@ -20,9 +18,9 @@ if TYPE_CHECKING:
     import numpy as np
     import xgboost
 
-#: Bytes that in-memory training was seen to need for each cell (row by column); above half of the step's memory the
-#: binned matrix stays on disk.
-BYTES_A_CELL = 6
+    from perennial.dataset import Dataset
+    from perennial.shares import Shares
+
 BASELINE_ROWS = 20_000
 
 
@@ -32,7 +30,7 @@ class Fitted:
 
     Attributes:
         resumed: rounds that an interrupted training had done before.
-        gpu: what the GPU did meanwhile (`gpu.Watch.report`); None where there is none.
+        gpu: what the GPU did meanwhile (`gpu.summary`); None where there is none.
     """
 
     booster: xgboost.Booster
@@ -71,10 +69,14 @@ def device(asked: str) -> str:
     return found
 
 
-def ran_on(booster: xgboost.Booster) -> str:
-    """The device a booster was trained on, by its own account."""
-    config = json.loads(booster.save_config())
-    return str(config["learner"]["generic_param"]["device"]).split(":")[0]
+def _device(data: Dataset | Shares, asked: str) -> str:
+    found = sorted(set(data.ask(device, asked)))
+    if len(found) > 1:
+        raise PerennialError(
+            f"some workers have a GPU and some have none ({', '.join(found)})",
+            "give all of them one in the compute profile, or set training.device to cpu",
+        )
+    return str(found[0])
 
 
 def parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
@@ -99,7 +101,7 @@ def _typed(params: dict[str, float]) -> dict[str, float]:
 
 def fit(
     spec: ModelSpec,
-    data: Dataset,
+    data: Dataset | Shares,
     *,
     on_trial: Callable[[Trial], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
@@ -113,34 +115,41 @@ def fit(
     Raises:
         PerennialError: cuda was asked for and there is none.
     """
-    where = device(spec.training.device)
+    where = _device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
     base = parameters(spec, where, len(data.classes))
     how: dict[str, Any] = {
         "max_bin": int(base.get("max_bin", 256)),
         "threads": settings().threads,
-        "external": data.spool.rows * data.spool.columns * BYTES_A_CELL > settings().memory_mb * 2**20 // 2,
+        "external": not data.fits(),
     }
-    with gpu.Watch(wanted=where == "cuda") as watch:
+    with gpu.watched(data.ask, where == "cuda") as reports:
         trials = _trials(spec, data, base, how, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _typed(best.params)
-        booster, _ = boost(
-            "the last fit", params, data.dmatrix(0, data.spool.rows, **how), best.rounds, checkpoint
+        booster, _ = data.boost(
+            "the last fit", params, data.dmatrix(0, data.rows, **how), best.rounds, checkpoint
         )
-    ran = ran_on(booster)
+    ran = data.ran_on(booster)
     if ran != where:
         raise PerennialError(
             f"training began on {where} and ended on {ran}", "check the GPU; then train again"
         )
     return Fitted(
-        booster, ran, params, best.rounds, bool(how["external"]), trials, checkpoint.resumed, watch.report()
+        booster,
+        ran,
+        params,
+        best.rounds,
+        bool(how["external"]),
+        trials,
+        checkpoint.resumed,
+        gpu.summary(reports),
     )
 
 
 def _trials(
     spec: ModelSpec,
-    data: Dataset,
+    data: Dataset | Shares,
     base: dict[str, Any],
     how: dict[str, Any],
     on_trial: Callable[[Trial], None],
@@ -148,7 +157,7 @@ def _trials(
 ) -> list[Trial]:
     """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
     train = data.dmatrix(0, data.fit, **how)
-    valid = data.dmatrix(data.fit, data.spool.rows, ref=train, **how)
+    valid = data.dmatrix(data.fit, data.rows, ref=train, **how)
     trials: list[Trial] = []
     ranking = spec.task == "ranking"
 
@@ -160,7 +169,7 @@ def _trials(
 
     def fresh(number: int, chosen: dict[str, float]) -> Trial:
         started = time.monotonic()
-        _, losses = boost(
+        _, losses = data.boost(
             f"trial {number}", base | _typed(chosen), train, spec.training.rounds, checkpoint,
             valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
         )  # fmt: skip
@@ -202,7 +211,7 @@ def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial], spen
     study.optimize(objective, n_trials=search.trials, timeout=max(1.0, search.minutes * 60 - spent))
 
 
-def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def baselines(spec: ModelSpec, data: Dataset | Shares) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Simple models fitted on an even sample of the same rows, by name.
 
     ``constant`` says the same of every row (class shares, or the mean); ``linear`` is a logistic or ridge regression on
@@ -219,12 +228,7 @@ def baselines(spec: ModelSpec, data: Dataset) -> dict[str, Callable[[np.ndarray]
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import OneHotEncoder, StandardScaler
 
-    step = max(1, data.spool.rows // BASELINE_ROWS)
-    picked = [
-        (m[(-rows.start) % step :: step], data.y[rows][(-rows.start) % step :: step])
-        for m, rows in data.spool.batches(0, data.spool.rows)
-    ]
-    x, y = np.concatenate([p[0] for p in picked]), np.concatenate([p[1] for p in picked])
+    x, y = data.sample(BASELINE_ROWS)
     names = data.encoding.columns
     codes = [j for j, n in enumerate(names) if n in data.encoding.categories]
     numbers = [

@@ -7,6 +7,8 @@ import shutil
 import subprocess
 import threading
 import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import Any, Self
 
@@ -78,3 +80,41 @@ class Watch:
         total, memory, used = (sum(float(row[i]) for row in rows) for i in (1, 2, 3))
         self._names, self._total, self._peak = [row[0] for row in rows], total, max(self._peak, memory)
         self._used.append(used / max(1, len(rows)))
+
+
+_here: Watch | None = None
+
+
+@contextmanager
+def watched(ask: Callable[..., list[Any]], wanted: bool) -> Iterator[list[dict[str, Any]]]:
+    """Watch while the block runs wherever ``ask`` asks; what each place reports is in the list when it ends."""
+    reports: list[dict[str, Any]] = []
+    ask(_begin, wanted)
+    try:
+        yield reports
+    finally:
+        reports += [found for found in ask(_end) if found]
+
+
+def _begin(wanted: bool) -> None:
+    global _here
+    _here = Watch(wanted).__enter__()
+
+
+def _end() -> dict[str, Any] | None:
+    assert _here
+    _here.__exit__()
+    return _here.report()
+
+
+def summary(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+    """Reports of several places as one: all names, memory and its peaks in sum, mean utilization; None without any."""
+    if not reports:
+        return None
+    return {
+        "names": [name for r in reports for name in r["names"]],
+        "memory_mb": sum(r["memory_mb"] for r in reports),
+        "peak_memory_mb": sum(r["peak_memory_mb"] for r in reports),
+        "utilization": round(sum(r["utilization"] for r in reports) / len(reports), 1),
+        "seconds": max(r["seconds"] for r in reports),
+    }

@@ -78,6 +78,35 @@ names, and come before these. Light tasks (promote, decide, ask) always run in t
 - **A killed Airflow task** finds its pod again. A pod whose task is gone is deleted by the DAG `perennial.maintenance`.
 - **The result** comes through the lake. A pod that is green but left no result, or no manifest, is a failure.
 - **The image** must hold the library that the DAGs have: another digest is refused before any work.
+
+## Training on more than one machine
+
+`workers: 4` has four workers fit a model together by XGBoost's Dask interface, for rows that one machine cannot hold or
+that take it too long. It changes where a model is fitted, and nothing that a model says:
+
+```yaml
+name: gpus
+kind: kubernetes
+workers: 4
+gpu: {count: 1}   # one each
+memory: 64Gi      # each: a share of the rows lies in memory, at 10 bytes a cell
+```
+
+- **Pods**: a trainer, which leads (scheduler, search, judging; no GPU), and its workers, named after it (labels
+  `perennial/role` and `perennial/trainer`). Kubernetes deletes workers with their trainer; they end when the model is
+  fitted, so that no GPU waits for the judging. With `kind: local`, or `perennial run train --workers 2`, they are
+  processes of this machine (which cannot share its GPU: training on cuda is refused).
+- **Meeting**: the trainer writes its address to the lake and workers look for it there; both wait as long as
+  `wait_minutes` and `start_minutes` together. Who did not come, and why, is in the failure.
+- **Rows**: each worker reads its dates of the pinned version from the lake itself. Categories and classes are gathered
+  once and handed to all. Early stopping, the search and checkpoints work as in one process.
+- **Equal, but not byte for byte**: the bins of several shares differ in the last digits from those of one. The same
+  number of workers on the same rows gives the same model again; another number begins without the checkpoint.
+- **A lost worker** ends the attempt: XGBoost cannot go on without it. That is an interruption like any other; the next
+  attempt has new pods and goes on from the checkpoint. Where a worker was killed for memory, it has the next of
+  `more_memory`.
+- **Not encrypted**: trainer and workers talk to each other in the clear and trust whoever reaches them (Dask's TLS is
+  not set up). The network policy `workers` lets only pods of those roles reach them; do not run without one.
 """
 
 

@@ -19,19 +19,20 @@ class Kept:
 
     result: dict[str, Any] = field(default_factory=dict)
 
-    def require(self, digest: str | None) -> None:
-        """Stop before any work where this library is not the one that the caller has.
 
-        Raises:
-            PerennialError: the digests differ.
-        """
-        mine = manifest.library_digest()
-        if digest is not None and digest != mine:
-            raise PerennialError(
-                f"the library here has digest {mine[:12]}…, its caller's is {digest[:12]}…: "
-                "the trainer image and Airflow are of different versions",
-                "build and roll out both images from one commit, or name the matching image in the compute profile",
-            )
+def require(digest: str | None) -> None:
+    """Stop before any work where this library is not the one that the caller has.
+
+    Raises:
+        PerennialError: the digests differ.
+    """
+    mine = manifest.library_digest()
+    if digest is not None and digest != mine:
+        raise PerennialError(
+            f"the library here has digest {mine[:12]}…, its caller's is {digest[:12]}…: "
+            "the trainer image and Airflow are of different versions",
+            "build and roll out both images from one commit, or name the matching image in the compute profile",
+        )
 
 
 @contextmanager

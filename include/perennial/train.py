@@ -5,15 +5,14 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import lake, ledger, manifest, references, registry
 from perennial.boost import Checkpoint
-from perennial.dataset import Dataset, Lists, Windows, build, choices, labelled, targets
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
+from perennial.labelled import Windows, choices, labelled
 from perennial.manifest import Manifest
 from perennial.model import Model
 from perennial.settings import settings
@@ -23,19 +22,30 @@ if TYPE_CHECKING:
     import numpy as np
 
     from perennial.fit import Fitted
-    from perennial.register import Recorder
 
 
 def train(
-    spec: ModelSpec, *, as_of: str, reason: str = "", force: bool = False, run_id: str = ""
+    spec: ModelSpec,
+    *,
+    as_of: str,
+    reason: str = "",
+    force: bool = False,
+    run_id: str = "",
+    workers: int = 1,
+    meeting: str | None = None,
 ) -> dict[str, Any]:
     """Train a challenger on what is known by the partition date ``as_of`` and judge it. Nothing is promoted here.
 
+    Args:
+        workers: processes that fit it together. meeting: where those in other places find this one
+            (`perennial.workers`); processes of this machine when not given.
+
     Returns:
-        run_id, version, dataset versions, device, metrics, gate (passed, reasons, comparisons) and status.
+        run_id, version, dataset versions, device, workers, metrics, gate (passed, reasons, comparisons) and status.
 
     Raises:
         DataError: too little labelled data. PerennialError: cuda was asked for and there is none.
+        Absent: a worker did not come. Interrupted: one was lost.
     """
     started = time.monotonic()
     published, labels = lake.table("published", spec.name), lake.table("labels", spec.name)
@@ -66,32 +76,30 @@ def train(
     if done and _stands(spec, done, champion):
         return done.result | {"status": "unchanged"}
 
+    from perennial import candidates
     from perennial.register import Recorder
 
     features = Features(spec, inputs["references"])
+    # Other workers have other shares, and bin them otherwise: what so many began only so many go on with.
+    begun = inputs | ({"workers": workers} if workers > 1 else {})
+    checkpoints = {kind: Checkpoint.of(spec.name, as_of, begun | {"window": kind}) for kind in splits}
     recorder = Recorder(spec, as_of, reason)
-    checkpoints = {kind: Checkpoint.of(spec.name, as_of, inputs | {"window": kind}) for kind in splits}
     try:
         with _workspace() as name:
             folder = Path(name)
-            best: Candidate | None = None
-            for kind, split in splits.items():
-                made = _candidate(
-                    spec, kind, split, features, folder, champion, (version, labels_version), recorder,
-                    checkpoints[kind],
-                )  # fmt: skip
-                best = made if best is None or made.loss < best.loss else best
-            assert best is not None
-            split, data, fitted, model, judged = best.split, best.data, best.fitted, best.model, best.judged
-            example = next(data.spool.batches(0, min(5, data.spool.rows)))[0]
+            best = candidates.best(
+                candidates.Source(spec, features, version, labels_version), splits, champion, folder,
+                checkpoints, recorder.trial, workers, meeting,
+            )  # fmt: skip
+            split, fitted, model, judged = best.split, best.fitted, best.model, best.judged
             texts, files = _companions(
-                spec, data, model, features, split, folder, version, labels_version, champion
+                spec, model, features, split, folder, version, labels_version, champion
             )
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
             registered = recorder.register(
                 model,
                 fitted,
-                example,
+                best.example,
                 judged["metrics"],
                 tags,
                 texts | {"evaluation.json": judged | {"champion": champion.version if champion else None}},
@@ -129,6 +137,7 @@ def train(
         "dataset_version": {"published": version, "labels": labels_version, "references": features.versions},
         "device": fitted.device,
         "gpu": fitted.gpu,
+        "workers": workers,
         "rounds": fitted.rounds,
         "external_memory": fitted.external,
         "trials": len(fitted.trials),
@@ -140,7 +149,7 @@ def train(
         "status": "trained",
         "gate": {k: judged[k] for k in ("passed", "reasons", "against_champion", "against_baselines")}
         | {"champion": champion.version if champion else None},
-        "rows": {"fit": data.fit, "valid": data.spool.rows - data.fit, "holdout": judged["rows"]},
+        "rows": {"fit": best.fit, "valid": best.rows - best.fit, "holdout": judged["rows"]},
     }
     passed = judged["passed"]
     ledger.append(
@@ -168,8 +177,8 @@ def train(
             inputs,
             result,
             outputs={"digest": registered.digest},
-            rows_in=data.spool.rows,
-            rows_out=data.spool.rows,
+            rows_in=best.rows,
+            rows_out=best.rows,
             device=fitted.device,
             model_version=registered.version,
             run_id=run_id,
@@ -177,45 +186,6 @@ def train(
         started,
     )
     return result
-
-
-@dataclass(frozen=True)
-class Candidate:
-    """A model made of one window, and how it was judged."""
-
-    kind: str
-    split: Windows
-    data: Dataset
-    fitted: Fitted
-    model: Model
-    judged: dict[str, Any]
-    loss: float
-
-
-def _candidate(
-    spec: ModelSpec,
-    kind: str,
-    split: Windows,
-    features: Features,
-    folder: Path,
-    champion: registry.Version | None,
-    versions: tuple[int | None, int | None],
-    recorder: Recorder,
-    checkpoint: Checkpoint,
-) -> Candidate:
-    """Fit on one window and judge on the rows held out."""
-    from perennial import fit as fitting
-
-    place = folder / kind
-    place.mkdir()
-    data = build(spec, features, split, place, *versions)
-    fitted = fitting.fit(spec, data, on_trial=recorder.trial, checkpoint=checkpoint)
-    model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-    judged = _judge(spec, split, model, features, fitting.baselines(spec, data), champion, *versions)
-    judged["window"] = kind
-    return Candidate(
-        kind, split, data, fitted, model, judged, judged["metrics"].get(spec.metric, float("inf"))
-    )
 
 
 def _since(spec: ModelSpec, as_of: str) -> str:
@@ -258,92 +228,8 @@ def _tags(
     }
 
 
-def _judge(
-    spec: ModelSpec,
-    split: Windows,
-    challenger: Model,
-    features: Features,
-    baselines: dict[str, Any],
-    champion: registry.Version | None,
-    version: int | None,
-    labels_version: int | None,
-) -> dict[str, Any]:
-    """Champion, challenger and baseline on the held-out rows, each with its own features and encoding."""
-    import numpy as np
-
-    from perennial import evaluate
-
-    old = registry.load(champion) if champion else None
-    old_spec = registry.spec(champion) if champion else spec
-    old_features = features if old_spec.digest == spec.digest else Features(old_spec)
-    y: list[np.ndarray] = []
-    mine: list[np.ndarray] = []
-    theirs: list[np.ndarray] = []
-    group: list[np.ndarray] = []
-    simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
-    numbering = Lists(spec)
-    for table in labelled(spec, split.holdout, version, labels_version):
-        rows = features.apply(table)
-        target = targets(spec, table.column("__label"), challenger.classes)
-        known = np.isfinite(target)  # a class that training never saw cannot be judged
-        matrix = challenger.encoding.matrix(rows)
-        y.append(target[known])
-        mine.append(challenger.predict_matrix(matrix)[known])
-        for name, predict in baselines.items():
-            simple[name].append(predict(matrix)[known])
-        if spec.group:
-            group.append(numbering.number(table)[known])
-        if old:
-            found = old.predict(rows if old_features is features else old_features.apply(table))
-            theirs.append(_same_classes(found, old, challenger)[known])
-    if not sum(map(len, y)):
-        raise DataError(
-            f"no labelled row between {split.holdout[0]} and {split.holdout[-1]}",
-            "wait for labels",
-            model=spec.name,
-        )
-    truth = np.concatenate(y)
-    lists = np.concatenate(group) if group else None
-
-    def loss(parts: list[np.ndarray]) -> np.ndarray:
-        return evaluate.losses(spec.task, spec.metric, truth, np.concatenate(parts), lists)
-
-    how: dict[str, Any] = {
-        "confidence": spec.gate.confidence,
-        "resamples": spec.gate.resamples,
-        "seed": spec.training.seed,
-    }
-    own = loss(mine)
-    to_baselines = {name: evaluate.compare(own, loss(parts), **how) for name, parts in simple.items()}
-    to_champion = evaluate.compare(own, loss(theirs), **how) if theirs else None
-    values = evaluate.metrics(spec.task, truth, np.concatenate(mine), lists)
-    passed, reasons = evaluate.gate(spec, values, to_baselines, to_champion)
-    return {
-        "passed": passed,
-        "reasons": reasons,
-        "metrics": values,
-        "rows": len(truth),
-        "against_baselines": {name: found.as_dict() for name, found in to_baselines.items()},
-        "against_champion": to_champion.as_dict() if to_champion else None,
-    }
-
-
-def _same_classes(found: np.ndarray, old: Model, new: Model) -> np.ndarray:
-    """The champion's probabilities in the challenger's order of classes; zero for one it does not know."""
-    if old.classes == new.classes:
-        return found
-    import numpy as np
-
-    out = np.zeros((len(found), len(new.classes)), found.dtype)
-    for j, name in enumerate(new.classes):
-        if name in old.classes:
-            out[:, j] = found[:, old.classes.index(name)]
-    return out
-
-
 def _companions(
     spec: ModelSpec,
-    data: Dataset,
     model: Model,
     features: Features,
     split: Windows,
@@ -361,7 +247,7 @@ def _companions(
 
     gains = model.booster.get_score(importance_type="total_gain")
     whole = sum(gains.values()) or 1.0
-    importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in data.encoding.columns}
+    importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in model.encoding.columns}
     path = folder / "reference_rows.parquet"
     writer = None
     for table in labelled(spec, split.fit + split.valid, version, labels_version):

@@ -1,6 +1,7 @@
 """Waits for a night's partition to land, without holding a worker: ``data.arrival: wait``.
 
-One way for folders and for S3, with the credentials and the patience that the step itself reads with.
+On S3 by the trigger of Amazon's own sensor, in a folder by one of ours; with the credentials of the environment, which
+the step itself reads with.
 """
 
 from __future__ import annotations
@@ -28,10 +29,10 @@ PAUSE = 60.0
 
 
 class LandedTrigger(BaseTrigger):
-    """Fires once when a file is there. A place that cannot be asked is asked again at the next look.
+    """Fires once when a file is there. A disk that cannot be asked is asked again at the next look.
 
     Args:
-        uri: the file, in a folder or on S3. pause: seconds between two looks.
+        uri: the file, in a folder. pause: seconds between two looks.
     """
 
     def __init__(self, uri: str, pause: float) -> None:
@@ -51,7 +52,16 @@ class LandedTrigger(BaseTrigger):
             except StorageError as error:
                 self.log.warning("%s", error.cause)
             await asyncio.sleep(self.pause)
-        yield TriggerEvent({"uri": self.uri})
+        yield TriggerEvent({"status": "success"})
+
+
+def trigger(uri: str) -> BaseTrigger:
+    """What sees that a file is there, in a folder or on S3."""
+    if not files.is_remote(uri):
+        return LandedTrigger(uri, PAUSE)
+    from perennial_airflow.arrival_s3 import LandedOnS3  # Amazon's provider takes a second to import
+
+    return LandedOnS3.at(uri, PAUSE)
 
 
 class AwaitPartition(BaseOperator):
@@ -76,12 +86,12 @@ class AwaitPartition(BaseOperator):
         if left <= timedelta(0):
             raise self._missing(context)
         self.log.info("Waiting for %s, %s at most.", uri, left)
-        self.defer(trigger=LandedTrigger(uri, PAUSE), method_name="landed", timeout=left)
+        self.defer(trigger=trigger(uri), method_name="landed", timeout=left)
         raise AssertionError("unreachable")
 
     def landed(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
         """Go on: the triggerer saw it."""
-        return {"waited": True, "uri": event["uri"]}
+        return {"waited": True, "uri": self._uri(context)}
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context

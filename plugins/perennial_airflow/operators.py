@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from perennial.errors import BusyError, PerennialError, RegistryError, StorageError
+from perennial.errors import BusyError, Interrupted, PerennialError, RegistryError, StorageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from perennial.spec import ModelSpec
 
-#: Errors that trying again may heal: somebody else's lock, a server that is away, a disk that was full.
-PASSING = (BusyError, RegistryError, StorageError)
+#: Errors that trying again may heal: somebody else's lock, a lost worker, a server that is away, a disk that was full.
+PASSING = (BusyError, Interrupted, RegistryError, StorageError)
 
 
 class StageTask(BaseOperator):

@@ -33,19 +33,30 @@ FORWARDED = (
 MANAGED = {"app.kubernetes.io/managed-by": "perennial"}
 #: Annotation that says which task instance a pod belongs to.
 TASK = "perennial/task"
+#: Annotation that says where a trainer and its workers meet, and label of a worker that names its trainer's pod.
+MEETING, TRAINER = "perennial/meeting", "perennial/trainer"
 #: Share of the memory limit that a step plans with; the rest is for what no library counts.
 PLANNED = 0.75
 _SPOT = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot")
 
 
 def pod(
-    profile: Profile, spec: ModelSpec, step: str, arguments: list[str], *, memory: str, interruptions: int
+    profile: Profile,
+    spec: ModelSpec,
+    step: str,
+    arguments: list[str],
+    *,
+    memory: str,
+    interruptions: int,
+    role: str | None = None,
+    annotations: dict[str, str] | None = None,
 ) -> dict[str, Any]:
     """The pod, without its name.
 
     Args:
         arguments: of the image's entry point.
         memory: the limit of this attempt. interruptions: how often it was interrupted before.
+        role: ``trainer`` or ``worker``, where several pods do the step together; the trainer gets no GPU.
 
     Raises:
         PerennialError: the lake is a folder, which pods do not see.
@@ -58,12 +69,16 @@ def pod(
                 f"set {name} to an s3:// URI, or run the step with profile local",
                 model=spec.name,
             )
+    if role == "trainer":
+        profile = profile.model_copy(update={"gpu": None})
     return merge(merge(compute.template(profile), _of_profile(profile, memory)), {
         "metadata": {
             "labels": {
                 "perennial/model": label(spec.name), "perennial/step": label(step), "perennial/team": label(spec.owner),
+            } | ({"perennial/role": role} if role else {}),
+            "annotations": {
+                "perennial/memory": memory, "perennial/interruptions": str(interruptions), **(annotations or {})
             },
-            "annotations": {"perennial/memory": memory, "perennial/interruptions": str(interruptions)},
         },
         "spec": {"containers": [{"name": CONTAINER, "args": arguments}]},
     })  # fmt: skip
@@ -144,6 +159,8 @@ def _environment(profile: Profile) -> list[dict[str, Any]]:
         "PERENNIAL_HOME": SCRATCH,
         "PERENNIAL_MEMORY_MB": str(max(256, planned)),
         "PERENNIAL_THREADS": str(max(1, int(cores))),
+        # As long as each of them may take to start.
+        "PERENNIAL_WORKERS_MINUTES": f"{profile.wait_minutes + profile.start_minutes:g}",
         "HOME": SCRATCH,
         "TMPDIR": "/tmp",
     }

@@ -34,7 +34,8 @@ def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dic
 
         result = pods.run(step, spec, place, arguments, context)
     else:
-        result = steps.run(step, spec, **arguments)
+        several = {"workers": crew} if (crew := place.crew(step)) > 1 else {}
+        result = steps.run(step, spec, **arguments, **several)
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
         if manifest.read(spec.name, step, key) is None:
             raise PerennialError(

@@ -149,9 +149,9 @@ def _goals(found: Sequence[_Result]) -> tuple[Table, bool]:
 
 def _flights() -> _Result:
     """All policies on the nights of 2013, from the second quarter on."""
-    from perennial.dataset import labelled, targets
     from perennial.encode import Encoding, categories
     from perennial.features import Features
+    from perennial.labelled import labelled, targets
     from perennial.sample import landing
     from perennial.settings import settings
 

@@ -183,7 +183,8 @@ def test_airflow_may_handle_pods_in_one_namespace_and_nothing_else() -> None:
 
 
 def test_pods_of_steps_reach_names_mlflow_and_s3_and_are_reached_by_nobody() -> None:
-    policies = [p["spec"] for p in kind("NetworkPolicy") if p["metadata"]["namespace"] == "perennial"]
+    every = [p for p in kind("NetworkPolicy") if p["metadata"]["namespace"] == "perennial"]
+    policies = [p["spec"] for p in every if p["metadata"]["name"] != "workers"]
     denies = [p for p in policies if "egress" not in p and "ingress" not in p]
     assert [(p["podSelector"], p["policyTypes"]) for p in denies] == [({}, ["Ingress", "Egress"])]
     assert not [p for p in policies if "ingress" in p]
@@ -199,6 +200,17 @@ def test_pods_of_steps_reach_names_mlflow_and_s3_and_are_reached_by_nobody() -> 
         if "ipBlock" in to
     ]
     assert "169.254.0.0/16" in block["except"], "the nodes' metadata hands out the nodes' permissions"
+
+
+def test_only_trainer_and_workers_reach_each_other() -> None:
+    (policy,) = [p["spec"] for p in kind("NetworkPolicy") if p["metadata"]["name"] == "workers"]
+    crew = {
+        "matchExpressions": [{"key": "perennial/role", "operator": "In", "values": ["trainer", "worker"]}]
+    }
+    assert policy["podSelector"] == crew and policy["policyTypes"] == ["Ingress", "Egress"]
+    # in their own namespace: no namespaceSelector
+    assert policy["ingress"] == [{"from": [{"podSelector": crew}], "ports": [{"protocol": "TCP"}]}]
+    assert policy["egress"] == [{"to": [{"podSelector": crew}], "ports": [{"protocol": "TCP"}]}]
 
 
 def test_nothing_secret_is_written_down() -> None:

@@ -9,7 +9,9 @@ import pyarrow as pa
 import pytest
 
 from perennial import dataset, files, lake
-from perennial.dataset import Lists, Spool, labelled, targets
+from perennial import labelled as labels_of
+from perennial.dataset import Spool
+from perennial.labelled import Lists, labelled, targets
 from perennial.spec import ModelSpec
 from support import toys
 
@@ -33,7 +35,7 @@ def test_rows_come_by_date_and_key_with_their_label(spec: ModelSpec, monkeypatch
         rows = toys.rows("binary", day)
         mine = whole.filter(pa.compute.equal(whole[lake.PARTITION], day))
         assert mine["__label"].to_pylist() == toys.labels("binary", rows)["y"].to_pylist()
-    monkeypatch.setattr(dataset, "GROUP_ROWS", toys.ROWS + 1)  # one partition at a time
+    monkeypatch.setattr(labels_of, "GROUP_ROWS", toys.ROWS + 1)  # one partition at a time
     assert pa.concat_tables(labelled(spec, tuple(DAYS), published, labels)).combine_chunks().equals(whole)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -50,3 +51,27 @@ def test_without_a_gpu_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.Mo
     with gpu.Watch(wanted=False) as watch:
         pass
     assert watch.report() is None
+
+
+def test_places_are_watched_and_their_reports_become_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tool(tmp_path, monkeypatch, "echo 'NVIDIA H200, 143771, 1000, 90'")
+
+    def ask(function: Any, *args: Any) -> list[Any]:
+        return [function(*args)]
+
+    with gpu.watched(ask, True) as reports:
+        time.sleep(0.2)
+    assert [r["names"] for r in reports] == [["NVIDIA H200"]]
+    other = reports[0] | {"utilization": 50.0, "seconds": 99.0}
+    assert gpu.summary([reports[0], other]) == {
+        "names": ["NVIDIA H200"] * 2,
+        "memory_mb": 287542,
+        "peak_memory_mb": 2000,
+        "utilization": 70.0,
+        "seconds": 99.0,
+    }
+    with gpu.watched(ask, False) as reports:
+        pass
+    assert gpu.summary(reports) is None

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from perennial import files, fit, lake, ledger, manifest, registry
-from perennial.dataset import windows
+from perennial import dataset, files, fit, lake, ledger, manifest, registry
 from perennial.errors import DataError, PerennialError, RegistryError
+from perennial.labelled import windows
 from perennial.promote import promote
 from perennial.score import score
 from perennial.spec import ModelSpec
@@ -128,7 +128,7 @@ def test_threads_and_external_memory_change_no_byte(
     assert one["external_memory"] is False
     monkeypatch.setenv("PERENNIAL_THREADS", "2")
     two = train(spec, as_of=toys.LAST, force=True)
-    monkeypatch.setattr(fit, "BYTES_A_CELL", 1 << 40)
+    monkeypatch.setattr(dataset, "BYTES_A_CELL", 1 << 40)
     disk = train(spec, as_of=toys.LAST, force=True)
     assert disk["external_memory"] is True
     assert one["digest"] == two["digest"] == disk["digest"]

@@ -111,9 +111,9 @@ def _models(root: Path) -> dict[str, ModelSpec]:
         "early_stopping_rounds": 1000,
         "params": {"max_depth": 8, "learning_rate": 0.001},
     }
-    for name in SLOW:
-        specs[name] = toys.model(root, name, training=train, **end, **quick)
-    for name in ("little_memory", "too_little_memory"):
+    for name, compute in SLOW.items():
+        specs[name] = toys.model(root, name, training=train, compute=compute, **end, **quick)
+    for name in ("little_memory", "too_little_memory", "workers_nowhere"):
         specs[f"pod_{name}"] = toys.model(
             root,
             f"pod_{name}",
@@ -121,7 +121,7 @@ def _models(root: Path) -> dict[str, ModelSpec]:
             limits={"train": {"retries": 0}},
             **end,
         )
-    for name in ("no_image", "gpu_nowhere", "big"):
+    for name in ("no_image", "no_secret", "gpu_nowhere", "big"):
         specs[f"pod_{name}"] = toys.model(
             root, f"pod_{name}", compute={"data": name}, limits={"data": {"retries": 0}}, **end
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
 import httpx
@@ -11,7 +12,7 @@ import pytest
 from perennial import files, manifest, registry
 from perennial.settings import settings
 from support import toys
-from support.pods import Pods, wait_for
+from support.pods import Cluster, Pods, wait_for
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
 LAST_OF_HISTORY = "2024-01-15"
@@ -150,6 +151,14 @@ def test_a_missing_image_and_a_missing_gpu_are_told(pods_stack: Pods) -> None:
     assert "found no node within 0.3 minutes" in told and "nvidia.com/gpu" in told
 
 
+def test_a_missing_secret_is_named(pods_stack: Pods) -> None:
+    run = pods_stack.run("pod_no_secret.data", start=toys.FIRST)
+    assert pods_stack.ended("pod_no_secret.data", run) == "failed"
+    told = pods_stack.log("pod_no_secret.data", run, "data")
+    assert 'secret "there-is-no-such-secret" not found' in told and "secret_env" in told
+    assert "cannot start image" not in told
+
+
 def test_an_exhausted_quota_is_waited_for(pods_stack: Pods) -> None:
     api, namespace = pods_stack.cluster.api, pods_stack.cluster.namespace
     api.create_namespaced_resource_quota(
@@ -207,6 +216,111 @@ def test_a_pod_whose_task_is_gone_is_deleted(pods_stack: Pods) -> None:
     sweep = pods_stack.run("perennial.maintenance", minutes=0)
     pods_stack.succeeds("perennial.maintenance", sweep)
     assert name in pods_stack.log("perennial.maintenance", sweep, "delete_orphaned_pods")
+
+
+def test_a_task_that_is_marked_failed_leaves_no_pod_and_starts_none(pods_stack: Pods) -> None:
+    run, pod = train_slowly(pods_stack, "pod_stopped")
+    pods_stack.airflow.call("PATCH", f"/dags/pod_stopped.train/dagRuns/{run}/taskInstances/train",
+                            json={"new_state": "failed"})  # fmt: skip
+    assert pods_stack.ended("pod_stopped.train", run) == "failed"
+    mine = {"perennial/model": "pod_stopped"}
+    wait_for(lambda: not pods_stack.cluster.pods(**mine), "its pod to be gone", 120)
+    until = time.monotonic() + 20
+    while time.monotonic() < until:
+        seen = [p.metadata.name for p in pods_stack.cluster.pods(**mine)]
+        assert not seen, f"{pod.metadata.name} was ended, and then there were {seen}"
+        time.sleep(0.5)
+    assert registered("pod_stopped") == 0
+
+
+def crew_of(pods: Pods, model: str) -> list[Any]:
+    return pods.cluster.pods(**{"perennial/model": model, "perennial/role": "worker"})
+
+
+@pytest.fixture(scope="module")
+def connected(cluster: Cluster) -> None:
+    """A cluster whose pods reach each other, as Kubernetes asks of every network."""
+    server = cluster.start("server", "import http.server as h; h.HTTPServer(('', 8000), h.SimpleHTTPRequestHandler)"
+                           ".serve_forever()")  # fmt: skip
+    address = wait_for(
+        lambda: cluster.api.read_namespaced_pod(server, cluster.namespace).status.pod_ip, "its address"
+    )
+    look = f"import time, socket; time.sleep(10); socket.create_connection(({address!r}, 8000), timeout=10)"
+    client = cluster.start("client", look)
+    phase = wait_for(
+        lambda: p if (p := cluster.api.read_namespaced_pod(client, cluster.namespace).status.phase)
+        in ("Succeeded", "Failed") else None, "it to connect",
+    )  # fmt: skip
+    for name in (server, client):
+        cluster.api.delete_namespaced_pod(name, cluster.namespace, grace_period_seconds=0)
+    if phase == "Failed":
+        pytest.skip("pods of this cluster cannot reach each other: nothing is tested of workers in pods")
+
+
+def test_two_workers_train_together(pods_stack: Pods, connected: None) -> None:
+    model = "pod_workers"
+    pods_stack.succeeds(
+        f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
+    )
+    run = pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY)
+    trainer = pods_stack.cluster.running(model, "train", **{"perennial/role": "trainer"})
+    crew = wait_for(lambda: found if len(found := crew_of(pods_stack, model)) == 2 else None, "two workers")
+    for rank, pod in enumerate(sorted(crew, key=lambda p: p.metadata.name)):
+        assert pod.metadata.name == f"{trainer.metadata.name}-w{rank}"
+        assert [o.uid for o in pod.metadata.owner_references] == [trainer.metadata.uid]
+        assert pod.metadata.labels["perennial/step"] == "train" and "run_id" not in pod.metadata.labels
+        assert pod.metadata.annotations["perennial/task"] == trainer.metadata.annotations["perennial/task"]
+        box, whole = pod.spec.containers[0], trainer.spec.containers[0]
+        assert (box.image, box.security_context, box.resources) == (
+            whole.image, whole.security_context, whole.resources
+        )  # fmt: skip
+    pods_stack.succeeds(f"{model}.train", run)
+    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    assert done is not None and done.result["workers"] == 2 and done.result["gate"]["passed"]
+    wait_for(
+        lambda: not pods_stack.cluster.pods(**{"perennial/model": model}), "workers to go with their trainer"
+    )
+
+
+def test_two_workers_train_together_in_an_airflow_worker(pods_stack: Pods) -> None:
+    model = "pod_workers_here"
+    pods_stack.succeeds(
+        f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
+    )
+    pods_stack.succeeds(f"{model}.train", pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY))
+    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    assert done is not None and done.result["workers"] == 2 and done.result["gate"]["passed"]
+
+
+def test_a_lost_worker_is_an_interruption_that_costs_no_retry(pods_stack: Pods, connected: None) -> None:
+    model = "pod_crew"
+    run, trainer = train_slowly(pods_stack, model)
+    wait_for(lambda: checkpointed(model), "a checkpoint")
+    pods_stack.cluster.api.delete_namespaced_pod(
+        f"{trainer.metadata.name}-w1", trainer.metadata.namespace, grace_period_seconds=0
+    )
+    again = wait_for(
+        lambda: next((p for p in pods_stack.cluster.pods(**{"perennial/model": model, "perennial/role": "trainer"})
+                      if p.metadata.name != trainer.metadata.name), None),
+        "another trainer",
+    )  # fmt: skip
+    assert again.metadata.annotations["perennial/interruptions"] == "1"
+    pods_stack.succeeds(f"{model}.train", run, 600)
+    assert pods_stack.task(f"{model}.train", run, "train")["try_number"] == 1
+    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    assert done is not None and done.result["resumed_rounds"] > 0 and done.result["workers"] == 2
+    assert registered(model) == 1
+
+
+def test_workers_that_find_no_node_are_told(pods_stack: Pods) -> None:
+    model = "pod_workers_nowhere"
+    pods_stack.succeeds(
+        f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
+    )
+    run = pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY)
+    assert pods_stack.ended(f"{model}.train", run) == "failed"
+    told = pods_stack.log(f"{model}.train", run, "train")
+    assert "found no node within 0.3 minutes: a worker" in told and "nvidia.com/gpu" in told
 
 
 def test_no_pod_is_left(pods_stack: Pods) -> None:

@@ -16,9 +16,9 @@ from kubernetes.client import ApiClient, V1Pod
 
 from perennial import compute, files, manifest
 from perennial.compute import Profile
-from perennial.errors import PerennialError, StorageError
+from perennial.errors import Absent, Interrupted, PerennialError, StorageError
 from perennial.spec import StepSpec
-from perennial_airflow import maintenance, pod_spec, pods
+from perennial_airflow import maintenance, pod_ending, pod_spec, pods
 from perennial_airflow.base import limits
 from perennial_airflow.operators import StageTask
 from support import toys
@@ -159,12 +159,14 @@ def status(phase: str, *, state: dict[str, Any] | None = None, **more: Any) -> d
         (status("Failed", reason="NodeLost"), "interrupted", "NodeLost"),
         (status("Failed", reason="DeadlineExceeded", message="too long"), "deadline", "too long"),
         (status("Pending", state={"waiting": {"reason": "ErrImagePull", "message": "no such"}}), "image", "no such"),
+        (status("Pending", state={"waiting": {"reason": "CreateContainerConfigError", "message": "no secret s"}}),
+         "secret", "no secret s"),
         (status("Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]),
          "unschedulable", "0/1 nodes"),
     ],
 )  # fmt: skip
 def test_how_a_pod_ended(pod: dict[str, Any], kind: str, said: str) -> None:
-    found = pods.ending(as_pod(pod))
+    found = pod_ending.ending(as_pod(pod))
     assert found.kind == kind and said in found.detail
 
 
@@ -295,3 +297,111 @@ def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
     assert limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
     assert limits(limit, compute.load("local"))["execution_timeout"] == timedelta(minutes=60)
     assert limits(limit)["execution_timeout"] == timedelta(minutes=60)
+
+
+def test_workers_are_made_as_their_trainer_is(lake: Path, tmp_path: Path) -> None:
+    profile = Profile(
+        name="p", kind="kubernetes", workers=2, gpu={"count": 1, "kind": "H200"}, node_selector={"pool": "ml"},
+        wait_minutes=4, start_minutes=2,
+    )  # fmt: skip
+    alone = made(tmp_path, profile)
+    trainer = made(tmp_path, profile, role="trainer", annotations={pod_spec.MEETING: "s3://b/m"})
+    worker = made(tmp_path, profile, role="worker")
+    assert "perennial/role" not in alone["metadata"]["labels"]
+    assert trainer["metadata"]["annotations"][pod_spec.MEETING] == "s3://b/m"
+    for pod, role in ((trainer, "trainer"), (worker, "worker")):
+        labels = pod["metadata"]["labels"]
+        assert (labels["perennial/step"], labels["perennial/role"]) == ("train", role)
+        box = pod["spec"]["containers"][0]
+        assert {"name": "PERENNIAL_WORKERS_MINUTES", "value": "6"} in box["env"]
+        assert pod["spec"]["nodeSelector"]["pool"] == "ml"
+    # one GPU a worker, and none for the one that leads them
+    assert worker["spec"] == alone["spec"]
+    assert worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in trainer["spec"]["containers"][0]["resources"]["limits"]
+    assert "nvidia.com/gpu.product" not in trainer["spec"]["nodeSelector"]
+
+
+def test_a_worker_that_did_not_start_explains_the_failure(lake: Path, tmp_path: Path) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    profile = Profile(name="p", kind="kubernetes", workers=2)
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    wanted = pod_spec.pod(profile, spec, "train", [], memory="2Gi", interruptions=0, role="trainer")
+    attempt = pods.make(profile, task, wanted, "2Gi", 0, crew=2, worker=lambda *_: {})
+    running = status("Running", state={"running": {}})
+    waiting = status(
+        "Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": "0/9 nodes"}]
+    )
+    killed = status("Failed", state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}})
+    for others, kind in (
+        ([running], None),
+        ([running, waiting], "unschedulable"),
+        ([killed, running], "memory"),
+    ):
+        attempt.crew_seen = [as_pod(p) for p in others]
+        found = attempt.crew_ending()
+        assert (found.kind if found else None) == kind
+    attempt.crew_seen = [as_pod(waiting)]
+    error = pod_ending.told(
+        attempt.crew_ending(), profile, "train", None, {"model": "toy", "partition": "2024-01-01"}
+    )
+    assert "found no node within 30 minutes: a worker: 0/9 nodes" in str(error)
+
+
+def test_an_interruption_that_the_step_tells_of_is_tried_again(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
+    told: list[Any] = [Interrupted("1 of 2 workers lost", "-"), {"status": "trained"}]
+
+    def read(_: str) -> Any:
+        if isinstance(found := told.pop(0), Exception):
+            raise found
+        return found
+
+    monkeypatch.setattr(pods.results, "read", read)
+    begun: list[pods.StepPod] = []
+    monkeypatch.setattr(pods, "_attempt", lambda attempt, *_: begun.append(attempt))
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
+    profile = Profile(name="p", kind="kubernetes", workers=2, interruptions=1)
+    done = pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
+    assert done == {"status": "trained"}
+    assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1] and [a.crew for a in begun] == [2, 2]
+    meetings = {a.pod_template_dict["metadata"]["annotations"][pod_spec.MEETING] for a in begun}
+    assert len(meetings) == 2  # nobody finds the trainer of another attempt
+
+
+def test_workers_that_did_not_come_are_not_waited_for_again(
+    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
+
+    def absent(_: str) -> Any:
+        raise Absent("0 of 2 workers came within 40 minutes", "see network policies")
+
+    def ended(attempt: pods.StepPod, *_: Any) -> None:
+        attempt.last_seen = as_pod(status("Failed", state={"terminated": {"exitCode": 1}}))
+        attempt.crew_seen = [as_pod(p) for p in others]
+
+    monkeypatch.setattr(pods.results, "read", absent)
+    monkeypatch.setattr(pods, "_attempt", ended)
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
+    profile = Profile(name="p", kind="kubernetes", workers=2, interruptions=5)
+    others = [status("Running", state={"running": {}})] * 2
+    with pytest.raises(Absent, match="0 of 2 workers came"):
+        pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
+    others = [status("Pending", state={"waiting": {"reason": "ErrImagePull", "message": "no such"}})]
+    with pytest.raises(PerennialError, match=r"cannot start image .* a worker: ErrImagePull: no such"):
+        pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
+
+
+def test_only_training_has_workers() -> None:
+    profile = Profile(name="p", kind="kubernetes", workers=3)
+    assert [profile.crew(step) for step in ("data", "train", "score", "monitor")] == [1, 3, 1, 1]

@@ -39,11 +39,26 @@ def test_it_logs_in_when_asked_and_keeps_the_token(client: Callable[[Answers], A
             return httpx.Response(201, json={"access_token": "t"})
         if request.headers.get("Authorization") != "Bearer t":
             return httpx.Response(401)
-        return httpx.Response(200, json={"dags": [{"dag_id": "a.data", "is_paused": True}]})
+        return httpx.Response(
+            200, json={"dags": [{"dag_id": "a.data", "is_paused": True}], "total_entries": 1}
+        )
 
     airflow = client(answers)
     assert airflow.paused() == airflow.paused() == {"a.data": True}
     assert seen == ["/api/v2/dags", "/auth/token", "/api/v2/dags", "/api/v2/dags"]
+
+
+def test_all_pages_are_read(client: Callable[[Answers], Airflow]) -> None:
+    known = [f"m{i:03}.data" for i in range(250)]
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        start = int(request.url.params["offset"])
+        dags = [
+            {"dag_id": name, "is_paused": False} for name in known[start : start + 100]
+        ]  # as Airflow caps it
+        return httpx.Response(200, json={"dags": dags, "total_entries": len(known)})
+
+    assert list(client(answers).paused()) == known
 
 
 def test_a_wrong_password_is_told(client: Callable[[Answers], Airflow]) -> None:

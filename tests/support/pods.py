@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from perennial import compute
 from perennial.spec import ModelSpec
 from perennial.stack.config import Stack
 from perennial.stack.rest import Airflow
@@ -21,9 +22,17 @@ MODELS: dict[str, dict[str, str]] = {
     "pod_loop": {},
     "pod_deferred": dict.fromkeys(("data", "train", "score", "monitor"), "deferred"),
     "pod_many": {"data": "local", "train": "local", "monitor": "local"},
+    "pod_workers": {"data": "local", "train": "workers"},
+    "pod_workers_here": {"data": "local", "train": "workers_here"},
     "pod_here": dict.fromkeys(("data", "train", "score", "monitor"), "local"),
 }
-SLOW = ("pod_killed", "pod_deleted", "pod_orphan")
+SLOW: dict[str, dict[str, str]] = {
+    "pod_killed": {},
+    "pod_deleted": {},
+    "pod_orphan": {},
+    "pod_stopped": {},
+    "pod_crew": {"data": "local", "train": "workers_deferred"},
+}
 
 
 def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
@@ -44,6 +53,13 @@ def profiles(namespace: str) -> list[dict[str, Any]]:
         profile("too_little_memory", namespace, memory="256Mi"),
         profile("no_image", namespace, image="perennial/there-is-no-such-image:0.0.1", start_minutes=0.5),
         profile("gpu_nowhere", namespace, gpu={"count": 1}, wait_minutes=0.3),
+        profile("no_secret", namespace, secret_env=[SECRET, "there-is-no-such-secret"], start_minutes=0.3),
+        profile("workers", namespace, workers=2),
+        {"name": "workers_here", "kind": "local", "workers": 2},
+        profile("workers_deferred", namespace, workers=2, deferrable=True),
+        profile(
+            "workers_nowhere", namespace, workers=2, gpu={"count": 1}, wait_minutes=0.3, start_minutes=0.2
+        ),
         profile("big", namespace, cpu="1", wait_minutes=4),
     ]
 
@@ -61,11 +77,25 @@ class Cluster:
         chosen = ",".join(f"{k}={v}" for k, v in labels.items())
         return list(self.api.list_namespaced_pod(self.namespace, label_selector=chosen).items)
 
-    def running(self, model: str, step: str, patience: float = 120) -> Any:
+    def start(self, name: str, code: str) -> str:
+        """Run Python in a pod of the trainer image that ends by itself; returns its name."""
+        image = compute.Profile(name="plain", kind="kubernetes").image_name
+        box = {
+            "name": "base",
+            "image": image,
+            "command": ["python", "-c", code],
+            "imagePullPolicy": "IfNotPresent",
+        }
+        self.api.create_namespaced_pod(self.namespace, {
+            "metadata": {"name": name}, "spec": {"containers": [box], "restartPolicy": "Never"},
+        })  # fmt: skip
+        return name
+
+    def running(self, model: str, step: str, patience: float = 120, **labels: str) -> Any:
         """The running pod of a model's step, awaited."""
         return wait_for(
             lambda: next(
-                (p for p in self.pods(**{"perennial/model": model, "perennial/step": step})
+                (p for p in self.pods(**{"perennial/model": model, "perennial/step": step}, **labels)
                  if p.status.phase == "Running" and not p.metadata.deletion_timestamp), None),
             f"a running pod of {model}.{step}", patience,
         )  # fmt: skip

@@ -86,8 +86,14 @@ class Airflow:
 
     def paused(self) -> dict[str, bool]:
         """The DAGs that Airflow knows, and whether each is paused."""
-        found = self.call("GET", "/dags", params={"limit": 1000})
-        return {str(dag["dag_id"]): bool(dag["is_paused"]) for dag in found["dags"]}
+        found: dict[str, bool] = {}
+        while True:  # a page has a hundred at most, however many are asked for
+            page = self.call(
+                "GET", "/dags", params={"limit": 100, "offset": len(found), "order_by": "dag_id"}
+            )
+            found |= {str(dag["dag_id"]): bool(dag["is_paused"]) for dag in page["dags"]}
+            if not page["dags"] or len(found) >= page["total_entries"]:
+                return found
 
     def import_errors(self) -> list[str]:
         """What could not be loaded, in Airflow's words."""
