@@ -120,14 +120,15 @@ class Features:
             self._con.unregister("published")
         return found.select(self.columns)
 
-    def of(self, source: str | pa.Table) -> tuple[pa.Table, Iterator[pa.Table]]:
-        """The keys of published rows, and their features in the same order, part by part, each part checked.
+    def of(self, source: str | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
+        """Key and features of published rows, part by part, each part checked.
 
         Args:
             source: SQL that reads the rows, or the rows; a declared column that is not there is null.
+            keys: the keys of the same rows, in the order that is wanted.
 
         Raises:
-            DataError: from the iterator too: the SQL failed, or it lost, doubled or renamed rows.
+            DataError: from the iterator: the SQL failed, or it lost, doubled or renamed rows.
         """
         text = source if isinstance(source, str) else "SELECT * FROM source_rows"
         if not isinstance(source, str):
@@ -139,9 +140,7 @@ class Features:
             f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM "
             f"(({text}) UNION ALL BY NAME (SELECT {typed} LIMIT 0))"
         )
-        wanted = self._con.sql(f"SELECT {', '.join(map(lake.name, self.spec.data.key))} FROM published")
-        keys = wanted.to_arrow_table()
-        return keys, self._found(keys)
+        return self._found(keys)
 
     def _hidden(self) -> set[str]:
         return {self.spec.label.expression} if self.spec.label.source is None else set()

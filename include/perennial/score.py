@@ -88,7 +88,7 @@ def score(
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
-    scorer = Scorer(trained, versions, champion, published, run_id, threads)
+    scorer = Scorer(trained, versions, champion, published, run_id, threads, max(u.rows for u in work))
     counts = dict.fromkeys(todo, 0)
     with (
         ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
