@@ -15,6 +15,7 @@ from perennial import files, lake
 from perennial.encode import Encoding, categories
 from perennial.errors import DataError
 from perennial.features import BATCH, Features
+from perennial.literals import identifier
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -74,16 +75,18 @@ def labelled(
         if not lake.relation(con, "r", uri, version, start, end):
             continue
         if own:
-            text = f"SELECT *, {lake.name(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
+            text = (
+                f"SELECT *, {identifier(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
+            )
         else:
             if not lake.relation(con, "l", lake.table("labels", spec.name), labels_version, start, end):
                 continue
             on = " AND ".join(
-                f"r.{lake.name(k)} = l.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION)
+                f"r.{identifier(k)} = l.{identifier(k)}" for k in (*spec.data.key, lake.PARTITION)
             )
             text = f"SELECT r.*, l.label AS __label FROM r JOIN l ON {on} WHERE l.label IS NOT NULL"
         order = ", ".join(
-            lake.name(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
+            identifier(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
         )
         import pyarrow as pa
 

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from perennial.scorer import Night
 
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
-UNIT_ROWS = 196_608
-COMMIT_ROWS = 393_216
+UNIT_ROWS = 131_072
+COMMIT_ROWS = 262_144
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from perennial import files, lake
+from perennial import files
 from perennial.lake import File
+from perennial.literals import text_literal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -52,7 +53,7 @@ class Unit:
         paths = [f.path for _, f in self.held]
         if files.is_remote(paths[0]) or set("*?") & set("".join(paths)):
             return self.read(columns)
-        listed = ", ".join(map(lake.quote, paths))
+        listed = ", ".join(map(text_literal, paths))
         text = f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false, union_by_name=true"
         if self.first is None:
             return text + ")"
