@@ -66,8 +66,8 @@ def train(
     from perennial.register import Recorder
 
     features = Features(spec, inputs["references"])
-    recorder = Recorder(spec, as_of, reason)
     checkpoint = Checkpoint.of(spec.name, as_of, inputs)
+    recorder = Recorder(spec, as_of, reason)
     try:
         with _workspace() as name:
             folder = Path(name)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from perennial import files, fit, lake, ledger, manifest, registry
 from perennial.dataset import windows
 from perennial.errors import DataError, PerennialError, RegistryError
 from perennial.promote import promote
+from perennial.register import Recorder
 from perennial.score import score
 from perennial.spec import ModelSpec
 from perennial.train import train
-from support import toys
+from support import processes, toys
 
 Make = Callable[..., ModelSpec]
 
@@ -178,6 +180,39 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
     assert manifest.read(spec.name, "train", toys.LAST) is None
     experiment = client().get_experiment_by_name(spec.name)
     assert [r.info.status for r in client().search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make) -> None:
+    """Killed in the midst of a trial; two other trainings of the same model are alive meanwhile, one ends."""
+    spec = make_model(training={"rounds": 3})
+    toys.publish(spec)
+    alive, ending = (Recorder(spec, toys.LAST, name) for name in ("alive", "ending"))
+    place = "perennial.register.Recorder._log"
+    killed = processes.start(
+        processes.killed_step,
+        str(spec.folder),
+        "train",
+        {"as_of": toys.LAST, "reason": "killed"},
+        place,
+        "before",
+        1,
+    )
+    assert processes.wait(killed) == [-signal.SIGKILL]
+
+    def statuses() -> list[tuple[str, str]]:
+        experiment = client().get_experiment_by_name(spec.name)
+        runs = client().search_runs([experiment.experiment_id])
+        return sorted((r.data.tags.get("reason", "a trial"), r.info.status) for r in runs)
+
+    left = [("a trial", "RUNNING"), ("alive", "RUNNING"), ("ending", "RUNNING"), ("killed", "RUNNING")]
+    assert statuses() == left
+    ending.finish()
+    train(spec, as_of=toys.LAST, reason="next")
+    trials = [("a trial", "FINISHED")]  # the first was done, its run was not
+    others = [("alive", "RUNNING"), ("ending", "FINISHED"), ("killed", "KILLED"), ("next", "FINISHED")]
+    assert statuses() == [*trials, ("a trial", "KILLED"), *others]
+    alive.fail()
+    assert ("alive", "FAILED") in statuses()
 
 
 def test_auto_records_the_device_that_ran() -> None:
