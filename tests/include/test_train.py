@@ -215,6 +215,20 @@ def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make
     assert ("alive", "FAILED") in statuses()
 
 
+def test_the_gate_draws_whole_days_where_it_is_told_to(make_model: Make) -> None:
+    spec = make_model(gate={"resample": "days"}, training={"rounds": 3, "holdout_days": 10})
+    toys.publish(spec, days=9)
+    toys.publish(spec, files.shift(toys.LAST, -5), 6)
+    with pytest.raises(DataError, match=r"fewer than 10 of the days .* have labels"):
+        train(spec, as_of=toys.LAST)
+    toys.publish(spec)
+    days = train(spec, as_of=toys.LAST)["gate"]["against_baselines"]["constant"]
+    by_rows = spec.model_copy(update={"gate": spec.gate.model_copy(update={"resample": "rows"})})
+    rows = train(by_rows, as_of=toys.LAST)["gate"]["against_baselines"]["constant"]
+    assert days["improvement"] == rows["improvement"]
+    assert (days["low"], days["high"]) != (rows["low"], rows["high"])
+
+
 def test_auto_records_the_device_that_ran() -> None:
     assert fit.device("auto") in ("cpu", "cuda")
     assert fit.device("cpu") == "cpu"
