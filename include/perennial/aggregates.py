@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from perennial.literals import literal, quote
+from perennial.literals import identifier, literal
 
 
 def table_level(
@@ -15,7 +15,7 @@ def table_level(
     only = only_where(where)
     if "column" not in kwargs or type_ == "expect_column_to_exist":
         return {"table.row_count": "count(*)"}
-    kind, column = types[kwargs["column"]], quote(kwargs["column"])
+    kind, column = types[kwargs["column"]], identifier(kwargs["column"])
     # statistics are of finite values: a row with an infinite one goes to quarantine
     finite = f"CASE WHEN isfinite({column}) THEN {column} END" if kind == "number" else column
     middle = f"median({finite})" if exact else f"approx_quantile({finite}, 0.5)"

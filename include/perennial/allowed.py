@@ -42,6 +42,8 @@ PARAMETERS: dict[str, tuple[float, float]] = {
     "scale_pos_weight": (1e-3, 1e4),
 }
 WHOLE = {"max_depth", "max_bin", "max_leaves"}
+#: Held-out days of which `gate.resample: days` can say anything.
+MIN_DAYS = 10
 #: Metrics of the held-out rows that `gate.bounds` may bound.
 METRICS: dict[str, tuple[str, ...]] = {
     "binary": (*GATE_METRICS["binary"], "auc", "average_precision"),

@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import registry
+from perennial import lake, registry
+from perennial.allowed import MIN_DAYS
 from perennial.boost import Checkpoint, Trial
 from perennial.dataset import Dataset, build
 from perennial.errors import DataError
@@ -147,6 +148,7 @@ def judge(
     mine: list[np.ndarray] = []
     theirs: list[np.ndarray] = []
     group: list[np.ndarray] = []
+    days: list[np.ndarray] = []
     simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
     numbering = Lists(spec)
     for table in labelled(spec, split.holdout, source.version, source.labels_version):
@@ -158,6 +160,8 @@ def judge(
         mine.append(challenger.predict_matrix(matrix)[known])
         for name, predict in baselines.items():
             simple[name].append(predict(matrix)[known])
+        if spec.gate.resample == "days":
+            days.append(table.column(lake.PARTITION).cast("date32").cast("int32").to_numpy()[known])
         if spec.group:
             group.append(numbering.number(table)[known])
         if old:
@@ -167,6 +171,12 @@ def judge(
         raise DataError(
             f"no labelled row between {split.holdout[0]} and {split.holdout[-1]}",
             "wait for labels",
+            model=spec.name,
+        )
+    if days and len(np.unique(np.concatenate(days))) < MIN_DAYS:
+        raise DataError(
+            f"fewer than {MIN_DAYS} of the days {split.holdout[0]} to {split.holdout[-1]} have labels",
+            "wait for labels, or set gate.resample to rows",
             model=spec.name,
         )
     truth = np.concatenate(y)
@@ -179,6 +189,7 @@ def judge(
         "confidence": spec.gate.confidence,
         "resamples": spec.gate.resamples,
         "seed": spec.training.seed,
+        "days": np.concatenate(days) if days else None,
     }
     own = loss(mine)
     to_baselines = {name: evaluate.compare(own, loss(parts), **how) for name, parts in simple.items()}

@@ -15,7 +15,7 @@ from typing import Any
 
 from perennial.aggregates import both, count_where, only_where, table_level
 from perennial.expectations import Expectation
-from perennial.literals import condition, literal, quote, text_literal
+from perennial.literals import condition, identifier, literal, text_literal
 
 #: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
 UNTIL_DAY = 2
@@ -85,7 +85,7 @@ class Check:
     @property
     def filled_sql(self) -> str:
         """Rows whose (first) column has a value."""
-        return f"count({quote(self.columns[0])})" + only_where(self.where)
+        return f"count({identifier(self.columns[0])})" + only_where(self.where)
 
     @property
     def considered_sql(self) -> str:
@@ -98,7 +98,7 @@ class Check:
         where = both(self.where, self.considered)
         if not self.unique:
             return count_where(both(where, self.bad))
-        hashed = f"hash({', '.join(quote(c) for c in self.unique)})"
+        hashed = f"hash({', '.join(identifier(c) for c in self.unique)})"
         return f"count(DISTINCT {hashed})" + (f" FILTER (WHERE {where})" if where != "TRUE" else "")
 
     @property
@@ -195,7 +195,7 @@ def checks(
     for name in never_null:
         if ("expect_column_values_to_not_be_null", (name,)) not in present:
             found.append(_given("expect_column_values_to_not_be_null", {"column": name}, [name], columns,
-                                bad=f"{quote(name)} IS NULL", considered="TRUE"))  # fmt: skip
+                                bad=f"{identifier(name)} IS NULL", considered="TRUE"))  # fmt: skip
     keyed = next(
         (c for c in found if c.unique and c.critical and not c.where and set(c.unique) == set(key)), None
     )
@@ -211,7 +211,7 @@ def checks(
     for name in [n for n, t in columns.items() if t == "number"]:
         found.append(_given("expect_column_values_to_be_between",
                             {"column": name, "min_value": -LARGEST, "max_value": LARGEST}, [name], columns, quiet=True,
-                            bad=f"coalesce(isinf({quote(name)}), FALSE)",
+                            bad=f"coalesce(isinf({identifier(name)}), FALSE)",
                             label=f"not a finite number: {name}"))  # fmt: skip
     for name, bad in (unread or {}).items():
         kind = columns[name]
@@ -220,7 +220,7 @@ def checks(
                             considered="TRUE"))  # fmt: skip
     if event_time:
         found.append(_given("expect_column_values_to_be_between", {"column": event_time}, [event_time], columns,
-                            quiet=True, bad=f"coalesce({quote(event_time)} >= __future, FALSE)",
+                            quiet=True, bad=f"coalesce({identifier(event_time)} >= __future, FALSE)",
                             label=f"later than its partition: {event_time}"))  # fmt: skip
         found[-1].until_day = UNTIL_DAY
     return found
@@ -243,7 +243,8 @@ def _given(
     return Check(
         label=label or f"{type_}({', '.join(names)})", type=type_, level="row", declared=False, columns=names,
         config={"type": type_, "kwargs": kwargs, "meta": {"built_in": True}, "severity": "critical"},
-        considered=considered or f"{quote(names[0])} IS NOT NULL", bad=bad, unique=unique, quiet=quiet, types=columns,
+        considered=considered or f"{identifier(names[0])} IS NOT NULL", bad=bad, unique=unique, quiet=quiet,
+        types=columns,
     )  # fmt: skip
 
 
@@ -263,7 +264,7 @@ def _declared(expectation: Expectation, columns: Mapping[str, str], exact: bool)
 
 
 def _row_level(check: Check, kwargs: dict[str, Any]) -> None:
-    name, types, columns = check.type, check.types, [quote(c) for c in check.columns]
+    name, types, columns = check.type, check.types, [identifier(c) for c in check.columns]
     if "column_list" in kwargs:
         check.considered = _ignoring(check.columns, kwargs.get("ignore_row_if", "all_values_are_missing"))
     elif "column_B" in kwargs:
@@ -334,7 +335,7 @@ def _within(value: str, kind: str, kwargs: dict[str, Any]) -> str:
 
 def _ignoring(columns: list[str], rule: str) -> str:
     """SQL condition of the rows that ``ignore_row_if`` leaves."""
-    missing = [f"{quote(c)} IS NULL" for c in columns]
+    missing = [f"{identifier(c)} IS NULL" for c in columns]
     if rule in ("neither", "never"):
         return "TRUE"
     return f"NOT ({(' AND ' if rule.startswith(('both', 'all')) else ' OR ').join(missing)})"

@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perennial.errors import ArtifactError
-from perennial.lake import PARTITION, name, quote
+from perennial.lake import PARTITION
+from perennial.literals import identifier, text_literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -195,7 +196,7 @@ def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, C
     for part in _passes({c: s for c, s in columns.items() if c in types}):
         expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
         listed = ", ".join(["count(*)", *expressions])
-        row = con.execute(f"SELECT {listed} FROM {name(relation)}").fetchall()[0]
+        row = con.execute(f"SELECT {listed} FROM {identifier(relation)}").fetchall()[0]
         rows, values = int(row[0]), iter(row[1:])
         found |= {c: _bins(s, rows, values) for c, s in part.items()}
     return Counts(rows, found)
@@ -221,9 +222,11 @@ def sample(
     types = _types(con, relation)
     wanted = types if columns is None else columns
     keep = [c for c in wanted if c not in personal and c != PARTITION]
-    listed = ", ".join(name(c) for c in keep) or "1 AS nothing"
-    everything = ", ".join(name(c) for c in types)
-    query = f"SELECT {listed} FROM {name(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
+    listed = ", ".join(identifier(c) for c in keep) or "1 AS nothing"
+    everything = ", ".join(identifier(c) for c in types)
+    query = (
+        f"SELECT {listed} FROM {identifier(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
+    )
     return con.sql(query).to_arrow_table()
 
 
@@ -250,16 +253,18 @@ def psi(reference: np.ndarray, current: np.ndarray) -> np.ndarray:
 
 
 def _types(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
-    return {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE SELECT * FROM {name(relation)}").fetchall()}
+    found = con.execute(f"DESCRIBE SELECT * FROM {identifier(relation)}").fetchall()
+    return {str(r[0]): str(r[1]) for r in found}
 
 
 def _number(column: str, kind: str) -> str:
     # Text where the reference has numbers becomes null where it is no number: a jump in nulls, which is drift.
-    return f"{'' if kind.split('(')[0] in _NATIVE else 'TRY_'}CAST({name(column)} AS DOUBLE)"
+    return f"{'' if kind.split('(')[0] in _NATIVE else 'TRY_'}CAST({identifier(column)} AS DOUBLE)"
 
 
 def _text(column: str, hashed: bool) -> str:
-    return f"md5(CAST({name(column)} AS VARCHAR))[1]" if hashed else f"CAST({name(column)} AS VARCHAR)"
+    text = f"CAST({identifier(column)} AS VARCHAR)"
+    return f"md5({text})[1]" if hashed else text
 
 
 def _expressions(column: str, shape: Column, kind: str) -> list[str]:
@@ -273,7 +278,7 @@ def _expressions(column: str, shape: Column, kind: str) -> list[str]:
         ]
     value = _text(column, shape.hashed)
     # histogram_exact() puts the unknown ones under the empty string, which can be a category itself: counted apart.
-    known = ", ".join(quote(c) for c in shape.categories if c)
+    known = ", ".join(text_literal(c) for c in shape.categories if c)
     return [
         f"count({value})",
         f"count_if({value} = '')",
@@ -303,15 +308,15 @@ def _edges(
     found: dict[str, Column] = {}
     if not columns:
         return found
-    rows = con.execute(f"SELECT count(*) FROM {name(relation)}").fetchall()[0][0]
+    rows = con.execute(f"SELECT count(*) FROM {identifier(relation)}").fetchall()[0][0]
     every = max(1, math.ceil(rows * len(columns) / CELLS))
-    everything = ", ".join(name(c) for c in types)
+    everything = ", ".join(identifier(c) for c in types)
     where = f" WHERE hash({everything}) % {every} = 0" if every > 1 else ""
     cuts = [i / BINS for i in range(1, BINS)]
     for part in _passes({c: Column("numeric", []) for c in columns}):
         numbers = {c: _number(c, types[c]) for c in part}
         asked = [f"quantile_disc({x}, {cuts}) FILTER (WHERE isfinite({x}))" for x in numbers.values()]
-        row = con.execute(f"SELECT {', '.join(asked)} FROM {name(relation)}{where}").fetchall()[0]
+        row = con.execute(f"SELECT {', '.join(asked)} FROM {identifier(relation)}{where}").fetchall()[0]
         for column, edges in zip(part, row, strict=True):
             found[column] = Column("numeric", [], edges=sorted({float(e) + 0.0 for e in edges or []}))
     return found
@@ -320,7 +325,7 @@ def _edges(
 def _categories(con: duckdb.DuckDBPyConnection, relation: str, column: str, personal: bool) -> Column:
     def top(hashed: bool) -> list[str]:
         rows = con.execute(
-            f"SELECT {_text(column, hashed)} AS c FROM {name(relation)} WHERE c IS NOT NULL "
+            f"SELECT {_text(column, hashed)} AS c FROM {identifier(relation)} WHERE c IS NOT NULL "
             f"GROUP BY c ORDER BY count(*) DESC, c LIMIT {TOP}"
         ).fetchall()
         return [str(r[0]) for r in rows]
@@ -343,8 +348,9 @@ def _count_by_day(
     days: dict[str, int] = {}
     for part in _passes(columns):
         expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
-        listed = ", ".join([name(PARTITION), "count(*)", *expressions])
-        for row in con.execute(f"SELECT {listed} FROM {name(relation)} GROUP BY 1 ORDER BY 1").fetchall():
+        listed = ", ".join([identifier(PARTITION), "count(*)", *expressions])
+        by_day = f"SELECT {listed} FROM {identifier(relation)} GROUP BY 1 ORDER BY 1"
+        for row in con.execute(by_day).fetchall():
             days[str(row[0])] = int(row[1])
             values = iter(row[2:])
             for column, shape in part.items():

@@ -47,13 +47,15 @@ class Encoding:
             out = np.empty((features.num_rows, len(self.columns)), dtype=np.float32)
         for j, name in enumerate(self.columns):
             try:
-                column = features.column(name).combine_chunks()
+                chunks = features.column(name)
             except KeyError:
                 raise DataError(
                     f"feature {name!r} is missing",
                     "features.sql no longer gives what the champion was "
                     "trained on: score with the champion's own, or retrain",
                 ) from None
+            # Chunks are combined by a copy, even of a single one.
+            column = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
             if name in self.categories:
                 text = _text(column)
                 known = pa.array(self.categories[name], pa.string())

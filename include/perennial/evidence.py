@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import evaluate, files, lake
 from perennial.errors import DataError
+from perennial.literals import identifier, text_literal
 
 if TYPE_CHECKING:
     import numpy as np
@@ -208,26 +209,26 @@ def _sample(
     # A list is judged as a whole, so it is chosen as a whole. A night is thinned by its own size: a thousandfold one
     # must not drive out the others.
     chosen = [spec.group] if spec.group else spec.data.key
-    every = " ".join(f"WHEN {lake.quote(d)} THEN {-(-n // ROWS_A_NIGHT)}" for d, n in sizes.items() if n)
+    every = " ".join(f"WHEN {text_literal(d)} THEN {-(-n // ROWS_A_NIGHT)}" for d, n in sizes.items() if n)
     kept = (
-        f"SELECT * FROM r WHERE hash({', '.join(lake.name(c) for c in chosen)}) "
+        f"SELECT * FROM r WHERE hash({', '.join(identifier(c) for c in chosen)}) "
         f"% (CASE {lake.PARTITION} {every} ELSE 1 END) = 0"
     )
-    known = f"{lake.PARTITION} <= {lake.quote(labels_until)}"
+    known = f"{lake.PARTITION} <= {text_literal(labels_until)}"
     if spec.label.source is None:
-        label = lake.name(spec.label.expression)
+        label = identifier(spec.label.expression)
         query = f"SELECT *, CASE WHEN {known} THEN {label} END AS __label FROM ({kept})"
     elif labels_until >= start and lake.relation(
         con, "l", lake.table("labels", spec.name), labels_version, start, min(end, labels_until)
     ):
-        on = " AND ".join(f"k.{lake.name(c)} = l.{lake.name(c)}" for c in (*spec.data.key, lake.PARTITION))
+        on = " AND ".join(f"k.{identifier(c)} = l.{identifier(c)}" for c in (*spec.data.key, lake.PARTITION))
         query = f"SELECT k.*, l.label AS __label FROM ({kept}) k LEFT JOIN l ON {on}"
     else:
         query = f"SELECT *, NULL::DOUBLE AS __label FROM ({kept})"
     if served_by:
         query = _served(con, spec, query, start, end, served_by)
     order = ", ".join(
-        lake.name(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
+        identifier(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
     )
     return con.sql(f"{query} ORDER BY {order}").to_arrow_table()
 
@@ -236,6 +237,6 @@ def _served(con: Any, spec: ModelSpec, query: str, start: str, end: str, version
     """``query`` with a column ``__served``: what ``version`` predicted of the row, null where it did not."""
     if not lake.relation(con, "p", lake.table("predictions", spec.name), None, start, end):
         return f"SELECT *, NULL::DOUBLE AS __served FROM ({query})"
-    on = " AND ".join(f"q.{lake.name(c)} = p.{lake.name(c)}" for c in (*spec.data.key, lake.PARTITION))
-    mine = f"CAST(p.model_version AS VARCHAR) = {lake.quote(version)}"
+    on = " AND ".join(f"q.{identifier(c)} = p.{identifier(c)}" for c in (*spec.data.key, lake.PARTITION))
+    mine = f"CAST(p.model_version AS VARCHAR) = {text_literal(version)}"
     return f"SELECT q.*, p.prediction AS __served FROM ({query}) q LEFT JOIN p ON {on} AND {mine}"

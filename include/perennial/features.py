@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 from perennial import lake, references
 from perennial.errors import DataError, SpecError
+from perennial.literals import identifier, text_literal
 from perennial.spec import FeatureSet, ModelSpec
 
 if TYPE_CHECKING:
@@ -64,7 +65,7 @@ class Features:
         self._con = lake.connect(threads=1, memory_share=0.25)
         references.register(self._con, spec, self.versions)
         if folder:
-            self._con.execute(f"SET allowed_directories=[{lake.quote(folder)}]")
+            self._con.execute(f"SET allowed_directories=[{text_literal(folder)}]")
         # From here on the SQL can read what was registered and nothing else: no other file, no address.
         self._con.execute("SET enable_external_access=false; SET lock_configuration=true")
         self._query = query(spec)
@@ -120,28 +121,27 @@ class Features:
             self._con.unregister("published")
         return found.select(self.columns)
 
-    def of(self, source: str | pa.Table) -> tuple[pa.Table, Iterator[pa.Table]]:
-        """The keys of published rows, and their features in the same order, part by part, each part checked.
+    def of(self, source: str | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
+        """Key and features of published rows, part by part, each part checked.
 
         Args:
             source: SQL that reads the rows, or the rows; a declared column that is not there is null.
+            keys: the keys of the same rows, in the order that is wanted.
 
         Raises:
-            DataError: from the iterator too: the SQL failed, or it lost, doubled or renamed rows.
+            DataError: from the iterator: the SQL failed, or it lost, doubled or renamed rows.
         """
         text = source if isinstance(source, str) else "SELECT * FROM source_rows"
         if not isinstance(source, str):
             self._con.register("source_rows", source)
         shown = {c: t for c, t in self.spec.data.columns.items() if c not in self._hidden()}
-        typed = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {lake.name(c)}" for c, t in shown.items())
-        listed = ", ".join(map(lake.name, shown))
+        typed = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {identifier(c)}" for c, t in shown.items())
+        listed = ", ".join(map(identifier, shown))
         self._con.execute(
             f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM "
             f"(({text}) UNION ALL BY NAME (SELECT {typed} LIMIT 0))"
         )
-        wanted = self._con.sql(f"SELECT {', '.join(map(lake.name, self.spec.data.key))} FROM published")
-        keys = wanted.to_arrow_table()
-        return keys, self._found(keys)
+        return self._found(keys)
 
     def _hidden(self) -> set[str]:
         return {self.spec.label.expression} if self.spec.label.source is None else set()
@@ -262,7 +262,7 @@ def describe(con: object, spec: ModelSpec, text: str) -> dict[str, str]:
     assert isinstance(con, duckdb.DuckDBPyConnection)
     hidden = spec.label.expression if spec.label.source is None else None
     columns = ", ".join(
-        f"CAST(NULL AS {_SQL_TYPES[t]}) AS {lake.name(c)}"
+        f"CAST(NULL AS {_SQL_TYPES[t]}) AS {identifier(c)}"
         for c, t in spec.data.columns.items()
         if c != hidden
     )

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake, registry
+from perennial.literals import text_literal
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -34,7 +35,7 @@ def earlier(
     rows = con.execute(
         "SELECT partition_date, any_value(suspicious) FILTER (WHERE role = 'verdict'), "
         "any_value(suspicious) FILTER (WHERE role = 'performance') FROM monitoring "
-        f"WHERE model_version = {lake.quote(champion.version)} AND role IN ('verdict', 'performance') "
+        f"WHERE model_version = {text_literal(champion.version)} AND role IN ('verdict', 'performance') "
         "GROUP BY 1 ORDER BY 1 DESC LIMIT 366"
     ).fetchall()
     # Windows that could not be judged are passed over, so more than m - 1 rows may have to be looked at.

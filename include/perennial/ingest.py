@@ -21,8 +21,7 @@ from typing import TYPE_CHECKING, Any
 from perennial import files
 from perennial.checks import UNTIL_DAY
 from perennial.errors import DataError, PerennialError, StorageError
-from perennial.lake import name as quote
-from perennial.lake import quote as text_literal
+from perennial.literals import identifier, text_literal
 
 if TYPE_CHECKING:
     import duckdb
@@ -264,7 +263,7 @@ def view(
     unread: dict[str, str] = {}
     selected = ["file_index::BIGINT AS __file", "file_row_number AS __row", f"{_future(landed)} AS __future"]
     for i, (column, kind) in enumerate(feed.columns.items()):
-        cell = quote(column)
+        cell = identifier(column)
         value = _text_value(cell, kind) if text else _value(cell, kind, raw[column])
         selected.append(f"{value} AS {cell}")
         given = f"trim({cell}) NOT IN {_MISSING_TEXTS}" if text else "TRUE"
@@ -272,7 +271,7 @@ def view(
             selected.append(f"{cell} IS NOT NULL AND {given} AND ({value}) IS NULL AS __unread_{i}")
             unread[column] = f"__unread_{i}"
     if text:
-        selected += [f"{quote(c)} AS {quote('__text_' + c)}" for c in unread]
+        selected += [f"{identifier(c)} AS {identifier('__text_' + c)}" for c in unread]
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(selected)} FROM {source}")
     return unread
 

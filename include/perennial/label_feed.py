@@ -6,7 +6,7 @@ import functools
 from typing import TYPE_CHECKING
 
 from perennial import files, lake
-from perennial.literals import quote
+from perennial.literals import identifier
 
 if TYPE_CHECKING:
     from perennial.data import Work
@@ -104,7 +104,7 @@ def _suspects(work: Work, landed: list[Landed], findings: Findings, kind: str) -
         infinite = f"coalesce(isinf({publish.label_value(spec.label.expression, kind)}), FALSE)"
         if con.execute(f"SELECT count(*) FROM {source} WHERE {infinite}").fetchall()[0][0]:
             reasons[INFINITE] = infinite
-    keys, days = [quote(k) for k in spec.data.key], sorted(file.day for file in landed)
+    keys, days = [identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
     uri = lake.table("published", spec.name)
     if not lake.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
         return source, {**reasons, UNKNOWN: "TRUE"}

@@ -11,8 +11,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake
+from perennial.allowed import MIN_DAYS
 from perennial.errors import DataError
 from perennial.features import BATCH
+from perennial.literals import identifier
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -49,7 +51,9 @@ def windows(
     fresh = [d for d in days if since and d >= since]
     holdout_from = files.shift(last, 1 - spec.training.holdout_days)
     if fresh:
-        holdout_from = max(holdout_from, fresh[-max(1, len(fresh) // 3)])
+        least = MIN_DAYS if spec.gate.resample == "days" else 1
+        held = days[-max(least, len(fresh) // 3) :]
+        holdout_from = max(holdout_from, held[0])
     holdout = [d for d in days if d >= holdout_from]
     before = [d for d in days if d < holdout_from]
     if kind == "since_change":
@@ -104,16 +108,18 @@ def labelled(
         if not lake.relation(con, "r", uri, version, start, end):
             continue
         if own:
-            text = f"SELECT *, {lake.name(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
+            text = (
+                f"SELECT *, {identifier(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
+            )
         else:
             if not lake.relation(con, "l", lake.table("labels", spec.name), labels_version, start, end):
                 continue
             on = " AND ".join(
-                f"r.{lake.name(k)} = l.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION)
+                f"r.{identifier(k)} = l.{identifier(k)}" for k in (*spec.data.key, lake.PARTITION)
             )
             text = f"SELECT r.*, l.label AS __label FROM r JOIN l ON {on} WHERE l.label IS NOT NULL"
         order = ", ".join(
-            lake.name(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
+            identifier(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
         )
         import pyarrow as pa
 

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 from perennial import files
 from perennial.errors import StorageError
+from perennial.literals import identifier, text_literal
 from perennial.settings import Settings, settings
 
 if TYPE_CHECKING:
@@ -219,21 +220,11 @@ def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.Duc
     spill.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect(config={"threads": threads or here.threads, "autoinstall_known_extensions": False})
     con.execute(f"SET memory_limit='{max(128, int(here.memory_mb * memory_share))}MiB'")
-    con.execute(f"SET temp_directory={quote(str(spill))}")
+    con.execute(f"SET temp_directory={text_literal(str(spill))}")
     con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true; SET enable_progress_bar=false")
     # The kernel caches files already; a second cache would fill the memory that is allowed.
     con.execute("SET enable_external_file_cache=false")
     return con
-
-
-def quote(text: str) -> str:
-    """``text`` as an SQL string."""
-    return "'" + text.replace("'", "''") + "'"
-
-
-def name(text: str) -> str:
-    """``text`` as an SQL name."""
-    return '"' + text.replace('"', '""') + '"'
 
 
 def relation(
@@ -269,10 +260,10 @@ def relation(
                 keep = part if keep is None else keep & part
         con.register(view, source if keep is None else source.filter(keep))
         return True
-    listed = ", ".join(quote(unquote(p.removeprefix("file://"))) for p in paths)
+    listed = ", ".join(text_literal(unquote(p.removeprefix("file://"))) for p in paths)
     con.execute(
-        f"CREATE OR REPLACE TEMP VIEW {name(view)} AS SELECT * FROM read_parquet([{listed}], hive_partitioning=true, "
-        f"hive_types={{'{PARTITION}': VARCHAR}}, union_by_name=true)"
+        f"CREATE OR REPLACE TEMP VIEW {identifier(view)} AS SELECT * FROM read_parquet([{listed}], "
+        f"hive_partitioning=true, hive_types={{'{PARTITION}': VARCHAR}}, union_by_name=true)"
     )
     return True
 
@@ -302,7 +293,7 @@ def stream(
     con = connect(threads=1)  # whoever consumes the stream keeps the other cores busy
     if not relation(con, "t", uri, version, start, end):
         return None
-    listed = ", ".join(name(c) for c in columns) if columns else "*"
+    listed = ", ".join(identifier(c) for c in columns) if columns else "*"
     source = con.sql(f"SELECT {listed} FROM t").to_arrow_reader(rows)
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def quote(name: str) -> str:
+def identifier(name: str) -> str:
     """A column's name as SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
 
@@ -74,7 +74,7 @@ def condition(tree: Any, columns: Mapping[str, str]) -> str:
     if name not in columns:
         raise ValueError(f"column {name!r} is not in data.columns")
     if tree.get("type") == "nullity":
-        return f"({quote(name)} IS {'' if tree.get('is_null') else 'NOT '}NULL)"
+        return f"({identifier(name)} IS {'' if tree.get('is_null') else 'NOT '}NULL)"
     operator, value = tree.get("operator"), tree.get("parameter")
     if tree.get("type") != "comparison" or operator not in ("==", "!=", "<", "<=", ">", ">=", "IN", "NOT_IN"):
         raise ValueError(f"unknown condition {short(tree)}")
@@ -84,7 +84,7 @@ def condition(tree: Any, columns: Mapping[str, str]) -> str:
         items = ", ".join(literal(v, columns[name]) for v in value)
         # pandas says that a missing value is not in any set: NOT IN holds for it
         missing = "FALSE" if operator == "IN" else "TRUE"
-        return f"coalesce({quote(name)} {operator.replace('_', ' ')} ({items}), {missing})"
+        return f"coalesce({identifier(name)} {operator.replace('_', ' ')} ({items}), {missing})"
     missing = "TRUE" if operator == "!=" else "FALSE"
     sign = {"==": "=", "!=": "<>"}.get(operator, operator)
-    return f"coalesce({quote(name)} {sign} {literal(value, columns[name])}, {missing})"
+    return f"coalesce({identifier(name)} {sign} {literal(value, columns[name])}, {missing})"

@@ -38,13 +38,28 @@ class Model:
         """Predictions for a table of features, shape (rows,), or (rows, classes) for multiclass."""
         return self.predict_matrix(self.encoding.matrix(features))
 
-    def predict_matrix(self, matrix: np.ndarray) -> np.ndarray:
-        """As `predict`, for an encoded matrix."""
+    def predict_matrix(self, matrix: np.ndarray, space: np.ndarray | None = None) -> np.ndarray:
+        """As `predict`, for an encoded matrix.
+
+        XGBoost predicts rows by the block, and takes half as long again for one in which any value is missing. So rows
+        that lack nothing go first: the others then slow down no blocks but their own.
+
+        Args:
+            space: a matrix of the same shape and type, which is written over; a new one when not given.
+        """
         import numpy as np
 
-        # XGBoost predicts in place, no copy of the matrix is made. Of no rows it gives no classes either.
-        found = np.asarray(self.booster.inplace_predict(matrix, validate_features=False))
-        return found.reshape(len(matrix), len(self.classes)) if self.classes else found
+        with np.errstate(over="ignore"):
+            whole = np.isfinite(np.einsum("ij->i", matrix))  # the sum with a missing value is one
+        order = np.concatenate([np.flatnonzero(whole), np.flatnonzero(~whole)])
+        # Into its place at once, which is what "clip" is for: no index is out of bounds.
+        rows = np.take(matrix, order, axis=0, out=space, mode="clip")
+        found = np.asarray(self.booster.inplace_predict(rows, validate_features=False))
+        if self.classes:  # of no rows XGBoost gives no classes either
+            found = found.reshape(len(matrix), len(self.classes))
+        predicted = np.empty_like(found)
+        predicted[order] = found
+        return predicted
 
     def save(self, path: Path) -> str:
         """Write the file; returns its digest."""

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake
+from perennial.literals import identifier, text_literal
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -85,20 +86,20 @@ def _views(
     ):
         return False
     if own:
-        keys = ", ".join(lake.name(k) for k in (*spec.data.key, lake.PARTITION))
+        keys = ", ".join(identifier(k) for k in (*spec.data.key, lake.PARTITION))
         con.execute(
-            f"CREATE TEMP VIEW known_labels AS SELECT {keys}, {lake.name(spec.label.expression)} AS label FROM known"
+            f"CREATE TEMP VIEW known_labels AS SELECT {keys}, {identifier(spec.label.expression)} AS label FROM known"
         )
     else:
         con.execute("CREATE TEMP VIEW known_labels AS SELECT * FROM known")
-    mine = f"CAST(model_version AS VARCHAR) = {lake.quote(model_version)}"
+    mine = f"CAST(model_version AS VARCHAR) = {text_literal(model_version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT * FROM scored WHERE {mine}")
     return True
 
 
 def _on(spec: ModelSpec, left: str, right: str) -> str:
     return " AND ".join(
-        f"{left}.{lake.name(k)} = {right}.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION)
+        f"{left}.{identifier(k)} = {right}.{identifier(k)}" for k in (*spec.data.key, lake.PARTITION)
     )
 
 
@@ -127,16 +128,16 @@ def _rows(
     import numpy as np
 
     every = max(1, -(-rows // MAX_ROWS))
-    keys = ", ".join(f"mine.{lake.name(k)}" for k in (*spec.data.key, lake.PARTITION))
+    keys = ", ".join(f"mine.{identifier(k)}" for k in (*spec.data.key, lake.PARTITION))
     # A list is judged as a whole: what is left out is left out by list.
-    chosen = keys if spec.group is None else f"g.{lake.name(spec.group)}"
+    chosen = keys if spec.group is None else f"g.{identifier(spec.group)}"
     where = f"AND hash({chosen}) % {every} = 0" if every > 1 else ""
     join, order, extra = "", "", ""
     if spec.group is not None:
         if not _published(con, spec):
             return None, None, None, "the published rows of this window are gone"
         join = f"JOIN groups g ON {_on(spec, 'mine', 'g')}"
-        extra, order = f", g.{lake.name(spec.group)} AS grp", f"ORDER BY mine.{lake.PARTITION}, grp"
+        extra, order = f", g.{identifier(spec.group)} AS grp", f"ORDER BY mine.{lake.PARTITION}, grp"
     scores = ", mine.probabilities AS scores" if spec.task == "multiclass" else ""
     names = [str(r[0]) for r in con.execute("DESCRIBE mine").fetchall()]
     if spec.task == "multiclass" and "probabilities" not in names:

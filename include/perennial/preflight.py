@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import catalog, files
 from perennial.errors import DataError, PerennialError, SpecError
+from perennial.literals import identifier
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -180,7 +181,7 @@ def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) 
     """Some rows of a landed file; None, and it is reported: it is not what the spec declares, or cannot be read."""
     import duckdb
 
-    from perennial import lake, sqlcheck
+    from perennial import sqlcheck
     from perennial.ingest import land, view
 
     uri = files.expand(template, day)
@@ -188,9 +189,9 @@ def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) 
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
         try:
             view(con, feed, [land(feed, day, uri, Path(folder), con)])
-            key = ", ".join(lake.name(k) for k in spec.data.key)
-            filled = " AND ".join(f"{lake.name(k)} IS NOT NULL" for k in spec.data.key)
-            listed = ", ".join(lake.name(c) for c in feed.columns)
+            key = ", ".join(identifier(k) for k in spec.data.key)
+            filled = " AND ".join(f"{identifier(k)} IS NOT NULL" for k in spec.data.key)
+            listed = ", ".join(identifier(c) for c in feed.columns)
             some = f"SELECT * FROM rows WHERE {filled} LIMIT {sqlcheck.ROWS}"
             return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:

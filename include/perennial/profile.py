@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake
-from perennial.literals import quote
+from perennial.literals import identifier
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 
@@ -83,10 +83,12 @@ def _sample(
     lake.relation(con, "summarised", lake.table("published", spec.name), version, start, end)
     names = [c for c in spec.data.columns if c not in spec.data.personal][:COLUMNS]
     cut = [
-        f"left({quote(c)}, {_TEXT}) AS {quote(c)}" if spec.data.columns[c] == "string" else quote(c)
+        f"left({identifier(c)}, {_TEXT}) AS {identifier(c)}"
+        if spec.data.columns[c] == "string"
+        else identifier(c)
         for c in names
     ]
-    keys = ", ".join(quote(k) for k in spec.data.key)
+    keys = ", ".join(identifier(k) for k in spec.data.key)
     query = f"SELECT {', '.join(cut)} FROM summarised ORDER BY hash({keys}), {keys} LIMIT {ROWS}"
     found: pd.DataFrame = con.sql(query).df()
     return found

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import dataclass, replace
 from typing import Any
 
 from perennial import files, ledger, lock, manifest, registry
 from perennial.errors import DataError, RegistryError
+from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 
@@ -31,91 +34,103 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
     gate, version = result["gate"], str(result["version"])
     why = "; ".join(gate["reasons"])
     with lock.hold(f"promote-{spec.name}"):
-        current = registry.champion(spec)
-        number = current.version if current else None
-        moves = _moves(spec)
-        _report_foreign(spec, moves, number, as_of, mine=version if gate["passed"] else None)
+        now = _look(spec, as_of)
+        # The alias may point at it already: moved by a promotion that was killed before it wrote so, or by hand.
+        before = now.known if now.champion == version else now.champion
+        answer = {"promoted": False, "version": version, "previous": before, "reason": why}
         if not gate["passed"]:
-            return {"promoted": False, "version": version, "previous": number, "reason": why}
-        if number == version:
-            if not moves or moves[-1]["model_version"] != version:  # killed before it was recorded
-                _record(spec, as_of, version, gate["champion"], why, actor, result, reason)
-            return {
-                "promoted": True,
-                "version": version,
-                "previous": gate["champion"],
-                "reason": "is champion already",
-            }
-        if any(r["model_version"] == version and r["decision"] == "promoted" for r in moves):
+            return answer | {"previous": now.champion}
+        if version == now.champion == now.known:
+            return answer | {"promoted": True, "previous": gate["champion"], "reason": "is champion already"}
+        if any(r["model_version"] == version and r["decision"] == "promoted" for r in now.moves):
             why = f"version {version} was champion before and was given up: train again, or roll back to it"
-            return {"promoted": False, "version": version, "previous": number, "reason": why}
-        if number != gate["champion"]:
-            why = f"the champion is {number} now, the challenger was compared with {gate['champion']}: train again"
-            return {"promoted": False, "version": version, "previous": number, "reason": why}
-        registry.set_alias(spec.name, version, "champion")
-        _record(spec, as_of, version, number, why, actor, result, reason)
-    return {"promoted": True, "version": version, "previous": number, "reason": why}
+            return answer | {"previous": now.champion, "reason": why}
+        if before != gate["champion"]:
+            why = f"the champion is {before} now, the challenger was compared with {gate['champion']}: train again"
+            return answer | {"reason": why}
+        _move(spec, version, now)
+        evidence = {
+            "previous": before,
+            "metrics": result["metrics"],
+            "run_id": result["run_id"],
+            "digest": result["digest"],
+            "asked": reason,
+        }
+        ledger.append(
+            spec.name,
+            kind="promotion",
+            decision="promoted",
+            reason=why,
+            actor=actor,
+            evidence=evidence,
+            partition=as_of,
+            model_version=version,
+        )
+    return answer | {"promoted": True}
 
 
-def _moves(spec: ModelSpec) -> list[dict[str, Any]]:
-    """The ledger's moves of the champion, in order."""
-    return [r for r in ledger.records(spec.name) if r["decision"] in ("promoted", "rolled back")]
+@dataclass(frozen=True)
+class _Present:
+    """What is, and what the ledger knows of it.
 
-
-def _record(
-    spec: ModelSpec,
-    as_of: str,
-    version: str,
-    previous: str | None,
-    why: str,
-    actor: str,
-    result: dict[str, Any],
-    reason: str,
-) -> None:
-    evidence = {
-        "previous": previous,
-        "metrics": result["metrics"],
-        "run_id": result["run_id"],
-        "digest": result["digest"],
-        "asked": reason,
-    }
-    ledger.append(
-        spec.name,
-        kind="promotion",
-        decision="promoted",
-        reason=why,
-        actor=actor,
-        evidence=evidence,
-        partition=as_of,
-        model_version=version,
-    )
-
-
-def _report_foreign(
-    spec: ModelSpec, moves: list[dict[str, Any]], number: str | None, as_of: str | None, mine: str | None
-) -> None:
-    """Write down, once, that the champion is not the one the ledger knows: somebody moved it outside promotion.
-
-    Args:
-        mine: the version that this very step may have made champion before it was killed.
+    Attributes:
+        champion: the version that the alias points at.
+        moves: the ledger's moves of the champion, in order.
+        begun: the version that a step began to make champion since the last of them.
     """
-    known = moves[-1]["model_version"] if moves else None
-    if number == known or (number is not None and number == mine):
-        return
-    since = moves[-1]["sequence"] if moves else 0
-    seen = [r for r in ledger.records(spec.name, "champion moved outside") if r["sequence"] > since]
-    if seen and seen[-1]["model_version"] == (number or ""):
-        return
-    ledger.append(
-        spec.name,
-        kind="champion moved outside",
-        decision="reported",
-        actor="promotion",
-        reason=f"the champion is version {number}, the ledger's last is {known}",
-        partition=as_of,
-        model_version=number,
-        evidence={"ledger": known},
-    )
+
+    champion: str | None
+    moves: list[dict[str, Any]]
+    begun: str | None
+
+    @property
+    def known(self) -> str | None:
+        """The champion by the ledger."""
+        return str(self.moves[-1]["model_version"]) if self.moves else None
+
+    @property
+    def since(self) -> int:
+        """The number of the ledger's last move; 0 before the first."""
+        return int(self.moves[-1]["sequence"]) if self.moves else 0
+
+
+def _look(spec: ModelSpec, as_of: str | None = None) -> _Present:
+    """What is; written down, once, where the champion is neither the ledger's nor what a killed step left.
+
+    Then somebody moved it outside promotion.
+    """
+    found = registry.champion(spec)
+    moves = [r for r in ledger.records(spec.name) if r["decision"] in ("promoted", "rolled back")]
+    uri = _intention(spec)
+    begun = json.loads(files.read_text(uri)) if files.exists(uri) else {}
+    now = _Present(found.version if found else None, moves, None)
+    if begun.get("since") == now.since:
+        now = replace(now, begun=begun["version"])
+    if now.champion in (now.known, now.begun):
+        return now
+    seen = [r for r in ledger.records(spec.name, "champion moved outside") if r["sequence"] > now.since]
+    if not seen or seen[-1]["model_version"] != (now.champion or ""):
+        ledger.append(
+            spec.name,
+            kind="champion moved outside",
+            decision="reported",
+            actor="promotion",
+            reason=f"the champion is version {now.champion}, the ledger's last is {now.known}",
+            partition=as_of,
+            model_version=now.champion,
+            evidence={"ledger": now.known},
+        )
+    return now
+
+
+def _intention(spec: ModelSpec) -> str:
+    return f"{settings().lake}/promotions/{spec.name}.json"
+
+
+def _move(spec: ModelSpec, version: str, now: _Present) -> None:
+    """Point ``champion`` at a version, after saying so: whoever is killed before the record is told from a stranger."""
+    files.write_text(_intention(spec), json.dumps({"version": version, "since": now.since}))
+    registry.set_alias(spec.name, version, "champion")
 
 
 def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None) -> dict[str, Any]:
@@ -134,16 +149,13 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
     if not reason.strip():
         raise DataError("a rollback needs a reason", "say why, for whoever reads the ledger", model=spec.name)
     with lock.hold(f"promote-{spec.name}"):
-        current = registry.champion(spec)
-        number = current.version if current else None
-        moves = _moves(spec)
-        known = moves[-1]["model_version"] if moves else None
-        if number not in (None, known) and number == (to_version or _previous(moves, known)):
+        now = _look(spec)
+        number, known = now.champion, now.known
+        if number not in (None, known) and number == now.begun == (to_version or _previous(now.moves, known)):
             target, number = str(number), known  # killed between the move and its record: complete it
             found = registry.version(spec.name, target)
         else:
-            _report_foreign(spec, moves, number, None, mine=None)
-            target = str(to_version or (_previous(moves, number) if number == known else known) or "")
+            target = str(to_version or (_previous(now.moves, number) if number == known else known) or "")
             if not target or target == number:
                 raise RegistryError(
                     f"no version to go back to (the champion is {number})",
@@ -152,7 +164,7 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
                 )
             found = registry.version(spec.name, target)
             check(found)
-            registry.set_alias(spec.name, target, "champion")
+            _move(spec, target, now)
         ledger.append(
             spec.name,
             kind="rollback",

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from perennial import files, lake
 from perennial.errors import SpecError
 from perennial.ingest import SQL_TYPES, Feed, Landed
-from perennial.literals import quote, text_literal
+from perennial.literals import identifier, text_literal
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def only(landed: list[Landed], days: set[str]) -> str:
 
 def published(columns: Mapping[str, str], landed: list[Landed], source: str, bad: str, days: set[str]) -> str:
     """SQL of the rows that are published."""
-    listed = ", ".join(quote(c) for c in columns)
+    listed = ", ".join(identifier(c) for c in columns)
     return (f"SELECT {listed}, {day_of(landed)} AS partition_date FROM {source} "
             f"WHERE {only(landed, days)} AND NOT coalesce(({bad}), FALSE)")  # fmt: skip
 
@@ -73,7 +73,8 @@ def quarantined(
         shift: days from the file's date to the partition that the records belong to (labels come with a later one).
     """
     keys = ", ".join(
-        f"TRY_CAST({quote(k)} AS {SQL_TYPES[spec.data.columns[k]]}) AS {quote(k)}" for k in spec.data.key
+        f"TRY_CAST({identifier(k)} AS {SQL_TYPES[spec.data.columns[k]]}) AS {identifier(k)}"
+        for k in spec.data.key
     )
     cells = ", ".join(
         f"{text_literal(c)}: {_cell(c, kind, feed, set(unread))}" for c, kind in feed.columns.items()
@@ -91,11 +92,11 @@ def quarantined(
 
 def _cell(column: str, kind: str, feed: Feed, unread: set[str]) -> str:
     """A value as quarantine shows it: personal data masked, long text cut, what no JSON number can say as text."""
-    name = quote(column)
+    name = identifier(column)
     if column in feed.personal:
         return text_literal(HIDDEN)
     if column in unread:
-        return f"left({quote('__text_' + column)}, {LONG_TEXT})"
+        return f"left({identifier('__text_' + column)}, {LONG_TEXT})"
     if kind == "string":
         cut = f"left({name}, {LONG_TEXT}) || '… (' || length({name}) || ' characters)'"
         return f"CASE WHEN length({name}) > {LONG_TEXT} THEN {cut} ELSE {name} END"
@@ -104,7 +105,7 @@ def _cell(column: str, kind: str, feed: Feed, unread: set[str]) -> str:
 
 def rejected(spec: ModelSpec, day: str, reasons: list[str], run_id: str) -> str:
     """SQL of the record that a stopped partition leaves in quarantine: no row, only why."""
-    keys = ", ".join(f"NULL::{SQL_TYPES[spec.data.columns[k]]} AS {quote(k)}" for k in spec.data.key)
+    keys = ", ".join(f"NULL::{SQL_TYPES[spec.data.columns[k]]} AS {identifier(k)}" for k in spec.data.key)
     why = ", ".join(text_literal("partition stopped: " + r) for r in reasons)
     return (f"SELECT {keys}, 'partition' AS feed, {text_literal(day)} AS feed_date, NULL::VARCHAR AS row_values, "
             f"[{why}] AS reasons, {text_literal(run_id)} AS run_id, {text_literal(day)} AS partition_date")  # fmt: skip
@@ -175,7 +176,7 @@ def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
 
     con = duckdb.connect(config={"autoinstall_known_extensions": False})
     con.execute("SET enable_external_access=false; SET lock_configuration=true")
-    typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {quote(c)}" for c, kind in columns.items())
+    typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {identifier(c)}" for c, kind in columns.items())
     try:
         kind = str(
             con.execute(f"SELECT typeof(({spec.label.expression})) FROM (SELECT {typed})").fetchall()[0][0]
@@ -203,7 +204,7 @@ def labels(
     spec: ModelSpec, landed: list[Landed], source: str, bad: str, days: set[str], kind: str, arrives: int
 ) -> str:
     """SQL of the labels that are published: key, label, the partition that brought them."""
-    keys = ", ".join(quote(k) for k in spec.data.key)
+    keys = ", ".join(identifier(k) for k in spec.data.key)
     return (
         f"SELECT {keys}, {label_value(spec.label.expression, kind)} AS label, {day_of(landed, arrives)} AS arrived, "
         f"{day_of(landed)} AS partition_date FROM {source} "

@@ -9,6 +9,7 @@ from urllib.parse import unquote
 
 from perennial import files, lake, lock
 from perennial.errors import DataError
+from perennial.literals import identifier, text_literal
 from perennial.settings import settings
 from perennial.spec import ModelSpec, ReferenceTable
 
@@ -99,11 +100,11 @@ def register(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str
                 "run the model's data step first",
                 model=spec.name,
             )
-        place, target = uri(reference), lake.name(reference.name)
+        place, target = uri(reference), identifier(reference.name)
         paths = [unquote(p.removeprefix("file://")) for p in sorted(table.file_uris())]
         if paths and not files.is_remote(place) and not set("*?[") & set(place):
             # Not by way of Arrow's datasets, which take 60 MB to import and to start their threads.
-            listed = ", ".join(map(lake.quote, paths))
+            listed = ", ".join(map(text_literal, paths))
             con.execute(
                 f"CREATE OR REPLACE TEMP TABLE {target} AS "
                 f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false)"

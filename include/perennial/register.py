@@ -10,9 +10,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import manifest, registry
+from perennial import liveness, manifest, registry
 from perennial.boost import Trial
-from perennial.errors import ArtifactError, RegistryError
+from perennial.errors import ArtifactError, BusyError, RegistryError
 from perennial.fit import Fitted
 from perennial.model import Model
 from perennial.settings import settings
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 class Recorder:
     """One training run in MLflow: its trials as nested runs while they happen, everything else at its end.
+
+    Runs of the model that say RUNNING, and of which the training was killed, are closed first.
 
     Raises:
         RegistryError: MLflow cannot be reached.
@@ -39,8 +41,10 @@ class Recorder:
 
         mlflow.set_tracking_uri(settings().mlflow_uri)
         self.spec, self.client = spec, mlflow.MlflowClient()
-        with self._told():
+        with contextlib.ExitStack() as held, self._told():
+            own = liveness.take(spec.name, held)
             self._experiment = self._open_experiment()
+            liveness.close_dead(self.client, self._experiment, own)
             self.run: Run = self.client.create_run(
                 self._experiment,
                 run_name=f"{spec.name} {as_of}",
@@ -50,8 +54,10 @@ class Recorder:
                     "reason": reason,
                     "spec_digest": spec.digest,
                     "code_version": manifest.code_version(),
+                    liveness.TAG: own,
                 },
             )
+            self._alive = held.pop_all()
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
@@ -100,6 +106,7 @@ class Recorder:
         """Mark the run finished."""
         with self._told():
             self.client.set_terminated(self.run.info.run_id)
+        self._end()
 
     def fail(self) -> None:
         """Mark the run failed, where MLflow still answers: what it failed of is already on its way."""
@@ -108,6 +115,12 @@ class Recorder:
 
         with contextlib.suppress(MlflowException, requests.RequestException):
             self.client.set_terminated(self.run.info.run_id, "FAILED")
+        self._end()
+
+    def _end(self) -> None:
+        """No longer count as alive; after the run's status is written, or another training would write it."""
+        with contextlib.suppress(BusyError):  # on S3 it may have been lost: the training is done all the same
+            self._alive.close()
 
     @contextlib.contextmanager
     def _told(self) -> Iterator[None]:

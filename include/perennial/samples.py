@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake
 from perennial.errors import DataError, PerennialError
+from perennial.literals import identifier, text_literal
 from perennial.sections import ColumnType
 
 if TYPE_CHECKING:
@@ -184,7 +185,7 @@ def _kinds(
     if not path.name.endswith(".parquet"):
         try:
             rows = con.execute(
-                f"DESCRIBE SELECT * FROM read_csv({lake.quote(str(path))}, header=true, delim=',', sample_size=-1, "
+                f"DESCRIBE SELECT * FROM read_csv({text_literal(str(path))}, header=true, delim=',', sample_size=-1, "
                 f"nullstr={_MISSING})"
             ).fetchall()
         except duckdb.Error as error:
@@ -224,7 +225,7 @@ def _settle(
             zeros = "FALSE"
             if kinds[column] in ("integer", "number") and landed[0].path.name.endswith(".staged.parquet"):
                 # 01234 is a code, not a number
-                zeros = f"regexp_full_match({lake.name('__text_' + column)}, '0[0-9]+')"
+                zeros = f"regexp_full_match({identifier('__text_' + column)}, '0[0-9]+')"
             row = con.execute(f"SELECT bool_or({flag}), bool_or({zeros}) FROM rows").fetchone()
             if row and row[1]:
                 changed[column] = "string"
@@ -237,7 +238,7 @@ def _settle(
 
 
 def _look(con: duckdb.DuckDBPyConnection, name: str, kind: ColumnType) -> Column:
-    cell = lake.name(name)
+    cell = identifier(name)
     number = f"min({cell}) FILTER (isfinite({cell}::DOUBLE)), max({cell}) FILTER (isfinite({cell}::DOUBLE))"
     row = con.execute(
         f"SELECT count(*), count({cell}), count(DISTINCT {cell}), count(DISTINCT (__file, {cell})), "
@@ -266,7 +267,7 @@ def _pairs(con: duckdb.DuckDBPyConnection, columns: dict[str, Column]) -> list[t
     for i, a in enumerate(able):
         for b in able[i + 1 :]:
             row = con.execute(
-                f"SELECT count(*) = count(DISTINCT (__file, {lake.name(a.name)}, {lake.name(b.name)})) FROM rows"
+                f"SELECT count(*) = count(DISTINCT (__file, {identifier(a.name)}, {identifier(b.name)})) FROM rows"
             )
             if (row.fetchone() or (False,))[0]:
                 return [(a.name, b.name)]
@@ -287,14 +288,14 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
             _put(path, files.expand(template, day))
         return sorted(sample.days)
     with tempfile.TemporaryDirectory(prefix="perennial-sample-") as folder, lake.connect() as con:
-        listed = ", ".join(lake.quote(str(p)) for p in sample.paths)
+        listed = ", ".join(text_literal(str(p)) for p in sample.paths)
         text = sample.suffix != ".parquet"
         source = (
             f"read_csv([{listed}], header=true, delim=',', all_varchar=true)"
             if text
             else f"read_parquet([{listed}])"
         )
-        moment = f"try_cast({lake.name(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
+        moment = f"try_cast({identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
         con.execute(
             f"CREATE TEMP TABLE sample AS SELECT *, coalesce({moment}::DATE, (SELECT min({moment})::DATE FROM "
             f"{source})) AS __day FROM {source}"
@@ -311,7 +312,7 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
             path = Path(folder) / f"{day}{sample.suffix}"
             con.execute(
                 f"COPY (SELECT * EXCLUDE __day FROM sample WHERE __day = DATE '{day}') TO "
-                f"{lake.quote(str(path))} "
+                f"{text_literal(str(path))} "
                 f"(FORMAT {kind})"
             )
             _put(path, files.expand(template, day))
@@ -322,14 +323,14 @@ def counts_by_day(sample: Sample, event_time: str) -> dict[str, int]:
     """Rows of each partition, by the files' names or else by event time."""
     if sample.days:
         return dict(zip(sample.days, sample.rows, strict=True))
-    listed = ", ".join(lake.quote(str(p)) for p in sample.paths)
+    listed = ", ".join(text_literal(str(p)) for p in sample.paths)
     text = sample.suffix != ".parquet"
     source = (
         f"read_csv([{listed}], header=true, delim=',', all_varchar=true)"
         if text
         else f"read_parquet([{listed}])"
     )
-    moment = f"try_cast({lake.name(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
+    moment = f"try_cast({identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
     with lake.connect() as con:
         found = con.execute(
             f"SELECT {moment}::DATE, count(*) FROM {source} GROUP BY 1 ORDER BY 1 NULLS LAST"

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from perennial.lake import name as quote
+from perennial.literals import identifier
 from perennial.samples import Column, Sample
 from perennial.sections import ColumnType
 
@@ -105,7 +105,7 @@ def _unfit(column: Column, sample: Sample, choice: Choice) -> str:
 
 
 def _sql_name(name: str) -> str:
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED else quote(name)
+    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED else identifier(name)
 
 
 #: Words that DuckDB does not take for a column's name (``duckdb_keywords()``).
@@ -187,7 +187,7 @@ def model_text(sample: Sample, choice: Choice) -> str:
             "  columns:",
             *(f"    {word(k)}: {types[k]}" for k in choice.key),
             f"    {word(choice.label)}: {label.kind}",
-            f"  expression: {json.dumps(f'{quote(choice.label)} = {value}', ensure_ascii=False)}",
+            f"  expression: {json.dumps(f'{identifier(choice.label)} = {value}', ensure_ascii=False)}",
         ]
     lines += ["", "features:", f"  categorical: {_list(categorical)}"] if categorical else []
     lines += [

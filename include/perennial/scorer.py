@@ -33,6 +33,7 @@ class Scorer:
         spec: the spec that the champion was trained from.
         versions: version of each reference table.
         uri: the table of published rows.
+        longest: rows of a unit at most.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class Scorer:
         uri: str,
         run_id: str,
         threads: int,
+        longest: int,
     ) -> None:
         self.spec = spec
         self._model = registry.load(champion, threads=1)
@@ -51,7 +53,9 @@ class Scorer:
         for _ in range(threads):
             self._free.put(Features(spec, versions, None if files.is_remote(uri) else uri))
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        self._same = {"model_version": champion.version, "run_id": run_id, "scored_at": now}
+        same = {"model_version": champion.version, "run_id": run_id, "scored_at": now}
+        #: Columns with the same value in each row.
+        self._same = {name: _repeated(value, longest) for name, value in same.items()}
 
     def score(self, unit: Unit) -> list[Night]:
         """Key, prediction (and probabilities) of a unit's rows, by partition.
@@ -77,14 +81,16 @@ class Scorer:
         import pyarrow as pa
 
         model = self._model
-        keys, parts = features.of(unit.source(list(self.spec.data.columns)))
+        source = unit.source(list(self.spec.data.columns))
+        names = list(self.spec.data.key)
+        keys = unit.read(names) if isinstance(source, str) else source.select(names)
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
                 "publish the partition anew: run the data DAG for it",
             )
-        predicted = self._predicted(parts)
-        columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in keys.column_names}
+        predicted = self._predicted(features.of(source, keys))
+        columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
         columns["prediction"] = prediction(model, predicted)
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
@@ -103,14 +109,8 @@ class Scorer:
         import pyarrow as pa
 
         day, batch = night
-        for name, value in self._same.items():
-            # Null where there is none: the lake's writer takes twice as long for a column of empty texts.
-            column = pa.nulls(len(batch), pa.string())
-            if value:
-                column = pa.DictionaryArray.from_arrays(
-                    pa.repeat(pa.scalar(0, pa.int8()), len(batch)), pa.array([value], pa.string())
-                )
-            batch = batch.append_column(name, column)
+        for name, column in self._same.items():
+            batch = batch.append_column(name, column.slice(0, len(batch)))
         return batch.append_column(lake.PARTITION, pa.repeat(pa.scalar(day, pa.string()), len(batch)))
 
     def _predicted(self, parts: Iterable[pa.Table]) -> np.ndarray:
@@ -118,14 +118,26 @@ class Scorer:
         import numpy as np
 
         model, found = self._model, []
-        # One matrix for all: memory that is given back and taken again costs more than filling it.
-        matrix, filled = np.empty((MATRIX, len(model.encoding.columns)), np.float32), 0
+        # One for all: memory that is given back and taken again costs more than filling it.
+        matrix, space = np.empty((2, MATRIX, len(model.encoding.columns)), np.float32)
+        filled = 0
         for part in parts:
             for start in range(0, max(len(part), 1), PART):
                 some = part.slice(start, PART)
                 if filled + len(some) > MATRIX:
-                    found.append(model.predict_matrix(matrix[:filled]))
+                    found.append(model.predict_matrix(matrix[:filled], space[:filled]))
                     filled = 0
                 model.encoding.matrix(some, matrix[filled : filled + len(some)])
                 filled += len(some)
-        return np.concatenate([*found, model.predict_matrix(matrix[:filled])])
+        return np.concatenate([*found, model.predict_matrix(matrix[:filled], space[:filled])])
+
+
+def _repeated(text: str, rows: int) -> pa.Array:
+    """A column with the same text in each row; null where it is empty: the lake's writer is twice as quick then."""
+    import pyarrow as pa
+
+    if not text:
+        return pa.nulls(rows, pa.string())
+    return pa.DictionaryArray.from_arrays(
+        pa.repeat(pa.scalar(0, pa.int8()), rows), pa.array([text], pa.string())
+    )

@@ -11,7 +11,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from perennial.allowed import RESERVED, TAKEN, check_columns, check_parameter, check_template
+from perennial.allowed import MIN_DAYS, RESERVED, TAKEN, check_columns, check_parameter, check_template
 
 ColumnType = Literal["string", "integer", "number", "boolean", "date", "timestamp"]
 Task = Literal["binary", "multiclass", "regression", "ranking"]
@@ -266,6 +266,12 @@ class GateSpec(Strict):
     confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the interval of the difference in loss.")
     resamples: int = Field(
         1000, ge=100, le=20_000, description="Bootstrap samples that the interval rests on."
+    )
+    resample: Literal["rows", "days"] = Field(
+        "rows",
+        description="What a bootstrap sample draws. rows: each row is a case of its own. days: whole partitions, "
+        "where the rows of a day share their luck (weather, an outage) and the interval of rows is too narrow; larger "
+        f"gains are needed to pass then, and 20 held-out days or more ({MIN_DAYS} at least). Not for ranking.",
     )
     beat_baseline: bool = Field(
         True, description="Also clearly better than a constant, and not clearly worse than a linear model."

@@ -11,7 +11,7 @@ from typing import Any, Self
 
 from pydantic import Field, model_validator
 
-from perennial.allowed import GATE_METRICS, METRICS, OBJECTIVES, WHOLE
+from perennial.allowed import GATE_METRICS, METRICS, MIN_DAYS, OBJECTIVES, WHOLE
 from perennial.channels import AlertsSpec
 from perennial.sections import (
     Column,
@@ -168,6 +168,11 @@ class ModelSpec(Strict):
         if unknown := [m for m in self.gate.bounds if m not in METRICS[self.task]]:
             raise ValueError(f"gate.bounds names {unknown[0]!r}; for task {self.task} it is one of "
                              f"{', '.join(METRICS[self.task])}")  # fmt: skip
+        if self.gate.resample == "days" and (self.task == "ranking" or self.training.holdout_days < MIN_DAYS):
+            raise ValueError(
+                f"gate.resample is 'days': that needs training.holdout_days of {MIN_DAYS} or more (it is "
+                f"{self.training.holdout_days}), and another task than ranking (it is {self.task})"
+            )
         if (self.task == "ranking") != (self.group is not None):
             raise ValueError(
                 "group names the list a row belongs to: needed for task ranking, and for no other"

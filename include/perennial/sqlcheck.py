@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 from perennial import files, lake, references
 from perennial.errors import DataError, PerennialError, SpecError
 from perennial.features import Features, query
+from perennial.literals import identifier
 from perennial.spec import ModelSpec, ReferenceTable
 
 if TYPE_CHECKING:
@@ -132,7 +133,7 @@ def _load_references(con: duckdb.DuckDBPyConnection, spec: ModelSpec, found: Fin
             missing.append(reference.name)
             continue
         con.register("_reference", content)
-        con.execute(f"CREATE OR REPLACE TEMP TABLE {lake.name(reference.name)} AS SELECT * FROM _reference")
+        con.execute(f"CREATE OR REPLACE TEMP TABLE {identifier(reference.name)} AS SELECT * FROM _reference")
         con.unregister("_reference")
     return missing
 
@@ -292,7 +293,9 @@ def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, found: Findings) -> b
 
     hidden = spec.label.expression if spec.label.source is None else None
     listed = ", ".join(
-        f"CAST(NULL AS {SQL_TYPES[t]}) AS {lake.name(c)}" for c, t in spec.data.columns.items() if c != hidden
+        f"CAST(NULL AS {SQL_TYPES[t]}) AS {identifier(c)}"
+        for c, t in spec.data.columns.items()
+        if c != hidden
     )
     con.execute(f"CREATE TEMP VIEW stage_0 AS SELECT {listed} LIMIT 0")
     try:

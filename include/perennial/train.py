@@ -13,6 +13,7 @@ from perennial.boost import Checkpoint
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
 from perennial.labelled import Windows, choices, labelled
+from perennial.literals import text_literal
 from perennial.manifest import Manifest
 from perennial.model import Model
 from perennial.settings import settings
@@ -259,7 +260,7 @@ def _companions(
     assert isinstance(writer, pq.ParquetWriter)
     writer.close()
     con = lake.connect()
-    con.execute(f"CREATE VIEW reference AS SELECT * FROM read_parquet({lake.quote(str(path))})")
+    con.execute(f"CREATE VIEW reference AS SELECT * FROM read_parquet({text_literal(str(path))})")
     multiclass = spec.task == "multiclass"
     categorical = [*features.categorical, *(["prediction"] if multiclass else [])]
     numeric = [c for c in features.columns if c not in categorical] + ([] if multiclass else ["prediction"])

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from itertools import groupby
 from typing import TYPE_CHECKING
 
-from perennial import files, lake
+from perennial import files
 from perennial.lake import File
+from perennial.literals import text_literal
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -51,20 +52,21 @@ class Unit:
         """
         paths = [f.path for _, f in self.held]
         if files.is_remote(paths[0]) or set("*?") & set("".join(paths)):
-            return self._read(paths, columns)
-        listed = ", ".join(map(lake.quote, paths))
+            return self.read(columns)
+        listed = ", ".join(map(text_literal, paths))
         text = f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false, union_by_name=true"
         if self.first is None:
             return text + ")"
         where = f"file_row_number >= {self.first} AND file_row_number < {self.first + self.rows}"
         return f"{text}, file_row_number=true) WHERE {where}"
 
-    def _read(self, paths: list[str], columns: list[str]) -> pa.Table:
+    def read(self, columns: list[str]) -> pa.Table:
+        """The rows, with those of ``columns`` that the files have."""
         import pyarrow as pa
         import pyarrow.parquet
 
         parts = []
-        for path in paths:
+        for _, (path, _) in self.held:
             remote = files.is_remote(path)
             with pyarrow.parquet.ParquetFile(
                 path.removeprefix("s3://"), filesystem=files.filesystem() if remote else None

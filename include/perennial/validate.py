@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.checks import EXAMPLES, Check
 from perennial.judge import Judge, Outcome
-from perennial.literals import quote
+from perennial.literals import identifier
 
 if TYPE_CHECKING:
     import duckdb
@@ -131,7 +131,7 @@ def _duplicates(
         ]
         if not suspects:
             continue
-        names = [quote(c) for c in check.unique]
+        names = [identifier(c) for c in check.unique]
         where = " AND ".join(w for w in (check.where, check.considered, f"__file IN {_tuple(suspects)}") if w)
         hashed = f"hash({', '.join(names)})"
         # by hash first: texts as group keys would cost twice as much; then exactly, among the few that share one
@@ -177,7 +177,8 @@ def _second_pass(
         condition = f"__twice_{i}" if check.unique else check.bad_row
         texts = check.types
         values = [
-            f"left({quote(c)}, {_TEXT_EXAMPLE})" if texts[c] == "string" else quote(c) for c in check.columns
+            f"left({identifier(c)}, {_TEXT_EXAMPLE})" if texts[c] == "string" else identifier(c)
+            for c in check.columns
         ]
         packed = values[0] if len(values) == 1 else f"[{', '.join(f'{v}::VARCHAR' for v in values)}]"
         wanted.append(f"min({packed}, {EXAMPLES}) FILTER (WHERE {condition})")

@@ -10,6 +10,7 @@ from perennial import lake, references
 from perennial.drift import Column, Counts, count, sample
 from perennial.errors import DataError
 from perennial.features import first_line, query
+from perennial.literals import identifier, text_literal
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 from perennial.verdict import PREDICTION
@@ -53,11 +54,11 @@ def features(
     con = lake.connect()
     references.register(con, trained, references.refresh(trained))
     # The SQL can read what was registered and the lake's own files, and nothing else.
-    con.execute(f"SET allowed_directories=[{lake.quote(settings().lake)}]")
+    con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
     con.execute("SET enable_external_access=false; SET lock_configuration=true")
     hidden = {trained.label.expression} if trained.label.source is None else set()
-    listed = ", ".join(lake.name(c) for c in trained.data.columns if c not in hidden)
-    keys = ", ".join(lake.name(k) for k in trained.data.key)
+    listed = ", ".join(identifier(c) for c in trained.data.columns if c not in hidden)
+    keys = ", ".join(identifier(k) for k in trained.data.key)
     for first, last, rows, _ in groups:
         lake.relation(con, "window_rows", uri, None, first, last)
         try:
@@ -93,7 +94,7 @@ def predictions(
     uri = lake.table("predictions", spec.name)
     if shape is None or not lake.relation(con, "predictions", uri, None, start, as_of):
         return Counts(0, {PREDICTION: None}), {}
-    mine = f"CAST(model_version AS VARCHAR) = {lake.quote(version)}"
+    mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")
     days = con.execute(f"SELECT count(DISTINCT {lake.PARTITION}) FROM predictions WHERE {mine}").fetchall()[
         0

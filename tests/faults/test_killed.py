@@ -132,6 +132,11 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
     assert steps.run("train", quick, as_of=toys.LAST) == result | {"status": "unchanged"}
     trained = [r for r in ledger.records(quick.name, "training") if r["model_version"] == result["version"]]
     assert len(trained) == 1
+    import mlflow
+
+    client = mlflow.MlflowClient(settings().mlflow_uri)
+    experiment = client.get_experiment_by_name(quick.name)
+    assert not client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
     # every version that was registered is the same model
     digests = {registry.version(quick.name, str(n)).digest for n in range(1, int(result["version"]) + 1)}
     assert digests == {result["digest"]}

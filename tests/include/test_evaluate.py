@@ -110,6 +110,36 @@ def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     assert 165 <= hits <= 195  # 0.9 of 200, with four standard errors around
 
 
+def test_days_cover_the_truth_where_the_rows_of_a_day_are_alike_and_rows_do_not() -> None:
+    """40 days of 50 rows with a shock of each day's own; the gain is 0.05."""
+    hits = {"days": 0, "rows": 0}
+    day = np.repeat(np.arange(40), 50)
+    for seed in range(200):
+        draw = np.random.default_rng(seed)
+        gain = 0.05 + draw.normal(0, 0.2, 40)[day] + draw.normal(0, 0.5, 2000)
+        other = draw.normal(1, 0.3, 2000)
+        for what in hits:
+            found = compare(
+                other - gain,
+                other,
+                confidence=0.9,
+                seed=seed,
+                resamples=200,
+                days=day if what == "days" else None,
+            )
+            hits[what] += found.low <= 0.05 / other.mean() <= found.high
+    assert 165 <= hits["days"] <= 195  # 0.9 of 200, with four standard errors around
+    assert hits["rows"] < 140
+
+
+def test_a_large_day_weighs_its_rows() -> None:
+    other = np.ones(110)
+    mine = np.r_[np.full(100, 0.9), np.full(10, 1.5)]
+    found = compare(mine, other, days=np.r_[np.repeat(np.arange(10), 10), np.full(10, 10)])
+    assert found.improvement == pytest.approx((100 * 0.1 - 10 * 0.5) / 110)
+    assert found.low < found.improvement < found.high <= 0.1
+
+
 def test_the_same_model_is_no_improvement() -> None:
     same = rng.random(50)
     found = compare(same, same)

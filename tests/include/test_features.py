@@ -136,8 +136,8 @@ def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message
     found = Features(spec, None, lake.table("published", "toy"))
     for run in (
         lambda: found.apply(toys.rows("binary", DAY)),
-        lambda: list(found.of(unit.source(list(spec.data.columns)))[1]),
-        lambda: list(found.of(toys.rows("binary", DAY))[1]),
+        lambda: list(found.of(unit.source(list(spec.data.columns)), unit.read(["id"]))),
+        lambda: list(found.of(toys.rows("binary", DAY), unit.read(["id"]))),
     ):
         with pytest.raises(DataError, match=message) as error:
             run()
@@ -268,7 +268,8 @@ def test_files_give_what_their_rows_give(make: Any, sql: str) -> None:
     unit = one_unit(spec)
     assert unit.nights == [(files.shift(DAY, i), 5000) for i in range(3)]
     rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.nights])
-    keys, parts = found.of(unit.source(list(spec.data.columns)))
+    keys = unit.read(["id"])
+    parts = found.of(unit.source(list(spec.data.columns)), keys)
     assert keys["id"].to_pylist() == rows["id"].to_pylist()
     table = pa.concat_tables(parts)
     assert table["id"].to_pylist() == rows["id"].to_pylist()
@@ -286,12 +287,13 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
     found = Features(more, None, lake.table("published", "toy"))
     unit = one_unit(more)
     for source in (unit.source(list(more.data.columns)), toys.rows("binary", DAY)):
-        table = pa.concat_tables(found.of(source)[1])
+        table = pa.concat_tables(found.of(source, unit.read(["id"])))
         assert table["hour"].null_count == len(table) == toys.ROWS
         assert table["x"].to_pylist() == toys.rows("binary", DAY)["x"].to_pylist()
 
 
 def test_personal_values_stay_out_of_the_message(make: Any) -> None:
+    rows = toys.rows("binary", DAY)
     for personal in ([], ["k"]):
         spec = make(
             "SELECT id, CAST(k AS DOUBLE) AS x FROM rows",
@@ -299,6 +301,6 @@ def test_personal_values_stay_out_of_the_message(make: Any) -> None:
             data={"personal": personal},
         )
         with pytest.raises(DataError, match=r"features.sql failed") as error:
-            list(Features(spec).of(toys.rows("binary", DAY))[1])
+            list(Features(spec).of(rows, rows.select(["id"])))
         quoted = [f"'{value}'" in str(error.value) for value in "abc"]
         assert any(quoted) is not bool(personal)

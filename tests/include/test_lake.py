@@ -10,6 +10,7 @@ import pytest
 
 from perennial import files, lake
 from perennial.errors import PerennialError, StorageError
+from perennial.literals import identifier, text_literal
 from support import processes
 
 
@@ -174,5 +175,5 @@ def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:
 
 
 def test_quoting() -> None:
-    assert lake.quote("it's") == "'it''s'"
-    assert lake.name('say "x"') == '"say ""x"""'
+    assert text_literal("it's") == "'it''s'"
+    assert identifier('say "x"') == '"say ""x"""'

@@ -200,6 +200,64 @@ def test_a_refused_challenger_that_somebody_made_champion_is_reported(
     assert decisions(spec) == [("champion moved outside", "reported", result["version"])]
 
 
+def test_a_challenger_that_somebody_made_champion_is_reported_before_it_is_promoted(
+    passing: ModelSpec,
+) -> None:
+    """It passed its gate, so promotion may have it; but no promotion was killed here, and none is made up."""
+    one = train(passing, as_of=EARLY)
+    promote(passing, as_of=EARLY, actor="test")
+    two = train(passing, as_of=LATE)
+    registry.set_alias(passing.name, two["version"], "champion")
+    for _ in range(2):
+        answer = promote(passing, as_of=LATE, actor="test")
+        assert (answer["promoted"], answer["previous"]) == (True, one["version"])
+    assert decisions(passing)[1:] == [
+        ("champion moved outside", "reported", two["version"]),
+        ("promotion", "promoted", two["version"]),
+    ]
+
+
+def test_a_promotion_killed_before_its_record_is_not_taken_for_a_stranger(
+    passing: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = train(passing, as_of=EARLY)
+    promote(passing, as_of=EARLY, actor="test")
+    two = train(passing, as_of=LATE)
+
+    class Killed(BaseException):
+        pass
+
+    def killed(*_: Any, **__: Any) -> None:
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(promotion.ledger, "append", killed)
+        with pytest.raises(Killed):
+            promote(passing, as_of=LATE, actor="test")
+    assert champion(passing) == two["version"]
+    assert rollback(passing, actor="operator", reason="bad") == {
+        "version": one["version"], "previous": two["version"],
+    }  # fmt: skip
+    assert [d[1] for d in decisions(passing)] == ["promoted", "rolled back"]
+    # what was begun then says nothing about a move by hand now
+    registry.set_alias(passing.name, two["version"], "champion")
+    promote(passing, as_of=LATE, actor="test")
+    assert decisions(passing)[2:4] == [
+        ("champion moved outside", "reported", two["version"]),
+        ("promotion", "promoted", two["version"]),
+    ]
+
+
+def test_a_move_by_hand_to_the_version_before_is_no_killed_rollback(two_champions: Any) -> None:
+    spec, one, two = two_champions
+    registry.set_alias(spec.name, one["version"], "champion")
+    assert rollback(spec, actor="operator", reason="not by us")["version"] == two["version"]
+    assert decisions(spec)[2:] == [
+        ("champion moved outside", "reported", one["version"]),
+        ("rollback", "rolled back", two["version"]),
+    ]
+
+
 @pytest.fixture
 def two_champions(passing: ModelSpec) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
     one = train(passing, as_of=EARLY)

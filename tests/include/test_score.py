@@ -64,6 +64,26 @@ def test_predictions_are_the_boosters_own(world: Any) -> None:
     assert direct[truth == 1].mean() - direct[truth == 0].mean() > 0.3
 
 
+def test_rows_get_what_xgboost_gives_them_wherever_they_stand(world: Any) -> None:
+    """Rows that lack nothing are predicted first: each gets its own prediction all the same."""
+    champion = registry.champion(world.spec)
+    assert champion is not None
+    model = registry.load(champion)
+    draw = np.random.default_rng(0)
+    matrix = draw.normal(0, 5, (1000, len(model.encoding.columns))).astype(np.float32)
+    matrix[draw.random(matrix.shape) < 0.1] = np.nan
+    matrix[:2] = np.finfo(np.float32).max  # finite, though no sum of them is
+    before = matrix.copy()
+    plain = model.booster.inplace_predict(matrix, validate_features=False)
+    assert len(np.unique(plain)) > 10
+    for space in (None, np.empty_like(matrix)):
+        assert np.array_equal(model.predict_matrix(matrix, space), plain)
+    for alike in (matrix[:0], matrix[:2], np.full_like(matrix[:5], np.nan)):
+        wanted = model.booster.inplace_predict(alike, validate_features=False)
+        assert np.array_equal(model.predict_matrix(alike), wanted)
+    assert np.array_equal(matrix, before, equal_nan=True)
+
+
 def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> None:
     score(world.spec, start=DAY)
     before, version = predictions(world), lake.version(lake.table("predictions", world.spec.name))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,10 +15,11 @@ from perennial import dataset, files, fit, lake, ledger, manifest, registry
 from perennial.errors import DataError, PerennialError, RegistryError
 from perennial.labelled import windows
 from perennial.promote import promote
+from perennial.register import Recorder
 from perennial.score import score
 from perennial.spec import ModelSpec
 from perennial.train import train
-from support import toys
+from support import processes, toys
 
 Make = Callable[..., ModelSpec]
 
@@ -178,6 +180,53 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
     assert manifest.read(spec.name, "train", toys.LAST) is None
     experiment = client().get_experiment_by_name(spec.name)
     assert [r.info.status for r in client().search_runs([experiment.experiment_id])] == ["FAILED"]
+
+
+def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make) -> None:
+    """Killed in the midst of a trial; two other trainings of the same model are alive meanwhile, one ends."""
+    spec = make_model(training={"rounds": 3})
+    toys.publish(spec)
+    alive, ending = (Recorder(spec, toys.LAST, name) for name in ("alive", "ending"))
+    place = "perennial.register.Recorder._log"
+    killed = processes.start(
+        processes.killed_step,
+        str(spec.folder),
+        "train",
+        {"as_of": toys.LAST, "reason": "killed"},
+        place,
+        "before",
+        1,
+    )
+    assert processes.wait(killed) == [-signal.SIGKILL]
+
+    def statuses() -> list[tuple[str, str]]:
+        experiment = client().get_experiment_by_name(spec.name)
+        runs = client().search_runs([experiment.experiment_id])
+        return sorted((r.data.tags.get("reason", "a trial"), r.info.status) for r in runs)
+
+    left = [("a trial", "RUNNING"), ("alive", "RUNNING"), ("ending", "RUNNING"), ("killed", "RUNNING")]
+    assert statuses() == left
+    ending.finish()
+    train(spec, as_of=toys.LAST, reason="next")
+    trials = [("a trial", "FINISHED")]  # the first was done, its run was not
+    others = [("alive", "RUNNING"), ("ending", "FINISHED"), ("killed", "KILLED"), ("next", "FINISHED")]
+    assert statuses() == [*trials, ("a trial", "KILLED"), *others]
+    alive.fail()
+    assert ("alive", "FAILED") in statuses()
+
+
+def test_the_gate_draws_whole_days_where_it_is_told_to(make_model: Make) -> None:
+    spec = make_model(gate={"resample": "days"}, training={"rounds": 3, "holdout_days": 10})
+    toys.publish(spec, days=9)
+    toys.publish(spec, files.shift(toys.LAST, -5), 6)
+    with pytest.raises(DataError, match=r"fewer than 10 of the days .* have labels"):
+        train(spec, as_of=toys.LAST)
+    toys.publish(spec)
+    days = train(spec, as_of=toys.LAST)["gate"]["against_baselines"]["constant"]
+    by_rows = spec.model_copy(update={"gate": spec.gate.model_copy(update={"resample": "rows"})})
+    rows = train(by_rows, as_of=toys.LAST)["gate"]["against_baselines"]["constant"]
+    assert days["improvement"] == rows["improvement"]
+    assert (days["low"], days["high"]) != (rows["low"], rows["high"])
 
 
 def test_auto_records_the_device_that_ran() -> None:
