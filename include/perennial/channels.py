@@ -16,7 +16,7 @@ log = logging.getLogger(__name__)
 #: The name of the channel that `PERENNIAL_ALERT_URL` is.
 EVERYWHERE = "perennial_alert_url"
 Severity = Literal["suspected", "bad"]
-#: A signal's name, or a pattern of names (``*`` stands for anything): drift, performance, failure:score, deadline:*.
+#: A signal's name, or a pattern of names (``*`` stands for anything): features, performance, failure:score, deadline:*.
 Pattern = Annotated[str, StringConstraints(pattern=r"^[a-z*][a-z0-9_:*.-]*$", max_length=100)]
 Address = Annotated[str, StringConstraints(pattern=r"^[^@\s,]+@[^@\s,]+$", max_length=254)]
 #: No FIFO topic: those want a group and an order that alerts do not have.

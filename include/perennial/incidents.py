@@ -17,9 +17,9 @@ from perennial import files, ledger, lock
 from perennial.channels import Channel, Mute, Severity, matches
 from perennial.errors import PerennialError, StorageError
 from perennial.settings import settings
+from perennial.signals import State
 from perennial.spec import ModelSpec
 
-State = Literal["ok", "suspected", "bad", "undetermined"]
 #: Signals that tell of a run and not of the model. A verdict of an old date says nothing about today; a run that failed
 #: did fail, whatever its date.
 RUNS = ("failure:", "deadline:")
@@ -28,8 +28,8 @@ KEPT = 200
 
 
 @dataclass(frozen=True)
-class Signal:
-    """What was found out about one thing that can go wrong.
+class Sighting:
+    """A signal as it was seen once.
 
     Attributes:
         state: ``undetermined`` neither opens an incident nor ends one.
@@ -172,7 +172,7 @@ def read(model: str) -> Book:
         ) from error
 
 
-def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) -> list[Notice]:
+def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list[Notice]:
     """Take in what was found out at a partition date; opens, goes on with and ends incidents.
 
     What was taken in before changes nothing, and neither does a verdict older than the latest one.
@@ -201,21 +201,21 @@ def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) -> list[N
     return book.outbox
 
 
-def unrecorded(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) -> list[Notice]:
+def unrecorded(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list[Notice]:
     """The notices that `update` would make if nothing had happened before, where the lake cannot be asked."""
     book = Book()
     _take_in(book, spec, as_of, signals)
     return book.outbox
 
 
-def verdicts(result: Mapping[str, Any]) -> dict[str, Signal]:
+def verdicts(result: Mapping[str, Any]) -> dict[str, Sighting]:
     """The signals of a monitor step's result: its ``signals``, or its verdicts on drift and performance."""
     if found := result.get("signals"):
-        return {name: Signal(item["state"], str(item.get("reason") or "")) for name, item in found.items()}
+        return {name: Sighting(item["state"], str(item.get("reason") or "")) for name, item in found.items()}
     states: dict[str, State] = {"ok": "ok", "suspected": "suspected", "drifted": "bad", "dropped": "bad"}
     performance = result.get("performance") or {}
     return {
-        name: Signal(states.get(item.get("verdict", ""), "undetermined"), str(item.get("reason") or ""))
+        name: Sighting(states.get(item.get("verdict", ""), "undetermined"), str(item.get("reason") or ""))
         for name, item in (("drift", result), ("performance", performance))
     }
 
@@ -277,7 +277,7 @@ def _write(model: str, book: Book) -> None:
     files.write_text(uri(model), json.dumps(asdict(book), indent=1, sort_keys=True, default=str))
 
 
-def _take_in(book: Book, spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) -> bool:
+def _take_in(book: Book, spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> bool:
     """Change the book by signals; whether anything in it is to be written."""
     before = json.dumps(asdict(book), default=str)
     for name, signal in signals.items():
@@ -300,12 +300,12 @@ def _take_in(book: Book, spec: ModelSpec, as_of: str, signals: Mapping[str, Sign
     return json.dumps(asdict(book), default=str) != before or bool(_unrecorded(book, spec))
 
 
-def _ends(incident: Incident, as_of: str, signal: Signal) -> bool:
+def _ends(incident: Incident, as_of: str, signal: Sighting) -> bool:
     """Whether being well at a date ends it: not if it was bad at a later one, or in another part of the same one."""
     return as_of > incident.last or (as_of == incident.last and signal.part == incident.part)
 
 
-def _see(book: Book, spec: ModelSpec, name: str, as_of: str, signal: Signal, state: Severity) -> None:
+def _see(book: Book, spec: ModelSpec, name: str, as_of: str, signal: Sighting, state: Severity) -> None:
     """Open an incident, or go on with the one that is open."""
     reason = signal.reason[:2000]
     found = book.incidents.get(name)
@@ -337,7 +337,7 @@ def _see(book: Book, spec: ModelSpec, name: str, as_of: str, signal: Signal, sta
                 _put(book, spec, found, channel.name, "updated", signal)
 
 
-def _close(book: Book, spec: ModelSpec, incident: Incident, as_of: str, signal: Signal) -> None:
+def _close(book: Book, spec: ModelSpec, incident: Incident, as_of: str, signal: Sighting) -> None:
     incident.closed, incident.changed_at = as_of, _now()
     if not book.muted(spec, incident.signal, as_of):
         for channel in incident.told:
@@ -350,7 +350,7 @@ def _put(
     incident: Incident,
     channel: str,
     kind: Literal["opened", "updated", "closed"],
-    signal: Signal,
+    signal: Sighting,
 ) -> None:
     book.outbox.append(
         Notice(

@@ -12,7 +12,7 @@ from airflow.sdk.exceptions import AirflowException
 from perennial import incidents, manifest
 from perennial.errors import PerennialError
 from perennial.files import parse_date
-from perennial.incidents import Signal
+from perennial.incidents import Sighting
 from perennial.sections import Step
 from perennial_airflow import asked, metrics, notifiers
 
@@ -33,7 +33,7 @@ def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
         try:
             message = describe(spec, context)
             log.error("task failed", **message)
-            bad = Signal(
+            bad = Sighting(
                 "bad", message["cause"], _part(context), {k: v for k, v in message.items() if k != "cause"}
             )
             raise_signals(spec, day_of(context), {f"failure:{message['task']}": bad})
@@ -49,7 +49,7 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
     def tell(context: Context) -> None:
         try:
             instance = context["task_instance"]
-            well = Signal("ok", part=_part(context))
+            well = Sighting("ok", part=_part(context))
             signals = {f"failure:{instance.task_id}": well}
             if instance.task_id == _stage(instance):
                 signals[f"deadline:{instance.task_id}"] = well
@@ -80,7 +80,7 @@ def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
     return {"open": [i.signal for i in incidents.read(spec.name).open], "undelivered": left}
 
 
-def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, Signal]) -> None:
+def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> None:
     """Take in signals and tell of them; told all the same where the lake, which remembers them, is away."""
     try:
         incidents.update(spec, as_of, signals)

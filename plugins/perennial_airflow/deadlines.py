@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
 
-from perennial.incidents import Signal
+from perennial.incidents import Sighting
 
 if TYPE_CHECKING:
     from perennial.spec import ModelSpec
@@ -92,5 +92,5 @@ def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str)
         "partition": partition,
         "log": f"{base}/dags/{run['dag_id']}/runs/{run['dag_run_id']}",
     }
-    bad = Signal("bad", reason, details=details)
+    bad = Sighting("bad", reason, details=details)
     alerts.raise_signals(load(model), alerts.last_day(partition), {f"deadline:{stage}": bad})

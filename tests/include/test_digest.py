@@ -9,7 +9,7 @@ import pytest
 
 from perennial import digest, incidents, ledger
 from perennial.channels import Mute
-from perennial.incidents import Signal
+from perennial.incidents import Sighting
 from perennial.spec import ModelSpec
 from support import toys
 
@@ -34,11 +34,11 @@ def test_where_there_is_nothing_to_tell_it_is_one_line(specs: dict[str, ModelSpe
 
 def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[str, ModelSpec]) -> None:
     for day, x in (("2024-03-03", "bad"), ("2024-03-10", "bad")):
-        incidents.update(specs["loud"], day, {"drift": Signal(x, f"x moved by {day}")})  # type: ignore[arg-type]
+        incidents.update(specs["loud"], day, {"drift": Sighting(x, f"x moved by {day}")})  # type: ignore[arg-type]
     incidents.mute("other", Mute(signals=["failure:*"], until="2024-04-01", reason="a move"), "ann")  # type: ignore[arg-type]
-    incidents.update(specs["other"], "2024-03-03", {"failure:data": Signal("bad", "disk full")})
-    incidents.update(specs["quiet"], "2024-03-03", {"drift": Signal("bad")})
-    incidents.update(specs["quiet"], "2024-03-10", {"drift": Signal("ok")})
+    incidents.update(specs["other"], "2024-03-03", {"failure:data": Sighting("bad", "disk full")})
+    incidents.update(specs["quiet"], "2024-03-03", {"drift": Sighting("bad")})
+    incidents.update(specs["quiet"], "2024-03-10", {"drift": Sighting("ok")})
     ledger.append("loud", kind="retraining", decision="requested", reason="drift: x", actor="scheduler",
                   partition="2024-03-10")  # fmt: skip
     ledger.append("loud", kind="retraining", decision="declined", reason="calm", actor="scheduler")

@@ -14,7 +14,7 @@ from perennial import incidents, ledger
 from perennial.channels import AlertsSpec, Channel
 from perennial.cli import app
 from perennial.errors import PerennialError, StorageError
-from perennial.incidents import Notice, Signal
+from perennial.incidents import Notice, Sighting
 from perennial.settings import ROOT
 from perennial.spec import ModelSpec
 from support import processes, toys
@@ -33,8 +33,8 @@ def told(notices: list[Notice]) -> list[tuple[str, str]]:
     return [(n.channel, n.kind) for n in notices]
 
 
-def drift(state: str, reason: str = "") -> dict[str, Signal]:
-    return {"drift": Signal(state, reason)}  # type: ignore[arg-type]
+def drift(state: str, reason: str = "") -> dict[str, Sighting]:
+    return {"drift": Sighting(state, reason)}  # type: ignore[arg-type]
 
 
 def deliver(spec: ModelSpec) -> list[tuple[str, str]]:
@@ -114,15 +114,17 @@ def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
     deliver(spec)
     incidents.update(spec, D3, drift("suspected", "less"))
     assert incidents.update(spec, D4, drift("bad", "again")) == []
-    closed = incidents.update(spec, "2024-03-31", drift("ok") | {"failure:score": Signal("bad", "disk full")})
+    closed = incidents.update(
+        spec, "2024-03-31", drift("ok") | {"failure:score": Sighting("bad", "disk full")}
+    )
     assert told(closed) == [
         ("early", "closed"), ("team", "closed"), ("team", "opened"), ("early", "opened"), ("data", "opened"),
     ]  # fmt: skip
 
 
 def test_a_failure_is_one_whatever_its_date_and_the_next_success_ends_it(spec: ModelSpec) -> None:
-    late = {"failure:data": Signal("bad", "did not land")}
-    well = {"failure:data": Signal("ok")}
+    late = {"failure:data": Sighting("bad", "did not land")}
+    well = {"failure:data": Sighting("ok")}
     assert incidents.update(spec, D2, well) == []
     assert not Path(incidents.uri("toy")).exists(), "a success that ends nothing writes nothing"
     assert told(incidents.update(spec, D1, late)) == [("team", "opened")]
@@ -133,10 +135,10 @@ def test_a_failure_is_one_whatever_its_date_and_the_next_success_ends_it(spec: M
 
 
 def test_a_part_that_is_well_does_not_end_what_another_part_failed_in(spec: ModelSpec) -> None:
-    incidents.update(spec, D1, {"failure:score": Signal("bad", "evicted", part=3)})
-    incidents.update(spec, D1, {"failure:score": Signal("ok", part=4)})
+    incidents.update(spec, D1, {"failure:score": Sighting("bad", "evicted", part=3)})
+    incidents.update(spec, D1, {"failure:score": Sighting("ok", part=4)})
     assert len(incidents.read("toy").open) == 1
-    incidents.update(spec, D1, {"failure:score": Signal("ok", part=3)})
+    incidents.update(spec, D1, {"failure:score": Sighting("ok", part=3)})
     assert incidents.read("toy").open == []
 
 
@@ -171,7 +173,7 @@ def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: P
     mute = {"signals": ["drift"], "until": D2, "reason": "a strike"}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM], "mute": [mute]})
     assert incidents.update(spec, D1, drift("bad")) == []
-    assert told(incidents.update(spec, D1, {"performance": Signal("bad")})) == [("team", "opened")]
+    assert told(incidents.update(spec, D1, {"performance": Sighting("bad")})) == [("team", "opened")]
     assert incidents.update(spec, D2, drift("bad"))[1:] == []
     (item,) = [i for i in incidents.read("toy").open if i.signal == "drift"]
     assert item.count == 2
@@ -188,7 +190,7 @@ def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
     incidents.update(spec, D1, drift("bad", "x moved"))
     done = run.invoke(app, ["mute", "toy", "drift", "--until", D3, "--reason", "known: a new shop"])
     assert done.exit_code == 0, done.output
-    assert incidents.update(spec, D2, {"drift": Signal("bad")})[1:] == []
+    assert incidents.update(spec, D2, {"drift": Sighting("bad")})[1:] == []
     shown = run.invoke(app, ["incidents", "toy"], env={"COLUMNS": "200"}).output
     for piece in ("toy", "drift", "bad, muted", D1, D2, "x moved", "until 2024-03-17: known: a new shop",
                   "1 notice could not be delivered yet"):  # fmt: skip

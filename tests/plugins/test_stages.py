@@ -46,7 +46,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Steps:
         "train": {"version": "2", "gate": {"passed": True}},
         "promote": {"promoted": True, "version": "2", "previous": "1", "reason": "better"},
         "monitor": {"verdict": "ok", "report": "r"},
-        "decide": {"retrain": True, "reason": "drift"},
+        "decide": {"retrain": True, "proposed": False, "reason": "drift"},
         "rollback": {"version": "1", "previous": "2"},
     }  # fmt: skip
     return found
@@ -139,7 +139,7 @@ def test_decide_knows_a_backfill(fake: Steps, spec: ModelSpec, kind: str, backfi
 
 
 def test_a_retraining_is_asked_for_with_its_reason(spec: ModelSpec) -> None:
-    run = context("2013-04-01", xcom={"retrain": True, "reason": "drift in hour"})
+    run = context("2013-04-01", xcom={"retrain": True, "proposed": False, "reason": "drift in hour"})
     monitor.ask_retraining(spec, run)
     told = event(run, assets.retraining(spec))
     assert (told.extra["reason"], told.extra["as_of"], told.partition_keys) == (
@@ -147,11 +147,13 @@ def test_a_retraining_is_asked_for_with_its_reason(spec: ModelSpec) -> None:
         "2013-04-01",
         set(),
     )
-    by_hand = context(None, xcom={"retrain": True, "reason": "drift"}, as_of="2013-04-01")
+    by_hand = context(None, xcom={"retrain": True, "proposed": False, "reason": "drift"}, as_of="2013-04-01")
     monitor.ask_retraining(spec, by_hand)
     assert event(by_hand, assets.retraining(spec)).partition_keys == {"2013-04-01"}
     with pytest.raises(AirflowSkipException, match="No retraining: cooldown"):
-        monitor.ask_retraining(spec, context(xcom={"retrain": False, "reason": "cooldown"}))
+        monitor.ask_retraining(
+            spec, context(xcom={"retrain": False, "proposed": False, "reason": "cooldown"})
+        )
 
 
 def test_scoring_in_pods_is_split_into_as_many_tasks_as_asked_for(fake: Steps, spec: ModelSpec) -> None:
@@ -198,7 +200,12 @@ def test_a_step_without_a_manifest_is_not_believed(
 
 def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> None:
     """The seam to the library: every call above has the names that the real step takes."""
-    run = context("2013-02-01", xcom={"retrain": True, "reason": "drift"}, reason="because", to_version=1)
+    run = context(
+        "2013-02-01",
+        xcom={"retrain": True, "proposed": False, "reason": "drift"},
+        reason="because",
+        to_version=1,
+    )
     for call in (
         data.publish,
         score.predict,

@@ -76,7 +76,7 @@ def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
     from perennial.catalog import load_model
 
     incidents.update(
-        load_model(Path(folder)), day, {name: incidents.Signal("bad", "why") for name in signals}
+        load_model(Path(folder)), day, {name: incidents.Sighting("bad", "why") for name in signals}
     )
 
 

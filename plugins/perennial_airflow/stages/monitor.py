@@ -69,9 +69,8 @@ def weigh(spec: ModelSpec, context: Context) -> dict[str, Any]:
 def ask_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Start the training by an event that says why; skipped if the decision was no."""
     decision = context["ti"].xcom_pull(task_ids="decide")
-    if (
-        not decision["retrain"] and not decision["proposed"]
-    ):  # a proposal comes here after a person's yes alone
+    # A proposal comes here after a person's yes alone.
+    if not (decision["retrain"] or decision["proposed"]):
         raise AirflowSkipException(f"No retraining: {decision['reason']}")
     span = asked.as_of(context)
     told = {"reason": decision["reason"], "as_of": span.start}
