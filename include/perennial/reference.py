@@ -21,7 +21,7 @@ from perennial.spec import ModelSpec, json_schema
 MODELS = ROOT / "include" / "models"
 _INTRO = """# Models
 
-<!-- Made by `make docs` from the descriptions in include/perennial/sections.py: change them there. -->
+<!-- Made by `make docs` from the descriptions in include/perennial/sections.py and policies.py: change them there. -->
 
 A folder is a model:
 

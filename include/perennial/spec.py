@@ -13,17 +13,15 @@ from pydantic import Field, model_validator
 
 from perennial.allowed import GATE_METRICS, METRICS, MIN_DAYS, OBJECTIVES, WHOLE
 from perennial.channels import AlertsSpec
+from perennial.policies import GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.sections import (
     Column,
     DataSpec,
     FeatureSet,
     FeaturesSpec,
-    GateSpec,
     LabelSpec,
-    MonitoringSpec,
     Name,
     ReferenceTable,
-    RetrainingSpec,
     ScheduleSpec,
     Step,
     StepSpec,
@@ -179,6 +177,15 @@ class ModelSpec(Strict):
             )
         if self.group is not None and self.group not in self.data.columns:
             raise ValueError(f"group names {self.group!r}, which is not in data.columns")
+        for key in ("slices", "fairness"):
+            for column in getattr(self.monitoring, key):
+                if column not in self.data.columns:
+                    raise ValueError(f"monitoring.{key} names {column!r}, which is not in data.columns")
+                if column in self.data.personal:
+                    raise ValueError(
+                        f"monitoring.{key} names {column!r}, which data.personal names too: its values would stand in "
+                        "reports; group by a column that names no person"
+                    )
         if self.label.source is not None:
             if missing := [k for k in self.data.key if k not in self.label.columns]:
                 raise ValueError(
