@@ -85,6 +85,9 @@ def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_o
         "digest": champion.digest if champion else None,
         "spec": spec.digest,
         "rows": lake.fingerprint(lake.table("published", spec.name), start, as_of),
+        "reference": lake.fingerprint(
+            lake.table("published", spec.name), _earlier(spec, start), _earlier(spec, as_of)
+        ),
         "predictions": lake.fingerprint(lake.table("predictions", spec.name), start, as_of),
         "labels": ""
         if own
@@ -122,8 +125,9 @@ def _judge(
     n = spec.monitoring.report_rows
     features, seen = window.features(registry.spec(champion), reference, start, as_of, n)
     predictions, said = window.predictions(spec, reference, champion.version, start, as_of, n)
+    compared = _compared(spec, champion, reference, start, as_of)
     findings = verdict.judge(
-        reference, features, predictions, _stored(champion, "importance.json"), spec.monitoring
+        compared, features, predictions, _stored(champion, "importance.json"), spec.monitoring
     )
     watched = _watch(spec, champion)
     findings = [_weighed(f, reference, features, watched) for f in findings]
@@ -167,6 +171,36 @@ def _judge(
         spec.monitoring.drift_share,
     )
     return result, findings, page, picture, left_out
+
+
+def _earlier(spec: ModelSpec, day: str) -> str:
+    """The date that a date is compared with; 52 weeks make a year, so that weekdays fall on weekdays."""
+    days = spec.monitoring.window_days if spec.monitoring.reference == "rolling" else 364
+    return files.shift(day, -days)
+
+
+def _compared(
+    spec: ModelSpec, champion: registry.Version, reference: Mapping[str, Column], start: str, as_of: str
+) -> Mapping[str, Column]:
+    """The columns with the counts of the window that the policy compares with, on the bins of training.
+
+    Where nothing was published then, no column can be judged.
+    """
+    from dataclasses import replace
+
+    from perennial import window
+    from perennial.verdict import PREDICTION
+
+    if spec.monitoring.reference == "training":
+        return reference
+    first, last = _earlier(spec, start), _earlier(spec, as_of)
+    then, _ = window.features(registry.spec(champion), reference, first, last, 1)
+    said, _ = window.predictions(spec, reference, champion.version, first, last, 1)
+    found = {}
+    for column, shape in reference.items():
+        counts = (said if column == PREDICTION else then).columns.get(column)
+        found[column] = replace(shape, counts=counts or [0] * len(shape.counts))
+    return found
 
 
 def _weighed(finding: Finding, reference: Mapping[str, Column], window: Counts, watched: Watch) -> Finding:

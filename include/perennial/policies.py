@@ -41,7 +41,12 @@ class GateSpec(Strict):
 class MonitoringSpec(Strict):
     """When a model counts as drifted."""
 
-    window_days: int = Field(28, ge=1, le=366, description="Days that are compared with the training rows.")
+    window_days: int = Field(28, ge=1, le=366, description="Days that are compared with the reference.")
+    reference: Literal["training", "rolling", "last_year"] = Field(
+        "training",
+        description="What the window's rows are compared with: those of training, the window before it, or the same "
+        "weeks of the year before, where the rows follow the season.",
+    )
     min_rows: int = Field(1000, ge=10, description="Fewer rows than this leave a column undetermined.")
     psi_threshold: float = Field(
         0.2, gt=0, le=10, description="Population stability index above which a column drifts."

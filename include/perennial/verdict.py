@@ -20,7 +20,7 @@ class Finding:
 
     Attributes:
         role: ``feature`` or ``prediction``.
-        psi: against the training rows; None where it could not be computed.
+        psi: against the reference; None where it could not be computed.
         threshold: the PSI above which the column has drifted.
         reference_nulls, current_nulls: share of rows without a value.
         rows: rows of the window.
@@ -101,13 +101,13 @@ def _finding(
     elif counts is None or nulls is None:
         reason = "the column is not there any more"
     elif sum(shape.counts) < policy.min_rows:
-        reason = f"{sum(shape.counts)} training rows, {policy.min_rows} are needed"
+        reason = f"{sum(shape.counts)} rows to compare with, {policy.min_rows} are needed"
     elif nulls - shape.nulls > policy.null_jump:
         status, reason = "drifted", f"rows without a value went from {shape.nulls:.1%} to {nulls:.1%}"
     elif shape.nulls == 1:
-        reason = "empty in training"
+        reason = "empty in the reference"
     elif shape.constant:
-        reason = "constant in training"
+        reason = "constant in the reference"
     elif window.rows - counts[-1] < policy.min_rows:
         reason = f"{window.rows - counts[-1]} rows with a value, {policy.min_rows} are needed"
     else:
