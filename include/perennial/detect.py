@@ -28,7 +28,7 @@ CLIP = 3.5
 #: The least limit: a single night of `CLIP` stays a whole unit below it, so that a second one has to be odd as well.
 ONE_NIGHT = CLIP**2 / 2 - math.log(len(BETS)) + 1
 #: Quiet nights that a baseline needs.
-NIGHTS = 7
+NIGHTS = 5
 NIGHTS_A_YEAR = 365
 #: Years of resampled quiet nights that a limit is checked on.
 YEARS = 400

@@ -243,7 +243,6 @@ def _companions(
     import pyarrow.parquet as pq
 
     from perennial import drift, watch
-    from perennial.detect import NIGHTS
     from perennial.evidence import gather
 
     gains = model.booster.get_score(importance_type="total_gain")
@@ -296,7 +295,7 @@ def _companions(
         labels_version=labels_version,
     )
     watched, errors = watch.make(spec, model, quiet, drift.read_reference(reference)[1])
-    if champion is not None and len(split.holdout) < NIGHTS:
+    if champion is not None and len(split.holdout) < spec.training.holdout_days:
         watched = watch.inherit(watched, champion)
     kept = [sample]
     if errors is not None:

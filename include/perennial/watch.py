@@ -100,15 +100,18 @@ def make(
 
 
 def inherit(content: dict[str, Any], champion: registry.Version) -> dict[str, Any]:
-    """A new model's watch where it was judged on too few nights: what was quiet for the champion is quiet for it."""
+    """A new model's watch, with the champion's where it was judged on too few nights to have its own.
+
+    What is quiet for the one is about as quiet for the other; a model that was made in a hurry, after a change, must not
+    go unwatched.
+    """
     import json
 
     old = json.loads(registry.artifact(champion.run_id, NAME).read_text("utf-8"))
-    return (
-        content
-        | {k: old[k] for k in ("nights", "baselines", "nulls", "unseen")}
-        | {"inherited": champion.version}
-    )
+    found = {"baselines": old["baselines"] | content["baselines"]}
+    for what in ("nulls", "unseen"):
+        found[what] = {c: max(share, old[what].get(c, 0.0)) for c, share in content[what].items()}
+    return content | found
 
 
 def _baseline(

@@ -13,7 +13,8 @@ import pytest
 
 from perennial import dataset, files, fit, lake, ledger, manifest, registry
 from perennial.errors import DataError, PerennialError, RegistryError
-from perennial.labelled import windows
+from perennial.labelled import choices, windows
+from perennial.monitor import monitor
 from perennial.promote import promote
 from perennial.register import Recorder
 from perennial.score import score
@@ -263,6 +264,61 @@ def test_every_task_trains_promotes_and_scores(make_model: Make, task: str, metr
         assert len({r["prediction"] for r in found}) > 5
     again = train(spec, as_of=toys.LAST, force=True)
     assert again["digest"] == result["digest"]
+
+
+@pytest.mark.parametrize("task", ["binary", "multiclass", "regression", "ranking"])
+def test_a_champion_of_every_task_can_be_watched(make_model: Make, task: str) -> None:
+    spec = make_model(task, training={"rounds": 10, "holdout_days": 8}, gate={"beat_baseline": False})
+    toys.publish(spec)
+    result = train(spec, as_of=toys.LAST)
+    assert promote(spec, as_of=toys.LAST, actor="test")["promoted"]
+    end = files.shift(toys.LAST, 7)
+    toys.publish(spec, toys.LAST, 8)
+    score(spec, start=toys.LAST, end=end)
+    found = monitor(spec, as_of=end)
+    states = {name: signal["state"] for name, signal in found["signals"].items()}
+    assert found["model_version"] == result["version"] and states["skew"] == "ok"
+    known = {"performance", "attributions", "volume", "freshness", "labels", "nulls", "categories"}
+    known |= set() if task == "ranking" else {"calibration", "value", "estimated"}
+    assert {n for n in known if states.get(n, "undetermined") == "undetermined"} == set(), found["signals"]
+
+
+def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_since_the_change(
+    make_model: Make,
+) -> None:
+    spec = make_model(training={"rounds": 10, "holdout_days": 5})
+    toys.publish(spec)
+    change = files.shift(toys.LAST, -8)
+    ledger.append(
+        spec.name, kind="retraining", decision="requested", reason="value", actor="test", partition=toys.LAST,
+        evidence={"since": change},
+    )  # fmt: skip
+    result = train(spec, as_of=toys.LAST)
+    assert result["since"] == change and result["window"] in ("sliding", "since_change")
+    version = registry.version(spec.name, result["version"])
+    # Eight labelled days since the change: a third of them judges.
+    assert version.tags["judged_on"] == f"{files.shift(toys.LAST, -2)}..{files.shift(toys.LAST, -1)}"
+    first = change if result["window"] == "since_change" else toys.FIRST
+    assert version.tags["trained_on"].startswith(first)
+
+
+def test_the_windows_of_a_retraining(make_model: Make) -> None:
+    spec = make_model(
+        training={"window_days": 6, "holdout_days": 3},
+        retraining={"windows": ["sliding", "expanding", "since_change"]},
+    )
+    days = files.dates("2024-01-01", "2024-01-20")
+    first = choices(spec, "2024-01-20", days, "")
+    assert {k: (w.fit[0], w.holdout[0]) for k, w in first.items()} == {
+        "sliding": ("2024-01-11", "2024-01-17"), "expanding": ("2024-01-01", "2024-01-17"),
+    }  # fmt: skip
+    later = choices(spec, "2024-01-20", days, "2024-01-15")
+    assert {k: (w.fit[0], w.holdout[0]) for k, w in later.items()} == {
+        "sliding": ("2024-01-13", "2024-01-19"), "expanding": ("2024-01-01", "2024-01-19"),
+        "since_change": ("2024-01-15", "2024-01-19"),
+    }  # fmt: skip
+    young = choices(spec, "2024-01-20", days, "2024-01-18")
+    assert set(young) == {"sliding", "expanding"}, "one day to learn from is none"
 
 
 def test_a_label_in_the_rows_needs_no_feed(make_model: Make) -> None:

@@ -22,7 +22,8 @@ from .conftest import make_spec  # noqa: TID252
 
 QUIET, LIVE = range(46, 60), range(60, 74)
 POLICY = {"window_days": 28, "min_rows": 100, "slices": ["region"], "fairness": ["sex"]}
-SPEC = make_spec(monitoring=POLICY)
+COLUMNS = {"id": "string", "at": "timestamp", "region": "string", "sex": "string"}
+SPEC = make_spec(monitoring=POLICY, data={"columns": COLUMNS, "personal": []})
 Change = Callable[[Evidence, Model], Evidence]
 
 
@@ -139,7 +140,7 @@ def test_groups_that_are_treated_apart_raise_fairness(seen: Seen) -> None:
 
 
 def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
-    content, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(55, 60)), {})
+    content, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(56, 60)), {})
     watched = watch.read(content, SPEC, None)
     assert watched.baselines == {}
     assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}

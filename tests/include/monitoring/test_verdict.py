@@ -28,7 +28,12 @@ def one(counts: list[int] | None, shape: Column = EVEN, **policy: Any) -> Findin
         ([500, 500, 120], EVEN, "drifted", "without a value"),
         ([0, 0, 1000], EVEN, "drifted", "without a value"),
         ([500, 500, 0], Column("numeric", [0, 1000], edges=[]), "undetermined", "empty in the reference"),
-        ([500, 500, 0], Column("numeric", [1000, 0, 0], edges=[0.5]), "undetermined", "constant in the reference"),
+        (
+            [500, 500, 0],
+            Column("numeric", [1000, 0, 0], edges=[0.5]),
+            "undetermined",
+            "constant in the reference",
+        ),
         ([800, 0, 200], Column("numeric", [1000, 0, 0], edges=[0.5]), "drifted", "without a value"),
         ([50, 0, 950], Column("numeric", [50, 50, 900], edges=[0.5]), "undetermined", "rows with a value"),
         ([500, 500, 0], Column("numeric", [20, 20, 0], edges=[0.5]), "undetermined", "rows to compare with"),
