@@ -11,7 +11,7 @@ SUMMARY = {
     "data": "Fetches, validates and publishes each night's partition; bad rows go to quarantine.",
     "train": "Trains a challenger, judges it against the champion, promotes it if the gate lets it pass.",
     "score": "Predicts each published partition with the champion.",
-    "monitor": "Looks for drift and loss of performance, and decides whether to retrain.",
+    "monitor": "Judges the champion's nights by all signals, and decides whether a retraining would pay.",
     "rollback": "Puts an earlier champion back. By hand only.",
 }
 _RANGE = (
@@ -113,6 +113,12 @@ find out who changed it. {_AGAIN}"""
 def _monitor(spec: ModelSpec) -> str:
     policy, watched = spec.retraining, spec.monitoring
     causes = ", ".join(policy.on) or "nothing"
+    approval = (
+        "`approve_retraining`: a person says yes or no on the page *Required Actions*; no answer within "
+        f"{policy.answer_hours} hours is a no. "
+        if policy.mode == "ask"
+        else ""
+    )
     return f"""{SUMMARY["monitor"]}
 
 **Runs** at `{spec.schedule.monitor}` UTC, as of the day before.
@@ -120,9 +126,10 @@ def _monitor(spec: ModelSpec) -> str:
 **Reads** the last {watched.window_days} days of rows, predictions and the labels that have arrived, and the
 champion's training reference.
 
-**Does** `monitor`: the verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`: retrains
-on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in {policy.budget_days}
-days; never from a backfill. The ledger gets the decision either way. `ask_retraining`: **skipped** if the
+**Does** `monitor`: every signal, one verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`:
+retrains on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in
+{policy.budget_days} days; never from a backfill. The ledger gets the decision either way, with all signals;
+`perennial why {spec.name} DATE` tells it in plain words. {approval}`ask_retraining`: **skipped** if the
 decision was no. `notify`: tells the model's channels of signals that turned bad or are well again.
 
 **Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.

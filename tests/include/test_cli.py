@@ -81,6 +81,17 @@ def test_markup_in_a_message_is_shown_as_it_is(toy: Path) -> None:
     assert "persistence is [9, 2]" in call("check", "toy").output
 
 
+def test_why_tells_a_decision_in_words(toy: Path) -> None:
+    assert "nothing was decided about a retraining by then" in str(call("why", "toy", "2024-02-01").exception)
+    ledger.append(
+        "toy", kind="retraining", decision="declined", reason="the verdict is ok", actor="scheduler",
+        partition="2024-02-01", model_version="3", evidence={"signals": {"skew": {"state": "bad", "reason": "2 differ"}}},
+    )  # fmt: skip
+    told = call("why", "toy", "2024-02-01").output
+    assert "2024-02-01: a retraining was not asked for by scheduler (version 3)." in told
+    assert "Because: the verdict is ok" in told and "skew: BAD: 2 differ" in told
+
+
 def test_help_and_errors_come_without_heavy_libraries() -> None:
     code = (
         "import sys; from typer.testing import CliRunner; from perennial.cli import app; "
