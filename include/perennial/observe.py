@@ -114,8 +114,9 @@ def _worst(answers: Sequence[tuple[str, Signal]]) -> Signal:
 
 
 def _rows(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
+    """Published rows by date."""
     held = lake.contents(lake.table("published", spec.name))
-    return {d: sum(f.rows for f in f_) for d, f_ in held.items() if start <= d <= end}
+    return {day: sum(f.rows for f in held[day]) for day in held if start <= day <= end}
 
 
 def new_rows(spec: ModelSpec, champion: registry.Version, as_of: str) -> float:

@@ -143,28 +143,21 @@ def _moved(model: Model, seen: Evidence, shares: np.ndarray) -> np.ndarray:
 
 
 def _gap(seen: Evidence, column: str, names: list[str]) -> np.ndarray:
-    """Difference between groups in the mean prediction (demographic parity difference; Fairlearn's definition).
+    """Distance between the groups' highest and lowest mean prediction, night by night, shape (nights,).
 
-    For multiclass and ranking, whose scores have no order, there is none.
+    The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
+    probabilities and values instead of decisions. For multiclass and ranking, whose scores have no order: none.
     """
     import numpy as np
 
-    if seen.predicted.ndim > 1 or seen.lists is not None:
-        return np.full(len(seen.dates), np.nan)
-    means = []
-    for name in names:
-        rows = seen.texts[column] == name
-        means.append(seen.where(rows).mean(seen.predicted[rows]))
-    if len(means) < 2:
-        return np.full(len(seen.dates), np.nan)
-    known = np.isfinite(np.stack(means)).sum(axis=0) >= 2
-    filled = np.stack(means)
-    spread = np.where(
-        known,
-        np.nanmax(np.where(known, filled, 0), axis=0) - np.nanmin(np.where(known, filled, 0), axis=0),
-        np.nan,
-    )
-    return np.asarray(spread)
+    nothing = np.full(len(seen.dates), np.nan)
+    if seen.predicted.ndim > 1 or seen.lists is not None or len(names) < 2:
+        return nothing
+    groups = [seen.texts[column] == name for name in names]
+    means = np.stack([seen.where(rows).mean(seen.predicted[rows]) for rows in groups])
+    both = np.isfinite(means).sum(axis=0) >= 2
+    nothing[both] = np.nanmax(means[:, both], axis=0) - np.nanmin(means[:, both], axis=0)
+    return nothing
 
 
 def groups(seen: Evidence) -> dict[str, list[str]]:

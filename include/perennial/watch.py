@@ -102,8 +102,8 @@ def make(
 def inherit(content: dict[str, Any], champion: registry.Version) -> dict[str, Any]:
     """A new model's watch, with the champion's where it was judged on too few nights to have its own.
 
-    What is quiet for the one is about as quiet for the other; a model that was made in a hurry, after a change, must not
-    go unwatched.
+    What is quiet for the one is about as quiet for the other; a model made in a hurry, after a change, must not go
+    unwatched.
     """
     import json
 

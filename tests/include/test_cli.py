@@ -85,7 +85,8 @@ def test_why_tells_a_decision_in_words(toy: Path) -> None:
     assert "nothing was decided about a retraining by then" in str(call("why", "toy", "2024-02-01").exception)
     ledger.append(
         "toy", kind="retraining", decision="declined", reason="the verdict is ok", actor="scheduler",
-        partition="2024-02-01", model_version="3", evidence={"signals": {"skew": {"state": "bad", "reason": "2 differ"}}},
+        partition="2024-02-01", model_version="3",
+        evidence={"signals": {"skew": {"state": "bad", "reason": "2 differ"}}},
     )  # fmt: skip
     told = call("why", "toy", "2024-02-01").output
     assert "2024-02-01: a retraining was not asked for by scheduler (version 3)." in told
