@@ -45,7 +45,9 @@ class Expected:
         """The expected loss of each row, shape (rows,); None where there is no way to tell (ranking)."""
         import numpy as np
 
-        if self.task == "regression" and self.errors is not None:
+        if self.task == "regression":
+            if self.errors is None:
+                return None
             return np.asarray(self.errors.inplace_predict(x, validate_features=False), np.float64)
         p = np.clip(predicted.astype(np.float64), _TINY, 1 - _TINY)
         if self.task == "binary":

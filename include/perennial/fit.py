@@ -193,7 +193,7 @@ def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial], spen
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = spec.training.search
     study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.training.seed))
-    given = {k: v for k, v in spec.training.params.items() if k in search.space}
+    given = {k: v for k, v in spec.training.params.items() if k in search.space and search.space[k].holds(v)}
     if len(given) == len(search.space):
         study.enqueue_trial(given)  # what the spec says is tried first: the search can only do better
 

@@ -236,8 +236,14 @@ def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding]) -> dict
 
 
 def _watch(spec: ModelSpec, champion: registry.Version) -> Watch:
+    """What the champion is watched by; nothing for one that was trained before there was such a thing."""
     from perennial import watch
+    from perennial.errors import ArtifactError
 
+    try:
+        registry.artifact(champion.run_id, watch.NAME)
+    except ArtifactError:
+        return watch.nothing(spec)
     errors = registry.artifact(champion.run_id, watch.ERRORS) if spec.task == "regression" else None
     return watch.read(_stored(champion, watch.NAME), spec, errors)
 

@@ -189,6 +189,9 @@ def _columns(spec: ModelSpec, model: Model, watched: Watch, recent: Evidence) ->
     """Empty values and unseen categories of single nights, against the worst quiet night of each column."""
     import numpy as np
 
+    if not watched.nulls:
+        unknown = Signal("undetermined", "the champion has nothing to compare with: train again")
+        return {"nulls": unknown, "categories": unknown}
     empty, unseen = {}, {}
     for j, column in enumerate(model.encoding.columns):
         odd = recent.unseen.get(column, np.zeros(len(recent.night), bool))

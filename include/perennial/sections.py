@@ -185,6 +185,10 @@ class Range(Strict):
     log: bool = Field(False, description="Draw evenly between the logarithms.")
     choices: list[float] = Field([], description="The values to choose from, instead of low and high.")
 
+    def holds(self, value: float) -> bool:
+        """Whether a value can be drawn."""
+        return value in self.choices if self.choices else (self.low or 0) <= value <= (self.high or 0)
+
     @model_validator(mode="after")
     def _either(self) -> Self:
         if self.choices:

@@ -164,6 +164,13 @@ def _highest(values: np.ndarray) -> float:
     return round(float(known.max()), 6) if len(known) else 0.0
 
 
+def nothing(spec: ModelSpec) -> Watch:
+    """The watch of a champion that has none: every followed number is undetermined until the next training."""
+    import numpy as np
+
+    return Watch(Expected(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
+
+
 def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:
     """The stored watch.
 

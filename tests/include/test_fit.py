@@ -68,6 +68,12 @@ def test_the_specs_own_parameters_are_tried_first(make: Any, tmp_path: Path) -> 
     assert fit(spec, data(tmp_path)).trials[0].params == params
 
 
+def test_parameters_that_the_search_cannot_draw_are_no_trial(make: Any, tmp_path: Path) -> None:
+    params = {"max_depth": 2, "learning_rate": 0.1, "subsample": 0.9}
+    found = fit(make(params=params, search={"trials": 2, "space": SPACE}), data(tmp_path))
+    assert {t.params["subsample"] for t in found.trials} <= {0.7, 1.0}
+
+
 def test_time_ends_a_search(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(search={"trials": 500, "minutes": 0.01, "space": SPACE}, rounds=5)
     assert 1 <= len(fit(spec, data(tmp_path)).trials) < 500

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from perennial import files, lake
+from perennial.errors import ArtifactError
 from perennial.monitor import monitor
 from perennial.observe import freshness, volume
 
@@ -135,3 +136,21 @@ def test_what_cannot_be_read_is_undetermined(make_world: Callable[..., World]) -
         found["performance"]["state"] == "undetermined"
         and "held-out nights" in found["performance"]["reason"]
     )
+
+
+def test_a_champion_without_anything_to_compare_with_is_not_called_well(world: World) -> None:
+    (world.folder / "artifacts" / "run-1" / "watch.json").unlink()  # as one of an earlier release
+    world.publish(LATER, 7)
+    world.label(LATER, 7, TRUTH)
+    states = {name: signal["state"] for name, signal in look(world).items()}
+    followed = ("performance", "calibration", "value", "estimated", "attributions", "nulls", "categories")
+    assert {states[name] for name in followed} == {"undetermined"}
+    assert states["freshness"] == states["volume"] == "ok"
+
+
+def test_a_damaged_watch_is_an_error_and_not_silence(world: World) -> None:
+    place = world.folder / "artifacts" / "run-1" / "watch.json"
+    place.write_text(place.read_text().replace('"format": 1', '"format": 9'))
+    world.publish(LATER, 7)
+    with pytest.raises(ArtifactError, match="what the champion is watched by cannot be used: format 9"):
+        look(world)
