@@ -134,8 +134,8 @@ def _triggers(spec: ModelSpec, verdict: dict[str, Any], as_of: str) -> dict[str,
     """What speaks for a retraining, each in a sentence. An undetermined verdict speaks for nothing."""
     signals = verdict.get("signals") or {}
     found = from_signals(signals)
-    if verdict.get("verdict") == "drifted" and (harm := _harm(spec, signals)):
-        found["drift"] = f"drift: {verdict.get('reason', '')}; {harm}"
+    if verdict.get("verdict") == "drifted" and (why := harm(spec, signals)):
+        found["drift"] = f"drift: {verdict.get('reason', '')}; {why}"
     trained = verdict.get("champion_as_of")
     if trained and (age := _days(trained, as_of)) > spec.retraining.max_age_days:
         found["age"] = f"age: the champion has seen data up to {trained}, {age} days ago"
@@ -160,7 +160,7 @@ def from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     return found
 
 
-def _harm(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
+def harm(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
     """Why drifted rows matter to the model, as far as can be told; empty where they do not.
 
     Rows that drifted make harm likely, so that less evidence is asked for than without: the mean of what recent labels

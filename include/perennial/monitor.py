@@ -118,7 +118,7 @@ def _blank(start: str, as_of: str) -> _Result:
 def _judge(
     spec: ModelSpec, champion: registry.Version, start: str, as_of: str
 ) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
-    from perennial import drift, observe, performance, report, verdict, window
+    from perennial import decide, drift, observe, performance, report, verdict, window
 
     model = registry.load(champion)
     _, reference = drift.read_reference(_stored(champion, "reference.json"))
@@ -147,6 +147,9 @@ def _judge(
     degraded = None if lost.state == "undetermined" else lost.state == "bad"
     measured |= {"verdict": "dropped" if lost.state == "bad" else lost.state, "degraded": degraded}
     measured["reason"] = "; ".join(r for r in (measured["reason"], lost.reason) if r)
+    told = {n: s.as_dict() for n, s in observed.items()}
+    harmless = tier == "drifted" and not decide.harm(spec, told)
+    told = {n: s.as_dict() for n, s in _drift(tier, summary.reason, findings, harmless).items()} | told
     drifted = [f.column for f in findings if f.status == "drifted"]
     result = _blank(start, as_of) | {
         "verdict": tier,
@@ -161,7 +164,7 @@ def _judge(
         "performance": measured,
         "changed": _changed(spec, champion),
         "new_rows": observe.new_rows(spec, champion, as_of),
-        "signals": {n: s.as_dict() for n, s in (_drift(tier, summary.reason, findings) | observed).items()},
+        "signals": told,
     }
     page, picture, left_out = report.picture(
         [f for f in findings if f.column not in spec.data.personal],
@@ -222,11 +225,16 @@ def _changed(spec: ModelSpec, champion: registry.Version) -> list[str]:
     return [what for what, (tag, value) in now.items() if champion.tags.get(tag, value) != value]
 
 
-def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding]) -> dict[str, Signal]:
-    """Drift of the features taken together, and of the predictions, as signals."""
+def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding], harmless: bool) -> dict[str, Signal]:
+    """Drift of the features taken together, and of the predictions, as signals; bad only where it harms the model.
+
+    Seasons come and go: a monitor that cries at each of them is switched off.
+    """
     from perennial.signals import Signal
 
-    states: dict[str, State] = {"drifted": "bad", "stable": "ok", "ok": "ok", "suspected": "suspected"}
+    bad: State = "suspected" if harmless else "bad"
+    reason += "; no harm to the model is seen" if harmless else ""
+    states: dict[str, State] = {"drifted": bad, "stable": "ok", "ok": "ok", "suspected": "suspected"}
     found = {"features": Signal(states.get(tier, "undetermined"), reason)}
     for f in findings:
         if f.role == "prediction":

@@ -55,6 +55,17 @@ def test_a_calm_week_raises_nothing(world: World) -> None:
     }  # fmt: skip
 
 
+def test_drift_that_does_no_harm_is_no_alarm(world: World) -> None:
+    world.publish(LATER, 14, k="'a0'")  # the model has no use for k
+    world.label(LATER, 14, TRUTH)
+    serve(world, LATER, 14)
+    states = {d: monitor(world.spec, as_of=d) for d in ("2024-02-03", "2024-02-04")}
+    found = states["2024-02-04"]
+    assert found["verdict"] == "drifted" and "k" in found["drifted"]
+    assert found["signals"]["features"]["state"] == "suspected"
+    assert "no harm to the model is seen" in found["signals"]["features"]["reason"]
+
+
 def test_one_prediction_that_the_training_code_would_not_give_is_skew(world: World) -> None:
     world.publish(LATER, 7)
     serve(world, LATER, 7, wrong="2024-01-25")
