@@ -63,7 +63,7 @@ def delays(result: _Result) -> list[int | None]:
     numbers = result["policies"]["ours"]
     raised = sorted({*numbers["alarms"], *numbers["trained"]})
     found: list[int | None] = []
-    harmful = result["harmful"]
+    harmful = [night for night, gap in result["harms"] if gap > replay.HARM]
     for i, night in enumerate(harmful):
         end = min([night + LATE, *harmful[i + 1 : i + 2]])
         # A gradual change may be found before it does harm.
@@ -72,9 +72,14 @@ def delays(result: _Result) -> list[int | None]:
     return found
 
 
+def harmless(result: _Result) -> bool:
+    """Whether nothing that happens in a stream makes a difference to the model."""
+    return all(gap < replay.HARMLESS for _, gap in result["harms"])
+
+
 def quiet(result: _Result) -> tuple[int, int]:
-    """False alarms, and quiet nights: those before a harmful change, or all where there is none."""
-    end = result["change"] if result["harmful"] else HISTORY + LIVE
+    """False alarms, and quiet nights: those before a change that makes a difference, or all where there is none."""
+    end = HISTORY + LIVE if harmless(result) else result["change"]
     numbers = result["policies"]["ours"]
     raised = {*numbers["alarms"], *numbers["trained"]}
     return sum(a < end for a in raised), end - HISTORY
@@ -111,7 +116,12 @@ def _by_kind(found: Sequence[_Result]) -> Table:
         late = [d for r in mine for d in delays(r)]
         hits = [d for d in late if d is not None]
         counts = np.array([quiet(r) for r in mine]).sum(axis=0)
-        cells = [f"{len(hits)} of {len(late)}" if late else "no harm", _interval(hits) if hits else ""]
+        worst = max((gap for r in mine for _, gap in r["harms"]), default=0.0)
+        cells = [
+            f"{len(hits)} of {len(late)}" if late else "",
+            f"{max(worst, 0.0):.0%}",
+            _interval(hits) if hits else "",
+        ]
         cells.append(f"{100 * counts[0] / counts[1]:.2g}")
         cells += [_interval(_shares(mine, p, "auc")) for p in replay.POLICIES]
         cells += [_interval([len(r["policies"][p]["trained"]) for r in mine]) for p in ("nightly", "ours")]
@@ -122,7 +132,7 @@ def _by_kind(found: Sequence[_Result]) -> Table:
 def _goals(found: Sequence[_Result]) -> tuple[Table, bool]:
     late = [d for r in found for d in delays(r)]
     alarms = np.array([quiet(r) for r in found])
-    calm = [r for r in found if not r["harmful"] and r["kind"] != "none"]
+    calm = [r for r in found if harmless(r) and r["kind"] != "none"]
     trainings = sum(len(r["policies"]["ours"]["trained"]) for r in found)
     nightly = sum(len(r["policies"]["nightly"]["trained"]) for r in found)
     auc, skill = _shares(found, "ours", "auc"), _shares(found, "ours", "skill")

@@ -67,11 +67,13 @@ class Stream:
             return float(since >= 0 and (since // SEASON) % 2 == 0)
         return 0.0
 
-    def draw(self, night: int, rows: int = ROWS, *, again: int = 0) -> tuple[np.ndarray, np.ndarray]:
+    def draw(
+        self, night: int, rows: int = ROWS, *, again: int = 0, luck: bool = True
+    ) -> tuple[np.ndarray, np.ndarray]:
         """Features, float32 of shape (rows, `FEATURES`), and labels, of one night.
 
         Args:
-            again: other rows of the same night.
+            again: other rows of the same night. luck: whether the night has one of its own, for all its rows.
         """
         rng = np.random.default_rng([self.seed, night, again])
         after = night >= self.change
@@ -94,7 +96,6 @@ class Stream:
             logit += 1.1
         if after and self.kind == "noisier":
             logit = 0.5 * logit
-        logit += np.random.default_rng([self.seed, night]).normal(
-            0, 0.2
-        )  # the night's own luck, for all its rows
+        if luck:
+            logit += np.random.default_rng([self.seed, night]).normal(0, 0.2)
         return x.astype(np.float32), (rng.random(rows) < 1 / (1 + np.exp(-logit))).astype(np.float64)
