@@ -102,7 +102,9 @@ def why(
 
 @app.command()
 def run(
-    step: Annotated[str, typer.Argument(help="data, train, promote, score, monitor, decide or rollback.")],
+    step: Annotated[
+        str, typer.Argument(help="data, train, promote, score, monitor, decide, conclude or rollback.")
+    ],
     model: Model = None,
     start: Annotated[str | None, typer.Option(help="First partition date, YYYY-MM-DD (data, score).")] = None,
     end: Annotated[str | None, typer.Option(help="Last partition date; start when not given.")] = None,

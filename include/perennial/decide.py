@@ -57,7 +57,9 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
             )
         verdict = found.result
         triggers = _triggers(spec, verdict, as_of)
-        against = _against(spec, as_of, backfill, records, decisions) if triggers or backfill else None
+        against = None
+        if triggers or backfill:
+            against = _against(spec, as_of, backfill, records, decisions) or _shaded(verdict)
         decision = DECLINED
         if triggers and against is None:
             decision = PROPOSED if spec.retraining.mode == "ask" else REQUESTED
@@ -229,6 +231,14 @@ def _against(
     if spent >= policy.budget:
         return f"the budget is used up: {spent} retrainings within {policy.budget_days} days"
     return None
+
+
+def _shaded(verdict: dict[str, Any]) -> str | None:
+    """Why a challenger in the shadow comes first, if there is one."""
+    seen = verdict.get("shadow") or {}
+    if seen.get("state") not in ("begun", "passed"):
+        return None
+    return f"version {seen['version']} is in the shadow: its {seen['nights']} nights come first"
 
 
 def _gpu_hours(records: _Records, as_of: str) -> float:

@@ -77,6 +77,7 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
 
 
 def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_of: str) -> _Result:
+    from perennial import shadow
     from perennial.performance import matured
 
     own = spec.label.source is None
@@ -92,6 +93,7 @@ def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_o
         "labels": ""
         if own
         else lake.fingerprint(lake.table("labels", spec.name), start, matured(spec, as_of)),
+        "shadow": (shadow.standing(spec) or {}).get("model_version"),
         "earlier": [list(e) for e in history.earlier(spec, champion, as_of)],
     }
 
@@ -111,6 +113,7 @@ def _blank(start: str, as_of: str) -> _Result:
         "suspicious": None,
         "performance": {"verdict": "undetermined", "reason": "there is nothing to measure", "degraded": None},
         "signals": {},
+        "shadow": None,
         "status": "monitored",
     }
 
@@ -118,7 +121,7 @@ def _blank(start: str, as_of: str) -> _Result:
 def _judge(
     spec: ModelSpec, champion: registry.Version, start: str, as_of: str
 ) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
-    from perennial import decide, drift, observe, performance, report, verdict, window
+    from perennial import decide, drift, observe, performance, report, shadow, verdict, window
 
     model = registry.load(champion)
     _, reference = drift.read_reference(_stored(champion, "reference.json"))
@@ -165,6 +168,7 @@ def _judge(
         "changed": _changed(spec, champion),
         "new_rows": observe.new_rows(spec, champion, as_of),
         "signals": told,
+        "shadow": shadow.compare(spec, champion, as_of, performance.matured(spec, as_of)),
     }
     page, picture, left_out = report.picture(
         [f for f in findings if f.column not in spec.data.personal],

@@ -134,6 +134,13 @@ class RetrainingSpec(Strict):
         description="What a retraining learns from: the latest training.window_days, all, or what came since the "
         "detected change. One model is made of each; the gate takes the one that is best on the same rows.",
     )
+    shadow_nights: int = Field(
+        0,
+        ge=0,
+        le=90,
+        description="Nights that a challenger which passed the gate scores unseen, beside the champion, before it "
+        "takes over if it was better on them; 0: it takes over at once.",
+    )
     cooldown_days: int = Field(
         7, ge=0, le=365, description="Days after a retraining in which none is asked for."
     )

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from perennial import files, ledger, lock, manifest, registry
+from perennial import files, ledger, lock, manifest, registry, shadow
 from perennial.errors import DataError, RegistryError
 from perennial.settings import settings
 from perennial.spec import ModelSpec
@@ -47,6 +47,14 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             return answer | {"previous": now.champion, "reason": why}
         if before != gate["champion"]:
             why = f"the champion is {before} now, the challenger was compared with {gate['champion']}: train again"
+            return answer | {"reason": why}
+        if (
+            before is not None
+            and spec.retraining.shadow_nights
+            and shadow.state(spec, version) != shadow.PASSED
+        ):
+            shadow.begin(spec, version=version, champion=before, as_of=as_of, actor=actor)
+            why = f"version {version} passed the gate, and scores {spec.retraining.shadow_nights} nights unseen first"
             return answer | {"reason": why}
         _move(spec, version, now)
         evidence = {

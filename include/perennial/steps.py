@@ -17,6 +17,7 @@ STEPS = {
     "score": "score",
     "monitor": "monitor",
     "decide": "decide",
+    "conclude": "shadow",
     "rollback": "promote",
 }
 

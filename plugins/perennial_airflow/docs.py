@@ -113,6 +113,12 @@ find out who changed it. {_AGAIN}"""
 def _monitor(spec: ModelSpec) -> str:
     policy, watched = spec.retraining, spec.monitoring
     causes = ", ".join(policy.on) or "nothing"
+    shadow = (
+        "`conclude_shadow`: promotes the challenger in the shadow, or gives it up, once its "
+        f"{policy.shadow_nights} nights are over. "
+        if policy.shadow_nights
+        else ""
+    )
     approval = (
         "`approve_retraining`: a person says yes or no on the page *Required Actions*; no answer within "
         f"{policy.answer_hours} hours is a no. "
@@ -130,7 +136,7 @@ champion's training reference.
 retrains on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in
 {policy.budget_days} days; never from a backfill. The ledger gets the decision either way, with all signals;
 `perennial why {spec.name} DATE` tells it in plain words. {approval}`ask_retraining`: **skipped** if the
-decision was no. `notify`: tells the model's channels of signals that turned bad or are well again.
+decision was no. {shadow}`notify`: tells the model's channels of signals that turned bad or are well again.
 
 **Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.
 

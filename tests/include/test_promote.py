@@ -11,8 +11,10 @@ import pytest
 from perennial import files, ledger, manifest, registry
 from perennial import promote as promotion
 from perennial.errors import ArtifactError, DataError, PerennialError, RegistryError
+from perennial.monitor import monitor
 from perennial.promote import promote, rollback
 from perennial.settings import settings
+from perennial.shadow import conclude
 from perennial.spec import ModelSpec
 from perennial.train import train
 from support import processes, toys
@@ -354,3 +356,33 @@ def test_a_light_step_imports_nothing_heavy(passing: ModelSpec) -> None:
     assert said.stdout.strip() == "[]"
     assert manifest.read(passing.name, "train", LATE) is not None
     assert settings().mlflow_uri.startswith("http://127.0.0.1:")
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_challenger_takes_over_after_its_nights_in_the_shadow_if_it_was_better(
+    passing: ModelSpec, better: bool
+) -> None:
+    """Labels shuffled among the rows make a bad model; here both it and a good one pass the gate."""
+    policy = passing.retraining.model_copy(update={"shadow_nights": 4})
+    spec = passing.model_copy(update={"retraining": policy})
+    toys.publish(spec, shuffled=better)
+    train(spec, as_of=EARLY)
+    assert promote(spec, as_of=EARLY, actor="test")["promoted"] is True, "there is nobody to be compared with"
+    toys.publish(spec, shuffled=not better)
+    challenger = train(spec, as_of=LATE)["version"]
+    answer = promote(spec, as_of=LATE, actor="test")
+    assert answer["promoted"] is False and "scores 4 nights unseen" in answer["reason"]
+    assert champion(spec) == "1" and promote(spec, as_of=LATE, actor="test")["promoted"] is False
+
+    toys.publish(spec, LATE, 8)
+    soon, end = files.shift(LATE, 3), files.shift(LATE, 7)
+    for day in (soon, end):
+        seen = monitor(spec, as_of=day)["shadow"]
+        assert seen["version"] == challenger
+        concluded = conclude(spec, as_of=day, actor="scheduler")
+        assert concluded["promoted"] is (better and day == end), concluded
+    assert seen["nights"] >= 4 and (seen["low"] > 0 if better else seen["high"] < 0)
+    assert champion(spec) == (challenger if better else "1")
+    told = [d for k, d, v in decisions(spec) if k == "shadow" and v == challenger]
+    assert told == ["begun", "passed" if better else "failed"]
+    assert monitor(spec, as_of=end, force=True)["shadow"] is None

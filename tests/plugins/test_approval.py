@@ -53,6 +53,14 @@ def test_the_question_stands_between_the_decision_and_the_event(asking: ModelSpe
     assert asked.response_timeout.total_seconds() == 5 * 3600 and asked.defaults == ["Reject"]
 
 
+def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
+    policy = spec.retraining.model_copy(update={"shadow_nights": 3})
+    dag = monitor_dag(spec.model_copy(update={"retraining": policy}))
+    assert dag.get_task("conclude_shadow").upstream_task_ids == {"monitor"}
+    assert [asset.name for asset in dag.get_task("conclude_shadow").outlets] == [f"model/{spec.name}"]
+    assert "conclude_shadow" not in monitor_dag(spec).task_ids
+
+
 def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(asking: ModelSpec) -> None:
     with pytest.raises(AirflowSkipException, match="calm"):
         approval(asking).execute(context({"retrain": False, "proposed": False, "reason": "calm"}))

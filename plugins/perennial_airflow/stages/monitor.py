@@ -43,6 +43,14 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         else:
             monitor >> decide >> ask
         monitor >> notify
+        if spec.retraining.shadow_nights:
+            monitor >> StageTask(
+                task_id="conclude_shadow",
+                spec=spec,
+                call=conclude,
+                outlets=[assets.model(spec)],
+                **limits(LIGHT),
+            )
     return dag
 
 
@@ -64,6 +72,18 @@ def weigh(spec: ModelSpec, context: Context) -> dict[str, Any]:
         backfill=asked.is_backfill(context),
         run_id=context["run_id"],
     )
+
+
+def conclude(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Promote the challenger in the shadow, or give it up, once its nights are over; skipped until then."""
+    span = asked.as_of(context)
+    if asked.is_backfill(context):
+        raise AirflowSkipException("A backfill promotes nothing.")
+    result = runner.light("conclude", spec, as_of=span.start, actor=asked.actor(context))
+    if not result["promoted"]:
+        raise AirflowSkipException(f"The champion stays as it was: {result['reason']}")
+    assets.emit(context, assets.model(spec), span, {"version": result["version"]})
+    return result
 
 
 def ask_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:

@@ -285,6 +285,13 @@ def test_the_gpu_budget_counts_the_trainings_of_a_month() -> None:
     assert "2.0 hours within 30 days" in asked("2024-02-14", spec)["reason"]
 
 
+@pytest.mark.parametrize(("state", "retrain"), [("begun", False), ("passed", False), ("failed", True)])
+def test_a_challenger_in_the_shadow_comes_first(state: str, retrain: bool) -> None:
+    found = asked("2024-02-01", shadow={"version": "7", "nights": 3, "state": state})
+    assert found["retrain"] is retrain
+    assert retrain or "version 7 is in the shadow" in found["reason"]
+
+
 def test_new_rows_another_spec_and_other_code_ask_where_the_policy_says_so() -> None:
     seen = {"verdict": "ok", "new_rows": 0.6, "changed": ["spec", "code"]}
     assert asked("2024-02-01", **seen)["retrain"] is False
