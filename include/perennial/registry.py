@@ -152,7 +152,10 @@ def artifact(run_id: str, name: str) -> Path:
 
 def spec(found: Version) -> ModelSpec:
     """The spec that a version was trained from: its own features score it, not today's folder."""
-    return ModelSpec.from_bundle(json.loads(artifact(found.run_id, "spec.json").read_text()))
+    bundle = json.loads(artifact(found.run_id, "spec.json").read_text())
+    # Who was told is no part of the model, and an earlier release may have said it in another form.
+    bundle["model"].pop("alerts", None)
+    return ModelSpec.from_bundle(bundle)
 
 
 def load(found: Version, *, fresh: bool = False, threads: int | None = None) -> Model:

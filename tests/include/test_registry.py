@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import http.server
+import json
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -120,3 +121,14 @@ def test_a_download_that_is_cut_off_leaves_nothing(broken: dict[str, Any], house
     with pytest.raises(RegistryError, match="in the midst"):
         registry.artifact("run", "spec.json")
     assert [p for p in (house / "cache").rglob("*") if p.is_file()] == []
+
+
+def test_how_an_earlier_release_told_people_does_not_keep_its_champion_from_scoring(
+    make_model: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_model()
+    bundle = spec.bundle()
+    bundle["model"]["alerts"] = ["https://example.com/hook"]
+    (tmp_path / "spec.json").write_text(json.dumps(bundle))
+    monkeypatch.setattr(registry, "artifact", lambda run_id, name: tmp_path / name)
+    assert registry.spec(registry.Version("toy", "1", "run", "model", {})).digest == spec.digest
