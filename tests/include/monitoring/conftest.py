@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -125,7 +127,7 @@ class World:
             con, "training", ["x", "prediction"], ["k", "who"], window_days=self.spec.monitoring.window_days,
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
-        self.model = self.fit(days)
+        self.model = fit()
         last, first = files.shift(FIRST, days - 1), files.shift(FIRST, max(days - QUIET, 0))
         quiet = gather(
             self.spec, self.model, Features(self.spec), first, last, labels_until=last,
@@ -158,24 +160,26 @@ class World:
             },
         )
 
-    def fit(self, days: int) -> Model:
-        """A booster that has learned `TRUTH` from so many days of its own."""
-        rng = np.random.default_rng(0)
-        x = np.stack([rng.random(8000), rng.integers(0, 3, 8000), rng.integers(0, ROWS, 8000)], 1).astype(
-            np.float32
-        )
-        y = rng.random(8000) < np.clip((x[:, 0] - 0.2) / 0.6, 0, 1)
-        names = ["x", "k", "who"]
-        known = {"k": ["a0", "a1", "a2"], "who": sorted(f"person {i}" for i in range(ROWS))}
-        matrix = xgboost.QuantileDMatrix(x, y, feature_names=names)
-        how = {
-            "objective": "binary:logistic",
-            "max_depth": 3,
-            "learning_rate": 0.2,
-            "min_child_weight": 20,
-            "nthread": 1,
-        }
-        return Model(xgboost.train(how, matrix, 40), Encoding(tuple(names), known), "binary")
+
+@functools.cache
+def fit() -> Model:
+    """A booster that has learned `TRUTH` from rows of its own."""
+    rng = np.random.default_rng(0)
+    x = np.stack([rng.random(8000), rng.integers(0, 3, 8000), rng.integers(0, ROWS, 8000)], 1).astype(
+        np.float32
+    )
+    y = rng.random(8000) < np.clip((x[:, 0] - 0.2) / 0.6, 0, 1)
+    names = ["x", "k", "who"]
+    known = {"k": ["a0", "a1", "a2"], "who": sorted(f"person {i}" for i in range(ROWS))}
+    matrix = xgboost.QuantileDMatrix(x, y, feature_names=names)
+    how = {
+        "objective": "binary:logistic",
+        "max_depth": 3,
+        "learning_rate": 0.2,
+        "min_child_weight": 20,
+        "nthread": 1,
+    }
+    return Model(xgboost.train(how, matrix, 40), Encoding(tuple(names), known), "binary")
 
 
 @pytest.fixture
@@ -204,11 +208,24 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     return make
 
 
+@pytest.fixture(scope="session")
+def calm(tmp_path_factory: pytest.TempPathFactory) -> World:
+    """Three calm weeks of training and a champion, made once."""
+    world = World(tmp_path_factory.mktemp("calm"), make_spec())
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("PERENNIAL_HOME", str(world.folder / "home"))
+        for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING", "PERENNIAL_MODELS"):
+            patched.delenv(name, raising=False)
+        world.publish(FIRST, 21)
+        world.label(FIRST, 21, TRUTH)
+        world.train()
+    return world
+
+
 @pytest.fixture
-def world(make_world: Callable[..., World]) -> World:
-    """Three calm weeks of training and a champion."""
+def world(make_world: Callable[..., World], calm: World) -> World:
+    """A copy of the calm weeks."""
     world = make_world()
-    world.publish(FIRST, 21)
-    world.label(FIRST, 21, TRUTH)
-    world.train()
+    shutil.copytree(calm.folder, world.folder, dirs_exist_ok=True)
+    world.champion, world.model = calm.champion, calm.model
     return world
