@@ -67,6 +67,7 @@ def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") ->
     if answer:
         Path(answer).write_text(json.dumps(said))
     if "error" in said:
+        sys.stderr.write(said["text"])  # which pytest shows where a test fails of it
         sys.exit(3)
 
 
