@@ -152,12 +152,13 @@ def from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What labels say for a retraining, each in a sentence.
 
     A rise of the loss alone does not ask for one: where recent labels teach nothing, a new model would do no better.
+    Where that cannot be told (ranking, too few labels), it does.
     """
     value, performance = signals.get("value", {}), signals.get("performance", {})
     found = {}
     if value.get("state") == "bad":
         found["value"] = f"value: {value.get('reason', '')}"
-    if performance.get("state") == "bad" and value.get("state") in ("suspected", "bad", "undetermined"):
+    if performance.get("state") == "bad" and value.get("state") != "ok":
         found["performance"] = f"performance: {performance.get('reason', '')}"
     return found
 

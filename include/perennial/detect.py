@@ -74,12 +74,10 @@ class Trace:
     Attributes:
         level: at the last night; the change is certain from the baseline's limit on.
         since: index of the night after which the level has not been at rest again: where the change began.
-        rises: for two-sided baselines, whether the number rose.
     """
 
     level: float
     since: int
-    rises: bool = True
 
 
 def baseline(
@@ -142,7 +140,7 @@ def follow(values: np.ndarray, quiet: Baseline) -> Trace:
     best = _bets(sides[side])
     resting = np.flatnonzero(best[:, best[-1].argmax()] <= 0)
     since = int(resting[-1]) + 1 if len(resting) else 0
-    return Trace(float(found[side, -1]), int(known[min(since, len(known) - 1)]), side == 0)
+    return Trace(float(found[side, -1]), int(known[min(since, len(known) - 1)]))
 
 
 def _bets(z: np.ndarray) -> np.ndarray:

@@ -16,6 +16,7 @@ from perennial.spec import ModelSpec
 FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 #: Decisions that are news, and what they are called. That nothing was decided is none.
 NEWS = {
+    "proposed": "retraining proposed, it waits for an answer",
     "requested": "retraining asked for",
     "promoted": "promoted",
     "rolled back": "rolled back",
@@ -101,7 +102,8 @@ def _decided(model: str, since: str) -> Iterator[str]:
     for record in ledger.records(model):
         what = NEWS.get(record["decision"])
         if what and record["recorded_at"] >= since:
-            version = f" version {record['model_version']}" if record["decision"] != "requested" else ""
+            retraining = record["decision"] in ("requested", "proposed")
+            version = "" if retraining else f" version {record['model_version']}"
             partition = f", partition {record['partition']}" if record["partition"] else ""
             yield f"{what}{version}{partition}: {record['reason']}"
 

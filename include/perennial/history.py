@@ -20,10 +20,8 @@ _NUMBERS = ("value", "limit", "level", "effect",
             "loss_at_training")  # fmt: skip
 
 
-def earlier(
-    spec: ModelSpec, champion: registry.Version | None, as_of: str
-) -> list[tuple[str, bool | None, bool | None]]:
-    """Date, whether drift was suspected, whether performance was degraded: this champion's verdicts, latest first."""
+def earlier(spec: ModelSpec, champion: registry.Version | None, as_of: str) -> list[tuple[str, bool | None]]:
+    """Date, and whether drift was suspected: this champion's verdicts, latest first."""
     wanted = spec.monitoring.persistence[1] - 1
     if champion is None or not wanted:
         return []
@@ -32,14 +30,13 @@ def earlier(
         con, "monitoring", lake.table("monitoring", spec.name), None, None, files.shift(as_of, -1)
     ):
         return []
-    rows = con.execute(
-        "SELECT partition_date, any_value(suspicious) FILTER (WHERE role = 'verdict'), "
-        "any_value(suspicious) FILTER (WHERE role = 'performance') FROM monitoring "
-        f"WHERE model_version = {text_literal(champion.version)} AND role IN ('verdict', 'performance') "
-        "GROUP BY 1 ORDER BY 1 DESC LIMIT 366"
-    ).fetchall()
     # Windows that could not be judged are passed over, so more than m - 1 rows may have to be looked at.
-    return [(str(r[0]), r[1], r[2]) for r in rows][: max(wanted * 4, wanted)]
+    found = con.execute(
+        "SELECT partition_date, suspicious FROM monitoring "
+        f"WHERE model_version = {text_literal(champion.version)} AND role = 'verdict' "
+        f"ORDER BY 1 DESC LIMIT {4 * wanted}"
+    ).fetchall()
+    return [(str(day), suspicious) for day, suspicious in found]
 
 
 def rows(as_of: str, result: dict[str, Any], findings: Sequence[Finding]) -> pa.Table:

@@ -209,15 +209,9 @@ def unrecorded(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> 
 
 
 def verdicts(result: Mapping[str, Any]) -> dict[str, Sighting]:
-    """The signals of a monitor step's result: its ``signals``, or its verdicts on drift and performance."""
-    if found := result.get("signals"):
-        return {name: Sighting(item["state"], str(item.get("reason") or "")) for name, item in found.items()}
-    states: dict[str, State] = {"ok": "ok", "suspected": "suspected", "drifted": "bad", "dropped": "bad"}
-    performance = result.get("performance") or {}
-    return {
-        name: Sighting(states.get(item.get("verdict", ""), "undetermined"), str(item.get("reason") or ""))
-        for name, item in (("drift", result), ("performance", performance))
-    }
+    """The signals of a monitor step's result."""
+    found = result.get("signals") or {}
+    return {name: Sighting(item["state"], str(item.get("reason") or "")) for name, item in found.items()}
 
 
 def send(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:

@@ -77,25 +77,25 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
 
 
 def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_of: str) -> _Result:
-    from perennial import shadow
+    from perennial import shadow, value
     from perennial.performance import matured
 
-    own = spec.label.source is None
-    return {
+    published = lake.table("published", spec.name)
+    first = files.shift(start, -value.LOOK)  # a correction learns from nights before the window, too
+    found = {
         "champion": champion.version if champion else None,
         "digest": champion.digest if champion else None,
         "spec": spec.digest,
-        "rows": lake.fingerprint(lake.table("published", spec.name), start, as_of),
-        "reference": lake.fingerprint(
-            lake.table("published", spec.name), _earlier(spec, start), _earlier(spec, as_of)
-        ),
+        "rows": lake.fingerprint(published, first, as_of),
         "predictions": lake.fingerprint(lake.table("predictions", spec.name), start, as_of),
-        "labels": ""
-        if own
-        else lake.fingerprint(lake.table("labels", spec.name), start, matured(spec, as_of)),
         "shadow": (shadow.standing(spec) or {}).get("model_version"),
         "earlier": [list(e) for e in history.earlier(spec, champion, as_of)],
     }
+    if spec.label.source is not None:
+        found["labels"] = lake.fingerprint(lake.table("labels", spec.name), first, matured(spec, as_of))
+    if spec.monitoring.reference != "training":
+        found["reference"] = lake.fingerprint(published, _earlier(spec, start), _earlier(spec, as_of))
+    return found
 
 
 def _blank(start: str, as_of: str) -> _Result:
@@ -121,18 +121,18 @@ def _blank(start: str, as_of: str) -> _Result:
 def _judge(
     spec: ModelSpec, champion: registry.Version, start: str, as_of: str
 ) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
-    from perennial import decide, drift, observe, performance, report, shadow, verdict, window
+    from perennial import decide, drift, observe, performance, report, shadow, verdict, watch, window
 
     model = registry.load(champion)
-    _, reference = drift.read_reference(_stored(champion, "reference.json"))
+    _, reference = drift.read_reference(registry.stored(champion, "reference.json"))
     n = spec.monitoring.report_rows
     features, seen = window.features(registry.spec(champion), reference, start, as_of, n)
     predictions, said = window.predictions(spec, reference, champion.version, start, as_of, n)
     compared = _compared(spec, champion, reference, start, as_of)
     findings = verdict.judge(
-        compared, features, predictions, _stored(champion, "importance.json"), spec.monitoring
+        compared, features, predictions, registry.stored(champion, "importance.json"), spec.monitoring
     )
-    watched = _watch(spec, champion)
+    watched = watch.of(champion, spec)
     findings = [_weighed(f, reference, features, watched) for f in findings]
     summary = verdict.summarize(findings, spec.monitoring)
     earlier = history.earlier(spec, champion, as_of)
@@ -142,7 +142,7 @@ def _judge(
         start=start,
         as_of=as_of,
         model_version=champion.version,
-        held_out=_stored(champion, "evaluation.json").get("metrics", {}),
+        held_out=registry.stored(champion, "evaluation.json").get("metrics", {}),
         classes=model.classes,
     )
     observed = observe.observe(spec, champion, model, watched, start, as_of, performance.matured(spec, as_of))
@@ -247,37 +247,8 @@ def _drift(tier: verdict.Tier, reason: str, findings: Sequence[Finding], harmles
     return found
 
 
-def _watch(spec: ModelSpec, champion: registry.Version) -> Watch:
-    """What the champion is watched by; nothing for one that was trained before there was such a thing."""
-    from perennial import watch
-    from perennial.errors import ArtifactError
-
-    try:
-        registry.artifact(champion.run_id, watch.NAME)
-    except ArtifactError:
-        return watch.nothing(spec)
-    errors = registry.artifact(champion.run_id, watch.ERRORS) if spec.task == "regression" else None
-    return watch.read(_stored(champion, watch.NAME), spec, errors)
-
-
 def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
-
-
-def _stored(champion: registry.Version, name: str) -> Any:
-    """A JSON artifact that training left with the champion."""
-    from perennial.errors import ArtifactError
-
-    path = registry.artifact(champion.run_id, name)
-    try:
-        return json.loads(path.read_text("utf-8"))
-    except ValueError as error:
-        path.unlink(missing_ok=True)  # so that the next run fetches it anew
-        raise ArtifactError(
-            f"{name} of version {champion.version} is damaged: {error}",
-            "restore MLflow's artifact store and run this again, or train anew",
-            model=champion.name,
-        ) from error
 
 
 def _sample(champion: registry.Version) -> dict[str, pa.ChunkedArray]:

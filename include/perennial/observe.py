@@ -104,6 +104,11 @@ def _followed(spec: ModelSpec, model: Model, watched: Watch, seen: Evidence, ski
         found["value"] = replace(gain, value=gain.value / max(watched.loss, 1e-12))
     for kind, answers in parts.items():
         found[kind] = _worst(answers)
+    for kind, columns in (("slices", spec.monitoring.slices), ("fairness", spec.monitoring.fairness)):
+        blind = [c for c in columns if not watched.groups.get(c)]
+        if blind and (kind not in found or found[kind].state in ("ok", "undetermined")):
+            why = "none of its values had enough rows on quiet nights, or it was not asked for, at training"
+            found[kind] = Signal("undetermined", f"{', '.join(blind)}: {why}")
     return found
 
 
@@ -187,17 +192,10 @@ def _labels(seen: Evidence, labels_until: str) -> Signal:
 
 def _columns(spec: ModelSpec, model: Model, watched: Watch, recent: Evidence) -> dict[str, Signal]:
     """Empty values and unseen categories of single nights, against the worst quiet night of each column."""
-    import numpy as np
-
     if not watched.nulls:
         unknown = Signal("undetermined", "the champion has nothing to compare with: train again")
         return {"nulls": unknown, "categories": unknown}
-    empty, unseen = {}, {}
-    for j, column in enumerate(model.encoding.columns):
-        odd = recent.unseen.get(column, np.zeros(len(recent.night), bool))
-        empty[column] = recent.mean(np.isnan(recent.x[:, j]) & ~odd)
-        if column in recent.unseen:
-            unseen[column] = recent.mean(odd)
+    empty, unseen = signals.gaps(model, recent)
     policy = spec.monitoring
     found = {"nulls": _jump(empty, watched.nulls, policy.null_jump, recent.dates, "empty values")}
     if unseen:

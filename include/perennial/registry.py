@@ -150,9 +150,27 @@ def artifact(run_id: str, name: str) -> Path:
     return _download("/get-artifact", {"run_uuid": run_id, "path": f"{FOLDER}/{name}"}, target)
 
 
+def stored(found: Version, name: str) -> Any:
+    """The content of a JSON file that training left beside the model.
+
+    Raises:
+        ArtifactError: the run has no such file, or it is damaged.
+    """
+    path = artifact(found.run_id, name)
+    try:
+        return json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        path.unlink(missing_ok=True)  # so that the next run fetches it anew
+        raise ArtifactError(
+            f"{name} of version {found.version} is damaged: {error}",
+            "restore MLflow's artifact store and run this again, or train anew",
+            model=found.name,
+        ) from error
+
+
 def spec(found: Version) -> ModelSpec:
     """The spec that a version was trained from: its own features score it, not today's folder."""
-    bundle = json.loads(artifact(found.run_id, "spec.json").read_text())
+    bundle = stored(found, "spec.json")
     # Who was told is no part of the model, and an earlier release may have said it in another form.
     bundle["model"].pop("alerts", None)
     return ModelSpec.from_bundle(bundle)

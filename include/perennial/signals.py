@@ -79,7 +79,7 @@ def nightly(
     hoped = expected.losses(known.x, known.predicted)
     excess = loss if hoped is None else loss - hoped
     found = {"performance": known.mean(excess)}
-    if spec.task != "ranking":
+    if spec.task != "ranking":  # whose loss is a list's: it cannot be corrected or expected row by row
         found["calibration"] = known.mean(_residuals(spec.task, known))
         found["value"] = value.gains(spec.task, spec.metric, spec.objective, known, len(model.classes), since)
         guess = expected.losses(seen.x, seen.predicted)
@@ -103,6 +103,23 @@ def _residuals(task: str, known: Evidence) -> np.ndarray:
         return np.asarray(known.y - known.predicted)
     best = known.predicted.argmax(axis=1)
     return np.asarray((best == known.y) - known.predicted.max(axis=1))
+
+
+def gaps(model: Model, seen: Evidence) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Shares of each night's rows without a value, and with a category that training did not see, by column.
+
+    Returns:
+        Arrays of shape (nights,); the second has the categorical columns alone.
+    """
+    import numpy as np
+
+    empty, unseen = {}, {}
+    for j, column in enumerate(model.encoding.columns):
+        odd = seen.unseen.get(column, np.zeros(len(seen.night), bool))
+        empty[column] = seen.mean(np.isnan(seen.x[:, j]) & ~odd)
+        if column in seen.unseen:
+            unseen[column] = seen.mean(odd)
+    return empty, unseen
 
 
 def attributions(model: Model, seen: Evidence) -> tuple[np.ndarray, np.ndarray]:

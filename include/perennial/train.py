@@ -296,7 +296,7 @@ def _companions(
     )
     watched, errors = watch.make(spec, model, quiet, drift.read_reference(reference)[1])
     if champion is not None and len(split.holdout) < spec.training.holdout_days:
-        watched = watch.inherit(watched, champion)
+        watched = watch.inherit(watched, watch.left(champion))
     kept = [sample]
     if errors is not None:
         errors.save_model(folder / watch.ERRORS)

@@ -47,8 +47,6 @@ def gains(
     import numpy as np
 
     found = np.full(len(evidence.dates), np.nan)
-    if task == "ranking":  # its loss is a list's, not a row's: it cannot be corrected row by row
-        return found
     parameters = _PARAMETERS | {"objective": objective} | ({"num_class": classes} if classes else {})
     edges = np.searchsorted(evidence.night, np.arange(len(evidence.dates) + 1))
     nights = [i for i in range(len(evidence.dates)) if edges[i + 1] - edges[i] >= 1]

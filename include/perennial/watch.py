@@ -81,7 +81,7 @@ def make(
     baselines = {
         name: _baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
     }
-    nulls, unseen = _worst(quiet, model)
+    empty, odd = signals.gaps(model, quiet)
     guess = expected.losses(quiet.x, quiet.predicted)
     content = {
         "format": FORMAT,
@@ -92,23 +92,23 @@ def make(
         "series": {n: [None if np.isnan(v) else round(float(v), 6) for v in s] for n, s in series.items()},
         "shares": [round(float(v), 6) for v in shares],
         "groups": groups,
-        "nulls": nulls,
-        "unseen": unseen,
+        "nulls": {c: _highest(nights) for c, nights in empty.items()},
+        "unseen": {c: _highest(nights) for c, nights in odd.items()},
         "bins": {} if guess is None else effect.means(reference, model.encoding, quiet.x, guess),
     }
     return content, errors
 
 
-def inherit(content: dict[str, Any], champion: registry.Version) -> dict[str, Any]:
-    """A new model's watch, with the champion's where it was judged on too few nights to have its own.
+def inherit(content: dict[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A new model's watch, with what it was judged on too few nights to have from the champion's, if that has one.
 
     What is quiet for the one is about as quiet for the other; a model made in a hurry, after a change, must not go
     unwatched.
     """
-    import json
-
-    old = json.loads(registry.artifact(champion.run_id, NAME).read_text("utf-8"))
+    if old is None or old.get("format") != FORMAT:
+        return content
     found = {"baselines": old["baselines"] | content["baselines"]}
+    found["groups"] = {c: names or old["groups"].get(c, []) for c, names in content["groups"].items()}
     for what in ("nulls", "unseen"):
         found[what] = {c: max(share, old[what].get(c, 0.0)) for c, share in content[what].items()}
     return content | found
@@ -144,31 +144,41 @@ def _baseline(
     )
 
 
-def _worst(quiet: Evidence, model: Model) -> tuple[dict[str, float], dict[str, float]]:
-    """The highest share of empty values, and of unseen categories, that a quiet night had, by column."""
-    import numpy as np
-
-    nulls, unseen = {}, {}
-    for j, column in enumerate(model.encoding.columns):
-        odd = quiet.unseen.get(column, np.zeros(len(quiet.night), bool))
-        nulls[column] = _highest(quiet.mean(np.isnan(quiet.x[:, j]) & ~odd))
-        if column in quiet.unseen:
-            unseen[column] = _highest(quiet.mean(odd))
-    return nulls, unseen
-
-
 def _highest(values: np.ndarray) -> float:
+    """The highest share that a quiet night had."""
     import numpy as np
 
     known = values[np.isfinite(values)]
     return round(float(known.max()), 6) if len(known) else 0.0
 
 
-def nothing(spec: ModelSpec) -> Watch:
-    """The watch of a champion that has none: every followed number is undetermined until the next training."""
+def left(champion: registry.Version) -> dict[str, Any] | None:
+    """The watch that a version was registered with; None for one that was trained before there was such a thing.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        registry.artifact(champion.run_id, NAME)
+    except ArtifactError:
+        return None
+    found: dict[str, Any] = registry.stored(champion, NAME)
+    return found
+
+
+def of(champion: registry.Version, spec: ModelSpec) -> Watch:
+    """What a champion is watched by; where it has no watch, every followed number is undetermined.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
     import numpy as np
 
-    return Watch(Expected(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
+    content = left(champion)
+    if content is None:
+        return Watch(Expected(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
+    errors = registry.artifact(champion.run_id, ERRORS) if spec.task == "regression" else None
+    return read(content, spec, errors)
 
 
 def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:

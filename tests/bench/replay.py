@@ -188,15 +188,16 @@ class _Ours:
 
     def __init__(self, world: World, model: Model) -> None:
         self.world, self.asked = world, -(10**6)
+        self.content: dict[str, Any] | None = None
         self._begin(model, world.history - HOLDOUT, world.history - 1)
 
     def _begin(self, model: Model, first: int, last: int) -> None:
         """A new champion, judged on the nights ``first`` to ``last``."""
         world, self.model, self.alarmed = self.world, model, False
         quiet = _evidence(world, model, first, last)
-        if last - first + 1 >= HOLDOUT:
-            content, _ = watch.make(world.spec, model, quiet, {})
-            self.watch = watch.read(content, world.spec, None)
+        content, _ = watch.make(world.spec, model, quiet, {})
+        self.content = watch.inherit(content, self.content) if last - first + 1 < HOLDOUT else content
+        self.watch = watch.read(self.content, world.spec, None)
         self.since, self.numbers = last + 1, {"performance": [], "value": []}
 
     def night(self, night: int) -> Iterator[str]:

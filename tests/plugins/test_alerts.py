@@ -195,9 +195,9 @@ def test_while_another_task_delivers_nothing_is_told_twice(
     with monkeypatch.context() as patch:
         patch.setattr(incidents, "send", busy)
         alerts.on_failure(spec)(context(FAILURE))
-        assert monitored(spec, NIGHT, verdict="ok", reason="")["undelivered"] == 1
+        assert monitored(spec, NIGHT)["undelivered"] == 1
     assert server.told == []
-    assert monitored(spec, NIGHT, verdict="ok", reason="")["undelivered"] == 0
+    assert monitored(spec, NIGHT)["undelivered"] == 0
     assert len(server.told) == 1
 
 
@@ -257,35 +257,33 @@ def test_half_a_context_is_enough(server: Any, telling: Telling) -> None:
 # --- from a verdict to an incident
 
 
-def monitored(spec: ModelSpec, day: str, **result: Any) -> dict[str, Any]:
-    write(Manifest(spec.name, "monitor", day, {}, result), 0)
+def monitored(spec: ModelSpec, day: str, **signals: tuple[str, str]) -> dict[str, Any]:
+    told = {name: {"state": state, "reason": reason} for name, (state, reason) in signals.items()}
+    write(Manifest(spec.name, "monitor", day, {}, {"verdict": "ok", "reason": "", "signals": told}), 0)
     return alerts.notify(spec, context(task="notify", key=day) | {"run_id": "r"})
 
 
 def test_a_verdict_opens_and_ends_an_incident(server: Any, telling: Telling) -> None:
-    spec = telling(hook(server))
-    fine = {"verdict": "ok", "reason": ""}
-    drifted = monitored(spec, NIGHT, verdict="drifted", reason="PSI of hour", performance=fine)
-    assert drifted == {"open": ["drift"], "undelivered": 0}
-    assert monitored(spec, "2013-02-08", verdict="undetermined", reason="few rows", performance=fine)[
-        "open"
-    ] == ["drift"]
-    last = monitored(
-        spec, "2013-02-15", verdict="ok", reason="", performance={"verdict": "dropped", "reason": "worse"}
-    )
+    spec, fine = telling(hook(server)), ("ok", "")
+    drifted = monitored(spec, NIGHT, features=("bad", "PSI of hour"), performance=fine)
+    assert drifted == {"open": ["features"], "undelivered": 0}
+    unknown = monitored(spec, "2013-02-08", features=("undetermined", "few rows"), performance=fine)
+    assert unknown["open"] == ["features"]
+    last = monitored(spec, "2013-02-15", features=fine, performance=("bad", "worse"))
     assert last["open"] == ["performance"]
     assert [(t["signal"], t["kind"], t["reason"]) for _, _, t in server.told] == [
-        ("drift", "opened", "PSI of hour"), ("drift", "closed", ""), ("performance", "opened", "worse"),
+        ("features", "opened", "PSI of hour"), ("features", "closed", ""), ("performance", "opened", "worse"),
     ]  # fmt: skip
     server.told.clear()
-    monitored(spec, NIGHT, verdict="drifted", reason="PSI of hour", performance=fine)
+    monitored(spec, NIGHT, features=("bad", "PSI of hour"), performance=fine)
     assert server.told == [], "an older date, monitored again"
 
 
-def test_the_signals_of_a_result_are_taken_as_they_are(server: Any, telling: Telling) -> None:
+def test_a_channel_may_want_to_know_what_is_only_suspected(server: Any, telling: Telling) -> None:
     spec = telling(hook(server, severity="suspected"))
-    signals = {"fairness": {"state": "suspected", "reason": "a gap"}, "drift": {"state": "ok", "reason": ""}}
-    assert monitored(spec, NIGHT, verdict="drifted", reason="", signals=signals)["open"] == ["fairness"]
+    assert monitored(spec, NIGHT, fairness=("suspected", "a gap"), features=("ok", ""))["open"] == [
+        "fairness"
+    ]
     assert [t["title"] for _, _, t in server.told] == [
         "flight_late: fairness is suspected, partition 2013-02-01"
     ]

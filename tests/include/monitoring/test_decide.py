@@ -99,6 +99,11 @@ def test_what_recent_labels_promise_asks_for_a_retraining_since_the_change() -> 
     assert ledger.records("toy")[-1]["evidence"]["since"] == "2024-01-30"
 
 
+def test_a_loss_asks_where_nothing_can_be_said_of_its_value() -> None:
+    found = asked("2024-02-02", verdict="ok", signals={"performance": WORSE})  # as ranking has it
+    assert found["retrain"] is True and found["triggers"] == ["performance"]
+
+
 def test_a_loss_that_no_label_can_mend_asks_for_nobodys_retraining() -> None:
     found = asked("2024-02-02", verdict="ok", signals=signals("ok", performance=WORSE))
     assert found["retrain"] is False and "recent labels teach nothing better" in found["reason"]

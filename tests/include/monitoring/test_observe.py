@@ -159,6 +159,23 @@ def test_a_champion_without_anything_to_compare_with_is_not_called_well(world: W
     assert states["freshness"] == states["volume"] == "ok"
 
 
+def test_a_slice_that_was_not_asked_for_at_training_is_not_called_well(
+    make_world: Callable[..., World],
+) -> None:
+    world = make_world()
+    world.publish(FIRST, 21)
+    world.label(FIRST, 21, TRUTH)
+    world.train()
+    world.publish(LATER, 7)
+    world.spec.monitoring.slices.append("k")
+    world.spec.monitoring.fairness.append("who")
+    found = look(world)
+    assert found["slices"]["state"] == found["fairness"]["state"] == "undetermined"
+    assert (
+        found["slices"]["reason"].startswith("k: none of its values") and "who" in found["fairness"]["reason"]
+    )
+
+
 def test_a_damaged_watch_is_an_error_and_not_silence(world: World) -> None:
     place = world.folder / "artifacts" / "run-1" / "watch.json"
     place.write_text(place.read_text().replace('"format": 1', '"format": 9'))

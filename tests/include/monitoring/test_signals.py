@@ -146,6 +146,15 @@ def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
     assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}
 
 
+def test_a_model_judged_on_few_nights_is_watched_by_what_the_champion_left(seen: Seen) -> None:
+    old, _ = watch.make(SPEC, seen.model, evidence(seen.model, QUIET), {})
+    new, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(58, 60)), {})
+    both = watch.inherit(new, old)
+    assert both["baselines"] == old["baselines"] and both["groups"]["region"] == ["n", "s"]
+    assert all(both["nulls"][c] >= share for c, share in old["nulls"].items())
+    assert watch.inherit(new, None) == watch.inherit(new, {"format": 0}) == new  # one of an earlier release
+
+
 def test_false_alarms_keep_to_the_budget() -> None:
     """Normal nights at the very edge of what does no harm, and nights with heavy tails."""
     rng = np.random.default_rng(0)
