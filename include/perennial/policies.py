@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from datetime import date
+from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Literal, Self
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from perennial.allowed import MIN_DAYS
 from perennial.sections import Column, Share, Strict
@@ -110,6 +111,39 @@ class Freeze(Strict):
         return self
 
 
+class QuietHours(Strict):
+    """Hours of each day, over midnight where the first is the later one."""
+
+    from_hour: int = Field(ge=0, le=23, description="First hour.")
+    to_hour: int = Field(ge=0, le=23, description="Hour at which they end.")
+    timezone: str = Field("UTC", description="Whose hours (IANA name, as Europe/Berlin).")
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        try:
+            ZoneInfo(value)
+        except (ValueError, OSError, ZoneInfoNotFoundError):
+            raise ValueError("not a time zone: give a name such as UTC or Europe/Berlin") from None
+        return value
+
+    @model_validator(mode="after")
+    def _some(self) -> Self:
+        if self.from_hour == self.to_hour:
+            raise ValueError(f"from_hour and to_hour are both {self.to_hour}: when would a retraining begin?")
+        return self
+
+    def end_of(self, now: datetime) -> datetime | None:
+        """When the quiet hours that hold at ``now`` end; None: none hold."""
+        local = now.astimezone(ZoneInfo(self.timezone))
+        over_midnight = self.from_hour > self.to_hour
+        late, early = local.hour >= self.from_hour, local.hour < self.to_hour
+        if not ((late or early) if over_midnight else (late and early)):
+            return None
+        day = local.date() + timedelta(days=over_midnight and late)
+        return datetime.combine(day, time(self.to_hour), local.tzinfo).astimezone(UTC)
+
+
 class RetrainingSpec(Strict):
     """When a verdict leads to a retraining."""
 
@@ -162,3 +196,6 @@ class RetrainingSpec(Strict):
         None, ge=0, description="GPU hours that retrainings may take within 30 days."
     )
     freeze: list[Freeze] = Field([], description="Partition dates on which no retraining is asked for.")
+    quiet_hours: QuietHours | None = Field(
+        None, description="Hours in which a retraining that was asked for waits before it begins."
+    )

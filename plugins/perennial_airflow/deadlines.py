@@ -40,6 +40,8 @@ def alert(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> DeadlineAlert:
     longest = limits["execution_timeout"] * (limits["retries"] + 1) + SLACK
     if stage == "data" and spec.data.arrival == "wait":
         longest += timedelta(hours=spec.data.arrival_hours)
+    if stage == "train" and spec.retraining.quiet_hours:
+        longest += timedelta(days=1)
     interval = timedelta(minutes=said) if said else longest
     asked = {"model": spec.name, "stage": stage, "minutes": int(interval.total_seconds() // 60)}
     return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, interval, AsyncCallback(missed, asked))

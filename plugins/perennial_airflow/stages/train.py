@@ -11,6 +11,7 @@ from perennial.spec import ModelSpec
 from perennial_airflow import asked, assets, params, runner
 from perennial_airflow.base import LIGHT, limits, stage_dag
 from perennial_airflow.operators import ReportingTask, StageTask
+from perennial_airflow.quiet import AwaitQuietHours
 from perennial_airflow.timetables import KEY_FORMAT
 
 
@@ -24,6 +25,8 @@ def train_dag(spec: ModelSpec) -> DAG:
         spec, "train", schedule=schedule, params=params.training(), max_active_runs=1, place=place
     ) as dag:
         train = ReportingTask(task_id="train", spec=spec, call=fit, **limits(spec.limit("train"), place))
+        if spec.retraining.quiet_hours:
+            AwaitQuietHours(task_id="await_quiet_hours", hours=spec.retraining.quiet_hours) >> train
         train >> StageTask(
             task_id="promote", spec=spec, call=promote, outlets=[assets.model(spec)], **limits(LIGHT)
         )
