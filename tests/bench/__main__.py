@@ -29,6 +29,7 @@ PARTS = {
     "score": parts.score,
     "validate": parts.validate,
     "drift": parts.drift,
+    "verdict": parts.verdict,
     "train": parts.train,
     "loop": live.loop,
 }

@@ -90,6 +90,29 @@ def drift(world: World) -> list[Figure]:
     ]  # fmt: skip
 
 
+def verdict(world: World) -> list[Figure]:
+    """The monitor step on ten million rows of a hundred columns, and on a quarter of them (a tenth with --quick)."""
+    rows = 1_000_000 if world.quick else 10_000_000
+    world.mlflow()
+    found = []
+    for share in (4, 1):
+        env = {"PERENNIAL_LAKE": str(world.place / f"lake-wide-{rows // share}")}
+        if not (done := Path(env["PERENNIAL_LAKE"], "done")).exists():
+            world.measure("wide_make", env=env, rows=rows // share)
+            done.touch()
+        found.append(world.measure("wide_verdict", env=env, rows=rows // share))
+    small, large = found
+    states = sorted(set(large["signals"].values()))
+    detail = f"verdict {large['verdict']}, signals {', '.join(states)}; {large['wall']:.0f} s"
+    growth = large["cpu"] / small["cpu"] / 4
+    return [
+        Figure("verdict", f"peak memory, {rows:,} rows of 100 columns", large["memory_mb"], "MiB", 2048,
+               detail=detail),
+        Figure("verdict", "CPU a row, against a quarter of the rows", growth, "×", 1.1,
+               detail=f"{large['cpu']:.0f} s against {small['cpu']:.0f} s"),
+    ]  # fmt: skip
+
+
 def train(world: World) -> list[Figure]:
     """The train step within its memory, and again with more than it needs: the model must be the same."""
     env = world.large()

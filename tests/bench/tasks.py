@@ -9,6 +9,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from bench.wide import wide_make, wide_verdict  # noqa: F401
+
 MODEL = "flight_late"
 
 

@@ -1,0 +1,96 @@
+"""A verdict on a wide table: a hundred columns, ten million rows within the window; one function a process.
+
+The rows are made by DuckDB: numbers with a thousand values each and, in the last columns, categories. The label follows
+from two of the numbers.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+COLUMNS, CATEGORIES = 100, 10
+FIRST, TRAINED, LAST = "2024-01-01", "2024-02-11", "2024-03-10"
+#: Nights of the window, and rows a night before it.
+WINDOW, BEFORE = 28, 5_000
+
+
+def spec(rows: int) -> Any:
+    """The spec of the model of a window with so many rows; it has no folder."""
+    from perennial.spec import ModelSpec
+
+    numbers, categories = _names()
+    columns = dict.fromkeys(numbers, "number") | dict.fromkeys(categories, "string")
+    found = ModelSpec.model_validate(
+        {
+            "name": f"wide_{rows}",
+            "task": "binary",
+            "owner": "bench",
+            "description": "A hundred columns.",
+            "data": {
+                "source": "{landing}/wide/{date}.parquet",
+                "key": ["id"],
+                "event_time": "at",
+                "columns": {"id": "string", "at": "timestamp", **columns},
+            },
+            "label": {
+                "source": "{landing}/wide-labels/{date}.parquet",
+                "columns": {"id": "string", "y": "integer"},
+                "expression": "y",
+                "arrives_after_days": 1,
+            },
+            "features": {"categorical": categories},
+            "training": {"rounds": 30, "search": {"trials": 0}, "holdout_days": 14},
+            "monitoring": {"window_days": WINDOW},
+            "schedule": {"start": FIRST},
+        }
+    )
+    found._sql, found._suite = f"SELECT id, {', '.join(columns)} FROM rows", "{}"
+    return found
+
+
+def _names() -> tuple[list[str], list[str]]:
+    return [f"f{i:02d}" for i in range(COLUMNS - CATEGORIES)], [f"c{i:02d}" for i in range(CATEGORIES)]
+
+
+def wide_make(rows: int) -> dict[str, Any]:
+    """Publish and label the nights, train and promote a champion, score the window, which has ``rows`` rows."""
+    from perennial import files, lake, steps
+
+    model = spec(rows)
+    numbers, categories = _names()
+    con = lake.connect(memory_share=0.5)
+    drawn = [f"(hash(i, night, {j}) % 1000) / 1000.0 AS {c}" for j, c in enumerate(numbers)]
+    drawn += [f"'k' || (hash(i, night, {j}, 'c') % 20) AS {c}" for j, c in enumerate(categories)]
+    known = f"(f00 + f01 + (hash(id) % 1000) / 1000.0 > 1.5)::INT AS label, {lake.PARTITION}"
+    for n, day in enumerate(files.dates(FIRST, LAST)):
+        size = rows // WINDOW if day > TRAINED else BEFORE
+        query = (
+            f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
+            f"{', '.join(drawn)}, '{day}' AS {lake.PARTITION} "
+            f"FROM (SELECT i, {n} AS night FROM range({size}) r(i))"
+        )
+        for kind, sql in (("published", query), ("labels", f"SELECT id, {known} FROM ({query})")):
+
+            def batches(sql: str = sql) -> Any:
+                return con.sql(sql).to_arrow_reader(65_536)
+
+            lake.replace(lake.table(kind, model.name), batches, day, day)
+    steps.run("train", model, as_of=TRAINED)
+    if not steps.run("promote", model, as_of=TRAINED, actor="bench")["promoted"]:
+        raise RuntimeError("no champion")
+    steps.run("score", model, start=files.shift(TRAINED, 1), end=LAST)
+    return {}
+
+
+def wide_verdict(rows: int) -> dict[str, Any]:
+    """The monitor step on the last night."""
+    from bench.tasks import Clock, peak_mb, preload
+    from perennial import steps
+
+    preload()
+    import evidently  # noqa: F401
+
+    clock = Clock()
+    found = steps.run("monitor", spec(rows), as_of=LAST, force=True)
+    told = {name: signal["state"] for name, signal in found["signals"].items()}
+    return clock.read() | {"verdict": found["verdict"], "signals": told, "memory_mb": peak_mb()}
