@@ -97,8 +97,8 @@ def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str) -> dict[s
         DataError: none was proposed.
     """
     with lock.hold(f"decide-{spec.name}"):
-        records = [r for r in ledger.records(spec.name, KIND) if r["partition"] == as_of]
-        if not records or not any(r["decision"] == PROPOSED for r in records):
+        records = [r for r in _real(ledger.records(spec.name, KIND)) if r["partition"] == as_of]
+        if not any(r["decision"] == PROPOSED for r in records):
             raise DataError(
                 "no retraining was proposed", "look at the ledger", model=spec.name, partition=as_of
             )
@@ -115,6 +115,43 @@ def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str) -> dict[s
                 evidence=last["evidence"],
             )
         return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
+
+
+def in_flight(spec: ModelSpec, as_of: str) -> dict[str, Any] | None:
+    """The record of the retraining that was asked for before ``as_of`` and has not ended; None where there is none."""
+    found = _unended(ledger.records(spec.name))
+    old = found is not None and _days(found["partition"], as_of) > spec.retraining.lost_after_days
+    return None if found is None or old or found["partition"] >= as_of else found
+
+
+def _real(records: _Records) -> _Records:
+    """The decisions on retrainings that no backfill made."""
+    return [r for r in records if r["kind"] == KIND and not r["evidence"].get("backfill")]
+
+
+def _unended(records: _Records) -> dict[str, Any] | None:
+    """The last request, where no training came of it yet."""
+    last = max(
+        (r for r in records if r["kind"] == KIND and r["decision"] == REQUESTED),
+        key=lambda r: r["partition"],
+        default=None,
+    )
+    # Training of a date that was trained before changes nothing and leaves no record after the request.
+    ended = last is not None and any(
+        r["kind"] == "training"
+        and r["decision"] in ENDED
+        and (r["sequence"] > last["sequence"] or r["partition"] == last["partition"])
+        for r in records
+    )
+    return None if ended else last
+
+
+def _unanswered(spec: ModelSpec, records: _Records, as_of: str) -> str | None:
+    """The partition of a retraining that a person has still time to answer to."""
+    patience = -(-spec.retraining.answer_hours // 24)
+    latest = {r["partition"]: r["decision"] for r in _real(records)}
+    waiting = [p for p, said in latest.items() if said == PROPOSED and abs(_days(p, as_of)) <= patience]
+    return max(waiting, default=None)
 
 
 def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
@@ -207,6 +244,8 @@ def _against(
     for span in policy.freeze:
         if str(span.start) <= as_of <= str(span.end):
             return f"no retraining from {span.start} to {span.end}{span.reason and f': {span.reason}'}"
+    if asked := _unanswered(spec, records, as_of):
+        return f"the retraining proposed on {asked} waits for an answer"
     requests = [r for r in decisions if r["decision"] == REQUESTED]
     if later := [r["partition"] for r in requests if r["partition"] > as_of]:
         return f"a retraining was asked for at a later date, {max(later)}"
@@ -214,14 +253,7 @@ def _against(
         return "the budget of retrainings is 0" if policy.budget == 0 else None
     last = max(requests, key=lambda r: r["partition"])
     days = _days(last["partition"], as_of)
-    # Training of a date that was trained before changes nothing and leaves no record after the request.
-    ended = any(
-        r["kind"] == "training"
-        and r["decision"] in ENDED
-        and (r["sequence"] > last["sequence"] or r["partition"] == last["partition"])
-        for r in records
-    )
-    if not ended and days <= policy.lost_after_days:
+    if _unended(records) is not None and days <= policy.lost_after_days:
         return f"the retraining asked for on {last['partition']} is still in flight"
     if days < policy.cooldown_days:
         return f"the last retraining was asked for {days} days ago, and {policy.cooldown_days} must pass"
