@@ -13,6 +13,8 @@ from perennial.spec import ModelSpec
 
 KIND = "retraining"
 REQUESTED, DECLINED, PROPOSED = "requested", "declined", "proposed"
+#: The actor of the no that comes of no answer.
+NOBODY = "nobody, in time"
 GPU_DAYS = 30
 #: What the record at the end of a training may say.
 ENDED = frozenset({"trained", "refused", "failed", "unchanged", "promoted"})
@@ -29,8 +31,8 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         backfill: whether the run is a backfill; one never fires a retraining.
 
     Returns:
-        ``retrain``, ``reason``, ``as_of``, ``triggers`` (those of `RetrainingSpec.on` that fired), and ``proposed``:
-        whether a person has to say yes first.
+        ``retrain``, ``reason``, ``as_of``, ``triggers`` (those of `RetrainingSpec.on` that fired), ``proposed``
+        (whether a person has to say yes first) and ``report`` (of the monitoring, where there is one).
 
     Raises:
         DataError: ``as_of`` was not monitored.
@@ -46,7 +48,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         ]
         if before:
             last = before[-1]
-            return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
+            return _answer(last)
         found = manifest.read(spec.name, "monitor", as_of)
         if found is None:
             raise DataError(
@@ -65,7 +67,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
             decision = PROPOSED if spec.retraining.mode == "ask" else REQUESTED
         why = "; ".join(triggers.values()) or _calm(verdict)
         reason = why if against is None else f"{against} ({why})"
-        ledger.append(
+        record = ledger.append(
             spec.name,
             kind=KIND,
             decision=decision,
@@ -87,11 +89,14 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
                 "report": verdict.get("report"),
             },
         )
-        return _answer(as_of, decision, reason, sorted(triggers))
+        return _answer(record)
 
 
-def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str) -> dict[str, Any]:
+def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) -> dict[str, Any]:
     """A person's answer to the retraining that was proposed for ``as_of``; an answer stands, a second one is not heard.
+
+    Args:
+        actor: who answered; None where nobody did in time.
 
     Raises:
         DataError: none was proposed.
@@ -104,17 +109,22 @@ def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str) -> dict[s
             )
         last = records[-1]
         if last["decision"] == PROPOSED:
+            said = (
+                f"{'approved' if approved else 'turned down'} by {actor}"
+                if actor
+                else "nobody answered in time"
+            )
             last = ledger.append(
                 spec.name,
                 kind=KIND,
                 decision=REQUESTED if approved else DECLINED,
-                reason=f"{'approved' if approved else 'not approved'} by {actor} ({last['reason']})",
-                actor=actor,
+                reason=f"{said} ({last['reason']})",
+                actor=actor or NOBODY,
                 partition=as_of,
                 model_version=last["model_version"],
                 evidence=last["evidence"],
             )
-        return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
+        return _answer(last)
 
 
 def in_flight(spec: ModelSpec, as_of: str) -> dict[str, Any] | None:
@@ -160,9 +170,16 @@ def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
     return min((signals[t]["since"] for t in triggers if signals.get(t, {}).get("since")), default="")
 
 
-def _answer(as_of: str, decision: str, reason: str, triggers: list[str]) -> dict[str, Any]:
-    told = {"as_of": as_of, "retrain": decision == REQUESTED, "proposed": decision == PROPOSED}
-    return told | {"reason": reason, "triggers": list(triggers)}
+def _answer(record: dict[str, Any]) -> dict[str, Any]:
+    evidence = record["evidence"]
+    return {
+        "as_of": record["partition"],
+        "retrain": record["decision"] == REQUESTED,
+        "proposed": record["decision"] == PROPOSED,
+        "reason": record["reason"],
+        "triggers": list(evidence.get("triggers", [])),
+        "report": evidence.get("report"),
+    }
 
 
 def _days(start: str, end: str) -> int:

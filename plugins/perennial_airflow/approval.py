@@ -11,13 +11,12 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial import decide
 from perennial_airflow import asked, notifiers
+from perennial_airflow.links import report_url
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from perennial.spec import ModelSpec
-
-NOBODY = "nobody, in time"
 
 
 class RetrainingApproval(ApprovalOperator):
@@ -40,7 +39,14 @@ class RetrainingApproval(ApprovalOperator):
         decision = self.decision(self.spec, context)
         if not decision["proposed"]:
             raise AirflowSkipException(f"Nobody has to be asked: {decision['reason']}")
-        self._tell(context, decision["reason"])
+        day, hours = asked.as_of(context).start, self.spec.retraining.answer_hours
+        report = report_url(str(decision["report"] or ""))
+        self.body = (
+            f"As of **{day}**: {decision['reason']}{f' ([report]({report}))' if report else ''}\n\n"
+            f"*Approve* starts `{self.spec.name}.train` for that date; its gate still decides whether the new version "
+            f"becomes champion.\n\nNo answer within {hours} hours is a no."
+        )
+        self._tell(context, day, decision["reason"])
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -52,13 +58,12 @@ class RetrainingApproval(ApprovalOperator):
                 self.spec,
                 as_of=asked.as_of(context).start,
                 approved=event["chosen_options"] == [self.APPROVE],
-                actor=(user["name"] or user["id"]) if user else NOBODY,
+                actor=(user["name"] or user["id"]) if user else None,
             )
         return super().execute_complete(context, event)  # which leaves by an exception to skip what follows
 
-    def _tell(self, context: Context, reason: str) -> None:
+    def _tell(self, context: Context, day: str, reason: str) -> None:
         """Ask on the model's channels, too: nobody looks at a page without a cause."""
-        day = asked.as_of(context).start
         page = self.generate_link_to_ui_from_context(context=context)
         hours = self.spec.retraining.answer_hours
         text = f"{self.subject}\n{day}: {reason}\nNo answer within {hours} hours is a no. Answer at {page}"
@@ -76,7 +81,6 @@ def approval(spec: ModelSpec, decision: Callable[[ModelSpec, Context], dict[str,
         spec=spec,
         decision=decision,
         subject=f"Retrain {spec.name}?",
-        body="{{ ti.xcom_pull(task_ids='decide')['reason'] }}",
         defaults=[ApprovalOperator.REJECT],
         response_timeout=timedelta(hours=spec.retraining.answer_hours),
     )

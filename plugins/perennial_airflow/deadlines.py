@@ -1,7 +1,7 @@
 """Deadlines (Airflow's DeadlineAlert): a run that is not over in time, as where data does not come, is an incident.
 
 The model's next success of that stage ends it, as it ends a failure's. (``airflow dags test`` of a DAG with deadlines
-ends in an error after its tasks in Airflow 3.3.2: it looks their records up by what is not their key.)
+ends in an error after its tasks have succeeded, for it looks their records up by what is not their key: airflow 73428.)
 """
 
 from __future__ import annotations

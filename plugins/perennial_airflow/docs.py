@@ -32,7 +32,8 @@ def page(spec: ModelSpec, stage: str) -> str:
         _told(spec),
         f"**Owner.** {spec.owner}",
     ]
-    return "\n\n".join(parts) + "\n"
+    # a list, as Airflow's page sets paragraphs without a gap
+    return "\n\n".join(parts).replace("\n\n**", "\n\n- **") + "\n"
 
 
 def _told(spec: ModelSpec) -> str:

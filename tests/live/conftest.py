@@ -78,11 +78,10 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             os.environ.update(before)
             yield Live(config, airflow, specs.pop(PLAN.model), specs, user, log, told)
             airflow.close()
-            processes.stop(home, servers.NAMES, patience=20)
     finally:
         os.environ.clear()
         os.environ.update(before)
-        processes.stop(home, servers.NAMES, patience=20)
+        processes.stop(home, servers.NAMES, patience=5)
         assert processes.members(home) == []
 
 

@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from perennial import files, ledger, manifest
+from perennial import decide, files, ledger, manifest
+from perennial.stack.rest import DONE
 from support import toys
 from support.live import PLAN, Live, await_
 
@@ -55,7 +56,7 @@ def ended(live: Live, run: str) -> dict[str, str]:
     """The states of the run's tasks, once it is over."""
 
     def over() -> bool:
-        return next(r for r in live.airflow.runs(MONITOR) if r["dag_run_id"] == run)["state"] != "running"
+        return next(r for r in live.airflow.runs(MONITOR) if r["dag_run_id"] == run)["state"] in DONE
 
     await_(over, 120, lambda: live.airflow.tasks(MONITOR, run))
     return {t["task_id"]: t["state"] for t in live.airflow.tasks(MONITOR, run)}
@@ -69,7 +70,8 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
     day, run = waiting()
     asked = live.airflow.call("GET", question(run))
     assert (asked["subject"], asked["options"]) == (f"Retrain {NAME}?", ["Approve", "Reject"])
-    assert asked["body"].startswith("age: the champion has seen data up to 2024-01-12")
+    assert asked["body"].startswith(f"As of **{day}**: age: the champion has seen data up to 2024-01-12")
+    assert f"/perennial/reports/{NAME}/monitor/{day}.html)" in asked["body"]
     (told,) = [t for t in live.told if t.get("answer_at") and t["partition"] == day]
     assert f"/runs/{run}/tasks/{TASK}/required_actions" in told["answer_at"]
     answer(live, run, "Reject")
@@ -100,7 +102,7 @@ def test_no_answer_in_time_is_a_no(live: Live, waiting: Any) -> None:
         assert changed.rowcount == 1
     assert ended(live, run)["ask_retraining"] == "skipped"
     assert live.airflow.call("GET", question(run))["responded_by_user"] is None
-    assert decisions(day)[-1] == ("declined", "nobody, in time")
+    assert decisions(day)[-1] == ("declined", decide.NOBODY)
     assert live.runs_of(TRAIN, day) == []
 
 

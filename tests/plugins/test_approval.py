@@ -99,9 +99,9 @@ def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(asking: ModelS
 def test_nobody_is_asked_twice(asking: ModelSpec) -> None:
     propose(asking)
     respond(asking, "Reject", {"id": "1", "name": "ada"})
-    with pytest.raises(AirflowSkipException, match="not approved by ada"):
+    with pytest.raises(AirflowSkipException, match="turned down by ada"):
         monitor_dag(asking).get_task("approve_retraining").execute(context())
-    with pytest.raises(AirflowSkipException, match="not approved by ada"):
+    with pytest.raises(AirflowSkipException, match="turned down by ada"):
         ask_retraining(asking, context())
 
 

@@ -144,7 +144,10 @@ def test_a_run_that_waits_for_a_person_is_not_told(told: list[Any], monkeypatch:
     said = asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
     assert said == "the run waits for a person's answer, which has a time of its own"
     states["r"] = {"monitor": "running"}
-    assert asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run})) == "told: the run is running"
+    assert (
+        asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
+        == "told: the run is running"
+    )
     assert len(told) == 1
 
 

@@ -34,6 +34,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             task_id="monitor",
             spec=spec,
             call=look,
+            inlets=[assets.predictions(spec), assets.model(spec)],
             max_active_tis_per_dag=1,
             **limits(spec.limit("monitor"), place),
         )
@@ -103,8 +104,8 @@ def conclude(spec: ModelSpec, context: Context) -> dict[str, Any]:
 def ask_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Start the training by an event that says why; skipped if the decision was no.
 
-    Airflow drops the events for a DAG that is paused (airflow 56749 tells of other losses). So an earlier request of
-    which no training came is asked for again, for its own date.
+    Airflow drops the events for a DAG that is paused (airflow 38891). So an earlier request of which no training came
+    is asked for again, for its own date.
     """
     span = asked.as_of(context)
     decision = weigh(spec, context)

@@ -23,7 +23,13 @@ def train_dag(spec: ModelSpec) -> DAG:
     with stage_dag(
         spec, "train", schedule=schedule, params=params.training(), max_active_runs=1, place=place
     ) as dag:
-        train = ReportingTask(task_id="train", spec=spec, call=fit, **limits(spec.limit("train"), place))
+        train = ReportingTask(
+            task_id="train",
+            spec=spec,
+            call=fit,
+            inlets=[assets.data(spec)],
+            **limits(spec.limit("train"), place),
+        )
         train >> StageTask(
             task_id="promote", spec=spec, call=promote, outlets=[assets.model(spec)], **limits(LIGHT)
         )

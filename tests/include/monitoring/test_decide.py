@@ -253,8 +253,18 @@ def test_a_no_is_written_down_and_costs_no_cooldown() -> None:
     spec = retraining(mode="ask")
     asked("2024-02-01", spec)
     assert answer(spec, as_of="2024-02-01", approved=False, actor="ada")["retrain"] is False
-    assert ledger.records("toy")[-1]["reason"].startswith("not approved by ada (drift")
+    assert ledger.records("toy")[-1]["reason"].startswith("turned down by ada (drift")
     assert asked("2024-02-02", spec)["proposed"] is True
+
+
+def test_why_tells_the_evidence_of_a_proposal_once() -> None:
+    spec = retraining(mode="ask")
+    asked("2024-02-01", spec, signals=signals("bad", 0.1))
+    answer(spec, as_of="2024-02-01", approved=False, actor=None)
+    told = why(spec, "2024-02-01")
+    assert told[0] == "2024-02-01: a retraining was proposed by test (version 1)."
+    assert told[-1] == "2024-02-01: nobody answered in time."
+    assert sum(line.startswith("  value:") for line in told) == 1
 
 
 def test_nothing_else_is_proposed_while_an_answer_may_come() -> None:
