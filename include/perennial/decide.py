@@ -13,6 +13,8 @@ from perennial.spec import ModelSpec
 
 KIND = "retraining"
 REQUESTED, DECLINED, PROPOSED = "requested", "declined", "proposed"
+#: The actor of the no that comes of no answer.
+NOBODY = "nobody, in time"
 GPU_DAYS = 30
 #: What the record at the end of a training may say.
 ENDED = frozenset({"trained", "refused", "failed", "unchanged", "promoted"})
@@ -29,8 +31,8 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         backfill: whether the run is a backfill; one never fires a retraining.
 
     Returns:
-        ``retrain``, ``reason``, ``as_of``, ``triggers`` (those of `RetrainingSpec.on` that fired), and ``proposed``:
-        whether a person has to say yes first.
+        ``retrain``, ``reason``, ``as_of``, ``triggers`` (those of `RetrainingSpec.on` that fired), ``proposed``
+        (whether a person has to say yes first) and ``report`` (of the monitoring, where there is one).
 
     Raises:
         DataError: ``as_of`` was not monitored.
@@ -46,7 +48,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         ]
         if before:
             last = before[-1]
-            return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
+            return _answer(last)
         found = manifest.read(spec.name, "monitor", as_of)
         if found is None:
             raise DataError(
@@ -65,7 +67,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
             decision = PROPOSED if spec.retraining.mode == "ask" else REQUESTED
         why = "; ".join(triggers.values()) or _calm(verdict)
         reason = why if against is None else f"{against} ({why})"
-        ledger.append(
+        record = ledger.append(
             spec.name,
             kind=KIND,
             decision=decision,
@@ -87,34 +89,79 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
                 "report": verdict.get("report"),
             },
         )
-        return _answer(as_of, decision, reason, sorted(triggers))
+        return _answer(record)
 
 
-def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str) -> dict[str, Any]:
+def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) -> dict[str, Any]:
     """A person's answer to the retraining that was proposed for ``as_of``; an answer stands, a second one is not heard.
+
+    Args:
+        actor: who answered; None where nobody did in time.
 
     Raises:
         DataError: none was proposed.
     """
     with lock.hold(f"decide-{spec.name}"):
-        records = [r for r in ledger.records(spec.name, KIND) if r["partition"] == as_of]
-        if not records or not any(r["decision"] == PROPOSED for r in records):
+        records = [r for r in _real(ledger.records(spec.name, KIND)) if r["partition"] == as_of]
+        if not any(r["decision"] == PROPOSED for r in records):
             raise DataError(
                 "no retraining was proposed", "look at the ledger", model=spec.name, partition=as_of
             )
         last = records[-1]
         if last["decision"] == PROPOSED:
+            said = (
+                f"{'approved' if approved else 'turned down'} by {actor}"
+                if actor
+                else "nobody answered in time"
+            )
             last = ledger.append(
                 spec.name,
                 kind=KIND,
                 decision=REQUESTED if approved else DECLINED,
-                reason=f"{'approved' if approved else 'not approved'} by {actor} ({last['reason']})",
-                actor=actor,
+                reason=f"{said} ({last['reason']})",
+                actor=actor or NOBODY,
                 partition=as_of,
                 model_version=last["model_version"],
                 evidence=last["evidence"],
             )
-        return _answer(as_of, last["decision"], last["reason"], last["evidence"].get("triggers", []))
+        return _answer(last)
+
+
+def in_flight(spec: ModelSpec, as_of: str) -> dict[str, Any] | None:
+    """The record of the retraining that was asked for before ``as_of`` and has not ended; None where there is none."""
+    found = _unended(ledger.records(spec.name))
+    old = found is not None and _days(found["partition"], as_of) > spec.retraining.lost_after_days
+    return None if found is None or old or found["partition"] >= as_of else found
+
+
+def _real(records: _Records) -> _Records:
+    """The decisions on retrainings that no backfill made."""
+    return [r for r in records if r["kind"] == KIND and not r["evidence"].get("backfill")]
+
+
+def _unended(records: _Records) -> dict[str, Any] | None:
+    """The last request, where no training came of it yet."""
+    last = max(
+        (r for r in records if r["kind"] == KIND and r["decision"] == REQUESTED),
+        key=lambda r: r["partition"],
+        default=None,
+    )
+    # Training of a date that was trained before changes nothing and leaves no record after the request.
+    ended = last is not None and any(
+        r["kind"] == "training"
+        and r["decision"] in ENDED
+        and (r["sequence"] > last["sequence"] or r["partition"] == last["partition"])
+        for r in records
+    )
+    return None if ended else last
+
+
+def _unanswered(spec: ModelSpec, records: _Records, as_of: str) -> str | None:
+    """The partition of a retraining that a person has still time to answer to."""
+    patience = -(-spec.retraining.answer_hours // 24)
+    latest = {r["partition"]: r["decision"] for r in _real(records)}
+    waiting = [p for p, said in latest.items() if said == PROPOSED and abs(_days(p, as_of)) <= patience]
+    return max(waiting, default=None)
 
 
 def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
@@ -123,9 +170,16 @@ def _since(verdict: dict[str, Any], triggers: Mapping[str, str]) -> str:
     return min((signals[t]["since"] for t in triggers if signals.get(t, {}).get("since")), default="")
 
 
-def _answer(as_of: str, decision: str, reason: str, triggers: list[str]) -> dict[str, Any]:
-    told = {"as_of": as_of, "retrain": decision == REQUESTED, "proposed": decision == PROPOSED}
-    return told | {"reason": reason, "triggers": list(triggers)}
+def _answer(record: dict[str, Any]) -> dict[str, Any]:
+    evidence = record["evidence"]
+    return {
+        "as_of": record["partition"],
+        "retrain": record["decision"] == REQUESTED,
+        "proposed": record["decision"] == PROPOSED,
+        "reason": record["reason"],
+        "triggers": list(evidence.get("triggers", [])),
+        "report": evidence.get("report"),
+    }
 
 
 def _days(start: str, end: str) -> int:
@@ -208,6 +262,8 @@ def _against(
     for span in policy.freeze:
         if str(span.start) <= as_of <= str(span.end):
             return f"no retraining from {span.start} to {span.end}{span.reason and f': {span.reason}'}"
+    if asked := _unanswered(spec, records, as_of):
+        return f"the retraining proposed on {asked} waits for an answer"
     requests = [r for r in decisions if r["decision"] == REQUESTED]
     if later := [r["partition"] for r in requests if r["partition"] > as_of]:
         return f"a retraining was asked for at a later date, {max(later)}"
@@ -215,14 +271,7 @@ def _against(
         return "the budget of retrainings is 0" if policy.budget == 0 else None
     last = max(requests, key=lambda r: r["partition"])
     days = _days(last["partition"], as_of)
-    # Training of a date that was trained before changes nothing and leaves no record after the request.
-    ended = any(
-        r["kind"] == "training"
-        and r["decision"] in ENDED
-        and (r["sequence"] > last["sequence"] or r["partition"] == last["partition"])
-        for r in records
-    )
-    if not ended and days <= policy.lost_after_days:
+    if _unended(records) is not None and days <= policy.lost_after_days:
         return f"the retraining asked for on {last['partition']} is still in flight"
     if days < policy.cooldown_days:
         return f"the last retraining was asked for {days} days ago, and {policy.cooldown_days} must pass"

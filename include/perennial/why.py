@@ -39,17 +39,23 @@ def why(spec: ModelSpec, day: str) -> list[str]:
         )
     latest = max(r["partition"] for r in decisions)
     lines = [] if latest == day else [f"Nothing was decided for {day} itself; the latest decision before it:"]
+    proposed = False
     for decision in (r for r in decisions if r["partition"] == latest):
-        lines += _decision(decision)
+        if proposed:  # an answer rests on the evidence that was told with the question
+            lines.append(f"{latest}: {decision['reason'].split(' (')[0]}.")
+        else:
+            lines += _decision(decision)
+        proposed = decision["decision"] == "proposed"
     lines += _after(records, latest)
     return lines
 
 
 def _decision(record: _Record) -> Iterator[str]:
     evidence = record["evidence"]
-    how = {"requested": "asked for", "proposed": "proposed"}.get(record["decision"], "not asked for")
     version = f"version {record['model_version']}" if record["model_version"] else "no champion"
-    yield f"{record['partition']}: a retraining was {how} by {record['actor']} ({version})."
+    how = {"requested": "asked for", "proposed": "proposed"}.get(record["decision"])
+    what = f"a retraining was {how} by {record['actor']}" if how else "no retraining was asked for"
+    yield f"{record['partition']}: {what} ({version})."
     yield f"  Because: {record['reason']}"
     if evidence.get("since"):
         yield f"  It began on {evidence['since']}."
@@ -69,7 +75,8 @@ def _signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _after(records: list[_Record], day: str) -> Iterator[str]:
-    """What the training, and the promotion, of that date came to."""
+    """What the training, and the promotion, of that date came to; the gate's reasons are told once."""
+    told = set()
     for record in records:
         if record["partition"] != day or record["kind"] not in ("training", "promotion"):
             continue
@@ -81,4 +88,6 @@ def _after(records: list[_Record], day: str) -> Iterator[str]:
             yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
         else:
             version = f"Version {record['model_version']}"
-            yield f"  {version} was {record['decision']} by {record['actor']}: {record['reason']}"
+            why = "" if record["reason"] in told else f": {record['reason']}"
+            yield f"  {version} was {record['decision']} by {record['actor']}{why}"
+        told.add(record["reason"])

@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
     from perennial.spec import ModelSpec
 
-#: Seconds between two looks.
-PAUSE = 60.0
+#: Seconds between two looks: on S3, where each is a request, and in a folder.
+PAUSE, FOLDER_PAUSE = 60.0, 10.0
 
 
 class LandedTrigger(BaseTrigger):
@@ -58,7 +58,7 @@ class LandedTrigger(BaseTrigger):
 def trigger(uri: str) -> BaseTrigger:
     """What sees that a file is there, in a folder or on S3."""
     if not files.is_remote(uri):
-        return LandedTrigger(uri, PAUSE)
+        return LandedTrigger(uri, FOLDER_PAUSE)
     from perennial_airflow.arrival_s3 import LandedOnS3  # Amazon's provider takes a second to import
 
     return LandedOnS3.at(uri, PAUSE)

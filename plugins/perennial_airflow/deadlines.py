@@ -1,7 +1,7 @@
 """Deadlines (Airflow's DeadlineAlert): a run that is not over in time, as where data does not come, is an incident.
 
 The model's next success of that stage ends it, as it ends a failure's. (``airflow dags test`` of a DAG with deadlines
-ends in an error after its tasks in Airflow 3.3.2: it looks their records up by what is not their key.)
+ends in an error after its tasks have succeeded, for it looks their records up by what is not their key: airflow 73428.)
 """
 
 from __future__ import annotations
@@ -59,6 +59,8 @@ async def missed(model: str, stage: str, minutes: int, context: dict[str, Any]) 
         return f"the run is over: {state}"
     if run["run_type"] == "backfill":
         return "a run of a backfill has no deadline"
+    if await _waits_for_a_person(run):
+        return "the run waits for a person's answer, which has a time of its own"
     await asyncio.to_thread(_tell, model, stage, minutes, run, state)
     return f"told: the run is {state}"
 
@@ -73,6 +75,18 @@ async def _state(run: dict[str, Any]) -> str:
     except Exception as error:
         log.warning("the state of run %s is not known: %s", run["dag_run_id"], type(error).__name__)
         return str(run["state"])
+
+
+async def _waits_for_a_person(run: dict[str, Any]) -> bool:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    run_id = run["dag_run_id"]
+    try:
+        states = await asyncio.to_thread(RuntimeTaskInstance.get_task_states, run["dag_id"], run_ids=[run_id])
+    except Exception as error:
+        log.warning("the tasks of run %s are not known: %s", run_id, type(error).__name__)
+        return False
+    return "awaiting_input" in states.get(run_id, {}).values()
 
 
 def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str) -> None:

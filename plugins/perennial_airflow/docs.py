@@ -32,7 +32,8 @@ def page(spec: ModelSpec, stage: str) -> str:
         _told(spec),
         f"**Owner.** {spec.owner}",
     ]
-    return "\n\n".join(parts) + "\n"
+    # a list, as Airflow's page sets paragraphs without a gap
+    return "\n\n".join(parts).replace("\n\n**", "\n\n- **") + "\n"
 
 
 def _told(spec: ModelSpec) -> str:
@@ -120,8 +121,9 @@ def _monitor(spec: ModelSpec) -> str:
         else ""
     )
     approval = (
-        "`approve_retraining`: a person says yes or no on the page *Required Actions*; no answer within "
-        f"{policy.answer_hours} hours is a no. "
+        "`approve_retraining`: the model's channels are asked, and a person says yes or no on the page *Required "
+        f"Actions*; no answer within {policy.answer_hours} hours is a no. The nights after are monitored meanwhile, "
+        "and nothing else is proposed. "
         if policy.mode == "ask"
         else ""
     )
@@ -136,7 +138,8 @@ champion's training reference.
 retrains on {causes}; at most one at a time, {policy.cooldown_days} days apart, {policy.budget} in
 {policy.budget_days} days; never from a backfill. The ledger gets the decision either way, with all signals;
 `perennial why {spec.name} DATE` tells it in plain words. {approval}`ask_retraining`: **skipped** if the
-decision was no. {shadow}`notify`: tells the model's channels of signals that turned bad or are well again.
+decision was no. An earlier request of which no training came, as while `{spec.name}.train` was paused, is sent
+again. {shadow}`notify`: tells the model's channels of signals that turned bad or are well again.
 
 **Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.
 

@@ -89,7 +89,7 @@ def test_why_tells_a_decision_in_words(toy: Path) -> None:
         evidence={"signals": {"skew": {"state": "bad", "reason": "2 differ"}}},
     )  # fmt: skip
     told = call("why", "toy", "2024-02-01").output
-    assert "2024-02-01: a retraining was not asked for by scheduler (version 3)." in told
+    assert "2024-02-01: no retraining was asked for (version 3)." in told
     assert "Because: the verdict is ok" in told and "skew: BAD: 2 differ" in told
 
 

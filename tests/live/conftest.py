@@ -4,53 +4,84 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any
 
 import pytest
 from rich.console import Console
 
+from perennial.spec import ModelSpec
 from perennial.stack import processes, servers, story
 from perennial.stack.board import Board
 from perennial.stack.config import Stack
 from support import servers as ports
 from support import toys
-from support.live import BROKEN, PLAN, Live
+from support.live import BROKEN, PLAN, Live, webhook
+
+#: With an end in the past nothing runs but what the tests start.
+PAST = {"start": toys.FIRST, "end": "2024-01-31"}
+
+
+def models(root: Path, hook: str) -> dict[str, ModelSpec]:
+    """The models of the tests. They are there from the start: Airflow looks for new ones once a minute.
+
+    Args:
+        hook: where ``toy_late`` and ``toy_asked`` tell things.
+    """
+    channels = {"channels": [{"name": "hook", "kind": "webhook", "url": hook, "digest": True}]}
+    aging = {"on": ["age"], "max_age_days": 1, "cooldown_days": 0}
+    no_retries = {"data": {"retries": 0}, "score": {"retries": 0}}
+    quick: dict[str, Any] = {"schedule": PAST, "limits": no_retries, "training": {"rounds": 5}}
+    yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
+    found = [
+        toys.model(root, PLAN.model, limits=no_retries, schedule=PAST),
+        toys.model(root, "toy_asked", retraining=aging | {"mode": "ask"}, alerts=channels, **quick),
+        toys.model(root, "toy_eager", retraining=aging, **quick),
+        # its first nightly run starts with Airflow; it may take a minute
+        toys.model(
+            root, "toy_late", data={"arrival": "wait"}, alerts=channels,
+            limits={"data": {"retries": 0, "deadline_minutes": 1}},
+            schedule={"start": yesterday, "data": "0 0 * * *"},
+        ),
+    ]  # fmt: skip
+    return {spec.name: spec for spec in found}
 
 
 @pytest.fixture(scope="session")
 def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Both servers, with one toy model and one broken model beside the sample's; ended whatever happens."""
+    """Both servers, with toy models and one broken model beside the sample's; ended whatever happens."""
     root = tmp_path_factory.mktemp("live stack")  # with a space, as people have them
-    home, user, models = root / "home", root / "user", root / "models"
-    for folder in (home, user, models / BROKEN):
-        folder.mkdir(parents=True)
-    (models / BROKEN / "model.yaml").write_text(f"name: {BROKEN}\ntask: clairvoyance\n")
+    home, user, folder = root / "home", root / "user", root / "models"
+    for made in (home, user, folder / BROKEN):
+        made.mkdir(parents=True)
+    (folder / BROKEN / "model.yaml").write_text(f"name: {BROKEN}\ntask: clairvoyance\n")
     before = dict(os.environ)
     # where the user's own folders are is left to the stack to say
     for name in [n for n in os.environ if n.startswith(("PERENNIAL_", "XDG_", "MLFLOW_", "AIRFLOW"))]:
         del os.environ[name]
     os.environ.update(
-        HOME=str(user), PERENNIAL_HOME=str(home), PERENNIAL_MODELS=str(models), PERENNIAL_THREADS="1"
+        HOME=str(user), PERENNIAL_HOME=str(home), PERENNIAL_MODELS=str(folder), PERENNIAL_THREADS="1"
     )
     free = [ports.free_port() for _ in range(5)]
     config = Stack(home, free[0], free[1], (free[2], free[3]), free[4])
     try:
-        no_retries = {"data": {"retries": 0}, "score": {"retries": 0}}
-        # with an end in the past nothing runs but what the tests start
-        spec = toys.model(models, PLAN.model, limits=no_retries, schedule={"end": "2024-01-31"})
-        toys.land(spec)
-        log = root / "board.txt"
-        with Board(Console(file=log.open("a"), width=200)) as board:
-            servers.up(config, board)
-            airflow = servers.client(config)
-            story.await_dags(airflow, (PLAN,), board)
-        os.environ.clear()
-        os.environ.update(before)
-        yield Live(config, airflow, spec, user, log)
-        airflow.close()
+        with webhook() as (address, told):
+            specs = models(folder, address)
+            toys.land(specs[PLAN.model])
+            log = root / "board.txt"
+            with Board(Console(file=log.open("a"), width=200)) as board:
+                servers.up(config, board)
+                airflow = servers.client(config)
+                story.await_dags(airflow, (PLAN,), board)
+            os.environ.clear()
+            os.environ.update(before)
+            yield Live(config, airflow, specs.pop(PLAN.model), specs, user, log, told)
+            airflow.close()
     finally:
         os.environ.clear()
         os.environ.update(before)
-        processes.stop(home, servers.NAMES, patience=20)
+        processes.stop(home, servers.NAMES, patience=5)
         assert processes.members(home) == []
 
 
@@ -61,3 +92,19 @@ def live(live_stack: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     monkeypatch.setenv("PERENNIAL_MODELS", str(live_stack.spec.folder.parent))
     with story.same_environment(live_stack.config):
         yield live_stack
+
+
+@pytest.fixture
+def champion(live: Live) -> Iterator[Any]:
+    """Makes the first champion of a model, without Airflow; done once."""
+    from perennial import ledger, steps
+
+    def make(name: str) -> ModelSpec:
+        spec = live.others[name]
+        if not ledger.records(name):
+            toys.publish(spec)
+            steps.run("train", spec, as_of=PLAN.trained_until)
+            assert steps.run("promote", spec, as_of=PLAN.trained_until, actor="test")["promoted"]
+        return spec
+
+    return make

@@ -133,6 +133,24 @@ def test_the_runs_of_a_backfill_have_no_deadline(database: Any, told: list[Any])
     assert told == []
 
 
+def test_a_run_that_waits_for_a_person_is_not_told(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
+
+    states = {"r": {"monitor": "success", "approve_retraining": "awaiting_input"}}
+    monkeypatch.setattr(RuntimeTaskInstance, "get_dagrun_state", staticmethod(lambda *_: "running"))
+    monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(lambda dag_id, run_ids: states))
+    run = {"dag_id": "flight_late.monitor", "dag_run_id": "r", "state": "running", "run_type": "scheduled",
+           "partition_key": NIGHT, "conf": None}  # fmt: skip
+    said = asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
+    assert said == "the run waits for a person's answer, which has a time of its own"
+    states["r"] = {"monitor": "running"}
+    assert (
+        asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
+        == "told: the run is running"
+    )
+    assert len(told) == 1
+
+
 def test_the_state_is_asked_for_anew(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The triggerer may call long after the scheduler saw the deadline pass."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance

@@ -24,7 +24,13 @@ def train_dag(spec: ModelSpec) -> DAG:
     with stage_dag(
         spec, "train", schedule=schedule, params=params.training(), max_active_runs=1, place=place
     ) as dag:
-        train = ReportingTask(task_id="train", spec=spec, call=fit, **limits(spec.limit("train"), place))
+        train = ReportingTask(
+            task_id="train",
+            spec=spec,
+            call=fit,
+            inlets=[assets.data(spec)],
+            **limits(spec.limit("train"), place),
+        )
         if spec.retraining.quiet_hours:
             AwaitQuietHours(task_id="await_quiet_hours", hours=spec.retraining.quiet_hours) >> train
         train >> StageTask(

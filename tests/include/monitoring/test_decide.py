@@ -13,7 +13,7 @@ import pytest
 
 import perennial
 from perennial import ledger, manifest
-from perennial.decide import answer, decide
+from perennial.decide import answer, decide, in_flight
 from perennial.errors import DataError, PerennialError
 from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
@@ -258,8 +258,45 @@ def test_a_no_is_written_down_and_costs_no_cooldown() -> None:
     spec = retraining(mode="ask")
     asked("2024-02-01", spec)
     assert answer(spec, as_of="2024-02-01", approved=False, actor="ada")["retrain"] is False
-    assert ledger.records("toy")[-1]["reason"].startswith("not approved by ada (drift")
+    assert ledger.records("toy")[-1]["reason"].startswith("turned down by ada (drift")
     assert asked("2024-02-02", spec)["proposed"] is True
+
+
+def test_why_tells_the_evidence_of_a_proposal_once() -> None:
+    spec = retraining(mode="ask")
+    asked("2024-02-01", spec, signals=signals("bad", 0.1))
+    answer(spec, as_of="2024-02-01", approved=False, actor=None)
+    told = why(spec, "2024-02-01")
+    assert told[0] == "2024-02-01: a retraining was proposed by test (version 1)."
+    assert told[-1] == "2024-02-01: nobody answered in time."
+    assert sum(line.startswith("  value:") for line in told) == 1
+
+
+def test_nothing_else_is_proposed_while_an_answer_may_come() -> None:
+    spec = retraining(mode="ask", answer_hours=30)
+    asked("2024-02-01", spec)
+    assert asked("2024-02-03", spec)["reason"].startswith(
+        "the retraining proposed on 2024-02-01 waits for an answer"
+    )
+    assert asked("2024-02-04", spec)["proposed"] is True
+
+
+def test_a_backfill_is_no_answer_to_a_proposal() -> None:
+    spec = retraining(mode="ask")
+    asked("2024-02-01", spec)
+    assert ask(spec, "2024-02-01", backfill=True)["proposed"] is False
+    assert answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
+
+
+def test_a_request_is_in_flight_until_its_training_ends() -> None:
+    spec = retraining(lost_after_days=5)
+    asked("2024-02-01", spec)
+    assert in_flight(spec, "2024-02-01") is None  # its own date is no later look
+    found = in_flight(spec, "2024-02-06")
+    assert found is not None and found["partition"] == "2024-02-01"
+    assert in_flight(spec, "2024-02-07") is None  # lost
+    trained("2024-02-01")
+    assert in_flight(spec, "2024-02-06") is None
 
 
 def test_nothing_can_be_approved_that_was_not_proposed() -> None:

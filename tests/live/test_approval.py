@@ -1,0 +1,125 @@
+"""`retraining.mode: ask` in a real Airflow: a person says yes, a person says no, nobody says anything in time."""
+
+from __future__ import annotations
+
+import sqlite3
+from contextlib import closing
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+
+from perennial import decide, files, ledger, manifest
+from perennial.stack.rest import DONE
+from support import toys
+from support.live import PLAN, Live, await_
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
+NAME, TASK = "toy_asked", "approve_retraining"
+MONITOR, TRAIN = f"{NAME}.monitor", f"{NAME}.train"
+DAYS = files.dates(files.shift(PLAN.trained_until, 2), toys.LAST)
+
+
+@pytest.fixture
+def waiting(live: Live, champion: Any) -> Any:
+    """Runs the monitoring of the next date on which a retraining is proposed, until a person is asked; returns it."""
+    champion(NAME)
+
+    def run() -> tuple[str, str]:
+        asked = {r["partition"] for r in ledger.records(NAME, "retraining")}
+        trained = max(r["partition"] for r in ledger.records(NAME, "training"))
+        day = next(d for d in DAYS if d not in asked and d >= files.shift(trained, 2))
+        found = live.airflow.trigger(MONITOR, key=day)
+        await_(
+            lambda: state(live, found, TASK) == "awaiting_input",
+            150,
+            lambda: live.airflow.tasks(MONITOR, found),
+        )
+        return day, found
+
+    return run
+
+
+def state(live: Live, run: str, task: str) -> str | None:
+    return next((t["state"] for t in live.airflow.tasks(MONITOR, run) if t["task_id"] == task), None)
+
+
+def question(run: str) -> str:
+    return f"/dags/{MONITOR}/dagRuns/{run}/taskInstances/{TASK}/-1/hitlDetails"
+
+
+def answer(live: Live, run: str, option: str) -> None:
+    live.airflow.call("PATCH", question(run), json={"chosen_options": [option], "params_input": {}})
+
+
+def ended(live: Live, run: str) -> dict[str, str]:
+    """The states of the run's tasks, once it is over."""
+
+    def over() -> bool:
+        return next(r for r in live.airflow.runs(MONITOR) if r["dag_run_id"] == run)["state"] in DONE
+
+    await_(over, 120, lambda: live.airflow.tasks(MONITOR, run))
+    return {t["task_id"]: t["state"] for t in live.airflow.tasks(MONITOR, run)}
+
+
+def decisions(day: str) -> list[tuple[str, str]]:
+    return [(r["decision"], r["actor"]) for r in ledger.records(NAME, "retraining") if r["partition"] == day]
+
+
+def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
+    day, run = waiting()
+    asked = live.airflow.call("GET", question(run))
+    assert (asked["subject"], asked["options"]) == (f"Retrain {NAME}?", ["Approve", "Reject"])
+    assert asked["body"].startswith(f"As of **{day}**: age: the champion has seen data up to 2024-01-12")
+    assert f"/perennial/reports/{NAME}/monitor/{day}.html)" in asked["body"]
+    (told,) = [t for t in live.told if t.get("answer_at") and t["partition"] == day]
+    assert f"/runs/{run}/tasks/{TASK}/required_actions" in told["answer_at"]
+    answer(live, run, "Reject")
+    assert ended(live, run)["ask_retraining"] == "skipped"
+    assert decisions(day) == [("proposed", "admin"), ("declined", "admin")]
+    assert live.runs_of(TRAIN, day) == []
+    # asked again, the first answer stands and nobody is asked a second time
+    live.airflow.call(
+        "POST", f"/dags/{MONITOR}/clearTaskInstances", json={"dry_run": False, "dag_run_id": run,
+        "task_ids": [TASK], "include_downstream": True, "only_failed": False, "reset_dag_runs": True},
+    )  # fmt: skip
+    await_(lambda: state(live, run, TASK) == "skipped", 60, lambda: live.airflow.tasks(MONITOR, run))
+    assert ended(live, run)["ask_retraining"] == "skipped"
+    assert len(decisions(day)) == 2 and live.runs_of(TRAIN, day) == []
+
+
+def test_no_answer_in_time_is_a_no(live: Live, waiting: Any) -> None:
+    """The hours are over because the test turns them back in Airflow's database; the rest is the scheduler's."""
+    day, run = waiting()
+    past = (datetime.now(UTC) - timedelta(seconds=5)).strftime("%Y-%m-%d %H:%M:%S.%f")
+    with (
+        closing(sqlite3.connect(live.config.home / "airflow" / "airflow.db", timeout=30)) as database,
+        database,
+    ):
+        changed = database.execute(
+            "UPDATE task_instance SET trigger_timeout = ? WHERE run_id = ? AND task_id = ?", (past, run, TASK)
+        )
+        assert changed.rowcount == 1
+    assert ended(live, run)["ask_retraining"] == "skipped"
+    assert live.airflow.call("GET", question(run))["responded_by_user"] is None
+    assert decisions(day)[-1] == ("declined", decide.NOBODY)
+    assert live.runs_of(TRAIN, day) == []
+
+
+def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: Live, waiting: Any) -> None:
+    day, run = waiting()
+    after = files.shift(day, 1)
+    meanwhile = live.airflow.trigger(MONITOR, key=after)
+    assert ended(live, meanwhile)["ask_retraining"] == "skipped"
+    (left,) = [r for r in ledger.records(NAME, "retraining") if r["partition"] == after]
+    assert left["decision"] == "declined"
+    assert left["reason"].startswith(f"the retraining proposed on {day} waits for an answer")
+    answer(live, run, "Approve")
+    assert ended(live, run)["ask_retraining"] == "success"
+    assert decisions(day) == [("proposed", "admin"), ("requested", "admin")]
+    await_(lambda: manifest.read(NAME, "train", day), 120, lambda: live.airflow.runs(TRAIN))
+    (training,) = live.runs_of(TRAIN, day)
+    path = f"/dags/{TRAIN}/dagRuns/{training['dag_run_id']}/upstreamAssetEvents"
+    (event,) = live.airflow.call("GET", path)["asset_events"]
+    assert event["name"] == f"retraining/{NAME}" and event["partition_key"] == day
+    assert event["extra"]["reason"].startswith("approved by admin (age: ")

@@ -1,0 +1,102 @@
+"""Retraining events that come all at once, twice, during a training, or while the training DAG is paused.
+
+Airflow joins events into one run, or drops them (airflow 56749, 56750, 63507). Here each has a partition, and what was
+asked for is in the ledger, so that none is lost; and a training that is done is not done again.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perennial import files, ledger, registry
+from support import toys
+from support.live import PLAN, Live, await_
+
+pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
+NAME = "toy_eager"
+MONITOR, TRAIN = f"{NAME}.monitor", f"{NAME}.train"
+
+
+def emit(live: Live, day: str, reason: str) -> None:
+    (asset,) = live.airflow.call("GET", "/assets", params={"name_pattern": f"retraining/{NAME}"})["assets"]
+    body = {"asset_id": asset["id"], "partition_key": day, "extra": {"reason": reason}}
+    live.airflow.call("POST", "/assets/events", json=body)
+
+
+def reasons(live: Live, day: str) -> list[str]:
+    """Those of the events that started the runs for one date."""
+    found = []
+    for run in live.runs_of(TRAIN, day):
+        path = f"/dags/{TRAIN}/dagRuns/{run['dag_run_id']}/upstreamAssetEvents"
+        found += [e["extra"]["reason"] for e in live.airflow.call("GET", path)["asset_events"]]
+    return sorted(found)
+
+
+def quiet(live: Live, days: list[str]) -> bool:
+    """Whether each of these dates has a run of the training, and all are over."""
+    runs = live.airflow.runs(TRAIN)
+    assert all(r["state"] != "failed" for r in runs), runs
+    return {r["partition_key"] for r in runs} >= set(days) and all(r["state"] == "success" for r in runs)
+
+
+def trainings() -> list[str]:
+    return [r["partition"] for r in ledger.records(NAME, "training")]
+
+
+def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> None:
+    spec = champion(NAME)
+    days = [files.shift(PLAN.trained_until, n) for n in (1, 2)]
+    sent = {day: [f"first wish of {day}", f"second wish of {day}"] for day in days}
+    for day in days:
+        emit(live, day, sent[day][0])
+    # one runs by now, and max_active_runs is 1
+    await_(
+        lambda: any(r["state"] == "running" for r in live.airflow.runs(TRAIN)),
+        60,
+        lambda: live.airflow.runs(TRAIN),
+    )
+    for day in days:
+        emit(live, day, sent[day][1])
+    await_(lambda: quiet(live, days), 240, lambda: live.airflow.runs(TRAIN))
+    assert {day: reasons(live, day) for day in days} == sent
+    assert sorted(trainings()) == [PLAN.trained_until, *days]
+    versions = [str(n) for n in range(1, 4)]
+    assert len({registry.version(spec.name, v).digest for v in versions}) == 3
+    assert len(ledger.records(NAME, "promotion")) == len(
+        {r["model_version"] for r in ledger.records(NAME, "promotion")}
+    )
+
+
+def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, champion: Any) -> None:
+    champion(NAME)
+    day = files.shift(max(trainings()), 2)
+    night = files.shift(day, 1)
+    assert night <= toys.LAST
+    live.airflow.call("PATCH", f"/dags/{TRAIN}", json={"is_paused": True})
+    monitored(live, day)
+    assert decision(day)["decision"] == "requested"
+    live.airflow.unpause(TRAIN)
+    assert live.runs_of(TRAIN, day) == []
+    monitored(live, night)
+    assert decision(night)["reason"].startswith(f"the retraining asked for on {day} is still in flight")
+    await_(lambda: quiet(live, [day]), 120, lambda: live.airflow.runs(TRAIN))
+    assert reasons(live, day) == [decision(day)["reason"]]
+    assert trainings().count(day) == 1 and night not in trainings()
+
+
+def monitored(live: Live, day: str) -> None:
+    """Run the monitoring of a date, to its end."""
+    run = live.airflow.trigger(MONITOR, key=day)
+
+    def over() -> bool:
+        (found,) = [r for r in live.airflow.runs(MONITOR) if r["dag_run_id"] == run]
+        assert found["state"] != "failed", live.airflow.why(MONITOR, run)
+        return str(found["state"]) == "success"
+
+    await_(over, 150, lambda: live.airflow.tasks(MONITOR, run))
+
+
+def decision(day: str) -> dict[str, Any]:
+    return [r for r in ledger.records(NAME, "retraining") if r["partition"] == day][-1]
