@@ -16,7 +16,7 @@ from perennial_airflow.timetables import DailyPartitions
 
 def monitor_dag(spec: ModelSpec) -> DAG:
     """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
-    schedule = DailyPartitions(spec.schedule.monitor)
+    schedule = DailyPartitions.of(spec.schedule.monitor)
     place = runner.profile(spec, "monitor")
     with stage_dag(
         spec, "monitor", schedule=schedule, params=params.looking_back(), max_active_runs=1, place=place
