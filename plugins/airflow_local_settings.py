@@ -14,13 +14,15 @@ import sys
 import time
 from typing import Any
 
-#: What the steps import. A library that is missing here costs its import in every task, nothing more.
+#: What the steps and the DAG files import. What is missing here costs its import in every task, nothing more.
 HEAVY = (
     "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "deltalake", "scipy.stats", "sklearn.compose",
-    "sklearn.dummy", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "xgboost", "optuna", "mlflow",
-    "mlflow.xgboost", "mlflow.models", "great_expectations", "great_expectations.render.view", "evidently",
-    "evidently.presets", "perennial.data", "perennial.datadocs", "perennial.train", "perennial.score",
-    "perennial.monitor", "perennial.decide", "perennial.promote",
+    "sklearn.dummy", "sklearn.impute", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "xgboost",
+    "optuna", "git", "mlflow", "mlflow.xgboost", "mlflow.models", "mlflow.pyfunc", "great_expectations",
+    "great_expectations.render.view", "evidently", "evidently.presets", "perennial.data", "perennial.datadocs",
+    "perennial.publish", "perennial.train", "perennial.fit", "perennial.register", "perennial.candidates",
+    "perennial.watch", "perennial.score", "perennial.monitor", "perennial.observe", "perennial.report",
+    "perennial.decide", "perennial.promote", "airflow.dag_processing.dagbag", "perennial_airflow.factory",
 )  # fmt: skip
 #: Nobody's usage is reported to the makers of libraries; threads that wait must not spin on a machine with few cores.
 ENVIRONMENT = {

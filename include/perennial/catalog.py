@@ -20,6 +20,16 @@ MAX_BYTES = 262_144
 MAX_DEPTH = 20
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
 _Lines = dict[tuple[str, ...], int]
+#: By how much a token leads into or out of brackets, or the blocks that do without them.
+_DEEPER = {
+    yaml.FlowSequenceStartToken: 1,
+    yaml.FlowMappingStartToken: 1,
+    yaml.BlockMappingStartToken: 1,
+    yaml.BlockSequenceStartToken: 1,
+    yaml.FlowSequenceEndToken: -1,
+    yaml.FlowMappingEndToken: -1,
+    yaml.BlockEndToken: -1,
+}
 _READ = "see the model folder's README.md, or run `perennial check`"
 
 
@@ -242,11 +252,7 @@ def _refuse_depth(text: str) -> None:
     """
     depth = 0
     for token in yaml.scan(text, Loader=_Loader):
-        if isinstance(token, yaml.FlowSequenceStartToken | yaml.FlowMappingStartToken | yaml.BlockMappingStartToken
-                      | yaml.BlockSequenceStartToken):  # fmt: skip
-            depth += 1
-        elif isinstance(token, yaml.FlowSequenceEndToken | yaml.FlowMappingEndToken | yaml.BlockEndToken):
-            depth -= 1
+        depth += _DEEPER.get(type(token), 0)
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
 

@@ -25,6 +25,19 @@ if TYPE_CHECKING:
 BYTES_A_CELL = 6
 
 
+@dataclass(frozen=True)
+class Binning:
+    """How rows become XGBoost's binned matrix.
+
+    Attributes:
+        max_bin: bins that a column has at most. external: on disk rather than in memory.
+    """
+
+    max_bin: int
+    threads: int
+    external: bool
+
+
 class Encoder:
     """Turns labelled tables, one after another, into matrices.
 
@@ -153,21 +166,14 @@ class Dataset:
         return np.concatenate([p[0] for p in picked]), np.concatenate([p[1] for p in picked])
 
     def dmatrix(
-        self,
-        start: int,
-        stop: int,
-        *,
-        max_bin: int,
-        threads: int,
-        external: bool,
-        ref: xgboost.DMatrix | None = None,
+        self, start: int, stop: int, how: Binning, ref: xgboost.DMatrix | None = None
     ) -> xgboost.DMatrix:
         """Rows ``start`` to ``stop`` as XGBoost's binned matrix, in memory or on disk; the same bins either way."""
         import xgboost
 
-        iterator = _iterator(self, start, stop, external)
-        kind = xgboost.ExtMemQuantileDMatrix if external else xgboost.QuantileDMatrix
-        return kind(iterator, max_bin=max_bin, ref=ref, nthread=threads)
+        iterator = _iterator(self, start, stop, how.external)
+        kind = xgboost.ExtMemQuantileDMatrix if how.external else xgboost.QuantileDMatrix
+        return kind(iterator, max_bin=how.max_bin, ref=ref, nthread=how.threads)
 
 
 def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.DataIter:

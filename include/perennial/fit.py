@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import gpu
 from perennial.boost import Checkpoint, Trial, ran_on
+from perennial.dataset import Binning
 from perennial.errors import PerennialError
 from perennial.evaluate import EVAL_METRICS
 from perennial.settings import settings
@@ -118,17 +119,13 @@ def fit(
     where = _device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
     base = parameters(spec, where, len(data.classes))
-    how: dict[str, Any] = {
-        "max_bin": int(base.get("max_bin", 256)),
-        "threads": settings().threads,
-        "external": not data.fits(),
-    }
+    how = Binning(int(base.get("max_bin", 256)), settings().threads, external=not data.fits())
     with gpu.watched(data.ask, where == "cuda") as reports:
         trials = _trials(spec, data, base, how, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _typed(best.params)
         booster, _ = data.boost(
-            "the last fit", params, data.dmatrix(0, data.rows, **how), best.rounds, checkpoint
+            "the last fit", params, data.dmatrix(0, data.rows, how), best.rounds, checkpoint
         )
     ran = data.ran_on(booster)
     if ran != where:
@@ -140,7 +137,7 @@ def fit(
         ran,
         params,
         best.rounds,
-        bool(how["external"]),
+        how.external,
         trials,
         checkpoint.resumed,
         gpu.summary(reports),
@@ -151,13 +148,13 @@ def _trials(
     spec: ModelSpec,
     data: Dataset | Shares,
     base: dict[str, Any],
-    how: dict[str, Any],
+    how: Binning,
     on_trial: Callable[[Trial], None],
     checkpoint: Checkpoint,
 ) -> list[Trial]:
     """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
-    train = data.dmatrix(0, data.fit, **how)
-    valid = data.dmatrix(data.fit, data.rows, ref=train, **how)
+    train = data.dmatrix(0, data.fit, how)
+    valid = data.dmatrix(data.fit, data.rows, how, ref=train)
     trials: list[Trial] = []
     ranking = spec.task == "ranking"
 

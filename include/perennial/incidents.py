@@ -11,14 +11,16 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from perennial import files, ledger, lock
 from perennial.channels import Channel, Mute, Severity, matches
 from perennial.errors import PerennialError, StorageError
 from perennial.settings import settings
-from perennial.signals import State
 from perennial.spec import ModelSpec
+
+if TYPE_CHECKING:
+    from perennial.signals import State  # importing it at parse would bring the whole judgement along
 
 #: Signals that tell of a run and not of the model. A verdict of an old date says nothing about today; a run that failed
 #: did fail, whatever its date.

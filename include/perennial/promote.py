@@ -11,6 +11,9 @@ from perennial.errors import DataError, RegistryError
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 
+#: What moves the champion, and what the ledger says of it.
+MOVES = {"promotion": "promoted", "rollback": "rolled back"}
+
 
 def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dict[str, Any]:
     """Make the challenger trained for ``as_of`` champion, if its gate passed and nobody moved the champion since.
@@ -64,16 +67,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             "digest": result["digest"],
             "asked": reason,
         }
-        ledger.append(
-            spec.name,
-            kind="promotion",
-            decision="promoted",
-            reason=why,
-            actor=actor,
-            evidence=evidence,
-            partition=as_of,
-            model_version=version,
-        )
+        _record(spec, "promotion", version, reason=why, actor=actor, evidence=evidence, as_of=as_of)
     return answer | {"promoted": True}
 
 
@@ -108,7 +102,7 @@ def _look(spec: ModelSpec, as_of: str | None = None) -> _Present:
     Then somebody moved it outside promotion.
     """
     found = registry.champion(spec)
-    moves = [r for r in ledger.records(spec.name) if r["decision"] in ("promoted", "rolled back")]
+    moves = [r for r in ledger.records(spec.name) if r["decision"] in MOVES.values()]
     uri = _intention(spec)
     begun = json.loads(files.read_text(uri)) if files.exists(uri) else {}
     now = _Present(found.version if found else None, moves, None)
@@ -139,6 +133,29 @@ def _move(spec: ModelSpec, version: str, now: _Present) -> None:
     """Point ``champion`` at a version, after saying so: whoever is killed before the record is told from a stranger."""
     files.write_text(_intention(spec), json.dumps({"version": version, "since": now.since}))
     registry.set_alias(spec.name, version, "champion")
+
+
+def _record(
+    spec: ModelSpec,
+    kind: str,
+    version: str,
+    *,
+    reason: str,
+    actor: str,
+    evidence: dict[str, Any],
+    as_of: str | None = None,
+) -> None:
+    """Write a move of the champion into the ledger."""
+    ledger.append(
+        spec.name,
+        kind=kind,
+        decision=MOVES[kind],
+        reason=reason,
+        actor=actor,
+        evidence=evidence,
+        partition=as_of,
+        model_version=version,
+    )
 
 
 def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None) -> dict[str, Any]:
@@ -173,15 +190,8 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
             found = registry.version(spec.name, target)
             check(found)
             _move(spec, target, now)
-        ledger.append(
-            spec.name,
-            kind="rollback",
-            decision="rolled back",
-            reason=reason,
-            actor=actor,
-            model_version=target,
-            evidence={"previous": number, "digest": found.digest},
-        )
+        evidence = {"previous": number, "digest": found.digest}
+        _record(spec, "rollback", target, reason=reason, actor=actor, evidence=evidence)
     return {"version": target, "previous": number}
 
 

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial import lake
 from perennial.boost import Checkpoint, exhausted, ran_on
-from perennial.dataset import BYTES_A_CELL, Encoder, ranks, recode, require
+from perennial.dataset import BYTES_A_CELL, Binning, Encoder, ranks, recode, require
 from perennial.encode import Encoding
 from perennial.errors import PerennialError
 from perennial.features import Features
@@ -115,14 +115,7 @@ class Shares:
         return np.concatenate(x), np.concatenate(y)
 
     def dmatrix(
-        self,
-        start: int,
-        stop: int,
-        *,
-        max_bin: int,
-        threads: int,
-        external: bool,
-        ref: xgboost.dask.DaskDMatrix | None = None,
+        self, start: int, stop: int, how: Binning, ref: xgboost.dask.DaskDMatrix | None = None
     ) -> xgboost.dask.DaskDMatrix:
         """Rows ``start`` to ``stop``, where one part begins and another ends, as XGBoost's binned matrix on workers."""
         import dask.array as da
@@ -142,7 +135,7 @@ class Shares:
             array("y"),
             qid=None if parts[0].group is None else array("group", dtype="int64"),
             feature_names=list(self.encoding.columns),
-            max_bin=max_bin,
+            max_bin=how.max_bin,
             ref=ref,
         )
 

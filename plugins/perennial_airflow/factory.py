@@ -28,19 +28,18 @@ class BrokenModelsError(Exception):
     """Names every model folder that cannot be used."""
 
 
-def dags_of(stage: str) -> dict[str, DAG]:
-    """The DAGs of one stage, by id. Broken models are left out: `check_models` tells of them.
+def dags() -> dict[str, DAG]:
+    """The DAGs of all models, by id. Broken models are left out: `check_models` tells of them.
 
     A task parses its DAG file again when it starts, so only the DAG that runs there is built.
     """
-    running = get_parsing_context().dag_id
     specs: Iterable[ModelSpec]
-    if running:
-        model, _, its_stage = running.rpartition(".")
-        specs = [load(model)] if its_stage == stage else []
+    if running := get_parsing_context().dag_id:
+        model, _, stage = running.rpartition(".")
+        specs, stages = ([load(model)] if stage in STAGES else []), [stage]
     else:
-        specs = load_models()[0].values()
-    return {dag.dag_id: dag for dag in map(STAGES[stage], specs)}
+        specs, stages = load_models()[0].values(), list(STAGES)
+    return {dag.dag_id: dag for spec in specs for dag in (STAGES[stage](spec) for stage in stages)}
 
 
 def check_models() -> None:

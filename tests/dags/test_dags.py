@@ -8,14 +8,15 @@ from typing import Any
 
 import pytest
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
 from perennial.catalog import load_models
 from perennial.spec import ModelSpec
-from perennial_airflow.factory import STAGES, dags_of
+from perennial_airflow.factory import STAGES, dags
 
 SPECS, _ = load_models()
-DAGS = {dag_id: dag for stage in STAGES for dag_id, dag in dags_of(stage).items()}
+DAGS = dags()
 TASKS = {f"{dag.dag_id}/{task.task_id}": task for dag in DAGS.values() for task in dag.tasks}
 each_dag = pytest.mark.parametrize("dag", DAGS.values(), ids=DAGS)
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
@@ -70,6 +71,16 @@ def test_every_field_of_a_form_is_explained(dag: DAG) -> None:
         field = dag.params.get_param(name)
         assert field.schema["title"], name
         assert field.schema["description_md"], name
+
+
+@each_dag
+def test_a_form_that_nobody_fills_in_holds_valid_values(dag: DAG) -> None:
+    """Airflow checks them when they are handed to a DAG's constructor, which ours are not."""
+    if dag.schedule is not None:
+        dag.params.validate()
+    else:
+        with pytest.raises(ParamValidationError, match="reason"):
+            dag.params.validate()
 
 
 @each_task
@@ -130,7 +141,7 @@ def test_serialization_is_stable_and_comes_back(dag: DAG) -> None:
     """A DAG whose serialized form changed from parse to parse would get a new version at each."""
     stage = dag.dag_id.rpartition(".")[2]
     first = json.dumps(DagSerialization.to_dict(dag), sort_keys=True, default=str)
-    again = json.dumps(DagSerialization.to_dict(dags_of(stage)[dag.dag_id]), sort_keys=True, default=str)
+    again = json.dumps(DagSerialization.to_dict(dags()[dag.dag_id]), sort_keys=True, default=str)
     assert first == again
     back = come_back(dag)
     assert back.timetable.partitioned is (stage != "rollback")

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -219,12 +220,9 @@ def test_a_challenger_that_somebody_made_champion_is_reported_before_it_is_promo
     ]
 
 
-def test_a_promotion_killed_before_its_record_is_not_taken_for_a_stranger(
-    passing: ModelSpec, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    one = train(passing, as_of=EARLY)
-    promote(passing, as_of=EARLY, actor="test")
-    two = train(passing, as_of=LATE)
+@contextmanager
+def killed_before_the_record() -> Iterator[None]:
+    """What runs in the block dies when it comes to write into the ledger."""
 
     class Killed(BaseException):
         pass
@@ -232,10 +230,17 @@ def test_a_promotion_killed_before_its_record_is_not_taken_for_a_stranger(
     def killed(*_: Any, **__: Any) -> None:
         raise Killed
 
-    with monkeypatch.context() as patch:
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
         patch.setattr(promotion.ledger, "append", killed)
-        with pytest.raises(Killed):
-            promote(passing, as_of=LATE, actor="test")
+        yield
+
+
+def test_a_promotion_killed_before_its_record_is_not_taken_for_a_stranger(passing: ModelSpec) -> None:
+    one = train(passing, as_of=EARLY)
+    promote(passing, as_of=EARLY, actor="test")
+    two = train(passing, as_of=LATE)
+    with killed_before_the_record():
+        promote(passing, as_of=LATE, actor="test")
     assert champion(passing) == two["version"]
     assert rollback(passing, actor="operator", reason="bad") == {
         "version": one["version"], "previous": two["version"],
@@ -316,22 +321,11 @@ def test_rollback_from_a_foreign_champion_returns_to_the_ledgers(two_champions: 
 
 
 @pytest.mark.parametrize("named", [False, True])
-def test_a_rollback_killed_before_its_record_is_completed(
-    two_champions: Any, monkeypatch: pytest.MonkeyPatch, named: bool
-) -> None:
+def test_a_rollback_killed_before_its_record_is_completed(two_champions: Any, named: bool) -> None:
     spec, one, two = two_champions
     to = one["version"] if named else None
-
-    class Killed(BaseException):
-        pass
-
-    def killed(*_: Any, **__: Any) -> None:
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(promotion.ledger, "append", killed)
-        with pytest.raises(Killed):
-            rollback(spec, actor="operator", reason="bad", to_version=to)
+    with killed_before_the_record():
+        rollback(spec, actor="operator", reason="bad", to_version=to)
     assert champion(spec) == one["version"]
     assert rollback(spec, actor="operator", reason="bad", to_version=to) == {
         "version": one["version"], "previous": two["version"],

@@ -8,8 +8,6 @@ import json
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from typer.testing import CliRunner, Result
 
@@ -17,29 +15,13 @@ from perennial import catalog, interview, preflight, samples, scaffold, steps
 from perennial.cli import app
 from perennial.errors import PerennialError
 from perennial.interview import Asked
-from perennial.spec import ModelSpec
+from support.scaffolds import make, publishes
 
 DAYS = 12
 
 
 def new(name: str, *arguments: str | Path, answers: str | None = None) -> Result:
     return CliRunner().invoke(app, ["new", name, *map(str, arguments)], input=answers)
-
-
-def make(name: str, paths: list[Path], **asked: Any) -> ModelSpec:
-    """Make a model without asking, and check it."""
-    interview.make(name, paths, Asked(**asked), ask=False)
-    (report,) = preflight.check([name])
-    assert report.problems == []
-    assert report.features
-    return catalog.load(name)
-
-
-def publishes(spec: ModelSpec, first: str, last: str, rows: int) -> dict[str, Any]:
-    result = steps.run("data", spec, start=first, end=last)
-    assert (result["rows_in"], result["rows_out"], result["quarantined"]) == (rows, rows, 0)
-    assert result["labels"] == rows
-    return result
 
 
 @pytest.fixture
@@ -120,188 +102,10 @@ def test_the_suite_is_great_expectations_own(house: Path, wine: Path) -> None:
     assert not any(e["kwargs"].get("column") == "grower_name" for e in content["expectations"])
 
 
-def table(n: int = 60, days: int = 3, **more: Any) -> pa.Table:
-    start = dt.datetime(2024, 1, 1, 12)
-    columns: dict[str, Any] = {
-        "order_id": [f"o-{i}" for i in range(n)],
-        "ordered_at": [start + dt.timedelta(days=i % days, minutes=i) for i in range(n)],
-        "amount": [i / 7 for i in range(n)],
-        "shop": ["north", "south", "east"] * (n // 3),
-    }
-    return pa.table(columns | more)
-
-
-def write(path: Path, rows: pa.Table) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    pq.write_table(rows, path)
-    return path
-
-
-@pytest.mark.parametrize(
-    ("values", "task", "expression", "of_its_own"),
-    [
-        (["yes", "no"], "binary", "\"y\" = 'yes'", False),
-        (["it's", "not"], "binary", "\"y\" = 'not'", False),
-        ([1, 2], "binary", '"y" = 1', False),
-        ([0, 1], "binary", "y", True),
-        ([True, False], "binary", "y", True),
-        (["a", "b", "c"], "multiclass", "y", True),
-        ([3, 4, 5], "multiclass", "y", True),
-        ([0.5, 1.5, 9.25, 7.125], "regression", "y", True),
-    ],
-)
-def test_task_is_told_from_the_label(
-    house: Path, tmp_path: Path, values: list[Any], task: str, expression: str, of_its_own: bool
-) -> None:
-    path = write(tmp_path / "orders.parquet", table(y=(values * 60)[:60]))
-    spec = make("orders", [path], label="y")
-    assert (spec.task, spec.label.expression) == (task, expression)
-    assert (spec.label.source is None) is of_its_own
-    assert ("y" in spec.data.columns) is of_its_own
-    publishes(spec, "2024-01-01", "2024-01-03", 60)
-
-
-def test_ranking(house: Path, tmp_path: Path) -> None:
-    path = write(
-        tmp_path / "r.parquet", table(query=[i // 6 for i in range(60)], grade=[i % 4 for i in range(60)])
-    )
-    with pytest.raises(PerennialError, match="--group"):
-        make("search", [path], label="grade", task="ranking")
-    spec = make("search", [path], label="grade", task="ranking", group="query")
-    assert spec.group == "query"
-    publishes(spec, "2024-01-01", "2024-01-03", 60)
-
-
-def test_dates_become_hour_and_weekday(house: Path, tmp_path: Path) -> None:
-    spec = make("orders", [write(tmp_path / "o.parquet", table(y=[0, 1] * 30))], label="y")
-    assert "hour(ordered_at) AS ordered_at_hour" in spec.sql
-    assert "dayofweek(ordered_at) AS ordered_at_weekday" in spec.sql
-    assert spec.features.categorical == ["shop"]
-
-
-def test_what_is_no_feature_is_left_out_and_said(house: Path, tmp_path: Path) -> None:
-    rows = table(
-        600,
-        y=[0, 1] * 300,
-        note=[f"a long remark about order number {i}, as people write them" for i in range(600)],
-        token=[f"t{i}" for i in range(600)],
-        currency=["EUR"] * 600,
-        row_number=list(range(600)),
-        nothing=pa.nulls(600),
-        items=[[1, 2]] * 600,
-        email=[f"{i}@example.com" for i in range(600)],
-    )
-    spec = make("orders", [write(tmp_path / "o.parquet", rows)], label="y", key=["order_id"])
-    for column, why in (
-        ("note", "free text"), ("token", "600 different values"), ("currency", "the same in every row"),
-        ("row_number", "numbers the rows"), ("nothing", "it has no value"), ("items", "columns of type list"),
-        ("email", "personal data"), ("y", "the label"),
-    ):  # fmt: skip
-        assert f'--   "{column}": {why}' in spec.sql
-    assert {"nothing", "items"} & set(spec.data.columns) == set()
-    publishes(spec, "2024-01-01", "2024-01-03", 600)
-
-
-def test_text_cells_get_types_that_the_data_step_can_read(house: Path, tmp_path: Path) -> None:
-    path = tmp_path / "orders.csv"
-    lines = ["id,when,zip,count,share,flag,code,late"]
-    lines += [f"k{i},2024-01-0{1 + i % 2} 08:{i:02}:00,0{i:04},{i},{'NA' if i == 3 else i / 3},"
-              f"{'true' if i % 2 else 'false'},{'x' if i == 55 else i},{i % 2}" for i in range(60)]  # fmt: skip
-    path.write_text("\n".join(lines) + "\n")
-    spec = make("orders", [path], label="late", personal=[])
-    assert dict(spec.data.columns) == {
-        "id": "string", "when": "timestamp", "zip": "string", "count": "integer", "share": "number", "flag": "boolean",
-        "code": "string", "late": "integer",
-    }  # fmt: skip
-    publishes(spec, "2024-01-01", "2024-01-02", 60)
-
-
-def test_gzip_and_infinities(house: Path, tmp_path: Path) -> None:
-    import gzip
-
-    path = tmp_path / "orders-2024-01-01.csv.gz"
-    text = "id,at,x,late\n" + "".join(
-        f"k{i},2024-01-01T08:00:00Z,{i if i else 'inf'},{i % 2}\n" for i in range(40)
-    )
-    path.write_bytes(gzip.compress(text.encode()))
-    spec = make("orders", [path], label="late")
-    assert spec.data.source == "{landing}/orders/orders-{date}.csv.gz"
-    assert "Infinity" not in spec.suite
-
-
-@pytest.mark.parametrize(
-    ("names", "template"),
-    [
-        (["a-2024-01-01.parquet", "a-2024-01-02.parquet"], "a-{date}.parquet"),
-        (["a_20240101.parquet", "a_20240102.parquet"], "a_{year}{month}{day}.parquet"),
-        (["a_2024_01_01_x.parquet", "a_2024_01_02_x.parquet"], "a_{year}_{month}_{day}_x.parquet"),
-    ],
-)
-def test_template_is_told_from_file_names(
-    house: Path, tmp_path: Path, names: list[str], template: str
-) -> None:
-    day = table(y=[0, 1] * 30, days=1)
-    paths = [write(tmp_path / name, day) for name in names]
-    spec = make("orders", paths, label="y")
-    assert spec.data.source == f"{{landing}}/orders/{template}"
-    assert (house / "landing" / "orders" / names[1]).is_file()
-    publishes(spec, "2024-01-01", "2024-01-01", 60)
-
-
-def test_a_sample_that_has_landed_stays_where_it_is(house: Path) -> None:
-    landing = house / "landing" / "feed"
-    paths = [
-        write(landing / f"year=2024/month=01/day=0{d}" / "part.parquet", table(y=[0, 1] * 30, days=1))
-        for d in (1, 2)
-    ]
-    spec = make("orders", paths, label="y")
-    assert spec.data.source == "{landing}/feed/year={year}/month={month}/day={day}/part.parquet"
-    assert sorted(p for p in (house / "landing").rglob("*.parquet")) == sorted(paths)
-
-
 def test_no_land_leaves_the_landing_area_alone(house: Path, wine: Path) -> None:
     done = new("wine", "-s", wine, "--yes", "--no-land")
     assert "the sample was not copied" in done.output
     assert not (house / "landing").exists()
-
-
-HOSTILE = [
-    '"quoted"', "it's", "a; DROP TABLE rows --", "<script>alert(1)</script>", "=cmd()", "select", "at", "yes", "{date}",
-    "ünï cödé", "a.b", "x:y # z", "tab or so",
-]  # fmt: skip
-
-
-def test_hostile_names_and_values(house: Path, tmp_path: Path) -> None:
-    values = [
-        "=cmd|' /C calc'!A0",
-        "<script>alert(1)</script>",
-        'it\'s "it"\n- no',
-        "'; DROP TABLE rows; --",
-    ] * 15
-    more = dict.fromkeys(HOSTILE, values)
-    path = write(tmp_path / "orders.parquet", table(y=[0, 1] * 30, **more))
-    spec = make("orders", [path], label="y", personal=[])
-    assert set(HOSTILE) <= set(spec.data.columns)
-    publishes(spec, "2024-01-01", "2024-01-03", 60)
-
-
-def test_a_column_name_with_a_line_break_is_refused(house: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "orders.parquet", table(y=[0, 1] * 30, **{"x\nFROM secrets --": [1, 2] * 30}))
-    with pytest.raises(PerennialError, match="should match pattern"):
-        make("orders", [path], label="y")
-    assert not (tmp_path / "models" / "orders").exists()
-
-
-def test_two_columns_name_a_row(house: Path, tmp_path: Path) -> None:
-    rows = table(y=[0, 1] * 30).drop_columns(["order_id", "shop"])
-    rows = rows.append_column("line", pa.array([i % 20 for i in range(60)]))
-    rows = rows.append_column("basket", pa.array([f"b{i // 20}" for i in range(60)]))
-    rows = rows.drop_columns(["ordered_at"]).append_column(
-        "on", pa.array([dt.date(2024, 1, 1 + i % 3) for i in range(60)])
-    )
-    spec = make("orders", [write(tmp_path / "orders.parquet", rows)], label="y")
-    assert sorted(spec.data.key) == ["basket", "line"]
-    publishes(spec, "2024-01-01", "2024-01-03", 60)
 
 
 def test_nothing_is_overwritten(house: Path, wine: Path, tmp_path: Path) -> None:
@@ -366,38 +170,3 @@ def test_names_that_are_none(house: Path, wine: Path, name: str) -> None:
 def test_answers_that_do_not_fit(house: Path, wine: Path, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(PerennialError, match=message):
         make("wine", [wine], **asked)
-
-
-def test_samples_that_cannot_be_used(house: Path, tmp_path: Path) -> None:
-    def refused(content: bytes, name: str, message: str) -> None:
-        path = tmp_path / name
-        path.write_bytes(content)
-        with pytest.raises(PerennialError, match=message):
-            make("wine", [path])
-
-    refused(b"", "a.parquet", "zero bytes")
-    refused(b"", "a.csv", "zero bytes")
-    refused(b"PAR1 is not all", "b.parquet", "is not a parquet file")
-    refused(b"id,at,y\n", "c.csv", "no rows")
-    refused(b"id,at,id\n1,2024-01-01,2\n", "d.csv", "names a column twice")
-    refused(b"id,y\n1,2\n2,3\n", "e.csv", "no column of the sample is a date")
-    refused(b"id,at,y\n1,2024-01-01,0\n1,2024-01-01,0\n", "f.csv", "name a row")
-    refused(b"x", "g.xlsx", "is not .parquet, .csv")
-    with pytest.raises(PerennialError, match="is not there"):
-        make("wine", [tmp_path / "missing.csv"])
-    with pytest.raises(PerennialError, match="no sample file"):
-        make("wine", [])
-    good = table(y=[0, 1] * 30)
-    with pytest.raises(PerennialError, match="not named alike"):
-        make(
-            "wine",
-            [write(tmp_path / "a-2024-01-01.parquet", good), write(tmp_path / "b-2024-01-02.parquet", good)],
-        )
-    with pytest.raises(PerennialError, match="of the same date"):
-        make(
-            "wine",
-            [
-                write(tmp_path / "1" / "a-2024-01-01.parquet", good),
-                write(tmp_path / "2" / "a-2024-01-01.parquet", good),
-            ],
-        )

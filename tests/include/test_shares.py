@@ -19,7 +19,7 @@ import xgboost
 
 from perennial import files, lake, manifest, registry, shares, workers
 from perennial.boost import Checkpoint
-from perennial.dataset import build
+from perennial.dataset import Binning, build
 from perennial.errors import Absent, DataError, Interrupted, PerennialError
 from perennial.features import Features
 from perennial.fit import Fitted, baselines, fit
@@ -32,6 +32,7 @@ from perennial.workers import Crew, crew
 from support import toys
 
 Make = Callable[..., ModelSpec]
+HOW = Binning(256, threads=1, external=False)
 SEARCH = {
     "trials": 3,
     "space": {"max_depth": {"choices": [2, 3, 4]}, "learning_rate": {"low": 0.1, "high": 0.5}},
@@ -122,7 +123,7 @@ def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: Cr
     held = {w: sum(p.rows for p in both.parts if p.worker == w) for w in two.addresses}
     assert max(held.values()) - min(held.values()) <= 2 * toys.ROWS
     assert [p.first for p in both.parts] == list(np.cumsum([0, *(p.rows for p in both.parts[:-1])]))
-    matrix = both.dmatrix(0, both.rows, max_bin=256, threads=1, external=False)
+    matrix = both.dmatrix(0, both.rows, HOW)
     assert {w: len(parts) for w, parts in matrix.worker_map.items()} == {
         w: sum(p.worker == w for p in both.parts) for w in two.addresses
     }
@@ -161,8 +162,8 @@ def test_what_was_interrupted_goes_on(make: Make, two: Crew, tmp_path: Path, mon
     both, place = share(spec, two), str(tmp_path / "checkpoint")
     whole = fit(spec, both)
     base = {k: v for k, v in whole.params.items() if k not in whole.trials[0].params}
-    train_rows = both.dmatrix(0, both.fit, max_bin=256, threads=1, external=False)
-    valid = both.dmatrix(both.fit, both.rows, ref=train_rows, max_bin=256, threads=1, external=False)
+    train_rows = both.dmatrix(0, both.fit, HOW)
+    valid = both.dmatrix(both.fit, both.rows, HOW, ref=train_rows)
     _tell(two, PERENNIAL_CHECKPOINT_SECONDS="0")
     both.boost("trial 0", base, train_rows, 9, Checkpoint(place), valid=valid, patience=40)
     checkpoint = Checkpoint(place)

@@ -49,7 +49,7 @@ def database() -> Iterator[Any]:
 
     initdb()
     DagBundlesManager().sync_bundles_to_db()
-    bag = DagBag(str(Path(__file__).parents[2] / "dags" / "data.py"), bundle_name="dags-folder")
+    bag = DagBag(str(Path(__file__).parents[2] / "dags" / "models.py"), bundle_name="dags-folder")
     assert not bag.import_errors
     sync_bag_to_db(bag, "dags-folder", None)
     with create_session() as session:

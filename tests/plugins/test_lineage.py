@@ -51,7 +51,7 @@ def run(tmp_path: Path, **environment: str) -> str:
         "PYTHONPATH": f"{ROOT}/include:{ROOT}/plugins",
     }
     done = subprocess.run(
-        [sys.executable, "-c", RUN, str(ROOT / "dags" / "data.py"), DAY],
+        [sys.executable, "-c", RUN, str(ROOT / "dags" / "models.py"), DAY],
         env=env | environment, capture_output=True, text=True, timeout=240, check=False,
     )  # fmt: skip
     assert "state success" in done.stdout, done.stdout[-3000:] + done.stderr[-3000:]

@@ -1,141 +1,27 @@
-"""What a pod is made of and how its end is read; the cluster itself is in tests/kubernetes."""
+"""How a step runs in a pod, and how its end is read; the cluster itself is in tests/kubernetes."""
 
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-import yaml
 from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 from airflow.sdk import DAG
-from kubernetes.client import ApiClient, V1Pod
+from kubernetes.client import ApiClient
 
 from perennial import compute, files, manifest
 from perennial.compute import Profile
 from perennial.errors import Absent, Interrupted, PerennialError, StorageError
 from perennial.spec import StepSpec
-from perennial_airflow import maintenance, pod_ending, pod_spec, pods
+from perennial_airflow import pod_ending, pod_spec, pods
 from perennial_airflow.base import limits
 from perennial_airflow.operators import StageTask
 from support import toys
-
-
-class _Answer:
-    def __init__(self, content: Any) -> None:
-        self.data = json.dumps(content)
-
-
-def as_pod(content: dict[str, Any]) -> V1Pod:
-    """A pod as the client reads it from the API server."""
-    return ApiClient().deserialize(_Answer(content), "V1Pod")
-
-
-@pytest.fixture
-def lake(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A lake on S3, by name alone."""
-    place = tmp_path / "compute"
-    place.mkdir()
-    monkeypatch.setenv("PERENNIAL_COMPUTE", str(place))
-    monkeypatch.setenv("PERENNIAL_LAKE", "s3://b/lake")
-    monkeypatch.setenv("PERENNIAL_LANDING", "s3://b/landing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
-    monkeypatch.delenv("PERENNIAL_TRAINER_IMAGE", raising=False)
-    return place
-
-
-def made(tmp_path: Path, profile: Profile, **changes: Any) -> dict[str, Any]:
-    spec = toys.model(tmp_path / "models", "toy", owner="Team Ø / forecasts")
-    given = {"memory": profile.memory, "interruptions": 0} | changes
-    return pod_spec.pod(profile, spec, "train", ["run", "train"], **given)
-
-
-def test_it_meets_the_restricted_standard(lake: Path, tmp_path: Path) -> None:
-    pod = made(tmp_path, Profile(name="p", kind="kubernetes"))
-    spec, box = pod["spec"], pod["spec"]["containers"][0]
-    assert spec["securityContext"]["runAsNonRoot"] is True
-    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
-    assert spec["automountServiceAccountToken"] is False
-    assert box["securityContext"] == {
-        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
-    }  # fmt: skip
-    assert {m["mountPath"] for m in box["volumeMounts"]} == {"/scratch", "/tmp"}
-    assert "very secret" not in json.dumps(pod)
-
-
-def test_the_profile_decides(lake: Path, tmp_path: Path) -> None:
-    profile = Profile(
-        name="p", kind="kubernetes", image="i:1", cpu="1500m", memory="2Gi", gpu={"count": 2, "kind": "H200"},
-        queue="q", priority_class="high", service_account="sa", pull_secrets=["pull"], spot=True, run_minutes=5,
-        node_selector={"pool": "ml"}, tolerations=[{"key": "t", "operator": "Exists"}],
-        secrets=[{"env": "TOKEN", "secret": "s", "key": "k"}], secret_env=["aws"], env={"A": "1"},
-        labels={"cost_centre": "42"},
-    )  # fmt: skip
-    pod = made(tmp_path, profile, memory="4Gi", interruptions=2)
-    spec, box = pod["spec"], pod["spec"]["containers"][0]
-    assert box["resources"]["limits"] == {"memory": "4Gi", "ephemeral-storage": "4Gi", "nvidia.com/gpu": "2"}
-    assert box["resources"]["requests"]["cpu"] == "1500m"
-    env = {e["name"]: e.get("value") for e in box["env"]}
-    # the plan is of the first memory, whichever attempt this is
-    assert (env["PERENNIAL_MEMORY_MB"], env["PERENNIAL_THREADS"], env["A"]) == ("1536", "1", "1")
-    assert env["PERENNIAL_LAKE"] == "s3://b/lake" and env["TOKEN"] is None
-    assert box["envFrom"] == [{"secretRef": {"name": "aws"}}]
-    assert spec["nodeSelector"] == {"pool": "ml", "nvidia.com/gpu.product": "H200"}
-    assert spec["priorityClassName"] == "high" and spec["serviceAccountName"] == "sa"
-    assert spec["activeDeadlineSeconds"] == 300 and "affinity" in spec
-    assert spec["imagePullSecrets"] == [{"name": "pull"}]
-    labels = pod["metadata"]["labels"]
-    assert labels["kueue.x-k8s.io/queue-name"] == "q" and labels["cost_centre"] == "42"
-    assert labels["perennial/team"] == "Team-forecasts" and labels["perennial/step"] == "train"
-    assert pod["metadata"]["annotations"] == {"perennial/memory": "4Gi", "perennial/interruptions": "2"}
-
-
-def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp_path: Path) -> None:
-    template = {
-        "metadata": {"labels": {"from": "template", "perennial/step": "none"}},
-        "spec": {
-            "hostAliases": [{"ip": "1.2.3.4"}],
-            "tolerations": [{"key": "template"}],
-            "containers": [
-                {"name": "base", "image": "overridden:1",
-                 "env": [{"name": "A", "value": "t"}, {"name": "T", "value": "t"}]},
-                {"name": "beside", "image": "proxy:1"},
-            ],
-            "volumes": [{"name": "scratch", "emptyDir": {"medium": "Memory"}}, {"name": "own", "emptyDir": {}}],
-        },
-    }  # fmt: skip
-    (lake / "base.yaml").write_text(yaml.safe_dump(template))
-    said = {"name": "p", "kind": "kubernetes", "template": "base.yaml", "env": {"A": "p"}, "image": "i:1",
-            "tolerations": [{"key": "profile"}]}  # fmt: skip
-    (lake / "p.yaml").write_text(yaml.safe_dump(said))
-    pod = made(tmp_path, compute.load("p"))
-    base, beside = pod["spec"]["containers"]
-    assert (base["name"], base["image"], beside["image"]) == ("base", "i:1", "proxy:1")
-    env = {e["name"]: e["value"] for e in base["env"]}
-    assert env["A"] == "p" and env["T"] == "t"
-    assert (
-        pod["metadata"]["labels"]["perennial/step"] == "train"
-        and pod["metadata"]["labels"]["from"] == "template"
-    )
-    assert [t["key"] for t in pod["spec"]["tolerations"]] == ["template", "profile"]
-    assert pod["spec"]["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
-    assert pod["spec"]["hostAliases"] == [{"ip": "1.2.3.4"}]
-
-
-def test_a_lake_in_a_folder_is_refused(house: Path, tmp_path: Path) -> None:
-    with pytest.raises(PerennialError, match=r"PERENNIAL_LAKE is .* a folder of this machine"):
-        made(tmp_path, Profile(name="p", kind="kubernetes"))
-
-
-@pytest.mark.parametrize(
-    ("text", "value"),
-    [("a b", "a-b"), ("x" * 80, "x" * 63), ("-odd-", "odd"), ("µ", ""), ("ok_1.2", "ok_1.2")],
-)
-def test_labels_are_what_kubernetes_takes(text: str, value: str) -> None:
-    assert pod_spec.label(text) == value
+from support.pod_content import as_pod
 
 
 def status(phase: str, *, state: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
@@ -208,50 +94,6 @@ def test_more_memory_is_asked_for_in_turn() -> None:
         pods._more(profile, "4Gi", "train", {})
 
 
-def test_only_pods_whose_task_is_gone_are_orphans() -> None:
-    now = datetime(2024, 1, 1, 12, tzinfo=UTC)
-
-    def pod(name: str, minutes: float = 10, **more: Any) -> V1Pod:
-        task = {"dag_id": "d", "run_id": "r", "task_id": name, "map_index": more.pop("map_index", -1)}
-        born = (now - timedelta(minutes=minutes)).isoformat()
-        content = {"name": name, "creationTimestamp": born, "annotations": {pod_spec.TASK: json.dumps(task)}}
-        return as_pod({"metadata": content | more})
-
-    def states(*, dag_id: str, run_ids: list[str], task_ids: list[str], map_index: int) -> dict[str, Any]:
-        known = {
-            "runs": "running",
-            "waits": "deferred",
-            "again": "up_for_retry",
-            "failed": "failed",
-            "mapped_3": "running",
-        }
-        name = task_ids[0] if map_index < 0 else f"{task_ids[0]}_{map_index}"
-        return {"r": {name: known[name]}} if name in known else {}
-
-    items = [
-        pod("runs"), pod("waits"), pod("again"), pod("failed"), pod("removed"), pod("young", 1),
-        pod("mapped", map_index=3), pod("mapped", map_index=4), pod("going", deletionTimestamp=now.isoformat()),
-        as_pod({"metadata": {"name": "a stranger's", "creationTimestamp": "2023-01-01T00:00:00Z"}}),
-    ]  # fmt: skip
-    assert [p.metadata.name for p in maintenance.orphans(items, states, now - timedelta(minutes=2))] == [
-        "failed",
-        "removed",
-        "mapped",
-    ]
-
-
-def test_maintenance_is_there_where_pods_are(
-    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.delenv("PERENNIAL_PROFILE", raising=False)
-    assert maintenance.dags() == {}
-    toys.model(tmp_path / "models", "toy", compute={"train": "gpu"})
-    found = maintenance.dags()["perennial.maintenance"]
-    assert [p.name for p in found.get_task("delete_orphaned_pods").profiles] == ["gpu"]
-    monkeypatch.setenv("PERENNIAL_PROFILE", "kubernetes")  # the same cluster and namespace
-    assert len(maintenance.used()) == 1
-
-
 def test_on_eks_the_operator_is_amazons(lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     profile = Profile(name="p", kind="eks", cluster="c", region="eu-central-1")
@@ -297,29 +139,6 @@ def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
     assert limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
     assert limits(limit, compute.load("local"))["execution_timeout"] == timedelta(minutes=60)
     assert limits(limit)["execution_timeout"] == timedelta(minutes=60)
-
-
-def test_workers_are_made_as_their_trainer_is(lake: Path, tmp_path: Path) -> None:
-    profile = Profile(
-        name="p", kind="kubernetes", workers=2, gpu={"count": 1, "kind": "H200"}, node_selector={"pool": "ml"},
-        wait_minutes=4, start_minutes=2,
-    )  # fmt: skip
-    alone = made(tmp_path, profile)
-    trainer = made(tmp_path, profile, role="trainer", annotations={pod_spec.MEETING: "s3://b/m"})
-    worker = made(tmp_path, profile, role="worker")
-    assert "perennial/role" not in alone["metadata"]["labels"]
-    assert trainer["metadata"]["annotations"][pod_spec.MEETING] == "s3://b/m"
-    for pod, role in ((trainer, "trainer"), (worker, "worker")):
-        labels = pod["metadata"]["labels"]
-        assert (labels["perennial/step"], labels["perennial/role"]) == ("train", role)
-        box = pod["spec"]["containers"][0]
-        assert {"name": "PERENNIAL_WORKERS_MINUTES", "value": "6"} in box["env"]
-        assert pod["spec"]["nodeSelector"]["pool"] == "ml"
-    # one GPU a worker, and none for the one that leads them
-    assert worker["spec"] == alone["spec"]
-    assert worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
-    assert "nvidia.com/gpu" not in trainer["spec"]["containers"][0]["resources"]["limits"]
-    assert "nvidia.com/gpu.product" not in trainer["spec"]["nodeSelector"]
 
 
 def test_a_worker_that_did_not_start_explains_the_failure(lake: Path, tmp_path: Path) -> None:

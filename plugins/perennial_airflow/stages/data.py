@@ -16,7 +16,7 @@ from perennial_airflow.timetables import DailyPartitions
 
 def data_dag(spec: ModelSpec) -> DAG:
     """The DAG; each published partition is an event of the asset ``data/<model>``."""
-    schedule = DailyPartitions(spec.schedule.data)
+    schedule = DailyPartitions.of(spec.schedule.data)
     place = runner.profile(spec, "data")
     with stage_dag(
         spec, "data", schedule=schedule, params=params.partitions(), max_active_runs=4, place=place

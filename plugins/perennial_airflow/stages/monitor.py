@@ -17,7 +17,7 @@ from perennial_airflow.timetables import DailyPartitions
 
 def monitor_dag(spec: ModelSpec) -> DAG:
     """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
-    schedule = DailyPartitions(spec.schedule.monitor)
+    schedule = DailyPartitions.of(spec.schedule.monitor)
     place = runner.profile(spec, "monitor")
     asks = spec.retraining.mode == "ask"
     # A run that waits for a person must not keep the nights after it from being monitored.

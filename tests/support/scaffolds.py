@@ -1,0 +1,47 @@
+"""Sample files, and models made of them without asking."""
+
+from __future__ import annotations
+
+import datetime as dt
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from perennial import catalog, interview, preflight, steps
+from perennial.interview import Asked
+from perennial.spec import ModelSpec
+
+
+def make(name: str, paths: list[Path], **asked: Any) -> ModelSpec:
+    """Make a model without asking, and check it."""
+    interview.make(name, paths, Asked(**asked), ask=False)
+    (report,) = preflight.check([name])
+    assert report.problems == []
+    assert report.features
+    return catalog.load(name)
+
+
+def publishes(spec: ModelSpec, first: str, last: str, rows: int) -> dict[str, Any]:
+    result = steps.run("data", spec, start=first, end=last)
+    assert (result["rows_in"], result["rows_out"], result["quarantined"]) == (rows, rows, 0)
+    assert result["labels"] == rows
+    return result
+
+
+def table(n: int = 60, days: int = 3, **more: Any) -> pa.Table:
+    start = dt.datetime(2024, 1, 1, 12)
+    columns: dict[str, Any] = {
+        "order_id": [f"o-{i}" for i in range(n)],
+        "ordered_at": [start + dt.timedelta(days=i % days, minutes=i) for i in range(n)],
+        "amount": [i / 7 for i in range(n)],
+        "shop": ["north", "south", "east"] * (n // 3),
+    }
+    return pa.table(columns | more)
+
+
+def write(path: Path, rows: pa.Table) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pq.write_table(rows, path)
+    return path
