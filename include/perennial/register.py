@@ -144,6 +144,7 @@ class Recorder:
         example: np.ndarray,
         metrics: dict[str, float],
         tags: dict[str, str],
+        description: str,
         texts: dict[str, Any],
         extra: list[Path],
     ) -> registry.Version:
@@ -151,14 +152,14 @@ class Recorder:
 
         Args:
             example: a few encoded rows, shape (rows, columns).
-            texts: JSON artifacts by name. extra: files to keep beside them.
+            description: of the version, Markdown. texts: JSON artifacts by name. extra: files to keep beside them.
 
         Raises:
             ArtifactError: what MLflow kept is not what was written.
             RegistryError: MLflow refused or could not be reached.
         """
         with self._told():
-            return self._register(model, fitted, example, metrics, tags, texts, extra)
+            return self._register(model, fitted, example, metrics, tags, description, texts, extra)
 
     def _register(
         self,
@@ -167,6 +168,7 @@ class Recorder:
         example: np.ndarray,
         metrics: dict[str, float],
         tags: dict[str, str],
+        description: str,
         texts: dict[str, Any],
         extra: list[Path],
     ) -> registry.Version:
@@ -207,4 +209,6 @@ class Recorder:
                 model=self.spec.name,
             )
         registry.set_alias(self.spec.name, version.version, "challenger")
+        self.client.update_registered_model(self.spec.name, self.spec.description)
+        self.client.update_model_version(self.spec.name, version.version, description)
         return version

@@ -195,25 +195,25 @@ def load(found: Version, *, fresh: bool = False, threads: int | None = None) -> 
             model=found.name,
         )
     target = settings().home / "cache" / "models" / f"{found.digest}.ubj"
-    if fresh:
-        target.unlink(missing_ok=True)
-    cached = target.is_file()
+    cached = target.is_file() and not fresh
     path = f"/ajax-api/2.0/mlflow/logged-models/{found.model_id}/artifacts/files"
-    _download(path, {"artifact_file_path": "model.ubj"}, target)
+    query = {"artifact_file_path": "model.ubj"}
+    _download(path, query, target, again=fresh)
     try:
         return model.load(target, found.digest, threads=threads or settings().threads, name=found.name)
     except ArtifactError:
-        target.unlink(missing_ok=True)  # the next load fetches it anew
         if not cached:
+            target.unlink(missing_ok=True)  # the next load fetches it anew
             raise
-    _download(path, {"artifact_file_path": "model.ubj"}, target)
+    _download(path, query, target, again=True)
     return model.load(target, found.digest, threads=threads or settings().threads, name=found.name)
 
 
-def _download(path: str, query: dict[str, str], target: Path) -> Path:
+def _download(path: str, query: dict[str, str], target: Path, *, again: bool = False) -> Path:
+    """Fetch a file that is not there yet, or ``again``; others may read it meanwhile, so it is replaced whole."""
     import requests
 
-    if target.is_file():
+    if target.is_file() and not again:
         return target
     answer = _call("GET", path, params=query, missing_ok=True, stream=True)
     if answer is None:

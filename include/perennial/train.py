@@ -103,6 +103,7 @@ def train(
                 best.example,
                 judged["metrics"],
                 tags,
+                _description(as_of, reason, judged),
                 texts | {"evaluation.json": judged | {"champion": champion.version if champion else None}},
                 files,
             )
@@ -227,6 +228,13 @@ def _tags(
         "judged_on": f"{split.holdout[0]}..{split.holdout[-1]}",
         "reason": reason,
     }
+
+
+def _description(as_of: str, reason: str, judged: dict[str, Any]) -> str:
+    """What MLflow's page of the model says of the version."""
+    said = "Passed its gate" if judged["passed"] else "Refused by its gate"
+    first = f"{said}. Trained as of {as_of}: {reason or 'asked for by hand'}\n"
+    return first + "".join(f"\n- {why}" for why in judged["reasons"])
 
 
 def _companions(

@@ -11,6 +11,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial import decide
 from perennial_airflow import asked, notifiers
+from perennial_airflow.base import LIGHT, limits
 from perennial_airflow.links import report_url
 
 if TYPE_CHECKING:
@@ -83,4 +84,6 @@ def approval(spec: ModelSpec, decision: Callable[[ModelSpec, Context], dict[str,
         subject=f"Retrain {spec.name}?",
         defaults=[ApprovalOperator.REJECT],
         response_timeout=timedelta(hours=spec.retraining.answer_hours),
+        # an answer that could not be written down, or that Airflow lost (airflow 72716), is asked for again
+        **limits(LIGHT),
     )

@@ -42,6 +42,9 @@ def test_the_version_carries_what_made_it(world: Any) -> None:
     assert tags["judged_on"] == f"{files.shift(toys.FIRST, 14)}..{files.shift(toys.FIRST, 18)}"
     assert tags["device"] == "cpu"
     assert tags["reason"] == "first"
+    said = client().get_model_version(world.spec.name, champion.version).description
+    assert said.startswith(f"Passed its gate. Trained as of {toys.LAST}: first\n\n- ok: log_loss")
+    assert client().get_registered_model(world.spec.name).description == world.spec.description
 
 
 def test_mlflow_holds_signature_example_trials_and_companions(world: Any) -> None:

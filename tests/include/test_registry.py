@@ -6,6 +6,7 @@ import http.server
 import json
 import threading
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -63,6 +64,17 @@ def test_an_artifact_is_fetched_once(world: Any, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     assert registry.artifact(champion.run_id, "spec.json").read_text() == first
     registry.load(champion)
+
+
+def test_a_model_can_be_fetched_anew_by_several_at_once(world: Any) -> None:
+    """As two trainings do that made the same model: none takes the file from the other between fetching and reading."""
+    champion = registry.champion(world.spec)
+    assert champion is not None
+    with ThreadPoolExecutor(4) as pool:
+        found = list(
+            pool.map(lambda _: registry.load(champion, fresh=True).booster.num_boosted_rounds(), range(40))
+        )
+    assert len(set(found)) == 1
 
 
 def test_a_name_that_mlflow_refuses_comes_with_a_hint(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -30,18 +30,22 @@ def waiting(live: Live, champion: Any) -> Any:
         trained = max(r["partition"] for r in ledger.records(NAME, "training"))
         day = next(d for d in DAYS if d not in asked and d >= files.shift(trained, 2))
         found = live.airflow.trigger(MONITOR, key=day)
-        await_(
-            lambda: state(live, found, TASK) == "awaiting_input",
-            150,
-            lambda: live.airflow.tasks(MONITOR, found),
-        )
+        await_(lambda: state(live, found, TASK) == "awaiting_input", 150, lambda: states(live, found))
+        # no person is so quick to answer that the scheduler takes the waiting task for a killed one (airflow 72716)
+        key = f"task instance TaskInstanceKey(dag_id='{MONITOR}', task_id='{TASK}', run_id='{found}'"
+        log = live.config.logs / "airflow.log"
+        await_(lambda: f"executor event with state success for {key}" in log.read_text(), 60, lambda: key)
         return day, found
 
     return run
 
 
+def states(live: Live, run: str) -> dict[str, str]:
+    return {t["task_id"]: t["state"] for t in live.airflow.tasks(MONITOR, run)}
+
+
 def state(live: Live, run: str, task: str) -> str | None:
-    return next((t["state"] for t in live.airflow.tasks(MONITOR, run) if t["task_id"] == task), None)
+    return states(live, run).get(task)
 
 
 def question(run: str) -> str:
@@ -58,8 +62,8 @@ def ended(live: Live, run: str) -> dict[str, str]:
     def over() -> bool:
         return next(r for r in live.airflow.runs(MONITOR) if r["dag_run_id"] == run)["state"] in DONE
 
-    await_(over, 120, lambda: live.airflow.tasks(MONITOR, run))
-    return {t["task_id"]: t["state"] for t in live.airflow.tasks(MONITOR, run)}
+    await_(over, 120, lambda: states(live, run))
+    return states(live, run)
 
 
 def decisions(day: str) -> list[tuple[str, str]]:
@@ -83,7 +87,7 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
         "POST", f"/dags/{MONITOR}/clearTaskInstances", json={"dry_run": False, "dag_run_id": run,
         "task_ids": [TASK], "include_downstream": True, "only_failed": False, "reset_dag_runs": True},
     )  # fmt: skip
-    await_(lambda: state(live, run, TASK) == "skipped", 60, lambda: live.airflow.tasks(MONITOR, run))
+    await_(lambda: state(live, run, TASK) == "skipped", 60, lambda: states(live, run))
     assert ended(live, run)["ask_retraining"] == "skipped"
     assert len(decisions(day)) == 2 and live.runs_of(TRAIN, day) == []
 
