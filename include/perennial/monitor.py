@@ -90,6 +90,7 @@ def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_o
             lake.table("published", spec.name), _earlier(spec, start), _earlier(spec, as_of)
         ),
         "predictions": lake.fingerprint(lake.table("predictions", spec.name), start, as_of),
+        "served": lake.fingerprint(lake.table("served", spec.name), start, as_of),
         "labels": ""
         if own
         else lake.fingerprint(lake.table("labels", spec.name), start, matured(spec, as_of)),

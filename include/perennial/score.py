@@ -10,7 +10,7 @@ from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perennial import files, lake, manifest, references, registry
+from perennial import files, lake, manifest, references, registry, served
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.manifest import Manifest
 from perennial.scorer import Scorer
@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
 COMMIT_ROWS = 262_144
+#: What is logged of the rows is held up to this size before it is written: a commit for each commit of rows would cost
+#: a tenth of the time.
+LOG_BYTES = 16 << 20
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -88,8 +91,11 @@ def score(
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
-    scorer = Scorer(trained, versions, champion, published, run_id, threads, max(u.rows for u in work))
+    sampling = served.Sampling({day: held[day] for day in todo})
+    longest = max(u.rows for u in work)
+    scorer = Scorer(trained, versions, champion, published, sampling, run_id, threads, longest)
     counts = dict.fromkeys(todo, 0)
+    logged: dict[str, list[pa.RecordBatch]] = {}
     with (
         _system_memory(),
         ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
@@ -97,7 +103,10 @@ def score(
         closing(_in_order(pool, scorer.score, work, threads + 1)) as scored,
     ):
         for days, found in commits:
-            _commit(spec, scorer, days, islice(scored, len(found)), counts)
+            for day, few in _commit(spec, scorer, days, islice(scored, len(found)), counts):
+                logged.setdefault(day, []).append(few)
+            if sum(b.nbytes for parts in logged.values() for b in parts) > LOG_BYTES:
+                _log(spec, logged, present, inputs)
     if wrong := [d for d in todo if counts[d] != sizes[d]]:
         raise DataError(
             f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
@@ -105,6 +114,7 @@ def score(
             model=spec.name,
             partition=wrong[0],
         )
+    _log(spec, logged, present, inputs)
     done = [
         Manifest(
             spec.name,
@@ -148,8 +158,8 @@ def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator
 
 def _commit(
     spec: ModelSpec, scorer: Scorer, days: list[str], scored: Iterator[list[Night]], counts: dict[str, int]
-) -> None:
-    """Replace the partitions ``days`` of a model by what was scored, in one commit.
+) -> list[tuple[str, pa.RecordBatch]]:
+    """Replace the partitions ``days`` of a model by what was scored, in one commit; returns what is logged of each.
 
     Args:
         counts: gets the rows of each partition added.
@@ -164,8 +174,8 @@ def _commit(
         try:
             for found in scored:
                 kept.extend(found)
-                for day, rows in found:
-                    counts[day] += len(rows)
+                for night in found:
+                    counts[night.day] += len(night.rows)
                 yield from found
         except PerennialError as error:
             failed.append(error)
@@ -188,6 +198,16 @@ def _commit(
         # The lake's writer passes on no more than a text of what ended its stream.
         raise (failed[0] if failed else error) from None
     pa.default_memory_pool().release_unused()
+    return [(night.day, night.served) for night in kept]
+
+
+def _log(
+    spec: ModelSpec, logged: dict[str, list[pa.RecordBatch]], present: list[str], inputs: dict[str, Any]
+) -> None:
+    """Replace the nights of ``logged`` in the table of what was served, and forget them."""
+    for days in _runs(sorted(logged), present, dict.fromkeys(logged, 0)) if logged else ():
+        nights = {day: logged.pop(day) for day in days}
+        served.write(spec, nights, {day: served.origin(inputs[day]) for day in days})
 
 
 @contextmanager

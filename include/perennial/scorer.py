@@ -5,9 +5,9 @@ from __future__ import annotations
 import time
 from collections.abc import Iterable
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perennial import files, lake, registry
+from perennial import files, lake, registry, served
 from perennial.errors import DataError
 from perennial.features import PART, Features
 from perennial.spec import ModelSpec
@@ -18,10 +18,20 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    Night = tuple[str, pa.RecordBatch]
-
 #: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
 MATRIX = 4 * PART
+
+
+class Night(NamedTuple):
+    """Rows of one night.
+
+    Attributes:
+        rows: key, prediction (and probabilities). served: those that are logged, as `served.batch` gives them.
+    """
+
+    day: str
+    rows: pa.RecordBatch
+    served: pa.RecordBatch
 
 
 class Scorer:
@@ -33,6 +43,7 @@ class Scorer:
         spec: the spec that the champion was trained from.
         versions: version of each reference table.
         uri: the table of published rows.
+        sampling: which rows are logged.
         longest: rows of a unit at most.
     """
 
@@ -42,11 +53,14 @@ class Scorer:
         versions: dict[str, int],
         champion: registry.Version,
         uri: str,
+        sampling: served.Sampling,
         run_id: str,
         threads: int,
         longest: int,
     ) -> None:
         self.spec = spec
+        self._version = champion.version
+        self._sampling = sampling
         self._model = registry.load(champion, threads=1)
         self._free = SimpleQueue[Features]()
         # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
@@ -58,7 +72,7 @@ class Scorer:
         self._same = {name: _repeated(value, longest) for name, value in same.items()}
 
     def score(self, unit: Unit) -> list[Night]:
-        """Key, prediction (and probabilities) of a unit's rows, by partition.
+        """A unit's rows with their predictions, by partition.
 
         Raises:
             DataError: rows cannot be scored, or not each of them once; with the partition that they are of.
@@ -89,16 +103,20 @@ class Scorer:
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
                 "publish the partition anew: run the data DAG for it",
             )
-        predicted = self._predicted(features.of(source, keys))
+        logged = self._sampling.of(unit)
+        predicted, given = self._predicted(features.of(source, keys), logged)
         columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
         columns["prediction"] = prediction(model, predicted)
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
             columns["probabilities"] = values.cast(pa.list_(pa.float32()))
-        whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
+        whole, made, at, done = pa.RecordBatch.from_pydict(columns), [], 0, 0
+        few = whole.take(pa.array(logged))
+        log = served.batch(few.select(names), given, few.column("prediction"), self._version)
         for day, rows in unit.nights:
-            made.append((day, whole.slice(at, rows)))
-            at += rows
+            count = int(logged.searchsorted(at + rows)) - done
+            made.append(Night(day, whole.slice(at, rows), log.slice(done, count)))
+            at, done = at + rows, done + count
         return made
 
     def rows(self, night: Night) -> pa.RecordBatch:
@@ -108,28 +126,41 @@ class Scorer:
         """
         import pyarrow as pa
 
-        day, batch = night
+        batch = night.rows
         for name, column in self._same.items():
             batch = batch.append_column(name, column.slice(0, len(batch)))
-        return batch.append_column(lake.PARTITION, pa.repeat(pa.scalar(day, pa.string()), len(batch)))
+        return batch.append_column(lake.PARTITION, pa.repeat(pa.scalar(night.day, pa.string()), len(batch)))
 
-    def _predicted(self, parts: Iterable[pa.Table]) -> np.ndarray:
-        """Predictions for features that come in parts, as `Model.predict` gives them."""
+    def _predicted(self, parts: Iterable[pa.Table], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Predictions for features that come in parts, as `Model.predict` gives them, and the matrix of some rows.
+
+        Args:
+            wanted: those rows, by their place, in order.
+        """
         import numpy as np
 
         model, found = self._model, []
+        given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
         # One for all: memory that is given back and taken again costs more than filling it.
         matrix, space = np.empty((2, MATRIX, len(model.encoding.columns)), np.float32)
-        filled = 0
+        filled = before = 0
+
+        def flush() -> None:
+            nonlocal filled, before
+            first, last = wanted.searchsorted([before, before + filled])
+            given[first:last] = matrix[wanted[first:last] - before]
+            found.append(model.predict_matrix(matrix[:filled], space[:filled]))
+            filled, before = 0, before + filled
+
         for part in parts:
             for start in range(0, max(len(part), 1), PART):
                 some = part.slice(start, PART)
                 if filled + len(some) > MATRIX:
-                    found.append(model.predict_matrix(matrix[:filled], space[:filled]))
-                    filled = 0
+                    flush()
                 model.encoding.matrix(some, matrix[filled : filled + len(some)])
                 filled += len(some)
-        return np.concatenate([*found, model.predict_matrix(matrix[:filled], space[:filled])])
+        flush()
+        return np.concatenate(found), given
 
 
 def _repeated(text: str, rows: int) -> pa.Array:
