@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
 COMMIT_ROWS = 262_144
-#: What is logged of the rows is held up to this size before it is written: a commit for each commit of rows would cost
-#: a tenth of the time.
-LOG_BYTES = 16 << 20
+#: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
+#: a tenth of a MiB for each night that it has open.
+LOG_NIGHTS = 32
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -105,7 +105,7 @@ def score(
         for days, found in commits:
             for day, few in _commit(spec, scorer, days, islice(scored, len(found)), counts):
                 logged.setdefault(day, []).append(few)
-            if sum(b.nbytes for parts in logged.values() for b in parts) > LOG_BYTES:
+            if len(logged) >= LOG_NIGHTS:
                 _log(spec, logged, present, inputs)
     if wrong := [d for d in todo if counts[d] != sizes[d]]:
         raise DataError(
