@@ -54,7 +54,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             and shadow.state(spec, version) != shadow.PASSED
         ):
             shadow.begin(spec, version=version, champion=before, as_of=as_of, actor=actor)
-            why = f"version {version} passed the gate, and scores {spec.retraining.shadow_nights} nights unseen first"
+            why = f"version {version} passed the gate, and {shadow.trial(spec)} first"
             return answer | {"reason": why}
         _move(spec, version, now)
         evidence = {
@@ -74,6 +74,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             partition=as_of,
             model_version=version,
         )
+        shadow.end(spec, champion=version, actor=actor)
     return answer | {"promoted": True}
 
 
@@ -182,6 +183,7 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
             model_version=target,
             evidence={"previous": number, "digest": found.digest},
         )
+        shadow.end(spec, champion=target, actor=actor)
     return {"version": target, "previous": number}
 
 

@@ -1,4 +1,7 @@
-"""The score step: the champion's prediction for every published row of a partition, or of a range in one go."""
+"""The score step: the champion's prediction for every published row of a partition, or of a range in one go.
+
+Where a challenger is on trial in a split, it predicts its share of the rows.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perennial import files, lake, manifest, references, registry, served
-from perennial.errors import DataError, PerennialError, StorageError
+from perennial import files, lake, manifest, registry, served, split
+from perennial.errors import ArtifactError, DataError, PerennialError, StorageError
 from perennial.manifest import Manifest
-from perennial.scorer import Scorer
+from perennial.scorer import Arm, Scorer
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 from perennial.units import units
@@ -42,7 +45,7 @@ def score(
 
     Returns:
         partitions (those scored now), rows_in, rows_out, missing, model_version and status (``scored``, ``unchanged``
-        or ``no champion``).
+        or ``no champion``); ``challenger``, the version that served a share of the rows, where there was one.
 
     Raises:
         DataError: nothing was published in the range. ArtifactError: the champion's file is not what was registered.
@@ -69,17 +72,24 @@ def score(
     }
     if champion is None:
         return result
-    trained = registry.spec(champion)
-    versions = references.refresh(trained)
-    inputs = {
+    arm = Arm.of(champion)
+    shared = split.standing(spec, champion)
+    challenger = _challenger(spec, arm, shared) if shared and present[-1] > shared.since else None
+    inputs: dict[str, dict[str, Any]] = {
         day: {
             "rows": lake.names(held[day]),
             "champion": champion.digest,
             "version": champion.version,
-            "references": versions,
+            "references": arm.references,
         }
         for day in present
     }
+    if shared and challenger:
+        part = {"version": shared.version, "digest": challenger.version.digest, "share": shared.share}
+        for day in present:
+            if day > shared.since:
+                inputs[day]["split"] = part | {"references": challenger.references}
+        result["challenger"] = shared.version
     todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
     if not todo:
         return result | {"status": "unchanged"}
@@ -87,13 +97,14 @@ def score(
     size = max(UNIT_ROWS // 4, min(UNIT_ROWS, sum(sizes[d] for d in todo) // (2 * settings().threads)))
     commits = [
         (days, list(units({d: held[d] for d in days}, size, UNIT_ROWS)))
-        for days in _runs(todo, present, sizes)
+        for alike in _alike(todo, shared.since if shared else "")
+        for days in _runs(alike, present, sizes)
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
     sampling = served.Sampling({day: held[day] for day in todo})
     longest = max(u.rows for u in work)
-    scorer = Scorer(trained, versions, champion, published, sampling, run_id, threads, longest)
+    scorer = Scorer(arm, challenger, shared, published, sampling, run_id, threads, longest)
     counts = dict.fromkeys(todo, 0)
     logged: dict[str, list[pa.RecordBatch]] = {}
     with (
@@ -121,7 +132,8 @@ def score(
             "score",
             day,
             inputs[day],
-            {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id},
+            {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
+            | ({"challenger": inputs[day]["split"]["version"]} if "split" in inputs[day] else {}),
             rows_in=sizes[day],
             rows_out=counts[day],
             model_version=champion.version,
@@ -136,6 +148,39 @@ def score(
         "rows_out": sum(counts.values()),
         "status": "scored",
     }
+
+
+def _challenger(spec: ModelSpec, champion: Arm, shared: split.Split) -> Arm:
+    """The challenger of a split.
+
+    Raises:
+        ArtifactError, DataError: it cannot serve rows; with what to do to go on without it.
+    """
+    remedy = "set retraining.split to 0, and the champion goes on alone"
+    try:
+        found = Arm.of(registry.version(spec.name, shared.version))
+        registry.load(found.version, threads=1)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"version {shared.version} is to serve {shared.share:.0%} of the rows: {error.cause}",
+            remedy,
+            model=spec.name,
+        ) from error
+    if found.spec.data.key != champion.spec.data.key:
+        raise DataError(
+            f"version {shared.version} is to serve {shared.share:.0%} of the rows, but it has the key "
+            f"{', '.join(found.spec.data.key)} and the champion {', '.join(champion.spec.data.key)}",
+            remedy,
+            model=spec.name,
+        )
+    return found
+
+
+def _alike(todo: list[str], since: str) -> Iterator[list[str]]:
+    """The partitions up to ``since`` and those after it, which other arms serve, where there are any."""
+    for days in ([d for d in todo if d <= since], [d for d in todo if d > since]):
+        if days:
+            yield days
 
 
 def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[list[str]]:

@@ -69,9 +69,9 @@ def _signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _after(records: list[_Record], day: str) -> Iterator[str]:
-    """What the training, and the promotion, of that date came to."""
+    """What the training of that date, the trial of its model, and the promotion came to."""
     for record in records:
-        if record["partition"] != day or record["kind"] not in ("training", "promotion"):
+        if record["partition"] != day or record["kind"] not in ("training", "shadow", "promotion"):
             continue
         if record["kind"] == "training":
             said = {"trained": "passed the gate", "refused": "was refused by the gate", "failed": "failed"}
@@ -79,6 +79,14 @@ def _after(records: list[_Record], day: str) -> Iterator[str]:
             window = record["evidence"].get("window")
             learned = f", learned from the window {window}," if window else ""
             yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
+        elif record["kind"] == "shadow":
+            said = {
+                "begun": "is on trial",
+                "passed": "passed its trial",
+                "failed": "was given up after its trial",
+            }
+            decision = said.get(record["decision"], "is no longer on trial")
+            yield f"  Version {record['model_version']} {decision}: {record['reason']}"
         else:
             version = f"Version {record['model_version']}"
             yield f"  {version} was {record['decision']} by {record['actor']}: {record['reason']}"
