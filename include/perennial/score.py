@@ -94,9 +94,10 @@ def score(
     if not todo:
         return result | {"status": "unchanged"}
     sizes = {day: sum(f.rows for f in held[day]) for day in present}
-    size = max(UNIT_ROWS // 4, min(UNIT_ROWS, sum(sizes[d] for d in todo) // (2 * settings().threads)))
+    most = UNIT_ROWS // 2 if challenger else UNIT_ROWS  # rows that are shared are held, not streamed
+    size = max(UNIT_ROWS // 4, min(most, sum(sizes[d] for d in todo) // (2 * settings().threads)))
     commits = [
-        (days, list(units({d: held[d] for d in days}, size, UNIT_ROWS)))
+        (days, list(units({d: held[d] for d in days}, size, most)))
         for alike in _alike(todo, shared.since if shared else "")
         for days in _runs(alike, present, sizes)
     ]

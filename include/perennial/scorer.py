@@ -118,9 +118,10 @@ class Scorer:
         return [batch for night in nights for batch in self.score(night)]
 
     def _score(self, unit: Unit, features: list[Features]) -> list[Night]:
-        source = unit.source(list(self.spec.data.columns))
+        names, columns = list(self.spec.data.key), list(self.spec.data.columns)
         split = self._split if self._split and unit.nights[0][0] > self._split.since else None
-        names = list(dict.fromkeys((*self.spec.data.key, *(split.columns if split else ()))))
+        # Rows that are shared are read once, and picked from by each version.
+        source = unit.read(columns) if split else unit.source(columns)
         keys = unit.read(names) if isinstance(source, str) else source.select(names)
         if len(keys) != unit.rows:
             raise DataError(
@@ -128,10 +129,10 @@ class Scorer:
                 "publish the partition anew: run the data DAG for it",
             )
         picked = self._sampling.of(unit)
-        if split is None:
+        if split is None or isinstance(source, str):
             whole, log = self._served(0, features[0], source, keys, picked)
         else:
-            whole, log = self._shared(split, features, source, keys, picked)
+            whole, log = self._shared(split, features, source, picked)
         made, at, done = [], 0, 0
         for day, rows in unit.nights:
             count = int(picked.searchsorted(at + rows)) - done
@@ -140,28 +141,17 @@ class Scorer:
         return made
 
     def _shared(
-        self,
-        split: Split,
-        features: list[Features],
-        source: str | pa.Table,
-        keys: pa.Table,
-        picked: np.ndarray,
+        self, split: Split, features: list[Features], rows: pa.Table, picked: np.ndarray
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """As `_served`, each row by the arm that serves it, and with its ``model_version``."""
+        """As `_served`, each row by the version that serves it, and with its ``model_version``."""
         import numpy as np
         import pyarrow as pa
 
-        theirs = split.rows(keys)
+        theirs = split.rows(rows)
         parts, logs, order, order_of_log = [], [], [], []
-        for i, mine in enumerate((~theirs, theirs)):
-            mask, where = pa.array(mine), split.where if i else f"NOT {split.where}"
-            some = (
-                f"SELECT * FROM ({source}) WHERE {where}" if isinstance(source, str) else source.filter(mask)
-            )
-            wanted = mine[picked]
-            part, log = self._served(
-                i, features[i], some, keys.filter(mask), mine.cumsum()[picked[wanted]] - 1
-            )
+        for arm, mine in enumerate((~theirs, theirs)):
+            some, wanted = rows.filter(pa.array(mine)), mine[picked]
+            part, log = self._served(arm, features[arm], some, some, mine.cumsum()[picked[wanted]] - 1)
             parts.append(part)
             logs.append(log)
             order.append(np.flatnonzero(mine))

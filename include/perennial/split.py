@@ -52,20 +52,17 @@ class Split:
     share: float
     since: str
 
-    @property
-    def where(self) -> str:
-        """SQL that is true of the challenger's rows."""
-        salt = ", ".join(text_literal(part) for part in (self.model, self.version))
-        texts = ", ".join(f"CAST({identifier(c)} AS VARCHAR)" for c in self.columns)
-        return f"md5_number_upper(concat_ws(chr(31), {salt}, {texts})) < {int(self.share * 2**64)}"
-
     def rows(self, table: pa.Table) -> np.ndarray:
         """Whether the challenger serves each row, shape (rows,)."""
         import numpy as np
 
+        salt = ", ".join(text_literal(part) for part in (self.model, self.version))
+        texts = ", ".join(f"CAST({identifier(c)} AS VARCHAR)" for c in self.columns)
+        half = f"md5_number_upper(concat_ws(chr(31), {salt}, {texts}))"
         con = lake.connect(threads=1)
-        con.register("rows", table)
-        return np.asarray(con.sql(f"SELECT {self.where} AS b FROM rows").fetchnumpy()["b"], bool)
+        con.register("rows", table.select(self.columns))
+        found = con.sql(f"SELECT {half} < {int(self.share * 2**64)} AS served FROM rows").fetchnumpy()
+        return np.asarray(found["served"], bool)
 
 
 def standing(spec: ModelSpec, champion: registry.Version) -> Split | None:

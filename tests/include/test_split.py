@@ -15,7 +15,7 @@ from perennial.errors import ArtifactError
 from perennial.monitor import monitor
 from perennial.promote import promote, rollback
 from perennial.score import score
-from perennial.shadow import conclude, standing
+from perennial.shadow import conclude, said, standing
 from perennial.spec import ModelSpec
 from perennial.split import Split, interval, judge
 from perennial.train import train
@@ -104,7 +104,10 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         result = score(spec, start=day)
         assert (result["rows_in"], result["rows_out"]) == (ROWS, ROWS)
         assert (result["model_version"], result["challenger"]) == ("1", challenger)
-        seen = monitor(spec, as_of=day)["shadow"]
+        judged = monitor(spec, as_of=day)
+        seen = judged["shadow"]
+        page = files.read_text(judged["report"])
+        assert "Challenger on trial" in page and said(seen, spec.metric).split("[")[0] in page
         concluded = conclude(spec, as_of=day, actor="scheduler")
         if seen["state"] != "begun":
             break
