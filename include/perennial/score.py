@@ -24,6 +24,7 @@ from perennial.units import units
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from perennial.lake import File
     from perennial.scorer import Night
 
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
@@ -75,20 +76,8 @@ def score(
     arm = Arm.of(champion)
     shared = split.standing(spec, champion)
     challenger = _challenger(spec, arm, shared) if shared and present[-1] > shared.since else None
-    inputs: dict[str, dict[str, Any]] = {
-        day: {
-            "rows": lake.names(held[day]),
-            "champion": champion.digest,
-            "version": champion.version,
-            "references": arm.references,
-        }
-        for day in present
-    }
+    inputs = {day: _inputs(day, held[day], arm, challenger, shared) for day in present}
     if shared and challenger:
-        part = {"version": shared.version, "digest": challenger.version.digest, "share": shared.share}
-        for day in present:
-            if day > shared.since:
-                inputs[day]["split"] = part | {"references": challenger.references}
         result["challenger"] = shared.version
     todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
     if not todo:
@@ -149,6 +138,22 @@ def score(
         "rows_out": sum(counts.values()),
         "status": "scored",
     }
+
+
+def _inputs(
+    day: str, held: list[File], champion: Arm, challenger: Arm | None, shared: split.Split | None
+) -> dict[str, Any]:
+    """What the predictions of a night depend on."""
+    found = {
+        "rows": lake.names(held),
+        "champion": champion.version.digest,
+        "version": champion.version.version,
+        "references": champion.references,
+    }
+    if not challenger or not shared or day <= shared.since:
+        return found
+    part = {"version": shared.version, "digest": challenger.version.digest, "share": shared.share}
+    return found | {"split": part | {"references": challenger.references}}
 
 
 def _challenger(spec: ModelSpec, champion: Arm, shared: split.Split) -> Arm:

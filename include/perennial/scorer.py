@@ -120,19 +120,20 @@ class Scorer:
     def _score(self, unit: Unit, features: list[Features]) -> list[Night]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
         split = self._split if self._split and unit.nights[0][0] > self._split.since else None
-        # Rows that are shared are read once, and picked from by each version.
-        source = unit.read(columns) if split else unit.source(columns)
-        keys = unit.read(names) if isinstance(source, str) else source.select(names)
+        source = (
+            unit.read(columns) if split else unit.source(columns)
+        )  # each version picks from rows read once
+        keys = unit.read(names) if isinstance(source, str) else source
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
                 "publish the partition anew: run the data DAG for it",
             )
         picked = self._sampling.of(unit)
-        if split is None or isinstance(source, str):
-            whole, log = self._served(0, features[0], source, keys, picked)
+        if split:
+            whole, log = self._shared(split, features, keys, picked)
         else:
-            whole, log = self._shared(split, features, source, picked)
+            whole, log = self._served(0, features[0], source, keys, picked)
         made, at, done = [], 0, 0
         for day, rows in unit.nights:
             count = int(picked.searchsorted(at + rows)) - done
