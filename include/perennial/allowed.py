@@ -54,7 +54,7 @@ METRICS: dict[str, tuple[str, ...]] = {
 #: Columns that the lake's tables have beside the key.
 RESERVED = frozenset({
     "label", "arrived", "prediction", "probabilities", "model_version", "run_id", "scored_at", "feed", "feed_date",
-    "row_values", "reasons",
+    "row_values", "reasons", "features", "scored_from",
 })  # fmt: skip
 #: Names that the SQL of features, or the reader of files, uses itself.
 TAKEN = {

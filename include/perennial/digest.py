@@ -21,6 +21,8 @@ NEWS = {
     "promoted": "promoted",
     "rolled back": "rolled back",
     "reported": "champion moved outside promotion",
+    "begun": "on trial",
+    "shadow failed": "given up after its trial",
 }
 
 
@@ -100,7 +102,7 @@ def _open(spec: ModelSpec, book: incidents.Book) -> Iterator[str]:
 
 def _decided(model: str, since: str) -> Iterator[str]:
     for record in ledger.records(model):
-        what = NEWS.get(record["decision"])
+        what = NEWS.get(record["decision"]) or NEWS.get(f"{record['kind']} {record['decision']}")
         if what and record["recorded_at"] >= since:
             retraining = record["decision"] in ("requested", "proposed")
             version = "" if retraining else f" version {record['model_version']}"

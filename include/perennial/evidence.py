@@ -37,8 +37,6 @@ class Evidence:
         lists: ranking: the list each row belongs to; None otherwise.
         texts: columns of the rows by which they can be grouped, as text.
         unseen: by categorical feature, whether its category is one that training did not see.
-        served: what was predicted of the row when it was scored, as text or number; None where it was not scored by
-            this version.
     """
 
     dates: tuple[str, ...]
@@ -50,7 +48,6 @@ class Evidence:
     lists: np.ndarray | None = None
     texts: Mapping[str, np.ndarray] = field(default_factory=dict)
     unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
-    served: Sequence[Any] = ()
 
     def where(self, rows: np.ndarray) -> Evidence:
         """The rows that a mask, or an array of indices, picks."""
@@ -107,7 +104,6 @@ def gather(
     columns: Sequence[str] = (),
     version: int | None = None,
     labels_version: int | None = None,
-    served_by: str | None = None,
 ) -> Evidence:
     """A sample of the published rows from ``start`` to ``end``, at most `ROWS_A_NIGHT` a night, the same each time.
 
@@ -116,7 +112,6 @@ def gather(
         labels_until: last date whose labels may be known.
         columns: columns of the rows to keep as text.
         version, labels_version: of the published rows and of the labels; the latest when not given.
-        served_by: the model version whose predictions on the lake are looked up.
 
     Raises:
         DataError: the features' SQL failed.
@@ -127,7 +122,7 @@ def gather(
     from perennial.labelled import Lists, targets
 
     dates = tuple(files.dates(start, end)) if start <= end else ()
-    table = _sample(spec, start, end, labels_until, version, labels_version, served_by) if dates else None
+    table = _sample(spec, start, end, labels_until, version, labels_version) if dates else None
     width, shape = len(model.encoding.columns), (len(model.classes),) if model.classes else ()
     if table is None or not table.num_rows:
         none = np.zeros((0, *shape), np.float32)
@@ -170,7 +165,6 @@ def gather(
             for j, c in enumerate(model.encoding.columns)
             if c in model.encoding.categories
         },
-        table.column("__served").to_pylist() if served_by else (),
     )
 
 
@@ -196,7 +190,6 @@ def _sample(
     labels_until: str,
     version: int | None,
     labels_version: int | None,
-    served_by: str | None,
 ) -> Any:
     """Published rows with ``__label``, null where it is not known, by night, list and key; None: there are none."""
     con = lake.connect()
@@ -225,18 +218,7 @@ def _sample(
         query = f"SELECT k.*, l.label AS __label FROM ({kept}) k LEFT JOIN l ON {on}"
     else:
         query = f"SELECT *, NULL::DOUBLE AS __label FROM ({kept})"
-    if served_by:
-        query = _served(con, spec, query, start, end, served_by)
     order = ", ".join(
         identifier(c) for c in (lake.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
     )
     return con.sql(f"{query} ORDER BY {order}").to_arrow_table()
-
-
-def _served(con: Any, spec: ModelSpec, query: str, start: str, end: str, version: str) -> str:
-    """``query`` with a column ``__served``: what ``version`` predicted of the row, null where it did not."""
-    if not lake.relation(con, "p", lake.table("predictions", spec.name), None, start, end):
-        return f"SELECT *, NULL::DOUBLE AS __served FROM ({query})"
-    on = " AND ".join(f"q.{identifier(c)} = p.{identifier(c)}" for c in (*spec.data.key, lake.PARTITION))
-    mine = f"CAST(p.model_version AS VARCHAR) = {text_literal(version)}"
-    return f"SELECT q.*, p.prediction AS __served FROM ({query}) q LEFT JOIN p ON {on} AND {mine}"

@@ -33,7 +33,7 @@ ATTEMPTS = 12
 
 
 def table(kind: str, model: str) -> str:
-    """The URI of a model's table of one kind: published, labels, quarantine, predictions, monitoring."""
+    """The URI of a model's table of one kind: published, labels, quarantine, predictions, served, monitoring."""
     return f"{settings().lake}/{kind}/{model}"
 
 

@@ -88,6 +88,7 @@ def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_o
         "spec": spec.digest,
         "rows": lake.fingerprint(published, first, as_of),
         "predictions": lake.fingerprint(lake.table("predictions", spec.name), start, as_of),
+        "served": lake.fingerprint(lake.table("served", spec.name), start, as_of),
         "shadow": (shadow.standing(spec) or {}).get("model_version"),
         "earlier": [list(e) for e in history.earlier(spec, champion, as_of)],
     }

@@ -15,6 +15,7 @@ from perennial.errors import DataError
 from perennial.evidence import MIN_ROWS, Evidence, gather
 from perennial.features import Features
 from perennial.signals import Signal, State
+from perennial.skew import skew
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 
 #: Nights that the bounds on single nights look at, the latest first: those since a weekly verdict.
 RECENT = 7
-#: Predictions of the same row may differ by this share of their size: another processor may add in another order.
-SAME = 1e-5
 _UNITS = {
     "performance": "loss beyond the expected one",
     "calibration": "what happened less what was said",
@@ -69,7 +68,6 @@ def observe(
             as_of,
             labels_until=labels_until,
             columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
-            served_by=champion.version,
         )
     except DataError as error:
         unknown = Signal("undetermined", error.cause)
@@ -79,7 +77,7 @@ def observe(
     found["labels"] = _labels(seen, labels_until)
     recent = seen.where(seen.night >= max(skip, len(seen.dates) - RECENT))
     found |= _columns(spec, model, watched, recent)
-    found["skew"] = skew(seen, model.classes)
+    found["skew"] = skew(spec, champion, model, max(start, files.shift(as_of, 1 - RECENT)), as_of)
     return found
 
 
@@ -218,25 +216,3 @@ def _jump(
     now, limit = float(shares[column][night]), quiet.get(column, 0.0) + free
     said = f"{column}: {now:.1%} {what} on {dates[night]}, bad above {limit:.1%}"
     return Signal("bad" if now > limit else "ok", said, now, limit, dates[night] if now > limit else "")
-
-
-def skew(seen: Evidence, classes: Sequence[str] = ()) -> Signal:
-    """Whether what was served is what the training code gives for the same rows today: 0 differences are allowed."""
-    import numpy as np
-
-    scored = [i for i, v in enumerate(seen.served) if v is not None]
-    if not scored:
-        return Signal("undetermined", "none of these rows was scored by this version")
-    again = seen.predicted[scored]
-    if classes:
-        differ = np.array(
-            [seen.served[i] != classes[c] for i, c in zip(scored, again.argmax(axis=1), strict=True)]
-        )
-    else:
-        differ = ~np.isclose(
-            np.array([seen.served[i] for i in scored], np.float64), again, rtol=SAME, atol=1e-6
-        )
-    count = int(differ.sum())
-    said = f"{count} of {len(scored)} predictions differ from what the training code gives for the same rows"
-    first = seen.dates[seen.night[scored][differ][0]] if count else ""
-    return Signal("bad" if count else "ok", said, float(count), 0.0, first)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial import files, lake
 from perennial.literals import identifier, text_literal
@@ -13,9 +13,25 @@ if TYPE_CHECKING:
     import duckdb
     import numpy as np
 
+    from perennial import registry
+
 #: Rows that metrics are computed on at most, spread evenly by the hash of the key.
 MAX_ROWS = 500_000
 _Result = dict[str, Any]
+
+
+class Judged(NamedTuple):
+    """Rows with their labels, as `evaluate.metrics` takes them, and the night of each (ISO date)."""
+
+    y: np.ndarray
+    predicted: np.ndarray
+    group: np.ndarray | None
+    night: np.ndarray
+
+    def of(self, rows: np.ndarray) -> Judged:
+        """The rows that a mask picks."""
+        group = None if self.group is None else self.group[rows]
+        return Judged(self.y[rows], self.predicted[rows], group, self.night[rows])
 
 
 def matured(spec: ModelSpec, as_of: str) -> str:
@@ -58,11 +74,12 @@ def measure(
         }
     from perennial import evaluate
 
-    y, predicted, group, error = _rows(con, spec, counts["matured"], classes)
-    if error:
-        return found | {"reason": error}
-    assert y is not None and predicted is not None
-    metrics = {k: round(v, 6) for k, v in evaluate.metrics(spec.task, y, predicted, group).items()}
+    rows = _rows(con, spec, counts["matured"], classes)
+    if isinstance(rows, str):
+        return found | {"reason": rows}
+    metrics = {
+        k: round(v, 6) for k, v in evaluate.metrics(spec.task, rows.y, rows.predicted, rows.group).items()
+    }
     found["metrics"] = metrics
     now, then = metrics.get(spec.metric), held_out.get(spec.metric)
     if now is None or then is None:
@@ -72,6 +89,29 @@ def measure(
         "change": round(change, 6),
         "reason": f"{spec.metric} {now:.4g} against {then:.4g} on the held-out rows at training: {change:+.1%}",
     }
+
+
+def nightly(
+    spec: ModelSpec, version: registry.Version, start: str, as_of: str, least: int
+) -> dict[str, float]:
+    """Mean loss of what a version served, by night; nights with fewer than ``least`` labelled rows are left out."""
+    import numpy as np
+
+    from perennial import evaluate, registry
+
+    con, last = lake.connect(), matured(spec, as_of)
+    if start > last or not _views(con, spec, start, last, last, version.version):
+        return {}
+    rows = _rows(con, spec, _matched(con, spec), registry.load(version).classes)
+    if isinstance(rows, str):
+        return {}
+    found = {}
+    for night in np.unique(rows.night):
+        some = rows.of(rows.night == night)
+        if len(some.y) >= least:
+            losses = evaluate.losses(spec.task, spec.metric, some.y, some.predicted, some.group)
+            found[str(night)] = float(losses.mean())
+    return found
 
 
 def _views(
@@ -103,11 +143,15 @@ def _on(spec: ModelSpec, left: str, right: str) -> str:
     )
 
 
-def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
-    scored = con.execute("SELECT count(*) FROM mine").fetchall()[0][0]
-    matched = con.execute(
+def _matched(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
+    query = (
         f"SELECT count(*) FROM mine JOIN known_labels l ON {_on(spec, 'mine', 'l')} WHERE l.label IS NOT NULL"
-    ).fetchall()[0][0]
+    )
+    return int(con.execute(query).fetchall()[0][0])
+
+
+def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
+    scored, matched = con.execute("SELECT count(*) FROM mine").fetchall()[0][0], _matched(con, spec)
     # Only dates on which something was scored: the rest was published before there was a champion.
     strangers = con.execute(
         f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {_on(spec, 'l', 'scored')} "
@@ -123,8 +167,8 @@ def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
 
 def _rows(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int, classes: tuple[str, ...]
-) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray | None, str]:
-    """Labels, predictions and groups as `evaluate.metrics` takes them; or why there are none."""
+) -> Judged | str:
+    """The rows of ``mine`` with their labels; or why there are none."""
     import numpy as np
 
     every = max(1, -(-rows // MAX_ROWS))
@@ -135,34 +179,36 @@ def _rows(
     join, order, extra = "", "", ""
     if spec.group is not None:
         if not _published(con, spec):
-            return None, None, None, "the published rows of this window are gone"
+            return "the published rows of this window are gone"
         join = f"JOIN groups g ON {_on(spec, 'mine', 'g')}"
         extra, order = f", g.{identifier(spec.group)} AS grp", f"ORDER BY mine.{lake.PARTITION}, grp"
     scores = ", mine.probabilities AS scores" if spec.task == "multiclass" else ""
     names = [str(r[0]) for r in con.execute("DESCRIBE mine").fetchall()]
     if spec.task == "multiclass" and "probabilities" not in names:
-        return None, None, None, "the predictions hold no probability for each class"
+        return "the predictions hold no probability for each class"
     table = con.sql(
-        f"SELECT mine.prediction AS prediction, l.label AS label{scores}{extra} FROM mine JOIN known_labels l "
+        f"SELECT mine.prediction AS prediction, l.label AS label, "
+        f"mine.{lake.PARTITION} AS night{scores}{extra} FROM mine JOIN known_labels l "
         f"ON {_on(spec, 'mine', 'l')} {join} WHERE l.label IS NOT NULL {where} {order}"
     ).to_arrow_table()
+    night = np.asarray(table.column("night").to_pandas(), object)
     if spec.task == "multiclass":
         index = {c: i for i, c in enumerate(classes)}
         label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
         flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
         if len(flat) != len(label) * len(classes):
-            return None, None, None, "the predictions' probabilities do not fit the champion's classes"
+            return "the predictions' probabilities do not fit the champion's classes"
         known = label >= 0  # a class that training never saw
-        return label[known], flat.reshape(len(label), len(classes))[known], None, ""
+        return Judged(label[known], flat.reshape(len(label), len(classes))[known], None, night[known])
     y = np.asarray(table.column("label").cast("double").to_numpy(), dtype=np.float64)
     predicted = np.asarray(table.column("prediction").cast("double").to_numpy(), dtype=np.float64)
     fine = np.isfinite(y) & np.isfinite(predicted)
     if not fine.any():
-        return None, None, None, "no finite label"
+        return "no finite label"
     group = None
     if spec.group is not None:
         group = np.asarray(table.column("grp").to_pandas().factorize()[0])[fine]
-    return y[fine], predicted[fine], group, ""
+    return Judged(y[fine], predicted[fine], group, night[fine])
 
 
 def _published(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> bool:

@@ -9,6 +9,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from pydantic import Field, field_validator, model_validator
 
 from perennial.allowed import MIN_DAYS
+from perennial.detect import NIGHTS
 from perennial.sections import Column, Share, Strict
 
 
@@ -173,7 +174,15 @@ class RetrainingSpec(Strict):
         ge=0,
         le=90,
         description="Nights that a challenger which passed the gate scores unseen, beside the champion, before it "
-        "takes over if it was better on them; 0: it takes over at once.",
+        "takes over if it was better on them; 0: it takes over at once. With split: the nights after which it is given "
+        "up for want of an answer.",
+    )
+    split: float = Field(
+        0.0,
+        ge=0,
+        le=0.5,
+        description="Share of the rows, by the hash of their key (of their list, for ranking), that such a challenger "
+        "serves instead of staying unseen, until a sequential test of both versions' rows has an answer; 0: none.",
     )
     cooldown_days: int = Field(
         7, ge=0, le=365, description="Days after a retraining in which none is asked for."
@@ -199,3 +208,12 @@ class RetrainingSpec(Strict):
     quiet_hours: QuietHours | None = Field(
         None, description="Hours in which a retraining that was asked for waits before it begins."
     )
+
+    @model_validator(mode="after")
+    def _answered(self) -> Self:
+        if self.split and self.shadow_nights < NIGHTS:
+            raise ValueError(
+                f"split is {self.split:g} and shadow_nights {self.shadow_nights}: a split is judged on {NIGHTS} nights "
+                f"or more, set shadow_nights to {NIGHTS} at least, better to some weeks"
+            )
+        return self

@@ -57,7 +57,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             and shadow.state(spec, version) != shadow.PASSED
         ):
             shadow.begin(spec, version=version, champion=before, as_of=as_of, actor=actor)
-            why = f"version {version} passed the gate, and scores {spec.retraining.shadow_nights} nights unseen first"
+            why = f"version {version} passed the gate, and {shadow.trial(spec)} first"
             return answer | {"reason": why}
         _move(spec, version, now)
         evidence = {
@@ -68,6 +68,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             "asked": reason,
         }
         _record(spec, "promotion", version, reason=why, actor=actor, evidence=evidence, as_of=as_of)
+        shadow.end(spec, champion=version, actor=actor)
     return answer | {"promoted": True}
 
 
@@ -192,6 +193,7 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
             _move(spec, target, now)
         evidence = {"previous": number, "digest": found.digest}
         _record(spec, "rollback", target, reason=reason, actor=actor, evidence=evidence)
+        shadow.end(spec, champion=target, actor=actor)
     return {"version": target, "previous": number}
 
 

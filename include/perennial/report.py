@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
+from perennial import shadow
+
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -244,6 +246,9 @@ def _top(
         then = performance.get("held_out", {})
         cells = [[html.escape(m), _number(then.get(m)), _number(v)] for m, v in sorted(metrics.items())]
         parts.append(_table(("Metric", "Held-out rows, at training", "This window"), cells))
+    if trial := result.get("shadow"):
+        what = f"Version {trial['version']}, beside this one: {shadow.said(trial, performance.get('metric', 'loss'))}"
+        parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(what)}</p>")
     if left_out:
         items = "".join(
             f"<li>{html.escape(plain(c))}: {html.escape(why)}</li>" for c, why in left_out.items()

@@ -1,4 +1,7 @@
-"""The score step: the champion's prediction for every published row of a partition, or of a range in one go."""
+"""The score step: the champion's prediction for every published row of a partition, or of a range in one go.
+
+Where a challenger is on trial in a split, it predicts its share of the rows.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,10 @@ from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perennial import files, lake, manifest, references, registry
-from perennial.errors import DataError, PerennialError, StorageError
+from perennial import files, lake, manifest, registry, served, split
+from perennial.errors import ArtifactError, DataError, PerennialError, StorageError
 from perennial.manifest import Manifest
-from perennial.scorer import Scorer
+from perennial.scorer import Arm, Scorer
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 from perennial.units import units
@@ -21,11 +24,15 @@ from perennial.units import units
 if TYPE_CHECKING:
     import pyarrow as pa
 
+    from perennial.lake import File
     from perennial.scorer import Night
 
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
 COMMIT_ROWS = 262_144
+#: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
+#: a tenth of a MiB for each night that it has open.
+LOG_NIGHTS = 32
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
@@ -39,7 +46,7 @@ def score(
 
     Returns:
         partitions (those scored now), rows_in, rows_out, missing, model_version and status (``scored``, ``unchanged``
-        or ``no champion``).
+        or ``no champion``); ``challenger``, the version that served a share of the rows, where there was one.
 
     Raises:
         DataError: nothing was published in the range. ArtifactError: the champion's file is not what was registered.
@@ -66,30 +73,30 @@ def score(
     }
     if champion is None:
         return result
-    trained = registry.spec(champion)
-    versions = references.refresh(trained)
-    inputs = {
-        day: {
-            "rows": lake.names(held[day]),
-            "champion": champion.digest,
-            "version": champion.version,
-            "references": versions,
-        }
-        for day in present
-    }
+    arm = Arm.of(champion)
+    shared = split.standing(spec, champion)
+    challenger = _challenger(spec, arm, shared) if shared and present[-1] > shared.since else None
+    inputs = {day: _inputs(day, held[day], arm, challenger, shared) for day in present}
+    if shared and challenger:
+        result["challenger"] = shared.version
     todo = [d for d in present if force or not manifest.finished(spec.name, "score", d, inputs[d])]
     if not todo:
         return result | {"status": "unchanged"}
     sizes = {day: sum(f.rows for f in held[day]) for day in present}
-    size = max(UNIT_ROWS // 4, min(UNIT_ROWS, sum(sizes[d] for d in todo) // (2 * settings().threads)))
+    most = UNIT_ROWS // 2 if challenger else UNIT_ROWS  # rows that are shared are held, not streamed
+    size = max(UNIT_ROWS // 4, min(most, sum(sizes[d] for d in todo) // (2 * settings().threads)))
     commits = [
-        (days, list(units({d: held[d] for d in days}, size, UNIT_ROWS)))
-        for days in _runs(todo, present, sizes)
+        (days, list(units({d: held[d] for d in days}, size, most)))
+        for alike in _alike(todo, shared.since if shared else "")
+        for days in _runs(alike, present, sizes)
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
-    scorer = Scorer(trained, versions, champion, published, run_id, threads, max(u.rows for u in work))
+    sampling = served.Sampling({day: held[day] for day in todo})
+    longest = max(u.rows for u in work)
+    scorer = Scorer(arm, challenger, shared, published, sampling, run_id, threads, longest)
     counts = dict.fromkeys(todo, 0)
+    logged: dict[str, list[pa.RecordBatch]] = {}
     with (
         _system_memory(),
         ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
@@ -97,7 +104,10 @@ def score(
         closing(_in_order(pool, scorer.score, work, threads + 1)) as scored,
     ):
         for days, found in commits:
-            _commit(spec, scorer, days, islice(scored, len(found)), counts)
+            for day, few in _commit(spec, scorer, days, islice(scored, len(found)), counts):
+                logged.setdefault(day, []).append(few)
+            if len(logged) >= LOG_NIGHTS:
+                _log(spec, logged, present, inputs)
     if wrong := [d for d in todo if counts[d] != sizes[d]]:
         raise DataError(
             f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
@@ -105,13 +115,15 @@ def score(
             model=spec.name,
             partition=wrong[0],
         )
+    _log(spec, logged, present, inputs)
     done = [
         Manifest(
             spec.name,
             "score",
             day,
             inputs[day],
-            {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id},
+            {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
+            | ({"challenger": inputs[day]["split"]["version"]} if "split" in inputs[day] else {}),
             rows_in=sizes[day],
             rows_out=counts[day],
             model_version=champion.version,
@@ -126,6 +138,55 @@ def score(
         "rows_out": sum(counts.values()),
         "status": "scored",
     }
+
+
+def _inputs(
+    day: str, held: list[File], champion: Arm, challenger: Arm | None, shared: split.Split | None
+) -> dict[str, Any]:
+    """What the predictions of a night depend on."""
+    found = {
+        "rows": lake.names(held),
+        "champion": champion.version.digest,
+        "version": champion.version.version,
+        "references": champion.references,
+    }
+    if not challenger or not shared or day <= shared.since:
+        return found
+    part = {"version": shared.version, "digest": challenger.version.digest, "share": shared.share}
+    return found | {"split": part | {"references": challenger.references}}
+
+
+def _challenger(spec: ModelSpec, champion: Arm, shared: split.Split) -> Arm:
+    """The challenger of a split.
+
+    Raises:
+        ArtifactError, DataError: it cannot serve rows; with what to do to go on without it.
+    """
+    remedy = "set retraining.split to 0, and the champion goes on alone"
+    try:
+        found = Arm.of(registry.version(spec.name, shared.version))
+        registry.load(found.version, threads=1)
+    except ArtifactError as error:
+        raise ArtifactError(
+            f"version {shared.version} is to serve {shared.share:.0%} of the rows: {error.cause}",
+            remedy,
+            model=spec.name,
+        ) from error
+    if found.spec.data.key != champion.spec.data.key:
+        raise DataError(
+            f"version {shared.version} is to serve {shared.share:.0%} of the rows, but it has the key "
+            f"{', '.join(found.spec.data.key)} and the champion {', '.join(champion.spec.data.key)}",
+            remedy,
+            model=spec.name,
+        )
+    return found
+
+
+def _alike(todo: list[str], since: str) -> Iterator[list[str]]:
+    """The partitions up to ``since`` and those after it, which other arms serve, where there are any."""
+    for days in ([d for d in todo if d <= since], [d for d in todo if d > since]):
+        if days:
+            yield days
 
 
 def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[list[str]]:
@@ -148,8 +209,8 @@ def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator
 
 def _commit(
     spec: ModelSpec, scorer: Scorer, days: list[str], scored: Iterator[list[Night]], counts: dict[str, int]
-) -> None:
-    """Replace the partitions ``days`` of a model by what was scored, in one commit.
+) -> list[tuple[str, pa.RecordBatch]]:
+    """Replace the partitions ``days`` of a model by what was scored, in one commit; returns what is logged of each.
 
     Args:
         counts: gets the rows of each partition added.
@@ -164,8 +225,8 @@ def _commit(
         try:
             for found in scored:
                 kept.extend(found)
-                for day, rows in found:
-                    counts[day] += len(rows)
+                for night in found:
+                    counts[night.day] += len(night.rows)
                 yield from found
         except PerennialError as error:
             failed.append(error)
@@ -188,6 +249,16 @@ def _commit(
         # The lake's writer passes on no more than a text of what ended its stream.
         raise (failed[0] if failed else error) from None
     pa.default_memory_pool().release_unused()
+    return [(night.day, night.served) for night in kept]
+
+
+def _log(
+    spec: ModelSpec, logged: dict[str, list[pa.RecordBatch]], present: list[str], inputs: dict[str, Any]
+) -> None:
+    """Replace the nights of ``logged`` in the table of what was served, and forget them."""
+    for days in _runs(sorted(logged), present, dict.fromkeys(logged, 0)) if logged else ():
+        nights = {day: logged.pop(day) for day in days}
+        served.write(spec, nights, {day: served.origin(inputs[day]) for day in days})
 
 
 @contextmanager

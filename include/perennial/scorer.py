@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perennial import files, lake, registry
+from perennial import files, lake, references, registry, served
 from perennial.errors import DataError
 from perennial.features import PART, Features
 from perennial.spec import ModelSpec
@@ -18,10 +19,43 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    Night = tuple[str, pa.RecordBatch]
+    from perennial.model import Model
+    from perennial.split import Split
 
 #: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
 MATRIX = 4 * PART
+
+
+class Night(NamedTuple):
+    """Rows of one night.
+
+    Attributes:
+        rows: key, prediction (and probabilities), and model_version where two versions share the night.
+        served: those that are logged, as `served.batch` gives them.
+    """
+
+    day: str
+    rows: pa.RecordBatch
+    served: pa.RecordBatch
+
+
+@dataclass(frozen=True)
+class Arm:
+    """A version that serves rows.
+
+    Attributes:
+        spec: the one that it was trained from. references: version of each reference table.
+    """
+
+    version: registry.Version
+    spec: ModelSpec
+    references: dict[str, int]
+
+    @classmethod
+    def of(cls, version: registry.Version) -> Arm:
+        """The version with its reference tables as they are now."""
+        trained = registry.spec(version)
+        return cls(version, trained, references.refresh(trained))
 
 
 class Scorer:
@@ -30,35 +64,41 @@ class Scorer:
     No step waits for another's threads: within a thread, DuckDB and XGBoost have one each.
 
     Args:
-        spec: the spec that the champion was trained from.
-        versions: version of each reference table.
+        champion: serves all rows but those of ``challenger``.
+        challenger: serves the rows of ``split``, where there is one.
         uri: the table of published rows.
+        sampling: which rows are logged.
         longest: rows of a unit at most.
     """
 
     def __init__(
         self,
-        spec: ModelSpec,
-        versions: dict[str, int],
-        champion: registry.Version,
+        champion: Arm,
+        challenger: Arm | None,
+        split: Split | None,
         uri: str,
+        sampling: served.Sampling,
         run_id: str,
         threads: int,
         longest: int,
     ) -> None:
-        self.spec = spec
-        self._model = registry.load(champion, threads=1)
-        self._free = SimpleQueue[Features]()
+        self.spec = champion.spec
+        self._split = split if challenger else None
+        self._arms = [champion, challenger] if challenger else [champion]
+        self._models = [registry.load(arm.version, threads=1) for arm in self._arms]
+        self._sampling = sampling
+        self._free = SimpleQueue[list[Features]]()
+        folder = None if files.is_remote(uri) else uri
         # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
         for _ in range(threads):
-            self._free.put(Features(spec, versions, None if files.is_remote(uri) else uri))
+            self._free.put([Features(arm.spec, arm.references, folder) for arm in self._arms])
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        same = {"model_version": champion.version, "run_id": run_id, "scored_at": now}
+        same = {"model_version": champion.version.version, "run_id": run_id, "scored_at": now}
         #: Columns with the same value in each row.
         self._same = {name: _repeated(value, longest) for name, value in same.items()}
 
     def score(self, unit: Unit) -> list[Night]:
-        """Key, prediction (and probabilities) of a unit's rows, by partition.
+        """A unit's rows with their predictions, by partition.
 
         Raises:
             DataError: rows cannot be scored, or not each of them once; with the partition that they are of.
@@ -77,29 +117,70 @@ class Scorer:
         # Each by itself: one of them is to blame, or they have keys in common.
         return [batch for night in nights for batch in self.score(night)]
 
-    def _score(self, unit: Unit, features: Features) -> list[Night]:
-        import pyarrow as pa
-
-        model = self._model
-        source = unit.source(list(self.spec.data.columns))
-        names = list(self.spec.data.key)
-        keys = unit.read(names) if isinstance(source, str) else source.select(names)
+    def _score(self, unit: Unit, features: list[Features]) -> list[Night]:
+        names, columns = list(self.spec.data.key), list(self.spec.data.columns)
+        split = self._split if self._split and unit.nights[0][0] > self._split.since else None
+        source = (
+            unit.read(columns) if split else unit.source(columns)
+        )  # each version picks from rows read once
+        keys = unit.read(names) if isinstance(source, str) else source
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
                 "publish the partition anew: run the data DAG for it",
             )
-        predicted = self._predicted(features.of(source, keys))
+        picked = self._sampling.of(unit)
+        if split:
+            whole, log = self._shared(split, features, keys, picked)
+        else:
+            whole, log = self._served(0, features[0], source, keys, picked)
+        made, at, done = [], 0, 0
+        for day, rows in unit.nights:
+            count = int(picked.searchsorted(at + rows)) - done
+            made.append(Night(day, whole.slice(at, rows), log.slice(done, count)))
+            at, done = at + rows, done + count
+        return made
+
+    def _shared(
+        self, split: Split, features: list[Features], rows: pa.Table, picked: np.ndarray
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """As `_served`, each row by the version that serves it, and with its ``model_version``."""
+        import numpy as np
+        import pyarrow as pa
+
+        theirs = split.rows(rows)
+        parts, logs, order, order_of_log = [], [], [], []
+        for arm, mine in enumerate((~theirs, theirs)):
+            some, wanted = rows.filter(pa.array(mine)), mine[picked]
+            part, log = self._served(arm, features[arm], some, some, mine.cumsum()[picked[wanted]] - 1)
+            parts.append(part)
+            logs.append(log)
+            order.append(np.flatnonzero(mine))
+            order_of_log.append(np.flatnonzero(wanted))
+        whole = pa.concat_batches(parts).take(pa.array(np.concatenate(order).argsort()))
+        versions = pa.array([arm.version.version for arm in self._arms])
+        column = pa.DictionaryArray.from_arrays(pa.array(theirs.astype(np.int8)), versions)
+        log = pa.concat_batches(logs).take(pa.array(np.concatenate(order_of_log).argsort()))
+        return whole.append_column("model_version", column), log
+
+    def _served(
+        self, arm: int, features: Features, source: str | pa.Table, keys: pa.Table, picked: np.ndarray
+    ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
+        """Key, prediction (and probabilities) of rows that one arm serves, and the log of those picked."""
+        import pyarrow as pa
+
+        model, names = self._models[arm], list(self.spec.data.key)
+        keys = keys.select(names)
+        predicted, given = _predicted(model, features.of(source, keys), picked)
         columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
         columns["prediction"] = prediction(model, predicted)
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
             columns["probabilities"] = values.cast(pa.list_(pa.float32()))
-        whole, made, at = pa.RecordBatch.from_pydict(columns), [], 0
-        for day, rows in unit.nights:
-            made.append((day, whole.slice(at, rows)))
-            at += rows
-        return made
+        whole = pa.RecordBatch.from_pydict(columns)
+        few = whole.take(pa.array(picked))
+        version = self._arms[arm].version.version
+        return whole, served.batch(few.select(names), given, few.column("prediction"), version)
 
     def rows(self, night: Night) -> pa.RecordBatch:
         """Rows as the lake has them: with model_version, run_id, scored_at and partition_date.
@@ -108,28 +189,43 @@ class Scorer:
         """
         import pyarrow as pa
 
-        day, batch = night
+        batch = night.rows
         for name, column in self._same.items():
-            batch = batch.append_column(name, column.slice(0, len(batch)))
-        return batch.append_column(lake.PARTITION, pa.repeat(pa.scalar(day, pa.string()), len(batch)))
+            if name not in batch.schema.names:
+                batch = batch.append_column(name, column.slice(0, len(batch)))
+        return batch.append_column(lake.PARTITION, pa.repeat(pa.scalar(night.day, pa.string()), len(batch)))
 
-    def _predicted(self, parts: Iterable[pa.Table]) -> np.ndarray:
-        """Predictions for features that come in parts, as `Model.predict` gives them."""
-        import numpy as np
 
-        model, found = self._model, []
-        # One for all: memory that is given back and taken again costs more than filling it.
-        matrix, space = np.empty((2, MATRIX, len(model.encoding.columns)), np.float32)
-        filled = 0
-        for part in parts:
-            for start in range(0, max(len(part), 1), PART):
-                some = part.slice(start, PART)
-                if filled + len(some) > MATRIX:
-                    found.append(model.predict_matrix(matrix[:filled], space[:filled]))
-                    filled = 0
-                model.encoding.matrix(some, matrix[filled : filled + len(some)])
-                filled += len(some)
-        return np.concatenate([*found, model.predict_matrix(matrix[:filled], space[:filled])])
+def _predicted(model: Model, parts: Iterable[pa.Table], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Predictions for features that come in parts, as `Model.predict` gives them, and the matrix of some rows.
+
+    Args:
+        wanted: those rows, by their place, in order.
+    """
+    import numpy as np
+
+    found: list[np.ndarray] = []
+    given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
+    # One for all: memory that is given back and taken again costs more than filling it.
+    matrix, space = np.empty((2, MATRIX, len(model.encoding.columns)), np.float32)
+    filled = before = 0
+
+    def flush() -> None:
+        nonlocal filled, before
+        first, last = wanted.searchsorted([before, before + filled])
+        given[first:last] = matrix[wanted[first:last] - before]
+        found.append(model.predict_matrix(matrix[:filled], space[:filled]))
+        filled, before = 0, before + filled
+
+    for part in parts:
+        for start in range(0, max(len(part), 1), PART):
+            some = part.slice(start, PART)
+            if filled + len(some) > MATRIX:
+                flush()
+            model.encoding.matrix(some, matrix[filled : filled + len(some)])
+            filled += len(some)
+    flush()
+    return np.concatenate(found), given
 
 
 def _repeated(text: str, rows: int) -> pa.Array:

@@ -75,10 +75,10 @@ def _signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 
 def _after(records: list[_Record], day: str) -> Iterator[str]:
-    """What the training, and the promotion, of that date came to; the gate's reasons are told once."""
+    """What the training of that date, the trial of its model, and the promotion came to; reasons are told once."""
     told = set()
     for record in records:
-        if record["partition"] != day or record["kind"] not in ("training", "promotion"):
+        if record["partition"] != day or record["kind"] not in ("training", "shadow", "promotion"):
             continue
         if record["kind"] == "training":
             said = {"trained": "passed the gate", "refused": "was refused by the gate", "failed": "failed"}
@@ -86,6 +86,14 @@ def _after(records: list[_Record], day: str) -> Iterator[str]:
             window = record["evidence"].get("window")
             learned = f", learned from the window {window}," if window else ""
             yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
+        elif record["kind"] == "shadow":
+            said = {
+                "begun": "is on trial",
+                "passed": "passed its trial",
+                "failed": "was given up after its trial",
+            }
+            decision = said.get(record["decision"], "is no longer on trial")
+            yield f"  Version {record['model_version']} {decision}: {record['reason']}"
         else:
             version = f"Version {record['model_version']}"
             why = "" if record["reason"] in told else f": {record['reason']}"

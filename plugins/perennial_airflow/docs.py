@@ -94,12 +94,19 @@ registry cannot be reached: start MLflow. {_AGAIN}"""
 
 
 def _score(spec: ModelSpec) -> str:
+    split = spec.retraining.split
+    shared = (
+        f"""While a challenger is on trial, it predicts {split:.0%} of the rows, chosen by the hash of their
+{"list" if spec.group else "key"}; each row tells its `model_version`. """
+        if split
+        else ""
+    )
     return f"""{SUMMARY["score"]}
 
 **Runs** for each partition of `data/{spec.name}` as it is published.
 
 **Reads** the published rows, and the model with the alias `champion`, whose file is checked against its
-digest. The task is **skipped** while there is no champion.
+digest. {shared}The task is **skipped** while there is no champion.
 
 **Emits** the asset `predictions/{spec.name}`. Rows in = rows out + quarantined; a partition is replaced
 whole.
@@ -115,8 +122,9 @@ def _monitor(spec: ModelSpec) -> str:
     policy, watched = spec.retraining, spec.monitoring
     causes = ", ".join(policy.on) or "nothing"
     shadow = (
-        "`conclude_shadow`: promotes the challenger in the shadow, or gives it up, once its "
-        f"{policy.shadow_nights} nights are over. "
+        "`conclude_shadow`: promotes the challenger on trial, or gives it up, once "
+        + ("what came of its rows is sure, after " if policy.split else "it has been compared on ")
+        + f"{policy.shadow_nights} nights{' at the latest' * bool(policy.split)}. "
         if policy.shadow_nights
         else ""
     )

@@ -21,14 +21,14 @@ READS: dict[str, tuple[str, ...]] = {
     "data": ("feed", "label feed"),
     "train": ("published", "labels", "references"),
     "score": ("published", "references", "model"),
-    "monitor": ("published", "predictions", "labels", "model"),
+    "monitor": ("published", "predictions", "served", "labels", "model"),
 }
 WRITES: dict[str, tuple[str, ...]] = {
     "data": ("published", "labels", "quarantine"),
     "train": ("model",),
     "promote": ("model",),
     "rollback": ("model",),
-    "score": ("predictions",),
+    "score": ("predictions", "served"),
     "monitor": ("monitoring",),
 }
 #: The table that a result's counts of rows are about.

@@ -185,6 +185,8 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
         ("perennial.lake.replace", "during", 1, True),
         ("perennial.lake.replace", "after", 1, False),
         ("perennial.lake.replace", "after", 1, True),
+        ("perennial.lake.replace", "before", 2, False),  # the log of what was served
+        ("perennial.lake.replace", "during", 2, True),
         ("perennial.manifest.write", "before", 2, False),
         ("perennial.manifest.write", "before", 2, True),
         ("perennial.manifest.write", "after", 2, False),
@@ -206,6 +208,7 @@ def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> No
     steps.run("score", spec, start=toys.FIRST, end=end)
     assert len(toys.content_of("predictions", spec.name)) == 2 * toys.ROWS
     assert not before or toys.content_of("predictions", spec.name) == before
+    whole(spec, "served", toys.ROWS)
     assert steps.run("score", spec, start=toys.FIRST, end=end)["status"] == "unchanged"
     assert champion(spec) == world.result["version"]
 

@@ -16,6 +16,7 @@ from perennial import ledger, manifest
 from perennial.decide import decide
 from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
+from perennial_airflow.docs import page
 from perennial_airflow.stages.monitor import ask_retraining, monitor_dag
 
 DAY = "2013-02-01"
@@ -88,6 +89,14 @@ def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
     assert dag.get_task("conclude_shadow").upstream_task_ids == {"monitor"}
     assert [asset.name for asset in dag.get_task("conclude_shadow").outlets] == [f"model/{spec.name}"]
     assert "conclude_shadow" not in monitor_dag(spec).task_ids
+
+
+def test_pages_tell_of_a_split(spec: ModelSpec) -> None:
+    policy = spec.retraining.model_copy(update={"shadow_nights": 14, "split": 0.2})
+    split = spec.model_copy(update={"retraining": policy})
+    assert "it predicts 20% of the rows, chosen by the hash of their\nkey" in page(split, "score")
+    assert "once what came of its rows is sure, after 14 nights at the latest." in page(split, "monitor")
+    assert "on trial" not in page(spec, "score") + page(spec, "monitor")
 
 
 def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(asking: ModelSpec) -> None:

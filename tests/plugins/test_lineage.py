@@ -99,8 +99,9 @@ def test_models_and_tables_on_s3(spec: ModelSpec, monkeypatch: pytest.MonkeyPatc
         "mlflow://mlflow.example.com:5000",
         "3",
     )
-    (output,) = found.outputs
+    output, log = found.outputs
     assert (output.namespace, output.name) == ("s3://bucket", "some/lake/predictions/flight_late")
+    assert log.name == "some/lake/served/flight_late"
     (trained,) = lineage.of_task(spec, "train", {"version": "4"}).outputs
     assert (trained.name, trained.facets["version"].datasetVersion) == ("flight_late", "4")
     assert lineage.of_task(spec, "decide", {}) is None

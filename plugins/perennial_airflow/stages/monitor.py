@@ -90,7 +90,7 @@ def weigh(spec: ModelSpec, context: Context) -> dict[str, Any]:
 
 
 def conclude(spec: ModelSpec, context: Context) -> dict[str, Any]:
-    """Promote the challenger in the shadow, or give it up, once its nights are over; skipped until then."""
+    """Promote the challenger on trial, or give it up, once its nights have an answer; skipped until then."""
     span = asked.as_of(context)
     if asked.is_backfill(context):
         raise AirflowSkipException("A backfill promotes nothing.")

@@ -202,7 +202,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         monkeypatch.setattr(registry, "champion", lambda spec: world.champion)
         monkeypatch.setattr(registry, "artifact", artifact)
         monkeypatch.setattr(registry, "spec", lambda version: world.spec)
-        monkeypatch.setattr(registry, "load", lambda version: world.model)
+        monkeypatch.setattr(registry, "load", lambda version, **_: world.model)
         return world
 
     return make

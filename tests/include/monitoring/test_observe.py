@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-import numpy as np
 import pytest
 
 from perennial import files, lake
 from perennial.errors import ArtifactError
 from perennial.monitor import monitor
 from perennial.observe import freshness, volume
+from perennial.score import score
 
 from .conftest import FIRST, ROWS, TRUTH, World  # noqa: TID252
 
@@ -23,28 +23,10 @@ def look(world: World, as_of: str = AS_OF) -> dict[str, Any]:
     return found
 
 
-def serve(world: World, start: str, days: int, wrong: str = "") -> None:
-    """Predictions of the champion itself, as scoring would have written them."""
-    assert world.model is not None
-    con = lake.connect()
-    lake.relation(con, "rows", lake.table("published", "toy"), None, start, files.shift(start, days - 1))
-    from perennial.features import Features
-
-    for n in range(days):
-        day = files.shift(start, n)
-        rows = con.sql(f"SELECT * FROM rows WHERE partition_date = '{day}' ORDER BY id").to_arrow_table()
-        predicted = world.model.predict(Features(world.spec).apply(rows)).astype(np.float32)
-        if day == wrong:
-            predicted[0] += 0.01
-        table = rows.select(["id", "partition_date"]).append_column("prediction", [predicted])
-        table = table.append_column("model_version", [["1"] * len(table)])
-        lake.replace(lake.table("predictions", "toy"), table, day)
-
-
 def test_a_calm_week_raises_nothing(world: World) -> None:
     world.publish(LATER, 7)
     world.label(LATER, 7, TRUTH)
-    serve(world, LATER, 7)
+    score(world.spec, start=LATER, end=AS_OF)
     found = look(world)
     # The drift reference of this world holds predictions of another kind.
     raised = {n: s["reason"] for n, s in found.items() if s["state"] != "ok"}
@@ -58,7 +40,7 @@ def test_a_calm_week_raises_nothing(world: World) -> None:
 def test_drift_that_does_no_harm_is_no_alarm(world: World) -> None:
     world.publish(LATER, 14, k="'a0'")  # the model has no use for k
     world.label(LATER, 14, TRUTH)
-    serve(world, LATER, 14)
+    score(world.spec, start=LATER, end="2024-02-04")
     states = {d: monitor(world.spec, as_of=d) for d in ("2024-02-03", "2024-02-04")}
     found = states["2024-02-04"]
     assert found["verdict"] == "drifted" and "k" in found["drifted"]
@@ -66,11 +48,19 @@ def test_drift_that_does_no_harm_is_no_alarm(world: World) -> None:
     assert "no harm to the model is seen" in found["signals"]["features"]["reason"]
 
 
-def test_one_prediction_that_the_training_code_would_not_give_is_skew(world: World) -> None:
+def test_features_that_were_served_otherwise_are_skew_without_a_value_of_them_told(world: World) -> None:
+    """The reference has this column's values as personal data."""
     world.publish(LATER, 7)
-    serve(world, LATER, 7, wrong="2024-01-25")
+    score(world.spec, start=LATER, end=AS_OF)
+    assert look(world)["skew"]["state"] == "ok"
+    con = lake.connect()
+    lake.relation(con, "log", lake.table("served", "toy"), None, "2024-01-25", "2024-01-25")
+    given = con.sql("SELECT * REPLACE ([features[1], features[2], features[3] + 1] AS features) FROM log")
+    lake.replace(lake.table("served", "toy"), given.to_arrow_table(), "2024-01-25")
     found = look(world)["skew"]
-    assert found["state"] == "bad" and found["since"] == "2024-01-25" and found["value"] == 1
+    assert found["state"] == "bad" and found["since"] == "2024-01-25" and found["value"] == ROWS
+    assert found["reason"].startswith(f"who, and 1 more: {ROWS} of 1,400 logged rows differ"), found
+    assert "person" not in found["reason"]
 
 
 def test_a_night_of_nulls_is_found_on_that_night(world: World) -> None:
