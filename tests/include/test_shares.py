@@ -34,7 +34,7 @@ from support import toys
 Make = Callable[..., ModelSpec]
 HOW = Binning(256, threads=1, external=False)
 SEARCH = {
-    "trials": 3,
+    "trials": 2,
     "space": {"max_depth": {"choices": [2, 3, 4]}, "learning_rate": {"low": 0.1, "high": 0.5}},
 }
 
@@ -130,9 +130,9 @@ def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: Cr
 
 
 def test_the_same_again_gives_the_same_model(make: Make, two: Crew) -> None:
-    spec = make(training={"search": SEARCH})
+    spec = make(training={"rounds": 5, "search": SEARCH})
     one, again = (fit(spec, share(spec, two)) for _ in range(2))
-    assert [t.params for t in one.trials] == [t.params for t in again.trials] and len(one.trials) == 3
+    assert [t.params for t in one.trials] == [t.params for t in again.trials] and len(one.trials) == 2
     assert one.booster.save_raw("ubj") == again.booster.save_raw("ubj")
 
 
@@ -248,7 +248,7 @@ def worker(meeting: str, rank: int, *more: str) -> subprocess.Popen[str]:
 
 
 def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meeting: str) -> None:
-    spec = make()
+    spec = make(training={"rounds": 3})
     started = [worker(meeting, rank, "--library", manifest.library_digest()) for rank in (0, 1)]
     try:
         with crew(2, meeting) as found:
