@@ -54,7 +54,9 @@ class Channel(Strict):
         None, description="sns: the topic's ARN."
     )
     signals: list[Pattern] = Field(
-        ["*"], min_length=1, description="Signals that it is for; * is a wildcard."
+        ["*"],
+        min_length=1,
+        description="Signals that it is for; * is a wildcard. approval: a person is asked whether to retrain.",
     )
     severity: Severity = Field("bad", description="The least state that it tells of: suspected, or bad.")
     digest: bool = Field(False, description="Whether it gets the morning's digest, of all models, as well.")

@@ -10,14 +10,17 @@ from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial import decide
-from perennial_airflow import asked, notifiers
+from perennial_airflow import asked, links, notifiers
 from perennial_airflow.base import LIGHT, limits
-from perennial_airflow.links import report_url
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from perennial.spec import ModelSpec
+
+
+#: What the question counts as, where a channel names the signals that it tells of.
+SIGNAL = "approval"
 
 
 class RetrainingApproval(ApprovalOperator):
@@ -41,7 +44,7 @@ class RetrainingApproval(ApprovalOperator):
         if not decision["proposed"]:
             raise AirflowSkipException(f"Nobody has to be asked: {decision['reason']}")
         day, hours = asked.as_of(context).start, self.spec.retraining.answer_hours
-        report = report_url(str(decision["report"] or ""))
+        report = links.report_url(str(decision["report"] or ""))
         self.body = (
             f"As of **{day}**: {decision['reason']}{f' ([report]({report}))' if report else ''}\n\n"
             f"*Approve* starts `{self.spec.name}.train` for that date; its gate still decides whether the new version "
@@ -65,14 +68,15 @@ class RetrainingApproval(ApprovalOperator):
 
     def _tell(self, context: Context, day: str, reason: str) -> None:
         """Ask on the model's channels, too: nobody looks at a page without a cause."""
-        page = self.generate_link_to_ui_from_context(context=context)
+        task = context["task_instance"]
+        page = links.page(f"/dags/{task.dag_id}/runs/{task.run_id}/tasks/{task.task_id}/required_actions")
         hours = self.spec.retraining.answer_hours
         text = f"{self.subject}\n{day}: {reason}\nNo answer within {hours} hours is a no. Answer at {page}"
         facts = {"model": self.spec.name, "partition": day, "reason": reason, "answer_at": page}
+        message = notifiers.Message(f"{self.spec.name}: approve a retraining?", text, facts)
         for channel in self.spec.alerts.all():
-            notifiers.deliver(
-                channel, notifiers.Message(f"{self.spec.name}: approve a retraining?", text, facts)
-            )
+            if channel.wants(SIGNAL, "bad"):
+                notifiers.deliver(channel, message)
 
 
 def approval(spec: ModelSpec, decision: Callable[[ModelSpec, Context], dict[str, Any]]) -> RetrainingApproval:

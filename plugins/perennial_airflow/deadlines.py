@@ -90,10 +90,8 @@ async def _waits_for_a_person(run: dict[str, Any]) -> bool:
 
 
 def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str) -> None:
-    from airflow.sdk.configuration import conf
-
     from perennial.catalog import load
-    from perennial_airflow import alerts
+    from perennial_airflow import alerts, links
 
     partition = alerts.partition_of(run["partition_key"], run["conf"] or {})
     what = f"partition {partition}" if partition else "the run"
@@ -101,12 +99,11 @@ def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str)
         f"{what} {WANTS[stage]} {minutes} minutes after its run was queued; the run is {state}\n"
         f"  What to do: look at the run's tasks; nothing was ended"
     )
-    base = (conf.get("api", "base_url", fallback="") or "").rstrip("/")
     details = {
         "stage": stage,
         "run_id": run["dag_run_id"],
         "partition": partition,
-        "log": f"{base}/dags/{run['dag_id']}/runs/{run['dag_run_id']}",
+        "log": links.page(f"/dags/{run['dag_id']}/runs/{run['dag_run_id']}"),
     }
     bad = Sighting("bad", reason, details=details)
     alerts.raise_signals(load(model), alerts.last_day(partition), {f"deadline:{stage}": bad})

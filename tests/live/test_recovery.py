@@ -23,8 +23,8 @@ def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     leader.kill()
     psutil.wait_procs([leader], timeout=10)
 
-    night = files.shift(PLAN.latest, 2)
-    toys.land(live.spec, files.shift(PLAN.latest, 1), 2)
+    night = files.shift(PLAN.latest, 1)
+    toys.land(live.spec, night, 1)
     longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
     with live.board() as board:
         servers.up(live.config, board)

@@ -18,6 +18,7 @@ from perennial.manifest import Manifest
 from perennial.spec import ModelSpec
 from perennial_airflow.docs import page
 from perennial_airflow.stages.monitor import ask_retraining, monitor_dag
+from support.live import webhook
 
 DAY = "2013-02-01"
 
@@ -81,6 +82,7 @@ def test_the_nights_after_are_monitored_while_a_person_is_asked(
     dag = monitor_dag(asking.model_copy(update={"retraining": policy}))
     assert dag.max_active_runs == nights and dag.get_task("monitor").max_active_tis_per_dag == 1
     assert monitor_dag(spec).max_active_runs == 1
+    assert monitor_dag(spec).get_task("monitor").max_active_tis_per_dag is None  # a backfill may run several
 
 
 def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
@@ -112,6 +114,21 @@ def test_nobody_is_asked_twice(asking: ModelSpec) -> None:
         monitor_dag(asking).get_task("approve_retraining").execute(context())
     with pytest.raises(AirflowSkipException, match="turned down by ada"):
         ask_retraining(asking, context())
+
+
+def test_the_question_goes_to_the_channels_that_want_it(asking: ModelSpec) -> None:
+    with webhook() as (address, told):
+        every = {"name": "every", "kind": "webhook", "url": address}
+        failures = {"name": "failures", "kind": "webhook", "url": address, "signals": ["failure:*"]}
+        alerts = type(asking.alerts).model_validate({"channels": [every, failures]})
+        task = monitor_dag(asking.model_copy(update={"alerts": alerts})).get_task("approve_retraining")
+        instance = SimpleNamespace(dag_id="d", run_id="r", task_id=task.task_id, map_index=-1)
+        task._tell(context(task) | {"task_instance": instance}, DAY, "drift: 70%")
+    (message,) = told
+    assert message["text"].startswith(
+        "Retrain flight_late?\n2013-02-01: drift: 70%\nNo answer within 5 hours is a no."
+    )
+    assert "/dags/d/runs/r/tasks/approve_retraining/required_actions" in message["answer_at"]
 
 
 def test_a_yes_is_recorded_with_its_name(asking: ModelSpec) -> None:

@@ -22,8 +22,8 @@ from perennial.stack.rest import Airflow
 from support import toys
 
 BROKEN = "broken_on_purpose"
-#: Twelve days of history, eight nights.
-PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-20", False)
+#: Twelve days of history, three nights, of which the second is monitored.
+PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False)
 
 
 @dataclass(frozen=True)

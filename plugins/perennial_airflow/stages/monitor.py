@@ -35,7 +35,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             spec=spec,
             call=look,
             inlets=[assets.predictions(spec), assets.model(spec)],
-            max_active_tis_per_dag=1,
+            max_active_tis_per_dag=1 if asks else None,
             **limits(spec.limit("monitor"), place),
         )
         decided = StageTask(task_id="decide", spec=spec, call=weigh, **limits(LIGHT))
