@@ -120,23 +120,18 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
     told = [r["decision"] for r in ledger.records(spec.name, "shadow")]
     assert told == ["begun", "passed" if better else "failed"]
     ledger.verify(spec.name)
+    decided = {"kind": "retraining", "decision": "requested", "reason": "value", "actor": "test"}
+    ledger.append(spec.name, partition=LATE, **decided)
+    lines = why(spec, LATE)
+    begun = "it serves 40% of the rows for 8 nights at most, beside version 1"
+    assert f"  Version {challenger} is on trial: {begun}" in lines
+    came = "passed its trial" if better else "was given up after its trial"
+    assert f"  Version {challenger} {came}: {said(seen, spec.metric)}" in lines
     assert ledger.records(spec.name, "shadow")[-1]["evidence"]["low"] == seen["low"]
     # From then on one version serves all rows, and is judged alone.
     score(spec, start=LAST)
     assert {v for i, v in arms(spec).items() if i.startswith(LAST)} == {champion.version}
     assert monitor(spec, as_of=LAST, force=True)["shadow"] is None
-
-
-def test_why_tells_of_the_trial(begin: Callable[..., Any]) -> None:
-    spec, challenger = begin()
-    ledger.append(
-        spec.name, kind="retraining", decision="requested", reason="value", actor="test", partition=LATE
-    )
-    lines = why(spec, LATE)
-    assert (
-        f"  Version {challenger} is on trial: it serves 40% of the rows for 8 nights at most, beside version 1"
-        in lines
-    )
 
 
 def test_rows_go_by_the_hash_of_their_key_each_time(
