@@ -52,14 +52,13 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Steps:
     return found
 
 
-def context(key: str | None = "2013-02-01", kind: str = "manual", xcom: Any = None, **wishes: Any) -> Any:
+def context(key: str | None = "2013-02-01", kind: str = "manual", **wishes: Any) -> Any:
     return {
         "dag_run": SimpleNamespace(partition_key=key, run_type=DagRunType(kind), triggering_user_name=None),
         "run_id": "run-1",
         "params": wishes,
         "triggering_asset_events": {},
         "outlet_events": OutletEventAccessors(),
-        "ti": SimpleNamespace(xcom_pull=lambda task_ids: xcom),
         "task": SimpleNamespace(part=None),
     }
 
@@ -138,22 +137,16 @@ def test_decide_knows_a_backfill(fake: Steps, spec: ModelSpec, kind: str, backfi
     )  # fmt: skip
 
 
-def test_a_retraining_is_asked_for_with_its_reason(spec: ModelSpec) -> None:
-    run = context("2013-04-01", xcom={"retrain": True, "proposed": False, "reason": "drift in hour"})
+def test_a_retraining_is_asked_for_with_its_reason(fake: Steps, spec: ModelSpec) -> None:
+    run, by_hand = context("2013-04-01"), context(None, as_of="2013-04-01")
     monitor.ask_retraining(spec, run)
     told = event(run, assets.retraining(spec))
-    assert (told.extra["reason"], told.extra["as_of"], told.partition_keys) == (
-        "drift in hour",
-        "2013-04-01",
-        set(),
-    )
-    by_hand = context(None, xcom={"retrain": True, "proposed": False, "reason": "drift"}, as_of="2013-04-01")
+    assert (told.extra["reason"], told.extra["as_of"], told.partition_keys) == ("drift", "2013-04-01", set())
     monitor.ask_retraining(spec, by_hand)
     assert event(by_hand, assets.retraining(spec)).partition_keys == {"2013-04-01"}
+    fake.results["decide"] = {"retrain": False, "proposed": False, "reason": "cooldown"}
     with pytest.raises(AirflowSkipException, match="No retraining: cooldown"):
-        monitor.ask_retraining(
-            spec, context(xcom={"retrain": False, "proposed": False, "reason": "cooldown"})
-        )
+        monitor.ask_retraining(spec, context())
 
 
 def test_scoring_in_pods_is_split_into_as_many_tasks_as_asked_for(fake: Steps, spec: ModelSpec) -> None:
@@ -202,7 +195,6 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
     """The seam to the library: every call above has the names that the real step takes."""
     run = context(
         "2013-02-01",
-        xcom={"retrain": True, "proposed": False, "reason": "drift"},
         reason="because",
         to_version=1,
     )
