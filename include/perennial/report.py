@@ -279,7 +279,7 @@ def _row(f: Finding) -> list[str]:
         html.escape(plain(f.column)) + note,
         _tag(f.status),
         "–" if prediction else _share(f.weight),
-        "–" if f.effect is None else f"{f.effect:+.1%}",
+        "–" if f.effect is None else f"{round(f.effect, 3) + 0.0:+.1%}",  # no minus before a zero
         "–" if f.psi is None else f"{f.psi:.3f}",
         f"{f.threshold:.3f}",
         _share(f.reference_nulls),
