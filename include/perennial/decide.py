@@ -284,11 +284,11 @@ def _against(
 
 
 def _shaded(verdict: dict[str, Any]) -> str | None:
-    """Why a challenger in the shadow comes first, if there is one."""
+    """Why a challenger on trial comes first, if there is one."""
     seen = verdict.get("shadow") or {}
     if seen.get("state") not in ("begun", "passed"):
         return None
-    return f"version {seen['version']} is in the shadow: its {seen['nights']} nights come first"
+    return f"version {seen['version']} is on trial, {seen['nights']} nights so far: it comes first"
 
 
 def _gpu_hours(records: _Records, as_of: str) -> float:

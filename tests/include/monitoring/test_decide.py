@@ -331,7 +331,7 @@ def test_the_gpu_budget_counts_the_trainings_of_a_month() -> None:
 def test_a_challenger_in_the_shadow_comes_first(state: str, retrain: bool) -> None:
     found = asked("2024-02-01", shadow={"version": "7", "nights": 3, "state": state})
     assert found["retrain"] is retrain
-    assert retrain or "version 7 is in the shadow" in found["reason"]
+    assert retrain or "version 7 is on trial" in found["reason"]
 
 
 def test_new_rows_another_spec_and_other_code_ask_where_the_policy_says_so() -> None:
