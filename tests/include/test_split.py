@@ -29,7 +29,7 @@ ROWS, SHARE, NIGHTS = 400, 0.4, 8
 
 def test_the_interval_is_wrong_no_oftener_than_stated_at_all_looks_together() -> None:
     """Of normal nights with unknown spread, and of nights with heavy tails, or that are skewed as losses are."""
-    rng, streams, nights = np.random.default_rng(1), 2000, 60
+    rng, streams, nights = np.random.default_rng(1), 500, 60
     draws = {
         "normal": rng.normal(0, 3, (streams, nights)),
         "heavy tails": rng.standard_t(5, (streams, nights)),
