@@ -264,6 +264,8 @@ def test_interrupted_by_the_keyboard(toy: Path) -> None:
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
         env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
+        # Tests that a shell runs in the background ignore the interrupt, and so would the child.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )  # fmt: skip
     assert child.stdout is not None
     assert child.stdout.readline() == "waiting\n"
