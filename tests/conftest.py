@@ -20,6 +20,36 @@ sys.path.append(str(Path(__file__).parent))
 os.environ.setdefault("DO_NOT_TRACK", "true")
 
 
+#: Folders whose tests share what takes long to start: one process runs them, and begins with them.
+TOGETHER = ("live", "docker", "kubernetes")
+
+
+def _place(nodeid: str) -> str:
+    """Where a test belongs: its folder, if that is one of `TOGETHER`, or else its file."""
+    file = nodeid.split("::")[0]
+    return next((folder for folder in TOGETHER if file.startswith(f"tests/{folder}/")), file)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first, so that no process waits for another at the end."""
+    items.sort(key=lambda item: _place(item.nodeid) not in TOGETHER)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
+    """Where processes share the tests, those of one place stay together.
+
+    (Marks of pytest-xdist's own groups do nothing with pytest 9: it no longer reads names from where they are put.)
+    """
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByPlace(LoadScopeScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            return _place(nodeid)
+
+    return ByPlace(config, log)
+
+
 @pytest.fixture(scope="session")
 def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Where the MLflow server keeps its store."""
