@@ -53,11 +53,11 @@ def checkpointed(model: str) -> bool:
     return any(f.base_name == "booster.ubj" for f in files.filesystem().get_file_info(place))
 
 
-def train_slowly(pods: Pods, model: str) -> tuple[str, Any]:
-    """A training that goes on in its pod; its run and the pod."""
+def train_slowly(pods: Pods, model: str, **labels: str) -> tuple[str, Any]:
+    """A training that goes on in its pod; its run and the pod, of its pods the one with these labels."""
     pods.succeeds(f"{model}.data", pods.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY))
     run = pods.run(f"{model}.train", key=LAST_OF_HISTORY)
-    return run, pods.cluster.running(model, "train")
+    return run, pods.cluster.running(model, "train", **labels)
 
 
 def test_the_same_folder_gives_the_same_predictions_in_pods_and_here(pods_stack: Pods) -> None:
@@ -294,7 +294,7 @@ def test_two_workers_train_together_in_an_airflow_worker(pods_stack: Pods) -> No
 
 def test_a_lost_worker_is_an_interruption_that_costs_no_retry(pods_stack: Pods, connected: None) -> None:
     model = "pod_crew"
-    run, trainer = train_slowly(pods_stack, model)
+    run, trainer = train_slowly(pods_stack, model, **{"perennial/role": "trainer"})
     wait_for(lambda: checkpointed(model), "a checkpoint")
     pods_stack.cluster.api.delete_namespaced_pod(
         f"{trainer.metadata.name}-w1", trainer.metadata.namespace, grace_period_seconds=0
