@@ -108,6 +108,21 @@ def test_help_and_errors_come_without_heavy_libraries() -> None:
     assert done.stdout.strip() == "[]", done.stderr
 
 
+def test_check_loads_no_more_than_it_needs(toy: Path) -> None:
+    code = (
+        "import sys; from typer.testing import CliRunner; from perennial.cli import app; "
+        "assert CliRunner().invoke(app, ['check']).exit_code == 0; "
+        "print([m for m in ('xgboost', 'mlflow', 'great_expectations', 'evidently') if m in sys.modules])"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == "[]", done.stderr
+
+
 def test_run_prints_its_result_last(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[object] = []
 
