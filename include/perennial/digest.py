@@ -14,15 +14,15 @@ from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-#: Decisions that are news, and what they are called. That nothing was decided is none.
+#: Decisions that are news, by their kind, and what they are called. That nothing was decided is none.
 NEWS = {
-    "proposed": "retraining proposed, it waits for an answer",
-    "requested": "retraining asked for",
-    "promoted": "promoted",
-    "rolled back": "rolled back",
-    "reported": "champion moved outside promotion",
-    "begun": "on trial",
-    "shadow failed": "given up after its trial",
+    ("retraining", "proposed"): "retraining proposed, it waits for an answer",
+    ("retraining", "requested"): "retraining asked for",
+    ("promotion", "promoted"): "promoted",
+    ("rollback", "rolled back"): "rolled back",
+    ("champion moved outside", "reported"): "champion moved outside promotion",
+    ("shadow", "begun"): "on trial",
+    ("shadow", "failed"): "given up after its trial",
 }
 
 
@@ -102,10 +102,9 @@ def _open(spec: ModelSpec, book: incidents.Book) -> Iterator[str]:
 
 def _decided(model: str, since: str) -> Iterator[str]:
     for record in ledger.records(model):
-        what = NEWS.get(record["decision"]) or NEWS.get(f"{record['kind']} {record['decision']}")
+        what = NEWS.get((record["kind"], record["decision"]))
         if what and record["recorded_at"] >= since:
-            retraining = record["decision"] in ("requested", "proposed")
-            version = "" if retraining else f" version {record['model_version']}"
+            version = "" if record["kind"] == "retraining" else f" version {record['model_version']}"
             partition = f", partition {record['partition']}" if record["partition"] else ""
             yield f"{what}{version}{partition}: {record['reason']}"
 

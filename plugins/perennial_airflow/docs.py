@@ -71,6 +71,13 @@ if it is the suite that is wrong. Earlier partitions stay published. {_AGAIN}"""
 def _train(spec: ModelSpec) -> str:
     gate, search = spec.gate, spec.training.search
     tries = f"a search of up to {search.trials} trials" if search.trials else "the parameters of the spec"
+    hours = spec.retraining.quiet_hours
+    quiet = (
+        f"`await_quiet_hours`: a retraining that a verdict asked for waits while it is between {hours.from_hour} and\n"
+        f"{hours.to_hour} o'clock ({hours.timezone}), without holding a worker; one triggered by hand does not. "
+        if hours
+        else ""
+    )
     return f"""{SUMMARY["train"]}
 
 **Runs** when a retraining is asked for (the asset `retraining/{spec.name}`, whose event carries the reason),
@@ -80,7 +87,7 @@ or by hand.
 {spec.training.holdout_days} labelled days are kept out; challenger and champion are judged on those same
 rows.
 
-**Does** `train`: {tries}, {spec.task}, device {spec.training.device}; the challenger is registered with its
+**Does** {quiet}`train`: {tries}, {spec.task}, device {spec.training.device}; the challenger is registered with its
 gate result. `promote`: moves the alias `champion` if the gate let it pass, and is **skipped** if not. Gate:
 `{spec.metric}` better than the champion's by more than {gate.margin:.1%} at {gate.confidence:.0%} confidence.
 Either way the ledger says why.
