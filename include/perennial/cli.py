@@ -118,6 +118,10 @@ def run(
     backfill: Annotated[
         bool, typer.Option("--backfill", help="Part of a backfill: starts no retraining.")
     ] = False,
+    catch_up: Annotated[
+        bool,
+        typer.Option("--catch-up", help="Also nights before that were published and not scored (score)."),
+    ] = False,
     run_id: Annotated[str | None, typer.Option(help="What is kept beside what the step writes.")] = None,
     spec_file: Annotated[
         str | None,
@@ -153,6 +157,7 @@ def run(
             "meeting": meeting,
             "force": force or None,
             "backfill": backfill or None,
+            "catch_up": catch_up or None,
         }
         kept.result = steps.run(step, spec, **called.arguments(step, spec, given))
     sys.stdout.flush()

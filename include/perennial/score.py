@@ -5,6 +5,7 @@ Where a challenger is on trial in a split, it predicts its share of the rows.
 
 from __future__ import annotations
 
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -33,24 +34,68 @@ COMMIT_ROWS = 262_144
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
 #: a tenth of a MiB for each night that it has open.
 LOG_NIGHTS = 32
+#: Seconds after which a night that was published and not scored is left behind, and not just about to be scored.
+PATIENCE = 3600
+log = logging.getLogger("perennial")
 Item = TypeVar("Item")
 Made = TypeVar("Made")
 
 
 def score(
-    spec: ModelSpec, *, start: str, end: str | None = None, force: bool = False, run_id: str = ""
+    spec: ModelSpec,
+    *,
+    start: str,
+    end: str | None = None,
+    force: bool = False,
+    run_id: str = "",
+    catch_up: bool = False,
 ) -> dict[str, Any]:
     """Score the published partitions from ``start`` to ``end`` (both included) with the champion.
 
     Each partition is replaced whole; one that was scored by the same champion from the same rows is left as it is.
 
+    Args:
+        catch_up: also score the nights that `left_behind` finds; one that cannot be is logged, and fails nothing.
+
     Returns:
         partitions (those scored now), rows_in, rows_out, missing, model_version and status (``scored``, ``unchanged``
-        or ``no champion``); ``challenger``, the version that served a share of the rows, where there was one.
+        or ``no champion``); ``challenger``, the version that served a share of the rows, where there was one; ``late``,
+        the partitions that were caught up with, where there were any.
 
     Raises:
         DataError: nothing was published in the range. ArtifactError: the champion's file is not what was registered.
     """
+    behind = left_behind(spec, start) if catch_up else []
+    result = _score(spec, start, end, force, run_id)
+    late: list[str] = []
+    for day in behind:
+        try:
+            late += _score(spec, day, None, False, run_id)["partitions"]
+        except DataError as error:
+            log.warning("%s was published and not scored, and cannot be: %s", day, error)
+    if late:
+        log.info("Published earlier and not scored until now: %s.", ", ".join(late))
+        result["late"] = late
+    return result
+
+
+def left_behind(spec: ModelSpec, day: str) -> list[str]:
+    """Nights before ``day`` that were published and not scored, since the last one that was.
+
+    A night is left behind where nobody heard of its publication: Airflow drops events for a DAG that is paused
+    (airflow 38891), and may strand those of partitions (airflow 56749); or where its scoring failed.
+    """
+    scored = [d for d in lake.partitions(lake.table("predictions", spec.name)) if d < day]
+    if not scored:
+        return []
+    found = [d for d in lake.partitions(lake.table("published", spec.name)) if scored[-1] < d < day]
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - PATIENCE))
+    done = {d: manifest.read(spec.name, "data", d) for d in found}
+    return [d for d, m in done.items() if m and m.finished_at < before]
+
+
+def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: str) -> dict[str, Any]:
+    """As `score`, of the partitions asked for alone."""
     started = time.monotonic()
     wanted = files.dates(start, end)
     published = lake.table("published", spec.name)

@@ -100,8 +100,17 @@ def actor(context: Context) -> str:
 
 def is_backfill(context: Context) -> bool:
     """Whether the run belongs to a backfill."""
+    return _kind(context) == "backfill"
+
+
+def by_event(context: Context) -> bool:
+    """Whether an asset event started the run, and no person."""
+    return _kind(context) == "asset_triggered"
+
+
+def _kind(context: Context) -> str:
     kind = context["dag_run"].run_type
-    return str(getattr(kind, "value", kind)) == "backfill"
+    return str(getattr(kind, "value", kind))
 
 
 def reason(context: Context) -> str:

@@ -110,7 +110,8 @@ def _score(spec: ModelSpec) -> str:
     )
     return f"""{SUMMARY["score"]}
 
-**Runs** for each partition of `data/{spec.name}` as it is published.
+**Runs** for each partition of `data/{spec.name}` as it is published. Such a run also scores the nights since the last
+one scored that were published and not scored, as while this DAG was paused.
 
 **Reads** the published rows, and the model with the alias `champion`, whose file is checked against its
 digest. {shared}The task is **skipped** while there is no champion.

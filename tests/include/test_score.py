@@ -147,7 +147,8 @@ def test_nights_may_have_keys_in_common(world: Any) -> None:
     assert len(predictions(world)) == 3 * toys.ROWS
 
 
-def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., ModelSpec]) -> None:
+def strict(make_model: Callable[..., ModelSpec]) -> ModelSpec:
+    """A model with a champion, which cannot score `DAY`."""
     spec = make_model(features={"unseen": "stop"})
     toys.publish(spec)
     train(spec, as_of=toys.LAST)
@@ -156,11 +157,52 @@ def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., 
     rows = toys.rows("binary", DAY)
     rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["new"] * len(rows)))
     lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([DAY] * len(rows))), DAY)
+    return spec
+
+
+def published(spec: ModelSpec, days: list[str]) -> None:
+    """Leave the manifests of the data step."""
+    for day in days:
+        manifest.write(manifest.Manifest(spec.name, "data", day, {}, {}), 0)
+
+
+def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., ModelSpec]) -> None:
+    spec = strict(make_model)
     with pytest.raises(DataError, match="category that training did not see") as error:
         score(spec, start=toys.FIRST, end=toys.LAST)
     assert (error.value.model, error.value.partition) == (spec.name, DAY)
     assert lake.partitions(lake.table("predictions", spec.name)) == []
     assert manifest.read(spec.name, "score", toys.FIRST) is None
+
+
+def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    days = files.dates(DAY, files.shift(DAY, 3))
+    published(world.spec, files.dates(files.shift(DAY, -3), days[-1]))
+    assert "late" not in score(world.spec, start=days[0], catch_up=True)  # nothing was scored before
+    assert "late" not in score(world.spec, start=days[-1], catch_up=True)  # published this minute
+    monkeypatch.setattr("perennial.score.PATIENCE", -60)
+    result = score(world.spec, start=days[-1], force=True, catch_up=True)
+    assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], days[1:3], toys.ROWS)
+    assert lake.partitions(lake.table("predictions", world.spec.name)) == days
+    by_itself = predictions(world)
+    score(world.spec, start=days[0], end=days[-1], force=True)
+    assert predictions(world) == by_itself
+    assert "late" not in score(world.spec, start=days[-1], force=True, catch_up=True)
+
+
+def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
+    make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = strict(make_model)
+    monkeypatch.setattr("perennial.score.PATIENCE", -60)
+    days = files.dates(files.shift(DAY, -1), files.shift(DAY, 2))
+    published(spec, days)
+    score(spec, start=days[0])
+    with caplog.at_level("WARNING", "perennial"):
+        result = score(spec, start=days[3], catch_up=True)
+    assert (result["status"], result["late"]) == ("scored", [days[2]])
+    assert f"{DAY} was published and not scored, and cannot be:" in caplog.text
+    assert "category that training did not see" in caplog.text
 
 
 def test_a_commit_that_another_writer_won_is_written_again_whole(

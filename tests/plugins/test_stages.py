@@ -105,6 +105,12 @@ def test_score(fake: Steps, spec: ModelSpec) -> None:
         score.predict(spec, context())
 
 
+@pytest.mark.parametrize("kind", list(DagRunType))
+def test_only_the_run_of_a_published_night_catches_up(fake: Steps, spec: ModelSpec, kind: DagRunType) -> None:
+    score.predict(spec, context(kind=kind))
+    assert fake.calls[-1][1]["catch_up"] is (kind == DagRunType.ASSET_TRIGGERED)
+
+
 def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -> None:
     run = context("2013-04-01", "asset_triggered")
     run["triggering_asset_events"] = {"retraining/flight_late": [SimpleNamespace(extra={"reason": "drift"})]}

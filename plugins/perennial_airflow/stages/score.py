@@ -50,6 +50,7 @@ def predict(spec: ModelSpec, context: Context) -> dict[str, Any]:
     result = runner.heavy(
         "score", spec, context,
         start=span.start, end=span.end, force=asked.forced(context), run_id=context["run_id"],
+        catch_up=asked.by_event(context),
     )  # fmt: skip
     if result["status"] == "no champion":
         raise AirflowSkipException(
