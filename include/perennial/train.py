@@ -34,10 +34,12 @@ def train(
     run_id: str = "",
     workers: int = 1,
     meeting: str | None = None,
+    actor: str = "",
 ) -> dict[str, Any]:
     """Train a challenger on what is known by the partition date ``as_of`` and judge it. Nothing is promoted here.
 
     Args:
+        reason: why it was asked for. actor: by whom; the ledger keeps both.
         workers: processes that fit it together. meeting: where those in other places find this one
             (`perennial.workers`); processes of this machine when not given.
 
@@ -121,7 +123,11 @@ def train(
                 reason=str(error).split("\n")[0][:500] or type(error).__name__,
                 actor="training",
                 partition=as_of,
-                evidence={"as_of": as_of, "error": type(error).__name__},
+                evidence={
+                    "as_of": as_of,
+                    "asked": {"by": actor, "because": reason},
+                    "error": type(error).__name__,
+                },
             )
         if isinstance(error, OSError):
             raise StorageError(
@@ -164,6 +170,7 @@ def train(
         model_version=registered.version,
         evidence={
             "as_of": as_of,
+            "asked": {"by": actor, "because": reason},
             "run_id": registered.run_id,
             "metrics": judged["metrics"],
             "window": best.kind,

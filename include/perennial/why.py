@@ -76,16 +76,19 @@ def _signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
 
 def _after(records: list[_Record], day: str) -> Iterator[str]:
     """What the training of that date, the trial of its model, and the promotion came to; reasons are told once."""
-    told = set()
+    told = {r["reason"] for r in records if r["partition"] == day and r["kind"] == "retraining"}
     for record in records:
         if record["partition"] != day or record["kind"] not in ("training", "shadow", "promotion"):
             continue
         if record["kind"] == "training":
             said = {"trained": "passed the gate", "refused": "was refused by the gate", "failed": "failed"}
             version = f"Version {record['model_version']}" if record["model_version"] else "The training"
-            window = record["evidence"].get("window")
+            window, asked = record["evidence"].get("window"), record["evidence"].get("asked") or {}
             learned = f", learned from the window {window}," if window else ""
             yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
+            # A run that a verdict asked for has the reason that was told above.
+            if asked.get("because") and asked["because"] not in told:
+                yield f"    It was asked for by {asked['by'] or 'nobody known'}: {asked['because']}"
         elif record["kind"] == "shadow":
             said = {
                 "begun": "is on trial",

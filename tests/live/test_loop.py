@@ -80,6 +80,15 @@ def test_the_outcome_names_nights_versions_and_decisions(played: Live) -> None:
     assert "retraining" in text
 
 
+def test_a_training_by_hand_is_told_with_who_and_why(played: Live) -> None:
+    assert [r["decision"] for r in ledger.records(PLAN.model, "retraining")] == ["declined"]
+    first, doubted = ledger.records(PLAN.model, "training")
+    assert (first["partition"], doubted["partition"]) == (PLAN.trained_until, PLAN.doubted)
+    asked = doubted["evidence"]["asked"]
+    assert asked == {"by": "admin", "because": "by hand: would a new model not do better?"}
+    assert "version 2 trained" in " ".join(event.what for event in outcome.events(PLAN))
+
+
 def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
     late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, files.shift(PLAN.latest, 1), False)
     with played.board() as board, pytest.raises(RunFailed) as error:

@@ -117,7 +117,16 @@ def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -
     train.fit(spec, run)
     train.promote(spec, run)
     assert fake.calls == [
-        ("train", {"as_of": "2013-04-01", "reason": "drift", "force": False, "run_id": "run-1"}),
+        (
+            "train",
+            {
+                "as_of": "2013-04-01",
+                "reason": "drift",
+                "actor": "scheduler",
+                "force": False,
+                "run_id": "run-1",
+            },
+        ),
         ("promote", {"as_of": "2013-04-01", "actor": "scheduler", "reason": "drift"}),
     ]
     assert event(run, assets.model(spec)).extra["version"] == "2"

@@ -22,8 +22,8 @@ from perennial.stack.rest import Airflow
 from support import toys
 
 BROKEN = "broken_on_purpose"
-#: Twelve days of history, three nights, of which the second is monitored.
-PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False)
+#: Twelve days of history, three nights, of which the second is monitored, and trained for by hand.
+PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False, doubted="2024-01-14")
 
 
 @dataclass(frozen=True)

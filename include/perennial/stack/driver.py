@@ -124,6 +124,12 @@ class Driver:
             self.board.working(self.model, f"retraining by itself on data up to {night}", milestone=True)
             self._await("train", self._event_run("train", night, decision["reason"]))
             self._tell_training(night)
+        elif night == self.plan.doubted and not self._trained(night):
+            self.board.working(
+                self.model, f"training on data up to {night} all the same, by hand", milestone=True
+            )
+            self._run("train", key=night, conf={"reason": "by hand: would a new model not do better?"})
+            self._tell_training(night)
 
     def _tell_training(self, day: str) -> None:
         found = manifest.read(self.model, "train", day)

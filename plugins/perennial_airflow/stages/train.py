@@ -44,7 +44,8 @@ def fit(spec: ModelSpec, context: Context) -> dict[str, Any]:
     as_of = asked.as_of(context).start
     return runner.heavy(
         "train", spec, context,
-        as_of=as_of, reason=asked.reason(context), force=asked.forced(context), run_id=context["run_id"],
+        as_of=as_of, reason=asked.reason(context), actor=asked.actor(context), force=asked.forced(context),
+        run_id=context["run_id"],
     )  # fmt: skip
 
 

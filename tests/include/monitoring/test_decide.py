@@ -351,3 +351,19 @@ def test_why_tells_the_latest_decision_and_what_came_of_it() -> None:
     assert "was refused by the gate" in told
     with pytest.raises(DataError, match="nothing was decided"):
         why(make_spec(), "2024-01-01")
+
+
+def test_why_tells_who_had_a_model_trained_in_spite_of_a_no() -> None:
+    asked("2024-02-01", verdict="ok")
+    said = ledger.records("toy")[-1]["reason"]
+    for by, because in (("ada", "the sales began"), ("scheduler", said)):
+        ledger.append(
+            "toy", kind="training", decision="refused", reason="-0.7%", actor="gate", partition="2024-02-01",
+            model_version="2", evidence={"asked": {"by": by, "because": because}},
+        )  # fmt: skip
+    told = why(make_spec(), "2024-02-01")
+    assert told[-3:] == [
+        "  Version 2 was refused by the gate: -0.7%",
+        "    It was asked for by ada: the sales began",
+        "  Version 2 was refused by the gate: -0.7%",
+    ]
