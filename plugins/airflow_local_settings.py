@@ -64,9 +64,20 @@ def preload() -> None:
             logging.getLogger("perennial").warning(
                 "%s could not be loaded ahead of the tasks: %s", name, error
             )
+    list_packages()
     logging.getLogger("perennial").info(
         "libraries loaded ahead of the tasks in %.1f s", time.monotonic() - began
     )
+
+
+def list_packages() -> None:
+    """Have MLflow (3.17) list all installed packages, as it does before it logs its first model: more than a second."""
+    try:
+        from mlflow.utils.requirements_utils import warn_dependency_requirement_mismatches
+
+        warn_dependency_requirement_mismatches(["xgboost"])
+    except Exception as error:
+        logging.getLogger("perennial").warning("MLflow lists packages in another way: %s", error)
 
 
 def notice_exits() -> None:

@@ -53,15 +53,15 @@ def place(model: str, day: str, extension: str, what: str = "rows") -> str:
     return f"{settings().lake}/reports/{model}/validation/{day}{'' if what == 'rows' else '-' + what}.{extension}"
 
 
-def suite_result(outcome: Outcome, feed: Feed, suite_name: str) -> Any:
-    """Great Expectations' result of the whole suite; its success is that the partition may be published."""
+def content(outcome: Outcome, feed: Feed, suite_name: str) -> dict[str, Any]:
+    """Great Expectations' result of the whole suite, as JSON; its success is that the partition may be published."""
     import great_expectations
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 
     good = sum(bool(r.success) for r in outcome.results)
-    return ExpectationSuiteValidationResult(
+    suite = ExpectationSuiteValidationResult(
         success=not outcome.stopped,
-        results=outcome.results,
+        results=[],
         suite_name=suite_name,
         suite_parameters={},
         statistics={
@@ -82,17 +82,19 @@ def suite_result(outcome: Outcome, feed: Feed, suite_name: str) -> Any:
             },
         },
     )  # fmt: skip
+    # A suite's own conversion converts its results twice.
+    return {**suite.to_json_dict(), "results": [result.to_json_dict() for result in outcome.results]}
 
 
 def write(outcome: Outcome, feed: Feed, suite_name: str, *, page: bool) -> str:
     """Keep the result as JSON and, if asked for, as a page; returns where a person looks."""
-    content = suite_result(outcome, feed, suite_name).to_json_dict()
+    result = content(outcome, feed, suite_name)
     kept = files.write_text(
-        place(feed.model, outcome.day, "json", feed.what), json.dumps(content, indent=1, default=str)
+        place(feed.model, outcome.day, "json", feed.what), json.dumps(result, indent=1, default=str)
     )
     if not page:
         return kept
-    return files.write_text(place(feed.model, outcome.day, "html", feed.what), render(content))
+    return files.write_text(place(feed.model, outcome.day, "html", feed.what), render(result))
 
 
 def render(content: dict[str, Any]) -> str:

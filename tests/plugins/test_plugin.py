@@ -90,6 +90,15 @@ def test_the_pod_operator_is_loaded_ahead_where_a_step_runs_in_pods(
     assert airflow_local_settings.in_pods() == ()
 
 
+def test_mlflow_lists_the_packages_before_there_are_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.utils import requirements_utils
+
+    monkeypatch.setattr(requirements_utils, "_MODULES_TO_PACKAGES", None)
+    monkeypatch.setattr(requirements_utils, "_PACKAGES_TO_MODULES", None)
+    airflow_local_settings.list_packages()
+    assert requirements_utils._MODULES_TO_PACKAGES is not None
+
+
 def test_a_worker_waits_long_only_while_its_task_can_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
     waits: list[float] = []
     monkeypatch.setattr(

@@ -6,6 +6,7 @@ import json
 from typing import Any
 
 import pytest
+from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
 
 from perennial import lake, manifest
 from perennial.errors import DataError, SpecError
@@ -83,6 +84,7 @@ def test_bad_rows_go_to_quarantine_with_key_and_reason(place: Any, make_rows: An
     assert judged["success"] is False
     assert judged["result"]["unexpected_count"] == 2
     assert judged["result"]["partial_unexpected_list"] == [-2.5, -1.0]
+    assert expectationSuiteValidationResultSchema.load(document).to_json_dict() == document
     # mended and run again, the quarantine of that date is empty
     place.land(make_rows())
     place.run()
