@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import Asset
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from airflow.sdk import Context
 
     from perennial.spec import ModelSpec
@@ -37,13 +39,13 @@ def _asset(spec: ModelSpec, kind: str) -> Asset:
     return Asset(name=f"{kind}/{spec.name}", group=spec.name)
 
 
-def emit(context: Context, asset: Asset, span: Span, extra: dict[str, Any]) -> None:
-    """Say what this run publishes.
+def emit(context: Context, asset: Asset, span: Span, extra: dict[str, Any], late: Sequence[str] = ()) -> None:
+    """Say what this run publishes, and ``late``: earlier partitions that it publishes beside its own.
 
     A run of one partition wakes the DAGs that wait for that partition. A range does not: it was asked for as one task,
     and must not start one run a day behind the back of the person who asked.
     """
     event = context["outlet_events"][asset]
     event.extra = {"start": span.start, "end": span.last, **extra}
-    if span.single and not span.scheduled:
-        event.add_partitions([span.start])
+    if span.single and (late or not span.scheduled):  # without any, Airflow takes the run's own
+        event.add_partitions([span.start, *late])

@@ -1,27 +1,35 @@
 """Retraining events that come all at once, twice, during a training, or while the training DAG is paused.
 
 Airflow joins events into one run, or drops them (airflow 56749, 56750, 63507). Here each has a partition, and what was
-asked for is in the ledger, so that none is lost; and a training that is done is not done again.
+asked for is in the ledger, so that none is lost; and a training that is done is not done again. Scoring looks for
+itself what was published.
 """
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict
+from datetime import datetime, timedelta
 from typing import Any
 
 import pytest
 
-from perennial import files, ledger, registry
+from perennial import files, ledger, manifest, registry, steps
 from support import toys
 from support.live import PLAN, Live, await_
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 NAME = "toy_eager"
-MONITOR, TRAIN = f"{NAME}.monitor", f"{NAME}.train"
+MONITOR, SCORE, TRAIN = (f"{NAME}.{stage}" for stage in ("monitor", "score", "train"))
 
 
-def emit(live: Live, day: str, reason: str) -> None:
-    (asset,) = live.airflow.call("GET", "/assets", params={"name_pattern": f"retraining/{NAME}"})["assets"]
-    body = {"asset_id": asset["id"], "partition_key": day, "extra": {"reason": reason}}
+def asset(live: Live, kind: str) -> int:
+    (found,) = live.airflow.call("GET", "/assets", params={"name_pattern": f"{kind}/{NAME}"})["assets"]
+    return int(found["id"])
+
+
+def emit(live: Live, kind: str, day: str, **extra: str) -> None:
+    body = {"asset_id": asset(live, kind), "partition_key": day, "extra": extra}
     live.airflow.call("POST", "/assets/events", json=body)
 
 
@@ -50,7 +58,7 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
     days = [files.shift(PLAN.trained_until, n) for n in (1, 2)]
     sent = {day: [f"first wish of {day}", f"second wish of {day}"] for day in days}
     for day in days:
-        emit(live, day, sent[day][0])
+        emit(live, "retraining", day, reason=sent[day][0])
     # one runs by now, and max_active_runs is 1
     await_(
         lambda: any(r["state"] == "running" for r in live.airflow.runs(TRAIN)),
@@ -58,7 +66,7 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
         lambda: live.airflow.runs(TRAIN),
     )
     for day in days:
-        emit(live, day, sent[day][1])
+        emit(live, "retraining", day, reason=sent[day][1])
     await_(lambda: quiet(live, days), 240, lambda: live.airflow.runs(TRAIN))
     assert {day: reasons(live, day) for day in days} == sent
     assert sorted(trainings()) == [PLAN.trained_until, *days]
@@ -84,6 +92,26 @@ def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, 
     await_(lambda: quiet(live, [day]), 120, lambda: live.airflow.runs(TRAIN))
     assert reasons(live, day) == [decision(day)["reason"]]
     assert trainings().count(day) == 1 and night not in trainings()
+
+
+def test_nights_that_scoring_never_heard_of_are_scored_with_the_next(live: Live, champion: Any) -> None:
+    spec = champion(NAME)
+    first, *lost, last = files.dates(toys.FIRST, files.shift(toys.FIRST, 3))
+    steps.run("score", spec, start=first)
+    for night in lost:  # published two hours ago
+        done = manifest.write(manifest.Manifest(NAME, "data", night, {}, {}), 0)
+        earlier = datetime.fromisoformat(done.finished_at) - timedelta(hours=2)
+        old = asdict(done) | {"finished_at": earlier.strftime("%Y-%m-%dT%H:%M:%SZ")}
+        files.write_text(manifest.uri(NAME, "data", night), json.dumps(old))
+    emit(live, "data", last)
+    await_(
+        lambda: [r["state"] for r in live.runs_of(SCORE, last)] == ["success"],
+        60,
+        lambda: live.airflow.runs(SCORE),
+    )
+    assert all(manifest.read(NAME, "score", night) for night in (*lost, last))
+    events = live.airflow.call("GET", "/assets/events", params={"asset_id": asset(live, "predictions")})
+    assert {e["partition_key"] for e in events["asset_events"]} == {*lost, last}
 
 
 def monitored(live: Live, day: str) -> None:

@@ -111,6 +111,13 @@ def test_only_the_run_of_a_published_night_catches_up(fake: Steps, spec: ModelSp
     assert fake.calls[-1][1]["catch_up"] is (kind == DagRunType.ASSET_TRIGGERED)
 
 
+def test_nights_that_were_caught_up_with_are_announced_too(fake: Steps, spec: ModelSpec) -> None:
+    run = context(kind="asset_triggered")
+    fake.results["score"] |= {"late": ["2013-01-30", "2013-01-31"]}
+    score.predict(spec, run)
+    assert event(run, assets.predictions(spec)).partition_keys == {"2013-01-30", "2013-01-31", "2013-02-01"}
+
+
 def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -> None:
     run = context("2013-04-01", "asset_triggered")
     run["triggering_asset_events"] = {"retraining/flight_late": [SimpleNamespace(extra={"reason": "drift"})]}

@@ -57,5 +57,5 @@ def predict(spec: ModelSpec, context: Context) -> dict[str, Any]:
             f"{spec.name} has no champion yet: trigger {spec.name}.train, then score again."
         )
     told = {name: result.get(name) for name in ("rows_out", "model_version")}
-    assets.emit(context, assets.predictions(spec), span, told)
+    assets.emit(context, assets.predictions(spec), span, told, result.get("late", ()))
     return result
