@@ -65,10 +65,9 @@ def score(
     Raises:
         DataError: nothing was published in the range. ArtifactError: the champion's file is not what was registered.
     """
-    behind = left_behind(spec, start) if catch_up else []
     result = _score(spec, start, end, force, run_id)
     late: list[str] = []
-    for day in behind:
+    for day in left_behind(spec, start) if catch_up and result["model_version"] else ():
         try:
             late += _score(spec, day, None, False, run_id)["partitions"]
         except DataError as error:

@@ -106,7 +106,7 @@ def test_nights_that_scoring_never_heard_of_are_scored_with_the_next(live: Live,
     emit(live, "data", last)
     await_(
         lambda: [r["state"] for r in live.runs_of(SCORE, last)] == ["success"],
-        60,
+        120,
         lambda: live.airflow.runs(SCORE),
     )
     assert all(manifest.read(NAME, "score", night) for night in (*lost, last))
