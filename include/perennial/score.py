@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
-COMMIT_ROWS = 262_144
+COMMIT_ROWS = 294_912
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
 #: a tenth of a MiB for each night that it has open.
 LOG_NIGHTS = 32
