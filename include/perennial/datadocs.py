@@ -53,7 +53,7 @@ def place(model: str, day: str, extension: str, what: str = "rows") -> str:
     return f"{settings().lake}/reports/{model}/validation/{day}{'' if what == 'rows' else '-' + what}.{extension}"
 
 
-def content(outcome: Outcome, feed: Feed, suite_name: str) -> dict[str, Any]:
+def suite_json(outcome: Outcome, feed: Feed, suite_name: str) -> dict[str, Any]:
     """Great Expectations' result of the whole suite, as JSON; its success is that the partition may be published."""
     import great_expectations
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
@@ -88,7 +88,7 @@ def content(outcome: Outcome, feed: Feed, suite_name: str) -> dict[str, Any]:
 
 def write(outcome: Outcome, feed: Feed, suite_name: str, *, page: bool) -> str:
     """Keep the result as JSON and, if asked for, as a page; returns where a person looks."""
-    result = content(outcome, feed, suite_name)
+    result = suite_json(outcome, feed, suite_name)
     kept = files.write_text(
         place(feed.model, outcome.day, "json", feed.what), json.dumps(result, indent=1, default=str)
     )

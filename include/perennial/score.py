@@ -83,6 +83,8 @@ def left_behind(spec: ModelSpec, day: str) -> list[str]:
 
     A night is left behind where nobody heard of its publication: Airflow drops events for a DAG that is paused
     (airflow 38891), and may strand those of partitions (airflow 56749); or where its scoring failed.
+    One look only: a night that still cannot be scored then, or that a later one overtook within `PATIENCE`, is for a
+    person's backfill.
     """
     scored = [d for d in lake.partitions(lake.table("predictions", spec.name)) if d < day]
     if not scored:
