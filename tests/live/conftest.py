@@ -34,7 +34,8 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
     aging = {"on": ["age"], "max_age_days": 1, "cooldown_days": 0}
     no_retries = {"data": {"retries": 0}, "score": {"retries": 0}}
     quick: dict[str, Any] = {"schedule": PAST, "limits": no_retries, "training": {"rounds": 5}}
-    yesterday = (datetime.now(UTC) - timedelta(days=1)).date().isoformat()
+    # the next night is 22 hours away: none comes while the tests run
+    due = datetime.now(UTC) - timedelta(hours=2)
     found = [
         toys.model(root, PLAN.model, limits=no_retries, schedule=PAST),
         toys.model(root, "toy_asked", retraining=aging | {"mode": "ask"}, alerts=channels, **quick),
@@ -43,7 +44,10 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
         toys.model(
             root, "toy_late", data={"arrival": "wait"}, alerts=channels,
             limits={"data": {"retries": 0, "deadline_minutes": 1}},
-            schedule={"start": yesterday, "data": "0 0 * * *"},
+            schedule={
+                "start": (due.date() - timedelta(days=1)).isoformat(),
+                "data": f"{due.minute} {due.hour} * * *",
+            },
         ),
     ]  # fmt: skip
     return {spec.name: spec for spec in found}

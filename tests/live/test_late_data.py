@@ -18,20 +18,20 @@ DAG = f"{NAME}.data"
 def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live) -> None:
     """The nightly run of a new model starts with Airflow; it may take a minute; the feed is silent at first."""
     spec = live.others[NAME]
-    yesterday = spec.schedule.start.isoformat()
+    night = spec.schedule.start.isoformat()
 
     def notices() -> list[dict[str, Any]]:
         return [t for t in live.told if t.get("model") == NAME and "signal" in t]
 
     await_(notices, 240, lambda: live.airflow.runs(DAG))
     (told,) = notices()
-    assert told["title"] == f"{NAME}: deadline:data is bad, partition {yesterday}"
+    assert told["title"] == f"{NAME}: deadline:data is bad, partition {night}"
     assert "is not published 1 minutes after its run was queued; the run is running" in told["reason"]
     assert told["log"].endswith(f"/dags/{DAG}/runs/{told['run_id']}")
-    toys.land(spec, yesterday, 1)
+    toys.land(spec, night, 1)
     await_(lambda: len(notices()) > 1, 200, lambda: live.airflow.runs(DAG))
-    assert notices()[1]["title"] == f"{NAME}: deadline:data is well again, partition {yesterday}"
+    assert notices()[1]["title"] == f"{NAME}: deadline:data is well again, partition {night}"
     assert incidents.read(NAME).open == []
     live.airflow.trigger("perennial.digest")
-    ended = f"Ended\n- {NAME}: deadline:data, bad from {yesterday} to {yesterday}"
+    ended = f"Ended\n- {NAME}: deadline:data, bad from {night} to {night}"
     await_(lambda: any(ended in t["text"] for t in live.told), 120, lambda: live.told)
