@@ -16,6 +16,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -116,14 +117,25 @@ def baseline(
         mean = float(quiet.mean())
         allowance = max(allowance, 2 * sd / math.sqrt(n))
     found = Baseline(mean, sd, allowance, ONE_NIGHT, n, two_sided)
-    edge = np.random.default_rng(seed).normal(size=YEARS * NIGHTS_A_YEAR)
-    resampled = found.z(_years(quiet, seed))
     calm = math.exp(-false_alarms)  # share of years without an alarm, if they come as a Poisson process
-    limits = []
-    for z in (np.stack([edge, -edge]) if two_sided else edge, resampled):
-        years = levels(z.reshape(-1, YEARS, NIGHTS_A_YEAR)).max(axis=(0, 2))
-        limits.append(float(np.quantile(years, calm)))
-    return replace(found, limit=max(ONE_NIGHT, *limits))
+    years = (_gaussian(two_sided, seed), _peaks(found.z(_years(quiet, seed))))
+    return replace(found, limit=max(ONE_NIGHT, *(float(np.quantile(y, calm)) for y in years)))
+
+
+def _peaks(z: np.ndarray) -> np.ndarray:
+    """The highest level of each year, shape (YEARS,); ``z`` has the years' nights, one side or both."""
+    import numpy as np
+
+    return np.asarray(levels(z.reshape(-1, YEARS, NIGHTS_A_YEAR)).max(axis=(0, 2)))
+
+
+@lru_cache(maxsize=2)
+def _gaussian(two_sided: bool, seed: int) -> np.ndarray:
+    """`_peaks` of Gaussian nights: the same for each number that a champion's watch follows."""
+    import numpy as np
+
+    edge = np.random.default_rng(seed).normal(size=YEARS * NIGHTS_A_YEAR)
+    return _peaks(np.stack([edge, -edge]) if two_sided else edge)
 
 
 def follow(values: np.ndarray, quiet: Baseline) -> Trace:

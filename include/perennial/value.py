@@ -8,9 +8,11 @@ hurt the model, or that no label can mend, has no value; one that a new model wo
 
 from __future__ import annotations
 
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from perennial.evaluate import losses
+from perennial.settings import settings
 
 if TYPE_CHECKING:
     import numpy as np
@@ -50,14 +52,19 @@ def gains(
     parameters = _PARAMETERS | {"objective": objective} | ({"num_class": classes} if classes else {})
     edges = np.searchsorted(evidence.night, np.arange(len(evidence.dates) + 1))
     nights = [i for i in range(len(evidence.dates)) if edges[i + 1] - edges[i] >= 1]
-    for place, night in enumerate(nights):
-        if place < LEAST or night < since:
-            continue
-        first = nights[max(0, place - LOOK)]
+
+    def judge(place: int) -> None:
+        night, first = nights[place], nights[max(0, place - LOOK)]
         past, now = slice(edges[first], edges[night]), slice(edges[night], edges[night + 1])
         corrected = _corrected(parameters, evidence, past, now)
         alone = losses(task, metric, evidence.y[now], evidence.predicted[now])
         found[night] = float((alone - losses(task, metric, evidence.y[now], corrected)).mean())
+
+    judged = [place for place, night in enumerate(nights) if place >= LEAST and night >= since]
+    with ThreadPoolExecutor(
+        settings().threads
+    ) as pool:  # a booster of so few rows has no use for more than one
+        list(pool.map(judge, judged))
     return found
 
 

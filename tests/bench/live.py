@@ -7,6 +7,7 @@ import shutil
 import time
 from datetime import datetime
 from pathlib import Path
+from typing import NamedTuple
 
 from bench.figures import Figure
 from bench.world import FIRST, LAST, MODEL, TRAINED_UNTIL, World, free_port
@@ -18,21 +19,26 @@ from perennial.stack.config import Stack
 from perennial.stack.rest import DONE, Airflow
 
 MONITORED = "2013-04-28"
-_Run = tuple[str, str | None, dict[str, str]]
-#: Stage, partition key, form; in turns. The runs of a turn need nothing from each other, so that Airflow has them side
-#: by side: the nights after the history are published while the first model is trained.
-TURNS: tuple[tuple[_Run, ...], ...] = (
-    (("data", None, {"start": FIRST, "end": TRAINED_UNTIL}),),
-    (
-        ("train", TRAINED_UNTIL, {"reason": "bench"}),
-        ("data", None, {"start": files.shift(TRAINED_UNTIL, 1), "end": LAST}),
-    ),
-    (("score", None, {"start": FIRST, "end": MONITORED}),),
-    (
-        ("monitor", MONITORED, {}),
-        ("score", None, {"start": files.shift(MONITORED, 1), "end": LAST}),
-    ),
-)
+
+
+class Asked(NamedTuple):
+    """A run that the loop needs: its stage, partition key and form, and the runs whose outcome it needs."""
+
+    stage: str
+    key: str | None
+    form: dict[str, str]
+    after: tuple[str, ...] = ()
+
+
+#: Each begins once what it needs is done, beside whatever else runs then: that is what a scheduler is for.
+RUNS = {
+    "history": Asked("data", None, {"start": FIRST, "end": TRAINED_UNTIL}),
+    "nights": Asked("data", None, {"start": files.shift(TRAINED_UNTIL, 1), "end": LAST}),
+    "train": Asked("train", TRAINED_UNTIL, {"reason": "bench"}, ("history",)),
+    "score": Asked("score", None, {"start": FIRST, "end": MONITORED}, ("train", "nights")),
+    "later": Asked("score", None, {"start": files.shift(MONITORED, 1), "end": LAST}, ("train", "nights")),
+    "monitor": Asked("monitor", MONITORED, {}, ("score",)),
+}
 LIGHT = ("promote", "decide")
 
 
@@ -107,7 +113,7 @@ class Live:
         os.environ.update(self.before)
 
     def _await_dags(self) -> None:
-        wanted = {f"{MODEL}.{stage}" for turn in TURNS for stage, _, _ in turn}
+        wanted = {f"{MODEL}.{asked.stage}" for asked in RUNS.values()}
         end = time.monotonic() + 180
         while wanted - set(self.airflow.paused()):
             if time.monotonic() > end:
@@ -121,20 +127,26 @@ class Live:
 
     def play(self) -> tuple[float, dict[str, float]]:
         """Run the loop; seconds from the first trigger to the end of the last task, and of the tasks of each name."""
-        began = time.time()
+        began = end = time.time()
         seconds: dict[str, float] = {}
-        end = began
-        for turn in TURNS:
-            runs = [(f"{MODEL}.{s}", self.airflow.trigger(f"{MODEL}.{s}", key=k, conf=c)) for s, k, c in turn]
-            for dag, run in runs:
-                while (state := self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"]) not in DONE:
-                    time.sleep(0.1)
+        waiting, running, done = dict(RUNS), dict[str, tuple[str, str]](), set[str]()
+        while waiting or running:
+            for name in [n for n, asked in waiting.items() if done.issuperset(asked.after)]:
+                asked = waiting.pop(name)
+                dag = f"{MODEL}.{asked.stage}"
+                running[name] = dag, self.airflow.trigger(dag, key=asked.key, conf=asked.form)
+            for name, (dag, run) in list(running.items()):
+                if (state := self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"]) not in DONE:
+                    continue
                 if state == "failed":
                     raise PerennialError(f"{dag} failed: {self.airflow.why(dag, run)}", "see the log")
+                del running[name]
+                done.add(name)
                 for task in self.airflow.tasks(dag, run):
                     if task["start_date"] and task["end_date"]:
                         start, stop = (datetime.fromisoformat(task[k]) for k in ("start_date", "end_date"))
                         took = (stop - start).total_seconds()
                         seconds[task["task_id"]] = seconds.get(task["task_id"], 0.0) + took
                         end = max(end, stop.timestamp())
+            time.sleep(0.1)
         return end - began, seconds
