@@ -36,7 +36,7 @@ RUNS = {
     "nights": Asked("data", None, {"start": files.shift(TRAINED_UNTIL, 1), "end": LAST}),
     "train": Asked("train", TRAINED_UNTIL, {"reason": "bench"}, ("history",)),
     "score": Asked("score", None, {"start": FIRST, "end": MONITORED}, ("train", "nights")),
-    "later": Asked("score", None, {"start": files.shift(MONITORED, 1), "end": LAST}, ("train", "nights")),
+    "later": Asked("score", None, {"start": files.shift(MONITORED, 1), "end": LAST}, ("score",)),
     "monitor": Asked("monitor", MONITORED, {}, ("score",)),
 }
 LIGHT = ("promote", "decide")
