@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from perennial.lake import File
     from perennial.scorer import Night
 
-#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
+#: Rows scored at a time, and such units a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
-COMMIT_ROWS = 294_912
+COMMIT_UNITS = 2
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
 #: a tenth of a MiB for each night that it has open.
 LOG_NIGHTS = 32
@@ -134,7 +134,7 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     commits = [
         (days, list(units({d: held[d] for d in days}, size, most)))
         for alike in _alike(todo, shared.since if shared else "")
-        for days in _runs(alike, present, sizes)
+        for days in _runs(alike, present, sizes, size)
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
@@ -235,21 +235,27 @@ def _alike(todo: list[str], since: str) -> Iterator[list[str]]:
             yield days
 
 
-def _runs(todo: list[str], present: list[str], rows: dict[str, int]) -> Iterator[list[str]]:
+def _runs(todo: list[str], present: list[str], rows: dict[str, int], size: int) -> Iterator[list[str]]:
     """Stretches of ``todo`` with no other published partition between: one commit each.
 
-    A stretch has `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it writes
-    to a partition until all of them are done.
+    A stretch has the rows of `COMMIT_UNITS` whole units, more only where a single partition has: the lake's writer
+    holds what it writes to a partition until all of them are done, and a unit of few rows costs as much to begin as one
+    of many.
+
+    Args:
+        size: rows of a unit at most.
     """
     index = {d: i for i, d in enumerate(present)}
     held: list[str] = []
-    size = 0
+    used = room = 0
     for day in todo:
-        if held and (index[day] != index[held[-1]] + 1 or size + rows[day] > COMMIT_ROWS):
+        needed = 0 if rows[day] <= room else -(-rows[day] // size)
+        if held and (index[day] != index[held[-1]] + 1 or used + needed > COMMIT_UNITS):
             yield held
-            held, size = [], 0
+            held, used, room, needed = [], 0, 0, -(-rows[day] // size)
         held.append(day)
-        size += rows[day]
+        used += needed
+        room = max(0, (size if needed else room) - rows[day])
     yield held
 
 
@@ -302,7 +308,7 @@ def _log(
     spec: ModelSpec, logged: dict[str, list[pa.RecordBatch]], present: list[str], inputs: dict[str, Any]
 ) -> None:
     """Replace the nights of ``logged`` in the table of what was served, and forget them."""
-    for days in _runs(sorted(logged), present, dict.fromkeys(logged, 0)) if logged else ():
+    for days in _runs(sorted(logged), present, dict.fromkeys(logged, 0), 1) if logged else ():
         nights = {day: logged.pop(day) for day in days}
         served.write(spec, nights, {day: served.origin(inputs[day]) for day in days})
 
