@@ -68,7 +68,7 @@ docs: setup  ## write again what is made from the spec's definition: JSON Schema
 	@$(RUN) -m perennial docs
 
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
-	@$(RUN) -m pytest --numprocesses logical --maxprocesses 4 --dist loadscope --no-loadscope-reorder $(ARGS)
+	@$(RUN) -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
 test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG (LOAD="kind load docker-image" hands it the image)
 	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
