@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import nullcontext
 from typing import Any
 
 import pyarrow as pa
@@ -41,6 +42,15 @@ def test_evidently_shows_our_scores_and_our_verdict() -> None:
     assert values[None] == {"count": 1.0, "share": 0.5}
     assert left_out == {} and "<body>" in page
     assert "because" in whole(found, page, left_out)
+
+
+def test_what_is_not_drawn_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    found, side = [finding("x"), finding("t")], sample(x=NUMBERS, t=["a", "b"] * 50)
+    page, results, _ = report.picture(found, side, side, ["t"], 0.5)
+    monkeypatch.setattr(report, "_drawn_once", nullcontext)
+    whole_page, whole_results, _ = report.picture(found, side, side, ["t"], 0.5)
+    assert page and results["metrics"] == whole_results["metrics"]
+    assert len(page) == len(whole_page)  # ids in it differ from run to run
 
 
 HOSTILE = "</script><script>alert(1)</script>"
