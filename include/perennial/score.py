@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from perennial.lake import File
     from perennial.scorer import Night
 
-#: Rows scored at a time, and such units a commit: what the memory of the step depends on, beside 200 MiB of libraries.
+#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
 UNIT_ROWS = 98_304
-COMMIT_UNITS = 3
+COMMIT_ROWS = 3 * UNIT_ROWS
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
 #: a tenth of a MiB for each night that it has open.
 LOG_NIGHTS = 32
@@ -238,19 +238,19 @@ def _alike(todo: list[str], since: str) -> Iterator[list[str]]:
 def _runs(todo: list[str], present: list[str], rows: dict[str, int], size: int) -> Iterator[list[str]]:
     """Stretches of ``todo`` with no other published partition between: one commit each.
 
-    A stretch has the rows of `COMMIT_UNITS` whole units, more only where a single partition has: the lake's writer
-    holds what it writes to a partition until all of them are done, and a unit of few rows costs as much to begin as one
-    of many.
+    A stretch has up to `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it
+    writes to a partition until all of them are done. It has whole units: one cut short costs as much to begin.
 
     Args:
         size: rows of a unit at most.
     """
     index = {d: i for i, d in enumerate(present)}
+    most = max(1, COMMIT_ROWS // size)
     held: list[str] = []
     used = room = 0
     for day in todo:
         needed = 0 if rows[day] <= room else -(-rows[day] // size)
-        if held and (index[day] != index[held[-1]] + 1 or used + needed > COMMIT_UNITS):
+        if held and (index[day] != index[held[-1]] + 1 or used + needed > most):
             yield held
             held, used, room, needed = [], 0, 0, -(-rows[day] // size)
         held.append(day)

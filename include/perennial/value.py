@@ -61,9 +61,8 @@ def gains(
         found[night] = float((alone - losses(task, metric, evidence.y[now], corrected)).mean())
 
     judged = [place for place, night in enumerate(nights) if place >= LEAST and night >= since]
-    with ThreadPoolExecutor(
-        settings().threads
-    ) as pool:  # a booster of so few rows has no use for more than one
+    # side by side, each in one thread: a booster of so few rows has no use for more
+    with ThreadPoolExecutor(settings().threads) as pool:
         list(pool.map(judge, judged))
     return found
 

@@ -149,7 +149,7 @@ def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
     assert rows[many] == [f"{many}-{i:05d}" for i in range(0, 1001, 6)]
 
 
-@pytest.mark.parametrize(("unit", "commit", "nights"), [(131_072, 2, 1), (7, 20, 9), (100, 2, 1)])
+@pytest.mark.parametrize(("unit", "commit", "nights"), [(131_072, 262_144, 1), (7, 150, 9), (100, 150, 1)])
 def test_the_log_is_the_same_however_nights_are_scored(
     scored: ModelSpec, monkeypatch: pytest.MonkeyPatch, unit: int, commit: int, nights: int
 ) -> None:
@@ -158,7 +158,7 @@ def test_the_log_is_the_same_however_nights_are_scored(
     before = log(scored)
     assert len(before) == 4 * 12
     monkeypatch.setattr("perennial.score.UNIT_ROWS", unit)
-    monkeypatch.setattr("perennial.score.COMMIT_UNITS", commit)
+    monkeypatch.setattr("perennial.score.COMMIT_ROWS", commit)
     monkeypatch.setattr("perennial.score.LOG_NIGHTS", nights)
     score(scored, start=FIRST, end=LAST, force=True)
     assert log(scored) == before

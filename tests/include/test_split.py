@@ -162,7 +162,7 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     log = toys.content_of("served", spec.name)
     assert {r["model_version"] for r in log} == {"1", challenger}
     monkeypatch.setattr("perennial.score.UNIT_ROWS", 70)
-    monkeypatch.setattr("perennial.score.COMMIT_UNITS", 7)
+    monkeypatch.setattr("perennial.score.COMMIT_ROWS", 500)
     assert score(spec, start=LATE, end=last, force=True)["rows_out"] == toys.ROWS + 3 * ROWS
     assert toys.content_of("predictions", spec.name) == before
     assert str(toys.content_of("served", spec.name)) == str(log)

@@ -48,20 +48,17 @@ def test_fingerprints_are_those_of_each_partition(nights: str) -> None:
 
 
 def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score, "COMMIT_UNITS", 2)
+    monkeypatch.setattr(score, "COMMIT_ROWS", 250)
     days = ["01", "02", "03", "04", "05", "07", "08", "09"]
     rows = {**dict.fromkeys(days, 100), "07": 900}
     found = [["01", "02"], ["03", "04"], ["05"], ["07"], ["08", "09"]]
-    assert list(score._runs(days, days, rows, 150)) == found
-    # two units of two nights each: no unit is cut short where a commit ends
-    assert list(score._runs(days, days, rows, 250)) == [
-        ["01", "02", "03", "04"],
-        ["05"],
-        ["07"],
-        ["08", "09"],
-    ]
+    assert list(score._runs(days, days, rows, 125)) == found
     # a partition that is not to be scored lies between
-    assert list(score._runs(["01", "03"], days, rows, 150)) == [["01"], ["03"]]
+    assert list(score._runs(["01", "03"], days, rows, 125)) == [["01"], ["03"]]
+    # five nights would have room, two units of two nights each have four: none is cut short where a commit ends
+    monkeypatch.setattr(score, "COMMIT_ROWS", 500)
+    found = [["01", "02", "03", "04"], ["05"], ["07"], ["08", "09"]]
+    assert list(score._runs(days, days, rows, 250)) == found
 
 
 def test_units_are_whole_nights_or_stretches_of_a_large_file() -> None:

@@ -45,11 +45,20 @@ def test_evidently_shows_our_scores_and_our_verdict() -> None:
 
 
 def test_what_is_not_drawn_is_not_shown_either(monkeypatch: pytest.MonkeyPatch) -> None:
+    from evidently.metrics import column_statistics
+
+    drawn = []
+    draw = column_statistics.plot_distr_with_perc_button
+    monkeypatch.setattr(
+        column_statistics, "plot_distr_with_perc_button", lambda **how: drawn.append(how) or draw(**how)
+    )
     found, side = [finding("x"), finding("t")], sample(x=NUMBERS, t=["a", "b"] * 50)
     page, results, _ = report.picture(found, side, side, ["t"], 0.5)
+    assert not drawn
     monkeypatch.setattr(report, "_drawn_once", nullcontext)
     whole_page, whole_results, _ = report.picture(found, side, side, ["t"], 0.5)
-    assert page and results["metrics"] == whole_results["metrics"]
+    assert len(drawn) == 2 and page
+    assert results["metrics"] == whole_results["metrics"]
     assert len(page) == len(whole_page)  # ids in it differ from run to run
 
 
