@@ -1,6 +1,7 @@
 """Boosting round by round, so that a training that was stopped from outside goes on where it was.
 
-A checkpoint on the lake holds the trials that are done and the booster under way; a search replays its finished trials.
+A checkpoint on the lake holds the trials that are done and the boosters under way; a search replays its finished
+trials.
 Without sampling of rows or columns, what goes on gives the very model of an undisturbed training. With it, the rounds
 after the interruption draw other rows and columns, as good: XGBoost does not save its generators' state, and a seed of
 each round's own (``seed_per_iteration``, or the parameter set anew) does not bring it back.
@@ -12,11 +13,13 @@ import hashlib
 import json
 import logging
 import os
+import threading
 import time
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial import files
+from perennial.errors import Interrupted
 from perennial.settings import settings
 
 if TYPE_CHECKING:
@@ -25,7 +28,8 @@ if TYPE_CHECKING:
 log = logging.getLogger("perennial")
 #: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS says another number.
 EVERY_SECONDS = 60.0
-_LOSSES, _NAME = "perennial_losses", "perennial_under_way"
+_LOSSES = "perennial_losses"
+LAST = "the last fit"
 
 
 @dataclass(frozen=True)
@@ -38,22 +42,30 @@ class Trial:
     rounds: int
     seconds: float
 
+    @property
+    def name(self) -> str:
+        """What its checkpoint calls it."""
+        return f"trial {self.number}"
+
 
 class Checkpoint:
-    """What is done of one training.
+    """What is done of one training; several threads may tell it of their trials.
 
     Args:
         uri: folder on the lake, of one dataset version and one spec; None keeps nothing.
 
     Attributes:
         resumed: rounds that were found done, those of whole trials included.
+        halted: set to end what is boosted meanwhile: nobody needs it any more.
     """
 
     def __init__(self, uri: str | None) -> None:
         self.uri = uri
         self.resumed = 0
+        self.halted = False
         self._every = float(os.environ.get("PERENNIAL_CHECKPOINT_SECONDS") or EVERY_SECONDS)
-        self._saved = time.monotonic()
+        self._lock = threading.Lock()
+        self._began, self._saved = time.monotonic(), dict[str, float]()
         found = self._read("trials.json")
         self._trials = [Trial(**item) for item in json.loads(found)] if found else []
         self._done = {trial.number: trial for trial in self._trials}
@@ -70,52 +82,64 @@ class Checkpoint:
         found = self._done.get(number)
         if found is None or found.params != params:
             return None
-        self.resumed += found.rounds
+        self._resume(found.rounds)
         return found
 
     def add(self, trial: Trial) -> None:
         """Note a trial that is done."""
-        self._done[trial.number] = trial
-        self._trials = [t for t in self._trials if t.number != trial.number] + [trial]
-        if self.uri:
-            files.write_text(f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self._trials]))
+        with self._lock:
+            self._done[trial.number] = trial
+            self._trials = [t for t in self._trials if t.number != trial.number] + [trial]
+            if self.uri:
+                files.write_text(f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self._trials]))
+                files.remove(self._place(trial.name))
 
     def booster(self, name: str) -> tuple[bytearray | None, list[float]]:
-        """The booster under way, if it is the one called ``name``, and its losses so far."""
+        """The booster under way that is called ``name``, if there is one, and its losses so far."""
         import xgboost
 
-        raw = self._read("booster.ubj")
+        raw = self._read(_file(name))
         if not raw:
             return None, []
         booster = xgboost.Booster(model_file=bytearray(raw))
-        if booster.attr(_NAME) != name:
-            return None, []
         losses = [float(x) for x in json.loads(booster.attr(_LOSSES) or "[]")]
-        self.resumed += booster.num_boosted_rounds()
+        self._resume(booster.num_boosted_rounds())
         log.info("%s goes on after %d rounds", name, booster.num_boosted_rounds())
-        booster.set_attr(**{_NAME: None, _LOSSES: None})
+        booster.set_attr(**{_LOSSES: None})
         return booster.save_raw("ubj"), losses
 
     def keep(self, name: str, booster: xgboost.Booster, losses: list[float]) -> None:
-        """Save the booster under way, if the last time is long enough ago."""
-        if not self.uri or time.monotonic() - self._saved < self._every:
+        """Save a booster under way, if the last time is long enough ago."""
+        if not self.uri or time.monotonic() - self._saved.get(name, self._began) < self._every:
             return
-        booster.set_attr(**{_NAME: name, _LOSSES: json.dumps(losses)})
-        files.write_bytes(f"{self.uri}/booster.ubj", bytes(booster.save_raw("ubj")))
-        booster.set_attr(**{_NAME: None, _LOSSES: None})
-        self._saved = time.monotonic()
+        booster.set_attr(**{_LOSSES: json.dumps(losses)})
+        files.write_bytes(self._place(name), bytes(booster.save_raw("ubj")))
+        booster.set_attr(**{_LOSSES: None})
+        self._saved[name] = time.monotonic()
 
     def clear(self) -> None:
         """Forget it: the training is registered."""
         if self.uri:
-            for name in ("booster.ubj", "trials.json"):
-                files.remove(f"{self.uri}/{name}")
+            for name in (LAST, *(t.name for t in self._trials)):
+                files.remove(self._place(name))
+            files.remove(f"{self.uri}/trials.json")
+
+    def _place(self, name: str) -> str:
+        return f"{self.uri}/{_file(name)}"
+
+    def _resume(self, rounds: int) -> None:
+        with self._lock:
+            self.resumed += rounds
 
     def _read(self, name: str) -> bytes:
         try:
             return files.read_bytes(f"{self.uri}/{name}") if self.uri else b""
         except FileNotFoundError:
             return b""
+
+
+def _file(name: str) -> str:
+    return f"{name.replace(' ', '-')}.ubj"
 
 
 def boost(
@@ -141,6 +165,9 @@ def boost(
 
     Returns:
         The booster, and its metric on ``valid`` by round.
+
+    Raises:
+        Interrupted: the checkpoint was halted.
     """
     import xgboost
 
@@ -150,6 +177,8 @@ def boost(
     for i in range(booster.num_boosted_rounds(), rounds):
         if exhausted(losses, patience, maximize):
             break
+        if checkpoint.halted:
+            raise Interrupted(f"{name} was stopped after {i} rounds", "train again: it goes on from there")
         booster.update(train, iteration=i)
         if valid is not None:
             told = str(booster.eval_set([(valid, "valid")], iteration=i))

@@ -142,9 +142,18 @@ class Dataset:
         """Rows in all, those for early stopping included."""
         return self.spool.rows
 
-    def fits(self) -> bool:
-        """Whether the binned matrix fits into half of the step's memory."""
-        return self.rows * self.spool.columns * BYTES_A_CELL <= settings().memory_mb * 2**20 // 2
+    def fits(self, times: int = 1) -> bool:
+        """Whether so many binned matrices fit into half of the step's memory."""
+        return times * self.rows * self.spool.columns * BYTES_A_CELL <= settings().memory_mb * 2**20 // 2
+
+    def abreast(self, trials: int) -> int:
+        """How many trials to boost side by side, each from a matrix of its own and with its share of the threads.
+
+        Two threads boost a hundred thousand rows hardly faster than one: they wait for each other at each level of
+        each tree. Two trials do not.
+        """
+        most = min(trials, settings().threads)
+        return next((n for n in range(most, 1, -1) if self.fits(n)), 1)
 
     def ask(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """What ``function`` gives wherever these rows are boosted: here."""

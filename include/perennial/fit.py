@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field, replace
+from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from perennial import gpu
-from perennial.boost import Checkpoint, Trial, ran_on
+from perennial.boost import LAST, Checkpoint, Trial, ran_on
 from perennial.dataset import Binning
 from perennial.errors import PerennialError
 from perennial.evaluate import EVAL_METRICS
@@ -17,12 +19,16 @@ from perennial.spec import WHOLE, ModelSpec
 
 if TYPE_CHECKING:
     import numpy as np
+    import optuna
     import xgboost
 
     from perennial.dataset import Dataset
+    from perennial.sections import Range
     from perennial.shares import Shares
 
 BASELINE_ROWS = 20_000
+#: Trials that Optuna's TPE draws at random, before it learns from results (its own default).
+BLIND = 10
 
 
 @dataclass
@@ -124,9 +130,7 @@ def fit(
         trials = _trials(spec, data, base, how, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _typed(best.params)
-        booster, _ = data.boost(
-            "the last fit", params, data.dmatrix(0, data.rows, how), best.rounds, checkpoint
-        )
+        booster, _ = data.boost(LAST, params, data.dmatrix(0, data.rows, how), best.rounds, checkpoint)
     ran = data.ran_on(booster)
     if ran != where:
         raise PerennialError(
@@ -153,59 +157,103 @@ def _trials(
     checkpoint: Checkpoint,
 ) -> list[Trial]:
     """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
-    train = data.dmatrix(0, data.fit, how)
-    valid = data.dmatrix(data.fit, data.rows, how, ref=train)
-    trials: list[Trial] = []
+    alone = base["device"] != "cpu" or how.external
+    abreast = 1 if alone else data.abreast(min(spec.training.search.trials, BLIND))
+    share = max(1, how.threads // abreast)
+    free = SimpleQueue[tuple[Any, Any]]()
+    for _ in range(abreast):
+        train = data.dmatrix(0, data.fit, replace(how, threads=share))
+        free.put((train, data.dmatrix(data.fit, data.rows, replace(how, threads=share), ref=train)))
     ranking = spec.task == "ranking"
 
     def run(number: int, chosen: dict[str, float]) -> Trial:
-        trial = checkpoint.trial(number, chosen) or fresh(number, chosen)
-        trials.append(trial)
-        on_trial(trial)
-        return trial
+        return checkpoint.trial(number, chosen) or fresh(number, chosen)
 
     def fresh(number: int, chosen: dict[str, float]) -> Trial:
         started = time.monotonic()
-        _, losses = data.boost(
-            f"trial {number}", base | _typed(chosen), train, spec.training.rounds, checkpoint,
-            valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
-        )  # fmt: skip
+        matrices = train, valid = free.get()
+        try:
+            _, losses = data.boost(
+                f"trial {number}", base | {"nthread": share if number < BLIND else how.threads} | _typed(chosen),
+                train, spec.training.rounds, checkpoint,
+                valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
+            )  # fmt: skip
+        finally:
+            free.put(matrices)
         best = max(losses) if ranking else min(losses)
         seconds = round(time.monotonic() - started, 3)
         trial = Trial(number, chosen, -best if ranking else best, losses.index(best) + 1, seconds)
         checkpoint.add(trial)
         return trial
 
-    if spec.training.search.trials:
-        _search(spec, run, checkpoint.seconds)
+    trials: list[Trial] = []
+
+    def done(trial: Trial) -> None:
+        trials.append(trial)
+        on_trial(trial)
+
+    if not spec.training.search.trials:
+        done(run(0, {}))
+    elif abreast == 1:
+        _search(spec, map, run, done, checkpoint.seconds)
     else:
-        run(0, {})
+        with ThreadPoolExecutor(abreast, thread_name_prefix="trial") as pool:
+            try:
+                _search(spec, pool.map, run, done, checkpoint.seconds)
+            except BaseException:  # nothing waits for trials that nobody needs
+                checkpoint.halted = True
+                raise
     return trials
 
 
-def _search(spec: ModelSpec, run: Callable[[int, dict[str, float]], Trial], spent: float) -> None:
-    """Let Optuna choose; ``spent`` seconds of the budget are gone."""
+def _search(
+    spec: ModelSpec,
+    each: Callable[..., Iterator[Trial | None]],
+    run: Callable[[int, dict[str, float]], Trial],
+    done: Callable[[Trial], None],
+    spent: float,
+) -> None:
+    """Let Optuna choose; ``spent`` seconds of the budget are gone.
+
+    It draws the first trials before it looks at any result: they run side by side, and are the same as one by one.
+
+    Args:
+        each: ``map``, or one that calls side by side. done: told of each trial, in their order.
+    """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = spec.training.search
-    study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=spec.training.seed))
+    sampler = optuna.samplers.TPESampler(seed=spec.training.seed, n_startup_trials=BLIND)
+    study = optuna.create_study(sampler=sampler)
     given = {k: v for k, v in spec.training.params.items() if k in search.space and search.space[k].holds(v)}
     if len(given) == len(search.space):
         study.enqueue_trial(given)  # what the spec says is tried first: the search can only do better
+    end = time.monotonic() + max(1.0, search.minutes * 60 - spent)
 
-    def objective(trial: optuna.Trial) -> float:
-        chosen: dict[str, float] = {}
-        for name, item in search.space.items():
-            if item.choices:
-                chosen[name] = float(trial.suggest_categorical(name, item.choices))
-            elif name in WHOLE:
-                chosen[name] = trial.suggest_int(name, int(item.low or 0), int(item.high or 0), log=item.log)
-            else:
-                chosen[name] = trial.suggest_float(name, item.low or 0, item.high or 0, log=item.log)
-        return run(trial.number, chosen).loss
+    def within(trial: optuna.Trial, chosen: dict[str, float]) -> Trial | None:
+        return run(trial.number, chosen) if not trial.number or time.monotonic() < end else None
 
-    study.optimize(objective, n_trials=search.trials, timeout=max(1.0, search.minutes * 60 - spent))
+    for count in (min(BLIND, search.trials), *[1] * (search.trials - BLIND)):
+        asked = [study.ask() for _ in range(count)]
+        chosen = [_chosen(trial, search.space) for trial in asked]
+        for trial, found in zip(asked, each(within, asked, chosen), strict=True):
+            if found is None:
+                return
+            study.tell(trial, found.loss)
+            done(found)
+
+
+def _chosen(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, float]:
+    chosen: dict[str, float] = {}
+    for name, item in space.items():
+        if item.choices:
+            chosen[name] = float(trial.suggest_categorical(name, item.choices))
+        elif name in WHOLE:
+            chosen[name] = trial.suggest_int(name, int(item.low or 0), int(item.high or 0), log=item.log)
+        else:
+            chosen[name] = trial.suggest_float(name, item.low or 0, item.high or 0, log=item.log)
+    return chosen
 
 
 def baselines(spec: ModelSpec, data: Dataset | Shares) -> dict[str, Callable[[np.ndarray], np.ndarray]]:

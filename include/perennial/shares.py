@@ -189,6 +189,10 @@ class Shares:
             )  # fmt: skip
         return True
 
+    def abreast(self, trials: int) -> int:
+        """How many trials to boost side by side: each has all workers."""
+        return 1
+
     def ran_on(self, booster: xgboost.Booster) -> str:
         """The device a booster of these rows was trained on, by its own account when it was there."""
         ran = booster.attr(_RAN) or ""

@@ -152,6 +152,6 @@ def test_what_a_lost_container_interrupts_goes_on(
 
 
 def _kill_once_it_boosts(containers: Containers, name: str, place: Checkpoint) -> None:
-    while not files.exists(f"{place.uri}/booster.ubj"):
+    while not files.exists(f"{place.uri}/trial-0.ubj"):
         time.sleep(0.2)
     containers.kill(name)

@@ -10,7 +10,7 @@ import pytest
 import xgboost
 
 from perennial import boost as boosting
-from perennial.boost import Checkpoint, Trial, boost
+from perennial.boost import LAST, Checkpoint, Trial, boost
 
 PARAMS: dict[str, Any] = {
     "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "seed": 3, "nthread": 1,
@@ -117,6 +117,22 @@ def test_a_booster_of_another_trial_is_left_alone(tmp_path: Path, every_round: N
     assert Checkpoint(place).booster("trial 1") == (None, [])
     raw, _ = Checkpoint(place).booster("trial 0")
     assert raw and xgboost.Booster(model_file=raw).attributes() == {}
+
+
+def test_boosters_side_by_side_are_each_kept(tmp_path: Path, every_round: None) -> None:
+    train, _ = matrices()
+    place = tmp_path / "checkpoint"
+    checkpoint = Checkpoint(str(place))
+    boost("trial 0", PARAMS, train, 4, checkpoint)
+    boost("trial 1", PARAMS, train, 3, checkpoint)
+    checkpoint.add(Trial(0, {}, 0.5, 4, 1.0))
+    assert not Checkpoint(str(place)).booster("trial 0")[0]  # it is done
+    boost(LAST, PARAMS, train, 3, checkpoint)
+    found = Checkpoint(str(place))
+    assert found.booster("trial 1")[0] and found.booster(LAST)[0] and found.resumed == 6
+    checkpoint.add(Trial(1, {}, 0.5, 3, 1.0))
+    checkpoint.clear()
+    assert not list(place.iterdir())
 
 
 def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> None:

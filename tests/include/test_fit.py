@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from perennial import boost as boosting
 from perennial import fit as fitting
 from perennial.dataset import Dataset, Spool
 from perennial.encode import Encoding
-from perennial.fit import Trial, baselines, fit
+from perennial.errors import Interrupted, StorageError
+from perennial.fit import BLIND, Trial, baselines, fit
 from perennial.spec import ModelSpec
 from support import toys
 
@@ -60,6 +63,58 @@ def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make: Any, tmp_path
     two = fit(spec, data(tmp_path))
     assert [t.params for t in two.trials] == [t.params for t in one.trials]
     assert two.booster.save_raw("ubj") == one.booster.save_raw("ubj")
+
+
+def test_trials_side_by_side_are_those_one_by_one(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(search={"trials": 12, "space": SPACE}, rounds=30, early_stopping_rounds=5, seed=3)
+    found = []
+    for threads in ("1", "4"):
+        monkeypatch.setenv("PERENNIAL_THREADS", threads)
+        rows, told = data(tmp_path, rows=2000), list[Trial]()
+        assert rows.abreast(BLIND) == int(threads)
+        one = fit(spec, rows, on_trial=told.append)
+        found.append(([(t.number, t.params, t.loss, t.rounds) for t in told], one.booster.save_raw("ubj")))
+    assert found[0] == found[1]
+    assert [number for number, *_ in found[0][0]] == list(range(12))
+
+
+def test_only_as_many_trials_run_side_by_side_as_memory_holds(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = data(tmp_path)
+    monkeypatch.setenv("PERENNIAL_THREADS", "8")
+    monkeypatch.setenv("PERENNIAL_MEMORY_MB", "256")
+    assert [rows.abreast(trials) for trials in (10, 5, 1)] == [8, 5, 1]
+    rows.spool.rows = 3_000_000  # some 50 MiB each, of the 128 that may be used
+    assert rows.fits() and rows.abreast(10) == 2
+    rows.spool.rows = 30_000_000
+    assert not rows.fits() and rows.abreast(10) == 1
+
+
+def test_one_trial_that_fails_ends_those_beside_it(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make(search={"trials": 4, "space": SPACE}, rounds=10_000, early_stopping_rounds=1000)
+    monkeypatch.setenv("PERENNIAL_THREADS", "2")
+    real, began, beside = boosting.boost, threading.Event(), dict[str, str]()
+
+    def boost(name: str, *args: Any, **named: Any) -> Any:
+        if name == "trial 0":
+            began.wait(60)
+            raise StorageError("the disk is full", "free some space")
+        began.set()
+        try:
+            return real(name, *args, **named)
+        except Interrupted as error:
+            beside[name] = error.cause
+            raise
+
+    monkeypatch.setattr(Dataset, "boost", staticmethod(boost))
+    with pytest.raises(StorageError, match="the disk is full"):
+        fit(spec, data(tmp_path))
+    assert beside["trial 1"].startswith("trial 1 was stopped after ")
 
 
 def test_the_specs_own_parameters_are_tried_first(make: Any, tmp_path: Path) -> None:

@@ -230,7 +230,7 @@ def test_a_lost_worker_is_an_interruption(make: Make, monkeypatch: pytest.Monkey
 
 
 def _kill_once_it_boosts(pid: int, place: Checkpoint) -> None:
-    while not files.exists(f"{place.uri}/booster.ubj"):
+    while not files.exists(f"{place.uri}/trial-0.ubj"):
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
 

@@ -50,7 +50,7 @@ def checkpointed(model: str) -> bool:
     from pyarrow.fs import FileSelector
 
     place = FileSelector(f"{settings().lake.removeprefix('s3://')}/checkpoints/{model}", True, recursive=True)
-    return any(f.base_name == "booster.ubj" for f in files.filesystem().get_file_info(place))
+    return any(f.base_name.endswith(".ubj") for f in files.filesystem().get_file_info(place))
 
 
 def train_slowly(pods: Pods, model: str, **labels: str) -> tuple[str, Any]:
