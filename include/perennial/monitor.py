@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, history, lake, manifest, registry
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 
     from perennial import verdict
     from perennial.drift import Column, Counts
+    from perennial.model import Model
     from perennial.signals import Signal, State
     from perennial.verdict import Finding
     from perennial.watch import Watch
@@ -122,7 +124,7 @@ def _blank(start: str, as_of: str) -> _Result:
 def _judge(
     spec: ModelSpec, champion: registry.Version, start: str, as_of: str
 ) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
-    from perennial import decide, drift, observe, performance, report, shadow, verdict, watch, window
+    from perennial import drift, report, verdict, watch, window
 
     model = registry.load(champion)
     _, reference = drift.read_reference(registry.stored(champion, "reference.json"))
@@ -135,6 +137,32 @@ def _judge(
     )
     watched = watch.of(champion, spec)
     findings = [_weighed(f, reference, features, watched) for f in findings]
+    # Evidently draws in Python while the signals are counted by libraries that do not hold its lock.
+    with ThreadPoolExecutor(1, thread_name_prefix="report") as pool:
+        drawn = pool.submit(
+            report.picture,
+            [f for f in findings if f.column not in spec.data.personal],
+            _sample(champion),
+            seen | said,
+            [c for c, s in reference.items() if s.kind == "categorical"],
+            spec.monitoring.drift_share,
+        )
+        result = _found(spec, champion, model, watched, findings, start, as_of)
+        return result, findings, *drawn.result()
+
+
+def _found(
+    spec: ModelSpec,
+    champion: registry.Version,
+    model: Model,
+    watched: Watch,
+    findings: Sequence[Finding],
+    start: str,
+    as_of: str,
+) -> _Result:
+    """The verdict, with the performance and every signal."""
+    from perennial import decide, observe, performance, shadow, verdict
+
     summary = verdict.summarize(findings, spec.monitoring)
     earlier = history.earlier(spec, champion, as_of)
     tier, said_of_tier = verdict.tier(summary.suspicious, [e[1] for e in earlier], spec.monitoring)
@@ -155,7 +183,7 @@ def _judge(
     harmless = tier == "drifted" and not decide.harm(spec, told)
     told = {n: s.as_dict() for n, s in _drift(tier, summary.reason, findings, harmless).items()} | told
     drifted = [f.column for f in findings if f.status == "drifted"]
-    result = _blank(start, as_of) | {
+    return _blank(start, as_of) | {
         "verdict": tier,
         "reason": "; ".join(r for r in (summary.reason, said_of_tier) if r),
         "suspicious": summary.suspicious,
@@ -171,14 +199,6 @@ def _judge(
         "signals": told,
         "shadow": shadow.compare(spec, champion, as_of, performance.matured(spec, as_of)),
     }
-    page, picture, left_out = report.picture(
-        [f for f in findings if f.column not in spec.data.personal],
-        _sample(champion),
-        seen | said,
-        [c for c, s in reference.items() if s.kind == "categorical"],
-        spec.monitoring.drift_share,
-    )
-    return result, findings, page, picture, left_out
 
 
 def _earlier(spec: ModelSpec, day: str) -> str:

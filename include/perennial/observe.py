@@ -83,7 +83,10 @@ def observe(
 
 def _followed(spec: ModelSpec, model: Model, watched: Watch, seen: Evidence, skip: int) -> dict[str, Signal]:
     """The numbers that are followed; slices and groups as one signal each, that of the worst."""
-    series = signals.nightly(spec, model, seen, watched.expected, watched.shares, watched.groups, skip)
+    attributed = signals.attributions(model, seen, skip)
+    series = signals.nightly(
+        spec, model, seen, watched.expected, attributed, watched.shares, watched.groups, skip
+    )
     dates = seen.dates[skip:]
     found: dict[str, Signal] = {}
     parts: dict[str, list[tuple[str, Signal]]] = {}

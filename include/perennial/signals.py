@@ -56,6 +56,7 @@ def nightly(
     model: Model,
     seen: Evidence,
     expected: Expected,
+    attributed: tuple[np.ndarray, np.ndarray],
     shares: np.ndarray,
     groups: Mapping[str, list[str]],
     since: int = 0,
@@ -63,7 +64,7 @@ def nightly(
     """The numbers that are followed, one a night, shape (nights,) each; NaN for a night that does not tell.
 
     Args:
-        shares: share of each column in the attributions at training, shape (columns,).
+        attributed: the rows' `attributions`. shares: of each column in those at training, shape (columns,).
         groups: for each column of slices and of fairness, the values that are looked at.
         since: index of the first night that has to be told of.
 
@@ -85,7 +86,7 @@ def nightly(
         guess = expected.losses(seen.x, seen.predicted)
         if guess is not None:
             found["estimated"] = seen.mean(guess)
-    found["attributions"] = _moved(model, seen, shares)
+    found["attributions"] = _moved(attributed, len(seen.dates), shares)
     for column in spec.monitoring.slices:
         for name in groups.get(column, []):
             rows = known.texts[column] == name
@@ -122,8 +123,11 @@ def gaps(model: Model, seen: Evidence) -> tuple[dict[str, np.ndarray], dict[str,
     return empty, unseen
 
 
-def attributions(model: Model, seen: Evidence) -> tuple[np.ndarray, np.ndarray]:
+def attributions(model: Model, seen: Evidence, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean size of XGBoost's own contributions (TreeSHAP; Lundberg et al., 2020) by night and column, and the nights.
+
+    Args:
+        since: index of the first night that is looked at.
 
     Returns:
         Shape (nights with enough rows, columns), and the index of each of those nights.
@@ -133,7 +137,7 @@ def attributions(model: Model, seen: Evidence) -> tuple[np.ndarray, np.ndarray]:
 
     first = np.searchsorted(seen.night, np.arange(len(seen.dates)))
     rank = np.arange(len(seen.night)) - first[seen.night] if len(seen.night) else np.zeros(0, np.int64)
-    rows = np.flatnonzero(rank < ATTRIBUTED)
+    rows = np.flatnonzero((rank < ATTRIBUTED) & (seen.night >= since))
     if not len(rows):
         return np.zeros((0, seen.x.shape[1])), np.zeros(0, np.int64)
     matrix = xgboost.DMatrix(seen.x[rows], feature_names=list(model.encoding.columns))
@@ -147,15 +151,15 @@ def attributions(model: Model, seen: Evidence) -> tuple[np.ndarray, np.ndarray]:
     return sums[enough] / counts[enough, None], enough
 
 
-def _moved(model: Model, seen: Evidence, shares: np.ndarray) -> np.ndarray:
-    """Total variation between each night's shares of the attributions and those at training."""
+def _moved(attributed: tuple[np.ndarray, np.ndarray], nights: int, shares: np.ndarray) -> np.ndarray:
+    """Total variation between each night's shares of the attributions and those at training, shape (nights,)."""
     import numpy as np
 
-    found = np.full(len(seen.dates), np.nan)
-    means, nights = attributions(model, seen)
-    if len(nights):
+    found = np.full(nights, np.nan)
+    means, enough = attributed
+    if len(enough):
         whole = np.maximum(means.sum(axis=1, keepdims=True), 1e-12)
-        found[nights] = np.abs(means / whole - shares).sum(axis=1) / 2
+        found[enough] = np.abs(means / whole - shares).sum(axis=1) / 2
     return found
 
 

@@ -70,11 +70,11 @@ def make(
     if spec.task == "regression" and len(loss):
         errors, apart = learn(known.x, loss, known.night)
         expected = Expected(spec.task, spec.metric, errors)
-    means, _ = signals.attributions(model, quiet)
-    total = means.sum(axis=0)
+    attributed = signals.attributions(model, quiet)
+    total = attributed[0].sum(axis=0)
     shares = total / max(float(total.sum()), 1e-12)
     groups = signals.groups(known)
-    series = signals.nightly(spec, model, quiet, expected, shares, groups)
+    series = signals.nightly(spec, model, quiet, expected, attributed, shares, groups)
     if errors is not None:  # judged by what it says of nights that it has not seen
         series["performance"] = known.mean(loss - apart)
     usual = float(loss.mean()) if len(loss) else 0.0

@@ -60,7 +60,8 @@ def seen() -> Seen:
 
 def look(seen: Seen, nights: Evidence) -> dict[str, Signal]:
     w = seen.watched
-    series = signals.nightly(SPEC, seen.model, nights, w.expected, w.shares, w.groups)
+    attributed = signals.attributions(seen.model, nights)
+    series = signals.nightly(SPEC, seen.model, nights, w.expected, attributed, w.shares, w.groups)
     return {n: signals.judge(v, nights.dates, w.baselines.get(n), n) for n, v in series.items()}
 
 
