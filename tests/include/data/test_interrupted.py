@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
-import sys
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -14,54 +13,18 @@ import pytest
 
 from perennial import lake, manifest
 from perennial.errors import StorageError
+from support import processes
 
 DAY, NEXT = "2020-03-01", "2020-03-02"
-ROOT = Path(__file__).resolve().parents[3]
 #: Where a run is cut: before each thing that the step writes, and after the last of the lake and of all. The
 #: calls of publish.replace are the night's quarantine, its rows, its labels, and their quarantine.
-POINTS = ["datadocs.write", "publish.replace:1", "publish.replace:2", "publish.replace:3", "publish.replace:4",
-          "profile.write", "manifest.write", "manifest.write after"]  # fmt: skip
-
-CHILD = """
-import json, os, signal, sys
-from perennial import datadocs, data, manifest, profile, publish
-from perennial.spec import ModelSpec
-given = json.loads(sys.stdin.read())
-spec = ModelSpec.model_validate_json(given["spec"])
-spec._suite = given["suite"]
-if given["profile"] is False and not given["point"].startswith("profile"):
-    profile.write = lambda *_: ""
-name, _, count = given["point"].partition(":")
-if name:
-    module, function = name.split(".")
-    module = {"datadocs": datadocs, "publish": publish, "profile": profile, "manifest": manifest}[module]
-    original, calls = getattr(module, function), [0]
-    def cut(*args, **kwargs):
-        calls[0] += 1
-        if calls[0] == int(count or 1):
-            if given["after"]:
-                original(*args, **kwargs)
-            os.kill(os.getpid(), signal.SIGKILL)
-        return original(*args, **kwargs)
-    setattr(module, function, cut)
-print(json.dumps(data.data(spec, start=given["start"], end=given["end"])))
-"""
+POINTS = ["datadocs.write:1", "publish.replace:1", "publish.replace:2", "publish.replace:3", "publish.replace:4",
+          "profile.write:1", "manifest.write:1", "manifest.write:1 after"]  # fmt: skip
 
 
-def start(place: Any, point: str = "", *, after: bool = False, day: str = NEXT) -> subprocess.Popen[str]:
-    """The step in a process of its own, to be killed at ``point``."""
-    spec = place.spec
-    given = {"spec": spec.model_dump_json(), "suite": spec.suite, "point": point, "after": after, "start": day,
-             "end": day, "profile": False}  # fmt: skip
-    child = subprocess.Popen(
-        [sys.executable, "-c", CHILD], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-        env={**os.environ, "PYTHONPATH": str(ROOT / "include")},
-    )  # fmt: skip
-    assert child.stdin is not None
-    child.stdin.write(json.dumps(given))
-    child.stdin.close()
-    child.stdin = None
-    return child
+def start(place: Any, *cut: Any) -> BaseProcess:
+    """The second night's step in a process of its own."""
+    return processes.start(processes.night, place.spec.model_dump_json(), place.spec.suite, NEXT, *cut)
 
 
 @pytest.fixture
@@ -79,13 +42,13 @@ def two_nights(place: Any, make_rows: Any) -> Any:
 @pytest.mark.slow
 @pytest.mark.parametrize("point", POINTS)
 def test_a_killed_run_leaves_nothing_half_done(two_nights: Any, point: str) -> None:
-    after = point.endswith(" after")
-    child = start(two_nights, point.removesuffix(" after"), after=after)
-    _, err = child.communicate(timeout=120)
-    assert child.returncode == -signal.SIGKILL, err
+    where, _, moment = point.partition(" ")
+    function, _, nth = where.partition(":")
+    child = start(two_nights, "", f"perennial.{function}", moment or "before", int(nth))
+    assert processes.wait(child) == [-signal.SIGKILL]
     night = [r for r in two_nights.table() if r["partition_date"] == NEXT]
     assert len(night) in (0, 39), "whole or not there"
-    if not after:
+    if not moment:
         assert manifest.read("small", "data", NEXT) is None, "the manifest is written last"
     two_nights.run(NEXT)
     assert len([r for r in two_nights.table() if r["partition_date"] == NEXT]) == 39
@@ -96,11 +59,10 @@ def test_a_killed_run_leaves_nothing_half_done(two_nights: Any, point: str) -> N
 
 
 @pytest.mark.slow
-def test_two_runs_of_one_partition_at_once(two_nights: Any) -> None:
-    children = [start(two_nights) for _ in range(3)]
-    results = [c.communicate(timeout=180) for c in children]
-    assert [c.returncode for c in children] == [0, 0, 0], results
-    assert {json.loads(out)["rows_out"] for out, _ in results} == {39}
+def test_two_runs_of_one_partition_at_once(two_nights: Any, tmp_path: Path) -> None:
+    answers = [tmp_path / f"answer-{i}.json" for i in range(3)]
+    assert processes.wait(*[start(two_nights, str(answer)) for answer in answers]) == [0, 0, 0]
+    assert {json.loads(answer.read_text())["rows_out"] for answer in answers} == {39}
     assert len([r for r in two_nights.table() if r["partition_date"] == NEXT]) == 39
     assert len(two_nights.table("labels")) == 40
     assert len(two_nights.table("quarantine")) == 2
