@@ -47,6 +47,7 @@ class Features:
         spec: the model, as it was when it was trained.
         versions: version of each reference table; brought up to date and taken when not given.
         folder: a folder of the lake whose files `of` may read.
+        like: one of the same spec at the same versions, whose SQL was checked.
 
     Attributes:
         columns: names of the features, in order.
@@ -57,7 +58,12 @@ class Features:
     """
 
     def __init__(
-        self, spec: ModelSpec, versions: dict[str, int] | None = None, folder: str | None = None
+        self,
+        spec: ModelSpec,
+        versions: dict[str, int] | None = None,
+        folder: str | None = None,
+        *,
+        like: Features | None = None,
     ) -> None:
         self.spec = spec
         self.versions = references.refresh(spec) if versions is None else versions
@@ -69,7 +75,7 @@ class Features:
         # From here on the SQL can read what was registered and nothing else: no other file, no address.
         self._con.execute("SET enable_external_access=false; SET lock_configuration=true")
         self._query = query(spec)
-        self.columns = self._check()
+        self.columns: list[str] = like.columns if like else self._check()
         self.categorical = list(spec.features.categorical)
 
     def _check(self) -> list[str]:

@@ -90,8 +90,10 @@ class Scorer:
         self._free = SimpleQueue[list[Features]]()
         folder = None if files.is_remote(uri) else uri
         # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
-        for _ in range(threads):
-            self._free.put([Features(arm.spec, arm.references, folder) for arm in self._arms])
+        first = [Features(arm.spec, arm.references, folder) for arm in self._arms]
+        self._free.put(first)
+        for _ in range(threads - 1):
+            self._free.put([Features(f.spec, f.versions, folder, like=f) for f in first])
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         same = {"model_version": champion.version.version, "run_id": run_id, "scored_at": now}
         #: Columns with the same value in each row.

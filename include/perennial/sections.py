@@ -204,7 +204,11 @@ class Range(Strict):
 class SearchSpec(Strict):
     """The budget and the space of the hyperparameter search (Optuna)."""
 
-    trials: int = Field(0, ge=0, le=1000, description="Trials; 0: no search, params are taken as they are.")
+    trials: int = Field(
+        0, ge=0, le=1000,
+        description="Trials; 0: no search, params are taken as they are. The first ten run side by side where memory "
+        "allows.",
+    )  # fmt: skip
     minutes: float = Field(10, gt=0, le=1440, description="No trial starts after this many minutes.")
     space: dict[str, Range] = Field({}, description="A range (low, high, log) or choices, by parameter.")
 
