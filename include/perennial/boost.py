@@ -29,7 +29,6 @@ log = logging.getLogger("perennial")
 #: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS says another number.
 EVERY_SECONDS = 60.0
 _LOSSES = "perennial_losses"
-LAST = "the last fit"
 
 
 @dataclass(frozen=True)
@@ -120,9 +119,7 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget it: the training is registered."""
         if self.uri:
-            for name in (LAST, *(t.name for t in self._trials)):
-                files.remove(self._place(name))
-            files.remove(f"{self.uri}/trials.json")
+            files.remove_folder(self.uri)
 
     def _place(self, name: str) -> str:
         return f"{self.uri}/{_file(name)}"

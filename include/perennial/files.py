@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
+import shutil
 import uuid
 from datetime import date, timedelta
 from pathlib import Path
@@ -227,5 +228,22 @@ def remove(uri: str) -> None:
                 filesystem().delete_file(uri.removeprefix("s3://"))
         else:
             Path(uri).unlink(missing_ok=True)
+    except OSError as error:
+        raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error
+
+
+def remove_folder(uri: str) -> None:
+    """Remove a folder with all its files, if it is there.
+
+    Raises:
+        StorageError: the place cannot be written.
+    """
+    try:
+        if is_remote(uri):
+            filesystem().delete_dir(uri.removeprefix("s3://"))
+        else:
+            shutil.rmtree(uri)
+    except FileNotFoundError:
+        pass
     except OSError as error:
         raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error

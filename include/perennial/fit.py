@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from perennial import gpu
-from perennial.boost import LAST, Checkpoint, Trial, ran_on
+from perennial.boost import Checkpoint, Trial, ran_on
 from perennial.dataset import Binning
 from perennial.errors import PerennialError
 from perennial.evaluate import EVAL_METRICS
@@ -130,7 +130,9 @@ def fit(
         trials = _trials(spec, data, base, how, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _typed(best.params)
-        booster, _ = data.boost(LAST, params, data.dmatrix(0, data.rows, how), best.rounds, checkpoint)
+        # Named after its trial: where a search goes on, another may turn out best.
+        name = f"last fit of {best.name}"
+        booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, how), best.rounds, checkpoint)
     ran = data.ran_on(booster)
     if ran != where:
         raise PerennialError(

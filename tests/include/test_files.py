@@ -63,3 +63,13 @@ def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
         files.write_text(str(tmp_path / "file" / "below.json"), "x")
     with pytest.raises(StorageError, match="cannot be read"):
         files.read_text(str(tmp_path))
+
+
+def test_a_folder_is_removed_with_what_is_in_it_and_nothing_else(tmp_path: Path) -> None:
+    for name in ("a/x.json", "a/b/y.json", "ab.json"):
+        files.write_text(f"{tmp_path}/{name}", "1")
+    for _ in range(2):
+        files.remove_folder(f"{tmp_path}/a")
+        assert [p.name for p in tmp_path.iterdir()] == ["ab.json"]
+    with pytest.raises(StorageError, match="cannot be removed"):
+        files.remove_folder(f"{tmp_path}/ab.json")

@@ -99,6 +99,16 @@ def test_small_files(bucket: Any) -> None:
     assert manifest.read("toy", "data", "2024-01-01") is None
 
 
+def test_a_folder_is_removed_with_what_is_in_it_and_nothing_else(bucket: Any) -> None:
+    root = f"s3://{bucket.name}/removed"
+    for name in ("a/x.json", "a/b/y.json", "ab.json"):
+        files.write_text(f"{root}/{name}", "1")
+    for _ in range(2):
+        files.remove_folder(f"{root}/a")
+        assert not files.exists(f"{root}/a/x.json") and not files.exists(f"{root}/a/b/y.json")
+        assert files.exists(f"{root}/ab.json")
+
+
 def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     import pyarrow as pa
 
