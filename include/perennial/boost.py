@@ -1,7 +1,6 @@
 """Boosting round by round, so that a training that was stopped from outside goes on where it was.
 
-A checkpoint on the lake holds the trials that are done and the boosters under way; a search replays its finished
-trials.
+A checkpoint on the lake holds the trials that are done and the boosters under way; a search replays what is done.
 Without sampling of rows or columns, what goes on gives the very model of an undisturbed training. With it, the rounds
 after the interruption draw other rows and columns, as good: XGBoost does not save its generators' state, and a seed of
 each round's own (``seed_per_iteration``, or the parameter set anew) does not bring it back.
@@ -119,7 +118,7 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget it: the training is registered."""
         if self.uri:
-            files.remove_folder(self.uri)
+            files.empty(self.uri)
 
     def _place(self, name: str) -> str:
         return f"{self.uri}/{_file(name)}"

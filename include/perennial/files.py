@@ -5,7 +5,6 @@ from __future__ import annotations
 import functools
 import hashlib
 import os
-import shutil
 import uuid
 from datetime import date, timedelta
 from pathlib import Path
@@ -232,18 +231,19 @@ def remove(uri: str) -> None:
         raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error
 
 
-def remove_folder(uri: str) -> None:
-    """Remove a folder with all its files, if it is there.
+def empty(uri: str) -> None:
+    """Remove the files of a folder, if there are any. One that somebody else is about to write there stays.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: the place cannot be read or written.
     """
+    from pyarrow.fs import FileSelector, LocalFileSystem
+
+    store = filesystem() if is_remote(uri) else LocalFileSystem()
     try:
-        if is_remote(uri):
-            filesystem().delete_dir(uri.removeprefix("s3://"))
-        else:
-            shutil.rmtree(uri)
-    except FileNotFoundError:
-        pass
+        held = store.get_file_info(FileSelector(uri.removeprefix("s3://"), allow_not_found=True))
     except OSError as error:
-        raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error
+        raise StorageError(f"{uri} cannot be read: {error}", _REMEDY) from error
+    for file in held:
+        if file.is_file and not file.base_name.startswith("."):
+            remove(f"{uri}/{file.base_name}")

@@ -132,7 +132,7 @@ def test_boosters_side_by_side_are_each_kept(tmp_path: Path, every_round: None) 
     assert found.booster("trial 1")[0] and found.booster("last fit of trial 0")[0] and found.resumed == 6
     assert not found.booster("last fit of trial 1")[0]
     checkpoint.clear()
-    assert not place.exists()
+    assert not list(place.iterdir())
 
 
 def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> None:

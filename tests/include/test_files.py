@@ -65,11 +65,14 @@ def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
         files.read_text(str(tmp_path))
 
 
-def test_a_folder_is_removed_with_what_is_in_it_and_nothing_else(tmp_path: Path) -> None:
-    for name in ("a/x.json", "a/b/y.json", "ab.json"):
+def test_a_folder_is_emptied_of_whole_files(tmp_path: Path) -> None:
+    for name in ("a/x.json", "a/.y.json.1f", "ab.json"):
         files.write_text(f"{tmp_path}/{name}", "1")
     for _ in range(2):
-        files.remove_folder(f"{tmp_path}/a")
-        assert [p.name for p in tmp_path.iterdir()] == ["ab.json"]
-    with pytest.raises(StorageError, match="cannot be removed"):
-        files.remove_folder(f"{tmp_path}/ab.json")
+        files.empty(f"{tmp_path}/a")
+        files.empty(f"{tmp_path}/never")
+        # Another run writes there at the same time.
+        assert [p.name for p in (tmp_path / "a").iterdir()] == [".y.json.1f"]
+        assert (tmp_path / "ab.json").exists()
+    with pytest.raises(StorageError, match="cannot be read"):
+        files.empty(f"{tmp_path}/ab.json")

@@ -99,14 +99,17 @@ def test_small_files(bucket: Any) -> None:
     assert manifest.read("toy", "data", "2024-01-01") is None
 
 
-def test_a_folder_is_removed_with_what_is_in_it_and_nothing_else(bucket: Any) -> None:
-    root = f"s3://{bucket.name}/removed"
-    for name in ("a/x.json", "a/b/y.json", "ab.json"):
+def test_a_folder_is_emptied_of_its_files(bucket: Any) -> None:
+    root = f"s3://{bucket.name}/emptied"
+    for name in ("a/x.json", "a/y.ubj", "ab.json"):
         files.write_text(f"{root}/{name}", "1")
     for _ in range(2):
-        files.remove_folder(f"{root}/a")
-        assert not files.exists(f"{root}/a/x.json") and not files.exists(f"{root}/a/b/y.json")
-        assert files.exists(f"{root}/ab.json")
+        files.empty(f"{root}/a")
+        assert [files.exists(f"{root}/{n}") for n in ("a/x.json", "a/y.ubj", "ab.json")] == [
+            False,
+            False,
+            True,
+        ]
 
 
 def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:

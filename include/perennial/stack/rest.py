@@ -122,8 +122,8 @@ class Airflow:
         found = self.call("GET", f"/dags/{dag}/dagRuns", params={"limit": limit, "order_by": "-id"})
         return list(found["dag_runs"])
 
-    def wait(self, dag: str, run: str, interval: float = 0.1) -> str:
-        """Wait for the end of a run that was triggered here; the server looks every `interval` seconds; its state.
+    def wait(self, dag: str, run: str) -> str:
+        """Wait for the end of a run that was triggered here, for which the server looks; returns its state.
 
         A run that is asked for again and again costs the server 15 ms of CPU each time, ten times as much.
 
@@ -131,9 +131,7 @@ class Airflow:
             PerennialError: the server refuses.
         """
         path = f"/dags/{dag}/dagRuns/{run}/wait"
-        with self._http.stream(
-            "GET", f"/api/v2{path}", params={"interval": interval}, timeout=None
-        ) as answer:
+        with self._http.stream("GET", f"/api/v2{path}", params={"interval": 0.1}, timeout=None) as answer:
             if answer.status_code >= 400:
                 answer.read()
                 raise PerennialError(f"Airflow refused GET {path} ({answer.status_code}): {_detail(answer)}",

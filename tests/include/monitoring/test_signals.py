@@ -116,6 +116,12 @@ def test_harder_rows_raise_the_expected_loss_and_no_value(seen: Seen) -> None:
     assert found["performance"].state != "bad" and found["value"].state == "ok"
 
 
+def test_attributions_of_later_nights_are_those_among_all(seen: Seen) -> None:
+    (every, nights), (late, those) = (signals.attributions(seen.model, seen.live, n) for n in (0, 5))
+    assert len(those) and those.tolist() == [n for n in nights if n >= 5]
+    assert np.array_equal(late, every[nights >= 5])
+
+
 def test_a_broken_column_raises_attributions_without_any_label(seen: Seen) -> None:
     x = seen.live.x.copy()
     x[last(seen.live), 0] = 0
