@@ -43,7 +43,12 @@ class Trial:
     @property
     def name(self) -> str:
         """What its checkpoint calls it."""
-        return f"trial {self.number}"
+        return trial_name(self.number)
+
+
+def trial_name(number: int) -> str:
+    """What a checkpoint calls a trial."""
+    return f"trial {number}"
 
 
 class Checkpoint:
@@ -53,6 +58,7 @@ class Checkpoint:
         uri: folder on the lake, of one dataset version and one spec; None keeps nothing.
 
     Attributes:
+        trials: those that are done.
         resumed: rounds that were found done, those of whole trials included.
         halted: set to end what is boosted meanwhile: nobody needs it any more.
     """
@@ -65,9 +71,7 @@ class Checkpoint:
         self._lock = threading.Lock()
         self._began, self._saved = time.monotonic(), dict[str, float]()
         found = self._read("trials.json")
-        self._trials = [Trial(**item) for item in json.loads(found)] if found else []
-        self._done = {trial.number: trial for trial in self._trials}
-        self.seconds = sum(trial.seconds for trial in self._trials)
+        self.trials = [Trial(**item) for item in json.loads(found)] if found else []
 
     @classmethod
     def of(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
@@ -77,8 +81,8 @@ class Checkpoint:
 
     def trial(self, number: int, params: dict[str, float]) -> Trial | None:
         """A trial that is done, with these very parameters."""
-        found = self._done.get(number)
-        if found is None or found.params != params:
+        found = next((t for t in self.trials if (t.number, t.params) == (number, params)), None)
+        if found is None:
             return None
         self._resume(found.rounds)
         return found
@@ -86,10 +90,9 @@ class Checkpoint:
     def add(self, trial: Trial) -> None:
         """Note a trial that is done."""
         with self._lock:
-            self._done[trial.number] = trial
-            self._trials = [t for t in self._trials if t.number != trial.number] + [trial]
+            self.trials = [t for t in self.trials if t.number != trial.number] + [trial]
             if self.uri:
-                files.write_text(f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self._trials]))
+                files.write_text(f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self.trials]))
                 files.remove(self._place(trial.name))
 
     def booster(self, name: str) -> tuple[bytearray | None, list[float]]:

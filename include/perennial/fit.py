@@ -10,7 +10,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
 from perennial import gpu
-from perennial.boost import Checkpoint, Trial, ran_on
+from perennial.boost import Checkpoint, Trial, ran_on, trial_name
 from perennial.dataset import Binning
 from perennial.errors import PerennialError
 from perennial.evaluate import EVAL_METRICS
@@ -167,16 +167,18 @@ def _trials(
         train = data.dmatrix(0, data.fit, replace(how, threads=share))
         free.put((train, data.dmatrix(data.fit, data.rows, replace(how, threads=share), ref=train)))
     ranking = spec.task == "ranking"
+    # Of an interrupted search: its blind trials ran side by side too.
+    spent = sum(t.seconds / (abreast if t.number < BLIND else 1) for t in checkpoint.trials)
 
-    def run(number: int, chosen: dict[str, float]) -> Trial:
-        return checkpoint.trial(number, chosen) or fresh(number, chosen)
+    def run(number: int, chosen: dict[str, float], late: bool) -> Trial | None:
+        return checkpoint.trial(number, chosen) or (None if late else fresh(number, chosen))
 
     def fresh(number: int, chosen: dict[str, float]) -> Trial:
         started = time.monotonic()
         matrices = train, valid = free.get()
         try:
             _, losses = data.boost(
-                f"trial {number}", base | {"nthread": share if number < BLIND else how.threads} | _typed(chosen),
+                trial_name(number), base | {"nthread": share if number < BLIND else how.threads} | _typed(chosen),
                 train, spec.training.rounds, checkpoint,
                 valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
             )  # fmt: skip
@@ -195,13 +197,13 @@ def _trials(
         on_trial(trial)
 
     if not spec.training.search.trials:
-        done(run(0, {}))
+        done(checkpoint.trial(0, {}) or fresh(0, {}))
     elif abreast == 1:
-        _search(spec, map, run, done, checkpoint.seconds)
+        _search(spec, map, run, done, spent)
     else:
         with ThreadPoolExecutor(abreast, thread_name_prefix="trial") as pool:
             try:
-                _search(spec, pool.map, run, done, checkpoint.seconds)
+                _search(spec, pool.map, run, done, spent)
             except BaseException:  # nothing waits for trials that nobody needs
                 checkpoint.halted = True
                 raise
@@ -211,7 +213,7 @@ def _trials(
 def _search(
     spec: ModelSpec,
     each: Callable[..., Iterator[Trial | None]],
-    run: Callable[[int, dict[str, float]], Trial],
+    run: Callable[[int, dict[str, float], bool], Trial | None],
     done: Callable[[Trial], None],
     spent: float,
 ) -> None:
@@ -220,7 +222,9 @@ def _search(
     It draws the first trials before it looks at any result: they run side by side, and are the same as one by one.
 
     Args:
-        each: ``map``, or one that calls side by side. done: told of each trial, in their order.
+        each: ``map``, or one that calls side by side.
+        run: makes a trial; where it is told that time is over, only one that was done before.
+        done: told of each trial, in their order.
     """
     import optuna
 
@@ -234,16 +238,20 @@ def _search(
     end = time.monotonic() + max(1.0, search.minutes * 60 - spent)
 
     def within(trial: optuna.Trial, chosen: dict[str, float]) -> Trial | None:
-        return run(trial.number, chosen) if not trial.number or time.monotonic() < end else None
+        return run(trial.number, chosen, trial.number > 0 and time.monotonic() >= end)
 
     for count in (min(BLIND, search.trials), *[1] * (search.trials - BLIND)):
         asked = [study.ask() for _ in range(count)]
         chosen = [_chosen(trial, search.space) for trial in asked]
+        late = False
         for trial, found in zip(asked, each(within, asked, chosen), strict=True):
             if found is None:
-                return
+                late = True
+                continue
             study.tell(trial, found.loss)
             done(found)
+        if late:
+            return
 
 
 def _chosen(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, float]:

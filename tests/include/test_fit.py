@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import threading
+from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -11,6 +13,7 @@ import pytest
 
 from perennial import boost as boosting
 from perennial import fit as fitting
+from perennial.boost import Checkpoint
 from perennial.dataset import Dataset, Spool
 from perennial.encode import Encoding
 from perennial.errors import Interrupted, StorageError
@@ -132,6 +135,21 @@ def test_parameters_that_the_search_cannot_draw_are_no_trial(make: Any, tmp_path
 def test_time_ends_a_search(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(search={"trials": 500, "minutes": 0.01, "space": SPACE}, rounds=5)
     assert 1 <= len(fit(spec, data(tmp_path)).trials) < 500
+
+
+@pytest.mark.parametrize(("threads", "left"), [("1", 0), ("2", 1)])
+def test_an_interrupted_search_has_the_time_that_is_left(
+    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, left: int
+) -> None:
+    """Two trials of 40 seconds each used up a minute one by one, and not side by side."""
+    monkeypatch.setenv("PERENNIAL_THREADS", threads)
+    spec = make(search={"trials": 3, "minutes": 1, "space": SPACE}, rounds=5)
+    first = fit(spec, data(tmp_path)).trials
+    checkpoint = Checkpoint(None)
+    checkpoint.trials = [replace(t, seconds=40) for t in first[:2]]
+    now = iter([0.0, *[5.0] * 100])  # the second time that anything is asked for, five seconds have gone
+    monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(now)))
+    assert len(fit(spec, data(tmp_path), checkpoint=checkpoint).trials) == 2 + left
 
 
 def test_without_a_search_the_parameters_are_taken_as_they_are(make: Any, tmp_path: Path) -> None:
