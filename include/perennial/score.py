@@ -139,8 +139,8 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
     sampling = served.Sampling({day: held[day] for day in todo})
-    longest = max(u.rows for u in work)
-    scorer = Scorer(arm, challenger, shared, published, sampling, run_id, threads, longest)
+    scorer = Scorer(arm, challenger, shared, published, sampling, run_id, threads, work)
+    table = lake.Writer(lake.table("predictions", spec.name), distinct=[*spec.data.key, "prediction"])
     counts = dict.fromkeys(todo, 0)
     logged: dict[str, list[pa.RecordBatch]] = {}
     with (
@@ -150,7 +150,7 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
         closing(_in_order(pool, scorer.score, work, threads + 1)) as scored,
     ):
         for days, found in commits:
-            for day, few in _commit(spec, scorer, days, islice(scored, len(found)), counts):
+            for day, few in _commit(table, scorer, days, islice(scored, len(found)), counts):
                 logged.setdefault(day, []).append(few)
             if len(logged) >= LOG_NIGHTS:
                 _log(spec, logged, present, inputs)
@@ -260,7 +260,11 @@ def _runs(todo: list[str], present: list[str], rows: dict[str, int], size: int) 
 
 
 def _commit(
-    spec: ModelSpec, scorer: Scorer, days: list[str], scored: Iterator[list[Night]], counts: dict[str, int]
+    table: lake.Writer,
+    scorer: Scorer,
+    days: list[str],
+    scored: Iterator[list[Night]],
+    counts: dict[str, int],
 ) -> list[tuple[str, pa.RecordBatch]]:
     """Replace the partitions ``days`` of a model by what was scored, in one commit; returns what is logged of each.
 
@@ -290,13 +294,7 @@ def _commit(
         return pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
 
     try:
-        lake.replace(
-            lake.table("predictions", spec.name),
-            batches,
-            days[0],
-            days[-1],
-            distinct=[*spec.data.key, "prediction"],
-        )
+        table.replace(batches, days[0], days[-1])
     except StorageError as error:
         # The lake's writer passes on no more than a text of what ended its stream.
         raise (failed[0] if failed else error) from None

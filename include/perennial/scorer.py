@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perennial.split import Split
 
 #: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
-MATRIX = 4 * PART
+MATRIX = 2 * PART
 
 
 class Night(NamedTuple):
@@ -68,7 +68,7 @@ class Scorer:
         challenger: serves the rows of ``split``, where there is one.
         uri: the table of published rows.
         sampling: which rows are logged.
-        longest: rows of a unit at most.
+        work: all units that will be scored.
     """
 
     def __init__(
@@ -80,12 +80,13 @@ class Scorer:
         sampling: served.Sampling,
         run_id: str,
         threads: int,
-        longest: int,
+        work: Sequence[Unit],
     ) -> None:
         self.spec = champion.spec
         self._split = split if challenger else None
         self._arms = [champion, challenger] if challenger else [champion]
-        self._models = [registry.load(arm.version, threads=1) for arm in self._arms]
+        rows, longest = sum(u.rows for u in work), max(u.rows for u in work)
+        self._models = [registry.load(arm.version, threads=1).readied(rows, threads=1) for arm in self._arms]
         self._sampling = sampling
         self._free = SimpleQueue[list[Features]]()
         folder = None if files.is_remote(uri) else uri
@@ -209,14 +210,15 @@ def _predicted(model: Model, parts: Iterable[pa.Table], wanted: np.ndarray) -> t
     found: list[np.ndarray] = []
     given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
     # One for all: memory that is given back and taken again costs more than filling it.
-    matrix, space = np.empty((2, MATRIX, len(model.encoding.columns)), np.float32)
+    matrix = np.empty((MATRIX, len(model.encoding.columns)), np.float32)
+    space = model.dense.space(MATRIX) if model.dense else None
     filled = before = 0
 
     def flush() -> None:
         nonlocal filled, before
         first, last = wanted.searchsorted([before, before + filled])
         given[first:last] = matrix[wanted[first:last] - before]
-        found.append(model.predict_matrix(matrix[:filled], space[:filled]))
+        found.append(model.predict_matrix(matrix[:filled], space))
         filled, before = 0, before + filled
 
     for part in parts:

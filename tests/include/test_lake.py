@@ -55,6 +55,16 @@ def test_a_range_is_replaced_in_one_commit(uri: str) -> None:
     assert ids(uri, start="2024-01-02", end="2024-01-03") == [10, 11]
 
 
+def test_a_writer_that_stays_open_sees_what_others_write(uri: str) -> None:
+    mine, theirs = lake.Writer(uri), lake.Writer(uri)
+    for i, day in enumerate(files.dates("2024-01-01", "2024-01-04")):
+        assert mine.replace(table(day, 10 + i), day) == 2 * i + 1
+        assert theirs.replace(table(day, 20 + i), day) == 2 * i + 2
+    assert ids(uri) == [20, 21, 22, 23]
+    mine.replace(table("2024-01-02", 31), "2024-01-02", "2024-01-03")
+    assert ids(uri) == [20, 23, 31]
+
+
 def test_rows_outside_the_range_are_refused_and_nothing_is_written(uri: str) -> None:
     lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
     with pytest.raises(StorageError):

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import files, lake, manifest, registry
+from perennial import dense, files, lake, manifest, model, registry
 from perennial.errors import ArtifactError, DataError, RegistryError
 from perennial.promote import promote
 from perennial.score import score
@@ -64,24 +64,18 @@ def test_predictions_are_the_boosters_own(world: Any) -> None:
     assert direct[truth == 1].mean() - direct[truth == 0].mean() > 0.3
 
 
-def test_rows_get_what_xgboost_gives_them_wherever_they_stand(world: Any) -> None:
-    """Rows that lack nothing are predicted first: each gets its own prediction all the same."""
-    champion = registry.champion(world.spec)
-    assert champion is not None
-    model = registry.load(champion)
-    draw = np.random.default_rng(0)
-    matrix = draw.normal(0, 5, (1000, len(model.encoding.columns))).astype(np.float32)
-    matrix[draw.random(matrix.shape) < 0.1] = np.nan
-    matrix[:2] = np.finfo(np.float32).max  # finite, though no sum of them is
-    before = matrix.copy()
-    plain = model.booster.inplace_predict(matrix, validate_features=False)
-    assert len(np.unique(plain)) > 10
-    for space in (None, np.empty_like(matrix)):
-        assert np.array_equal(model.predict_matrix(matrix, space), plain)
-    for alike in (matrix[:0], matrix[:2], np.full_like(matrix[:5], np.nan)):
-        wanted = model.booster.inplace_predict(alike, validate_features=False)
-        assert np.array_equal(model.predict_matrix(alike), wanted)
-    assert np.array_equal(matrix, before, equal_nan=True)
+def test_many_rows_get_the_same_predictions(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A booster that is rewritten for many rows predicts as the one that was registered."""
+    score(world.spec, start=DAY)
+    few = predictions(world)
+    monkeypatch.setattr(dense, "ROWS", 0)
+    monkeypatch.setattr(dense, "ROWS_A_BYTE", 0)
+    readied: list[Any] = []
+    real = model.dense
+    monkeypatch.setattr(model, "dense", lambda *args: readied.append(real(*args)) or readied[-1])
+    score(world.spec, start=DAY, force=True)
+    assert readied[0] is not None
+    assert [r["prediction"] for r in predictions(world)] == [r["prediction"] for r in few]
 
 
 def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> None:
