@@ -298,7 +298,6 @@ def _commit(
     except StorageError as error:
         # The lake's writer passes on no more than a text of what ended its stream.
         raise (failed[0] if failed else error) from None
-    pa.default_memory_pool().release_unused()
     return [(night.day, night.served) for night in kept]
 
 
