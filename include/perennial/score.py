@@ -143,6 +143,25 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     table = lake.Writer(lake.table("predictions", spec.name), distinct=[*spec.data.key, "prediction"])
     counts = dict.fromkeys(todo, 0)
     logged: dict[str, list[pa.RecordBatch]] = {}
+    written: list[str] = []
+
+    def settle() -> None:
+        """Log what the nights that are written were given, and mark them as done: what follows may fail."""
+        if wrong := [d for d in written if counts[d] != sizes[d]]:
+            raise DataError(
+                f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
+                "run it again: it was not marked as done",
+                model=spec.name,
+                partition=wrong[0],
+            )
+        _log(spec, logged, present, inputs)
+        done = [
+            _manifest(spec, day, inputs[day], sizes[day], counts[day], champion.version, run_id)
+            for day in written
+        ]
+        manifest.write_all(done, started)
+        written.clear()
+
     with (
         _system_memory(),
         ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
@@ -152,38 +171,35 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
         for days, found in commits:
             for day, few in _commit(table, scorer, days, islice(scored, len(found)), counts):
                 logged.setdefault(day, []).append(few)
-            if len(logged) >= LOG_NIGHTS:
-                _log(spec, logged, present, inputs)
-    if wrong := [d for d in todo if counts[d] != sizes[d]]:
-        raise DataError(
-            f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
-            "run it again: nothing was marked as done",
-            model=spec.name,
-            partition=wrong[0],
-        )
-    _log(spec, logged, present, inputs)
-    done = [
-        Manifest(
-            spec.name,
-            "score",
-            day,
-            inputs[day],
-            {"partition": day, "rows": counts[day], "model_version": champion.version, "run_id": run_id}
-            | ({"challenger": inputs[day]["split"]["version"]} if "split" in inputs[day] else {}),
-            rows_in=sizes[day],
-            rows_out=counts[day],
-            model_version=champion.version,
-            run_id=run_id,
-        )
-        for day in todo
-    ]
-    manifest.write_all(done, started)
+            written += days
+            if len(written) >= LOG_NIGHTS:
+                settle()
+    settle()
     return result | {
         "partitions": todo,
         "rows_in": sum(sizes[day] for day in todo),
         "rows_out": sum(counts.values()),
         "status": "scored",
     }
+
+
+def _manifest(
+    spec: ModelSpec, day: str, inputs: dict[str, Any], rows: int, scored: int, version: str, run_id: str
+) -> Manifest:
+    result = {"partition": day, "rows": scored, "model_version": version, "run_id": run_id}
+    if "split" in inputs:
+        result["challenger"] = inputs["split"]["version"]
+    return Manifest(
+        spec.name,
+        "score",
+        day,
+        inputs,
+        result,
+        rows_in=rows,
+        rows_out=scored,
+        model_version=version,
+        run_id=run_id,
+    )
 
 
 def _inputs(

@@ -77,10 +77,10 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ("place", "moment", "nth"),
     [
         # quarantine, then rows, then labels
-        ("perennial.lake.replace", "during", 1),
-        ("perennial.lake.replace", "during", 2),
-        ("perennial.lake.replace", "after", 2),
-        ("perennial.lake.replace", "during", 3),
+        ("perennial.lake.Writer.replace", "during", 1),
+        ("perennial.lake.Writer.replace", "during", 2),
+        ("perennial.lake.Writer.replace", "after", 2),
+        ("perennial.lake.Writer.replace", "during", 3),
         ("deltalake.DeltaTable.create", "after", 2),
         ("perennial.files.write_bytes", "before", 1),
         ("perennial.manifest.write", "before", 2),
@@ -180,13 +180,13 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
     [
         ("perennial.registry._download", "after", 1, False),
         ("pathlib.Path.replace", "before", 1, False),
-        ("perennial.lake.replace", "before", 1, False),
-        ("perennial.lake.replace", "during", 1, False),
-        ("perennial.lake.replace", "during", 1, True),
-        ("perennial.lake.replace", "after", 1, False),
-        ("perennial.lake.replace", "after", 1, True),
-        ("perennial.lake.replace", "before", 2, False),  # the log of what was served
-        ("perennial.lake.replace", "during", 2, True),
+        ("perennial.lake.Writer.replace", "before", 1, False),
+        ("perennial.lake.Writer.replace", "during", 1, False),
+        ("perennial.lake.Writer.replace", "during", 1, True),
+        ("perennial.lake.Writer.replace", "after", 1, False),
+        ("perennial.lake.Writer.replace", "after", 1, True),
+        ("perennial.lake.Writer.replace", "before", 2, False),  # the log of what was served
+        ("perennial.lake.Writer.replace", "during", 2, True),
         ("perennial.manifest.write", "before", 2, False),
         ("perennial.manifest.write", "before", 2, True),
         ("perennial.manifest.write", "after", 2, False),
@@ -217,8 +217,8 @@ def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> No
     ("place", "moment", "nth"),
     [
         ("perennial.files.write_bytes", "before", 1),
-        ("perennial.lake.replace", "during", 1),
-        ("perennial.lake.replace", "after", 1),
+        ("perennial.lake.Writer.replace", "during", 1),
+        ("perennial.lake.Writer.replace", "after", 1),
         ("perennial.manifest.write", "before", 1),
     ],
 )

@@ -14,6 +14,7 @@ from perennial import dense, files, lake, manifest, model, registry
 from perennial.errors import ArtifactError, DataError, RegistryError
 from perennial.promote import promote
 from perennial.score import score
+from perennial.scorer import Scorer
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 from perennial.train import train
@@ -123,6 +124,37 @@ def test_units_and_commits_of_any_size_give_the_same(
     result = score(world.spec, start=DAY, end=end, force=True)
     assert (result["rows_in"], result["rows_out"]) == (5 * toys.ROWS, 5 * toys.ROWS)
     assert predictions(world) == before
+
+
+def test_a_range_that_was_interrupted_goes_on_where_it_was(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nights are marked as done while the later ones are scored."""
+    days = files.dates(DAY, files.shift(DAY, 4))
+    monkeypatch.setattr("perennial.score.UNIT_ROWS", toys.ROWS)
+    monkeypatch.setattr("perennial.score.COMMIT_ROWS", toys.ROWS)
+    monkeypatch.setattr("perennial.score.LOG_NIGHTS", 2)
+    real = Scorer.score
+
+    def failing(scorer: Scorer, unit: Any) -> Any:
+        if unit.nights[0][0] == days[4]:
+            raise MemoryError("no memory left")
+        return real(scorer, unit)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Scorer, "score", failing)
+        with pytest.raises(Exception, match="no memory left"):
+            score(world.spec, start=days[0], end=days[-1], run_id="first")
+    result = score(world.spec, start=days[0], end=days[-1], run_id="second")
+    assert result["partitions"] == days[4:]
+    assert len(predictions(world)) == 5 * toys.ROWS
+    stream = lake.stream(lake.table("predictions", world.spec.name))
+    assert stream is not None
+    found = stream.read_all().group_by(["partition_date", "run_id"]).aggregate([])
+    assert sorted(zip(*found.to_pydict().values(), strict=True)) == [
+        *((day, "first") for day in days[:4]),
+        (days[4], "second"),
+    ]
 
 
 def test_nights_may_have_keys_in_common(world: Any) -> None:

@@ -85,7 +85,7 @@ def killed_step(folder: str, name: str, arguments: dict[str, Any], place: str, m
     """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
 
     Args:
-        moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of `lake.replace` were read.
+        moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of `lake.Writer.replace` are read.
     """
     _deadly(place, moment, nth)
     step(folder, name, arguments)
