@@ -52,7 +52,8 @@ def score(
 ) -> dict[str, Any]:
     """Score the published partitions from ``start`` to ``end`` (both included) with the champion.
 
-    Each partition is replaced whole; one that was scored by the same champion from the same rows is left as it is.
+    Each partition is replaced whole; one that was scored by the same champion from the same rows is left as it is, so
+    that a range that was interrupted goes on where it was.
 
     Args:
         catch_up: also score the nights that `left_behind` finds; one that cannot be is logged, and fails nothing.
