@@ -21,6 +21,8 @@ if TYPE_CHECKING:
 ROWS = 100_000
 #: Rows that are predicted while a tree of one byte (of JSON) would be rewritten.
 ROWS_A_BYTE = 60
+#: Bytes of JSON at most: a booster takes fourteen times as much memory meanwhile.
+BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -53,7 +55,7 @@ class Dense:
 
 
 def dense(booster: xgboost.Booster, rows: int, threads: int) -> Dense | None:
-    """The booster rewritten; None where that takes longer than it saves, for so many rows.
+    """The booster rewritten; None where it takes longer than it saves, for so many rows, or too much memory.
 
     Follows XGBoost's documented JSON format (https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html).
     """
@@ -62,6 +64,8 @@ def dense(booster: xgboost.Booster, rows: int, threads: int) -> Dense | None:
     if rows < ROWS:
         return None
     raw = booster.save_raw("json")
+    if len(raw) > BYTES:
+        return None
     held = json.loads(raw)
     learner = held["learner"]
     trees = learner["gradient_booster"]["model"]["trees"]

@@ -74,3 +74,11 @@ def test_it_is_done_for_many_rows_only() -> None:
     shallow, deep = train(), train("regression", max_depth=9)
     assert dense(shallow, 1000, 1) is None
     assert dense(shallow, 300_000, 1) and not dense(deep, 300_000, 1)
+
+
+def test_a_large_booster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
+    booster = train()
+    raw = len(booster.save_raw("json"))
+    for most, done in ((raw, True), (raw - 1, False)):
+        monkeypatch.setattr("perennial.dense.BYTES", most)
+        assert bool(dense(booster, MANY, 1)) is done
