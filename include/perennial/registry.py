@@ -132,12 +132,21 @@ def version(model: str, number: str) -> Version:
 
 
 def set_alias(model: str, number: str, alias: str) -> None:
-    """Point an alias at a version. Only promotion and rollback do this for ``champion``."""
-    _call(
-        "POST",
-        "/api/2.0/mlflow/registered-models/alias",
-        json={"name": model, "alias": alias, "version": number},
-    )
+    """Point an alias at a version. Only promotion and rollback do this for ``champion``.
+
+    Raises:
+        RegistryError: MLflow cannot be reached, or there is no such version.
+    """
+    path = "/api/2.0/mlflow/registered-models/alias"
+    body = {"name": model, "alias": alias, "version": number}
+    try:
+        _call("POST", path, json=body)
+    except RegistryError:
+        # MLflow looks for the alias and then inserts it (`session.merge`): of two who set a new one at once, the later
+        # is refused by the table's key. The alias is there by now, and can be moved.
+        if by_alias(model, alias) is None:
+            raise
+        _call("POST", path, json=body)
 
 
 def artifact(run_id: str, name: str) -> Path:

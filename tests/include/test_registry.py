@@ -77,6 +77,21 @@ def test_a_model_can_be_fetched_anew_by_several_at_once(world: Any) -> None:
     assert len(set(found)) == 1
 
 
+def test_a_new_alias_can_be_set_by_several_at_once(world: Any) -> None:
+    """As two first trainings do; MLflow refuses the later of two, which is asked once more."""
+    name = world.spec.name
+    together = threading.Barrier(4)
+
+    def point(alias: str) -> None:
+        together.wait()
+        registry.set_alias(name, "1", alias)
+
+    with ThreadPoolExecutor(4) as pool:
+        for number in range(10):
+            list(pool.map(point, [f"at-once-{number}"] * 4))
+            assert registry.by_alias(name, f"at-once-{number}") == registry.version(name, "1")
+
+
 def test_a_name_that_mlflow_refuses_comes_with_a_hint(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its host check answers 403 while /health says all is well."""
     import os
