@@ -8,15 +8,17 @@ reference tables alone, so that any slice of a table, a night or one request giv
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from perennial import lake, references
 from perennial.errors import DataError, SpecError
 from perennial.literals import identifier, text_literal
 from perennial.spec import FeatureSet, ModelSpec
+from perennial.units import Query
 
 if TYPE_CHECKING:
+    import duckdb
     import pyarrow as pa
 
 BATCH = 131_072
@@ -69,12 +71,17 @@ class Features:
         self.versions = references.refresh(spec) if versions is None else versions
         # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
         self._con = lake.connect(threads=1, memory_share=0.25)
+        # Parts are used one by one: ten MiB of them made ahead would be five times as much as serves.
+        self._con.execute("SET streaming_buffer_size='2MiB'")
+        # A join would keep the last few rows of a file back until the end, and all after them be held and put in order.
+        self._con.execute("SET enable_caching_operators=false")
         references.register(self._con, spec, self.versions)
         if folder:
             self._con.execute(f"SET allowed_directories=[{text_literal(folder)}]")
         # From here on the SQL can read what was registered and nothing else: no other file, no address.
         self._con.execute("SET enable_external_access=false; SET lock_configuration=true")
         self._query = query(spec)
+        self._planned: dict[str, duckdb.DuckDBPyRelation] = {}
         self.columns: list[str] = like.columns if like else self._check()
         self.categorical = list(spec.features.categorical)
 
@@ -122,12 +129,14 @@ class Features:
         self._con.execute("DROP VIEW IF EXISTS published")
         self._con.register("published", rows.select([c for c in self.spec.data.columns if c not in hidden]))
         try:
-            found = pa.concat_tables(self._found(rows.select(list(self.spec.data.key))))
+            found = pa.concat_tables(
+                self._found(lambda: self._con.sql(self._query), rows.select(list(self.spec.data.key)))
+            )
         finally:
             self._con.unregister("published")
         return found.select(self.columns)
 
-    def of(self, source: str | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
+    def of(self, source: Query | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
         """Key and features of published rows, part by part, each part checked.
 
         Args:
@@ -137,28 +146,46 @@ class Features:
         Raises:
             DataError: from the iterator: the SQL failed, or it lost, doubled or renamed rows.
         """
-        text = source if isinstance(source, str) else "SELECT * FROM source_rows"
-        if not isinstance(source, str):
+        if isinstance(source, Query):
+            text = source.text
+            for name, value in source.variables.items():
+                self._con.execute(f"SET VARIABLE {identifier(name)} = {value}")
+        else:
+            text = "SELECT * FROM source_rows"
             self._con.register("source_rows", source)
-        shown = {c: t for c, t in self.spec.data.columns.items() if c not in self._hidden()}
-        typed = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {identifier(c)}" for c, t in shown.items())
-        listed = ", ".join(map(identifier, shown))
-        self._con.execute(
-            f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM "
-            f"(({text}) UNION ALL BY NAME (SELECT {typed} LIMIT 0))"
-        )
-        return self._found(keys)
+        return self._found(lambda: self._plan(text), keys)
+
+    def _plan(self, text: str) -> duckdb.DuckDBPyRelation:
+        """The features of the rows that ``text`` reads.
+
+        Kept, since making a relation costs as much as features of thousands of rows: whenever it is read, DuckDB looks
+        anew at the variables, the files and their types.
+        """
+        if text not in self._planned:
+            shown = {c: t for c, t in self.spec.data.columns.items() if c not in self._hidden()}
+            typed = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {identifier(c)}" for c, t in shown.items())
+            listed = ", ".join(map(identifier, shown))
+            # Within the statement: a view is planned when it is made, and once more when it is read.
+            self._planned[text] = self._con.sql(
+                f"WITH published AS NOT MATERIALIZED (SELECT {listed} FROM "
+                f"(({text}) UNION ALL BY NAME (SELECT {typed} LIMIT 0))) SELECT * FROM ({self._query})"
+            )
+        return self._planned[text]
 
     def _hidden(self) -> set[str]:
         return {self.spec.label.expression} if self.spec.label.source is None else set()
 
-    def _found(self, keys: pa.Table) -> Iterator[pa.Table]:
-        """Key and features of the rows of ``published``, in the order of ``keys``, which are theirs."""
+    def _found(self, plan: Callable[[], duckdb.DuckDBPyRelation], keys: pa.Table) -> Iterator[pa.Table]:
+        """Key and features of rows, in the order of ``keys``, which are theirs.
+
+        Args:
+            plan: gives the relation that finds them.
+        """
         import duckdb
         import pyarrow as pa
 
         try:
-            stream = self._con.sql(self._query).to_arrow_reader(PART)
+            stream = plan().to_arrow_reader(PART)
             names, schema = list(keys.column_names), stream.schema
             wanted = pa.table([keys.column(k).cast(schema.field(k).type) for k in names], names=names)
             at = 0
@@ -175,7 +202,7 @@ class Features:
             self._check_count(len(keys), at)
             if not at:
                 yield schema.empty_table()
-        except (duckdb.Error, pa.ArrowException) as error:
+        except (duckdb.Error, pa.ArrowException, OSError) as error:  # what fails later comes as an OSError
             raise DataError(
                 f"features.sql failed: {first_line(error, hide=bool(self.spec.data.personal))}",
                 "mend the SQL, or add an expectation that keeps such rows out",

@@ -13,7 +13,7 @@ from perennial.errors import DataError
 from perennial.features import PART, Features
 from perennial.spec import ModelSpec
 from perennial.train import prediction
-from perennial.units import Unit
+from perennial.units import Query, Unit
 
 if TYPE_CHECKING:
     import numpy as np
@@ -126,7 +126,7 @@ class Scorer:
         source = (
             unit.read(columns) if split else unit.source(columns)
         )  # each version picks from rows read once
-        keys = unit.read(names) if isinstance(source, str) else source
+        keys = unit.read(names) if isinstance(source, Query) else source
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from perennial import files
 from perennial.lake import File
@@ -13,6 +13,24 @@ from perennial.literals import text_literal
 
 if TYPE_CHECKING:
     import pyarrow as pa
+
+
+class Query(NamedTuple):
+    """SQL that reads rows: the same text for all units of a kind, which is planned once, and the variables it reads by.
+
+    Attributes:
+        variables: the SQL of each value, by name.
+    """
+
+    text: str
+    variables: dict[str, str]
+
+
+_WHOLE = "SELECT * FROM read_parquet(getvariable('files'), hive_partitioning=false, union_by_name=true{more})"
+_STRETCH = (
+    _WHOLE.format(more=", file_row_number=true")
+    + " WHERE file_row_number >= getvariable('first') AND file_row_number < getvariable('last')"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +60,7 @@ class Unit:
             return [self]
         return [_whole(list(found)) for _, found in groupby(self.held, lambda h: h[0])]
 
-    def source(self, columns: list[str]) -> str | pa.Table:
+    def source(self, columns: list[str]) -> Query | pa.Table:
         """Where DuckDB finds the rows: SQL that reads the files, or the rows themselves where it cannot.
 
         DuckDB's own S3 reader is an extension that it would download, and it takes paths for patterns.
@@ -53,12 +71,10 @@ class Unit:
         paths = [f.path for _, f in self.held]
         if files.is_remote(paths[0]) or set("*?") & set("".join(paths)):
             return self.read(columns)
-        listed = ", ".join(map(text_literal, paths))
-        text = f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false, union_by_name=true"
+        listed = {"files": f"[{', '.join(map(text_literal, paths))}]"}
         if self.first is None:
-            return text + ")"
-        where = f"file_row_number >= {self.first} AND file_row_number < {self.first + self.rows}"
-        return f"{text}, file_row_number=true) WHERE {where}"
+            return Query(_WHOLE.format(more=""), listed)
+        return Query(_STRETCH, listed | {"first": str(self.first), "last": str(self.first + self.rows)})
 
     def read(self, columns: list[str]) -> pa.Table:
         """The rows, with those of ``columns`` that the files have."""

@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet
 import pytest
 
 from perennial import files, lake, references, units
@@ -290,6 +291,30 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
         table = pa.concat_tables(found.of(source, unit.read(["id"])))
         assert table["hour"].null_count == len(table) == toys.ROWS
         assert table["x"].to_pylist() == toys.rows("binary", DAY)["x"].to_pylist()
+
+
+def test_files_of_other_columns_and_types_follow_one_another(make: Any, tmp_path: Path) -> None:
+    """The statement is planned once; what the files hold is asked for each time."""
+    spec = make("SELECT id, x + 1 AS more FROM rows", features={"categorical": []})
+    found = Features(spec, None, str(tmp_path))
+    for number, x in enumerate(([1.5, None], [1, 2], None, [2.5, 3.5])):
+        path, ids = tmp_path / f"{number}.parquet", [f"{number}a", f"{number}b"]
+        pyarrow.parquet.write_table(pa.table({"id": ids} | ({"x": x} if x else {})), path)
+        (unit,) = units.units({DAY: [lake.File(str(path), 2)]}, 2, 2)
+        table = pa.concat_tables(found.of(unit.source(["id", "x"]), unit.read(["id"])))
+        assert table["id"].to_pylist() == ids
+        assert table["more"].to_pylist() == [None if v is None else v + 1 for v in x or [None, None]]
+
+
+def test_sql_that_fails_on_a_late_row_is_told_and_the_next_rows_go_on(make: Any) -> None:
+    spec = make("SELECT id, CAST(k AS DOUBLE) AS x FROM rows", features={"categorical": []})
+    rows = toys.rows("binary", DAY, 400_000)
+    rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["1"] * (len(rows) - 1) + ["one"]))
+    found = Features(spec)
+    with pytest.raises(DataError, match=r"features.sql failed: .*Conversion Error"):
+        list(found.of(rows, rows.select(["id"])))
+    good = rows.slice(0, 10)
+    assert sum(map(len, found.of(good, good.select(["id"])))) == 10
 
 
 def test_personal_values_stay_out_of_the_message(make: Any) -> None:

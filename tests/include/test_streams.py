@@ -92,8 +92,11 @@ def test_each_row_of_a_large_file_is_read_once(tmp_path: Path, folder: str) -> N
     con, ids = duckdb.connect(), []
     for unit in units.units({"01": [lake.File(str(path), 1000)]}, 170, 170):
         source = unit.source(["id", "not there"])
-        assert isinstance(source, str) is (folder == "plain")
-        rows = con.sql(source if isinstance(source, str) else "FROM source").to_arrow_table()
+        assert isinstance(source, units.Query) is (folder == "plain")
+        if isinstance(source, units.Query):
+            for name, value in source.variables.items():
+                con.execute(f"SET VARIABLE {name} = {value}")
+        rows = con.sql(source.text if isinstance(source, units.Query) else "FROM source").to_arrow_table()
         assert len(rows) == unit.rows
         ids.extend(rows["id"].to_pylist())
     assert ids == list(range(1000))
