@@ -29,8 +29,8 @@ if TYPE_CHECKING:
     from perennial.scorer import Night
 
 #: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
-UNIT_ROWS = 98_304
-COMMIT_ROWS = 3 * UNIT_ROWS
+UNIT_ROWS = 131_072
+COMMIT_ROWS = 2 * UNIT_ROWS
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
 #: a tenth of a MiB for each night that it has open.
 LOG_NIGHTS = 32

@@ -209,8 +209,8 @@ def _predicted(model: Model, parts: Iterable[pa.Table], wanted: np.ndarray) -> t
 
     found: list[np.ndarray] = []
     given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
-    # One for all: memory that is given back and taken again costs more than filling it.
-    matrix = np.empty((MATRIX, len(model.encoding.columns)), np.float32)
+    # One for all, since memory that is given back and taken again costs more than filling it; by column, as they come.
+    matrix = np.empty((MATRIX, len(model.encoding.columns)), np.float32, order="F")
     space = model.dense.space(MATRIX) if model.dense else None
     filled = before = 0
 
