@@ -23,6 +23,8 @@ EVAL_METRICS = {
 }
 #: Rows that the bootstrap draws from at most; the interval's width no longer matters above.
 MAX_ROWS = 200_000
+#: Rows that the bootstrap draws at a time: what they take stays in the processor's cache.
+CELLS = 250_000
 
 
 def losses(
@@ -148,7 +150,7 @@ def compare(
             n_resamples=resamples,
             confidence_level=confidence,
             method="percentile",
-            batch=max(1, 4_000_000 // len(difference)),
+            batch=max(1, CELLS // len(difference)),
             rng=rng,
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)

@@ -100,6 +100,13 @@ def test_the_interval_is_the_same_each_time_and_wider_with_more_confidence() -> 
     assert wide.low < narrow.low < narrow.high < wide.high
 
 
+def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    mine, other = rng.random(300), rng.random(300)
+    found = compare(mine, other)
+    monkeypatch.setattr(evaluate, "CELLS", 301)
+    assert compare(mine, other) == found
+
+
 def test_the_interval_covers_the_truth_as_often_as_it_says() -> None:
     hits = 0
     for seed in range(200):
