@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -145,21 +146,22 @@ class Recorder:
         metrics: dict[str, float],
         tags: dict[str, str],
         description: str,
-        texts: dict[str, Any],
-        extra: list[Path],
+        companions: Callable[[], tuple[dict[str, Any], list[Path]]],
     ) -> registry.Version:
         """Log everything and register the version, alias ``challenger``.
 
         Args:
             example: a few encoded rows, shape (rows, columns).
-            description: of the version, Markdown. texts: JSON artifacts by name. extra: files to keep beside them.
+            description: of the version, Markdown.
+            companions: gives JSON artifacts by name, and files to keep beside them; called once the model is logged,
+                for they may still be made meanwhile.
 
         Raises:
             ArtifactError: what MLflow kept is not what was written.
             RegistryError: MLflow refused or could not be reached.
         """
         with self._told():
-            return self._register(model, fitted, example, metrics, tags, description, texts, extra)
+            return self._register(model, fitted, example, metrics, tags, description, companions)
 
     def _register(
         self,
@@ -169,8 +171,7 @@ class Recorder:
         metrics: dict[str, float],
         tags: dict[str, str],
         description: str,
-        texts: dict[str, Any],
-        extra: list[Path],
+        companions: Callable[[], tuple[dict[str, Any], list[Path]]],
     ) -> registry.Version:
         import mlflow
         import pandas as pd
@@ -180,11 +181,6 @@ class Recorder:
         run_id = self.run.info.run_id
         with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
             digest = model.save(Path(folder, "model.ubj"))
-            for name, content in texts.items():
-                Path(folder, name).write_text(json.dumps(content, indent=1, sort_keys=True))
-                self.client.log_artifact(run_id, str(Path(folder, name)), registry.FOLDER)
-        for path in extra:
-            self.client.log_artifact(run_id, str(path), registry.FOLDER)
         tags = tags | {"digest": digest}
         params = {k: v for k, v in fitted.params.items() if k not in ("verbosity", "nthread")}
         self._log(run_id, params | {"rounds": fitted.rounds, "external_memory": fitted.external}, metrics)
@@ -200,6 +196,13 @@ class Recorder:
                 pip_requirements=[f"xgboost=={xgboost.__version__}"],
                 metadata=tags,
             )
+        texts, extra = companions()
+        with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
+            for name, content in texts.items():
+                Path(folder, name).write_text(json.dumps(content, indent=1, sort_keys=True))
+            for path in extra:
+                shutil.copy(path, folder)
+            self.client.log_artifacts(run_id, folder, registry.FOLDER)
         found = mlflow.register_model(info.model_uri, self.spec.name, tags=tags)
         version = registry.version(self.spec.name, str(found.version))
         if registry.load(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:

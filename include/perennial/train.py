@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import tempfile
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -95,20 +96,21 @@ def train(
                 checkpoints, recorder.trial, workers, meeting,
             )  # fmt: skip
             split, fitted, model, judged = best.split, best.fitted, best.model, best.judged
-            texts, files = _companions(
-                spec, model, features, split, folder, version, labels_version, champion
-            )
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
-            registered = recorder.register(
-                model,
-                fitted,
-                best.example,
-                judged["metrics"],
-                tags,
-                _description(as_of, reason, judged),
-                texts | {"evaluation.json": judged | {"champion": champion.version if champion else None}},
-                files,
-            )
+            told = {"evaluation.json": judged | {"champion": champion.version if champion else None}}
+            with ThreadPoolExecutor(1, thread_name_prefix="companions") as pool:
+                made = pool.submit(
+                    _companions, spec, model, features, split, folder, version, labels_version, champion
+                )
+                registered = recorder.register(
+                    model,
+                    fitted,
+                    best.example,
+                    judged["metrics"],
+                    tags,
+                    _description(as_of, reason, judged),
+                    lambda: (made.result()[0] | told, made.result()[1]),
+                )
         recorder.finish()
         for checkpoint in checkpoints.values():
             checkpoint.clear()
@@ -255,14 +257,52 @@ def _companions(
     champion: registry.Version | None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
-    import pyarrow.parquet as pq
-
     from perennial import drift, watch
     from perennial.evidence import gather
 
     gains = model.booster.get_score(importance_type="total_gain")
     whole = sum(gains.values()) or 1.0
     importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in model.encoding.columns}
+    quiet = gather(
+        spec,
+        model,
+        features,
+        split.holdout[0],
+        split.holdout[-1],
+        labels_until=split.holdout[-1],
+        columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
+        version=version,
+        labels_version=labels_version,
+    )
+    # The one is counted by DuckDB, the other simulated by numpy: neither has work for all cores.
+    with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
+        counted = pool.submit(_reference, spec, model, features, split, folder, version, labels_version)
+        watched, errors = watch.make(spec, model, quiet, lambda: drift.read_reference(counted.result()[0])[1])
+        reference, sample = counted.result()
+    if champion is not None and len(split.holdout) < spec.training.holdout_days:
+        watched = watch.inherit(watched, watch.left(champion))
+    kept = [sample]
+    if errors is not None:
+        errors.save_model(folder / watch.ERRORS)
+        kept.append(folder / watch.ERRORS)
+    made = {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}
+    return made | {watch.NAME: watched}, kept
+
+
+def _reference(
+    spec: ModelSpec,
+    model: Model,
+    features: Features,
+    split: Windows,
+    folder: Path,
+    version: int | None,
+    labels_version: int | None,
+) -> tuple[dict[str, Any], Path]:
+    """The training rows' columns and predictions as `drift.make_reference` counts them, and a file with some rows."""
+    import pyarrow.parquet as pq
+
+    from perennial import drift
+
     path = folder / "reference_rows.parquet"
     writer = None
     for table in labelled(spec, split.fit + split.valid, version, labels_version):
@@ -298,26 +338,7 @@ def _companions(
         ),
         sample,
     )
-    quiet = gather(
-        spec,
-        model,
-        features,
-        split.holdout[0],
-        split.holdout[-1],
-        labels_until=split.holdout[-1],
-        columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
-        version=version,
-        labels_version=labels_version,
-    )
-    watched, errors = watch.make(spec, model, quiet, drift.read_reference(reference)[1])
-    if champion is not None and len(split.holdout) < spec.training.holdout_days:
-        watched = watch.inherit(watched, watch.left(champion))
-    kept = [sample]
-    if errors is not None:
-        errors.save_model(folder / watch.ERRORS)
-        kept.append(folder / watch.ERRORS)
-    made = {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}
-    return made | {watch.NAME: watched}, kept
+    return reference, sample
 
 
 def prediction(model: Model, predicted: np.ndarray) -> Any:

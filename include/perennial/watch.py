@@ -6,7 +6,7 @@ mean, the spread, and a limit that keeps to the model's budget of false alarms.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -55,12 +55,13 @@ class Watch:
 
 
 def make(
-    spec: ModelSpec, model: Model, quiet: Evidence, reference: Mapping[str, Column]
+    spec: ModelSpec, model: Model, quiet: Evidence, reference: Callable[[], Mapping[str, Column]]
 ) -> tuple[dict[str, Any], xgboost.Booster | None]:
     """The watch of a new model, as JSON, and the error model of a regression.
 
     Args:
-        quiet: rows of the held-out nights, as `evidence.gather` gives them. reference: the columns' bins.
+        quiet: rows of the held-out nights, as `evidence.gather` gives them. reference: gives the columns' bins; called
+            last, for they may still be counted meanwhile.
     """
     import numpy as np
 
@@ -94,7 +95,7 @@ def make(
         "groups": groups,
         "nulls": {c: _highest(nights) for c, nights in empty.items()},
         "unseen": {c: _highest(nights) for c, nights in odd.items()},
-        "bins": {} if guess is None else effect.means(reference, model.encoding, quiet.x, guess),
+        "bins": {} if guess is None else effect.means(reference(), model.encoding, quiet.x, guess),
     }
     return content, errors
 

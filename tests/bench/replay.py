@@ -195,7 +195,7 @@ class _Ours:
         """A new champion, judged on the nights ``first`` to ``last``."""
         world, self.model, self.alarmed = self.world, model, False
         quiet = _evidence(world, model, first, last)
-        content, _ = watch.make(world.spec, model, quiet, {})
+        content, _ = watch.make(world.spec, model, quiet, dict)
         self.content = watch.inherit(content, self.content) if last - first + 1 < HOLDOUT else content
         self.watch = watch.read(self.content, world.spec, None)
         self.since, self.numbers = last + 1, {"performance": [], "value": []}

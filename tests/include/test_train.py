@@ -268,5 +268,24 @@ def test_features_that_look_at_other_rows_stop_the_training(make_model: Make) ->
         train(spec, as_of=toys.LAST)
 
 
+def test_nothing_is_registered_where_what_belongs_to_the_model_cannot_be_made(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = make_model()
+    toys.publish(spec)
+
+    def fail(*_: Any, **__: Any) -> Any:
+        raise DataError("the reference cannot be counted", "mend it", model=spec.name)
+
+    monkeypatch.setattr("perennial.drift.make_reference", fail)
+    with pytest.raises(DataError, match="the reference cannot be counted"):
+        train(spec, as_of=toys.LAST)
+    assert not client().search_model_versions(f"name = '{spec.name}'")
+    experiment = client().get_experiment_by_name(spec.name)
+    parents = [r for r in client().search_runs([experiment.experiment_id]) if "reason" in r.data.tags]
+    assert [r.info.status for r in parents] == ["FAILED"]
+    assert ledger.records(spec.name, "training")[-1]["decision"] == "failed"
+
+
 def test_nothing_is_left_in_the_working_folder(world: Any) -> None:
     assert [p.name for p in (world.home / "tmp").iterdir() if p.name.startswith("train-")] == []

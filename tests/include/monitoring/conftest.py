@@ -133,7 +133,7 @@ class World:
             self.spec, self.model, Features(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
         )  # fmt: skip
-        watched, _ = watch.make(self.spec, self.model, quiet, drift.read_reference(reference)[1])
+        watched, _ = watch.make(self.spec, self.model, quiet, lambda: drift.read_reference(reference)[1])
         place = self.folder / "artifacts" / f"run-{version}"
         place.mkdir(parents=True, exist_ok=True)
         pq.write_table(

@@ -54,7 +54,7 @@ def seen() -> Seen:
     stream = Stream("none", 0)
     drawn = [stream.draw(n) for n in range(46)]
     model = replay.fit(np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn]))
-    content, _ = watch.make(SPEC, model, evidence(model, QUIET), {})
+    content, _ = watch.make(SPEC, model, evidence(model, QUIET), dict)
     return Seen(model, watch.read(content, SPEC, None), evidence(model, LIVE))
 
 
@@ -147,15 +147,15 @@ def test_groups_that_are_treated_apart_raise_fairness(seen: Seen) -> None:
 
 
 def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
-    content, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(56, 60)), {})
+    content, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(56, 60)), dict)
     watched = watch.read(content, SPEC, None)
     assert watched.baselines == {}
     assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}
 
 
 def test_a_model_judged_on_few_nights_is_watched_by_what_the_champion_left(seen: Seen) -> None:
-    old, _ = watch.make(SPEC, seen.model, evidence(seen.model, QUIET), {})
-    new, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(58, 60)), {})
+    old, _ = watch.make(SPEC, seen.model, evidence(seen.model, QUIET), dict)
+    new, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(58, 60)), dict)
     both = watch.inherit(new, old)
     assert both["baselines"] == old["baselines"] and both["groups"]["region"] == ["n", "s"]
     assert all(both["nulls"][c] >= share for c, share in old["nulls"].items())
