@@ -17,6 +17,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -126,7 +127,8 @@ def _peaks(z: np.ndarray) -> np.ndarray:
     """The highest level of each year, shape (YEARS,); ``z`` has the years' nights, one side or both."""
     import numpy as np
 
-    return np.asarray(levels(z.reshape(-1, YEARS, NIGHTS_A_YEAR)).max(axis=(0, 2)))
+    highest = levels(z.reshape(-1, NIGHTS_A_YEAR)).max(axis=1)
+    return np.asarray(highest.reshape(-1, YEARS).max(axis=0))
 
 
 @lru_cache(maxsize=2)
@@ -149,32 +151,29 @@ def follow(values: np.ndarray, quiet: Baseline) -> Trace:
     found = levels(sides)
     side = int(found[:, -1].argmax())
     # The change began after the last rest of the bet that won most.
-    best = _bets(sides[side])
+    best = _bets(sides[[side]])[..., 0]
     resting = np.flatnonzero(best[:, best[-1].argmax()] <= 0)
     since = int(resting[-1]) + 1 if len(resting) else 0
     return Trace(float(found[side, -1]), int(known[min(since, len(known) - 1)]))
 
 
 def _bets(z: np.ndarray) -> np.ndarray:
-    """The level of each bet, shape (..., nights, bets)."""
+    """The level of each bet, shape (nights, bets, series) of ``z`` of shape (series, nights)."""
     import numpy as np
 
-    bets = np.asarray(BETS)
-    steps = np.clip(z, -CLIP, CLIP)[..., None] * bets - bets**2 / 2
-    level = np.zeros((*z.shape[:-1], len(bets)))
-    found = np.empty((*z.shape, len(bets)))
-    for night in range(z.shape[-1]):
-        level = np.maximum(level, 0) + steps[..., night, :]
-        found[..., night, :] = level
-    return found
+    bets = np.asarray(BETS)[:, None]
+    # The nights first: each is then one piece of memory, which is several times as quick.
+    found = np.clip(z, -CLIP, CLIP).T[:, None, :] * bets - bets**2 / 2
+    for before, night in pairwise(found):
+        night += np.maximum(before, 0)
+    return np.asarray(found)
 
 
 def levels(z: np.ndarray) -> np.ndarray:
-    """Logarithm of the mean of the bets' exponentials, shape as ``z``."""
+    """Logarithm of the mean of the bets' exponentials, shape as ``z``: (series, nights)."""
     import numpy as np
-    from scipy.special import logsumexp
 
-    return np.asarray(logsumexp(_bets(z), axis=-1) - math.log(len(BETS)))
+    return np.asarray(np.logaddexp.reduce(_bets(z), axis=1).T - math.log(len(BETS)))
 
 
 def _years(quiet: np.ndarray, seed: int) -> np.ndarray:

@@ -11,7 +11,7 @@ import pytest
 from bench import replay
 from bench.streams import Stream
 from perennial import effect, signals, watch
-from perennial.detect import baseline, levels
+from perennial.detect import BETS, CLIP, baseline, levels
 from perennial.drift import Column
 from perennial.evidence import Evidence, margin
 from perennial.expected import Expected, learn
@@ -160,6 +160,15 @@ def test_a_model_judged_on_few_nights_is_watched_by_what_the_champion_left(seen:
     assert both["baselines"] == old["baselines"] and both["groups"]["region"] == ["n", "s"]
     assert all(both["nulls"][c] >= share for c, share in old["nulls"].items())
     assert watch.inherit(new, None) == watch.inherit(new, {"format": 0}) == new  # one of an earlier release
+
+
+def test_levels_are_the_mean_of_the_bets_each_night() -> None:
+    z = np.random.default_rng(0).normal(0.3, 2, (3, 40))
+    for series, found in zip(z, levels(z), strict=True):
+        level = dict.fromkeys(BETS, 0.0)
+        for night, value in enumerate(np.clip(series, -CLIP, CLIP)):
+            level = {bet: max(old, 0.0) + bet * value - bet**2 / 2 for bet, old in level.items()}
+            assert found[night] == pytest.approx(np.log(np.mean(np.exp(list(level.values())))), rel=1e-12)
 
 
 def test_false_alarms_keep_to_the_budget() -> None:
