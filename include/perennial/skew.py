@@ -19,6 +19,7 @@ from perennial.literals import identifier, text_literal
 from perennial.signals import Signal
 
 if TYPE_CHECKING:
+    import duckdb
     import numpy as np
     import pyarrow as pa
 
@@ -73,6 +74,7 @@ def _compared(
     logged = set(lake.partitions(served.uri(spec.name)))
     trained = registry.spec(champion)
     made: dict[str, Features] = {}
+    con = lake.connect()
     for day in sorted(names.keys() & logged):
         scored = manifest.read(spec.name, "score", day)
         if (
@@ -81,14 +83,14 @@ def _compared(
             or scored.inputs["rows"] != names[day]
         ):
             continue
-        log = _log(spec, champion.version, day, served.origin(scored.inputs))
+        log = _log(con, spec, champion.version, day, served.origin(scored.inputs))
         if not len(log):
             continue
         versions = scored.inputs["references"]
         try:
             features = made.get(str(versions)) or Features(trained, versions)
             made[str(versions)] = features
-            again = model.encoding.matrix(features.apply(_rows(spec, day, log)))
+            again = model.encoding.matrix(features.apply(_rows(con, spec, day, log)))
         except StorageError:
             continue  # a version of a reference table that is no longer kept
         except DataError as error:
@@ -96,9 +98,8 @@ def _compared(
         yield Night(day, len(log), _differences(model, log, again))
 
 
-def _log(spec: ModelSpec, version: str, day: str, origin: str) -> pa.Table:
+def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, origin: str) -> pa.Table:
     """The rows logged by the very scoring that the manifest tells of, ordered by key."""
-    con = lake.connect()
     lake.relation(con, "log", served.uri(spec.name), None, day, day)
     return con.sql(
         f"SELECT * FROM log WHERE scored_from = {text_literal(origin)} AND model_version = {text_literal(version)} "
@@ -106,13 +107,12 @@ def _log(spec: ModelSpec, version: str, day: str, origin: str) -> pa.Table:
     ).to_arrow_table()
 
 
-def _rows(spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
+def _rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
-    con = lake.connect()
     lake.relation(con, "r", lake.table("published", spec.name), None, day, day)
-    con.register("log", log.select(list(spec.data.key)))
+    con.register("logged", log.select(list(spec.data.key)))
     return con.sql(
-        f"SELECT * FROM r SEMI JOIN log USING ({_key(spec)}) ORDER BY {_key(spec)}"
+        f"SELECT * FROM r SEMI JOIN logged USING ({_key(spec)}) ORDER BY {_key(spec)}"
     ).to_arrow_table()
 
 
