@@ -163,9 +163,11 @@ def _trials(
     abreast = 1 if alone else data.abreast(min(spec.training.search.trials, BLIND))
     share = max(1, how.threads // abreast)
     free = SimpleQueue[tuple[Any, Any]]()
-    for _ in range(abreast):
+
+    def prepare(_: int) -> None:
         train = data.dmatrix(0, data.fit, replace(how, threads=share))
         free.put((train, data.dmatrix(data.fit, data.rows, replace(how, threads=share), ref=train)))
+
     ranking = spec.task == "ranking"
     # Of an interrupted search: its blind trials ran side by side too.
     spent = sum(t.seconds / (abreast if t.number < BLIND else 1) for t in checkpoint.trials)
@@ -196,6 +198,8 @@ def _trials(
         trials.append(trial)
         on_trial(trial)
 
+    if abreast == 1:
+        prepare(0)
     if not spec.training.search.trials:
         done(checkpoint.trial(0, {}) or fresh(0, {}))
     elif abreast == 1:
@@ -203,6 +207,7 @@ def _trials(
     else:
         with ThreadPoolExecutor(abreast, thread_name_prefix="trial") as pool:
             try:
+                list(pool.map(prepare, range(abreast)))
                 _search(spec, pool.map, run, done, spent)
             except BaseException:  # nothing waits for trials that nobody needs
                 checkpoint.halted = True
