@@ -140,8 +140,10 @@ def environment(config: Stack) -> dict[str, str]:
         "XDG_CACHE_HOME": str(caches),
         "XDG_CONFIG_HOME": str(caches / "config"),
         "XDG_DATA_HOME": str(caches / "data"),
-        # threads that spin while they wait take the cores from the forked tasks beside them
+        # threads that spin while they wait take the cores from the forked tasks beside them; not to spin at all makes
+        # two threads no quicker than one, for XGBoost's threads wait for each other every few microseconds
         "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "1000",
         "AIRFLOW_HOME": str(airflow),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
