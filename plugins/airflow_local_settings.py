@@ -7,6 +7,7 @@ Memory is shared between the forks. The executor itself freezes the garbage coll
 
 from __future__ import annotations
 
+import gc
 import importlib
 import logging
 import os
@@ -16,21 +17,30 @@ from typing import Any
 
 #: What the steps and the DAG files import. What is missing here costs its import in every task, nothing more.
 HEAVY = (
-    "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "deltalake", "scipy.stats", "sklearn.compose",
-    "sklearn.dummy", "sklearn.impute", "sklearn.linear_model", "sklearn.metrics", "sklearn.pipeline", "xgboost",
-    "optuna", "git", "mlflow", "mlflow.xgboost", "mlflow.models", "mlflow.pyfunc", "great_expectations",
-    "great_expectations.render.view", "evidently", "evidently.presets", "perennial.data", "perennial.datadocs",
-    "perennial.publish", "perennial.train", "perennial.fit", "perennial.register", "perennial.candidates",
-    "perennial.watch", "perennial.score", "perennial.monitor", "perennial.observe", "perennial.report",
-    "perennial.decide", "perennial.promote", "airflow.dag_processing.dagbag", "perennial_airflow.factory",
+    "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "deltalake", "deltalake.fs", "scipy.stats",
+    "sklearn.compose", "sklearn.dummy", "sklearn.impute", "sklearn.linear_model", "sklearn.metrics",
+    "sklearn.pipeline", "xgboost", "optuna", "git", "mlflow", "mlflow.xgboost", "mlflow.models",
+    "mlflow.models.display_utils", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server",
+    "mlflow.tracing.processor.base_mlflow", "great_expectations", "great_expectations.render.view", "evidently",
+    "evidently.presets", "perennial.data", "perennial.validate", "perennial.label_feed", "perennial.datadocs",
+    "perennial.profile", "perennial.publish", "perennial.train", "perennial.fit", "perennial.register",
+    "perennial.candidates", "perennial.watch", "perennial.score", "perennial.monitor", "perennial.window",
+    "perennial.verdict", "perennial.observe", "perennial.report", "perennial.decide", "perennial.promote",
+    "airflow.dag_processing.dagbag", "perennial_airflow.factory",
 )  # fmt: skip
-#: Nobody's usage is reported to the makers of libraries; threads that wait must not spin on a machine with few cores.
+#: Nobody's usage is reported to the makers of libraries; threads that wait must not spin for long on a machine
+#: with few cores.
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "GX_ANALYTICS_ENABLED": "false",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "OMP_WAIT_POLICY": "PASSIVE",
+    "GOMP_SPINCOUNT": "1000",
 }
+#: When the garbage collector runs, in new objects and runs of the generation before. A full collection looks at every
+#: object: as Python has it (700, 10, 10), each component spends one to two seconds of its start on them, and the
+#: scheduler, with the libraries in it, more than a second now and then, in which it schedules nothing.
+COLLECT = (50_000, 20, 100)
 
 
 def forks_tasks(argv: list[str]) -> bool:
@@ -65,6 +75,7 @@ def preload() -> None:
                 "%s could not be loaded ahead of the tasks: %s", name, error
             )
     list_packages()
+    draw_pages()
     logging.getLogger("perennial").info(
         "libraries loaded ahead of the tasks in %.1f s", time.monotonic() - began
     )
@@ -78,6 +89,25 @@ def list_packages() -> None:
         warn_dependency_requirement_mismatches(["xgboost"])
     except Exception as error:
         logging.getLogger("perennial").warning("MLflow lists packages in another way: %s", error)
+
+
+def draw_pages() -> None:
+    """Have Evidently draw a page of each kind: it imports two hundred modules of plotly while it draws."""
+    try:
+        import pandas as pd
+        import pyarrow as pa
+
+        from perennial import profile, report
+        from perennial.verdict import Finding
+
+        rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
+        day = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
+        profile.draw(pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ())
+        sample = {name: pa.chunked_array([values]) for name, values in rows.items()}
+        findings = [Finding(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
+        report.picture(findings, sample, sample, ["text"], 0.5)
+    except Exception as error:
+        logging.getLogger("perennial").warning("Evidently draws in another way: %s", error)
 
 
 def notice_exits() -> None:
@@ -105,6 +135,7 @@ def notice_exits() -> None:
 
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
+gc.set_threshold(*COLLECT)
 if forks_tasks(sys.argv):
     preload()
     notice_exits()

@@ -8,7 +8,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -41,14 +41,29 @@ def write(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str,
 
     Columns of personal data are left out.
     """
+    rows = _sample(con, spec, start, end, version)
+    page, content = draw(rows, {c: spec.data.columns[c] for c in rows.columns}, spec.data.key)
+    key = start if start == end else f"{start}..{end}"
+    content["perennial"] = {
+        "model": spec.name,
+        "partitions": key,
+        "version": version,
+        "rows_sampled": len(rows),
+    }
+    files.write_text(place(spec.name, key, "json"), json.dumps(content, indent=1))
+    return files.write_text(place(spec.name, key, "html"), _page(page))
+
+
+def draw(rows: pd.DataFrame, kinds: Mapping[str, str], key: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Evidently's summary of rows: the page, with stand-ins in it, and the numbers.
+
+    Args:
+        kinds: of each column, in the words of the spec. key: columns that tell rows apart: they are not drawn.
+    """
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataSummaryPreset
 
-    rows = _sample(con, spec, start, end, version)
-    kinds: dict[str, str] = {c: spec.data.columns[c] for c in rows.columns}
-    plain = {
-        c for c, k in kinds.items() if k == "string" and (c in spec.data.key or rows[c].nunique() > MANY)
-    }
+    plain = {c for c, k in kinds.items() if k == "string" and (c in key or rows[c].nunique() > MANY)}
     filled = {c for c in rows.columns if rows[c].notna().any()}
     shown = {c: c.translate(_GUARD) for c in rows.columns}
     definition = DataDefinition(
@@ -64,16 +79,8 @@ def write(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str,
     with _undrawn():
         data = Dataset.from_pandas(_guarded(rows, kinds).rename(columns=shown), data_definition=definition)
         summary = Report([DataSummaryPreset()]).run(data, None)
-    key = start if start == end else f"{start}..{end}"
     content = json.loads(json.dumps(summary.dict(), default=str).translate(_PLAIN))
-    content["perennial"] = {
-        "model": spec.name,
-        "partitions": key,
-        "version": version,
-        "rows_sampled": len(rows),
-    }
-    files.write_text(place(spec.name, key, "json"), json.dumps(content, indent=1))
-    return files.write_text(place(spec.name, key, "html"), _page(summary.get_html_str(as_iframe=False)))
+    return summary.get_html_str(as_iframe=False), content
 
 
 def _sample(
@@ -94,7 +101,7 @@ def _sample(
     return found
 
 
-def _guarded(rows: pd.DataFrame, kinds: dict[str, str]) -> pd.DataFrame:
+def _guarded(rows: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
     """The rows with characters that mean something in a page replaced by stand-ins, times as Evidently reads them."""
     import pandas as pd
 

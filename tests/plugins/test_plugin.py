@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 from airflow._shared.module_loading import find_path_from_directory
@@ -19,8 +20,10 @@ from perennial_plugin import PerennialPlugin
 
 ROOT = Path(__file__).resolve().parents[2]
 LOOK = """
-import airflow.settings, sys
+import airflow.settings, gc, sys
 airflow.settings.initialize()
+import airflow_local_settings
+assert gc.get_threshold() == airflow_local_settings.COLLECT
 from airflow import plugins_manager
 plugins_manager.ensure_plugins_loaded()
 print(*sys.modules)
@@ -97,6 +100,45 @@ def test_mlflow_lists_the_packages_before_there_are_tasks(monkeypatch: pytest.Mo
     monkeypatch.setattr(requirements_utils, "_PACKAGES_TO_MODULES", None)
     airflow_local_settings.list_packages()
     assert requirements_utils._MODULES_TO_PACKAGES is not None
+
+
+DRAW = """
+import sys
+import pandas as pd, pyarrow as pa
+import airflow_local_settings
+for name in airflow_local_settings.HEAVY:
+    __import__(name)
+airflow_local_settings.draw_pages()
+before = set(sys.modules)
+from perennial import profile, report
+from perennial.verdict import Finding
+rows = {"n": [1.0, None, 3.0, 4.5], "t": ["x", "y", None, "y"], "b": [True, False, True, None], "k": list("1234")}
+kinds = {"n": "number", "t": "string", "b": "boolean", "k": "string", "d": "timestamp"}
+profile.draw(pd.DataFrame(rows | {"d": pd.date_range("2013-01-01", periods=4)}), kinds, ("k",))
+sample = {c: pa.chunked_array([rows[c]]) for c in "nt"}
+findings = [Finding(c, "feature", "drifted", "", 0.3, 0.1, 0.1, 0.2, 4, 0.5) for c in "nt"]
+assert report.picture(findings, sample, sample, ["t"], 0.5)[0]
+print(sorted(set(sys.modules) - before))
+"""
+
+
+def test_no_task_imports_anything_to_draw_its_page() -> None:
+    environment = os.environ | {"PYTHONPATH": f"{ROOT / 'include'}{os.pathsep}{ROOT / 'plugins'}"}
+    done = subprocess.run(
+        [sys.executable, "-c", DRAW], env=environment, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_pages_that_cannot_be_drawn_ahead_stop_nothing(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def fail(*_: Any) -> None:
+        raise RuntimeError("another Evidently")
+
+    monkeypatch.setattr("perennial.profile.draw", fail)
+    airflow_local_settings.draw_pages()
+    assert "another Evidently" in caplog.text
 
 
 def test_a_worker_waits_long_only_while_its_task_can_wake_it(monkeypatch: pytest.MonkeyPatch) -> None:
