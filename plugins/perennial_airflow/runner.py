@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import TYPE_CHECKING, Any
 
 from perennial import compute, manifest, steps
@@ -11,6 +12,10 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from perennial.spec import ModelSpec
+
+#: How far the task of a range steps back behind its neighbours on this machine, as `nice` counts: it catches up, and
+#: what is done nightly, or by what it has caught up with, should not wait for it.
+BEHIND = 10
 
 
 def profile(spec: ModelSpec, step: str) -> compute.Profile:
@@ -34,6 +39,8 @@ def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dic
 
         result = pods.run(step, spec, place, arguments, context)
     else:
+        if arguments.get("end") not in (None, arguments.get("start")):
+            os.setpriority(os.PRIO_PROCESS, 0, BEHIND)
         several = {"workers": crew} if (crew := place.crew(step)) > 1 else {}
         result = steps.run(step, spec, **arguments, **several)
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:

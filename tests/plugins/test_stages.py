@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from types import SimpleNamespace
 from typing import Any
 
@@ -211,6 +212,18 @@ def test_a_step_without_a_manifest_is_not_believed(
     fake.leaves_manifest = False
     with pytest.raises(PerennialError, match=rf"2013-02-01: step {stage} ended without its manifest"):
         runner.heavy(stage, spec, context(), **arguments)
+
+
+def test_a_range_steps_back_behind_the_tasks_beside_it(
+    fake: Steps, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    nice: list[tuple[int, int, int]] = []
+    monkeypatch.setattr(os, "setpriority", lambda *given: nice.append(given))
+    data.publish(spec, context("2013-02-01"))
+    train.fit(spec, context("2013-02-01", reason="because"))
+    assert nice == []
+    data.publish(spec, context(None, start="2013-02-01", end="2013-02-03"))
+    assert nice == [(os.PRIO_PROCESS, 0, runner.BEHIND)]
 
 
 def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> None:
