@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,7 +42,7 @@ class Candidate:
     """A model made of one window.
 
     Attributes:
-        judged: as `judge` returns it. example: a few encoded rows, shape (rows, columns).
+        judge: judges it, as `judge` does. example: a few encoded rows, shape (rows, columns).
         fit, rows: rows fitted on, and those together with the rows for early stopping.
     """
 
@@ -49,10 +50,15 @@ class Candidate:
     split: Windows
     fitted: Fitted
     model: Model
-    judged: dict[str, Any]
+    judge: Callable[[], dict[str, Any]]
     example: np.ndarray
     fit: int
     rows: int
+
+    @cached_property
+    def judged(self) -> dict[str, Any]:
+        """As `judge` returns it, found out when it is first asked for."""
+        return self.judge() | {"window": self.kind}
 
     @property
     def loss(self) -> float:
@@ -70,7 +76,7 @@ def best(
     workers: int,
     meeting: str | None,
 ) -> Candidate:
-    """Fit a model on each window and judge it; the one that loses least on the held-out rows.
+    """Fit a model on each window; of several, the one that loses least on the held-out rows.
 
     Args:
         splits: by name of the window; all hold out the same dates. checkpoints: one a window.
@@ -112,8 +118,8 @@ def _fit(
     data = _rows(source, split, folder, crew)
     fitted = fitting.fit(spec, data, on_trial=on_trial, checkpoint=checkpoint)
     model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-    judged = judge(source, split, model, fitting.baselines(spec, data), champion)
-    return Candidate(kind, split, fitted, model, judged | {"window": kind}, data.head(5), data.fit, data.rows)
+    judged = partial(judge, source, split, model, fitting.baselines(spec, data), champion)
+    return Candidate(kind, split, fitted, model, judged, data.head(5), data.fit, data.rows)
 
 
 def _rows(source: Source, split: Windows, folder: Path, crew: Crew | None) -> Dataset | Shares:

@@ -95,13 +95,24 @@ def train(
                 candidates.Source(spec, features, version, labels_version), splits, champion, folder,
                 checkpoints, recorder.trial, workers, meeting,
             )  # fmt: skip
-            split, fitted, model, judged = best.split, best.fitted, best.model, best.judged
+            split, fitted, model = best.split, best.fitted, best.model
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
-            told = {"evaluation.json": judged | {"champion": champion.version if champion else None}}
+            if fitted.external:  # rows that do not fit into memory are gone through by one at a time
+                _ = best.judged
             with ThreadPoolExecutor(1, thread_name_prefix="companions") as pool:
                 made = pool.submit(
-                    _companions, spec, model, features, split, folder, version, labels_version, champion
+                    _companions,
+                    spec,
+                    model,
+                    Features(spec, features.versions),  # of its own: the judge uses the others meanwhile
+                    split,
+                    folder,
+                    version,
+                    labels_version,
+                    champion,
                 )
+                judged = best.judged
+                told = {"evaluation.json": judged | {"champion": champion.version if champion else None}}
                 registered = recorder.register(
                     model,
                     fitted,
