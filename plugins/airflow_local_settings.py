@@ -40,7 +40,7 @@ ENVIRONMENT = {
 #: When the garbage collector runs, in new objects and runs of the generation before. A full collection looks at every
 #: object: as Python has it (700, 10, 10), each component spends one to two seconds of its start on them, and the
 #: scheduler, with the libraries in it, more than a second now and then, in which it schedules nothing.
-COLLECT = (50_000, 20, 100)
+COLLECT = (50_000, 20, 20)
 
 
 def forks_tasks(argv: list[str]) -> bool:
