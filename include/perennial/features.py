@@ -71,7 +71,8 @@ class Features:
         self._con = lake.connect(threads=1, memory_share=0.25)
         # Parts are used one by one: ten MiB of them made ahead would be five times as much as serves.
         self._con.execute("SET streaming_buffer_size='2MiB'")
-        # A join would keep the last few rows of a file back until the end, and all after them be held and put in order.
+        # A join would keep the last few rows of a file back until the end, and all after them be held and put in order
+        # (duckdb 22191).
         self._con.execute("SET enable_caching_operators=false")
         references.register(self._con, spec, self.versions)
         if folder:
