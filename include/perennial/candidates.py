@@ -118,8 +118,8 @@ def _fit(
     data = _rows(source, split, folder, crew)
     fitted = fitting.fit(spec, data, on_trial=on_trial, checkpoint=checkpoint)
     model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-    judged = partial(judge, source, split, model, fitting.baselines(spec, data), champion)
-    return Candidate(kind, split, fitted, model, judged, data.head(5), data.fit, data.rows)
+    judging = partial(judge, source, split, model, fitting.baselines(spec, data), champion)
+    return Candidate(kind, split, fitted, model, judging, data.head(5), data.fit, data.rows)
 
 
 def _rows(source: Source, split: Windows, folder: Path, crew: Crew | None) -> Dataset | Shares:

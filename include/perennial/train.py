@@ -6,6 +6,7 @@ import contextlib
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,6 +24,7 @@ from perennial.spec import ModelSpec
 if TYPE_CHECKING:
     import numpy as np
 
+    from perennial.candidates import Source
     from perennial.fit import Fitted
 
 
@@ -91,26 +93,18 @@ def train(
     try:
         with _workspace() as name:
             folder = Path(name)
+            source = candidates.Source(spec, features, version, labels_version)
             best = candidates.best(
-                candidates.Source(spec, features, version, labels_version), splits, champion, folder,
-                checkpoints, recorder.trial, workers, meeting,
-            )  # fmt: skip
+                source, splits, champion, folder, checkpoints, recorder.trial, workers, meeting
+            )
             split, fitted, model = best.split, best.fitted, best.model
             tags = _tags(spec, as_of, split, fitted, reason, {"published": version, "labels": labels_version})
             if fitted.external:  # rows that do not fit into memory are gone through by one at a time
                 _ = best.judged
             with ThreadPoolExecutor(1, thread_name_prefix="companions") as pool:
-                made = pool.submit(
-                    _companions,
-                    spec,
-                    model,
-                    Features(spec, features.versions),  # of its own: the judge uses the others meanwhile
-                    split,
-                    folder,
-                    version,
-                    labels_version,
-                    champion,
-                )
+                # With features of its own: the judge uses the others meanwhile.
+                apart = replace(source, features=Features(spec, features.versions))
+                made = pool.submit(_companions, apart, model, split, folder, champion)
                 judged = best.judged
                 told = {"evaluation.json": judged | {"champion": champion.version if champion else None}}
                 registered = recorder.register(
@@ -258,36 +252,30 @@ def _description(as_of: str, reason: str, judged: dict[str, Any]) -> str:
 
 
 def _companions(
-    spec: ModelSpec,
-    model: Model,
-    features: Features,
-    split: Windows,
-    folder: Path,
-    version: int | None,
-    labels_version: int | None,
-    champion: registry.Version | None,
+    source: Source, model: Model, split: Windows, folder: Path, champion: registry.Version | None
 ) -> tuple[dict[str, Any], list[Path]]:
     """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
     from perennial import drift, watch
     from perennial.evidence import gather
 
+    spec = source.spec
     gains = model.booster.get_score(importance_type="total_gain")
     whole = sum(gains.values()) or 1.0
     importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in model.encoding.columns}
     quiet = gather(
         spec,
         model,
-        features,
+        source.features,
         split.holdout[0],
         split.holdout[-1],
         labels_until=split.holdout[-1],
         columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
-        version=version,
-        labels_version=labels_version,
+        version=source.version,
+        labels_version=source.labels_version,
     )
     # The one is counted by DuckDB, the other simulated by numpy: neither has work for all cores.
     with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        counted = pool.submit(_reference, spec, model, features, split, folder, version, labels_version)
+        counted = pool.submit(_reference, source, model, split, folder)
         watched, errors = watch.make(spec, model, quiet, lambda: drift.read_reference(counted.result()[0])[1])
         reference, sample = counted.result()
     if champion is not None and len(split.holdout) < spec.training.holdout_days:
@@ -300,23 +288,16 @@ def _companions(
     return made | {watch.NAME: watched}, kept
 
 
-def _reference(
-    spec: ModelSpec,
-    model: Model,
-    features: Features,
-    split: Windows,
-    folder: Path,
-    version: int | None,
-    labels_version: int | None,
-) -> tuple[dict[str, Any], Path]:
+def _reference(source: Source, model: Model, split: Windows, folder: Path) -> tuple[dict[str, Any], Path]:
     """The training rows' columns and predictions as `drift.make_reference` counts them, and a file with some rows."""
     import pyarrow.parquet as pq
 
     from perennial import drift
 
+    spec, features = source.spec, source.features
     path = folder / "reference_rows.parquet"
     writer = None
-    for table in labelled(spec, split.fit + split.valid, version, labels_version):
+    for table in labelled(spec, split.fit + split.valid, source.version, source.labels_version):
         rows = features.apply(table)
         rows = rows.append_column("prediction", prediction(model, model.predict(rows)))
         rows = rows.append_column(lake.PARTITION, table.column(lake.PARTITION))

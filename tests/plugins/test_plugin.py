@@ -22,8 +22,7 @@ ROOT = Path(__file__).resolve().parents[2]
 LOOK = """
 import airflow.settings, gc, sys
 airflow.settings.initialize()
-import airflow_local_settings
-assert gc.get_threshold() == airflow_local_settings.COLLECT
+assert gc.get_threshold() == sys.modules["airflow_local_settings"].COLLECT
 from airflow import plugins_manager
 plugins_manager.ensure_plugins_loaded()
 print(*sys.modules)
