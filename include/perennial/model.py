@@ -120,3 +120,13 @@ def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> M
         ) from error
     encoding = Encoding(tuple(attributes["columns"]), attributes["categories"], attributes["unseen"])
     return Model(booster, encoding, attributes["task"], tuple(attributes["classes"]))
+
+
+def prediction(model: Model, predicted: np.ndarray) -> Any:
+    """The column ``prediction``: the class as text for multiclass, a number otherwise (an Arrow array)."""
+    import numpy as np
+    import pyarrow as pa
+
+    if model.task != "multiclass":
+        return pa.array(predicted.astype(np.float32, copy=False))
+    return pa.array(np.asarray(model.classes, dtype=object)[predicted.argmax(axis=1)], pa.string())

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from perennial import files, lake, references, registry, served
 from perennial.errors import DataError
 from perennial.features import PART, Features
+from perennial.model import prediction
 from perennial.spec import ModelSpec
-from perennial.train import prediction
 from perennial.units import Query, Unit
 
 if TYPE_CHECKING:

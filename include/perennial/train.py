@@ -17,13 +17,11 @@ from perennial.features import Features
 from perennial.labelled import Windows, choices, labelled
 from perennial.literals import text_literal
 from perennial.manifest import Manifest
-from perennial.model import Model
+from perennial.model import Model, prediction
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from perennial.candidates import Source
     from perennial.fit import Fitted
 
@@ -331,13 +329,3 @@ def _reference(source: Source, model: Model, split: Windows, folder: Path) -> tu
         sample,
     )
     return reference, sample
-
-
-def prediction(model: Model, predicted: np.ndarray) -> Any:
-    """The column ``prediction``: the class as text for multiclass, a number otherwise (an Arrow array)."""
-    import numpy as np
-    import pyarrow as pa
-
-    if model.task != "multiclass":
-        return pa.array(predicted.astype(np.float32, copy=False))
-    return pa.array(np.asarray(model.classes, dtype=object)[predicted.argmax(axis=1)], pa.string())
