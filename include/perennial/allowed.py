@@ -4,6 +4,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Literal
+
+State = Literal["ok", "suspected", "bad", "undetermined"]
+
+#: Quiet nights that a baseline needs.
+NIGHTS = 5
 
 #: The metrics a gate may judge by. Each is a mean of one loss a row (a group, for ranking), so that champion and
 #: challenger can be compared by a paired bootstrap; lower is better.

@@ -15,10 +15,9 @@ from typing import Any
 
 from perennial.aggregates import both, count_where, only_where, table_level
 from perennial.expectations import Expectation
+from perennial.ingest import UNTIL_DAY
 from perennial.literals import condition, identifier, literal, text_literal
 
-#: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
-UNTIL_DAY = 2
 #: Examples of bad values that a data doc shows.
 EXAMPLES = 20
 #: Partitions of more rows than this have their median and quantiles estimated (t-digest): exact ones hold all values.

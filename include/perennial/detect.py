@@ -20,6 +20,8 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
+from perennial.allowed import NIGHTS
+
 if TYPE_CHECKING:
     import numpy as np
 
@@ -29,8 +31,6 @@ BETS = (0.25, 0.5, 1.0, 2.0, 3.5)
 CLIP = 3.5
 #: The least limit: a single night of `CLIP` stays a whole unit below it, so that a second one has to be odd as well.
 ONE_NIGHT = CLIP**2 / 2 - math.log(len(BETS)) + 1
-#: Quiet nights that a baseline needs.
-NIGHTS = 5
 NIGHTS_A_YEAR = 365
 #: Years of resampled quiet nights that a limit is checked on.
 YEARS = 400

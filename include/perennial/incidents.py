@@ -11,16 +11,14 @@ import json
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from perennial import files, ledger, lock
+from perennial.allowed import State
 from perennial.channels import Channel, Mute, Severity, matches
 from perennial.errors import PerennialError, StorageError
 from perennial.settings import settings
 from perennial.spec import ModelSpec
-
-if TYPE_CHECKING:
-    from perennial.signals import State  # importing it at parse would bring the whole judgement along
 
 #: Signals that tell of a run and not of the model. A verdict of an old date says nothing about today; a run that failed
 #: did fail, whatever its date.

@@ -19,13 +19,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial import files
-from perennial.checks import UNTIL_DAY
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.literals import identifier, text_literal
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
+
+#: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
+UNTIL_DAY = 2
 
 SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE",
              "timestamp": "TIMESTAMP"}  # fmt: skip

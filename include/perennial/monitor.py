@@ -17,9 +17,10 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
     from perennial import verdict
+    from perennial.allowed import State
     from perennial.drift import Column, Counts
     from perennial.model import Model
-    from perennial.signals import Signal, State
+    from perennial.signals import Signal
     from perennial.verdict import Finding
     from perennial.watch import Watch
 

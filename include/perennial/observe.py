@@ -10,11 +10,11 @@ from statistics import median
 from typing import TYPE_CHECKING
 
 from perennial import files, lake, registry, signals, value
-from perennial.detect import NIGHTS
+from perennial.allowed import NIGHTS, State
 from perennial.errors import DataError
 from perennial.evidence import MIN_ROWS, Evidence, gather
 from perennial.features import Features
-from perennial.signals import Signal, State
+from perennial.signals import Signal
 from perennial.skew import skew
 
 if TYPE_CHECKING:

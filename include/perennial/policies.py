@@ -8,8 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
-from perennial.allowed import MIN_DAYS
-from perennial.detect import NIGHTS
+from perennial.allowed import MIN_DAYS, NIGHTS
 from perennial.sections import Column, Share, Strict
 
 

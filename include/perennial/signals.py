@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from perennial import value
-from perennial.detect import NIGHTS, Baseline, follow
+from perennial.allowed import NIGHTS, State
+from perennial.detect import Baseline, follow
 from perennial.evidence import MIN_ROWS, Evidence
 
 if TYPE_CHECKING:
@@ -21,7 +22,6 @@ if TYPE_CHECKING:
     from perennial.model import Model
     from perennial.spec import ModelSpec
 
-State = Literal["ok", "suspected", "bad", "undetermined"]
 #: Rows of a night whose attributions are computed: TreeSHAP costs a hundred predictions.
 ATTRIBUTED = 100
 #: Values of a column that make a slice or group at most, the most frequent first.

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial import files, lake, performance, shadow
-from perennial.detect import NIGHTS
+from perennial.allowed import NIGHTS
 from perennial.evidence import MIN_ROWS
 from perennial.literals import identifier, text_literal
 
