@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perennial.cli import main
-from perennial.leave import leave
+from perennial.runtime import leave
 
 if __name__ == "__main__":
     try:

@@ -180,7 +180,7 @@ def work(
 @app.command()
 def models(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = False) -> None:
     """List the models."""
-    from perennial import catalog
+    from perennial import catalog, yaml_reader
 
     found, errors = catalog.load_models()
     if as_json:
@@ -210,7 +210,7 @@ def models(as_json: Annotated[bool, typer.Option("--json", help="As JSON.")] = F
                         spec.owner,
                         spec.data.source,
                         spec.schedule.start.isoformat(),
-                        catalog.show(spec.folder),
+                        yaml_reader.show(spec.folder),
                     ),
                 )
             )
@@ -257,9 +257,9 @@ def ledger(
 @app.command()
 def library() -> None:
     """Print the digest of this library: an image must have the one that its caller has."""
-    from perennial import manifest
+    from perennial import runtime
 
-    print(manifest.library_digest())  # noqa: T201
+    print(runtime.library_digest())  # noqa: T201
 
 
 @app.command()

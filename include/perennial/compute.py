@@ -212,17 +212,17 @@ def load(name: str) -> Profile:
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, _changed: int) -> Profile:
     """A profile's file; read once as long as it does not change, since the DAG files of all models ask for it."""
-    from perennial import catalog
+    from perennial import yaml_reader
 
-    profile = catalog.parse(path, Profile, model=None)
+    profile = yaml_reader.parse(path, Profile, model=None)
     if profile.name != path.stem:
         raise SpecError(
-            f"{catalog.show(path)}: name is {profile.name!r}, the file is {path.name!r}",
+            f"{yaml_reader.show(path)}: name is {profile.name!r}, the file is {path.name!r}",
             "a profile's name is its file's name",
         )
     if profile.template and not (path.parent / profile.template).is_file():
         raise SpecError(
-            f"{catalog.line(path, 'template')}: template {profile.template!r} is not beside it",
+            f"{yaml_reader.line(path, 'template')}: template {profile.template!r} is not beside it",
             "put the pod's YAML there, or leave the key out",
         )
     return profile

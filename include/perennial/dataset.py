@@ -11,9 +11,11 @@ from perennial import boost
 from perennial.encode import Encoding, categories
 from perennial.errors import DataError
 from perennial.features import BATCH, Features
-from perennial.labelled import Lists, Windows, classes_of, in_order, labelled, targets
+from perennial.labelled import labelled
 from perennial.settings import settings
 from perennial.spec import ModelSpec
+from perennial.targets import Lists, classes_of, in_order, targets
+from perennial.windows import Windows
 
 if TYPE_CHECKING:
     import numpy as np

@@ -7,8 +7,8 @@ from datetime import date
 from typing import Any
 
 from perennial import ledger, lock, manifest
+from perennial.dates import parse_date
 from perennial.errors import DataError
-from perennial.files import parse_date
 from perennial.spec import ModelSpec
 
 KIND = "retraining"

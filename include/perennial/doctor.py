@@ -8,41 +8,19 @@ from __future__ import annotations
 
 import os
 import tempfile
-import threading
 import uuid
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from perennial import compute, files
 from perennial.errors import PerennialError
+from perennial.finding import ANSWER, Finding, State, bounded, brief
 from perennial.settings import endpoint_url, settings
 
 if TYPE_CHECKING:
     from perennial.compute import Profile
     from perennial.spec import ModelSpec
-
-State = Literal["ok", "warning", "missing"]
-#: Seconds that one answer may take, and one whole check.
-ANSWER, CHECK = 4.0, 25.0
-
-
-@dataclass(frozen=True)
-class Finding:
-    """What one check found.
-
-    Attributes:
-        what: what was checked. detail: what was seen. remedy: what to do; empty where nothing is.
-    """
-
-    what: str
-    state: State
-    detail: str
-    remedy: str = ""
-
-
-Check = Callable[[], Iterator[Finding]]
 
 
 def examine(profiles: Sequence[str] = ()) -> list[Finding]:
@@ -68,42 +46,6 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
 
         found += doctor_pods.examine(pods)
     return found
-
-
-def bounded(what: str, check: Check, seconds: float | None = None) -> list[Finding]:
-    """What a check finds within its time. What it had found when time was up, or when it broke, is kept."""
-    found: list[Finding] = []
-
-    def work() -> None:
-        try:
-            for item in check():
-                found.append(item)
-        except Exception as error:  # a check that breaks is a finding, and must not hide the others
-            found.append(
-                Finding(what, "missing", f"could not be checked: {brief(error)}", "see what the error says")
-            )
-
-    limit = CHECK if seconds is None else seconds
-    worker = threading.Thread(target=work, daemon=True)
-    worker.start()
-    worker.join(limit)
-    result = list(found)
-    if worker.is_alive():
-        result.append(
-            Finding(
-                what,
-                "missing",
-                f"no answer within {limit:g} seconds",
-                "check the address, the network between, and its firewalls",
-            )
-        )
-    return result
-
-
-def brief(error: BaseException) -> str:
-    """The first line of an error, with its kind where it says little."""
-    text = (str(error).strip().splitlines() or [""])[0][:300]
-    return text if len(text) > 20 else f"{type(error).__name__}: {text}"
 
 
 # --- settings, models, profiles

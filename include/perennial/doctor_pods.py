@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
-from perennial import compute, doctor, files
+from perennial import compute, files, finding
 from perennial.compute import Profile
-from perennial.doctor import Finding, brief
+from perennial.finding import Finding, brief
 from perennial.settings import settings
 
 #: What Airflow does with pods: verb, resource, subresource.
@@ -30,8 +30,8 @@ def examine(profiles: list[Profile]) -> list[Finding]:
     for profile in profiles:
         found += [_image(profile)]
         if profile.kind == "eks":
-            found += doctor.bounded(f"{profile.name}: EKS", partial(_eks, profile))
-        found += doctor.bounded(f"{profile.name}: cluster", Cluster(profile).check)
+            found += finding.bounded(f"{profile.name}: EKS", partial(_eks, profile))
+        found += finding.bounded(f"{profile.name}: cluster", Cluster(profile).check)
     return found
 
 
@@ -54,7 +54,7 @@ def _image(profile: Profile) -> Finding:
 def _eks(profile: Profile) -> Iterator[Finding]:
     what = f"{profile.name}: EKS {profile.cluster}"
     try:
-        eks = files.client("eks", patience=doctor.ANSWER, attempts=2, region=profile.region)
+        eks = files.client("eks", patience=finding.ANSWER, attempts=2, region=profile.region)
         state = eks.describe_cluster(name=profile.cluster)["cluster"]["status"]
     except Exception as error:
         yield Finding(
@@ -145,9 +145,9 @@ class Cluster:
         return where
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        return call(*arguments, _request_timeout=(doctor.ANSWER, doctor.ANSWER), **named)
+        return call(*arguments, _request_timeout=(finding.ANSWER, finding.ANSWER), **named)
 
-    def _found(self, what: str, state: doctor.State, detail: str, remedy: str = "") -> Finding:
+    def _found(self, what: str, state: finding.State, detail: str, remedy: str = "") -> Finding:
         return Finding(f"{self.profile.name}: {what}", state, detail, remedy)
 
     def _namespace(self) -> Iterator[Finding]:

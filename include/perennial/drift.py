@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
+PREDICTION = "prediction"
+
 FORMAT = 1
 BINS = 10
 #: Categories with a bin of their own; the rest share one.

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.spec import ModelSpec
 
 #: XGBoost's name of each gate metric, for early stopping and search.
 EVAL_METRICS = {
@@ -21,10 +19,6 @@ EVAL_METRICS = {
     ("regression", "absolute_error"): "mae",
     ("ranking", "ndcg_loss"): "ndcg",
 }
-#: Rows that the bootstrap draws from at most; the interval's width no longer matters above.
-MAX_ROWS = 200_000
-#: Rows that the bootstrap draws at a time: what they take stays in the processor's cache.
-CELLS = 250_000
 
 
 def losses(
@@ -91,130 +85,3 @@ def metrics(
     elif task == "ranking":
         found["ndcg"] = 1 - found["ndcg_loss"]
     return {k: v for k, v in found.items() if np.isfinite(v)}
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """How much lower one model's loss is than another's on the same rows.
-
-    Attributes:
-        loss, other: mean loss of the model, and of the one it is compared with.
-        improvement: ``(other - loss) / other``. low, high: its confidence interval.
-    """
-
-    loss: float
-    other: float
-    improvement: float
-    low: float
-    high: float
-    rows: int
-
-    def as_dict(self) -> dict[str, Any]:
-        """For manifests and messages."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
-
-
-def compare(
-    mine: np.ndarray,
-    other: np.ndarray,
-    *,
-    confidence: float,
-    resamples: int,
-    seed: int,
-    days: np.ndarray | None = None,
-) -> Comparison:
-    """Paired bootstrap of the difference in loss (percentile interval; Efron and Tibshirani, 1993, chapter 13).
-
-    Args:
-        mine, other: losses of the two models on the same rows, shape (rows,).
-        days: the day of each row, shape (rows,): whole days are drawn then, and not rows.
-    """
-    import numpy as np
-    from scipy.stats import bootstrap
-
-    if mine.shape != other.shape:
-        raise ValueError(f"losses of {mine.shape} and {other.shape} are not of the same rows")
-    difference = other - mine
-    rng = np.random.default_rng(seed)
-    scale = max(float(other.mean()), 1e-12)
-    if days is None and len(difference) > MAX_ROWS:
-        difference = rng.choice(difference, MAX_ROWS, replace=False)
-    if len(difference) < 2 or np.ptp(difference) == 0:
-        low = high = float(difference.mean())
-    elif days is not None:
-        low, high = _interval_by_day(difference, days, confidence, resamples, rng)
-    else:
-        interval = bootstrap(
-            (difference,),
-            np.mean,
-            n_resamples=resamples,
-            confidence_level=confidence,
-            method="percentile",
-            batch=max(1, CELLS // len(difference)),
-            rng=rng,
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
-    return Comparison(
-        float(mine.mean()),
-        float(other.mean()),
-        float((other.mean() - mine.mean()) / scale),
-        low / scale,
-        high / scale,
-        len(mine),
-    )
-
-
-def _interval_by_day(
-    difference: np.ndarray, days: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
-) -> tuple[float, float]:
-    """Percentile interval of a mean over rows where rows of a day are alike: whole days are drawn, as pairs.
-
-    Cameron, Gelbach and Miller, Bootstrap-Based Improvements for Inference with Clustered Errors (2008). A day weighs
-    as many rows as it has. Of few days the interval is too narrow still.
-    """
-    import numpy as np
-
-    _, day = np.unique(days, return_inverse=True)
-    total, rows = np.bincount(day, difference), np.bincount(day)
-    drawn = rng.integers(0, len(rows), (resamples, len(rows)))
-    means = total[drawn].sum(axis=1) / rows[drawn].sum(axis=1)
-    low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
-    return float(low), float(high)
-
-
-def gate(
-    spec: ModelSpec, values: dict[str, float], baselines: dict[str, Comparison], champion: Comparison | None
-) -> tuple[bool, list[str]]:
-    """Whether a challenger passes, and a reason for each thing that was looked at.
-
-    It must surely beat the constant and the champion (the interval lies above 0, and above the margin), and the linear
-    model must not surely beat it: where a simpler model is as good, the data do not say which is the better.
-    """
-    passed, reasons = True, []
-    metric = spec.metric
-
-    def look(name: str, found: Comparison, ok: bool, rule: str) -> None:
-        nonlocal passed
-        passed = passed and ok
-        reasons.append(
-            f"{'ok' if ok else 'FAILED'}: {metric} {found.loss:.4f}, {name} {found.other:.4f}: "
-            f"{found.improvement:+.2%} [{found.low:+.2%}, {found.high:+.2%}], {rule}"
-        )
-
-    if spec.gate.beat_baseline:
-        for name, found in baselines.items():
-            if name == "constant":
-                look(name, found, found.low > 0, "must be above 0")
-            else:
-                look(name, found, found.high > 0, "must not be below 0")
-    if champion is not None:
-        look("champion", champion, champion.low > spec.gate.margin, f"must be above {spec.gate.margin:.2%}")
-    else:
-        reasons.append("ok: there is no champion yet")
-    for name, bound in spec.gate.bounds.items():
-        value = values.get(name)
-        ok = value is not None and value <= bound
-        passed = passed and ok
-        shown = "not known" if value is None else f"{value:.4f}"
-        reasons.append(f"{'ok' if ok else 'FAILED'}: {name} is {shown}, must not be above {bound:g}")
-    return passed, reasons

@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from perennial import evaluate, files, lake
+from perennial import dates as dates_module
+from perennial import duckdb_session, evaluate, lake
 from perennial.errors import DataError
 from perennial.literals import identifier, text_literal
 
@@ -119,9 +120,9 @@ def gather(
     import numpy as np
     import pyarrow as pa
 
-    from perennial.labelled import Lists, targets
+    from perennial.targets import Lists, targets
 
-    dates = tuple(files.dates(start, end)) if start <= end else ()
+    dates = tuple(dates_module.dates(start, end)) if start <= end else ()
     table = _sample(spec, start, end, labels_until, version, labels_version) if dates else None
     width, shape = len(model.encoding.columns), (len(model.classes),) if model.classes else ()
     if table is None or not table.num_rows:
@@ -192,12 +193,12 @@ def _sample(
     labels_version: int | None,
 ) -> Any:
     """Published rows with ``__label``, null where it is not known, by night, list and key; None: there are none."""
-    con = lake.connect()
+    con = duckdb_session.connect()
     uri = lake.table("published", spec.name)
     sizes = {
         d: sum(f.rows for f in held) for d, held in lake.contents(uri, version).items() if start <= d <= end
     }
-    if not sizes or not lake.relation(con, "r", uri, version, start, end):
+    if not sizes or not duckdb_session.relation(con, "r", uri, version, start, end):
         return None
     # A list is judged as a whole, so it is chosen as a whole. A night is thinned by its own size: a thousandfold one
     # must not drive out the others.
@@ -211,7 +212,7 @@ def _sample(
     if spec.label.source is None:
         label = identifier(spec.label.expression)
         query = f"SELECT *, CASE WHEN {known} THEN {label} END AS __label FROM ({kept})"
-    elif labels_until >= start and lake.relation(
+    elif labels_until >= start and duckdb_session.relation(
         con, "l", lake.table("labels", spec.name), labels_version, start, min(end, labels_until)
     ):
         on = " AND ".join(f"k.{identifier(c)} = l.{identifier(c)}" for c in (*spec.data.key, lake.PARTITION))

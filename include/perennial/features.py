@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-from perennial import lake, references
+from perennial import duckdb_session, lake, references
 from perennial.errors import DataError, SpecError
 from perennial.literals import identifier, text_literal
 from perennial.spec import FeatureSet, ModelSpec
@@ -68,7 +68,7 @@ class Features:
         self.spec = spec
         self.versions = references.refresh(spec) if versions is None else versions
         # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
-        self._con = lake.connect(threads=1, memory_share=0.25)
+        self._con = duckdb_session.connect(threads=1, memory_share=0.25)
         # Parts are used one by one: ten MiB of them made ahead would be five times as much as serves.
         self._con.execute("SET streaming_buffer_size='2MiB'")
         # A join would keep the last few rows of a file back until the end, and all after them be held and put in order
@@ -369,7 +369,7 @@ def reader(
     """Key, ``partition_date`` and features of the published rows of a range, as a stream; None where there are none."""
     import pyarrow as pa
 
-    source = lake.stream(lake.table("published", spec.name), version, start, end, rows=BATCH)
+    source = duckdb_session.stream(lake.table("published", spec.name), version, start, end, rows=BATCH)
     if source is None:
         return None
     features = Features(spec, versions)

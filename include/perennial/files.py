@@ -6,12 +6,11 @@ import functools
 import hashlib
 import os
 import uuid
-from datetime import date, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.errors import PerennialError, StorageError
-from perennial.settings import endpoint_url, settings
+from perennial.errors import StorageError
+from perennial.settings import endpoint_url
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -75,50 +74,6 @@ def _client(
         retries={"mode": "standard", "total_max_attempts": attempts},
     )
     return boto3.session.Session().client(service, region_name=region, config=config)
-
-
-def parse_date(text: str, what: str = "a partition date") -> date:
-    """``YYYY-MM-DD`` as a date.
-
-    Raises:
-        PerennialError: anything else.
-    """
-    try:
-        found = date.fromisoformat(text)
-        if found.isoformat() != text:  # Python also reads 20240101 and 2024-W01-1
-            raise ValueError
-        return found
-    except (TypeError, ValueError):
-        raise PerennialError(f"{what} is {str(text)[:40]!r}, not a date", "write it as YYYY-MM-DD") from None
-
-
-def dates(start: str, end: str | None = None) -> list[str]:
-    """Every partition date from ``start`` to ``end``, both included.
-
-    Raises:
-        PerennialError: not dates, end before start, or more than 3,660 days.
-    """
-    first, last = parse_date(start, "start"), parse_date(end or start, "end")
-    if last < first:
-        raise PerennialError(f"end {end} is before start {start}", "swap them")
-    if (last - first).days > 3660:
-        raise PerennialError(f"{start} to {end} is more than ten years", "give a shorter range")
-    return [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
-
-
-def shift(day: str, days: int) -> str:
-    """The date ``days`` after ``day``."""
-    return (parse_date(day) + timedelta(days=days)).isoformat()
-
-
-def expand(template: str, day: str | None = None) -> str:
-    """Fill a spec's path template for one partition date."""
-    values = {"landing": settings().landing}
-    if day:
-        values |= {"date": day, "year": day[:4], "month": day[5:7], "day": day[8:10]}
-    for name, value in values.items():
-        template = template.replace("{" + name + "}", value)
-    return template
 
 
 def exists(uri: str) -> bool:

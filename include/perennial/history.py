@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake, registry
+from perennial import dates, duckdb_session, lake, registry
 from perennial.literals import text_literal
 from perennial.spec import ModelSpec
 
@@ -25,9 +25,9 @@ def earlier(spec: ModelSpec, champion: registry.Version | None, as_of: str) -> l
     wanted = spec.monitoring.persistence[1] - 1
     if champion is None or not wanted:
         return []
-    con = lake.connect()
-    if not lake.relation(
-        con, "monitoring", lake.table("monitoring", spec.name), None, None, files.shift(as_of, -1)
+    con = duckdb_session.connect()
+    if not duckdb_session.relation(
+        con, "monitoring", lake.table("monitoring", spec.name), None, None, dates.shift(as_of, -1)
     ):
         return []
     # Windows that could not be judged are passed over, so more than m - 1 rows may have to be looked at.

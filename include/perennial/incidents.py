@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any, Literal
 
-from perennial import files, ledger, lock
+from perennial import dates, files, ledger, lock
 from perennial.allowed import State
 from perennial.channels import Channel, Mute, Severity, matches
 from perennial.errors import PerennialError, StorageError
@@ -187,7 +187,7 @@ def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list
         StorageError, BusyError: it could not be written.
     """
     if as_of:
-        files.parse_date(as_of, "as_of")
+        dates.parse_date(as_of, "as_of")
     book = read(spec.name)
     if not _take_in(book, spec, as_of, signals):
         return book.outbox

@@ -18,9 +18,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import files
+from perennial import dates, files
 from perennial.errors import DataError, PerennialError, StorageError
-from perennial.literals import identifier, text_literal
+from perennial.literals import SQL_TYPES, identifier, text_literal
+from perennial.settings import settings
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,8 +30,6 @@ if TYPE_CHECKING:
 #: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
 UNTIL_DAY = 2
 
-SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE",
-             "timestamp": "TIMESTAMP"}  # fmt: skip
 #: The longest line of a text file.
 LINE_BYTES = 16 << 20
 SHOWN = 6  # problems of one file that its error lists
@@ -280,7 +279,7 @@ def view(
 
 def _future(landed: list[Landed]) -> str:
     """SQL of the first moment that is too late for a row of its partition."""
-    limits = ", ".join(f"TIMESTAMP '{files.shift(file.day, UNTIL_DAY)} 00:00:00'" for file in landed)
+    limits = ", ".join(f"TIMESTAMP '{dates.shift(file.day, UNTIL_DAY)} 00:00:00'" for file in landed)
     return f"({limits})" if len(landed) == 1 else f"([{limits}])[file_index::BIGINT + 1]"
 
 
@@ -315,3 +314,13 @@ def _text_value(cell: str, kind: str) -> str:
     if kind == "timestamp":  # with the offset that it may carry; a cast to TIMESTAMP would drop it
         return f"(TRY_CAST({found} AS TIMESTAMPTZ) AT TIME ZONE 'UTC')"
     return f"TRY_CAST({found} AS BOOLEAN)"
+
+
+def expand(template: str, day: str | None = None) -> str:
+    """Fill a spec's path template for one partition date."""
+    values = {"landing": settings().landing}
+    if day:
+        values |= {"date": day, "year": day[:4], "month": day[5:7], "day": day[8:10]}
+    for name, value in values.items():
+        template = template.replace("{" + name + "}", value)
+    return template

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial import files
+from perennial import dates
 from perennial.checks import EXAMPLES, Check
 from perennial.errors import SpecError
 from perennial.expectations import Expectation, Problem
@@ -141,7 +141,7 @@ def expectation(check: Check, day: str) -> Any:
 
     config = {k: v for k, v in check.config.items() if v is not None and k != "rendered_content"}
     if check.until_day:
-        limit = f"{files.shift(day, check.until_day)}T00:00:00"
+        limit = f"{dates.shift(day, check.until_day)}T00:00:00"
         config = {**config, "kwargs": {**check.kwargs, "max_value": limit, "strict_max": True}}
     try:
         return ExpectationConfiguration(**config).to_domain_obj()

@@ -5,12 +5,12 @@ from __future__ import annotations
 import functools
 from typing import TYPE_CHECKING
 
-from perennial import files, lake
+from perennial import dates, duckdb_session, ingest, lake
 from perennial.literals import identifier
 
 if TYPE_CHECKING:
-    from perennial.data import Work
     from perennial.ingest import Feed, Landed
+    from perennial.ingestion_run import Work
     from perennial.validate import Findings
 
 UNKNOWN = "key was never published"
@@ -19,7 +19,7 @@ INFINITE = "label is not a finite number"
 
 def publish(work: Work) -> None:
     """Publish the labels due with each night that is good so far: those of ``arrives_after_days`` before it."""
-    from perennial import data, publish
+    from perennial import ingestion_run, publish
     from perennial.ingest import Feed
 
     spec = work.spec
@@ -28,27 +28,27 @@ def publish(work: Work) -> None:
     kind = publish.label_type(spec, spec.label.columns)
     landed: list[Landed] = []
     for night in work.good():
-        night.label_date = files.shift(night.day, -late)
-        file = data.land_file(
-            work, night, feed, files.expand(spec.label.source or "", night.label_date), required=False
+        night.label_date = dates.shift(night.day, -late)
+        file = ingestion_run.land_file(
+            work, night, feed, ingest.expand(spec.label.source or "", night.label_date), required=False
         )
         night.label_state = "published" if file else "missing" if night.error is None else "refused"
         if file:
             landed.append(file)
-    data.through(work, feed, landed, [], functools.partial(_publish, kind=kind))
+    ingestion_run.through(work, feed, landed, [], functools.partial(_publish, kind=kind))
 
 
 def _publish(
     work: Work, feed: Feed, landed: list[Landed], findings: Findings, unread: dict[str, str], *, kind: str
 ) -> None:
-    from perennial import data, publish
+    from perennial import dates, ingestion_run, publish
 
     spec, late = work.spec, work.spec.label.arrives_after_days
     for outcome in findings.outcomes:
         if outcome.stopped:
-            night = work.nights[files.shift(outcome.day, late)]
+            night = work.nights[dates.shift(outcome.day, late)]
             night.error = feed.error(f"the labels of {outcome.day} were stopped: {'; '.join(outcome.stopped)}",
-                                     data.REMEDY, night.day)  # fmt: skip
+                                     ingestion_run.REMEDY, night.day)  # fmt: skip
     good = {o.day for o in findings.outcomes if not o.stopped}
     rows = {o.day: o.rows for o in findings.outcomes}
     source, reasons = _suspects(work, landed, findings, kind)
@@ -58,11 +58,11 @@ def _publish(
         counts = work.con.execute(f"SELECT __file, count(*) FROM {source} WHERE {bad} GROUP BY 1").fetchall()
         aside = {landed[f].day: n for f, n in counts}
     for day in good:
-        night = work.nights[files.shift(day, late)]
+        night = work.nights[dates.shift(day, late)]
         night.labels_quarantined = aside.get(day, 0)
         night.labels = rows[day] - night.labels_quarantined
     uri = lake.table("labels", spec.name)
-    for first, last in publish.runs(good):
+    for first, last in dates.runs(good):
         days = {d for d in good if first <= d <= last}
         sql = publish.labels(spec, landed, source, bad, days, kind, late)
         expected = sum(rows[d] - aside.get(d, 0) for d in days)
@@ -75,17 +75,17 @@ def _quarantine(
     unread: dict[str, str],
 ) -> None:  # fmt: skip
     """Add the labels put aside to the quarantine of the night that brought them, beside that night's rows."""
-    from perennial import publish
+    from perennial import dates, publish
 
     spec, late, con = work.spec, work.spec.label.arrives_after_days, work.con
     uri = lake.table("quarantine", spec.name)
-    for first, last in publish.runs(days):
+    for first, last in dates.runs(days):
         within = {d for d in days if first <= d <= last}
         sql = publish.quarantined(
             spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
         )
-        start, end = files.shift(first, late), files.shift(last, late)
-        if lake.relation(con, "quarantine_held", uri, start=start, end=end):
+        start, end = dates.shift(first, late), dates.shift(last, late)
+        if duckdb_session.relation(con, "quarantine_held", uri, start=start, end=end):
             sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
         publish.replace(con, uri, sql, start, end)
 
@@ -106,7 +106,7 @@ def _suspects(work: Work, landed: list[Landed], findings: Findings, kind: str) -
             reasons[INFINITE] = infinite
     keys, days = [identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
     uri = lake.table("published", spec.name)
-    if not lake.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
+    if not duckdb_session.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
         return source, {**reasons, UNKNOWN: "TRUE"}
     same = " AND ".join([f"p.partition_date = {publish.day_of(landed)}", *(f"p.{k} = l.{k}" for k in keys)])
     unknown = con.execute(f"SELECT count(*) FROM {source} l ANTI JOIN published_rows p ON {same}").fetchall()[

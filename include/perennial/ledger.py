@@ -11,7 +11,7 @@ import json
 import time
 from typing import Any
 
-from perennial import lake, lock
+from perennial import duckdb_session, lake, lock
 from perennial.errors import LedgerError, StorageError
 from perennial.settings import settings
 
@@ -107,7 +107,7 @@ def records(model: str, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def _filesystem() -> Any:
-    return lake.ds_filesystem(uri()) if settings().lake.startswith("s3://") else None
+    return duckdb_session.ds_filesystem(uri()) if settings().lake.startswith("s3://") else None
 
 
 def verify(model: str) -> int:

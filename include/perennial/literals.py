@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
+SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "boolean": "BOOLEAN", "date": "DATE",
+             "timestamp": "TIMESTAMP"}  # fmt: skip
+
 NUMERIC = ("integer", "number")
 
 

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import functools
-import hashlib
 import json
-import os
-import resource
-import sys
 import time
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
-from pathlib import Path
 from typing import Any
 
-from perennial import __version__, files
+from perennial import files
 from perennial.errors import StorageError
-from perennial.settings import ROOT, settings
+from perennial.runtime import code_version, peak_memory_mb
+from perennial.settings import settings
 
 
 @dataclass(frozen=True)
@@ -107,32 +102,3 @@ def write_all(manifests: Iterable[Manifest], started: float) -> list[Manifest]:
     """`write` the manifests of a range, several at a time: it is mostly waiting for the disk to have them."""
     with ThreadPoolExecutor(8, thread_name_prefix="manifest") as pool:
         return list(pool.map(lambda m: write(m, started), manifests))
-
-
-def peak_memory_mb() -> int:
-    """Peak resident memory of this process, in MiB (Linux counts KiB, macOS bytes)."""
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(peak // (1024 * 1024 if sys.platform == "darwin" else 1024))
-
-
-@functools.cache
-def code_version() -> str:
-    """The library's version and, in a checkout, its commit (``PERENNIAL_COMMIT`` in an image)."""
-    commit = os.environ.get("PERENNIAL_COMMIT", "")
-    if not commit:
-        head = ROOT / ".git" / "HEAD"
-        try:
-            text = head.read_text().strip()
-            commit = (head.parent / text[5:]).read_text().strip() if text.startswith("ref: ") else text
-        except OSError:
-            commit = ""
-    return f"{__version__}+{commit[:12]}" if commit else __version__
-
-
-@functools.cache
-def library_digest() -> str:
-    """SHA-256 of this library's source: equal in an image and in the place that starts it, or a step is not run."""
-    found, root = hashlib.sha256(), Path(__file__).parent
-    for path in sorted(root.rglob("*.py")):
-        found.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
-    return found.hexdigest()

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, history, lake, manifest, registry
+from perennial import dates, files, history, lake, manifest, registry, runtime
 from perennial.manifest import Manifest
 from perennial.settings import settings
 from perennial.spec import ModelSpec
@@ -43,8 +43,8 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
         RegistryError: MLflow cannot be reached. ArtifactError: what training left for monitoring is damaged.
     """
     started = time.monotonic()
-    files.parse_date(as_of, "as_of")
-    start = files.shift(as_of, 1 - spec.monitoring.window_days)
+    dates.parse_date(as_of, "as_of")
+    start = dates.shift(as_of, 1 - spec.monitoring.window_days)
     champion = registry.champion(spec)
     inputs = _inputs(spec, champion, start, as_of)
     done = None if force else manifest.finished(spec.name, "monitor", as_of, inputs)
@@ -84,7 +84,7 @@ def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_o
     from perennial.performance import matured
 
     published = lake.table("published", spec.name)
-    first = files.shift(start, -value.LOOK)  # a correction learns from nights before the window, too
+    first = dates.shift(start, -value.LOOK)  # a correction learns from nights before the window, too
     found = {
         "champion": champion.version if champion else None,
         "digest": champion.digest if champion else None,
@@ -162,7 +162,7 @@ def _found(
     as_of: str,
 ) -> _Result:
     """The verdict, with the performance and every signal."""
-    from perennial import decide, observe, performance, shadow, verdict
+    from perennial import decide, observe, performance, shadow_test, verdict
 
     summary = verdict.summarize(findings, spec.monitoring)
     earlier = history.earlier(spec, champion, as_of)
@@ -198,14 +198,14 @@ def _found(
         "changed": _changed(spec, champion),
         "new_rows": observe.new_rows(spec, champion, as_of),
         "signals": told,
-        "shadow": shadow.compare(spec, champion, as_of, performance.matured(spec, as_of)),
+        "shadow": shadow_test.compare(spec, champion, as_of, performance.matured(spec, as_of)),
     }
 
 
 def _earlier(spec: ModelSpec, day: str) -> str:
     """The date that a date is compared with; 52 weeks make a year, so that weekdays fall on weekdays."""
     days = spec.monitoring.window_days if spec.monitoring.reference == "rolling" else 364
-    return files.shift(day, -days)
+    return dates.shift(day, -days)
 
 
 def _compared(
@@ -218,7 +218,7 @@ def _compared(
     from dataclasses import replace
 
     from perennial import window
-    from perennial.verdict import PREDICTION
+    from perennial.drift import PREDICTION
 
     if spec.monitoring.reference == "training":
         return reference
@@ -247,7 +247,7 @@ def _weighed(finding: Finding, reference: Mapping[str, Column], window: Counts, 
 
 def _changed(spec: ModelSpec, champion: registry.Version) -> list[str]:
     """What of ``spec`` and ``code`` is another than the champion was trained by."""
-    now = {"spec": ("spec_digest", spec.digest), "code": ("code_version", manifest.code_version())}
+    now = {"spec": ("spec_digest", spec.digest), "code": ("code_version", runtime.code_version())}
     return [what for what, (tag, value) in now.items() if champion.tags.get(tag, value) != value]
 
 
@@ -298,11 +298,12 @@ def _report(
     """Write the report's HTML and JSON; returns where it is."""
     from dataclasses import asdict
 
-    from perennial import report
+    from perennial import report, shadow
 
     place = f"{settings().lake}/reports/{spec.name}/monitor/{result['as_of']}"
     title = f"{spec.name}, {spec.monitoring.window_days} days to {result['as_of']}"
-    files.write_text(f"{place}.html", report.compose(title, result, findings, left_out, page))
+    trial = shadow.said(result["shadow"], spec.metric) if result["shadow"] else ""
+    files.write_text(f"{place}.html", report.compose(title, result, findings, left_out, page, trial))
     content = {
         "result": result,
         "findings": [asdict(f) for f in findings],

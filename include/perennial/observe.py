@@ -9,7 +9,7 @@ from datetime import date
 from statistics import median
 from typing import TYPE_CHECKING
 
-from perennial import files, lake, registry, signals, value
+from perennial import dates, lake, registry, signals, value
 from perennial.allowed import NIGHTS, State
 from perennial.errors import DataError
 from perennial.evidence import MIN_ROWS, Evidence, gather
@@ -52,7 +52,7 @@ def observe(
     """
     trained = registry.spec(champion)
     quiet_from, quiet_to = champion.tags["judged_on"].split("..")
-    first = max(start, files.shift(quiet_to, 1))
+    first = max(start, dates.shift(quiet_to, 1))
     rows = _rows(spec, champion.tags["trained_on"].split("..")[0], as_of)
     found = {
         "volume": volume(rows, quiet_to, as_of, spec.monitoring.volume_factor),
@@ -64,7 +64,7 @@ def observe(
             spec,
             model,
             Features(trained),
-            max(quiet_from, files.shift(first, -value.LOOK)),
+            max(quiet_from, dates.shift(first, -value.LOOK)),
             as_of,
             labels_until=labels_until,
             columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
@@ -77,7 +77,7 @@ def observe(
     found["labels"] = _labels(seen, labels_until)
     recent = seen.where(seen.night >= max(skip, len(seen.dates) - RECENT))
     found |= _columns(spec, model, watched, recent)
-    found["skew"] = skew(spec, champion, model, max(start, files.shift(as_of, 1 - RECENT)), as_of)
+    found["skew"] = skew(spec, champion, model, max(start, dates.shift(as_of, 1 - RECENT)), as_of)
     return found
 
 
@@ -144,7 +144,7 @@ def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) ->
     quiet = {d: n for d, n in rows.items() if d <= quiet_to}
     if len(quiet) < NIGHTS:
         return Signal("undetermined", f"{len(quiet)} nights to compare with, {NIGHTS} are needed")
-    recent = {d: n for d, n in rows.items() if max(quiet_to, files.shift(as_of, -RECENT)) < d <= as_of}
+    recent = {d: n for d, n in rows.items() if max(quiet_to, dates.shift(as_of, -RECENT)) < d <= as_of}
     if not recent:
         return Signal("undetermined", "no night to judge")
     spread = max(abs(math.log(max(n, 1) / _usual(quiet, d))) for d, n in quiet.items())
@@ -166,7 +166,7 @@ def _usual(quiet: Mapping[str, int], day: str) -> float:
 def freshness(rows: Mapping[str, int], as_of: str) -> Signal:
     """Whether each recent night has come; a weekday that never had one is not waited for."""
     first = min(rows, default="")
-    wanted = [d for d in files.dates(files.shift(as_of, 1 - RECENT), as_of) if d >= first]
+    wanted = [d for d in dates.dates(dates.shift(as_of, 1 - RECENT), as_of) if d >= first]
     known = {date.fromisoformat(d).weekday() for d in rows}
     missing = [d for d in wanted if not rows.get(d) and date.fromisoformat(d).weekday() in known]
     if not rows or not wanted:

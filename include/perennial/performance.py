@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from perennial import files, lake
+from perennial import dates, duckdb_session, lake
 from perennial.literals import identifier, text_literal
 from perennial.spec import ModelSpec
 
@@ -36,7 +36,7 @@ class Judged(NamedTuple):
 
 def matured(spec: ModelSpec, as_of: str) -> str:
     """The latest partition date whose labels are complete by ``as_of``."""
-    return files.shift(as_of, -spec.label.arrives_after_days)
+    return dates.shift(as_of, -spec.label.arrives_after_days)
 
 
 def measure(
@@ -61,7 +61,7 @@ def measure(
         loss), and counts: ``scored``, ``matured``, ``maturity``, ``labels_not_scored``.
     """
     last = matured(spec, as_of)
-    con = lake.connect()
+    con = duckdb_session.connect()
     known = {"held_out": dict(held_out), "metrics": {}, "metric": spec.metric, "change": None}
     if not _views(con, spec, start, as_of, last, model_version):
         none = {"scored": 0, "matured": 0, "maturity": 0.0, "labels_not_scored": 0}
@@ -99,7 +99,7 @@ def nightly(
 
     from perennial import evaluate, registry
 
-    con, last = lake.connect(), matured(spec, as_of)
+    con, last = duckdb_session.connect(), matured(spec, as_of)
     if start > last or not _views(con, spec, start, last, last, version.version):
         return {}
     rows = _rows(con, spec, _matched(con, spec), registry.load(version).classes)
@@ -118,10 +118,10 @@ def _views(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, as_of: str, last: str, model_version: str
 ) -> bool:
     """Views ``scored`` (all versions), ``mine`` (the champion's) and ``known_labels`` (of matured dates)."""
-    if not lake.relation(con, "scored", lake.table("predictions", spec.name), None, start, as_of):
+    if not duckdb_session.relation(con, "scored", lake.table("predictions", spec.name), None, start, as_of):
         return False
     own = spec.label.source is None
-    if not lake.relation(
+    if not duckdb_session.relation(
         con, "known", lake.table("published" if own else "labels", spec.name), None, start, last
     ):
         return False
@@ -212,4 +212,4 @@ def _rows(
 
 
 def _published(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> bool:
-    return lake.relation(con, "groups", lake.table("published", spec.name))
+    return duckdb_session.relation(con, "groups", lake.table("published", spec.name))

@@ -9,7 +9,7 @@ from datetime import date, datetime, timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import catalog, files
+from perennial import catalog, files, ingest, yaml_reader
 from perennial.errors import DataError, PerennialError, SpecError
 from perennial.literals import identifier
 from perennial.spec import ModelSpec
@@ -133,13 +133,13 @@ def _at(spec: ModelSpec, where: str) -> str:
     """The path of a file of the model's folder, or of one of its feature sets (``name/features.sql``)."""
     folder, _, name = where.rpartition("/")
     path = next((s.folder for s in spec.feature_sets if s.name == folder), spec.folder) / name
-    return catalog.show(path)
+    return yaml_reader.show(path)
 
 
 def _label(spec: ModelSpec, report: Report) -> None:
     from perennial.publish import label_type
 
-    where = catalog.line(spec.folder / "model.yaml", "label", "expression")
+    where = yaml_reader.line(spec.folder / "model.yaml", "label", "expression")
     try:
         kind = label_type(spec, spec.label.columns if spec.label.source else spec.data.columns)
     except SpecError as error:
@@ -169,7 +169,7 @@ def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
     if day is None:
         report.notes.append("no partition has landed here: declared columns were not compared with a file")
         return None
-    if spec.label.source and Path(files.expand(spec.label.source, day)).is_file():
+    if spec.label.source and Path(ingest.expand(spec.label.source, day)).is_file():
         feed = Feed(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
         _some(spec, feed, spec.label.source, day, report)
     feed = Feed(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
@@ -184,7 +184,7 @@ def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) 
     from perennial import sqlcheck
     from perennial.ingest import land, view
 
-    uri = files.expand(template, day)
+    uri = ingest.expand(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
         try:
@@ -196,7 +196,7 @@ def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) 
             return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:
             section = "data" if feed.what == "rows" else "label"
-            where = catalog.line(spec.folder / "model.yaml", section, "columns")
+            where = yaml_reader.line(spec.folder / "model.yaml", section, "columns")
             report.problems.append(f"{where}: {error.cause}")
         except (duckdb.Error, PerennialError, OSError) as error:
             report.notes.append(f"{uri} could not be read: {str(error).splitlines()[0][:160]}")
@@ -205,10 +205,10 @@ def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) 
 
 def _first_day(spec: ModelSpec) -> str | None:
     """The first partition date, of the first weeks, whose file lies on this machine."""
-    if files.is_remote(files.expand(spec.data.source, spec.schedule.start.isoformat())):
+    if files.is_remote(ingest.expand(spec.data.source, spec.schedule.start.isoformat())):
         return None
     days = ((spec.schedule.start + timedelta(days=i)).isoformat() for i in range(31))
-    return next((day for day in days if Path(files.expand(spec.data.source, day)).is_file()), None)
+    return next((day for day in days if Path(ingest.expand(spec.data.source, day)).is_file()), None)
 
 
 def made_up(spec: ModelSpec) -> pa.Table:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake
+from perennial import duckdb_session, files, lake
 from perennial.literals import identifier
 from perennial.settings import settings
 from perennial.spec import ModelSpec
@@ -87,7 +87,7 @@ def _sample(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int
 ) -> pd.DataFrame:
     """Some of the rows, the same at every run."""
-    lake.relation(con, "summarised", lake.table("published", spec.name), version, start, end)
+    duckdb_session.relation(con, "summarised", lake.table("published", spec.name), version, start, end)
     names = [c for c in spec.data.columns if c not in spec.data.personal][:COLUMNS]
     cut = [
         f"left({identifier(c)}, {_TEXT}) AS {identifier(c)}"

@@ -6,7 +6,7 @@ import json
 from dataclasses import dataclass, replace
 from typing import Any
 
-from perennial import files, ledger, lock, manifest, registry, shadow
+from perennial import dates, files, ledger, lock, manifest, registry, shadow
 from perennial.errors import DataError, RegistryError
 from perennial.settings import settings
 from perennial.spec import ModelSpec
@@ -24,7 +24,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
     Raises:
         DataError: no finished training for ``as_of``.
     """
-    files.parse_date(as_of, "as_of")
+    dates.parse_date(as_of, "as_of")
     trained = manifest.read(spec.name, "train", as_of)
     if trained is None:
         raise DataError(

@@ -6,13 +6,12 @@ Everything streams from DuckDB into the lake. A table is replaced date by date, 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake
+from perennial import dates, lake
 from perennial.errors import SpecError
-from perennial.ingest import SQL_TYPES, Feed, Landed
-from perennial.literals import identifier, text_literal
+from perennial.ingest import Feed, Landed
+from perennial.literals import SQL_TYPES, identifier, text_literal
 from perennial.spec import ModelSpec
 
 if TYPE_CHECKING:
@@ -29,22 +28,9 @@ class UnreadableError(Exception):
     """Rows that were validated cannot be read again."""
 
 
-def runs(days: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Dates as ranges without gaps, first and last of each."""
-    ordered = sorted(set(days))
-    if not ordered:
-        return
-    start = ordered[0]
-    for day, after in pairwise(ordered):
-        if files.shift(day, 1) != after:
-            yield start, day
-            start = after
-    yield start, ordered[-1]
-
-
 def day_of(landed: list[Landed], shift: int = 0) -> str:
     """SQL of the partition date of a row."""
-    days = [files.shift(file.day, shift) for file in landed]
+    days = [dates.shift(file.day, shift) for file in landed]
     if len(days) == 1:
         return text_literal(days[0])
     return f"([{', '.join(text_literal(d) for d in days)}])[__file + 1]"

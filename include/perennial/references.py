@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import unquote
 
-from perennial import files, lake, lock
+from perennial import duckdb_session, files, ingest, lake, lock
 from perennial.errors import DataError
 from perennial.literals import identifier, text_literal
 from perennial.settings import settings
@@ -37,7 +37,7 @@ def refresh(spec: ModelSpec) -> dict[str, int]:
 def _refresh(spec: ModelSpec, reference: ReferenceTable) -> int:
     from deltalake import CommitProperties, write_deltalake
 
-    source, place = files.expand(reference.source), uri(reference)
+    source, place = ingest.expand(reference.source), uri(reference)
     table = lake.open_table(place)
     try:
         digest = files.digest(source)
@@ -110,7 +110,7 @@ def register(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str
                 f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false)"
             )
             continue
-        filesystem = lake.ds_filesystem(place) if files.is_remote(place) else None
+        filesystem = duckdb_session.ds_filesystem(place) if files.is_remote(place) else None
         con.register("_reference", table.to_pyarrow_table(filesystem=filesystem))
         con.execute(f"CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM _reference")
         con.unregister("_reference")

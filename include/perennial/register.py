@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import liveness, manifest, registry
-from perennial.boost import Trial
+from perennial import liveness, registry, runtime
+from perennial.checkpoint import Trial
 from perennial.errors import ArtifactError, BusyError, RegistryError
 from perennial.fit import Fitted
 from perennial.model import Model
@@ -54,7 +54,7 @@ class Recorder:
                     "as_of": as_of,
                     "reason": reason,
                     "spec_digest": spec.digest,
-                    "code_version": manifest.code_version(),
+                    "code_version": runtime.code_version(),
                     liveness.TAG: own,
                 },
             )

@@ -12,8 +12,6 @@ from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import TYPE_CHECKING, Any
 
-from perennial import shadow
-
 if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
@@ -210,10 +208,19 @@ def _run(
 
 
 def compose(
-    title: str, result: Mapping[str, Any], findings: Sequence[Finding], left_out: Mapping[str, str], page: str
+    title: str,
+    result: Mapping[str, Any],
+    findings: Sequence[Finding],
+    left_out: Mapping[str, str],
+    page: str,
+    trial_summary: str = "",
 ) -> str:
-    """The whole page: the verdict, then Evidently's, in one document."""
-    top = _top(title, result, findings, left_out)
+    """The whole page: the verdict, then Evidently's, in one document.
+
+    Args:
+        trial_summary: how the challenger on trial compares with the champion, in words.
+    """
+    top = _top(title, result, findings, left_out, trial_summary)
     if "<body>" in page:
         head, _, rest = page.partition("<body>")
         return f"{head}<body>{top}{rest}"
@@ -232,7 +239,11 @@ def _share(value: float | None) -> str:
 
 
 def _top(
-    title: str, result: Mapping[str, Any], findings: Sequence[Finding], left_out: Mapping[str, str]
+    title: str,
+    result: Mapping[str, Any],
+    findings: Sequence[Finding],
+    left_out: Mapping[str, str],
+    trial_summary: str,
 ) -> str:
     performance = result.get("performance") or {}
     judged = performance.get("verdict", "undetermined")
@@ -266,7 +277,7 @@ def _top(
         cells = [[html.escape(m), _number(then.get(m)), _number(v)] for m, v in sorted(metrics.items())]
         parts.append(_table(("Metric", "Held-out rows, at training", "This window"), cells))
     if trial := result.get("shadow"):
-        what = f"Version {trial['version']}, beside this one: {shadow.said(trial, performance.get('metric', 'loss'))}"
+        what = f"Version {trial['version']}, beside this one: {trial_summary}"
         parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(what)}</p>")
     if left_out:
         items = "".join(

@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial import errors, files, manifest
+from perennial import errors, files, runtime
 from perennial.errors import PerennialError
 
 
@@ -26,7 +26,7 @@ def require(digest: str | None) -> None:
     Raises:
         PerennialError: the digests differ.
     """
-    mine = manifest.library_digest()
+    mine = runtime.library_digest()
     if digest is not None and digest != mine:
         raise PerennialError(
             f"the library here has digest {mine[:12]}…, its caller's is {digest[:12]}…: "

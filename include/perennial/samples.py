@@ -10,7 +10,7 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake
+from perennial import duckdb_session, files, ingest
 from perennial.errors import DataError, PerennialError
 from perennial.literals import identifier, text_literal
 from perennial.sections import ColumnType
@@ -103,7 +103,7 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
     found = tuple(Path(p).expanduser().absolute() for p in paths)
     days, template, landed = _places(found, landing)
     with tempfile.TemporaryDirectory(prefix="perennial-sample-") as folder:
-        con = lake.connect()
+        con = duckdb_session.connect()
         kinds, left_out = _kinds(con, found)
         files_ = []
         for i, path in enumerate(found):
@@ -285,9 +285,9 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
     """
     if sample.days:
         for path, day in zip(sample.paths, sample.days, strict=True):
-            _put(path, files.expand(template, day))
+            _put(path, ingest.expand(template, day))
         return sorted(sample.days)
-    with tempfile.TemporaryDirectory(prefix="perennial-sample-") as folder, lake.connect() as con:
+    with tempfile.TemporaryDirectory(prefix="perennial-sample-") as folder, duckdb_session.connect() as con:
         listed = ", ".join(text_literal(str(p)) for p in sample.paths)
         text = sample.suffix != ".parquet"
         source = (
@@ -315,7 +315,7 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
                 f"{text_literal(str(path))} "
                 f"(FORMAT {kind})"
             )
-            _put(path, files.expand(template, day))
+            _put(path, ingest.expand(template, day))
     return days
 
 
@@ -331,7 +331,7 @@ def counts_by_day(sample: Sample, event_time: str) -> dict[str, int]:
         else f"read_parquet([{listed}])"
     )
     moment = f"try_cast({identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
-    with lake.connect() as con:
+    with duckdb_session.connect() as con:
         found = con.execute(
             f"SELECT {moment}::DATE, count(*) FROM {source} GROUP BY 1 ORDER BY 1 NULLS LAST"
         ).fetchall()

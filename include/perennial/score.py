@@ -14,9 +14,10 @@ from contextlib import closing, contextmanager
 from itertools import chain, islice
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from perennial import files, lake, manifest, registry, served, split
+from perennial import dates, lake, manifest, registry, served, split
 from perennial.errors import ArtifactError, DataError, PerennialError, StorageError
 from perennial.manifest import Manifest
+from perennial.planning import UNIT_ROWS, _alike, _runs, left_behind
 from perennial.scorer import Arm, Scorer
 from perennial.settings import settings
 from perennial.spec import ModelSpec
@@ -28,14 +29,9 @@ if TYPE_CHECKING:
     from perennial.lake import File
     from perennial.scorer import Night
 
-#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
-UNIT_ROWS = 131_072
-COMMIT_ROWS = 2 * UNIT_ROWS
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
 #: a tenth of a MiB for each night that it has open.
 LOG_NIGHTS = 32
-#: Seconds after which a night that was published and not scored is left behind, and not just about to be scored.
-PATIENCE = 3600
 log = logging.getLogger("perennial")
 Item = TypeVar("Item")
 Made = TypeVar("Made")
@@ -79,27 +75,10 @@ def score(
     return result
 
 
-def left_behind(spec: ModelSpec, day: str) -> list[str]:
-    """Nights before ``day`` that were published and not scored, since the last one that was.
-
-    A night is left behind where nobody heard of its publication: Airflow drops events for a DAG that is paused
-    (airflow 38891), and may strand those of partitions (airflow 56749); or where its scoring failed.
-    One look only: a night that still cannot be scored then, or that a later one overtook within `PATIENCE`, is for a
-    person's backfill.
-    """
-    scored = [d for d in lake.partitions(lake.table("predictions", spec.name)) if d < day]
-    if not scored:
-        return []
-    found = [d for d in lake.partitions(lake.table("published", spec.name)) if scored[-1] < d < day]
-    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - PATIENCE))
-    done = {d: manifest.read(spec.name, "data", d) for d in found}
-    return [d for d, m in done.items() if m and m.finished_at < before]
-
-
 def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: str) -> dict[str, Any]:
     """As `score`, of the partitions asked for alone."""
     started = time.monotonic()
-    wanted = files.dates(start, end)
+    wanted = dates.dates(start, end)
     published = lake.table("published", spec.name)
     version = lake.version(published)  # what is published while this runs is for the next run
     held = lake.contents(published, version)
@@ -243,37 +222,6 @@ def _challenger(spec: ModelSpec, champion: Arm, shared: split.Split) -> Arm:
             model=spec.name,
         )
     return found
-
-
-def _alike(todo: list[str], since: str) -> Iterator[list[str]]:
-    """The partitions up to ``since`` and those after it, which other arms serve, where there are any."""
-    for days in ([d for d in todo if d <= since], [d for d in todo if d > since]):
-        if days:
-            yield days
-
-
-def _runs(todo: list[str], present: list[str], rows: dict[str, int], size: int) -> Iterator[list[str]]:
-    """Stretches of ``todo`` with no other published partition between: one commit each.
-
-    A stretch has up to `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it
-    writes to a partition until all of them are done. It has whole units: one cut short costs as much to begin.
-
-    Args:
-        size: rows of a unit at most.
-    """
-    index = {d: i for i, d in enumerate(present)}
-    most = max(1, COMMIT_ROWS // size)
-    held: list[str] = []
-    used = room = 0
-    for day in todo:
-        needed = 0 if rows[day] <= room else -(-rows[day] // size)
-        if held and (index[day] != index[held[-1]] + 1 or used + needed > most):
-            yield held
-            held, used, room, needed = [], 0, 0, -(-rows[day] // size)
-        held.append(day)
-        used += needed
-        room = max(0, (size if needed else room) - rows[day])
-    yield held
 
 
 def _commit(

@@ -11,8 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from perennial import ledger, manifest, registry
-from perennial.errors import DataError
+from perennial import ledger
 from perennial.spec import ModelSpec
 
 KIND = "shadow"
@@ -73,57 +72,6 @@ def end(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
     return True
 
 
-def compare(spec: ModelSpec, champion: registry.Version, as_of: str, labels_until: str) -> _Result | None:
-    """Champion and challenger on the nights that neither has learned from or was judged on.
-
-    Returns:
-        None where no challenger is on trial beside this champion; else ``version``, ``as_of`` (of its training),
-        ``nights``, ``gain`` with its interval ``low`` to ``high`` (shares of the champion's loss), and ``state``:
-        ``begun`` while nights are missing, then ``passed`` or ``failed``; of a split also what `split.compare` returns.
-    """
-    import numpy as np
-    from scipy import stats
-
-    from perennial import files, split
-    from perennial.evidence import gather
-    from perennial.features import Features
-
-    record = standing(spec)
-    if record is None or record["evidence"]["champion"] != champion.version:
-        return None
-    challenger = registry.version(spec.name, record["model_version"])
-    first = files.shift(challenger.tags["judged_on"].split("..")[1], 1)
-    found: _Result = {
-        "version": challenger.version,
-        "as_of": record["partition"],
-        "first": first,
-        "state": BEGUN,
-    }
-    if spec.retraining.split:
-        return found | split.compare(spec, champion, challenger, record["partition"], as_of)
-    sides = []
-    for version in (champion, challenger):
-        trained = registry.spec(version)
-        seen = gather(
-            spec, registry.load(version), Features(trained), first, as_of, labels_until=labels_until
-        ).labelled
-        sides.append(seen.mean(seen.losses(spec.task, spec.metric)))
-    old, new = sides
-    known = np.isfinite(old) & np.isfinite(new)
-    nights = int(known.sum())
-    if nights < max(2, spec.retraining.shadow_nights):
-        return found | {"nights": nights, "gain": None, "low": None, "high": None}
-    saved, scale = (old - new)[known], max(float(old[known].mean()), 1e-12)
-    low, high = stats.t.interval(spec.gate.confidence, nights - 1, saved.mean(), max(stats.sem(saved), 1e-12))
-    passed = low / scale > spec.gate.margin
-    numbers = {"gain": saved.mean() / scale, "low": low / scale, "high": high / scale}
-    return found | {
-        "nights": nights,
-        **{k: round(float(v), 6) for k, v in numbers.items()},
-        "state": PASSED if passed else FAILED,
-    }
-
-
 def said(seen: Mapping[str, Any], metric: str) -> str:
     """What `compare` found, in words."""
     rows = f"on {seen['nights']} nights" + (f", {seen['split']:.0%} of the rows" if seen.get("split") else "")
@@ -134,54 +82,3 @@ def said(seen: Mapping[str, Any], metric: str) -> str:
     if "served" in seen:
         return f"no night of {seen['served']} could be compared: too few rows with labels of both"
     return f"compared {rows} so far"
-
-
-def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> _Result:
-    """End the trial if the verdict of ``as_of`` says so: the challenger is promoted, or given up.
-
-    Returns:
-        As `promote.promote`; ``promoted`` is false where nothing ended.
-
-    Raises:
-        DataError: ``as_of`` was not monitored.
-    """
-    from perennial.promote import promote
-
-    champion = registry.champion(spec)
-    if end(spec, champion=champion.version if champion else None, actor=actor):
-        return {"promoted": False, "reason": "the champion has changed since: the trial is over"}
-    found = manifest.read(spec.name, "monitor", as_of)
-    if found is None:
-        raise DataError(
-            "there is no verdict to conclude from",
-            "run the monitor step first",
-            model=spec.name,
-            partition=as_of,
-        )
-    seen = found.result.get("shadow")
-    if not seen:
-        return {"promoted": False, "reason": "no challenger is on trial"}
-    if seen["state"] == BEGUN:
-        return {
-            "promoted": False,
-            "reason": f"version {seen['version']} is still on trial: {said(seen, spec.metric)}",
-        }
-    if state(spec, seen["version"]) == BEGUN:
-        ledger.append(
-            spec.name,
-            kind=KIND,
-            decision=seen["state"],
-            reason=said(seen, spec.metric),
-            actor=actor,
-            partition=seen["as_of"],
-            model_version=seen["version"],
-            evidence=seen,
-        )
-    if seen["state"] == FAILED:
-        return {
-            "promoted": False,
-            "reason": f"version {seen['version']} was not surely better: {said(seen, spec.metric)}",
-        }
-    return promote(
-        spec, as_of=seen["as_of"], actor=actor, reason=f"better on trial: {said(seen, spec.metric)}"
-    )

@@ -13,14 +13,17 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial import lake
-from perennial.boost import Checkpoint, exhausted, ran_on
+from perennial.boost import exhausted, ran_on
+from perennial.checkpoint import Checkpoint
 from perennial.dataset import BYTES_A_CELL, Binning, Encoder, ranks, recode, require
 from perennial.encode import Encoding
 from perennial.errors import PerennialError
 from perennial.features import Features
-from perennial.labelled import GROUP_ROWS, Windows, classes_of, groups, in_order, labelled
+from perennial.labelled import GROUP_ROWS, groups, labelled
 from perennial.settings import settings
 from perennial.spec import ModelSpec
+from perennial.targets import classes_of, in_order
+from perennial.windows import Windows
 from perennial.workers import Crew
 
 if TYPE_CHECKING:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perennial import lake, manifest, registry, served
+from perennial import duckdb_session, lake, manifest, registry, served
 from perennial.errors import DataError, StorageError
 from perennial.features import Features
 from perennial.literals import identifier, text_literal
@@ -74,7 +74,7 @@ def _compared(
     logged = set(lake.partitions(served.uri(spec.name)))
     trained = registry.spec(champion)
     made: dict[str, Features] = {}
-    con = lake.connect()
+    con = duckdb_session.connect()
     for day in sorted(names.keys() & logged):
         scored = manifest.read(spec.name, "score", day)
         if (
@@ -100,7 +100,7 @@ def _compared(
 
 def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, origin: str) -> pa.Table:
     """The rows logged by the very scoring that the manifest tells of, ordered by key."""
-    lake.relation(con, "log", served.uri(spec.name), None, day, day)
+    duckdb_session.relation(con, "log", served.uri(spec.name), None, day, day)
     return con.sql(
         f"SELECT * FROM log WHERE scored_from = {text_literal(origin)} AND model_version = {text_literal(version)} "
         f"ORDER BY {_key(spec)}"
@@ -109,7 +109,7 @@ def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str
 
 def _rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
-    lake.relation(con, "r", lake.table("published", spec.name), None, day, day)
+    duckdb_session.relation(con, "r", lake.table("published", spec.name), None, day, day)
     con.register("logged", log.select(list(spec.data.key)))
     return con.sql(
         f"SELECT * FROM r SEMI JOIN logged USING ({_key(spec)}) ORDER BY {_key(spec)}"

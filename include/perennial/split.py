@@ -21,7 +21,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake, performance, shadow
+from perennial import dates, duckdb_session, lake, performance, shadow
 from perennial.allowed import NIGHTS
 from perennial.evidence import MIN_ROWS
 from perennial.literals import identifier, text_literal
@@ -59,7 +59,7 @@ class Split:
         salt = ", ".join(text_literal(part) for part in (self.model, self.version))
         texts = ", ".join(f"CAST({identifier(c)} AS VARCHAR)" for c in self.columns)
         half = f"md5_number_upper(concat_ws(chr(31), {salt}, {texts}))"
-        con = lake.connect(threads=1)
+        con = duckdb_session.connect(threads=1)
         con.register("rows", table.select(self.columns))
         found = con.sql(f"SELECT {half} < {int(self.share * 2**64)} AS served FROM rows").fetchnumpy()
         return np.asarray(found["served"], bool)
@@ -85,7 +85,7 @@ def compare(
     """
     import numpy as np
 
-    first = files.shift(since, 1)
+    first = dates.shift(since, 1)
     old, new = (performance.nightly(spec, v, first, as_of, MIN_ROWS) for v in (champion, challenger))
     nights = sorted(old.keys() & new.keys())
     saved = np.array([old[d] - new[d] for d in nights])
@@ -129,8 +129,10 @@ def judge(low: float, high: float, margin: float, over: bool) -> str:
 
 def _served(spec: ModelSpec, version: str, start: str, end: str) -> int:
     """Nights of which a version served rows."""
-    con = lake.connect()
-    if start > end or not lake.relation(con, "p", lake.table("predictions", spec.name), None, start, end):
+    con = duckdb_session.connect()
+    if start > end or not duckdb_session.relation(
+        con, "p", lake.table("predictions", spec.name), None, start, end
+    ):
         return 0
     mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
     return int(con.execute(f"SELECT count(DISTINCT {lake.PARTITION}) FROM p WHERE {mine}").fetchall()[0][0])

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from perennial import files, lake, references
+from perennial import duckdb_session, files, ingest, lake, references
 from perennial.errors import DataError, PerennialError, SpecError
 from perennial.features import Features, query
 from perennial.literals import identifier
@@ -143,7 +143,7 @@ def _reference(reference: ReferenceTable) -> pa.Table | None:
     import pyarrow.csv
     import pyarrow.parquet
 
-    source = files.expand(reference.source)
+    source = ingest.expand(reference.source)
     if files.exists(source):
         system, path = files.filesystem() if files.is_remote(source) else None, source.removeprefix("s3://")
         if source.endswith(".parquet"):
@@ -158,7 +158,9 @@ def _reference(reference: ReferenceTable) -> pa.Table | None:
     if table is None:
         return None
     place = references.uri(reference)
-    rows = table.to_pyarrow_dataset(filesystem=lake.ds_filesystem(place) if files.is_remote(place) else None)
+    rows = table.to_pyarrow_dataset(
+        filesystem=duckdb_session.ds_filesystem(place) if files.is_remote(place) else None
+    )
     return rows.head(REFERENCE_ROWS) if not files.is_remote(place) else rows.schema.empty_table()
 
 
@@ -289,7 +291,7 @@ def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, found: Findings) -> b
     """Bind each part upon the one before it, so that an error is told with file and line."""
     import duckdb
 
-    from perennial.ingest import SQL_TYPES
+    from perennial.literals import SQL_TYPES
 
     hidden = spec.label.expression if spec.label.source is None else None
     listed = ", ".join(

@@ -17,7 +17,7 @@ STEPS = {
     "score": "score",
     "monitor": "monitor",
     "decide": "decide",
-    "conclude": "shadow",
+    "conclude": "conclude",
     "rollback": "promote",
 }
 

@@ -10,19 +10,17 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial import lake, ledger, manifest, references, registry
-from perennial.boost import Checkpoint
+from perennial import lake, ledger, manifest, references, registry, runtime
+from perennial.artifacts import _companions
+from perennial.checkpoint import Checkpoint
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial.features import Features
-from perennial.labelled import Windows, choices, labelled
-from perennial.literals import text_literal
 from perennial.manifest import Manifest
-from perennial.model import Model, prediction
 from perennial.settings import settings
 from perennial.spec import ModelSpec
+from perennial.windows import Windows, choices
 
 if TYPE_CHECKING:
-    from perennial.candidates import Source
     from perennial.fit import Fitted
 
 
@@ -80,7 +78,7 @@ def train(
     if done and _stands(spec, done, champion):
         return done.result | {"status": "unchanged"}
 
-    from perennial import candidates
+    from perennial import candidates, challenger_evaluation
     from perennial.register import Recorder
 
     features = Features(spec, inputs["references"])
@@ -91,7 +89,7 @@ def train(
     try:
         with _workspace() as name:
             folder = Path(name)
-            source = candidates.Source(spec, features, version, labels_version)
+            source = challenger_evaluation.Source(spec, features, version, labels_version)
             best = candidates.best(
                 source, splits, champion, folder, checkpoints, recorder.trial, workers, meeting
             )
@@ -233,7 +231,7 @@ def _tags(
         "as_of": as_of,
         "task": spec.task,
         "spec_digest": spec.digest,
-        "code_version": manifest.code_version(),
+        "code_version": runtime.code_version(),
         "dataset_version": f"published@{versions['published']} labels@{versions['labels']}",
         "device": fitted.device,
         "trained_on": f"{split.fit[0]}..{split.valid[-1]}",
@@ -247,85 +245,3 @@ def _description(as_of: str, reason: str, judged: dict[str, Any]) -> str:
     said = "Passed its gate" if judged["passed"] else "Refused by its gate"
     first = f"{said}. Trained as of {as_of}: {reason or 'asked for by hand'}\n"
     return first + "".join(f"\n- {why}" for why in judged["reasons"])
-
-
-def _companions(
-    source: Source, model: Model, split: Windows, folder: Path, champion: registry.Version | None
-) -> tuple[dict[str, Any], list[Path]]:
-    """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
-    from perennial import drift, watch
-    from perennial.evidence import gather
-
-    spec = source.spec
-    gains = model.booster.get_score(importance_type="total_gain")
-    whole = sum(gains.values()) or 1.0
-    importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in model.encoding.columns}
-    quiet = gather(
-        spec,
-        model,
-        source.features,
-        split.holdout[0],
-        split.holdout[-1],
-        labels_until=split.holdout[-1],
-        columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
-        version=source.version,
-        labels_version=source.labels_version,
-    )
-    # The one is counted by DuckDB, the other simulated by numpy: neither has work for all cores.
-    with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        counted = pool.submit(_reference, source, model, split, folder)
-        watched, errors = watch.make(spec, model, quiet, lambda: drift.read_reference(counted.result()[0])[1])
-        reference, sample = counted.result()
-    if champion is not None and len(split.holdout) < spec.training.holdout_days:
-        watched = watch.inherit(watched, watch.left(champion))
-    kept = [sample]
-    if errors is not None:
-        errors.save_model(folder / watch.ERRORS)
-        kept.append(folder / watch.ERRORS)
-    made = {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}
-    return made | {watch.NAME: watched}, kept
-
-
-def _reference(source: Source, model: Model, split: Windows, folder: Path) -> tuple[dict[str, Any], Path]:
-    """The training rows' columns and predictions as `drift.make_reference` counts them, and a file with some rows."""
-    import pyarrow.parquet as pq
-
-    from perennial import drift
-
-    spec, features = source.spec, source.features
-    path = folder / "reference_rows.parquet"
-    writer = None
-    for table in labelled(spec, split.fit + split.valid, source.version, source.labels_version):
-        rows = features.apply(table)
-        rows = rows.append_column("prediction", prediction(model, model.predict(rows)))
-        rows = rows.append_column(lake.PARTITION, table.column(lake.PARTITION))
-        writer = writer or pq.ParquetWriter(path, rows.schema)
-        writer.write_table(rows)
-    assert isinstance(writer, pq.ParquetWriter)
-    writer.close()
-    con = lake.connect()
-    con.execute(f"CREATE VIEW reference AS SELECT * FROM read_parquet({text_literal(str(path))})")
-    multiclass = spec.task == "multiclass"
-    categorical = [*features.categorical, *(["prediction"] if multiclass else [])]
-    numeric = [c for c in features.columns if c not in categorical] + ([] if multiclass else ["prediction"])
-    reference = drift.make_reference(
-        con,
-        "reference",
-        numeric,
-        categorical,
-        window_days=spec.monitoring.window_days,
-        min_rows=spec.monitoring.min_rows,
-        personal=spec.data.personal,
-    )
-    sample = folder / "reference.parquet"
-    pq.write_table(
-        drift.sample(
-            con,
-            "reference",
-            n=spec.monitoring.report_rows,
-            seed=spec.training.seed,
-            personal=spec.data.personal,
-        ),
-        sample,
-    )
-    return reference, sample

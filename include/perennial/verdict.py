@@ -6,12 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from perennial.drift import Column, Counts, psi
+from perennial.drift import PREDICTION, Column, Counts, psi
 from perennial.spec import MonitoringSpec
 
 Status = Literal["stable", "drifted", "undetermined"]
 Tier = Literal["ok", "suspected", "drifted", "undetermined"]
-PREDICTION = "prediction"
 
 
 @dataclass(frozen=True)

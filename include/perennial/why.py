@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 from perennial import ledger
+from perennial.dates import parse_date
 from perennial.errors import DataError
-from perennial.files import parse_date
 from perennial.spec import ModelSpec
 
 _Record = dict[str, Any]

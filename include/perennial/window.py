@@ -6,14 +6,13 @@ from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
-from perennial import lake, references
-from perennial.drift import Column, Counts, count, sample
+from perennial import duckdb_session, lake, references
+from perennial.drift import PREDICTION, Column, Counts, count, sample
 from perennial.errors import DataError
 from perennial.features import first_line, query
 from perennial.literals import identifier, text_literal
 from perennial.settings import settings
 from perennial.spec import ModelSpec
-from perennial.verdict import PREDICTION
 
 if TYPE_CHECKING:
     import duckdb
@@ -51,7 +50,7 @@ def features(
     parts: list[pa.Table] = []
     if not total:
         return Counts(0, dict.fromkeys(columns)), {}
-    con = lake.connect()
+    con = duckdb_session.connect()
     references.register(con, trained, references.refresh(trained))
     # The SQL can read what was registered and the lake's own files, and nothing else.
     con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
@@ -60,7 +59,7 @@ def features(
     listed = ", ".join(identifier(c) for c in trained.data.columns if c not in hidden)
     keys = ", ".join(identifier(k) for k in trained.data.key)
     for first, last, rows, _ in groups:
-        lake.relation(con, "window_rows", uri, None, first, last)
+        duckdb_session.relation(con, "window_rows", uri, None, first, last)
         try:
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
             con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {query(trained)}")
@@ -89,10 +88,10 @@ def predictions(
     spec: ModelSpec, reference: Mapping[str, Column], version: str, start: str, as_of: str, n: int
 ) -> tuple[Counts, Sample]:
     """Counts and a sample of what this very version predicted in the window."""
-    con = lake.connect()
+    con = duckdb_session.connect()
     shape = reference.get(PREDICTION)
     uri = lake.table("predictions", spec.name)
-    if shape is None or not lake.relation(con, "predictions", uri, None, start, as_of):
+    if shape is None or not duckdb_session.relation(con, "predictions", uri, None, start, as_of):
         return Counts(0, {PREDICTION: None}), {}
     mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")

@@ -10,8 +10,8 @@ import structlog
 from airflow.sdk.exceptions import AirflowException
 
 from perennial import incidents, manifest
+from perennial.dates import parse_date
 from perennial.errors import PerennialError
-from perennial.files import parse_date
 from perennial.incidents import Sighting
 from perennial.sections import Step
 from perennial_airflow import asked, metrics, notifiers

@@ -15,7 +15,7 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from perennial import files
+from perennial import files, ingest
 from perennial.errors import DataError, PerennialError, StorageError
 from perennial_airflow import asked
 
@@ -107,7 +107,7 @@ class AwaitPartition(BaseOperator):
         return result
 
     def _uri(self, context: Context) -> str:
-        return files.expand(self.spec.data.source, asked.span(context).start)
+        return ingest.expand(self.spec.data.source, asked.span(context).start)
 
     def _there(self, uri: str) -> bool:
         try:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from perennial.dates import dates, parse_date
 from perennial.errors import PerennialError
-from perennial.files import dates, parse_date
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

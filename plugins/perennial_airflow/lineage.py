@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from perennial import files, lake
+from perennial import files, ingest, lake
 from perennial.settings import settings
 
 if TYPE_CHECKING:
@@ -90,7 +90,7 @@ def places(spec: ModelSpec, kind: str) -> list[tuple[str, str]]:
         "references": [r.source for r in spec.references],
     }
     if kind in sources:
-        return [_place(files.expand(source)) for source in sources[kind]]
+        return [_place(ingest.expand(source)) for source in sources[kind]]
     if kind == "labels" and spec.label.source is None:
         return []
     return [_place(lake.table(kind, spec.name))]

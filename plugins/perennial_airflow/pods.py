@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 
-from perennial import files, manifest, results
+from perennial import files, results, runtime
 from perennial.errors import Absent, Interrupted, PerennialError, StorageError
 from perennial.settings import settings
 from perennial_airflow import pod_spec
@@ -118,7 +118,7 @@ def _prepare(
     )
 
     def worker(rank: int, meeting: str) -> dict[str, Any]:
-        told = ["work", "--meeting", meeting, "--rank", str(rank), "--library", manifest.library_digest()]
+        told = ["work", "--meeting", meeting, "--rank", str(rank), "--library", runtime.library_digest()]
         return described(told, annotations={pod_spec.TASK: task}, role="worker")
 
     return make(profile, context["task"], wanted, memory, interruptions, crew=crew, worker=worker)
@@ -193,7 +193,7 @@ def command(step: str, spec: ModelSpec, arguments: dict[str, Any], place: str) -
         "--result-file",
         place,
         "--library",
-        manifest.library_digest(),
+        runtime.library_digest(),
     ]
     for name, value in arguments.items():
         flag = f"--{name.replace('_', '-')}"

@@ -163,9 +163,10 @@ def _flights() -> _Result:
     """All policies on the nights of 2013, from the second quarter on."""
     from perennial.encode import Encoding, categories
     from perennial.features import Features
-    from perennial.labelled import labelled, targets
+    from perennial.labelled import labelled
     from perennial.sample import landing
     from perennial.settings import settings
+    from perennial.targets import targets
 
     spec = catalog.load(MODEL)
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
@@ -174,12 +175,12 @@ def _flights() -> _Result:
             "PERENNIAL_LAKE": f"{folder}/lake",
             "PERENNIAL_LANDING": f"{folder}/landing",
         }
-        from perennial import data, files, lake
+        from perennial import data, dates, lake
 
         landing.land(settings().landing)
         data.data(spec, start="2013-01-01", end="2013-12-31")
         features = Features(spec)
-        days = files.dates("2013-01-01", "2013-12-30")
+        days = dates.dates("2013-01-01", "2013-12-30")
         known: dict[str, list[str]] = {}
         nights = []
         versions = [lake.version(lake.table(kind, spec.name)) for kind in ("published", "labels")]

@@ -17,7 +17,7 @@ import xgboost
 from sklearn.metrics import roc_auc_score
 
 from bench.streams import HISTORY, LIVE, SLOW, Stream
-from perennial import decide, evaluate, signals, value, watch
+from perennial import comparison, decide, evaluate, signals, value, watch
 from perennial.encode import Encoding
 from perennial.evidence import Evidence, margin
 from perennial.model import Model
@@ -244,7 +244,7 @@ class _Ours:
         models = [fit(*world.rows(start, last - held)) for start in sorted(starts)]
         found = [evaluate.losses("binary", "log_loss", y, m.predict_matrix(x)) for m in models]
         best = int(np.argmin([f.mean() for f in found]))
-        verdict = evaluate.compare(found[best], old, confidence=spec.gate.confidence, resamples=300, seed=0)
+        verdict = comparison.compare(found[best], old, confidence=spec.gate.confidence, resamples=300, seed=0)
         if verdict.low <= spec.gate.margin:
             return False
         self._begin(models[best], last - held + 1, last)

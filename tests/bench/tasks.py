@@ -19,7 +19,7 @@ def peak_mb() -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
-    from perennial.manifest import peak_memory_mb
+    from perennial.runtime import peak_memory_mb
 
     return float(peak_memory_mb())
 
@@ -70,11 +70,12 @@ def prepare() -> dict[str, Any]:
 
 def replicate(lake: str, copies: int) -> dict[str, Any]:
     """A lake that holds each published row and label many times, under keys of their own."""
+    from perennial import duckdb_session
     from perennial import lake as tables
 
-    con = tables.connect(memory_share=0.5)
+    con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
-        tables.relation(con, "source", tables.table(kind, MODEL))
+        duckdb_session.relation(con, "source", tables.table(kind, MODEL))
         for first, last in (("2013-01-01", "2013-06-30"), ("2013-07-01", "2013-12-31")):
             query = (
                 "SELECT flight_id || '-' || copy AS flight_id, source.* EXCLUDE (flight_id) "
@@ -136,14 +137,14 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from perennial import catalog, lake, registry
+    from perennial import catalog, duckdb_session, lake, registry
     from perennial.features import Features
 
     champion = registry.champion(catalog.load(MODEL))
     if champion is None:
         raise RuntimeError("there is no champion")
     model, features = registry.load(champion), Features(registry.spec(champion))
-    source = lake.stream(lake.table("published", MODEL), None, first, last)
+    source = duckdb_session.stream(lake.table("published", MODEL), None, first, last)
     assert source is not None
     parts, count = [], 0
     for batch in source:
@@ -249,7 +250,7 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     """The same features, counted on the same bins, by one plain query; then the predictions, by another."""
     import duckdb
 
-    from perennial import catalog, drift, lake, references, registry
+    from perennial import catalog, drift, duckdb_session, lake, references, registry
     from perennial import features as sql
 
     champion = registry.champion(catalog.load(MODEL))
@@ -261,10 +262,10 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     con.execute("SET TimeZone='UTC'")
     references.register(con, spec, references.refresh(spec))
     clock = Clock()
-    lake.relation(con, "published", lake.table("published", MODEL), None, first, last)
+    duckdb_session.relation(con, "published", lake.table("published", MODEL), None, first, last)
     con.execute(f"CREATE TEMP VIEW found AS {sql.query(spec)}")
     counts = drift.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
-    lake.relation(con, "predictions", lake.table("predictions", MODEL), None, first, last)
+    duckdb_session.relation(con, "predictions", lake.table("predictions", MODEL), None, first, last)
     drift.count(con, "predictions", {"prediction": reference["prediction"]})
     return clock.read() | {"rows": counts.rows}
 

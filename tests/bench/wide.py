@@ -54,15 +54,15 @@ def _names() -> tuple[list[str], list[str]]:
 
 def wide_make(rows: int) -> dict[str, Any]:
     """Publish and label the nights, train and promote a champion, score the window, which has ``rows`` rows."""
-    from perennial import files, lake, steps
+    from perennial import dates, duckdb_session, lake, steps
 
     model = spec(rows)
     numbers, categories = _names()
-    con = lake.connect(memory_share=0.5)
+    con = duckdb_session.connect(memory_share=0.5)
     drawn = [f"(hash(i, night, {j}) % 1000) / 1000.0 AS {c}" for j, c in enumerate(numbers)]
     drawn += [f"'k' || (hash(i, night, {j}, 'c') % 20) AS {c}" for j, c in enumerate(categories)]
     known = f"(f00 + f01 + (hash(id) % 1000) / 1000.0 > 1.5)::INT AS label, {lake.PARTITION}"
-    for n, day in enumerate(files.dates(FIRST, LAST)):
+    for n, day in enumerate(dates.dates(FIRST, LAST)):
         size = rows // WINDOW if day > TRAINED else BEFORE
         query = (
             f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
@@ -78,7 +78,7 @@ def wide_make(rows: int) -> dict[str, Any]:
     steps.run("train", model, as_of=TRAINED)
     if not steps.run("promote", model, as_of=TRAINED, actor="bench")["promoted"]:
         raise RuntimeError("no champion")
-    steps.run("score", model, start=files.shift(TRAINED, 1), end=LAST)
+    steps.run("score", model, start=dates.shift(TRAINED, 1), end=LAST)
     return {}
 
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from perennial import __version__, manifest
+from perennial import __version__, runtime
 from perennial.settings import ROOT
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
@@ -59,7 +59,7 @@ def python(run: Run, code: str, options: tuple[str, ...] = ()) -> str:
 def test_the_image_holds_the_library_of_this_checkout(run: Run) -> None:
     done = run("library")
     assert done.returncode == 0, done.stderr
-    assert done.stdout.strip() == manifest.library_digest(), f"{IMAGE} is older: make images IMAGES=trainer"
+    assert done.stdout.strip() == runtime.library_digest(), f"{IMAGE} is older: make images IMAGES=trainer"
 
 
 def test_it_imports_no_airflow(run: Run) -> None:

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from perennial import __version__, files, manifest
-from perennial.boost import Checkpoint
+from perennial import __version__, files, runtime
+from perennial.checkpoint import Checkpoint
 from perennial.spec import ModelSpec
 from support import servers, toys
 
@@ -80,7 +80,7 @@ def containers(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     )
     if found.returncode:
         pytest.skip(f"there is no engine, or no image {IMAGE} in it (make images IMAGES=trainer)")
-    assert found.stdout.strip() == manifest.library_digest(), f"{IMAGE} is older: make images IMAGES=trainer"
+    assert found.stdout.strip() == runtime.library_digest(), f"{IMAGE} is older: make images IMAGES=trainer"
     look = [DOCKER, "network", "inspect", "bridge", "--format", "{{(index .IPAM.Config 0).Gateway}}"]
     host = subprocess.run(look, capture_output=True, text=True, timeout=60, check=True).stdout.strip()
     with servers.s3(tmp_path, host) as url:
@@ -114,7 +114,7 @@ def make(containers: Containers, tmp_path: Path) -> Callable[..., ModelSpec]:
 
 def fit(containers: Containers, spec: ModelSpec) -> tuple[subprocess.Popen[str], list[subprocess.Popen[str]]]:
     """Start a trainer and two workers."""
-    told = ["work", "--meeting", MEETING, "--library", manifest.library_digest(), "--rank"]
+    told = ["work", "--meeting", MEETING, "--library", runtime.library_digest(), "--rank"]
     trainer = containers.start("trainer", "-c", TRAINER, entrypoint="python")
     assert trainer.stdin
     trainer.stdin.write(json.dumps(spec.bundle()))

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perennial import files, ledger, manifest, registry, steps
+from perennial import dates, ledger, manifest, registry, steps
 from perennial.spec import ModelSpec
 from support import processes, toys
 
-END = files.shift(toys.FIRST, 1)
+END = dates.shift(toys.FIRST, 1)
 
 
 def twice(spec: ModelSpec, step: str, **arguments: Any) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perennial import files, ledger, manifest, registry, steps
+from perennial import dates, files, ledger, manifest, registry, steps
 from perennial.errors import StorageError
 from perennial.settings import settings
 from perennial.spec import ModelSpec
@@ -43,7 +43,7 @@ def fill(ballast: Path, leave: int) -> None:
 def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     toys.land(spec, days=3)
-    second = files.shift(toys.FIRST, 1)
+    second = dates.shift(toys.FIRST, 1)
     steps.run("data", spec, start=toys.FIRST)
     before = toys.content_of("published", "toy")
     fill(small_disk, leave)
@@ -66,7 +66,7 @@ def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: in
     import shutil
 
     shutil.copytree(world.home / "lake", settings().lake)
-    spec, (one, two) = world.spec, (toys.FIRST, files.shift(toys.FIRST, 1))
+    spec, (one, two) = world.spec, (toys.FIRST, dates.shift(toys.FIRST, 1))
     steps.run("score", spec, start=one)
     before = toys.content_of("predictions", spec.name)
     records = ledger.verify(spec.name)

@@ -10,12 +10,12 @@ from typing import Any
 
 import pytest
 
-from perennial import files, lake, ledger, lock, manifest, registry, steps
+from perennial import dates, files, ingest, lake, ledger, lock, manifest, registry, steps
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 from support import processes, toys
 
-END = files.shift(toys.FIRST, 2)
+END = dates.shift(toys.FIRST, 2)
 BAD = 2  # rows of each day that go to quarantine
 KINDS = ("published", "labels", "quarantine")
 
@@ -52,11 +52,11 @@ def landed(house: Path, models: Path) -> ModelSpec:
 
     spec = toys.model(models, "toy")
     toys.land(spec, days=3)
-    for day in files.dates(toys.FIRST, END):
+    for day in dates.dates(toys.FIRST, END):
         table = toys.rows("binary", day)
         x = table["x"].to_pylist()
         x[:BAD] = [99.0] * BAD
-        toys.write(files.expand(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
+        toys.write(ingest.expand(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
     return spec
 
 
@@ -193,7 +193,7 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
     ],
 )
 def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> None:
-    spec, end = world.spec, files.shift(toys.FIRST, 1)
+    spec, end = world.spec, dates.shift(toys.FIRST, 1)
     shutil.rmtree(settings().home / "cache", ignore_errors=True)
     before: list[dict[str, Any]] = []
     if again:
@@ -224,7 +224,7 @@ def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> No
 )
 def test_monitor(world: Any, place: str, moment: str, nth: int) -> None:
     spec = world.spec
-    steps.run("score", spec, start=files.shift(toys.LAST, -6), end=toys.LAST)
+    steps.run("score", spec, start=dates.shift(toys.LAST, -6), end=toys.LAST)
     killed(spec, "monitor", place, moment, nth, as_of=toys.LAST)
     manifests_whole()
     result = steps.run("monitor", spec, as_of=toys.LAST)

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from perennial import catalog, preflight
+from perennial import catalog, preflight, yaml_reader
 from perennial.errors import SpecError
 from perennial.settings import ROOT
 
@@ -113,9 +113,9 @@ def test_a_broken_feature_set_is_told_where_it_is(roots: tuple[Path, Path]) -> N
 
 
 def test_paths_are_shown_below_the_checkout() -> None:
-    assert catalog.show(ROOT / "include" / "models" / "digits") == "include/models/digits"
-    assert catalog.show(Path("/elsewhere/digits")) == "/elsewhere/digits"
-    assert catalog.line(ROOT / "include" / "models" / "digits" / "model.yaml", "task") == (
+    assert yaml_reader.show(ROOT / "include" / "models" / "digits") == "include/models/digits"
+    assert yaml_reader.show(Path("/elsewhere/digits")) == "/elsewhere/digits"
+    assert yaml_reader.line(ROOT / "include" / "models" / "digits" / "model.yaml", "task") == (
         "include/models/digits/model.yaml:3"
     )
 

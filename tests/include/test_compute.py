@@ -9,7 +9,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from perennial import __version__, catalog, compute, manifest, results
+from perennial import __version__, compute, manifest, results, runtime, yaml_reader
 from perennial.cli import app
 from perennial.errors import DataError, PerennialError, SpecError
 from support import toys
@@ -140,11 +140,11 @@ def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path
 
 def test_the_digest_is_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
     printed = CliRunner().invoke(app, ["library"]).stdout.strip()
-    assert len(printed) == 64 and printed == manifest.library_digest()
+    assert len(printed) == 64 and printed == runtime.library_digest()
 
 
 def test_parsing_knows_the_profiles_keys(folder: Path) -> None:
     (folder / "twice.yaml").write_text("name: twice\nkind: kubernetes\ncpu: '1'\ncpu: '2'\n")
     with pytest.raises(SpecError, match=r"twice\.yaml:4: cpu is given twice"):
         compute.load("twice")
-    assert catalog.show(folder / "twice.yaml").endswith("twice.yaml")
+    assert yaml_reader.show(folder / "twice.yaml").endswith("twice.yaml")

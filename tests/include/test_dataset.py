@@ -8,14 +8,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import dataset, files, lake
+from perennial import dataset, dates, lake
 from perennial import labelled as labels_of
 from perennial.dataset import Spool
-from perennial.labelled import Lists, labelled, targets
+from perennial.labelled import labelled
 from perennial.spec import ModelSpec
+from perennial.targets import Lists, targets
 from support import toys
 
-DAYS = files.dates(toys.FIRST, files.shift(toys.FIRST, 3))
+DAYS = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 3))
 
 
 @pytest.fixture

@@ -14,7 +14,7 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from perennial import doctor, doctor_pods
+from perennial import doctor, doctor_pods, finding
 from perennial.cli import app
 from perennial.compute import Profile
 from support import servers, toys, trouble
@@ -80,7 +80,7 @@ def profile(clean: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     return make
 
 
-def states(*profiles: str) -> dict[str, doctor.Finding]:
+def states(*profiles: str) -> dict[str, finding.Finding]:
     return {f.what: f for f in doctor.examine(profiles)}
 
 
@@ -149,7 +149,7 @@ def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
 def test_dead_servers_are_told_in_seconds(
     dead: str, proxy: trouble.Proxy, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor, "ANSWER", 0.5)
+    monkeypatch.setattr(finding, "ANSWER", 0.5)
     with socket.socket() as ear:  # takes connections, and says nothing
         ear.bind(("127.0.0.1", 0))
         ear.listen(64)
@@ -177,18 +177,18 @@ def test_dead_servers_are_told_in_seconds(
 
 
 def test_a_check_that_hangs_or_breaks_hides_no_other() -> None:
-    def hangs() -> Iterator[doctor.Finding]:
-        yield doctor.Finding("first", "ok", "seen")
+    def hangs() -> Iterator[finding.Finding]:
+        yield finding.Finding("first", "ok", "seen")
         time.sleep(5)
 
-    def breaks() -> Iterator[doctor.Finding]:
-        yield doctor.Finding("first", "ok", "seen")
+    def breaks() -> Iterator[finding.Finding]:
+        yield finding.Finding("first", "ok", "seen")
         raise ZeroDivisionError("a division by zero it was")
 
-    slow = doctor.bounded("it", hangs, 0.2)
+    slow = finding.bounded("it", hangs, 0.2)
     assert [(f.what, f.state) for f in slow] == [("first", "ok"), ("it", "missing")]
     assert "no answer within 0.2 seconds" in slow[1].detail
-    broken = doctor.bounded("it", breaks)
+    broken = finding.bounded("it", breaks)
     assert broken[1].detail == "could not be checked: a division by zero it was"
 
 

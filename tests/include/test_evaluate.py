@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from perennial import evaluate
+from perennial import challenger_evaluation, comparison, evaluate
 from perennial.spec import GATE_METRICS, ModelSpec
 from support import toys
 
@@ -74,8 +74,8 @@ def test_metrics_hold_every_gate_metric_and_nothing_infinite(task: str) -> None:
     assert np.isfinite(list(found.values())).all()
 
 
-def compare(mine: Any, other: Any, **more: Any) -> evaluate.Comparison:
-    return evaluate.compare(mine, other, **{"confidence": 0.95, "resamples": 500, "seed": 1} | more)
+def compare(mine: Any, other: Any, **more: Any) -> comparison.Comparison:
+    return comparison.compare(mine, other, **{"confidence": 0.95, "resamples": 500, "seed": 1} | more)
 
 
 def test_a_clear_improvement_lies_wholly_above_zero_and_noise_does_not() -> None:
@@ -103,7 +103,7 @@ def test_the_interval_is_the_same_each_time_and_wider_with_more_confidence() -> 
 def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, other = rng.random(300), rng.random(300)
     found = compare(mine, other)
-    monkeypatch.setattr(evaluate, "CELLS", 301)
+    monkeypatch.setattr(comparison, "CELLS", 301)
     assert compare(mine, other) == found
 
 
@@ -173,15 +173,15 @@ def spec_of(tmp_path: Path) -> Any:
     return make
 
 
-def better(low: float, improvement: float = 0.05) -> evaluate.Comparison:
-    return evaluate.Comparison(0.95, 1.0, improvement, low, 0.1, 100)
+def better(low: float, improvement: float = 0.05) -> comparison.Comparison:
+    return comparison.Comparison(0.95, 1.0, improvement, low, 0.1, 100)
 
 
 def judge(
-    spec: ModelSpec, champion: evaluate.Comparison | None, values: dict[str, float] | None = None
+    spec: ModelSpec, champion: comparison.Comparison | None, values: dict[str, float] | None = None
 ) -> Any:
     simple = {"constant": better(0.01), "linear model": better(0.01)}
-    return evaluate.gate(spec, values or {}, simple, champion)
+    return challenger_evaluation.gate(spec, values or {}, simple, champion)
 
 
 def test_the_interval_must_lie_above_the_margin(spec_of: Any) -> None:
@@ -196,11 +196,13 @@ def test_the_interval_must_lie_above_the_margin(spec_of: Any) -> None:
 
 def test_simple_models(spec_of: Any) -> None:
     """The constant must surely be beaten; the linear model must not surely be better."""
-    spec, worse = spec_of(), evaluate.Comparison(1.1, 1.0, -0.1, -0.2, -0.05, 100)
-    unsure = evaluate.Comparison(1.0, 1.0, 0.0, -0.1, 0.1, 100)
+    spec, worse = spec_of(), comparison.Comparison(1.1, 1.0, -0.1, -0.2, -0.05, 100)
+    unsure = comparison.Comparison(1.0, 1.0, 0.0, -0.1, 0.1, 100)
 
-    def passes(constant: evaluate.Comparison, linear: evaluate.Comparison, spec: ModelSpec = spec) -> bool:
-        return evaluate.gate(spec, {}, {"constant": constant, "linear model": linear}, None)[0]
+    def passes(
+        constant: comparison.Comparison, linear: comparison.Comparison, spec: ModelSpec = spec
+    ) -> bool:
+        return challenger_evaluation.gate(spec, {}, {"constant": constant, "linear model": linear}, None)[0]
 
     assert passes(better(0.01), better(0.01))
     assert passes(better(0.01), unsure)

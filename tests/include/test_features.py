@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from perennial import files, lake, references, units
+from perennial import dates, ingest, lake, references, units
 from perennial.errors import DataError, SpecError
 from perennial.features import Features, reader
 from perennial.spec import ModelSpec
@@ -24,7 +24,7 @@ DAY = toys.FIRST
 def make(house: Path, tmp_path: Path) -> Any:
     def make(sql: str = toys.SQL, **changes: Any) -> ModelSpec:
         spec = toys.model(tmp_path / "models", "toy", sql=sql, **changes)
-        toys.write(files.expand("{landing}/toy_places.parquet"), toys.places())
+        toys.write(ingest.expand("{landing}/toy_places.parquet"), toys.places())
         return spec
 
     return make
@@ -59,7 +59,7 @@ def test_order_is_kept_through_joins(make: Any) -> None:
 
 def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
     spec = make()
-    known = dt.datetime.fromisoformat(files.shift(DAY, 9))
+    known = dt.datetime.fromisoformat(dates.shift(DAY, 9))
     at = [known - dt.timedelta(microseconds=1), known, known + dt.timedelta(days=1), dt.datetime(2023, 1, 1)]
     rows = pa.table(
         {"id": ["before", "at", "after", "too early"], "seen_at": at, "x": [0.0] * 4, "z": [0.0] * 4, "k": ["a"] * 4,
@@ -73,7 +73,7 @@ def test_a_pinned_reference_does_not_move(make: Any) -> None:
     pinned = references.refresh(spec)
     before = Features(spec, pinned).apply(rows).to_pylist()
     new = toys.places().set_column(2, "size", pa.array([7.0] * 4))
-    toys.write(files.expand(spec.references[0].source), new)
+    toys.write(ingest.expand(spec.references[0].source), new)
     assert references.refresh(spec) != pinned
     assert Features(spec, pinned).apply(rows).to_pylist() == before
     assert {r["size"] for r in features(spec, rows)} == {7.0}
@@ -81,7 +81,7 @@ def test_a_pinned_reference_does_not_move(make: Any) -> None:
 
 def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_so(make: Any) -> None:
     spec = make()
-    place = Path(files.expand(spec.references[0].source))
+    place = Path(ingest.expand(spec.references[0].source))
     good = place.read_bytes()
     place.write_bytes(good[: len(good) // 2])
     with pytest.raises(DataError, match=r"places: .* cannot be read"):
@@ -249,7 +249,7 @@ def test_keys_of_several_columns_and_types(make: Any) -> None:
 def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
     spec = make()
     toys.publish(spec, days=3)
-    stream = reader(spec, DAY, files.shift(DAY, 2))
+    stream = reader(spec, DAY, dates.shift(DAY, 2))
     assert stream is not None
     table = stream.read_all()
     assert table.column_names == ["id", lake.PARTITION, "x", "z", "k", "hour", "size"]
@@ -267,7 +267,7 @@ def test_files_give_what_their_rows_give(make: Any, sql: str) -> None:
     toys.publish(spec, days=3, n=5000)
     found = Features(spec, None, lake.table("published", "toy"))
     unit = one_unit(spec)
-    assert unit.nights == [(files.shift(DAY, i), 5000) for i in range(3)]
+    assert unit.nights == [(dates.shift(DAY, i), 5000) for i in range(3)]
     rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.nights])
     keys = unit.read(["id"])
     parts = found.of(unit.source(list(spec.data.columns)), keys)

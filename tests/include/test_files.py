@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from perennial import files
+from perennial import dates, files, ingest
 from perennial.errors import PerennialError, StorageError
 
 
 def test_dates() -> None:
-    assert files.dates("2024-02-28", "2024-03-01") == ["2024-02-28", "2024-02-29", "2024-03-01"]
-    assert files.dates("2024-01-01") == ["2024-01-01"]
-    assert files.shift("2024-01-01", -1) == "2023-12-31"
+    assert dates.dates("2024-02-28", "2024-03-01") == ["2024-02-28", "2024-02-29", "2024-03-01"]
+    assert dates.dates("2024-01-01") == ["2024-01-01"]
+    assert dates.shift("2024-01-01", -1) == "2023-12-31"
 
 
 @pytest.mark.parametrize(
@@ -22,21 +22,21 @@ def test_dates() -> None:
 )
 def test_what_is_no_date_is_refused(text: str) -> None:
     with pytest.raises(PerennialError, match="not a date"):
-        files.parse_date(text)
+        dates.parse_date(text)
 
 
 def test_ranges_are_bounded() -> None:
     with pytest.raises(PerennialError, match="before start"):
-        files.dates("2024-01-02", "2024-01-01")
+        dates.dates("2024-01-02", "2024-01-01")
     with pytest.raises(PerennialError, match="ten years"):
-        files.dates("2024-01-01", "2999-01-01")
+        dates.dates("2024-01-01", "2999-01-01")
 
 
 def test_templates(house: Path) -> None:
     landing = str(house / "landing")
-    assert files.expand("{landing}/a/{date}.parquet", "2024-03-04") == f"{landing}/a/2024-03-04.parquet"
-    assert files.expand("{landing}/{year}/{month}/{day}.csv", "2024-03-04") == f"{landing}/2024/03/04.csv"
-    assert files.expand("s3://b/places.parquet") == "s3://b/places.parquet"
+    assert ingest.expand("{landing}/a/{date}.parquet", "2024-03-04") == f"{landing}/a/2024-03-04.parquet"
+    assert ingest.expand("{landing}/{year}/{month}/{day}.csv", "2024-03-04") == f"{landing}/2024/03/04.csv"
+    assert ingest.expand("s3://b/places.parquet") == "s3://b/places.parquet"
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:

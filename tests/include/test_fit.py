@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
+from perennial import baseline_models
 from perennial import boost as boosting
 from perennial import fit as fitting
-from perennial.boost import Checkpoint
+from perennial.baseline_models import baselines
+from perennial.checkpoint import Checkpoint
 from perennial.dataset import Dataset, Spool
 from perennial.encode import Encoding
 from perennial.errors import Interrupted, StorageError
-from perennial.fit import BLIND, Trial, baselines, fit
+from perennial.fit import BLIND, Trial, fit
 from perennial.spec import ModelSpec
 from support import toys
 
@@ -187,7 +189,7 @@ def test_baselines_know_what_they_can(make: Any, tmp_path: Path) -> None:
 def test_baselines_of_a_rare_class_that_the_sample_missed(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(fitting, "BASELINE_ROWS", 10)
+    monkeypatch.setattr(baseline_models, "BASELINE_ROWS", 10)
     y = np.zeros(600)
     y[1] = 1  # the sample takes every sixtieth
     rows = data(tmp_path, y)

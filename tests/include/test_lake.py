@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial import files, lake
+from perennial import dates, duckdb_session, lake
 from perennial.errors import PerennialError, StorageError
 from perennial.literals import identifier, text_literal
 from support import processes
@@ -19,7 +19,7 @@ def table(day: str, *values: int) -> pa.Table:
 
 
 def ids(uri: str, **where: Any) -> list[int]:
-    stream = lake.stream(uri, **where)
+    stream = duckdb_session.stream(uri, **where)
     return sorted(stream.read_all()["id"].to_pylist()) if stream else []
 
 
@@ -31,7 +31,7 @@ def uri(house: Path) -> str:
 def test_nothing_is_there_at_first(uri: str) -> None:
     assert lake.version(uri) is None
     assert lake.partitions(uri) == []
-    assert lake.stream(uri) is None
+    assert duckdb_session.stream(uri) is None
     assert lake.fingerprint(uri) == ""
 
 
@@ -44,7 +44,7 @@ def test_a_partition_is_replaced_and_its_neighbours_stay(uri: str) -> None:
 
 
 def test_a_range_is_replaced_in_one_commit(uri: str) -> None:
-    days = files.dates("2024-01-01", "2024-01-05")
+    days = dates.dates("2024-01-01", "2024-01-05")
     for i, day in enumerate(days):
         lake.replace(uri, table(day, i), day)
     before = lake.version(uri)
@@ -57,7 +57,7 @@ def test_a_range_is_replaced_in_one_commit(uri: str) -> None:
 
 def test_a_writer_that_stays_open_sees_what_others_write(uri: str) -> None:
     mine, theirs = lake.Writer(uri), lake.Writer(uri)
-    for i, day in enumerate(files.dates("2024-01-01", "2024-01-04")):
+    for i, day in enumerate(dates.dates("2024-01-01", "2024-01-04")):
         assert mine.replace(table(day, 10 + i), day) == 2 * i + 1
         assert theirs.replace(table(day, 20 + i), day) == 2 * i + 2
     assert ids(uri) == [20, 21, 22, 23]
@@ -101,7 +101,7 @@ def test_a_column_that_comes_later_is_added(uri: str) -> None:
     lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
     more = table("2024-01-02", 2).append_column("extra", pa.array(["x"]))
     lake.replace(uri, more, "2024-01-02")
-    stream = lake.stream(uri, columns=["id", "extra"])
+    stream = duckdb_session.stream(uri, columns=["id", "extra"])
     assert stream is not None
     assert sorted(stream.read_all().to_pylist(), key=lambda r: r["id"]) == [
         {"id": 1, "extra": None},
@@ -162,7 +162,7 @@ def test_many_writers_of_one_partition_leave_one_writers_rows(uri: str) -> None:
 
 def test_many_first_writers_of_different_partitions_lose_nothing(uri: str) -> None:
     """Each finds no table; only one may create it."""
-    days = files.dates("2024-01-01", "2024-01-08")
+    days = dates.dates("2024-01-01", "2024-01-08")
     writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
     assert processes.wait(*writers) == [0] * 8
     assert ids(uri) == list(range(8))
@@ -179,7 +179,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
 
 
 def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:
-    con = lake.connect(memory_share=0.5)
+    con = duckdb_session.connect(memory_share=0.5)
     row = con.execute("SELECT current_setting('TimeZone'), current_setting('memory_limit')").fetchone()
     assert row == ("UTC", "512.0 MiB")
 

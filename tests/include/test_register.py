@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perennial import files, fit, lake, manifest, registry
+from perennial import dates, fit, lake, manifest, registry, runtime
 from perennial.errors import RegistryError
 from perennial.register import Recorder
 from perennial.spec import ModelSpec
@@ -35,11 +35,11 @@ def test_the_version_carries_what_made_it(world: Any) -> None:
     assert champion.version == result["version"]
     assert tags["digest"] == result["digest"]
     assert tags["spec_digest"] == world.spec.digest
-    assert tags["code_version"] == manifest.code_version()
+    assert tags["code_version"] == runtime.code_version()
     assert tags["dataset_version"] == f"published@{lake.version(lake.table('published', world.spec.name))} labels@" \
         f"{lake.version(lake.table('labels', world.spec.name))}"  # fmt: skip
-    assert tags["trained_on"] == f"{toys.FIRST}..{files.shift(toys.FIRST, 13)}"
-    assert tags["judged_on"] == f"{files.shift(toys.FIRST, 14)}..{files.shift(toys.FIRST, 18)}"
+    assert tags["trained_on"] == f"{toys.FIRST}..{dates.shift(toys.FIRST, 13)}"
+    assert tags["judged_on"] == f"{dates.shift(toys.FIRST, 14)}..{dates.shift(toys.FIRST, 18)}"
     assert tags["device"] == "cpu"
     assert tags["reason"] == "first"
     said = client().get_model_version(world.spec.name, champion.version).description
@@ -57,7 +57,7 @@ def test_mlflow_holds_signature_example_trials_and_companions(world: Any) -> Non
     assert info.saved_input_example_info is not None
     run = client().get_run(world.result["run_id"])
     assert run.info.status == "FINISHED"
-    assert run.data.tags["code_version"] == manifest.code_version()
+    assert run.data.tags["code_version"] == runtime.code_version()
     assert float(run.data.metrics["log_loss"]) == pytest.approx(world.result["metrics"]["log_loss"])
     assert run.data.params["seed"] == "0"
     nested = client().search_runs(

@@ -10,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import dense, files, lake, manifest, model, registry
+from perennial import dates, dense, duckdb_session, lake, manifest, model, registry
 from perennial.errors import ArtifactError, DataError, RegistryError
 from perennial.promote import promote
 from perennial.score import score
@@ -20,7 +20,7 @@ from perennial.spec import ModelSpec
 from perennial.train import train
 from support import processes, toys
 
-DAY = files.shift(toys.FIRST, 15)
+DAY = dates.shift(toys.FIRST, 15)
 
 
 def predictions(world: Any) -> list[dict[str, Any]]:
@@ -33,7 +33,7 @@ def test_every_row_once(world: Any) -> None:
         "partitions": [DAY], "missing": [], "rows_in": toys.ROWS, "rows_out": toys.ROWS,
         "model_version": world.result["version"], "status": "scored",
     }  # fmt: skip
-    stream = lake.stream(lake.table("predictions", world.spec.name))
+    stream = duckdb_session.stream(lake.table("predictions", world.spec.name))
     assert stream is not None
     table = stream.read_all()
     assert sorted(table["id"].to_pylist()) == toys.rows("binary", DAY)["id"].to_pylist()
@@ -91,9 +91,9 @@ def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> Non
 
 
 def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
-    end = files.shift(DAY, 2)
+    end = dates.shift(DAY, 2)
     score(world.spec, start=DAY, end=end)
-    uri, middle = lake.table("published", world.spec.name), files.shift(DAY, 1)
+    uri, middle = lake.table("published", world.spec.name), dates.shift(DAY, 1)
     rows = toys.rows("binary", middle, 10)
     lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([middle] * 10)), middle)
     result = score(world.spec, start=DAY, end=end)
@@ -103,7 +103,7 @@ def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
 
 
 def test_a_range_gives_what_its_nights_give(world: Any) -> None:
-    days = files.dates(toys.FIRST, files.shift(toys.FIRST, 7))
+    days = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 7))
     for day in days:
         score(world.spec, start=day)
     night_by_night = predictions(world)
@@ -116,11 +116,11 @@ def test_units_and_commits_of_any_size_give_the_same(
     world: Any, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     """Stretches of a partition, single ones, several together."""
-    end = files.shift(DAY, 4)
+    end = dates.shift(DAY, 4)
     score(world.spec, start=DAY, end=end)
     before = predictions(world)
-    monkeypatch.setattr("perennial.score.UNIT_ROWS", rows)
-    monkeypatch.setattr("perennial.score.COMMIT_ROWS", 150)
+    monkeypatch.setattr("perennial.planning.UNIT_ROWS", rows)
+    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", 150)
     result = score(world.spec, start=DAY, end=end, force=True)
     assert (result["rows_in"], result["rows_out"]) == (5 * toys.ROWS, 5 * toys.ROWS)
     assert predictions(world) == before
@@ -130,9 +130,9 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nights are marked as done while the later ones are scored."""
-    days = files.dates(DAY, files.shift(DAY, 4))
-    monkeypatch.setattr("perennial.score.UNIT_ROWS", toys.ROWS)
-    monkeypatch.setattr("perennial.score.COMMIT_ROWS", toys.ROWS)
+    days = dates.dates(DAY, dates.shift(DAY, 4))
+    monkeypatch.setattr("perennial.planning.UNIT_ROWS", toys.ROWS)
+    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", toys.ROWS)
     monkeypatch.setattr("perennial.score.LOG_NIGHTS", 2)
     real = Scorer.score
 
@@ -148,7 +148,7 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     result = score(world.spec, start=days[0], end=days[-1], run_id="second")
     assert result["partitions"] == days[4:]
     assert len(predictions(world)) == 5 * toys.ROWS
-    stream = lake.stream(lake.table("predictions", world.spec.name))
+    stream = duckdb_session.stream(lake.table("predictions", world.spec.name))
     assert stream is not None
     found = stream.read_all().group_by(["partition_date", "run_id"]).aggregate([])
     assert sorted(zip(*found.to_pydict().values(), strict=True)) == [
@@ -159,7 +159,7 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
 
 def test_nights_may_have_keys_in_common(world: Any) -> None:
     """Joins give the rows of several nights in another order; by the key alone they cannot be told apart."""
-    uri, days = lake.table("published", world.spec.name), files.dates(DAY, files.shift(DAY, 2))
+    uri, days = lake.table("published", world.spec.name), dates.dates(DAY, dates.shift(DAY, 2))
     first = toys.rows("binary", DAY)
     for day in days[1:]:
         rows = toys.rows("binary", day)
@@ -202,11 +202,11 @@ def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., 
 
 
 def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    days = files.dates(DAY, files.shift(DAY, 3))
-    published(world.spec, files.dates(files.shift(DAY, -3), days[-1]))
+    days = dates.dates(DAY, dates.shift(DAY, 3))
+    published(world.spec, dates.dates(dates.shift(DAY, -3), days[-1]))
     assert "late" not in score(world.spec, start=days[0], catch_up=True)  # nothing was scored before
     assert "late" not in score(world.spec, start=days[-1], catch_up=True)  # published this minute
-    monkeypatch.setattr("perennial.score.PATIENCE", -60)
+    monkeypatch.setattr("perennial.planning.PATIENCE", -60)
     result = score(world.spec, start=days[-1], force=True, catch_up=True)
     assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], days[1:3], toys.ROWS)
     assert lake.partitions(lake.table("predictions", world.spec.name)) == days
@@ -220,8 +220,8 @@ def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
     make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = strict(make_model)
-    monkeypatch.setattr("perennial.score.PATIENCE", -60)
-    days = files.dates(files.shift(DAY, -1), files.shift(DAY, 2))
+    monkeypatch.setattr("perennial.planning.PATIENCE", -60)
+    days = dates.dates(dates.shift(DAY, -1), dates.shift(DAY, 2))
     published(spec, days)
     score(spec, start=days[0])
     with caplog.at_level("WARNING", "perennial"):
@@ -246,13 +246,13 @@ def test_a_commit_that_another_writer_won_is_written_again_whole(
         write(uri, rows, **how)
 
     monkeypatch.setattr(deltalake, "write_deltalake", late)
-    result = score(world.spec, start=DAY, end=files.shift(DAY, 1))
+    result = score(world.spec, start=DAY, end=dates.shift(DAY, 1))
     assert lost == [2 * toys.ROWS] == [result["rows_out"]]
     assert len({r["id"] for r in predictions(world)}) == len(predictions(world)) == 2 * toys.ROWS
 
 
 def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
-    days = files.dates(toys.FIRST, files.shift(toys.FIRST, 4))
+    days = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 4))
     score(world.spec, start=days[2])
     kept = manifest.read(world.spec.name, "score", days[2])
     result = score(world.spec, start=days[0], end=days[4], run_id="later")
@@ -264,9 +264,9 @@ def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
 def test_a_missing_partition_is_told_and_a_gap_is_named(world: Any) -> None:
     with pytest.raises(DataError, match=r"partition 2030-01-01: no published rows"):
         score(world.spec, start="2030-01-01")
-    result = score(world.spec, start=toys.LAST, end=files.shift(toys.LAST, 2))
+    result = score(world.spec, start=toys.LAST, end=dates.shift(toys.LAST, 2))
     assert result["partitions"] == [toys.LAST]
-    assert result["missing"] == [files.shift(toys.LAST, 1), files.shift(toys.LAST, 2)]
+    assert result["missing"] == [dates.shift(toys.LAST, 1), dates.shift(toys.LAST, 2)]
 
 
 def test_without_a_champion_nothing_is_written(make_model: Callable[..., ModelSpec]) -> None:
@@ -285,7 +285,7 @@ def test_two_runs_at_once_leave_every_row_once(world: Any) -> None:
     assert processes.wait(*runs) == [0, 0]
     found = predictions(world)
     assert len(found) == len({r["id"] for r in found}) == toys.ROWS
-    stream = lake.stream(lake.table("predictions", world.spec.name), columns=["run_id"])
+    stream = duckdb_session.stream(lake.table("predictions", world.spec.name), columns=["run_id"])
     assert stream is not None
     assert len(set(stream.read_all()["run_id"].to_pylist())) == 1  # one run's rows, not a mixture
     assert score(world.spec, start=DAY)["status"] == "unchanged"
@@ -329,7 +329,7 @@ def test_an_artifact_with_one_flipped_byte_is_refused(
 
 def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelSpec]) -> None:
     specs = {unseen: make_model(features={"unseen": unseen}) for unseen in ("missing", "stop")}
-    day = files.shift(toys.LAST, 1)
+    day = dates.shift(toys.LAST, 1)
     for unseen, spec in specs.items():
         toys.publish(spec)
         train(spec, as_of=toys.LAST)
@@ -353,7 +353,7 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
 
 
 def test_values_that_are_no_numbers_are_scored_as_missing(world: Any) -> None:
-    day = files.shift(toys.LAST, 1)
+    day = dates.shift(toys.LAST, 1)
     rows = toys.rows("binary", day, 4)
     rows = rows.set_column(2, "x", pa.array([None, float("nan"), float("inf"), float("-inf")], pa.float64()))
     rows = rows.set_column(3, "z", pa.array([0.5] * 4)).set_column(4, "k", pa.array([None] * 4, pa.string()))

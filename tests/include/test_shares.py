@@ -17,17 +17,18 @@ import numpy as np
 import pytest
 import xgboost
 
-from perennial import files, lake, manifest, registry, shares, workers
-from perennial.boost import Checkpoint
+from perennial import duckdb_session, files, lake, manifest, registry, runtime, shares, workers
+from perennial.baseline_models import baselines
+from perennial.checkpoint import Checkpoint
 from perennial.dataset import Binning, build
 from perennial.errors import Absent, DataError, Interrupted, PerennialError
 from perennial.features import Features
-from perennial.fit import Fitted, baselines, fit
-from perennial.labelled import Windows, windows
+from perennial.fit import Fitted, fit
 from perennial.model import Model
 from perennial.shares import Shares, Source
 from perennial.spec import ModelSpec
 from perennial.train import train
+from perennial.windows import Windows, windows
 from perennial.workers import Crew, crew
 from support import toys
 
@@ -144,7 +145,7 @@ def test_rounds_stop_where_the_validation_rows_say(make: Make, two: Crew) -> Non
 
 def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: Crew) -> None:
     spec = make()
-    table = lake.stream(lake.table("published", spec.name)).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(lake.table("published", spec.name)).read_all()  # type: ignore[union-attr]
     import pyarrow as pa
 
     last = table["partition_date"].to_pylist()
@@ -181,7 +182,7 @@ def test_what_was_interrupted_goes_on(make: Make, two: Crew, tmp_path: Path, mon
 
 def test_errors_of_workers_keep_their_words(make: Make, two: Crew) -> None:
     spec = make()
-    table = lake.stream(lake.table("labels", spec.name)).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(lake.table("labels", spec.name)).read_all()  # type: ignore[union-attr]
     import pyarrow as pa
 
     same = table.set_column(table.column_names.index("label"), "label", pa.array([1] * len(table)))
@@ -249,7 +250,7 @@ def worker(meeting: str, rank: int, *more: str) -> subprocess.Popen[str]:
 
 def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meeting: str) -> None:
     spec = make(training={"rounds": 3})
-    started = [worker(meeting, rank, "--library", manifest.library_digest()) for rank in (0, 1)]
+    started = [worker(meeting, rank, "--library", runtime.library_digest()) for rank in (0, 1)]
     try:
         with crew(2, meeting) as found:
             assert json.loads(files.read_text(meeting))["scheduler"].startswith("tcp://")

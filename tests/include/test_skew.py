@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import files, lake, manifest, references, registry, served
+from perennial import dates, duckdb_session, ingest, lake, manifest, references, registry, served
 from perennial.promote import promote
 from perennial.score import score
 from perennial.signals import Signal
@@ -18,7 +18,7 @@ from perennial.spec import ModelSpec
 from perennial.train import train
 from support import toys
 
-FIRST, LAST = files.shift(toys.LAST, 1), files.shift(toys.LAST, 4)
+FIRST, LAST = dates.shift(toys.LAST, 1), dates.shift(toys.LAST, 4)
 
 
 def look(spec: ModelSpec) -> Signal:
@@ -54,14 +54,14 @@ def test_of_every_task(make_model: Callable[..., ModelSpec], task: str) -> None:
     train(spec, as_of=toys.LAST)
     assert promote(spec, as_of=toys.LAST, actor="test")["promoted"]
     toys.publish(spec, FIRST, 2)
-    score(spec, start=FIRST, end=files.shift(FIRST, 1))
+    score(spec, start=FIRST, end=dates.shift(FIRST, 1))
     assert look(spec).state == "ok"
 
 
 def test_a_reference_revised_after_scoring_is_no_skew(scored: ModelSpec) -> None:
     places = toys.places()
     moved = places.set_column(2, "size", pa.array([7.0] * len(places)))
-    toys.write(files.expand(scored.references[0].source), moved)
+    toys.write(ingest.expand(scored.references[0].source), moved)
     before = manifest.read(scored.name, "score", FIRST)
     assert before is not None and references.refresh(scored) != before.inputs["references"]
     assert look(scored).state == "ok"
@@ -83,7 +83,7 @@ def test_a_night_published_anew_waits_for_its_scoring(scored: ModelSpec) -> None
 
 def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The serving side computes x in another way than training did, on one night."""
-    bad, real = files.shift(FIRST, 2), registry.spec
+    bad, real = dates.shift(FIRST, 2), registry.spec
 
     def other(found: registry.Version) -> ModelSpec:
         spec = real(found)
@@ -104,7 +104,7 @@ def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch:
 
 
 def test_a_prediction_that_its_features_do_not_give_is_skew(scored: ModelSpec) -> None:
-    log = lake.stream(served.uri(scored.name), start=LAST, end=LAST)
+    log = duckdb_session.stream(served.uri(scored.name), start=LAST, end=LAST)
     assert log is not None
     table = log.read_all()
     said = table["prediction"].to_numpy().copy()
@@ -117,7 +117,7 @@ def test_a_prediction_that_its_features_do_not_give_is_skew(scored: ModelSpec) -
 
 def test_a_log_that_a_killed_scoring_left_is_not_judged(scored: ModelSpec) -> None:
     """It scored from something else than the manifest tells of: what differs is no skew."""
-    log = lake.stream(served.uri(scored.name), start=LAST, end=LAST)
+    log = duckdb_session.stream(served.uri(scored.name), start=LAST, end=LAST)
     assert log is not None
     table = log.read_all()
     other = table.set_column(
@@ -140,7 +140,7 @@ def test_without_a_log_nothing_can_be_told(world: Any) -> None:
 
 
 def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
-    few, many = FIRST, files.shift(FIRST, 1)
+    few, many = FIRST, dates.shift(FIRST, 1)
     toys.publish(world.spec, few, 1, n=150)
     toys.publish(world.spec, many, 1, n=1001)
     score(world.spec, start=few, end=many)
@@ -157,10 +157,10 @@ def test_the_log_is_the_same_however_nights_are_scored(
     score(scored, start=FIRST, end=LAST, force=True)
     before = log(scored)
     assert len(before) == 4 * 12
-    monkeypatch.setattr("perennial.score.UNIT_ROWS", unit)
-    monkeypatch.setattr("perennial.score.COMMIT_ROWS", commit)
+    monkeypatch.setattr("perennial.planning.UNIT_ROWS", unit)
+    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", commit)
     monkeypatch.setattr("perennial.score.LOG_NIGHTS", nights)
     score(scored, start=FIRST, end=LAST, force=True)
     assert log(scored) == before
-    score(scored, start=files.shift(FIRST, 1), force=True)
+    score(scored, start=dates.shift(FIRST, 1), force=True)
     assert log(scored) == before

@@ -10,20 +10,21 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perennial import files, lake, ledger, manifest, registry
+from perennial import dates, duckdb_session, files, lake, ledger, manifest, registry
+from perennial.conclude import conclude
 from perennial.errors import ArtifactError
 from perennial.monitor import monitor
 from perennial.promote import promote, rollback
 from perennial.score import score
-from perennial.shadow import conclude, said, standing
+from perennial.shadow import said, standing
 from perennial.spec import ModelSpec
 from perennial.split import Split, interval, judge
 from perennial.train import train
 from perennial.why import why
 from support import toys
 
-EARLY, LATE = files.shift(toys.LAST, -1), toys.LAST
-FIRST, LAST = files.shift(LATE, 1), files.shift(LATE, 9)
+EARLY, LATE = dates.shift(toys.LAST, -1), toys.LAST
+FIRST, LAST = dates.shift(LATE, 1), dates.shift(LATE, 9)
 ROWS, SHARE, NIGHTS = 400, 0.4, 8
 
 
@@ -70,10 +71,10 @@ def belongs(spec: ModelSpec, version: str, key: str, share: float) -> bool:
 @pytest.fixture
 def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A champion, and a challenger in a split; one of them has learned from shuffled labels."""
-    from perennial import evaluate
+    from perennial import challenger_evaluation
 
     def make(task: str = "binary", better: bool = True, **retraining: Any) -> tuple[ModelSpec, str]:
-        monkeypatch.setattr(evaluate, "gate", lambda *_: (True, ["let through"]))
+        monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (True, ["let through"]))
         policy = {"split": SHARE, "shadow_nights": NIGHTS} | retraining
         spec = make_model(task, training={"rounds": 8}, retraining=policy)
         toys.publish(spec, shuffled=better)
@@ -100,7 +101,7 @@ def arms(spec: ModelSpec) -> dict[str, str]:
 def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], better: bool) -> None:
     spec, challenger = begin(better=better)
     concluded: dict[str, Any] = {}
-    for day in files.dates(FIRST, LAST):
+    for day in dates.dates(FIRST, LAST):
         result = score(spec, start=day)
         assert (result["rows_in"], result["rows_out"]) == (ROWS, ROWS)
         assert (result["model_version"], result["challenger"]) == ("1", challenger)
@@ -138,7 +139,7 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, challenger = begin()
-    last = files.shift(FIRST, 2)
+    last = dates.shift(FIRST, 2)
     score(spec, start=LATE, end=last)
     before = toys.content_of("predictions", spec.name)
     wanted = {
@@ -161,8 +162,8 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
         assert row["prediction"] == said[row["model_version"]][i]
     log = toys.content_of("served", spec.name)
     assert {r["model_version"] for r in log} == {"1", challenger}
-    monkeypatch.setattr("perennial.score.UNIT_ROWS", 70)
-    monkeypatch.setattr("perennial.score.COMMIT_ROWS", 500)
+    monkeypatch.setattr("perennial.planning.UNIT_ROWS", 70)
+    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", 500)
     assert score(spec, start=LATE, end=last, force=True)["rows_out"] == toys.ROWS + 3 * ROWS
     assert toys.content_of("predictions", spec.name) == before
     assert str(toys.content_of("served", spec.name)) == str(log)
@@ -196,12 +197,12 @@ def test_a_manifest_names_both_versions_and_a_changed_split_is_scored_anew(begin
 @pytest.mark.parametrize("task", ["multiclass", "regression", "ranking"])
 def test_every_task_can_be_split(begin: Callable[..., Any], task: str) -> None:
     spec, challenger = begin(task)
-    last = files.shift(FIRST, 5)
+    last = dates.shift(FIRST, 5)
     assert score(spec, start=FIRST, end=last)["rows_out"] == 6 * ROWS
     found = arms(spec)
     assert set(found.values()) == {"1", challenger}
     if task == "ranking":
-        lists = {i: r for day in files.dates(FIRST, last) for i, r in _lists(day)}
+        lists = {i: r for day in dates.dates(FIRST, last) for i, r in _lists(day)}
         assert len({(lists[i], v) for i, v in found.items()}) == len(set(lists.values()))
         one = next(i for i in found if i.startswith(FIRST))
         assert (found[one] == challenger) is belongs(spec, challenger, str(lists[one]), SHARE)
@@ -217,10 +218,10 @@ def _lists(day: str) -> list[tuple[str, int]]:
 def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..., Any]) -> None:
     """Nights without labels count, too: a trial must not last for ever."""
     spec, challenger = begin(shadow_nights=5)
-    end = files.shift(FIRST, 6)
+    end = dates.shift(FIRST, 6)
     lake.replace(lake.table("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
-    assert monitor(spec, as_of=files.shift(FIRST, 4))["shadow"]["state"] == "begun"
+    assert monitor(spec, as_of=dates.shift(FIRST, 4))["shadow"]["state"] == "begun"
     seen = monitor(spec, as_of=end)["shadow"]
     assert (seen["nights"], seen["served"], seen["state"], seen["gain"]) == (0, 6, "failed", None)
     assert conclude(spec, as_of=end, actor="scheduler")["promoted"] is False
@@ -231,7 +232,7 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
 
 
 def _none(spec: ModelSpec) -> Any:
-    stream = lake.stream(lake.table("labels", spec.name), start=FIRST, end=FIRST)
+    stream = duckdb_session.stream(lake.table("labels", spec.name), start=FIRST, end=FIRST)
     assert stream is not None
     return stream.schema.empty_table()
 

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from perennial import lake, score, units
+from perennial import duckdb_session, lake, planning, score, units
 from perennial.features import Features
 
 
@@ -26,7 +26,7 @@ def nights(tmp_path: Path) -> str:
 
 
 def test_small_files_come_together_and_no_row_is_lost(nights: str) -> None:
-    stream = lake.stream(nights, rows=1000)
+    stream = duckdb_session.stream(nights, rows=1000)
     assert stream is not None
     batches = list(stream)
     assert [b.num_rows for b in batches] == [1000, 1000, 1000]
@@ -34,10 +34,10 @@ def test_small_files_come_together_and_no_row_is_lost(nights: str) -> None:
 
 
 def test_long_rows_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lake, "BATCH_BYTES", 2000)
+    monkeypatch.setattr(duckdb_session, "BATCH_BYTES", 2000)
     rows = pa.table({"id": list(range(1000))})  # 800 bytes a hundred
     source = pa.RecordBatchReader.from_batches(rows.schema, rows.to_batches(max_chunksize=100))
-    assert [b.num_rows for b in lake._together(source, 1000)] == [200] * 5
+    assert [b.num_rows for b in duckdb_session._together(source, 1000)] == [200] * 5
 
 
 def test_fingerprints_are_those_of_each_partition(nights: str) -> None:
@@ -48,17 +48,17 @@ def test_fingerprints_are_those_of_each_partition(nights: str) -> None:
 
 
 def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(score, "COMMIT_ROWS", 250)
+    monkeypatch.setattr(planning, "COMMIT_ROWS", 250)
     days = ["01", "02", "03", "04", "05", "07", "08", "09"]
     rows = {**dict.fromkeys(days, 100), "07": 900}
     found = [["01", "02"], ["03", "04"], ["05"], ["07"], ["08", "09"]]
-    assert list(score._runs(days, days, rows, 125)) == found
+    assert list(planning._runs(days, days, rows, 125)) == found
     # a partition that is not to be scored lies between
-    assert list(score._runs(["01", "03"], days, rows, 125)) == [["01"], ["03"]]
+    assert list(planning._runs(["01", "03"], days, rows, 125)) == [["01"], ["03"]]
     # five nights would have room, two units of two nights each have four: none is cut short where a commit ends
-    monkeypatch.setattr(score, "COMMIT_ROWS", 500)
+    monkeypatch.setattr(planning, "COMMIT_ROWS", 500)
     found = [["01", "02", "03", "04"], ["05"], ["07"], ["08", "09"]]
-    assert list(score._runs(days, days, rows, 250)) == found
+    assert list(planning._runs(days, days, rows, 250)) == found
 
 
 def test_units_are_whole_nights_or_stretches_of_a_large_file() -> None:

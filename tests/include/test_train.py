@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perennial import dataset, files, fit, lake, ledger, manifest, registry
+from perennial import dataset, dates, duckdb_session, fit, lake, ledger, manifest, registry
 from perennial.errors import DataError, PerennialError
 from perennial.monitor import monitor
 from perennial.promote import promote
@@ -88,7 +88,7 @@ def test_how_the_lake_lies_changes_no_byte(make_model: Make) -> None:
     one = train(spec, as_of=toys.LAST)
     uri = lake.table("published", spec.name)
     for day in lake.partitions(uri):
-        stream = lake.stream(uri, start=day, end=day)
+        stream = duckdb_session.stream(uri, start=day, end=day)
         assert stream is not None
         lake.replace(uri, stream.read_all().sort_by([("x", "ascending")]), day)
     two = train(spec, as_of=toys.LAST)
@@ -130,7 +130,7 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
 def test_the_gate_draws_whole_days_where_it_is_told_to(make_model: Make) -> None:
     spec = make_model(gate={"resample": "days"}, training={"rounds": 3, "holdout_days": 10})
     toys.publish(spec, days=9)
-    toys.publish(spec, files.shift(toys.LAST, -5), 6)
+    toys.publish(spec, dates.shift(toys.LAST, -5), 6)
     with pytest.raises(DataError, match=r"fewer than 10 of the days .* have labels"):
         train(spec, as_of=toys.LAST)
     toys.publish(spec)
@@ -183,7 +183,7 @@ def test_a_champion_of_every_task_can_be_watched(make_model: Make, task: str) ->
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)
     assert promote(spec, as_of=toys.LAST, actor="test")["promoted"]
-    end = files.shift(toys.LAST, 7)
+    end = dates.shift(toys.LAST, 7)
     toys.publish(spec, toys.LAST, 8)
     score(spec, start=toys.LAST, end=end)
     found = monitor(spec, as_of=end)
@@ -228,7 +228,7 @@ def relabel(spec: ModelSpec, values: Any) -> None:
     import pyarrow as pa
 
     uri = lake.table("labels", spec.name)
-    table = lake.stream(uri).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(uri).read_all()  # type: ignore[union-attr]
     new = table.set_column(table.column_names.index("label"), "label", pa.array(values(table)))
     days = lake.partitions(uri)
     lake.replace(uri, new, days[0], days[-1])

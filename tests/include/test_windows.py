@@ -6,11 +6,11 @@ from collections.abc import Callable
 
 import pytest
 
-from perennial import files, ledger, registry
+from perennial import dates, ledger, registry
 from perennial.errors import DataError
-from perennial.labelled import choices, windows
 from perennial.spec import ModelSpec
 from perennial.train import train
+from perennial.windows import choices, windows
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -18,12 +18,12 @@ Make = Callable[..., ModelSpec]
 
 def test_judged_rows_are_later_than_all_that_was_learned_from(make_model: Make) -> None:
     spec = make_model()
-    days = files.dates(toys.FIRST, toys.LAST)
+    days = dates.dates(toys.FIRST, toys.LAST)
     split = windows(spec, toys.LAST, days)
     assert max(split.fit) < min(split.valid) <= max(split.valid) < min(split.holdout)
-    assert max(split.holdout) == files.shift(toys.LAST, -1)  # the last day's labels are not there yet
+    assert max(split.holdout) == dates.shift(toys.LAST, -1)  # the last day's labels are not there yet
     with pytest.raises(DataError, match="0 to judge on"):
-        windows(spec, files.shift(toys.LAST, 30), days)
+        windows(spec, dates.shift(toys.LAST, 30), days)
     short = windows(make_model(training={"window_days": 4, "holdout_days": 2}), toys.LAST, days)
     assert (len(short.fit) + len(short.valid), len(short.holdout)) == (4, 2)
 
@@ -33,7 +33,7 @@ def test_the_windows_of_a_retraining(make_model: Make) -> None:
         training={"window_days": 6, "holdout_days": 3},
         retraining={"windows": ["sliding", "expanding", "since_change"]},
     )
-    days = files.dates("2024-01-01", "2024-01-20")
+    days = dates.dates("2024-01-01", "2024-01-20")
     first = choices(spec, "2024-01-20", days, "")
     assert {k: (w.fit[0], w.holdout[0]) for k, w in first.items()} == {
         "sliding": ("2024-01-11", "2024-01-17"), "expanding": ("2024-01-01", "2024-01-17"),
@@ -52,7 +52,7 @@ def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_si
 ) -> None:
     spec = make_model(training={"rounds": 10, "holdout_days": 5})
     toys.publish(spec)
-    change = files.shift(toys.LAST, -8)
+    change = dates.shift(toys.LAST, -8)
     ledger.append(
         spec.name, kind="retraining", decision="requested", reason="value", actor="test", partition=toys.LAST,
         evidence={"since": change},
@@ -61,7 +61,7 @@ def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_si
     assert result["since"] == change and result["window"] in ("sliding", "since_change")
     version = registry.version(spec.name, result["version"])
     # Eight labelled days since the change: a third of them judges.
-    assert version.tags["judged_on"] == f"{files.shift(toys.LAST, -2)}..{files.shift(toys.LAST, -1)}"
+    assert version.tags["judged_on"] == f"{dates.shift(toys.LAST, -2)}..{dates.shift(toys.LAST, -1)}"
     first = change if result["window"] == "since_change" else toys.FIRST
     assert version.tags["trained_on"].startswith(first)
 
@@ -71,4 +71,4 @@ def test_too_few_days_are_told(make_model: Make, days: int) -> None:
     spec = make_model()
     toys.publish(spec, days=days)
     with pytest.raises(DataError, match="too few"):
-        train(spec, as_of=files.shift(toys.FIRST, days - 1))
+        train(spec, as_of=dates.shift(toys.FIRST, days - 1))

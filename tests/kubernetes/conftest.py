@@ -16,7 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
-from perennial import files
+from perennial import files, ingest
 from perennial.sample.plan import Plan
 from perennial.spec import ModelSpec
 from perennial.stack import processes, servers, story
@@ -127,5 +127,5 @@ def _models(root: Path) -> dict[str, ModelSpec]:
         )
     for spec in specs.values():
         toys.land(spec, n=MANY_ROWS if spec.name.endswith("little_memory") else toys.ROWS)
-    assert files.is_remote(files.expand(next(iter(specs.values())).data.source))
+    assert files.is_remote(ingest.expand(next(iter(specs.values())).data.source))
     return specs

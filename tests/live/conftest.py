@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from perennial import files
+from perennial import dates
 from perennial.spec import ModelSpec
 from perennial.stack import processes, servers, story
 from perennial.stack.board import Board
@@ -73,7 +73,7 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     try:
         with webhook() as (address, told):
             specs = models(folder, address)
-            toys.land(specs[PLAN.model], days=len(files.dates(PLAN.first, PLAN.latest)))
+            toys.land(specs[PLAN.model], days=len(dates.dates(PLAN.first, PLAN.latest)))
             log = root / "board.txt"
             with Board(Console(file=log.open("a"), width=200)) as board:
                 servers.up(config, board)

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from perennial import files, ledger, manifest, registry, steps
+from perennial import dates, files, ledger, manifest, registry, steps
 from support import toys
 from support.live import PLAN, Live, await_
 
@@ -55,7 +55,7 @@ def trainings() -> list[str]:
 
 def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> None:
     spec = champion(NAME)
-    days = [files.shift(PLAN.trained_until, n) for n in (1, 2)]
+    days = [dates.shift(PLAN.trained_until, n) for n in (1, 2)]
     sent = {day: [f"first wish of {day}", f"second wish of {day}"] for day in days}
     for day in days:
         emit(live, "retraining", day, reason=sent[day][0])
@@ -79,8 +79,8 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
 
 def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, champion: Any) -> None:
     champion(NAME)
-    day = files.shift(max(trainings()), 2)
-    night = files.shift(day, 1)
+    day = dates.shift(max(trainings()), 2)
+    night = dates.shift(day, 1)
     assert night <= toys.LAST
     live.airflow.call("PATCH", f"/dags/{TRAIN}", json={"is_paused": True})
     monitored(live, day)
@@ -96,7 +96,7 @@ def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, 
 
 def test_nights_that_scoring_never_heard_of_are_scored_with_the_next(live: Live, champion: Any) -> None:
     spec = champion(NAME)
-    first, *lost, last = files.dates(toys.FIRST, files.shift(toys.FIRST, 3))
+    first, *lost, last = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 3))
     steps.run("score", spec, start=first)
     for night in lost:  # published two hours ago
         done = manifest.write(manifest.Manifest(NAME, "data", night, {}, {}), 0)

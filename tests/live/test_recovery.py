@@ -5,7 +5,7 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from perennial import files, manifest
+from perennial import dates, manifest
 from perennial.sample.plan import Plan
 from perennial.stack import processes, servers, story
 from support import toys
@@ -23,7 +23,7 @@ def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     leader.kill()
     psutil.wait_procs([leader], timeout=10)
 
-    night = files.shift(PLAN.latest, 1)
+    night = dates.shift(PLAN.latest, 1)
     toys.land(live.spec, night, 1)
     longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
     with live.board() as board:

@@ -16,7 +16,7 @@ from airflow.providers.amazon.aws.triggers.s3 import S3KeyTrigger
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from perennial import files
+from perennial import files, ingest
 from perennial.spec import ModelSpec
 from perennial_airflow.arrival import AwaitPartition
 from perennial_airflow.factory import STAGES
@@ -42,7 +42,7 @@ def task(spec: ModelSpec) -> AwaitPartition:
 
 
 def land(spec: ModelSpec) -> Path:
-    path = Path(files.expand(spec.data.source, DAY))
+    path = Path(ingest.expand(spec.data.source, DAY))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return path
@@ -129,7 +129,7 @@ def test_on_s3_and_when_s3_is_away(
             monkeypatch.setenv(name, value)
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket="feed")
-        uri = files.expand(waiting.data.source, DAY)
+        uri = ingest.expand(waiting.data.source, DAY)
         with pytest.raises(TaskDeferred) as deferred:
             task(waiting).execute(context())
         assert isinstance(deferred.value.trigger, S3KeyTrigger)

@@ -13,7 +13,7 @@ from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 
-from perennial import compute, files, manifest
+from perennial import compute, files, runtime
 from perennial.compute import Profile
 from perennial.errors import Absent, Interrupted, PerennialError, StorageError
 from perennial.spec import StepSpec
@@ -63,7 +63,7 @@ def test_the_spec_and_every_wish_travel_with_the_call(house: Path, tmp_path: Pat
     assert found[:2] == ["run", "data"]
     given = dict(zip(found[2::2], found[3::2], strict=False))
     assert files.read_text(given["--spec-file"]) == json.dumps(spec.bundle(), sort_keys=True)
-    assert given["--library"] == manifest.library_digest()
+    assert given["--library"] == runtime.library_digest()
     assert found[-5:] == ["--start", "2024-01-01", "--force", "--run-id", "r"]
     assert "--backfill" not in found and "--end" not in found
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from perennial import files, incidents, lake, ledger, lock, manifest, registry, steps
+from perennial import dates, duckdb_session, files, incidents, lake, ledger, lock, manifest, registry, steps
 from perennial.errors import BusyError, DataError, StorageError
 from support import processes, toys
 
@@ -44,7 +44,7 @@ def test_the_loop_works_on_s3(
     assert steps.run("promote", spec, as_of=toys.LAST, actor="test")["promoted"]
     assert ledger.verify(spec.name) == 2
 
-    scored = steps.run("score", spec, start=files.shift(toys.LAST, -7), end=toys.LAST)
+    scored = steps.run("score", spec, start=dates.shift(toys.LAST, -7), end=toys.LAST)
     assert scored["rows_out"] == 8 * toys.ROWS
     assert len(toys.content_of("predictions", spec.name)) == 8 * toys.ROWS
     assert steps.run("score", spec, start=toys.LAST)["status"] == "unchanged"
@@ -75,14 +75,14 @@ def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
     first = put("2024-01-01", 1)
     put("2024-01-02", 2)
     put("2024-01-01", 3)
-    assert sorted(r["id"] for r in lake.stream(uri).read_all().to_pylist()) == [2, 3]  # type: ignore[union-attr]
-    assert lake.stream(uri, first).read_all()["id"].to_pylist() == [1]  # type: ignore[union-attr]
-    assert lake.stream(uri, start="2024-01-02").read_all()["id"].to_pylist() == [2]  # type: ignore[union-attr]
+    assert sorted(r["id"] for r in duckdb_session.stream(uri).read_all().to_pylist()) == [2, 3]  # type: ignore[union-attr]
+    assert duckdb_session.stream(uri, first).read_all()["id"].to_pylist() == [1]  # type: ignore[union-attr]
+    assert duckdb_session.stream(uri, start="2024-01-02").read_all()["id"].to_pylist() == [2]  # type: ignore[union-attr]
 
 
 def test_writers_at_once_lose_nothing(bucket: Any) -> None:
     uri = lake.table("published", "toy")
-    days = files.dates("2024-01-01", "2024-01-04")
+    days = dates.dates("2024-01-01", "2024-01-04")
     writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
     assert processes.wait(*writers) == [0] * 4
     assert lake.partitions(uri) == days

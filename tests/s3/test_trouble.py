@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial import files, lake, lock, manifest, steps
+from perennial import duckdb_session, files, lake, lock, manifest, steps
 from perennial.errors import BusyError, StorageError
 from support import toys
 from support.trouble import Proxy
@@ -24,7 +24,7 @@ def rows(*ids: int) -> pa.Table:
 
 
 def ids(uri: str) -> list[int]:
-    found = lake.stream(uri)
+    found = duckdb_session.stream(uri)
     assert found is not None
     return sorted(found.read_all()["id"].to_pylist())
 

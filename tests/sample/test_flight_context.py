@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from perennial import catalog, files
+from perennial import catalog, ingest
 from perennial.features import Features
 from support import toys
 
@@ -24,11 +24,11 @@ def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) 
     rows = [(origin, hours(h), float(h)) for origin, found in observed.items() for h in found]
     weather = {"origin": [r[0] for r in rows], "observed_at": [r[1] for r in rows]}
     toys.write(
-        files.expand("{landing}/weather.parquet"),
+        ingest.expand("{landing}/weather.parquet"),
         pa.table(weather | {name: [r[2] for r in rows] for name in WEATHER}),
     )
     toys.write(
-        files.expand("{landing}/planes.parquet"),
+        ingest.expand("{landing}/planes.parquet"),
         pa.table({"tailnum": ["N1"], "year": [2003], "seats": [150]}),
     )
     wanted = [

@@ -12,14 +12,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from perennial import files, lake
+from perennial import dates, duckdb_session, files, ingest, lake
 from perennial.catalog import load_model
 from perennial.settings import settings
 from perennial.spec import ModelSpec
 
 FIRST = "2024-01-01"
 DAYS = 20
-LAST = files.shift(FIRST, DAYS - 1)
+LAST = dates.shift(FIRST, DAYS - 1)
 ROWS = 60
 
 SQL = """-- place joins to what was known of it when the row happened
@@ -117,7 +117,7 @@ def labels(task: str, table: pa.Table, *, shuffled: bool = False) -> pa.Table:
 
 def places() -> pa.Table:
     """The reference table: one observation of each place before the first day, one on the tenth."""
-    known = [np.datetime64("2023-12-01", "us"), np.datetime64(files.shift(FIRST, 9), "us")]
+    known = [np.datetime64("2023-12-01", "us"), np.datetime64(dates.shift(FIRST, 9), "us")]
     return pa.table(
         {"place": ["north", "north", "south", "south"], "known_at": known * 2, "size": [1.0, 2.0, 30.0, 40.0]}
     )
@@ -136,11 +136,11 @@ def land(
     spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False, n: int = ROWS
 ) -> None:
     """Land the reference table, and each day's rows and labels, as a feed would."""
-    write(files.expand(spec.references[0].source), places())
-    for day in files.dates(start, files.shift(start, days - 1)):
+    write(ingest.expand(spec.references[0].source), places())
+    for day in dates.dates(start, dates.shift(start, days - 1)):
         table = rows(spec.task, day, n)
-        write(files.expand(spec.data.source, day), table)
-        write(files.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
+        write(ingest.expand(spec.data.source, day), table)
+        write(ingest.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
 
 
 def publish(
@@ -148,8 +148,8 @@ def publish(
 ) -> None:
     """Put rows and labels into the lake as the data step would, without its cost."""
     if spec.references:
-        write(files.expand(spec.references[0].source), places())
-    whole = files.dates(start, files.shift(start, days - 1))
+        write(ingest.expand(spec.references[0].source), places())
+    whole = dates.dates(start, dates.shift(start, days - 1))
     parts, found = [], []
     for day in whole:
         table = rows(spec.task, day, n)
@@ -164,7 +164,7 @@ def content_of(
     kind: str, name: str, *, without: tuple[str, ...] = ("run_id", "scored_at")
 ) -> list[dict[str, Any]]:
     """The rows of a lake table in order, without what tells one run from another."""
-    stream = lake.stream(lake.table(kind, name))
+    stream = duckdb_session.stream(lake.table(kind, name))
     if stream is None:
         return []
     table = stream.read_all()

@@ -24,7 +24,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from perennial import files
+from perennial import dates, files
 from perennial.errors import StorageError
 
 if TYPE_CHECKING:
@@ -139,7 +139,7 @@ def _flights(folder: Path, start: str, end: str) -> dict[str, pa.Table]:
     """Every file of the flights, by its path below the landing area."""
     import duckdb
 
-    wanted = set(files.dates(start, end))
+    wanted = set(dates.dates(start, end))
     tables: dict[str, pa.Table] = {}
     with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as con:
         con.execute("SET timezone = 'UTC'")
@@ -178,7 +178,7 @@ def _digits() -> dict[str, pa.Table]:
     found = load_digits()
     total = len(found.target)
     tables = {}
-    for number, day in enumerate(files.dates(DIGITS_FIRST, files.shift(DIGITS_FIRST, DIGITS_DAYS - 1))):
+    for number, day in enumerate(dates.dates(DIGITS_FIRST, dates.shift(DIGITS_FIRST, DIGITS_DAYS - 1))):
         low, high = number * total // DIGITS_DAYS, (number + 1) * total // DIGITS_DAYS
         noon = datetime.fromisoformat(day) + timedelta(hours=12)
         columns: dict[str, pa.Array] = {

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from rich.console import Console
 
 from perennial.errors import BusyError, PerennialError
-from perennial.leave import leave
+from perennial.runtime import leave
 from perennial.stack import processes, servers
 from perennial.stack.board import Board
 from perennial.stack.config import Stack, password, stack

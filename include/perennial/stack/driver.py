@@ -12,7 +12,7 @@ from collections.abc import Callable
 from datetime import date, datetime, timedelta
 from typing import Any
 
-from perennial import catalog, files, ledger, manifest
+from perennial import catalog, dates, ledger, manifest
 from perennial.errors import PerennialError
 from perennial.sample.plan import NIGHTS_AFTER, Plan
 from perennial.stack.board import Board
@@ -53,7 +53,7 @@ class Driver:
         """
         self._history()
         self._first_champion()
-        nights = files.dates(files.shift(self.plan.trained_until, 1), self.plan.latest)
+        nights = dates.dates(dates.shift(self.plan.trained_until, 1), self.plan.latest)
         for night in nights:
             self._night(night)
             if self._is_monitored(night):
@@ -64,11 +64,11 @@ class Driver:
 
     def _history(self) -> None:
         first, last = self.plan.first, self.plan.trained_until
-        if all(self._done("data", day) for day in files.dates(first, last)):
+        if all(self._done("data", day) for day in dates.dates(first, last)):
             return
         self.board.working(self.model, f"publishing {first} to {last} in one run", milestone=True)
         self._run("data", conf={"start": first, "end": last})
-        found = [manifest.read(self.model, "data", day) for day in files.dates(first, last)]
+        found = [manifest.read(self.model, "data", day) for day in dates.dates(first, last)]
         rows, bad = (sum(getattr(m, name) for m in found if m) for name in ("rows_out", "quarantined"))
         self.board.done(self.model, f"{len(found)} nights published: {rows:,} rows, {bad:,} in quarantine")
 

@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from perennial import catalog, files, ledger, manifest
+from perennial import catalog, dates, ledger, manifest
 from perennial.manifest import Manifest
 from perennial.sample.plan import Plan
 from perennial.spec import ModelSpec
@@ -49,14 +49,14 @@ def events(plan: Plan) -> list[Event]:
     """Everything that happened to one model, in the order of the partitions."""
     spec = catalog.load(plan.model)
     found: list[Event] = []
-    history = _manifests(spec, "data", files.dates(plan.first, plan.trained_until))
+    history = _manifests(spec, "data", dates.dates(plan.first, plan.trained_until))
     if history:
         bad = sum(m.quarantined for m in history)
         figures = f"{sum(m.rows_out for m in history):,} rows, {bad:,} in quarantine"
         found.append(Event(_span([m.key for m in history]), f"{len(history)} nights published", figures))
     found += _training(spec, plan.trained_until)
     scored: list[Manifest] = []
-    for night in files.dates(files.shift(plan.trained_until, 1), plan.latest):
+    for night in dates.dates(dates.shift(plan.trained_until, 1), plan.latest):
         scored += _manifests(spec, "score", [night])
         watched = _watched(spec, night)
         if watched:

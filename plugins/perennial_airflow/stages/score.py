@@ -8,7 +8,7 @@ from typing import Any
 from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.files import dates
+from perennial.dates import dates
 from perennial.spec import ModelSpec
 from perennial_airflow import asked, assets, params, runner
 from perennial_airflow.base import LIGHT, limits, stage_dag

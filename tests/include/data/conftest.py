@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perennial import lake
+from perennial import duckdb_session, lake
 from perennial.data import data
 from perennial.spec import ModelSpec
 
@@ -93,7 +93,7 @@ class Place:
 
     def table(self, kind: str = "published", order: str = "id") -> list[dict[str, Any]]:
         """What a table of the lake holds, in order."""
-        reader = lake.stream(lake.table(kind, "small"))
+        reader = duckdb_session.stream(lake.table(kind, "small"))
         found = reader.read_all().to_pylist() if reader else []
         return sorted(found, key=lambda r: (r["partition_date"], str(r.get(order))))
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from perennial import lake
+from perennial import duckdb_session
 from perennial.checks import checks
 from perennial.expectations import SUPPORTED, parse_suite
 from perennial.ingest import Feed, land, view
@@ -133,7 +133,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     expectations, problems = parse_suite(json.dumps(suite), COLUMNS)
     assert not problems
     feed = Feed("m", "rows", COLUMNS)
-    con = lake.connect()
+    con = duckdb_session.connect()
     landed = [land(feed, "2020-01-01", str(path), folder, con)]
     view(con, feed, landed)
     found = validate(con, feed, landed, checks(expectations, COLUMNS, ["id"]), 1.0)
@@ -184,7 +184,7 @@ def test_all_null_columns_and_no_rows_agree_on_success(tmp_path: Path) -> None:
     ]}  # fmt: skip
     expectations, problems = parse_suite(json.dumps(suite), columns)
     assert not problems
-    feed, con = Feed("m", "rows", columns), lake.connect()
+    feed, con = Feed("m", "rows", columns), duckdb_session.connect()
     landed = [land(feed, "2020-01-01", str(path), tmp_path, con)]
     view(con, feed, landed)
     outcome = validate(con, feed, landed, checks(expectations, columns, ["id"]), 1.0).outcomes[0]

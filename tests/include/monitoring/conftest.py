@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost
 
-from perennial import drift, files, lake, registry, watch
+from perennial import dates, drift, duckdb_session, lake, registry, watch
 from perennial.encode import Encoding
 from perennial.evidence import gather
 from perennial.features import Features
@@ -81,9 +81,9 @@ class World:
         rows: int = ROWS,
     ) -> None:
         """``ROWS`` rows a day; ``x`` is spread evenly over 0 to 1, moved by ``shift``."""
-        con = lake.connect()
+        con = duckdb_session.connect()
         for n in range(days):
-            day = files.shift(start, n)
+            day = dates.shift(start, n)
             con.execute(f"SET VARIABLE salt = {n}")
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
@@ -93,9 +93,9 @@ class World:
             lake.replace(lake.table("published", self.spec.name), table, day)
 
     def label(self, start: str, days: int, value: str = "i % 2", rows: int = ROWS) -> None:
-        con = lake.connect()
+        con = duckdb_session.connect()
         for n in range(days):
-            day = files.shift(start, n)
+            day = dates.shift(start, n)
             con.execute(f"SET VARIABLE salt = {n}")
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, {value} AS label, '{day}' AS partition_date FROM range({rows}) r(i)"
@@ -105,9 +105,9 @@ class World:
     def predict(
         self, start: str, days: int, version: str = "1", value: str = "0.2 + 0.6 * (i % 2)", more: str = ""
     ) -> None:
-        con = lake.connect()
+        con = duckdb_session.connect()
         for n in range(days):
-            day = files.shift(start, n)
+            day = dates.shift(start, n)
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, ({value})::FLOAT AS prediction{more}, '{version}' AS model_version, "
                 f"'{day}' AS partition_date FROM range({ROWS}) r(i)"
@@ -116,9 +116,9 @@ class World:
 
     def train(self, version: str = "1", days: int = 21, metrics: dict[str, float] | None = None) -> None:
         """Make the rows published so far the reference of a champion."""
-        con = lake.connect()
-        assert lake.relation(
-            con, "rows", lake.table("published", self.spec.name), None, FIRST, files.shift(FIRST, days - 1)
+        con = duckdb_session.connect()
+        assert duckdb_session.relation(
+            con, "rows", lake.table("published", self.spec.name), None, FIRST, dates.shift(FIRST, days - 1)
         )
         con.execute(
             "CREATE TABLE training AS SELECT partition_date, x, k, who, 0.2 + 0.6 * x AS prediction FROM rows"
@@ -128,7 +128,7 @@ class World:
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
         self.model = fit()
-        last, first = files.shift(FIRST, days - 1), files.shift(FIRST, max(days - QUIET, 0))
+        last, first = dates.shift(FIRST, days - 1), dates.shift(FIRST, max(days - QUIET, 0))
         quiet = gather(
             self.spec, self.model, Features(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],

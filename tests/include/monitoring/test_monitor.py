@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perennial import files, lake, manifest, registry
+from perennial import dates, duckdb_session, lake, manifest, registry
 from perennial.errors import ArtifactError, PerennialError, RegistryError
 from perennial.monitor import monitor
 from perennial.settings import settings
@@ -19,8 +19,8 @@ LATER = "2024-01-22"
 
 
 def table(world: World) -> list[dict[str, Any]]:
-    con = lake.connect()
-    lake.relation(con, "m", lake.table("monitoring", world.spec.name))
+    con = duckdb_session.connect()
+    duckdb_session.relation(con, "m", lake.table("monitoring", world.spec.name))
     return con.sql("SELECT * FROM m ORDER BY ALL").to_arrow_table().to_pylist()
 
 
@@ -159,11 +159,11 @@ def test_a_rise_of_the_loss_is_certain_after_some_nights_and_not_after_one(world
     world.publish(LATER, 7)
     world.label(LATER, 4, TRUTH)
     for n in range(3):  # what was rare has become the rule
-        world.label(files.shift(LATER, 4 + n), 1, f"1 - {TRUTH}")
-    found = [monitor(world.spec, as_of=files.shift(LATER, n))["signals"]["performance"] for n in (4, 5, 7)]
+        world.label(dates.shift(LATER, 4 + n), 1, f"1 - {TRUTH}")
+    found = [monitor(world.spec, as_of=dates.shift(LATER, n))["signals"]["performance"] for n in (4, 5, 7)]
     assert [f["state"] for f in found] == ["ok", "suspected", "bad"]
-    assert found[-1]["since"] == files.shift(LATER, 4)
-    result = monitor(world.spec, as_of=files.shift(LATER, 7))
+    assert found[-1]["since"] == dates.shift(LATER, 4)
+    result = monitor(world.spec, as_of=dates.shift(LATER, 7))
     assert result["performance"]["verdict"] == "dropped" and result["performance"]["degraded"] is True
 
 
@@ -252,4 +252,4 @@ def test_a_date_is_needed(world: World, as_of: str) -> None:
 
 def test_a_window_may_reach_back_before_everything(world: World) -> None:
     assert monitor(world.spec, as_of="2024-01-03")["verdict"] in ("ok", "suspected")
-    assert files.shift("2024-01-03", -6) == "2023-12-28"
+    assert dates.shift("2024-01-03", -6) == "2023-12-28"

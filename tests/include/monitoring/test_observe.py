@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from perennial import files, lake
+from perennial import dates, duckdb_session, lake
 from perennial.errors import ArtifactError
 from perennial.monitor import monitor
 from perennial.observe import freshness, volume
@@ -53,8 +53,8 @@ def test_features_that_were_served_otherwise_are_skew_without_a_value_of_them_to
     world.publish(LATER, 7)
     score(world.spec, start=LATER, end=AS_OF)
     assert look(world)["skew"]["state"] == "ok"
-    con = lake.connect()
-    lake.relation(con, "log", lake.table("served", "toy"), None, "2024-01-25", "2024-01-25")
+    con = duckdb_session.connect()
+    duckdb_session.relation(con, "log", lake.table("served", "toy"), None, "2024-01-25", "2024-01-25")
     given = con.sql("SELECT * REPLACE ([features[1], features[2], features[3] + 1] AS features) FROM log")
     lake.replace(lake.table("served", "toy"), given.to_arrow_table(), "2024-01-25")
     found = look(world)["skew"]
@@ -111,7 +111,7 @@ def test_labels_a_week_late_are_told_and_performance_is_not_called_fine(world: W
 
 @pytest.mark.parametrize(("rows", "state"), [(1000, "ok"), (2500, "bad"), (300, "bad"), (0, "bad")])
 def test_volume_is_judged_against_quiet_nights_of_the_weekday(rows: int, state: str) -> None:
-    days = files.dates("2024-01-01", "2024-01-28")
+    days = dates.dates("2024-01-01", "2024-01-28")
     held = {d: 1000 if i % 7 < 5 else 100 for i, d in enumerate(days)}  # few at weekends
     held["2024-01-29"] = rows
     assert volume(held, "2024-01-28", "2024-01-29", 2).state == state
@@ -121,7 +121,7 @@ def test_volume_is_judged_against_quiet_nights_of_the_weekday(rows: int, state: 
 
 
 def test_a_weekday_that_never_comes_is_not_waited_for() -> None:
-    days = [d for i, d in enumerate(files.dates("2024-01-01", "2024-01-28")) if i % 7 < 5]
+    days = [d for i, d in enumerate(dates.dates("2024-01-01", "2024-01-28")) if i % 7 < 5]
     assert freshness(dict.fromkeys(days, 5), "2024-01-28").state == "ok"
     assert freshness(dict.fromkeys(days[:-1], 5), "2024-01-28").state == "bad"
     assert freshness({}, "2024-01-28").state == "undetermined"
