@@ -6,7 +6,7 @@ VENV ?= .venv
 DOCKER ?= docker
 export DOCKER
 RUN = "$(VENV)/bin/python"
-SETUP = "$(PYTHON)" -I include/perennial/stack/environment.py --venv "$(VENV)"
+SETUP = "$(PYTHON)" -I tools/setup_environment.py --venv "$(VENV)"
 
 # make run AIRFLOW_PORT=8090 MLFLOW_PORT=5010 HOME_FOLDER=/data/perennial
 ifdef AIRFLOW_PORT
@@ -41,19 +41,19 @@ setup-tests: python
 	@$(SETUP) --tests
 
 run: setup  ## start MLflow and Airflow, run the loop on the sample, show what happened
-	@$(RUN) -m perennial.stack run
+	@$(RUN) -m perennial.local_stack run
 
 start: setup  ## start MLflow and Airflow only
-	@$(RUN) -m perennial.stack start
+	@$(RUN) -m perennial.local_stack start
 
 stop: python  ## end both servers and every process they started
-	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.stack stop; else echo "Nothing was set up, so nothing runs."; fi
+	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack stop; else echo "Nothing was set up, so nothing runs."; fi
 
 status: setup  ## say what runs, and where
-	@$(RUN) -m perennial.stack status
+	@$(RUN) -m perennial.local_stack status
 
 clean: python  ## stop, and forget all data, runs and models
-	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.stack clean; else rm -rf .perennial; fi
+	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack clean; else rm -rf .perennial; fi
 
 distclean: clean  ## clean, and remove the environment
 	rm -rf "$(VENV)" "$(VENV).lock" docker/.env .mypy_cache .ruff_cache .pytest_cache

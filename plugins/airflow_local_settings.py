@@ -22,11 +22,13 @@ HEAVY = (
     "sklearn.pipeline", "xgboost", "optuna", "git", "mlflow", "mlflow.xgboost", "mlflow.models",
     "mlflow.models.display_utils", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server",
     "mlflow.tracing.processor.base_mlflow", "great_expectations", "great_expectations.render.view", "evidently",
-    "evidently.presets", "perennial.data", "perennial.validate", "perennial.label_feed", "perennial.datadocs",
-    "perennial.profile", "perennial.publish", "perennial.train", "perennial.fit", "perennial.register",
-    "perennial.candidates", "perennial.watch", "perennial.score", "perennial.monitor", "perennial.window",
-    "perennial.verdict", "perennial.observe", "perennial.report", "perennial.decide", "perennial.promote",
-    "airflow.dag_processing.dagbag", "perennial_airflow.factory",
+    "evidently.presets", "perennial.steps.data", "perennial.validation.validator", "perennial.ingestion.labels",
+    "perennial.validation.data_docs", "perennial.ingestion.data_profile", "perennial.ingestion.publishing",
+    "perennial.steps.train", "perennial.training.search", "perennial.training.tracking",
+    "perennial.training.candidates", "perennial.monitoring.baseline", "perennial.steps.score",
+    "perennial.steps.monitor", "perennial.monitoring.window_counts", "perennial.monitoring.drift_verdict",
+    "perennial.monitoring.signal_evaluation", "perennial.monitoring.report", "perennial.lifecycle.retraining",
+    "perennial.lifecycle.promotion", "airflow.dag_processing.dagbag", "perennial_airflow.factory",
 )  # fmt: skip
 #: Nobody's usage is reported to the makers of libraries; threads that wait must not spin for long on a machine
 #: with few cores.
@@ -97,12 +99,13 @@ def draw_pages() -> None:
         import pandas as pd
         import pyarrow as pa
 
-        from perennial import profile, report
-        from perennial.verdict import Finding
+        from perennial.ingestion import data_profile
+        from perennial.monitoring import report
+        from perennial.monitoring.drift_verdict import Finding
 
         rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
         day = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
-        profile.draw(pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ())
+        data_profile.draw(pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ())
         sample = {name: pa.chunked_array([values]) for name, values in rows.items()}
         findings = [Finding(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
         report.picture(findings, sample, sample, ["text"], 0.5)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import pytest
 
 if TYPE_CHECKING:
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 # `support` is imported by tests and, by name, by the processes that they start.
 sys.path.append(str(Path(__file__).parent))
@@ -76,7 +76,7 @@ def artifact(mlflow_folder: Path) -> Callable[[ModelSpec, str], Path]:
     """Finds the model file of a version in MLflow's artifact store."""
 
     def find(spec: ModelSpec, version: str) -> Path:
-        from perennial import registry
+        from perennial.modeling import registry
 
         model = registry.version(spec.name, version).model_id
         return next((mlflow_folder / "artifacts").rglob(f"{model}/artifacts/model.ubj"))
@@ -117,8 +117,8 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterator[Trained]:
     """Do not change what is in its folder: use `world`."""
-    from perennial.promote import promote
-    from perennial.train import train
+    from perennial.lifecycle.promotion import promote
+    from perennial.steps.train import train
     from support import toys
 
     folder = tmp_path_factory.mktemp("trained")
@@ -171,6 +171,6 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     """End with that status, as the commands do: a native thread must not turn a passed run into an abort."""
-    from perennial.runtime import leave
+    from perennial.core.runtime import leave
 
     leave(_status)

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from perennial.cli import main
-from perennial.runtime import leave
+from perennial.cli.app import main
+from perennial.core.runtime import leave
 
 if __name__ == "__main__":
     try:

@@ -9,19 +9,20 @@ from typing import TYPE_CHECKING, Any, get_args
 import structlog
 from airflow.sdk.exceptions import AirflowException
 
-from perennial import incidents, manifest
-from perennial.dates import parse_date
-from perennial.errors import PerennialError
-from perennial.incidents import Sighting
-from perennial.sections import Step
+from perennial.alerting import incidents
+from perennial.alerting.incidents import Sighting
+from perennial.core.dates import parse_date
+from perennial.core.errors import PerennialError
+from perennial.spec.sections import Step
+from perennial.storage import manifests
 from perennial_airflow import asked, metrics, notifiers
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from perennial.channels import Channel
-    from perennial.incidents import Notice
-    from perennial.spec import ModelSpec
+    from perennial.alerting.incidents import Notice
+    from perennial.spec.alerts import Channel
+    from perennial.spec.model_spec import ModelSpec
 
 log = structlog.get_logger("perennial.alerts")
 
@@ -73,7 +74,7 @@ def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
         open (signals with an open incident), undelivered (how many notices are left for another time).
     """
     as_of = asked.as_of(context).start
-    found = manifest.read(spec.name, "monitor", as_of)
+    found = manifests.read(spec.name, "monitor", as_of)
     incidents.update(spec, as_of, incidents.verdicts(found.result if found else {}))
     left = send(spec)
     metrics.incidents_open(spec)

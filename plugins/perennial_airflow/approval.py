@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any
 from airflow.providers.standard.operators.hitl import ApprovalOperator
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial import decide
+from perennial.lifecycle import retraining
 from perennial_airflow import asked, links, notifiers
 from perennial_airflow.base import LIGHT, limits
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 
 #: What the question counts as, where a channel names the signals that it tells of.
@@ -58,7 +58,7 @@ class RetrainingApproval(ApprovalOperator):
         # the default that the scheduler applies has no user; a user may have no name
         user = event.get("responded_by_user")
         if "error" not in event:
-            decide.answer(
+            retraining.answer(
                 self.spec,
                 as_of=asked.as_of(context).start,
                 approved=event["chosen_options"] == [self.APPROVE],

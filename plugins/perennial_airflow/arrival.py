@@ -15,14 +15,14 @@ from airflow.sdk import BaseOperator
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferralTimeout
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from perennial import files, ingest
-from perennial.errors import DataError, PerennialError, StorageError
+from perennial.core.errors import DataError, PerennialError, StorageError
+from perennial.storage import landing, object_store
 from perennial_airflow import asked
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 #: Seconds between two looks: on S3, where each is a request, and in a folder.
 PAUSE, FOLDER_PAUSE = 60.0, 10.0
@@ -47,7 +47,7 @@ class LandedTrigger(BaseTrigger):
         """Look until it is there; how long at most is the task's to say."""
         while True:
             try:
-                if await asyncio.to_thread(files.exists, self.uri):
+                if await asyncio.to_thread(object_store.exists, self.uri):
                     break
             except StorageError as error:
                 self.log.warning("%s", error.cause)
@@ -57,7 +57,7 @@ class LandedTrigger(BaseTrigger):
 
 def trigger(uri: str) -> BaseTrigger:
     """What sees that a file is there, in a folder or on S3."""
-    if not files.is_remote(uri):
+    if not object_store.is_remote(uri):
         return LandedTrigger(uri, FOLDER_PAUSE)
     from perennial_airflow.arrival_s3 import LandedOnS3  # Amazon's provider takes a second to import
 
@@ -107,11 +107,11 @@ class AwaitPartition(BaseOperator):
         return result
 
     def _uri(self, context: Context) -> str:
-        return ingest.expand(self.spec.data.source, asked.span(context).start)
+        return landing.expand(self.spec.data.source, asked.span(context).start)
 
     def _there(self, uri: str) -> bool:
         try:
-            return files.exists(uri)
+            return object_store.exists(uri)
         except PerennialError as error:
             error.model = error.model or self.spec.name
             raise AirflowException(str(error)) from None

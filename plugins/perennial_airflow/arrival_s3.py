@@ -10,7 +10,7 @@ from typing import Any, Self
 from airflow.providers.amazon.aws.triggers.s3 import S3KeyTrigger
 from airflow.triggers.base import TriggerEvent
 
-from perennial import files
+from perennial.storage import object_store
 
 
 class LandedOnS3(S3KeyTrigger):
@@ -28,8 +28,8 @@ class LandedOnS3(S3KeyTrigger):
             region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
             botocore_config={
                 "connect_timeout": 5,
-                "read_timeout": files.PATIENCE,
-                "retries": {"mode": "standard", "total_max_attempts": files.ATTEMPTS},
+                "read_timeout": object_store.PATIENCE,
+                "retries": {"mode": "standard", "total_max_attempts": object_store.ATTEMPTS},
             },
         )
 

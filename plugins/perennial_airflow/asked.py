@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perennial.dates import dates, parse_date
-from perennial.errors import PerennialError
+from perennial.core.dates import dates, parse_date
+from perennial.core.errors import PerennialError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context

@@ -11,7 +11,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
     from perennial_airflow.asked import Span
 
 

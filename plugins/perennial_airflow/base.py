@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import DAG, Param
 
-from perennial.spec import StepSpec
+from perennial.spec.model_spec import StepSpec
 from perennial_airflow import alerts, deadlines, docs
 
 if TYPE_CHECKING:
-    from perennial.compute import Profile
-    from perennial.spec import ModelSpec
+    from perennial.spec.compute_profile import Profile
+    from perennial.spec.model_spec import ModelSpec
 
 TASK_NAMES = {
     "binary": "binary classification",

@@ -13,10 +13,10 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
 
-from perennial.incidents import Sighting
+from perennial.alerting.incidents import Sighting
 
 if TYPE_CHECKING:
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 log = logging.getLogger(__name__)
 OVER = ("success", "failed")
@@ -90,7 +90,7 @@ async def _waits_for_a_person(run: dict[str, Any]) -> bool:
 
 
 def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str) -> None:
-    from perennial.catalog import load
+    from perennial.spec.catalog import load
     from perennial_airflow import alerts, links
 
     partition = alerts.partition_of(run["partition_key"], run["conf"] or {})

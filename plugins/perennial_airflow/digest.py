@@ -13,8 +13,8 @@ from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context
 
-from perennial import digest, incidents
-from perennial.catalog import load_models
+from perennial.alerting import daily_summary, incidents
+from perennial.spec.catalog import load_models
 
 log = logging.getLogger("airflow.task")
 
@@ -50,11 +50,11 @@ class SendDigest(BaseOperator):
         for spec in specs.values():
             if incidents.read(spec.name).outbox:
                 alerts.send(spec)
-        found = digest.compose(specs)
+        found = daily_summary.compose(specs)
         log.info("%s", found.text)
         message = notifiers.Message(found.title, found.text, found.facts)
-        took = {c.name: notifiers.deliver(c, message) for c in digest.channels(specs.values())}
+        took = {c.name: notifiers.deliver(c, message) for c in daily_summary.channels(specs.values())}
         if all(took.values()):  # else tomorrow's tells of today, too
-            digest.told(found)
+            daily_summary.told(found)
         return {"title": found.title, "told": sorted(n for n, ok in took.items() if ok),
                 "undelivered": sorted(n for n, ok in took.items() if not ok)}  # fmt: skip

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 SUMMARY = {
     "data": "Fetches, validates and publishes each night's partition; bad rows go to quarantine.",

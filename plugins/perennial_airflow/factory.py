@@ -6,9 +6,9 @@ from collections.abc import Callable, Iterable
 
 from airflow.sdk import DAG, get_parsing_context
 
-from perennial.catalog import load, load_models
-from perennial.errors import SpecError
-from perennial.spec import ModelSpec
+from perennial.core.errors import SpecError
+from perennial.spec.catalog import load, load_models
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow.stages.data import data_dag
 from perennial_airflow.stages.monitor import monitor_dag
 from perennial_airflow.stages.rollback import rollback_dag

@@ -10,11 +10,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from perennial import files, ingest, lake
-from perennial.settings import settings
+from perennial.core.settings import settings
+from perennial.storage import delta_tables, landing, object_store
 
 if TYPE_CHECKING:
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 #: What each task reads and writes: feeds of the spec, tables of the lake by their kind, the registered model.
 READS: dict[str, tuple[str, ...]] = {
@@ -90,14 +90,14 @@ def places(spec: ModelSpec, kind: str) -> list[tuple[str, str]]:
         "references": [r.source for r in spec.references],
     }
     if kind in sources:
-        return [_place(ingest.expand(source)) for source in sources[kind]]
+        return [_place(landing.expand(source)) for source in sources[kind]]
     if kind == "labels" and spec.label.source is None:
         return []
-    return [_place(lake.table(kind, spec.name))]
+    return [_place(delta_tables.table(kind, spec.name))]
 
 
 def _place(uri: str) -> tuple[str, str]:
-    if not files.is_remote(uri):
+    if not object_store.is_remote(uri):
         return "file", uri
     bucket, _, path = uri.removeprefix("s3://").partition("/")
     return f"s3://{bucket}", path

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from urllib.parse import quote
 
-from perennial.settings import settings
+from perennial.core.settings import settings
 
 PREFIX = "/perennial"
 

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, get_args
 from airflow.sdk import DAG, Context, Param
 from airflow.sdk.bases.operator import BaseOperator
 
-from perennial import compute
-from perennial.catalog import load_models
-from perennial.sections import Step
+from perennial.spec import compute_profile
+from perennial.spec.catalog import load_models
+from perennial.spec.sections import Step
 from perennial_airflow import pod_spec, runner
 
 if TYPE_CHECKING:
-    from perennial.compute import Profile
+    from perennial.spec.compute_profile import Profile
 
 log = logging.getLogger("airflow.task")
 #: States of a task that has, or will find, its pod.
@@ -61,7 +61,7 @@ def dags() -> dict[str, DAG]:
 def used() -> list[Profile]:
     """The pod profiles that some model's step runs by, one for each cluster and namespace."""
     named = [runner.profile(spec, step) for spec in load_models()[0].values() for step in get_args(Step)]
-    named.append(compute.load(compute.default()))
+    named.append(compute_profile.load(compute_profile.default()))
     return list({(p.kind, p.connection, p.cluster, p.namespace): p for p in named if p.pods}.values())
 
 

@@ -8,13 +8,14 @@ from __future__ import annotations
 from datetime import date, datetime
 from typing import TYPE_CHECKING, Any
 
-from perennial import incidents, manifest
+from perennial.alerting import incidents
+from perennial.storage import manifests
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from perennial.manifest import Manifest
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
+    from perennial.storage.manifests import Manifest
 
 #: What is measured, and by which tags beside ``model``. All are gauges, as of the latest step or verdict.
 METRICS: dict[str, tuple[str, ...]] = {
@@ -43,7 +44,7 @@ def configured() -> bool:
 
 def step_done(spec: ModelSpec, step: str, key: str) -> None:
     """Tell of a step that is done, by its manifest: rows, quarantine, seconds, memory, when; a verdict, too."""
-    if configured() and (found := manifest.read(spec.name, step, key)):
+    if configured() and (found := manifests.read(spec.name, step, key)):
         _emit(spec, _of_step(found))
         if step == "monitor":
             _emit(spec, _of_verdict(found.result, key))

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import structlog
 
 if TYPE_CHECKING:
-    from perennial.channels import Channel
+    from perennial.spec.alerts import Channel
 
 #: Seconds that a service may take to answer.
 TIMEOUT = 5

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from perennial.errors import BusyError, Interrupted, PerennialError, RegistryError, StorageError
+from perennial.core.errors import BusyError, Interrupted, PerennialError, RegistryError, StorageError
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 #: Errors that trying again may heal: somebody else's lock, a lost worker, a server that is away, a disk that was full.
 PASSING = (BusyError, Interrupted, RegistryError, StorageError)

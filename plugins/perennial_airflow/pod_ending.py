@@ -9,13 +9,13 @@ from typing import TYPE_CHECKING
 
 from kubernetes.client.exceptions import ApiException
 
-from perennial.errors import PerennialError, StorageError
+from perennial.core.errors import PerennialError, StorageError
 from perennial_airflow import pod_spec
 
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
 
-    from perennial.compute import Profile
+    from perennial.spec.compute_profile import Profile
 
 
 @dataclass(frozen=True)

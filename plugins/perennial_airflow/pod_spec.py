@@ -10,13 +10,13 @@ import os
 import re
 from typing import TYPE_CHECKING, Any
 
-from perennial import compute
-from perennial.errors import PerennialError
-from perennial.settings import settings
+from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
+from perennial.spec import compute_profile
 
 if TYPE_CHECKING:
-    from perennial.compute import Profile
-    from perennial.spec import ModelSpec
+    from perennial.spec.compute_profile import Profile
+    from perennial.spec.model_spec import ModelSpec
 
 CONTAINER = "base"
 SCRATCH = "/scratch"
@@ -63,7 +63,7 @@ def pod(
     """
     here = settings()
     for name, place in (("PERENNIAL_LAKE", here.lake), ("PERENNIAL_LANDING", here.landing)):
-        if not place.startswith("s3://") and not compute.template(profile):
+        if not place.startswith("s3://") and not compute_profile.template(profile):
             raise PerennialError(
                 f"{name} is {place}, a folder of this machine: a pod of profile {profile.name} cannot see it",
                 f"set {name} to an s3:// URI, or run the step with profile local",
@@ -71,7 +71,7 @@ def pod(
             )
     if role == "trainer":
         profile = profile.model_copy(update={"gpu": None})
-    return merge(merge(compute.template(profile), _of_profile(profile, memory)), {
+    return merge(merge(compute_profile.template(profile), _of_profile(profile, memory)), {
         "metadata": {
             "labels": {
                 "perennial/model": label(spec.name), "perennial/step": label(step), "perennial/team": label(spec.owner),
@@ -150,7 +150,7 @@ def _of_profile(profile: Profile, memory: str) -> dict[str, Any]:
 def _environment(profile: Profile) -> list[dict[str, Any]]:
     here = settings()
     # The plan stays that of the profile's first memory: a second attempt with more has air, and gives the same content.
-    planned = int(compute.to_bytes(profile.memory) * PLANNED / 2**20)
+    planned = int(compute_profile.to_bytes(profile.memory) * PLANNED / 2**20)
     cores = float(profile.cpu[:-1]) / 1000 if profile.cpu.endswith("m") else float(profile.cpu)
     values = {
         "PERENNIAL_LAKE": here.lake,

@@ -19,9 +19,11 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 
-from perennial import files, results, runtime
-from perennial.errors import Absent, Interrupted, PerennialError, StorageError
-from perennial.settings import settings
+from perennial.core import runtime
+from perennial.core.errors import Absent, Interrupted, PerennialError, StorageError
+from perennial.core.settings import settings
+from perennial.steps import result_file
+from perennial.storage import object_store
 from perennial_airflow import pod_spec
 from perennial_airflow.pod_ending import Ending, told
 from perennial_airflow.step_pod import StepPod
@@ -30,8 +32,8 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import models as k8s
 
-    from perennial.compute import Profile
-    from perennial.spec import ModelSpec
+    from perennial.spec.compute_profile import Profile
+    from perennial.spec.model_spec import ModelSpec
 
 log = logging.getLogger("airflow.task")
 
@@ -64,7 +66,7 @@ def run(
         event = None
         end = attempt.ending(failure)
         try:
-            if (result := results.read(place)) is not None:
+            if (result := result_file.read(place)) is not None:
                 return result
         except Interrupted as error:
             end = attempt.crew_ending() or Ending("interrupted", error.cause)
@@ -130,7 +132,7 @@ def _attempt(attempt: StepPod, context: Context, event: dict[str, Any] | None) -
         if event:
             attempt.trigger_reentry(context, event)
         else:
-            files.remove(result_uri(context))
+            object_store.remove(result_uri(context))
             # Airflow warns of operators that others run; the task runner marks its own so.
             copy_context().run(_marked, attempt, context)
     except TaskDeferred as deferred:
@@ -183,8 +185,8 @@ def command(step: str, spec: ModelSpec, arguments: dict[str, Any], place: str) -
     """Arguments of ``perennial`` that run the step in the pod; the spec is put into the lake for it."""
     text = json.dumps(spec.bundle(), sort_keys=True)
     bundle = f"{settings().lake}/specs/{spec.name}/{hashlib.sha256(text.encode()).hexdigest()}.json"
-    if not files.exists(bundle):
-        files.write_text(bundle, text)
+    if not object_store.exists(bundle):
+        object_store.write_text(bundle, text)
     found = [
         "run",
         step,

@@ -12,7 +12,7 @@ from perennial_airflow import asked
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from perennial.policies import QuietHours
+    from perennial.spec.policies import QuietHours
 
 
 class AwaitQuietHours(BaseOperator):

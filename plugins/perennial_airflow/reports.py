@@ -14,9 +14,9 @@ from airflow.api_fastapi.auth.managers.models.resource_details import DagDetails
 from airflow.api_fastapi.core_api.security import GetUserDep
 from fastapi import FastAPI, HTTPException, Response
 
-from perennial import files
-from perennial.errors import PerennialError
-from perennial.settings import settings
+from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
+from perennial.storage import object_store
 from perennial_airflow.links import PREFIX as PREFIX
 
 TYPES = {
@@ -74,8 +74,8 @@ def read(path: str) -> str:
         FileNotFoundError: there is none, or it is a link that leads out of the reports.
     """
     root = f"{settings().lake}/reports"
-    if not files.is_remote(root):
+    if not object_store.is_remote(root):
         place = Path(root, path).resolve()
         if not place.is_relative_to(Path(root).resolve()) or not place.is_file():
             raise FileNotFoundError(path)
-    return files.read_text(f"{root}/{path}")
+    return object_store.read_text(f"{root}/{path}")

@@ -5,26 +5,28 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING, Any
 
-from perennial import compute, manifest, steps
-from perennial.errors import PerennialError
+from perennial.core.errors import PerennialError
+from perennial.spec import compute_profile
+from perennial.steps import dispatch
+from perennial.storage import manifests
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
 #: How far the task of a range steps back behind its neighbours on this machine, as `nice` counts: it catches up, and
 #: what is done nightly, or by what it has caught up with, should not wait for it.
 BEHIND = 10
 
 
-def profile(spec: ModelSpec, step: str) -> compute.Profile:
+def profile(spec: ModelSpec, step: str) -> compute_profile.Profile:
     """The compute profile of a heavy step.
 
     Raises:
         SpecError: there is no such profile, or its file is broken.
     """
-    return compute.load(spec.compute.get(step) or compute.default())  # type: ignore[call-overload]
+    return compute_profile.load(spec.compute.get(step) or compute_profile.default())  # type: ignore[call-overload]
 
 
 def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:
@@ -42,11 +44,11 @@ def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dic
         if arguments.get("end") not in (None, arguments.get("start")):
             os.setpriority(os.PRIO_PROCESS, 0, BEHIND)
         several = {"workers": crew} if (crew := place.crew(step)) > 1 else {}
-        result = steps.run(step, spec, **arguments, **several)
+        result = dispatch.run(step, spec, **arguments, **several)
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
-        if manifest.read(spec.name, step, key) is None:
+        if manifests.read(spec.name, step, key) is None:
             raise PerennialError(
-                f"step {step} ended without its manifest ({manifest.uri(spec.name, step, key)})",
+                f"step {step} ended without its manifest ({manifests.uri(spec.name, step, key)})",
                 "it was probably stopped from outside: read the log, then clear the task",
                 model=spec.name,
                 partition=key,
@@ -56,4 +58,4 @@ def heavy(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dic
 
 def light(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
     """Run a light step: always in this process, whatever the profile."""
-    return steps.run(step, spec, **arguments)
+    return dispatch.run(step, spec, **arguments)

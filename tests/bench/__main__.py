@@ -22,7 +22,7 @@ from rich.table import Table
 
 from bench import live, parts, world
 from bench.figures import Figure
-from perennial.settings import settings
+from perennial.core.settings import settings
 
 PARTS = {
     "parse": parts.parse,

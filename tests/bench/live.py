@@ -13,12 +13,12 @@ from typing import NamedTuple
 
 from bench.figures import Figure
 from bench.world import FIRST, LAST, MODEL, TRAINED_UNTIL, World, free_port
-from perennial import dates
-from perennial.errors import PerennialError
-from perennial.stack import processes, servers
-from perennial.stack.board import Board
-from perennial.stack.config import Stack
-from perennial.stack.rest import DONE, Airflow
+from perennial.core import dates
+from perennial.core.errors import PerennialError
+from perennial.local_stack import processes, servers
+from perennial.local_stack.airflow_client import DONE, Airflow
+from perennial.local_stack.config import Stack
+from perennial.local_stack.progress import Board
 
 MONITORED = "2013-04-28"
 

@@ -18,7 +18,7 @@ from scipy.stats import bootstrap
 
 from bench import replay
 from bench.streams import HISTORY, KINDS, LIVE, Stream
-from perennial import catalog
+from perennial.spec import catalog
 
 _Result = dict[str, Any]
 MODEL = "flight_late"
@@ -161,12 +161,12 @@ def _goals(found: Sequence[_Result]) -> tuple[Table, bool]:
 
 def _flights() -> _Result:
     """All policies on the nights of 2013, from the second quarter on."""
-    from perennial.encode import Encoding, categories
-    from perennial.features import Features
-    from perennial.labelled import labelled
-    from perennial.sample import landing
-    from perennial.settings import settings
-    from perennial.targets import targets
+    from perennial.core.settings import settings
+    from perennial.features.engine import Features
+    from perennial.features.labelled_rows import labelled
+    from perennial.features.targets import targets
+    from perennial.local_stack.sample import landing
+    from perennial.modeling.encoding import Encoding, categories
 
     spec = catalog.load(MODEL)
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
@@ -175,7 +175,9 @@ def _flights() -> _Result:
             "PERENNIAL_LAKE": f"{folder}/lake",
             "PERENNIAL_LANDING": f"{folder}/landing",
         }
-        from perennial import data, dates, lake
+        from perennial.core import dates
+        from perennial.steps import data
+        from perennial.storage import delta_tables
 
         landing.land(settings().landing)
         data.data(spec, start="2013-01-01", end="2013-12-31")
@@ -183,7 +185,9 @@ def _flights() -> _Result:
         days = dates.dates("2013-01-01", "2013-12-30")
         known: dict[str, list[str]] = {}
         nights = []
-        versions = [lake.version(lake.table(kind, spec.name)) for kind in ("published", "labels")]
+        versions = [
+            delta_tables.version(delta_tables.table(kind, spec.name)) for kind in ("published", "labels")
+        ]
         for day in days:
             table = next(labelled(spec, (day,), *versions))
             rows = features.apply(table)

@@ -9,7 +9,7 @@ from statistics import median
 
 from bench.figures import Figure
 from bench.world import FIRST, LAST, MODEL, Measured, World
-from perennial.settings import ROOT
+from perennial.core.settings import ROOT
 
 MODELS = 100
 

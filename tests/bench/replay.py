@@ -1,7 +1,7 @@
 """Policies of retraining, played over streams whose truth is known: what each costs, and what it keeps of the best.
 
-The policy ``ours`` takes its decisions by the library's own code: `perennial.watch`, `perennial.signals`,
-`perennial.decide` and the gate's comparison. The labels of a night are known on the night after.
+The policy ``ours`` takes its decisions by the library's own code: `monitoring.baseline`, `monitoring.signals`,
+`lifecycle.retraining` and the gate's comparison. The labels of a night are known on the night after.
 """
 
 from __future__ import annotations
@@ -17,11 +17,13 @@ import xgboost
 from sklearn.metrics import roc_auc_score
 
 from bench.streams import HISTORY, LIVE, SLOW, Stream
-from perennial import comparison, decide, evaluate, signals, value, watch
-from perennial.encode import Encoding
-from perennial.evidence import Evidence, margin
-from perennial.model import Model
-from perennial.spec import ModelSpec
+from perennial.lifecycle import retraining
+from perennial.modeling import comparison, metrics
+from perennial.modeling.encoding import Encoding
+from perennial.modeling.trained_model import Model
+from perennial.monitoring import baseline, retraining_gain, signals
+from perennial.monitoring.nightly_sample import Evidence, margin
+from perennial.spec.model_spec import ModelSpec
 
 POLICIES = ("never", "nightly", "calendar", "ours")
 #: Nights that a model learns from, unless a change says otherwise, and nights it is judged on.
@@ -57,7 +59,7 @@ class Played:
     def score(self, model: Model, x: np.ndarray, y: np.ndarray) -> None:
         """Note how a model did on a night."""
         predicted = model.predict_matrix(x)
-        self.losses.append(float(evaluate.losses("binary", "log_loss", y, predicted).mean()))
+        self.losses.append(float(metrics.losses("binary", "log_loss", y, predicted).mean()))
         self.areas.append(float(roc_auc_score(y, predicted)))
 
     @property
@@ -159,7 +161,7 @@ def fit(x: np.ndarray, y: np.ndarray) -> Model:
 
 def loss(model: Model, x: np.ndarray, y: np.ndarray) -> float:
     """Mean log loss."""
-    return float(evaluate.losses("binary", "log_loss", y, model.predict_matrix(x)).mean())
+    return float(metrics.losses("binary", "log_loss", y, model.predict_matrix(x)).mean())
 
 
 def play(world: World, policy: str) -> Played:
@@ -195,9 +197,9 @@ class _Ours:
         """A new champion, judged on the nights ``first`` to ``last``."""
         world, self.model, self.alarmed = self.world, model, False
         quiet = _evidence(world, model, first, last)
-        content, _ = watch.make(world.spec, model, quiet, dict)
-        self.content = watch.inherit(content, self.content) if last - first + 1 < HOLDOUT else content
-        self.watch = watch.read(self.content, world.spec, None)
+        content, _ = baseline.make(world.spec, model, quiet, dict)
+        self.content = baseline.inherit(content, self.content) if last - first + 1 < HOLDOUT else content
+        self.watch = baseline.read(self.content, world.spec, None)
         self.since, self.numbers = last + 1, {"performance": [], "value": []}
 
     def night(self, night: int) -> Iterator[str]:
@@ -205,7 +207,7 @@ class _Ours:
         world, last = self.world, night - 1
         if last < self.since:
             return
-        recent = _evidence(world, self.model, last - value.LOOK, last)
+        recent = _evidence(world, self.model, last - retraining_gain.LOOK, last)
         for name in self.numbers:
             self.numbers[name].append(self._number(name, recent))
         dates = tuple(str(n) for n in range(self.since, last + 1))
@@ -217,7 +219,7 @@ class _Ours:
         if bad and not self.alarmed:
             yield "alarms"
         self.alarmed = bad
-        triggers = decide.from_signals({n: s.as_dict() for n, s in found.items()})
+        triggers = retraining.from_signals({n: s.as_dict() for n, s in found.items()})
         if not triggers or night - self.asked < world.spec.retraining.cooldown_days:
             return
         self.asked = night
@@ -229,7 +231,9 @@ class _Ours:
     def _number(self, name: str, recent: Evidence) -> float:
         if name == "value":
             last = len(recent.dates) - 1
-            return float(value.gains("binary", "log_loss", "binary:logistic", recent, since=last)[-1])
+            return float(
+                retraining_gain.gains("binary", "log_loss", "binary:logistic", recent, since=last)[-1]
+            )
         recent = recent.where(recent.night == len(recent.dates) - 1)
         losses = recent.losses("binary", "log_loss") - self.watch.expected.losses(recent.x, recent.predicted)
         return float(recent.mean(losses)[-1])
@@ -239,10 +243,10 @@ class _Ours:
         world, spec = self.world, self.world.spec
         held = max(1, min(HOLDOUT, (last - began + 1) // 3))
         x, y = world.rows(last - held + 1, last)
-        old = evaluate.losses("binary", "log_loss", y, self.model.predict_matrix(x))
+        old = metrics.losses("binary", "log_loss", y, self.model.predict_matrix(x))
         starts = {last - held - WINDOW + 1, 0} | ({began} if last - held >= began else set())
         models = [fit(*world.rows(start, last - held)) for start in sorted(starts)]
-        found = [evaluate.losses("binary", "log_loss", y, m.predict_matrix(x)) for m in models]
+        found = [metrics.losses("binary", "log_loss", y, m.predict_matrix(x)) for m in models]
         best = int(np.argmin([f.mean() for f in found]))
         verdict = comparison.compare(found[best], old, confidence=spec.gate.confidence, resamples=300, seed=0)
         if verdict.low <= spec.gate.margin:

@@ -19,7 +19,7 @@ def peak_mb() -> float:
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
-    from perennial.runtime import peak_memory_mb
+    from perennial.core.runtime import peak_memory_mb
 
     return float(peak_memory_mb())
 
@@ -54,15 +54,16 @@ def preload() -> None:
 
 def prepare() -> dict[str, Any]:
     """Land the sample, publish the year, train and promote a champion."""
-    from perennial import catalog, steps
-    from perennial.sample import landing
-    from perennial.settings import settings
+    from perennial.core.settings import settings
+    from perennial.local_stack.sample import landing
+    from perennial.spec import catalog
+    from perennial.steps import dispatch
 
     landing.land(settings().landing)
     spec = catalog.load(MODEL)
-    steps.run("data", spec, start="2013-01-01", end="2013-12-31")
-    trained = steps.run("train", spec, as_of="2013-03-31")
-    promoted = steps.run("promote", spec, as_of="2013-03-31", actor="bench")
+    dispatch.run("data", spec, start="2013-01-01", end="2013-12-31")
+    trained = dispatch.run("train", spec, as_of="2013-03-31")
+    promoted = dispatch.run("promote", spec, as_of="2013-03-31", actor="bench")
     if not promoted["promoted"]:
         raise RuntimeError(f"no champion: {trained['gate']['reasons']}")
     return {"version": promoted["version"]}
@@ -70,8 +71,8 @@ def prepare() -> dict[str, Any]:
 
 def replicate(lake: str, copies: int) -> dict[str, Any]:
     """A lake that holds each published row and label many times, under keys of their own."""
-    from perennial import duckdb_session
-    from perennial import lake as tables
+    from perennial.storage import delta_tables as tables
+    from perennial.storage import duckdb_session
 
     con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
@@ -93,7 +94,7 @@ def one_file(path: str, copies: int) -> dict[str, Any]:
     """All rows of the landed year, many times over, as one landed partition."""
     import duckdb
 
-    from perennial.settings import settings
+    from perennial.core.settings import settings
 
     Path(path).parent.mkdir(parents=True, exist_ok=True)
     con = duckdb.connect(config={"memory_limit": "2GB"})
@@ -123,12 +124,14 @@ def score(first: str, last: str) -> dict[str, Any]:
     import deltalake  # noqa: F401
     import duckdb  # noqa: F401
 
-    from perennial import catalog, model, steps
+    from perennial.modeling import trained_model
+    from perennial.spec import catalog
+    from perennial.steps import dispatch
 
-    model.library()
+    trained_model.library()
     spec = catalog.load(MODEL)
     clock = Clock()
-    found = steps.run("score", spec, start=first, end=last, force=True)
+    found = dispatch.run("score", spec, start=first, end=last, force=True)
     return clock.read() | {"rows": found["rows_in"], "memory_mb": peak_mb()}
 
 
@@ -137,14 +140,16 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from perennial import catalog, duckdb_session, lake, registry
-    from perennial.features import Features
+    from perennial.features.engine import Features
+    from perennial.modeling import registry
+    from perennial.spec import catalog
+    from perennial.storage import delta_tables, duckdb_session
 
     champion = registry.champion(catalog.load(MODEL))
     if champion is None:
         raise RuntimeError("there is no champion")
     model, features = registry.load(champion), Features(registry.spec(champion))
-    source = duckdb_session.stream(lake.table("published", MODEL), None, first, last)
+    source = duckdb_session.stream(delta_tables.table("published", MODEL), None, first, last)
     assert source is not None
     parts, count = [], 0
     for batch in source:
@@ -163,8 +168,9 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
 
 def validate(folder: str, day: str) -> dict[str, Any]:
     """The data step on one large partition; the validation in it is timed by itself."""
-    from perennial import catalog, steps
-    from perennial import validate as validation
+    from perennial.spec import catalog
+    from perennial.steps import dispatch
+    from perennial.validation import validator as validation
 
     preload()
     import great_expectations  # noqa: F401
@@ -178,7 +184,7 @@ def validate(folder: str, day: str) -> dict[str, Any]:
     spec._suite = json.dumps(suite)
     timed = _timed(validation, "validate")
     clock = Clock()
-    found = steps.run("data", spec, start=day, force=True)
+    found = dispatch.run("data", spec, start=day, force=True)
     whole = clock.read()
     seconds, cpu = max(zip(timed["wall"], timed["cpu"], strict=True))  # the other call is for the labels
     return whole | {
@@ -227,16 +233,18 @@ def aggregate_checks(path: str) -> dict[str, Any]:
 
 def drift(as_of: str) -> dict[str, Any]:
     """The monitor step over a year; the counting in it is timed by itself."""
-    from perennial import catalog, steps, window
+    from perennial.monitoring import window_counts
+    from perennial.spec import catalog
+    from perennial.steps import dispatch
 
     preload()
     import evidently  # noqa: F401
 
     spec = catalog.load(MODEL)
     spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"window_days": 365})})
-    features, predictions = _timed(window, "features"), _timed(window, "predictions")
+    features, predictions = _timed(window_counts, "features"), _timed(window_counts, "predictions")
     clock = Clock()
-    steps.run("monitor", spec, as_of=as_of, force=True)
+    dispatch.run("monitor", spec, as_of=as_of, force=True)
     whole = clock.read()
     counting = {k: sum(features[k]) + sum(predictions[k]) for k in ("wall", "cpu")}
     return whole | {
@@ -250,36 +258,41 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     """The same features, counted on the same bins, by one plain query; then the predictions, by another."""
     import duckdb
 
-    from perennial import catalog, drift, duckdb_session, lake, references, registry
-    from perennial import features as sql
+    from perennial.features import engine as sql
+    from perennial.features import reference_tables
+    from perennial.modeling import registry
+    from perennial.monitoring import histograms
+    from perennial.spec import catalog
+    from perennial.storage import delta_tables, duckdb_session
 
     champion = registry.champion(catalog.load(MODEL))
     assert champion is not None
     spec = registry.spec(champion)
     content = json.loads(registry.artifact(champion.run_id, "reference.json").read_text())
-    _, reference = drift.read_reference(content)
+    _, reference = histograms.read_reference(content)
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")
-    references.register(con, spec, references.refresh(spec))
+    reference_tables.register(con, spec, reference_tables.refresh(spec))
     clock = Clock()
-    duckdb_session.relation(con, "published", lake.table("published", MODEL), None, first, last)
+    duckdb_session.relation(con, "published", delta_tables.table("published", MODEL), None, first, last)
     con.execute(f"CREATE TEMP VIEW found AS {sql.query(spec)}")
-    counts = drift.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
-    duckdb_session.relation(con, "predictions", lake.table("predictions", MODEL), None, first, last)
-    drift.count(con, "predictions", {"prediction": reference["prediction"]})
+    counts = histograms.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
+    duckdb_session.relation(con, "predictions", delta_tables.table("predictions", MODEL), None, first, last)
+    histograms.count(con, "predictions", {"prediction": reference["prediction"]})
     return clock.read() | {"rows": counts.rows}
 
 
 def train(as_of: str) -> dict[str, Any]:
     """The train step with a short budget: memory does not depend on the number of trees."""
-    from perennial import catalog, steps
+    from perennial.spec import catalog
+    from perennial.steps import dispatch
 
     spec = catalog.load(MODEL)
     search = spec.training.search.model_copy(update={"trials": 0})
     training = spec.training.model_copy(update={"rounds": 10, "search": search, "window_days": None})
     spec = spec.model_copy(update={"training": training})
     clock = Clock()
-    found = steps.run("train", spec, as_of=as_of, force=True)
+    found = dispatch.run("train", spec, as_of=as_of, force=True)
     return clock.read() | {
         "digest": found["digest"],
         "rows": sum(found["rows"].values()),
@@ -290,13 +303,14 @@ def train(as_of: str) -> dict[str, Any]:
 
 def loop(force: bool = False) -> dict[str, Any]:
     """The loop's steps, one after the other, in this one process."""
-    from perennial import catalog, steps
+    from perennial.spec import catalog
+    from perennial.steps import dispatch
 
     spec = catalog.load(MODEL)
     seconds = {}
     for step, arguments in STEPS:
         clock = Clock()
-        steps.run(step, spec, **arguments, **({"force": True} if force and step in HEAVY else {}))
+        dispatch.run(step, spec, **arguments, **({"force": True} if force and step in HEAVY else {}))
         seconds[step] = clock.read()["wall"]
     return seconds
 

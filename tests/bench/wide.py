@@ -16,7 +16,7 @@ WINDOW, BEFORE = 28, 5_000
 
 def spec(rows: int) -> Any:
     """The spec of the model of a window with so many rows; it has no folder."""
-    from perennial.spec import ModelSpec
+    from perennial.spec.model_spec import ModelSpec
 
     numbers, categories = _names()
     columns = dict.fromkeys(numbers, "number") | dict.fromkeys(categories, "string")
@@ -54,19 +54,21 @@ def _names() -> tuple[list[str], list[str]]:
 
 def wide_make(rows: int) -> dict[str, Any]:
     """Publish and label the nights, train and promote a champion, score the window, which has ``rows`` rows."""
-    from perennial import dates, duckdb_session, lake, steps
+    from perennial.core import dates
+    from perennial.steps import dispatch
+    from perennial.storage import delta_tables, duckdb_session
 
     model = spec(rows)
     numbers, categories = _names()
     con = duckdb_session.connect(memory_share=0.5)
     drawn = [f"(hash(i, night, {j}) % 1000) / 1000.0 AS {c}" for j, c in enumerate(numbers)]
     drawn += [f"'k' || (hash(i, night, {j}, 'c') % 20) AS {c}" for j, c in enumerate(categories)]
-    known = f"(f00 + f01 + (hash(id) % 1000) / 1000.0 > 1.5)::INT AS label, {lake.PARTITION}"
+    known = f"(f00 + f01 + (hash(id) % 1000) / 1000.0 > 1.5)::INT AS label, {delta_tables.PARTITION}"
     for n, day in enumerate(dates.dates(FIRST, LAST)):
         size = rows // WINDOW if day > TRAINED else BEFORE
         query = (
             f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
-            f"{', '.join(drawn)}, '{day}' AS {lake.PARTITION} "
+            f"{', '.join(drawn)}, '{day}' AS {delta_tables.PARTITION} "
             f"FROM (SELECT i, {n} AS night FROM range({size}) r(i))"
         )
         for kind, sql in (("published", query), ("labels", f"SELECT id, {known} FROM ({query})")):
@@ -74,23 +76,23 @@ def wide_make(rows: int) -> dict[str, Any]:
             def batches(sql: str = sql) -> Any:
                 return con.sql(sql).to_arrow_reader(65_536)
 
-            lake.replace(lake.table(kind, model.name), batches, day, day)
-    steps.run("train", model, as_of=TRAINED)
-    if not steps.run("promote", model, as_of=TRAINED, actor="bench")["promoted"]:
+            delta_tables.replace(delta_tables.table(kind, model.name), batches, day, day)
+    dispatch.run("train", model, as_of=TRAINED)
+    if not dispatch.run("promote", model, as_of=TRAINED, actor="bench")["promoted"]:
         raise RuntimeError("no champion")
-    steps.run("score", model, start=dates.shift(TRAINED, 1), end=LAST)
+    dispatch.run("score", model, start=dates.shift(TRAINED, 1), end=LAST)
     return {}
 
 
 def wide_verdict(rows: int) -> dict[str, Any]:
     """The monitor step on the last night."""
     from bench.tasks import Clock, peak_mb, preload
-    from perennial import steps
+    from perennial.steps import dispatch
 
     preload()
     import evidently  # noqa: F401
 
     clock = Clock()
-    found = steps.run("monitor", spec(rows), as_of=LAST, force=True)
+    found = dispatch.run("monitor", spec(rows), as_of=LAST, force=True)
     told = {name: signal["state"] for name, signal in found["signals"].items()}
     return clock.read() | {"verdict": found["verdict"], "signals": told, "memory_mb": peak_mb()}

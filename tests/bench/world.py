@@ -15,8 +15,8 @@ from typing import Any, Self
 
 from rich.console import Console
 
-from perennial.settings import ROOT
-from perennial.stack import config, processes, servers
+from perennial.core.settings import ROOT
+from perennial.local_stack import config, processes, servers
 
 FLIGHTS = 336_776
 MODEL = "flight_late"

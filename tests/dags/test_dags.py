@@ -11,8 +11,8 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
-from perennial.catalog import load_models
-from perennial.spec import ModelSpec
+from perennial.spec.catalog import load_models
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow.factory import STAGES, dags
 
 SPECS, _ = load_models()

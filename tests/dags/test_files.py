@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 
-from perennial.catalog import load_models
+from perennial.spec.catalog import load_models
 from perennial_airflow.factory import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]

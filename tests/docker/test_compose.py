@@ -17,9 +17,10 @@ from pathlib import Path
 import httpx
 import pytest
 
-from perennial import __version__, catalog
-from perennial.settings import ROOT
-from perennial.stack.rest import Airflow
+from perennial import __version__
+from perennial.core.settings import ROOT
+from perennial.local_stack.airflow_client import Airflow
+from perennial.spec import catalog
 from support import servers, toys
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]

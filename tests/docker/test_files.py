@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from perennial import __version__
-from perennial.settings import ROOT
+from perennial.core.settings import ROOT
 
 DOCKER = ROOT / "docker"
 DOCKERFILES = sorted(DOCKER.glob("*/Dockerfile"))

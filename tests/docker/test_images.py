@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from perennial import __version__, runtime
-from perennial.settings import ROOT
+from perennial import __version__
+from perennial.core import runtime
+from perennial.core.settings import ROOT
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 DOCKER = os.environ.get("DOCKER", "docker")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import yaml
 
-from perennial.settings import ROOT
+from perennial.core.settings import ROOT
 from support import toys
 from support.pods import wait_for
 

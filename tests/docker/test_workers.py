@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
-from perennial import __version__, files, runtime
-from perennial.checkpoint import Checkpoint
-from perennial.spec import ModelSpec
+from perennial import __version__
+from perennial.core import runtime
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import object_store
+from perennial.training.checkpoint import Checkpoint
 from support import servers, toys
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -26,12 +28,12 @@ MEETING = "s3://perennial/lake/meeting.json"
 TRAINER = f"""
 import json, sys
 from perennial import lake, shares
-from perennial.boost import Checkpoint
-from perennial.features import Features
-from perennial.fit import fit
-from perennial.labelled import windows
-from perennial.spec import ModelSpec
-from perennial.workers import crew
+from perennial.training.boosting import Checkpoint
+from perennial.features.engine import Features
+from perennial.training.search import fit
+from perennial.features.labelled_rows import windows
+from perennial.spec.model_spec import ModelSpec
+from perennial.training.dask_cluster import crew
 
 spec = ModelSpec.from_bundle(json.load(sys.stdin))
 features = Features(spec)
@@ -130,7 +132,7 @@ def test_containers_train_together(containers: Containers, make: Callable[..., M
     done = json.loads(out.splitlines()[-1])
     assert 1 <= done["rounds"] <= 25 and done["loss"] < 0.6 and done["resumed"] == 0
     assert [worker.wait(60) for worker in workers] == [0, 0]
-    assert not files.exists(MEETING)
+    assert not object_store.exists(MEETING)
 
 
 def test_what_a_lost_container_interrupts_goes_on(
@@ -152,6 +154,6 @@ def test_what_a_lost_container_interrupts_goes_on(
 
 
 def _kill_once_it_boosts(containers: Containers, name: str, place: Checkpoint) -> None:
-    while not files.exists(f"{place.uri}/trial-0.ubj"):
+    while not object_store.exists(f"{place.uri}/trial-0.ubj"):
         time.sleep(0.2)
     containers.kill(name)

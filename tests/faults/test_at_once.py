@@ -6,8 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from perennial import dates, ledger, manifest, registry, steps
-from perennial.spec import ModelSpec
+from perennial.core import dates
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps import dispatch
+from perennial.storage import ledger, manifests
 from support import processes, toys
 
 END = dates.shift(toys.FIRST, 1)
@@ -25,14 +28,14 @@ def test_data(house: Path, tmp_path: Path) -> None:
     rows = toys.content_of("published", "toy")
     assert len(rows) == len({r["id"] for r in rows}) == 2 * toys.ROWS
     assert len(toys.content_of("labels", "toy")) == toys.ROWS
-    assert steps.run("data", spec, start=toys.FIRST, end=END)["status"] == "unchanged"
+    assert dispatch.run("data", spec, start=toys.FIRST, end=END)["status"] == "unchanged"
 
 
 def test_train_and_promote(make_model: Callable[..., ModelSpec]) -> None:
     spec = make_model(training={"rounds": 5})
     toys.publish(spec)
     twice(spec, "train", as_of=toys.LAST)
-    done = manifest.read(spec.name, "train", toys.LAST)
+    done = manifests.read(spec.name, "train", toys.LAST)
     assert done is not None
     assert {registry.version(spec.name, v).digest for v in ("1", "2")} == {done.result["digest"]}
     assert ledger.verify(spec.name) == 2

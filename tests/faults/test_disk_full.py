@@ -11,10 +11,13 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, files, ledger, manifest, registry, steps
-from perennial.errors import StorageError
-from perennial.settings import settings
-from perennial.spec import ModelSpec
+from perennial.core import dates
+from perennial.core.errors import StorageError
+from perennial.core.settings import settings
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps import dispatch
+from perennial.storage import ledger, manifests, object_store
 from support import processes, toys
 
 
@@ -44,11 +47,11 @@ def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> No
     spec = toys.model(tmp_path / "models", "toy")
     toys.land(spec, days=3)
     second = dates.shift(toys.FIRST, 1)
-    steps.run("data", spec, start=toys.FIRST)
+    dispatch.run("data", spec, start=toys.FIRST)
     before = toys.content_of("published", "toy")
     fill(small_disk, leave)
     try:
-        steps.run("data", spec, start=second)
+        dispatch.run("data", spec, start=second)
     except StorageError as error:
         assert "room" in error.remedy
     else:
@@ -57,7 +60,7 @@ def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> No
     assert [r for r in published if r["partition_date"] == toys.FIRST] == before
     assert len(published) in (toys.ROWS, 2 * toys.ROWS)
     small_disk.unlink()
-    assert steps.run("data", spec, start=second)["rows_out"] == toys.ROWS
+    assert dispatch.run("data", spec, start=second)["rows_out"] == toys.ROWS
     assert len(toys.content_of("published", "toy")) == 2 * toys.ROWS
 
 
@@ -67,20 +70,20 @@ def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: in
 
     shutil.copytree(world.home / "lake", settings().lake)
     spec, (one, two) = world.spec, (toys.FIRST, dates.shift(toys.FIRST, 1))
-    steps.run("score", spec, start=one)
+    dispatch.run("score", spec, start=one)
     before = toys.content_of("predictions", spec.name)
     records = ledger.verify(spec.name)
     fill(small_disk, leave)
     with pytest.raises(StorageError, match="What to do"):
-        steps.run("score", spec, start=two)
+        dispatch.run("score", spec, start=two)
     assert toys.content_of("predictions", spec.name) == before
-    assert manifest.read(spec.name, "score", two) is None
+    assert manifests.read(spec.name, "score", two) is None
     if not leave:
         with pytest.raises(StorageError, match="What to do"):
             ledger.append(spec.name, kind="training", decision="trained", reason="x" * 20_000, actor="test")
         assert ledger.verify(spec.name) == records
     small_disk.unlink()
-    assert steps.run("score", spec, start=two)["rows_out"] == toys.ROWS
+    assert dispatch.run("score", spec, start=two)["rows_out"] == toys.ROWS
     champion = registry.champion(spec)
     assert champion is not None
     assert champion.version == world.result["version"]
@@ -98,8 +101,8 @@ def test_files_that_cannot_grow(world: Any, tmp_path: Path, size: int) -> None:
     if answer.exists() and answer.stat().st_size and size:
         assert json.loads(answer.read_text())["error"] == "StorageError"
     assert toys.content_of("predictions", spec.name) == []
-    assert manifest.read(spec.name, "score", toys.FIRST) is None
-    assert steps.run("score", spec, start=toys.FIRST)["rows_out"] == toys.ROWS
+    assert manifests.read(spec.name, "score", toys.FIRST) is None
+    assert dispatch.run("score", spec, start=toys.FIRST)["rows_out"] == toys.ROWS
 
 
 def test_training_that_finds_no_room_for_its_rows(
@@ -116,12 +119,12 @@ def test_training_that_finds_no_room_for_its_rows(
     said = json.loads(answer.read_text())
     assert said["error"] == "StorageError"
     assert f"model {spec.name}, partition {toys.LAST}" in said["text"]
-    assert manifest.read(spec.name, "train", toys.LAST) is None
-    assert steps.run("train", spec, as_of=toys.LAST)["status"] == "trained"
+    assert manifests.read(spec.name, "train", toys.LAST) is None
+    assert dispatch.run("train", spec, as_of=toys.LAST)["status"] == "trained"
 
 
 def test_a_small_file_on_a_full_device(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
     with pytest.raises(StorageError, match="room"):
-        files.write_text("/dev/full/x.json", "x")
+        object_store.write_text("/dev/full/x.json", "x")

@@ -10,9 +10,12 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, files, ingest, lake, ledger, lock, manifest, registry, steps
-from perennial.settings import settings
-from perennial.spec import ModelSpec
+from perennial.core import dates
+from perennial.core.settings import settings
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps import dispatch
+from perennial.storage import delta_tables, landing, ledger, locks, manifests, object_store
 from support import processes, toys
 
 END = dates.shift(toys.FIRST, 2)
@@ -28,15 +31,15 @@ def killed(spec: ModelSpec, step: str, place: str, moment: str, nth: int, **argu
 def whole(spec: ModelSpec, kind: str, rows: int) -> None:
     """Each partition of a table that can be read has all its rows."""
     found = toys.content_of(kind, spec.name)
-    for day in {r[lake.PARTITION] for r in found}:
-        assert sum(r[lake.PARTITION] == day for r in found) == rows
+    for day in {r[delta_tables.PARTITION] for r in found}:
+        assert sum(r[delta_tables.PARTITION] == day for r in found) == rows
 
 
 def manifests_whole() -> None:
     for path in Path(settings().lake, "manifests").rglob("*.json"):
         if not path.name.startswith("."):
             model, step, name = path.parts[-3:]
-            assert manifest.read(model, step, name.removesuffix(".json")) is not None
+            assert manifests.read(model, step, name.removesuffix(".json")) is not None
 
 
 def champion(spec: ModelSpec) -> str | None:
@@ -56,7 +59,7 @@ def landed(house: Path, models: Path) -> ModelSpec:
         table = toys.rows("binary", day)
         x = table["x"].to_pylist()
         x[:BAD] = [99.0] * BAD
-        toys.write(ingest.expand(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
+        toys.write(landing.expand(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
     return spec
 
 
@@ -69,7 +72,7 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
         patch.delenv("PERENNIAL_LANDING", raising=False)
         patch.setenv("PERENNIAL_HOME", str(folder / "home"))
         spec = landed(folder / "home", folder / "models")
-        steps.run("data", spec, start=toys.FIRST, end=END)
+        dispatch.run("data", spec, start=toys.FIRST, end=END)
         return {kind: toys.content_of(kind, "toy") for kind in KINDS}
 
 
@@ -77,14 +80,14 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ("place", "moment", "nth"),
     [
         # quarantine, then rows, then labels
-        ("perennial.lake.Writer.replace", "during", 1),
-        ("perennial.lake.Writer.replace", "during", 2),
-        ("perennial.lake.Writer.replace", "after", 2),
-        ("perennial.lake.Writer.replace", "during", 3),
+        ("perennial.storage.delta_tables.Writer.replace", "during", 1),
+        ("perennial.storage.delta_tables.Writer.replace", "during", 2),
+        ("perennial.storage.delta_tables.Writer.replace", "after", 2),
+        ("perennial.storage.delta_tables.Writer.replace", "during", 3),
         ("deltalake.DeltaTable.create", "after", 2),
-        ("perennial.files.write_bytes", "before", 1),
-        ("perennial.manifest.write", "before", 2),
-        ("perennial.manifest.write", "after", 3),
+        ("perennial.storage.object_store.write_bytes", "before", 1),
+        ("perennial.storage.manifests.write", "before", 2),
+        ("perennial.storage.manifests.write", "after", 3),
     ],
 )
 def test_data(
@@ -94,10 +97,10 @@ def test_data(
     killed(spec, "data", place, moment, nth, start=toys.FIRST, end=END)
     whole(spec, "published", toys.ROWS - BAD)
     manifests_whole()
-    result = steps.run("data", spec, start=toys.FIRST, end=END)
+    result = dispatch.run("data", spec, start=toys.FIRST, end=END)
     assert (result["rows_in"], result["quarantined"]) == (3 * toys.ROWS, 3 * BAD)
     assert {kind: toys.content_of(kind, "toy") for kind in KINDS} == undisturbed
-    assert steps.run("data", spec, start=toys.FIRST, end=END)["status"] == "unchanged"
+    assert dispatch.run("data", spec, start=toys.FIRST, end=END)["status"] == "unchanged"
 
 
 # train
@@ -113,14 +116,14 @@ def quick(make_model: Callable[..., ModelSpec]) -> ModelSpec:
 @pytest.mark.parametrize(
     ("place", "moment"),
     [
-        ("perennial.fit.fit", "after"),
-        ("perennial.register.Recorder.register", "before"),
+        ("perennial.training.search.fit", "after"),
+        ("perennial.training.tracking.Recorder.register", "before"),
         ("mlflow.register_model", "after"),
-        ("perennial.registry.set_alias", "after"),
-        ("perennial.ledger.append", "before"),
-        ("perennial.ledger.append", "after"),
-        ("perennial.manifest.write", "before"),
-        ("perennial.manifest.write", "after"),
+        ("perennial.modeling.registry.set_alias", "after"),
+        ("perennial.storage.ledger.append", "before"),
+        ("perennial.storage.ledger.append", "after"),
+        ("perennial.storage.manifests.write", "before"),
+        ("perennial.storage.manifests.write", "after"),
     ],
 )
 def test_train(quick: ModelSpec, place: str, moment: str) -> None:
@@ -128,8 +131,8 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
     assert champion(quick) is None
     manifests_whole()
     ledger.verify(quick.name)
-    result = steps.run("train", quick, as_of=toys.LAST)
-    assert steps.run("train", quick, as_of=toys.LAST) == result | {"status": "unchanged"}
+    result = dispatch.run("train", quick, as_of=toys.LAST)
+    assert dispatch.run("train", quick, as_of=toys.LAST) == result | {"status": "unchanged"}
     trained = [r for r in ledger.records(quick.name, "training") if r["model_version"] == result["version"]]
     assert len(trained) == 1
     import mlflow
@@ -140,7 +143,7 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
     # every version that was registered is the same model
     digests = {registry.version(quick.name, str(n)).digest for n in range(1, int(result["version"]) + 1)}
     assert digests == {result["digest"]}
-    if (place, moment) == ("perennial.manifest.write", "after"):
+    if (place, moment) == ("perennial.storage.manifests.write", "after"):
         assert result["version"] == "1"
 
 
@@ -150,22 +153,22 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
 @pytest.mark.parametrize(
     ("place", "moment"),
     [
-        ("perennial.registry.set_alias", "before"),
-        ("perennial.registry.set_alias", "after"),
-        ("perennial.ledger.append", "before"),
+        ("perennial.modeling.registry.set_alias", "before"),
+        ("perennial.modeling.registry.set_alias", "after"),
+        ("perennial.storage.ledger.append", "before"),
         ("deltalake.write_deltalake", "before"),
-        ("perennial.ledger.append", "after"),
+        ("perennial.storage.ledger.append", "after"),
     ],
 )
 def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
-    result = steps.run("train", quick, as_of=toys.LAST)
+    result = dispatch.run("train", quick, as_of=toys.LAST)
     assert result["gate"]["passed"], result["gate"]["reasons"]
     killed(quick, "promote", place, moment, 1, as_of=toys.LAST, actor="test")
     assert champion(quick) in (None, result["version"])
     ledger.verify(quick.name)
-    with lock.hold(f"promote-{quick.name}", timeout=0):
+    with locks.hold(f"promote-{quick.name}", timeout=0):
         pass  # its lock died with it
-    answer = steps.run("promote", quick, as_of=toys.LAST, actor="test")
+    answer = dispatch.run("promote", quick, as_of=toys.LAST, actor="test")
     assert answer["promoted"] is True
     assert champion(quick) == result["version"]
     assert [r["model_version"] for r in ledger.records(quick.name, "promotion")] == [result["version"]]
@@ -178,18 +181,18 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
 @pytest.mark.parametrize(
     ("place", "moment", "nth", "again"),
     [
-        ("perennial.registry._download", "after", 1, False),
+        ("perennial.modeling.registry._download", "after", 1, False),
         ("pathlib.Path.replace", "before", 1, False),
-        ("perennial.lake.Writer.replace", "before", 1, False),
-        ("perennial.lake.Writer.replace", "during", 1, False),
-        ("perennial.lake.Writer.replace", "during", 1, True),
-        ("perennial.lake.Writer.replace", "after", 1, False),
-        ("perennial.lake.Writer.replace", "after", 1, True),
-        ("perennial.lake.Writer.replace", "before", 2, False),  # the log of what was served
-        ("perennial.lake.Writer.replace", "during", 2, True),
-        ("perennial.manifest.write", "before", 2, False),
-        ("perennial.manifest.write", "before", 2, True),
-        ("perennial.manifest.write", "after", 2, False),
+        ("perennial.storage.delta_tables.Writer.replace", "before", 1, False),
+        ("perennial.storage.delta_tables.Writer.replace", "during", 1, False),
+        ("perennial.storage.delta_tables.Writer.replace", "during", 1, True),
+        ("perennial.storage.delta_tables.Writer.replace", "after", 1, False),
+        ("perennial.storage.delta_tables.Writer.replace", "after", 1, True),
+        ("perennial.storage.delta_tables.Writer.replace", "before", 2, False),  # the log of what was served
+        ("perennial.storage.delta_tables.Writer.replace", "during", 2, True),
+        ("perennial.storage.manifests.write", "before", 2, False),
+        ("perennial.storage.manifests.write", "before", 2, True),
+        ("perennial.storage.manifests.write", "after", 2, False),
     ],
 )
 def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> None:
@@ -197,7 +200,7 @@ def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> No
     shutil.rmtree(settings().home / "cache", ignore_errors=True)
     before: list[dict[str, Any]] = []
     if again:
-        steps.run("score", spec, start=toys.FIRST, end=end)
+        dispatch.run("score", spec, start=toys.FIRST, end=end)
         before = toys.content_of("predictions", spec.name)
         shutil.rmtree(settings().home / "cache")
     killed(spec, "score", place, moment, nth, start=toys.FIRST, end=end, force=again)
@@ -205,31 +208,31 @@ def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> No
     manifests_whole()
     if again:
         assert toys.content_of("predictions", spec.name) == before
-    steps.run("score", spec, start=toys.FIRST, end=end)
+    dispatch.run("score", spec, start=toys.FIRST, end=end)
     assert len(toys.content_of("predictions", spec.name)) == 2 * toys.ROWS
     assert not before or toys.content_of("predictions", spec.name) == before
     whole(spec, "served", toys.ROWS)
-    assert steps.run("score", spec, start=toys.FIRST, end=end)["status"] == "unchanged"
+    assert dispatch.run("score", spec, start=toys.FIRST, end=end)["status"] == "unchanged"
     assert champion(spec) == world.result["version"]
 
 
 @pytest.mark.parametrize(
     ("place", "moment", "nth"),
     [
-        ("perennial.files.write_bytes", "before", 1),
-        ("perennial.lake.Writer.replace", "during", 1),
-        ("perennial.lake.Writer.replace", "after", 1),
-        ("perennial.manifest.write", "before", 1),
+        ("perennial.storage.object_store.write_bytes", "before", 1),
+        ("perennial.storage.delta_tables.Writer.replace", "during", 1),
+        ("perennial.storage.delta_tables.Writer.replace", "after", 1),
+        ("perennial.storage.manifests.write", "before", 1),
     ],
 )
 def test_monitor(world: Any, place: str, moment: str, nth: int) -> None:
     spec = world.spec
-    steps.run("score", spec, start=dates.shift(toys.LAST, -6), end=toys.LAST)
+    dispatch.run("score", spec, start=dates.shift(toys.LAST, -6), end=toys.LAST)
     killed(spec, "monitor", place, moment, nth, as_of=toys.LAST)
     manifests_whole()
-    result = steps.run("monitor", spec, as_of=toys.LAST)
+    result = dispatch.run("monitor", spec, as_of=toys.LAST)
     assert result["verdict"] == "ok", result["reason"]
     rows = toys.content_of("monitoring", spec.name)
     assert [r["role"] for r in rows].count("verdict") == 1
-    assert files.read_text(result["report"]).rstrip().endswith(("</html>", ">"))
-    assert steps.run("monitor", spec, as_of=toys.LAST)["status"] == "unchanged"
+    assert object_store.read_text(result["report"]).rstrip().endswith(("</html>", ">"))
+    assert dispatch.run("monitor", spec, as_of=toys.LAST)["status"] == "unchanged"

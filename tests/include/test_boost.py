@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import xgboost
 
-from perennial import checkpoint as boosting
-from perennial.boost import boost
-from perennial.checkpoint import Checkpoint, Trial
+from perennial.training import checkpoint as boosting
+from perennial.training.boosting import boost
+from perennial.training.checkpoint import Checkpoint, Trial
 
 PARAMS: dict[str, Any] = {
     "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "seed": 3, "nthread": 1,

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from perennial import catalog, preflight, yaml_reader
-from perennial.errors import SpecError
-from perennial.settings import ROOT
+from perennial.cli.check import preflight
+from perennial.core.errors import SpecError
+from perennial.core.settings import ROOT
+from perennial.spec import catalog, yaml_reader
 
 GOOD = Path(__file__).parent / "broken" / "model.yaml"
 SAMPLE = {"digits", "flight_delay", "flight_late"}

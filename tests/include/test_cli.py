@@ -13,10 +13,12 @@ from pathlib import Path
 import pytest
 from typer.testing import CliRunner, Result
 
-from perennial import catalog, ledger, steps
-from perennial.cli import app
-from perennial.errors import PerennialError
-from perennial.settings import ROOT
+from perennial.cli.app import app
+from perennial.core.errors import PerennialError
+from perennial.core.settings import ROOT
+from perennial.spec import catalog
+from perennial.steps import dispatch
+from perennial.storage import ledger
 
 BROKEN = Path(__file__).parent / "broken"
 
@@ -95,7 +97,7 @@ def test_why_tells_a_decision_in_words(toy: Path) -> None:
 
 def test_help_and_errors_come_without_heavy_libraries() -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from perennial.cli import app; "
+        "import sys; from typer.testing import CliRunner; from perennial.cli.app import app; "
         "CliRunner().invoke(app, ['--help']); CliRunner().invoke(app, ['models']); "
         "print([m for m in ('pandas', 'numpy', 'duckdb', 'pyarrow', 'xgboost', 'mlflow') if m in sys.modules])"
     )
@@ -110,7 +112,7 @@ def test_help_and_errors_come_without_heavy_libraries() -> None:
 
 def test_check_loads_no_more_than_it_needs(toy: Path) -> None:
     code = (
-        "import sys; from typer.testing import CliRunner; from perennial.cli import app; "
+        "import sys; from typer.testing import CliRunner; from perennial.cli.app import app; "
         "assert CliRunner().invoke(app, ['check']).exit_code == 0; "
         "print([m for m in ('xgboost', 'mlflow', 'great_expectations', 'evidently') if m in sys.modules])"
     )
@@ -131,7 +133,7 @@ def test_run_prints_its_result_last(toy: Path, monkeypatch: pytest.MonkeyPatch) 
         print("a library talks")
         return {"status": "published", "partitions": ["2024-01-01"]}
 
-    monkeypatch.setattr(steps, "run", run)
+    monkeypatch.setattr(dispatch, "run", run)
     done = call("run", "data", "-m", "toy", "--start", "2024-01-01", "--force")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout.splitlines()[-1]) == {"status": "published", "partitions": ["2024-01-01"]}
@@ -140,7 +142,7 @@ def test_run_prints_its_result_last(toy: Path, monkeypatch: pytest.MonkeyPatch) 
 
 def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, object] = {}
-    monkeypatch.setattr(steps, "run", lambda step, spec, **arguments: seen.update(arguments) or {})
+    monkeypatch.setattr(dispatch, "run", lambda step, spec, **arguments: seen.update(arguments) or {})
     assert call("run", "decide", "-m", "toy", "--as-of", "2024-01-07").exit_code == 0
     assert seen["backfill"] is False
     assert str(seen["actor"]).endswith("(command line)")
@@ -176,7 +178,7 @@ def test_a_pod_gets_the_spec_with_the_call(
 ) -> None:
     spec = catalog.load("flight_late")
     seen = []
-    monkeypatch.setattr(steps, "run", lambda step, given, **_: seen.append(given) or {})
+    monkeypatch.setattr(dispatch, "run", lambda step, given, **_: seen.append(given) or {})
     bundle = json.dumps(spec.bundle())
     assert call("run", "score", "--spec-file", "-", "--start", "2013-01-01", stdin=bundle).exit_code == 0
     path = tmp_path / "bundle.json"
@@ -263,7 +265,7 @@ def test_interrupted_by_the_keyboard(toy: Path) -> None:
         "import sys; sys.argv = ['perennial', 'run', 'data', '-m', 'toy', '--start', '2024-01-01']\n"
         "from perennial import steps\nimport time\n"
         "def wait(*a, **k):\n    print('waiting', flush=True); time.sleep(60)\n"
-        "steps.run = wait\nfrom perennial.cli import main\nmain()"
+        "steps.run = wait\nfrom perennial.cli.app import main\nmain()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,

@@ -9,9 +9,13 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from perennial import __version__, compute, manifest, results, runtime, yaml_reader
-from perennial.cli import app
-from perennial.errors import DataError, PerennialError, SpecError
+from perennial import __version__
+from perennial.cli.app import app
+from perennial.core import runtime
+from perennial.core.errors import DataError, PerennialError, SpecError
+from perennial.spec import compute_profile, yaml_reader
+from perennial.steps import result_file
+from perennial.storage import manifests
 from support import toys
 
 
@@ -31,18 +35,18 @@ def write(folder: Path, file: str, **said: object) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", sorted((compute.ROOT / "include" / "compute").glob("*.yaml")), ids=lambda p: p.stem
+    "path", sorted((compute_profile.ROOT / "include" / "compute").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_the_profiles_that_come_along_load(folder: Path, path: Path) -> None:
-    profile = compute.load(path.stem)
+    profile = compute_profile.load(path.stem)
     assert profile.pods and ":latest" not in profile.image_name and __version__ in profile.image_name
 
 
 def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
     write(folder, "gpu", cpu="7")
-    assert compute.load("gpu").cpu == "7"
-    assert compute.load("local").pods is False
-    assert compute.load("kubernetes").memories() == ["2Gi", "4Gi", "8Gi"]
+    assert compute_profile.load("gpu").cpu == "7"
+    assert compute_profile.load("local").pods is False
+    assert compute_profile.load("kubernetes").memories() == ["2Gi", "4Gi", "8Gi"]
 
 
 @pytest.mark.parametrize(
@@ -67,7 +71,7 @@ def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
 def test_what_cannot_be_is_told_with_file_and_line(folder: Path, said: dict[str, object], told: str) -> None:
     write(folder, "bad", **said)
     with pytest.raises(SpecError, match=told):
-        compute.load("bad")
+        compute_profile.load("bad")
 
 
 def test_a_model_that_names_an_unknown_profile_cannot_be_used(folder: Path, tmp_path: Path) -> None:
@@ -92,38 +96,38 @@ def test_the_image_has_the_librarys_version_unless_another_is_named(
     monkeypatch.setenv("PERENNIAL_TRAINER_IMAGE", "registry.example/trainer:7")
     write(folder, "plain")
     write(folder, "own", image="mine:{version}")
-    assert compute.load("plain").image_name == "registry.example/trainer:7"
-    assert compute.load("own").image_name == f"mine:{__version__}"
+    assert compute_profile.load("plain").image_name == "registry.example/trainer:7"
+    assert compute_profile.load("own").image_name == f"mine:{__version__}"
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("2Gi", 2**31), ("1500M", 15 * 10**8), ("1.5Ki", 1536), ("7", 7)]
 )
 def test_quantities(text: str, value: int) -> None:
-    assert compute.to_bytes(text) == value
+    assert compute_profile.to_bytes(text) == value
 
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
     place = str(tmp_path / "result.json")
-    assert results.read(place) is None
-    with results.kept(place) as kept:
+    assert result_file.read(place) is None
+    with result_file.kept(place) as kept:
         kept.result = {"rows_in": 3, "partitions": ["2024-01-01"]}
-    assert results.read(place) == {"rows_in": 3, "partitions": ["2024-01-01"]}
+    assert result_file.read(place) == {"rows_in": 3, "partitions": ["2024-01-01"]}
 
 
 def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
     place = str(tmp_path / "result.json")
-    with pytest.raises(DataError), results.kept(place):
+    with pytest.raises(DataError), result_file.kept(place):
         raise DataError("no rows", "land some", model="toy", partition="2024-01-01")
     with pytest.raises(DataError) as error:
-        results.read(place)
+        result_file.read(place)
     assert str(error.value) == str(DataError("no rows", "land some", model="toy", partition="2024-01-01"))
 
 
 def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), results.kept(str(tmp_path / "result.json")):
+    with pytest.raises(ZeroDivisionError), result_file.kept(str(tmp_path / "result.json")):
         raise ZeroDivisionError
-    assert results.read(str(tmp_path / "result.json")) is None
+    assert result_file.read(str(tmp_path / "result.json")) is None
 
 
 def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
@@ -134,8 +138,8 @@ def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path
                                     "--result-file", str(place), "--library", "0" * 64])  # fmt: skip
     assert isinstance(done.exception, PerennialError)
     with pytest.raises(PerennialError, match="its caller's is 000000000000"):
-        results.read(str(place))
-    assert manifest.read("toy", "data", "2024-01-01") is None
+        result_file.read(str(place))
+    assert manifests.read("toy", "data", "2024-01-01") is None
 
 
 def test_the_digest_is_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -146,5 +150,5 @@ def test_the_digest_is_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parsing_knows_the_profiles_keys(folder: Path) -> None:
     (folder / "twice.yaml").write_text("name: twice\nkind: kubernetes\ncpu: '1'\ncpu: '2'\n")
     with pytest.raises(SpecError, match=r"twice\.yaml:4: cpu is given twice"):
-        compute.load("twice")
+        compute_profile.load("twice")
     assert yaml_reader.show(folder / "twice.yaml").endswith("twice.yaml")

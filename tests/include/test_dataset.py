@@ -8,12 +8,14 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import dataset, dates, lake
-from perennial import labelled as labels_of
-from perennial.dataset import Spool
-from perennial.labelled import labelled
-from perennial.spec import ModelSpec
-from perennial.targets import Lists, targets
+from perennial.core import dates
+from perennial.features import labelled_rows as labels_of
+from perennial.features.labelled_rows import labelled
+from perennial.features.targets import Lists, targets
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables
+from perennial.training import dataset
+from perennial.training.dataset import Spool
 from support import toys
 
 DAYS = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 3))
@@ -27,14 +29,14 @@ def spec(house: Path, tmp_path: Path) -> ModelSpec:
 def test_rows_come_by_date_and_key_with_their_label(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     toys.publish(spec, days=4)
     published, labels = (
-        lake.version(lake.table("published", "toy")),
-        lake.version(lake.table("labels", "toy")),
+        delta_tables.version(delta_tables.table("published", "toy")),
+        delta_tables.version(delta_tables.table("labels", "toy")),
     )
     whole = pa.concat_tables(labelled(spec, tuple(DAYS), published, labels)).combine_chunks()
     assert whole["id"].to_pylist() == sorted(whole["id"].to_pylist())
     for day in DAYS:
         rows = toys.rows("binary", day)
-        mine = whole.filter(pa.compute.equal(whole[lake.PARTITION], day))
+        mine = whole.filter(pa.compute.equal(whole[delta_tables.PARTITION], day))
         assert mine["__label"].to_pylist() == toys.labels("binary", rows)["y"].to_pylist()
     monkeypatch.setattr(labels_of, "GROUP_ROWS", toys.ROWS + 1)  # one partition at a time
     assert pa.concat_tables(labelled(spec, tuple(DAYS), published, labels)).combine_chunks().equals(whole)
@@ -47,7 +49,7 @@ def test_rows_without_a_label_and_labels_without_a_row_do_not_train(spec: ModelS
     some = pa.table(
         {"id": [*rows["id"].to_pylist()[:9], "nobody's"], "label": y, "partition_date": [DAYS[0]] * 10}
     )
-    lake.replace(lake.table("labels", "toy"), some, DAYS[0])
+    delta_tables.replace(delta_tables.table("labels", "toy"), some, DAYS[0])
     found = pa.concat_tables(labelled(spec, (DAYS[0],), None, None))
     assert found["id"].to_pylist() == rows["id"].to_pylist()[1:9]
 

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import xgboost
 
-from perennial.dense import dense
-from perennial.encode import Encoding
-from perennial.model import Model
+from perennial.modeling.encoding import Encoding
+from perennial.modeling.missing_value_rewrite import dense
+from perennial.modeling.trained_model import Model
 
 MANY = 10**9
 TASKS = {
@@ -80,5 +80,5 @@ def test_a_large_booster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     booster = train()
     raw = len(booster.save_raw("json"))
     for most, done in ((raw, True), (raw - 1, False)):
-        monkeypatch.setattr("perennial.dense.BYTES", most)
+        monkeypatch.setattr("perennial.modeling.missing_value_rewrite.BYTES", most)
         assert bool(dense(booster, MANY, 1)) is done

@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from perennial import digest, incidents, ledger
-from perennial.channels import Mute
-from perennial.incidents import Sighting
-from perennial.spec import ModelSpec
+from perennial.alerting import daily_summary, incidents
+from perennial.alerting.incidents import Sighting
+from perennial.spec.alerts import Mute
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import ledger
 from support import toys
 
 HOOK = {"kind": "webhook", "url": "http://127.0.0.1:9/team"}
@@ -27,7 +28,7 @@ def specs(house: Path, tmp_path: Path) -> dict[str, ModelSpec]:
 
 
 def test_where_there_is_nothing_to_tell_it_is_one_line(specs: dict[str, ModelSpec]) -> None:
-    found = digest.compose(specs)
+    found = daily_summary.compose(specs)
     assert found.text == found.title
     assert "all is well with 3 models" in found.text
 
@@ -44,7 +45,7 @@ def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[s
     ledger.append("loud", kind="retraining", decision="declined", reason="calm", actor="scheduler")
     ledger.append("quiet", kind="promotion", decision="promoted", reason="better by 3%", actor="scheduler",
                   partition="2024-03-10", model_version="4")  # fmt: skip
-    found = digest.compose(specs)
+    found = daily_summary.compose(specs)
     assert found.title.endswith(": 2 open incidents, 2 decisions")
     assert found.text.splitlines()[2:] == [
         "Open incidents",
@@ -61,17 +62,18 @@ def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[s
         "Muted",
         "- other: failure:* until 2024-04-01: a move",
     ]
-    digest.told(found)
-    later = digest.compose(specs, datetime.now(UTC) + timedelta(seconds=5))
+    daily_summary.told(found)
+    later = daily_summary.compose(specs, datetime.now(UTC) + timedelta(seconds=5))
     assert later.facts["since"] == found.until
-    old = digest.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=3))
-    digest.told(old)
+    old = daily_summary.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=3))
+    daily_summary.told(old)
     assert (
-        "all is well" in digest.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=4)).text
+        "all is well"
+        in daily_summary.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=4)).text
     )
 
 
 def test_each_place_gets_it_once(specs: dict[str, ModelSpec], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [c.name for c in digest.channels(specs.values())] == ["c"]
+    assert [c.name for c in daily_summary.channels(specs.values())] == ["c"]
     monkeypatch.setenv("PERENNIAL_ALERT_URL", "http://127.0.0.1:9/all")
-    assert {c.name for c in digest.channels(specs.values())} == {"c", "perennial_alert_url"}
+    assert {c.name for c in daily_summary.channels(specs.values())} == {"c", "perennial_alert_url"}

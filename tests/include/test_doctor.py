@@ -14,9 +14,9 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from perennial import doctor, doctor_pods, finding
-from perennial.cli import app
-from perennial.compute import Profile
+from perennial.cli.app import app
+from perennial.cli.doctor import cluster, doctor, finding
+from perennial.spec.compute_profile import Profile
 from support import servers, toys, trouble
 
 
@@ -135,13 +135,13 @@ def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
 
     said = {"name": "p", "kind": "eks", "cluster": "night", "region": "eu-central-1"}
     profile = Profile.model_validate(said)
-    (found,) = doctor_pods._eks(profile)
+    (found,) = cluster._eks(profile)
     assert found.state == "missing"
     assert "eks:DescribeCluster" in found.remedy
     eks = boto3.client("eks", region_name="eu-central-1", endpoint_url=s3_url)
     role = "arn:aws:iam::123456789012:role/eks"
     eks.create_cluster(name="night", roleArn=role, resourcesVpcConfig={})
-    (found,) = doctor_pods._eks(profile)
+    (found,) = cluster._eks(profile)
     assert (found.state, found.detail) == ("ok", "status ACTIVE")
 
 
@@ -195,7 +195,7 @@ def test_a_check_that_hangs_or_breaks_hides_no_other() -> None:
 def test_pods_cannot_see_a_folder(
     clean: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(doctor_pods, "examine", lambda _: [])
+    monkeypatch.setattr(cluster, "examine", lambda _: [])
     assert states()["PERENNIAL_LAKE"].state == "ok"
     for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING"):
         assert states(profile())[name].state == "missing"
@@ -210,7 +210,7 @@ def test_broken_models_profiles_and_settings_are_told(
     clean: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (clean / "models" / "toy" / "features.sql").unlink()
-    monkeypatch.setattr(doctor_pods, "examine", lambda _: [])
+    monkeypatch.setattr(cluster, "examine", lambda _: [])
     profile(cpu="lots")
     found = states("pods", "no_such")
     assert (
@@ -233,7 +233,7 @@ def test_broken_models_profiles_and_settings_are_told(
 )
 def test_an_image_is_pinned_and_names_its_registry(image: str, state: str) -> None:
     profile = Profile.model_validate({"name": "p", "kind": "kubernetes", "image": image})
-    assert doctor_pods._image(profile).state == state
+    assert cluster._image(profile).state == state
 
 
 def test_the_command_ends_with_1_and_speaks_json(clean: Path, registry_house: Path) -> None:

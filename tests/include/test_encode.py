@@ -10,8 +10,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial.encode import Encoding
-from perennial.errors import DataError
+from perennial.core.errors import DataError
+from perennial.modeling.encoding import Encoding
 
 INF = float("inf")
 
@@ -104,7 +104,7 @@ def test_a_feature_that_is_gone_is_told() -> None:
 )
 def test_categories_of_any_type_are_found_again(values: pa.Array) -> None:
     """What training learns as a category is what scoring looks up."""
-    from perennial.encode import categories
+    from perennial.modeling.encoding import categories
 
     seen = categories(pa.chunked_array([values]))
     assert None not in seen

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 from sklearn import metrics as sk
 
-from perennial import challenger_evaluation, comparison, evaluate
-from perennial.spec import GATE_METRICS, ModelSpec
+from perennial.modeling import comparison, metrics
+from perennial.spec.model_spec import GATE_METRICS, ModelSpec
+from perennial.training import challenger_evaluation
 from support import toys
 
 rng = np.random.default_rng(0)
@@ -19,30 +20,28 @@ P = np.clip(Y * 0.3 + rng.random(500) * 0.6, 0.01, 0.99).astype(np.float32)
 
 
 def test_binary_losses() -> None:
-    assert evaluate.losses("binary", "log_loss", Y, P).mean() == pytest.approx(
+    assert metrics.losses("binary", "log_loss", Y, P).mean() == pytest.approx(
         sk.log_loss(Y, P.astype(float)), rel=1e-6
     )
-    assert evaluate.losses("binary", "brier", Y, P).mean() == pytest.approx(
+    assert metrics.losses("binary", "brier", Y, P).mean() == pytest.approx(
         sk.brier_score_loss(Y, P), rel=1e-6
     )
-    assert np.isfinite(evaluate.losses("binary", "log_loss", np.float32([0, 1]), np.float32([1, 0]))).all()
+    assert np.isfinite(metrics.losses("binary", "log_loss", np.float32([0, 1]), np.float32([1, 0]))).all()
 
 
 def test_multiclass_losses() -> None:
     p = rng.dirichlet([1, 1, 1], 200)
     y = rng.integers(0, 3, 200).astype(np.float32)
-    assert evaluate.losses("multiclass", "log_loss", y, p).mean() == pytest.approx(
-        sk.log_loss(y, p), rel=1e-4
-    )
-    assert evaluate.losses("multiclass", "error_rate", y, p).mean() == pytest.approx(
+    assert metrics.losses("multiclass", "log_loss", y, p).mean() == pytest.approx(sk.log_loss(y, p), rel=1e-4)
+    assert metrics.losses("multiclass", "error_rate", y, p).mean() == pytest.approx(
         1 - sk.accuracy_score(y, p.argmax(1))
     )
 
 
 def test_regression_losses() -> None:
     y, p = np.float32([1, 2, 3]), np.float32([1, 4, 0])
-    assert evaluate.losses("regression", "squared_error", y, p).tolist() == [0, 4, 9]
-    assert evaluate.losses("regression", "absolute_error", y, p).tolist() == [0, 2, 3]
+    assert metrics.losses("regression", "squared_error", y, p).tolist() == [0, 4, 9]
+    assert metrics.losses("regression", "absolute_error", y, p).tolist() == [0, 2, 3]
 
 
 def test_ranking_loss_is_xgboosts_ndcg() -> None:
@@ -54,22 +53,22 @@ def test_ranking_loss_is_xgboosts_ndcg() -> None:
     data = xgboost.DMatrix(rng.normal(size=(60, 2)), label=y, qid=group, base_margin=rng.normal(size=60))
     booster = xgboost.train({"objective": "rank:ndcg", "eval_metric": "ndcg", "verbosity": 0}, data, 3)
     theirs = float(booster.eval(data).split(":")[1])
-    ours = 1 - evaluate.losses("ranking", "ndcg_loss", y, booster.predict(data), group).mean()
+    ours = 1 - metrics.losses("ranking", "ndcg_loss", y, booster.predict(data), group).mean()
     assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 def test_lists_that_cannot_be_ranked_badly_do_not_count() -> None:
     y, group = np.float32([1, 0, 0, 0, 2]), np.array([1, 1, 2, 2, 3])
-    assert evaluate.losses("ranking", "ndcg_loss", y, np.float32([1, 0, 0, 1, 0]), group).tolist() == [0]
+    assert metrics.losses("ranking", "ndcg_loss", y, np.float32([1, 0, 0, 1, 0]), group).tolist() == [0]
     with pytest.raises(ValueError, match="group"):
-        evaluate.losses("ranking", "ndcg_loss", y, y)
+        metrics.losses("ranking", "ndcg_loss", y, y)
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression", "ranking"])
 def test_metrics_hold_every_gate_metric_and_nothing_infinite(task: str) -> None:
     y = np.zeros(4, np.float32)
     p = np.full((4, 2), 0.5, np.float32) if task == "multiclass" else np.full(4, 0.5, np.float32)
-    found = evaluate.metrics(task, y, p, np.array([0, 0, 1, 1]))
+    found = metrics.metrics(task, y, p, np.array([0, 0, 1, 1]))
     assert set(GATE_METRICS[task]) <= set(found)
     assert np.isfinite(list(found.values())).all()
 

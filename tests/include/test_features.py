@@ -11,10 +11,12 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from perennial import dates, ingest, lake, references, units
-from perennial.errors import DataError, SpecError
-from perennial.features import Features, reader
-from perennial.spec import ModelSpec
+from perennial.core import dates
+from perennial.core.errors import DataError, SpecError
+from perennial.features import reference_tables, scan_units
+from perennial.features.engine import Features, reader
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables, landing
 from support import toys
 
 DAY = toys.FIRST
@@ -24,7 +26,7 @@ DAY = toys.FIRST
 def make(house: Path, tmp_path: Path) -> Any:
     def make(sql: str = toys.SQL, **changes: Any) -> ModelSpec:
         spec = toys.model(tmp_path / "models", "toy", sql=sql, **changes)
-        toys.write(ingest.expand("{landing}/toy_places.parquet"), toys.places())
+        toys.write(landing.expand("{landing}/toy_places.parquet"), toys.places())
         return spec
 
     return make
@@ -34,9 +36,11 @@ def features(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
     return Features(spec).apply(rows).to_pylist()  # type: ignore[no-any-return]
 
 
-def one_unit(spec: ModelSpec) -> units.Unit:
+def one_unit(spec: ModelSpec) -> scan_units.Unit:
     """All that is published, as one unit."""
-    (unit,) = units.units(lake.contents(lake.table("published", spec.name)), 100_000, 100_000)
+    (unit,) = scan_units.units(
+        delta_tables.contents(delta_tables.table("published", spec.name)), 100_000, 100_000
+    )
     return unit
 
 
@@ -70,18 +74,18 @@ def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
 
 def test_a_pinned_reference_does_not_move(make: Any) -> None:
     spec, rows = make(), toys.rows("binary", DAY)
-    pinned = references.refresh(spec)
+    pinned = reference_tables.refresh(spec)
     before = Features(spec, pinned).apply(rows).to_pylist()
     new = toys.places().set_column(2, "size", pa.array([7.0] * 4))
-    toys.write(ingest.expand(spec.references[0].source), new)
-    assert references.refresh(spec) != pinned
+    toys.write(landing.expand(spec.references[0].source), new)
+    assert reference_tables.refresh(spec) != pinned
     assert Features(spec, pinned).apply(rows).to_pylist() == before
     assert {r["size"] for r in features(spec, rows)} == {7.0}
 
 
 def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_so(make: Any) -> None:
     spec = make()
-    place = Path(ingest.expand(spec.references[0].source))
+    place = Path(landing.expand(spec.references[0].source))
     good = place.read_bytes()
     place.write_bytes(good[: len(good) // 2])
     with pytest.raises(DataError, match=r"places: .* cannot be read"):
@@ -90,9 +94,9 @@ def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_s
     with pytest.raises(DataError, match=r"places: .* is missing"):
         Features(spec)
     place.write_bytes(good)
-    versions = references.refresh(spec)
+    versions = reference_tables.refresh(spec)
     place.unlink()
-    assert references.refresh(spec) == versions
+    assert reference_tables.refresh(spec) == versions
 
 
 def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> None:
@@ -134,7 +138,7 @@ def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message
     spec = make(sql, features={"categorical": []})
     toys.publish(spec, days=1)
     unit = one_unit(spec)
-    found = Features(spec, None, lake.table("published", "toy"))
+    found = Features(spec, None, delta_tables.table("published", "toy"))
     for run in (
         lambda: found.apply(toys.rows("binary", DAY)),
         lambda: list(found.of(unit.source(list(spec.data.columns)), unit.read(["id"]))),
@@ -195,7 +199,11 @@ def test_sql_reads_no_file(make: Any, read: str, folder: str | None, tmp_path: P
     secret.write_text("word\nhush\n")
     sql = f"SELECT id, (SELECT count(*) FROM {read.format(secret)}) AS x FROM rows"
     with pytest.raises(SpecError, match=r"features.sql") as error:
-        Features(make(sql, features={"categorical": []}), None, lake.table(folder, "toy") if folder else None)
+        Features(
+            make(sql, features={"categorical": []}),
+            None,
+            delta_tables.table(folder, "toy") if folder else None,
+        )
     assert "hush" not in str(error.value)
 
 
@@ -252,9 +260,11 @@ def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
     stream = reader(spec, DAY, dates.shift(DAY, 2))
     assert stream is not None
     table = stream.read_all()
-    assert table.column_names == ["id", lake.PARTITION, "x", "z", "k", "hour", "size"]
+    assert table.column_names == ["id", delta_tables.PARTITION, "x", "z", "k", "hour", "size"]
     assert table.num_rows == 3 * toys.ROWS
-    one = table.filter(pa.compute.equal(table[lake.PARTITION], DAY)).drop_columns(["id", lake.PARTITION])
+    one = table.filter(pa.compute.equal(table[delta_tables.PARTITION], DAY)).drop_columns(
+        ["id", delta_tables.PARTITION]
+    )
     assert one.to_pylist() == features(spec, toys.rows("binary", DAY))
     assert reader(spec, "2030-01-01", "2030-01-02") is None
 
@@ -265,7 +275,7 @@ def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
 def test_files_give_what_their_rows_give(make: Any, sql: str) -> None:
     spec = make(sql)
     toys.publish(spec, days=3, n=5000)
-    found = Features(spec, None, lake.table("published", "toy"))
+    found = Features(spec, None, delta_tables.table("published", "toy"))
     unit = one_unit(spec)
     assert unit.nights == [(dates.shift(DAY, i), 5000) for i in range(3)]
     rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.nights])
@@ -285,7 +295,7 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
         data={"columns": {**spec.data.columns, "later": "timestamp"}},
         features={"categorical": []},
     )
-    found = Features(more, None, lake.table("published", "toy"))
+    found = Features(more, None, delta_tables.table("published", "toy"))
     unit = one_unit(more)
     for source in (unit.source(list(more.data.columns)), toys.rows("binary", DAY)):
         table = pa.concat_tables(found.of(source, unit.read(["id"])))
@@ -300,7 +310,7 @@ def test_files_of_other_columns_and_types_follow_one_another(make: Any, tmp_path
     for number, x in enumerate(([1.5, None], [1, 2], None, [2.5, 3.5])):
         path, ids = tmp_path / f"{number}.parquet", [f"{number}a", f"{number}b"]
         pyarrow.parquet.write_table(pa.table({"id": ids} | ({"x": x} if x else {})), path)
-        (unit,) = units.units({DAY: [lake.File(str(path), 2)]}, 2, 2)
+        (unit,) = scan_units.units({DAY: [delta_tables.File(str(path), 2)]}, 2, 2)
         table = pa.concat_tables(found.of(unit.source(["id", "x"]), unit.read(["id"])))
         assert table["id"].to_pylist() == ids
         assert table["more"].to_pylist() == [None if v is None else v + 1 for v in x or [None, None]]

@@ -7,8 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from perennial import dates, files, ingest
-from perennial.errors import PerennialError, StorageError
+from perennial.core import dates
+from perennial.core.errors import PerennialError, StorageError
+from perennial.storage import landing as landing_module
+from perennial.storage import object_store
 
 
 def test_dates() -> None:
@@ -34,45 +36,50 @@ def test_ranges_are_bounded() -> None:
 
 def test_templates(house: Path) -> None:
     landing = str(house / "landing")
-    assert ingest.expand("{landing}/a/{date}.parquet", "2024-03-04") == f"{landing}/a/2024-03-04.parquet"
-    assert ingest.expand("{landing}/{year}/{month}/{day}.csv", "2024-03-04") == f"{landing}/2024/03/04.csv"
-    assert ingest.expand("s3://b/places.parquet") == "s3://b/places.parquet"
+    assert (
+        landing_module.expand("{landing}/a/{date}.parquet", "2024-03-04") == f"{landing}/a/2024-03-04.parquet"
+    )
+    assert (
+        landing_module.expand("{landing}/{year}/{month}/{day}.csv", "2024-03-04")
+        == f"{landing}/2024/03/04.csv"
+    )
+    assert landing_module.expand("s3://b/places.parquet") == "s3://b/places.parquet"
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
     place = str(tmp_path / "deep" / "a.json")
-    assert not files.exists(place)
-    files.write_text(place, "one")
-    files.write_text(place, "zwei ü")
-    assert files.read_text(place) == "zwei ü"
-    assert files.exists(place)
-    assert files.digest(place) == hashlib.sha256("zwei ü".encode()).hexdigest()
+    assert not object_store.exists(place)
+    object_store.write_text(place, "one")
+    object_store.write_text(place, "zwei ü")
+    assert object_store.read_text(place) == "zwei ü"
+    assert object_store.exists(place)
+    assert object_store.digest(place) == hashlib.sha256("zwei ü".encode()).hexdigest()
     assert [p.name for p in (tmp_path / "deep").iterdir()] == ["a.json"]
 
 
 def test_a_missing_file_is_not_a_broken_store(tmp_path: Path) -> None:
     with pytest.raises(FileNotFoundError):
-        files.read_text(str(tmp_path / "none"))
+        object_store.read_text(str(tmp_path / "none"))
     with pytest.raises(FileNotFoundError):
-        files.digest(str(tmp_path / "none"))
+        object_store.digest(str(tmp_path / "none"))
 
 
 def test_a_folder_in_the_way_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(StorageError, match="cannot be written"):
-        files.write_text(str(tmp_path / "file" / "below.json"), "x")
+        object_store.write_text(str(tmp_path / "file" / "below.json"), "x")
     with pytest.raises(StorageError, match="cannot be read"):
-        files.read_text(str(tmp_path))
+        object_store.read_text(str(tmp_path))
 
 
 def test_a_folder_is_emptied_of_whole_files(tmp_path: Path) -> None:
     for name in ("a/x.json", "a/.y.json.1f", "ab.json"):
-        files.write_text(f"{tmp_path}/{name}", "1")
+        object_store.write_text(f"{tmp_path}/{name}", "1")
     for _ in range(2):
-        files.empty(f"{tmp_path}/a")
-        files.empty(f"{tmp_path}/never")
+        object_store.empty(f"{tmp_path}/a")
+        object_store.empty(f"{tmp_path}/never")
         # Another run writes there at the same time.
         assert [p.name for p in (tmp_path / "a").iterdir()] == [".y.json.1f"]
         assert (tmp_path / "ab.json").exists()
     with pytest.raises(StorageError, match="cannot be read"):
-        files.empty(f"{tmp_path}/ab.json")
+        object_store.empty(f"{tmp_path}/ab.json")

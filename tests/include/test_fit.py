@@ -11,16 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perennial import baseline_models
-from perennial import boost as boosting
-from perennial import fit as fitting
-from perennial.baseline_models import baselines
-from perennial.checkpoint import Checkpoint
-from perennial.dataset import Dataset, Spool
-from perennial.encode import Encoding
-from perennial.errors import Interrupted, StorageError
-from perennial.fit import BLIND, Trial, fit
-from perennial.spec import ModelSpec
+from perennial.core.errors import Interrupted, StorageError
+from perennial.modeling.encoding import Encoding
+from perennial.spec.model_spec import ModelSpec
+from perennial.training import baseline_models, boosting
+from perennial.training import search as fitting
+from perennial.training.baseline_models import baselines
+from perennial.training.checkpoint import Checkpoint
+from perennial.training.dataset import Dataset, Spool
+from perennial.training.search import BLIND, Trial, fit
 from support import toys
 
 SPACE = {

@@ -10,13 +10,14 @@ import pytest
 import yaml
 from typer.testing import CliRunner
 
-from perennial import incidents, ledger
-from perennial.channels import AlertsSpec, Channel
-from perennial.cli import app
-from perennial.errors import PerennialError, StorageError
-from perennial.incidents import Notice, Sighting
-from perennial.settings import ROOT
-from perennial.spec import ModelSpec
+from perennial.alerting import incidents
+from perennial.alerting.incidents import Notice, Sighting
+from perennial.cli.app import app
+from perennial.core.errors import PerennialError, StorageError
+from perennial.core.settings import ROOT
+from perennial.spec.alerts import AlertsSpec, Channel
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import ledger
 from support import processes, toys
 
 D1, D2, D3, D4 = "2024-03-03", "2024-03-10", "2024-03-17", "2024-03-24"

@@ -8,9 +8,10 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial import dates, duckdb_session, lake
-from perennial.errors import PerennialError, StorageError
-from perennial.literals import identifier, text_literal
+from perennial.core import dates
+from perennial.core.errors import PerennialError, StorageError
+from perennial.core.sql import identifier, text_literal
+from perennial.storage import delta_tables, duckdb_session
 from support import processes
 
 
@@ -25,38 +26,38 @@ def ids(uri: str, **where: Any) -> list[int]:
 
 @pytest.fixture
 def uri(house: Path) -> str:
-    return lake.table("published", "toy")
+    return delta_tables.table("published", "toy")
 
 
 def test_nothing_is_there_at_first(uri: str) -> None:
-    assert lake.version(uri) is None
-    assert lake.partitions(uri) == []
+    assert delta_tables.version(uri) is None
+    assert delta_tables.partitions(uri) == []
     assert duckdb_session.stream(uri) is None
-    assert lake.fingerprint(uri) == ""
+    assert delta_tables.fingerprint(uri) == ""
 
 
 def test_a_partition_is_replaced_and_its_neighbours_stay(uri: str) -> None:
-    lake.replace(uri, table("2024-01-01", 1, 2), "2024-01-01")
-    lake.replace(uri, table("2024-01-02", 3), "2024-01-02")
-    lake.replace(uri, table("2024-01-01", 9), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-01", 1, 2), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-02", 3), "2024-01-02")
+    delta_tables.replace(uri, table("2024-01-01", 9), "2024-01-01")
     assert ids(uri) == [3, 9]
-    assert lake.partitions(uri) == ["2024-01-01", "2024-01-02"]
+    assert delta_tables.partitions(uri) == ["2024-01-01", "2024-01-02"]
 
 
 def test_a_range_is_replaced_in_one_commit(uri: str) -> None:
     days = dates.dates("2024-01-01", "2024-01-05")
     for i, day in enumerate(days):
-        lake.replace(uri, table(day, i), day)
-    before = lake.version(uri)
+        delta_tables.replace(uri, table(day, i), day)
+    before = delta_tables.version(uri)
     assert before is not None
     new = pa.concat_tables([table("2024-01-02", 10, 11), table("2024-01-04", 12)])
-    assert lake.replace(uri, new, "2024-01-02", "2024-01-04") == before + 1
+    assert delta_tables.replace(uri, new, "2024-01-02", "2024-01-04") == before + 1
     assert ids(uri) == [0, 4, 10, 11, 12]
     assert ids(uri, start="2024-01-02", end="2024-01-03") == [10, 11]
 
 
 def test_a_writer_that_stays_open_sees_what_others_write(uri: str) -> None:
-    mine, theirs = lake.Writer(uri), lake.Writer(uri)
+    mine, theirs = delta_tables.Writer(uri), delta_tables.Writer(uri)
     for i, day in enumerate(dates.dates("2024-01-01", "2024-01-04")):
         assert mine.replace(table(day, 10 + i), day) == 2 * i + 1
         assert theirs.replace(table(day, 20 + i), day) == 2 * i + 2
@@ -66,41 +67,41 @@ def test_a_writer_that_stays_open_sees_what_others_write(uri: str) -> None:
 
 
 def test_rows_outside_the_range_are_refused_and_nothing_is_written(uri: str) -> None:
-    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
     with pytest.raises(StorageError):
-        lake.replace(uri, table("2024-01-02", 2), "2024-01-01")
+        delta_tables.replace(uri, table("2024-01-02", 2), "2024-01-01")
     assert ids(uri) == [1]
 
 
 def test_rows_outside_the_range_are_refused_in_the_first_write_too(uri: str) -> None:
     with pytest.raises(StorageError):
-        lake.replace(uri, table("2024-01-02", 2), "2024-01-01")
+        delta_tables.replace(uri, table("2024-01-02", 2), "2024-01-01")
     assert ids(uri) == []
 
 
 def test_an_old_version_stays_readable(uri: str) -> None:
-    first = lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
-    lake.replace(uri, table("2024-01-01", 2), "2024-01-01")
+    first = delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-01", 2), "2024-01-01")
     assert ids(uri, version=first) == [1]
     assert ids(uri) == [2]
     with pytest.raises(StorageError, match="at version 99"):
-        lake.open_table(uri, 99)
+        delta_tables.open_table(uri, 99)
 
 
 def test_a_fingerprint_changes_with_its_partitions_and_with_no_other(uri: str) -> None:
-    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
-    lake.replace(uri, table("2024-01-02", 2), "2024-01-02")
-    one, both = lake.fingerprint(uri, "2024-01-01", "2024-01-01"), lake.fingerprint(uri)
-    lake.replace(uri, table("2024-01-02", 3), "2024-01-02")
-    assert lake.fingerprint(uri, "2024-01-01", "2024-01-01") == one
-    assert lake.fingerprint(uri) != both
-    assert lake.fingerprint(uri, "2025-01-01", "2025-01-01") == ""
+    delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-02", 2), "2024-01-02")
+    one, both = delta_tables.fingerprint(uri, "2024-01-01", "2024-01-01"), delta_tables.fingerprint(uri)
+    delta_tables.replace(uri, table("2024-01-02", 3), "2024-01-02")
+    assert delta_tables.fingerprint(uri, "2024-01-01", "2024-01-01") == one
+    assert delta_tables.fingerprint(uri) != both
+    assert delta_tables.fingerprint(uri, "2025-01-01", "2025-01-01") == ""
 
 
 def test_a_column_that_comes_later_is_added(uri: str) -> None:
-    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
     more = table("2024-01-02", 2).append_column("extra", pa.array(["x"]))
-    lake.replace(uri, more, "2024-01-02")
+    delta_tables.replace(uri, more, "2024-01-02")
     stream = duckdb_session.stream(uri, columns=["id", "extra"])
     assert stream is not None
     assert sorted(stream.read_all().to_pylist(), key=lambda r: r["id"]) == [
@@ -112,9 +113,9 @@ def test_a_column_that_comes_later_is_added(uri: str) -> None:
 @pytest.mark.parametrize("name", ["with space", "it's", "glob*", "what?", "ümlaut", "#hash", "{brace}"])
 def test_any_folder_will_do(name: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
-    uri = lake.table("published", "toy")
-    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
-    lake.replace(uri, table("2024-01-02", 2), "2024-01-02")
+    uri = delta_tables.table("published", "toy")
+    delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-02", 2), "2024-01-02")
     assert ids(uri) == [1, 2]
     assert ids(uri, start="2024-01-02") == [2]
     assert Path(tmp_path / name / "published" / "toy").is_dir()
@@ -127,16 +128,16 @@ def test_a_folder_that_delta_tables_cannot_have_is_told(
     """deltalake panics, or reads another folder than it writes."""
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
     with pytest.raises(StorageError, match=r"Delta tables cannot have(.|\n)*PERENNIAL_LAKE"):
-        lake.replace(lake.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
+        delta_tables.replace(delta_tables.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
 
 
 def test_dates_are_checked_before_they_reach_a_query(uri: str) -> None:
     with pytest.raises(PerennialError, match="not a date"):
-        lake.replace(uri, table("2024-01-01", 1), "2024-01-01' OR true --")
+        delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01' OR true --")
 
 
 def test_a_stream_that_breaks_writes_nothing(uri: str) -> None:
-    lake.replace(uri, table("2024-01-01", 1), "2024-01-01")
+    delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
 
     def breaking() -> pa.RecordBatchReader:
         def batches() -> Any:
@@ -146,12 +147,12 @@ def test_a_stream_that_breaks_writes_nothing(uri: str) -> None:
         return pa.RecordBatchReader.from_batches(table("2024-01-01", 5).schema, batches())
 
     with pytest.raises(Exception, match="the source went away"):
-        lake.replace(uri, breaking, "2024-01-01")
+        delta_tables.replace(uri, breaking, "2024-01-01")
     assert ids(uri) == [1]
 
 
 def test_many_writers_of_one_partition_leave_one_writers_rows(uri: str) -> None:
-    lake.replace(uri, table("2024-01-02", -1), "2024-01-02")
+    delta_tables.replace(uri, table("2024-01-02", -1), "2024-01-02")
     writers = [processes.start(processes.write_ids, uri, "2024-01-01", 10 * n, 10) for n in range(8)]
     assert processes.wait(*writers) == [0] * 8
     found = ids(uri, start="2024-01-01", end="2024-01-01")
@@ -166,7 +167,7 @@ def test_many_first_writers_of_different_partitions_lose_nothing(uri: str) -> No
     writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
     assert processes.wait(*writers) == [0] * 8
     assert ids(uri) == list(range(8))
-    assert lake.partitions(uri) == days
+    assert delta_tables.partitions(uri) == days
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
@@ -175,7 +176,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="What to do"):
-        lake.replace(lake.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
+        delta_tables.replace(delta_tables.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
 
 
 def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:

@@ -8,8 +8,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial import ledger
-from perennial.errors import LedgerError
+from perennial.core.errors import LedgerError
+from perennial.storage import ledger
 from support import processes
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from perennial import lock
-from perennial.errors import BusyError
+from perennial.core.errors import BusyError
+from perennial.storage import locks
 from support import processes
 
 
@@ -26,22 +26,22 @@ def test_one_holder_at_a_time(house: Path, tmp_path: Path) -> None:
     appear(tmp_path / "held")
     with (
         pytest.raises(BusyError, match="promote-toy is held by another run"),
-        lock.hold("promote-toy", timeout=0.2),
+        locks.hold("promote-toy", timeout=0.2),
     ):
         pass
-    with lock.hold("promote-other", timeout=0.2):
+    with locks.hold("promote-other", timeout=0.2):
         pass  # another lock is free
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     assert processes.wait(holder) == [-signal.SIGKILL]
-    with lock.hold("promote-toy", timeout=5):
+    with locks.hold("promote-toy", timeout=5):
         pass  # the kernel freed it
 
 
 def test_it_is_freed_when_the_block_fails(house: Path) -> None:
-    with pytest.raises(ZeroDivisionError), lock.hold("x"):
+    with pytest.raises(ZeroDivisionError), locks.hold("x"):
         raise ZeroDivisionError
-    with lock.hold("x", timeout=0):
+    with locks.hold("x", timeout=0):
         pass
 
 

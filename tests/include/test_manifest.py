@@ -9,18 +9,18 @@ from pathlib import Path
 
 import pytest
 
-from perennial import manifest
-from perennial.errors import StorageError
-from perennial.manifest import Manifest
+from perennial.core.errors import StorageError
+from perennial.storage import manifests
+from perennial.storage.manifests import Manifest
 
 DONE = Manifest("toy", "data", "2024-01-01", {"rows": "abc", "n": 1}, {"status": "published"}, rows_in=5, rows_out=4,
                 quarantined=1)  # fmt: skip
 
 
 def test_it_comes_back_completed(house: Path) -> None:
-    assert manifest.read("toy", "data", "2024-01-01") is None
-    written = manifest.write(DONE, time.monotonic() - 2)
-    found = manifest.read("toy", "data", "2024-01-01")
+    assert manifests.read("toy", "data", "2024-01-01") is None
+    written = manifests.write(DONE, time.monotonic() - 2)
+    found = manifests.read("toy", "data", "2024-01-01")
     assert found == written
     assert written.duration >= 2
     assert written.memory_mb > 10
@@ -30,35 +30,35 @@ def test_it_comes_back_completed(house: Path) -> None:
 
 def test_counts_must_add_up(house: Path) -> None:
     with pytest.raises(StorageError, match="5 rows came in, 3 went out and 1"):
-        manifest.write(replace(DONE, rows_out=3), time.monotonic())
-    assert manifest.read("toy", "data", "2024-01-01") is None
+        manifests.write(replace(DONE, rows_out=3), time.monotonic())
+    assert manifests.read("toy", "data", "2024-01-01") is None
 
 
 def test_unchanged_inputs_are_a_finished_step(house: Path) -> None:
-    manifest.write(DONE, time.monotonic())
-    assert manifest.finished("toy", "data", "2024-01-01", {"n": 1, "rows": "abc"}) is not None
-    assert manifest.finished("toy", "data", "2024-01-01", {"n": 2, "rows": "abc"}) is None
-    assert manifest.finished("toy", "data", "2024-01-01", {"rows": "abc"}) is None
-    assert manifest.finished("toy", "data", "2024-01-02", {"n": 1, "rows": "abc"}) is None
+    manifests.write(DONE, time.monotonic())
+    assert manifests.finished("toy", "data", "2024-01-01", {"n": 1, "rows": "abc"}) is not None
+    assert manifests.finished("toy", "data", "2024-01-01", {"n": 2, "rows": "abc"}) is None
+    assert manifests.finished("toy", "data", "2024-01-01", {"rows": "abc"}) is None
+    assert manifests.finished("toy", "data", "2024-01-02", {"n": 1, "rows": "abc"}) is None
 
 
 def test_inputs_are_compared_as_json_keeps_them(house: Path) -> None:
-    manifest.write(replace(DONE, inputs={"pairs": [("a", 1)], "by": {1: 2}}), time.monotonic())
-    assert manifest.finished("toy", "data", "2024-01-01", {"pairs": [("a", 1)], "by": {1: 2}}) is not None
+    manifests.write(replace(DONE, inputs={"pairs": [("a", 1)], "by": {1: 2}}), time.monotonic())
+    assert manifests.finished("toy", "data", "2024-01-01", {"pairs": [("a", 1)], "by": {1: 2}}) is not None
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "toy"}', '{"unknown": 1}', "null"])
 def test_what_is_no_manifest_is_told(house: Path, text: str) -> None:
-    place = Path(manifest.uri("toy", "data", "2024-01-01"))
+    place = Path(manifests.uri("toy", "data", "2024-01-01"))
     place.parent.mkdir(parents=True)
     place.write_text(text)
     with pytest.raises(StorageError, match="is not a manifest"):
-        manifest.read("toy", "data", "2024-01-01")
+        manifests.read("toy", "data", "2024-01-01")
 
 
 def test_no_scraps_are_left_beside_it(house: Path) -> None:
-    manifest.write(DONE, time.monotonic())
-    manifest.write(DONE, time.monotonic())
-    place = Path(manifest.uri("toy", "data", "2024-01-01"))
+    manifests.write(DONE, time.monotonic())
+    manifests.write(DONE, time.monotonic())
+    place = Path(manifests.uri("toy", "data", "2024-01-01"))
     assert [p.name for p in place.parent.iterdir()] == [place.name]
     assert json.loads(place.read_text())["rows_in"] == 5

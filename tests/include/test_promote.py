@@ -9,15 +9,17 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, ledger, manifest, registry
-from perennial import promote as promotion
-from perennial.conclude import conclude
-from perennial.errors import ArtifactError, DataError, PerennialError, RegistryError
-from perennial.monitor import monitor
-from perennial.promote import promote, rollback
-from perennial.settings import settings
-from perennial.spec import ModelSpec
-from perennial.train import train
+from perennial.core import dates
+from perennial.core.errors import ArtifactError, DataError, PerennialError, RegistryError
+from perennial.core.settings import settings
+from perennial.lifecycle import promotion
+from perennial.lifecycle.promotion import promote, rollback
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.conclude import conclude
+from perennial.steps.monitor import monitor
+from perennial.steps.train import train
+from perennial.storage import ledger, manifests
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
@@ -41,7 +43,7 @@ def decisions(spec: ModelSpec) -> list[tuple[str, str, str]]:
 @pytest.fixture
 def passing(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """A model of which every challenger passes, and trains quickly: here the moves matter, not the models."""
-    from perennial import challenger_evaluation
+    from perennial.training import challenger_evaluation
 
     monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (True, ["let through"]))
     spec = make_model(training={"rounds": 3})
@@ -192,7 +194,7 @@ def test_a_champion_moved_from_outside_is_reported_once(passing: ModelSpec) -> N
 def test_a_refused_challenger_that_somebody_made_champion_is_reported(
     make_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from perennial import challenger_evaluation
+    from perennial.training import challenger_evaluation
 
     monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (False, ["no"]))
     spec = make_model(training={"rounds": 3})
@@ -340,7 +342,7 @@ def test_a_light_step_imports_nothing_heavy(passing: ModelSpec) -> None:
 
     train(passing, as_of=LATE)
     code = (
-        "import sys, pathlib; from perennial import steps; from perennial.catalog import load_model; "
+        "import sys, pathlib; from perennial import steps; from perennial.spec.catalog import load_model; "
         f"steps.run('promote', load_model(pathlib.Path({str(passing.folder)!r})), as_of={LATE!r}, actor='test'); "
         "print([m for m in ('mlflow', 'xgboost', 'sklearn', 'scipy', 'optuna', 'airflow') if m in sys.modules])"
     )
@@ -348,7 +350,7 @@ def test_a_light_step_imports_nothing_heavy(passing: ModelSpec) -> None:
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert said.stdout.strip() == "[]"
-    assert manifest.read(passing.name, "train", LATE) is not None
+    assert manifests.read(passing.name, "train", LATE) is not None
     assert settings().mlflow_uri.startswith("http://127.0.0.1:")
 
 

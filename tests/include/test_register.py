@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, fit, lake, manifest, registry, runtime
-from perennial.errors import RegistryError
-from perennial.register import Recorder
-from perennial.spec import ModelSpec
-from perennial.train import train
+from perennial.core import dates, runtime
+from perennial.core.errors import RegistryError
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.train import train
+from perennial.storage import delta_tables, manifests
+from perennial.training import search
+from perennial.training.tracking import Recorder
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
@@ -23,7 +26,7 @@ Make = Callable[..., ModelSpec]
 def client() -> Any:
     import mlflow
 
-    from perennial.settings import settings
+    from perennial.core.settings import settings
 
     return mlflow.MlflowClient(settings().mlflow_uri)
 
@@ -36,8 +39,10 @@ def test_the_version_carries_what_made_it(world: Any) -> None:
     assert tags["digest"] == result["digest"]
     assert tags["spec_digest"] == world.spec.digest
     assert tags["code_version"] == runtime.code_version()
-    assert tags["dataset_version"] == f"published@{lake.version(lake.table('published', world.spec.name))} labels@" \
-        f"{lake.version(lake.table('labels', world.spec.name))}"  # fmt: skip
+    published, labels = (
+        delta_tables.version(delta_tables.table(kind, world.spec.name)) for kind in ("published", "labels")
+    )
+    assert tags["dataset_version"] == f"published@{published} labels@{labels}"
     assert tags["trained_on"] == f"{toys.FIRST}..{dates.shift(toys.FIRST, 13)}"
     assert tags["judged_on"] == f"{dates.shift(toys.FIRST, 14)}..{dates.shift(toys.FIRST, 18)}"
     assert tags["device"] == "cpu"
@@ -87,7 +92,7 @@ def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
     alive, ending = (Recorder(spec, toys.LAST, name) for name in ("alive", "ending"))
-    place = "perennial.register.Recorder._log"
+    place = "perennial.training.tracking.Recorder._log"
     killed = processes.start(
         processes.killed_step,
         str(spec.folder),
@@ -132,7 +137,7 @@ def test_mlflow_that_dies_in_the_midst_of_a_training_is_told(
 ) -> None:
     spec = make_model()
     toys.publish(spec)
-    real = fit.fit
+    real = search.fit
 
     def fit_then_lose(*args: Any, **kwargs: Any) -> Any:
         import mlflow
@@ -147,9 +152,9 @@ def test_mlflow_that_dies_in_the_midst_of_a_training_is_told(
 
     url = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(fit, "fit", fit_then_lose)
+    monkeypatch.setattr(search, "fit", fit_then_lose)
     with pytest.raises(RegistryError, match="MLflow"):
         train(spec, as_of=toys.LAST)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)  # MLflow's client writes the variable
-    assert manifest.read(spec.name, "train", toys.LAST) is None
+    assert manifests.read(spec.name, "train", toys.LAST) is None
     assert registry.champion(spec) is None

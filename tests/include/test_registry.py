@@ -12,9 +12,9 @@ from typing import Any
 
 import pytest
 
-from perennial import registry
-from perennial.errors import ArtifactError, RegistryError
-from perennial.spec import ModelSpec
+from perennial.core.errors import ArtifactError, RegistryError
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
 from support import toys
 
 
@@ -48,12 +48,12 @@ def test_a_version_that_somebody_else_registered_is_not_loaded(world: Any) -> No
 
 
 def test_a_file_that_is_no_model_of_ours_is_told(tmp_path: Path) -> None:
-    from perennial import model
+    from perennial.modeling import trained_model
 
     path = tmp_path / "model.ubj"
     path.write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="not a model that Perennial wrote"):
-        model.load(path, model.file_digest(path), threads=1, name="toy")
+        trained_model.load(path, trained_model.file_digest(path), threads=1, name="toy")
 
 
 def test_an_artifact_is_fetched_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial.errors import PerennialError
+from perennial.core.errors import PerennialError
 from support.scaffolds import make, publishes, table, write
 
 

@@ -11,10 +11,13 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner, Result
 
-from perennial import catalog, interview, preflight, samples, scaffold, steps
-from perennial.cli import app
-from perennial.errors import PerennialError
-from perennial.interview import Asked
+from perennial.cli.app import app
+from perennial.cli.check import preflight
+from perennial.cli.new import sample_reader, templates, wizard
+from perennial.cli.new.wizard import Asked
+from perennial.core.errors import PerennialError
+from perennial.spec import catalog
+from perennial.steps import dispatch
 from support.scaffolds import make, publishes
 
 DAYS = 12
@@ -55,10 +58,10 @@ def test_a_csv_becomes_a_model_that_runs(registry_house: Path, wine: Path) -> No
     assert checked.exit_code == 0, checked.output
     assert "landed rows" in checked.output
     publishes(spec, "2024-03-01", "2024-03-12", 178)
-    trained = steps.run("train", spec, as_of="2024-03-12", reason="first")
+    trained = dispatch.run("train", spec, as_of="2024-03-12", reason="first")
     assert trained["status"] == "trained"
-    steps.run("promote", spec, as_of="2024-03-12", actor="test")
-    scored = steps.run("score", spec, start="2024-03-12")
+    dispatch.run("promote", spec, as_of="2024-03-12", actor="test")
+    scored = dispatch.run("score", spec, start="2024-03-12")
     assert scored["status"] in ("scored", "no champion")
 
 
@@ -135,11 +138,11 @@ def test_nothing_half_written_is_left(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"write": (scaffold, "readme_text"), "check": (preflight, "check_model"), "land": (samples, "copy"),
+    target = {"write": (templates, "readme_text"), "check": (preflight, "check_model"), "land": (sample_reader, "copy"),
               "rename": (Path, "rename")}[place]  # fmt: skip
     monkeypatch.setattr(*target, fail)
     with pytest.raises((OSError, PerennialError)):
-        interview.make("wine", [wine], Asked(label="cultivar"), ask=False)
+        wizard.make("wine", [wine], Asked(label="cultivar"), ask=False)
     assert list((tmp_path / "models").iterdir()) == []
     assert "wine" not in catalog.find()
 

@@ -10,14 +10,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import dates, dense, duckdb_session, lake, manifest, model, registry
-from perennial.errors import ArtifactError, DataError, RegistryError
-from perennial.promote import promote
-from perennial.score import score
-from perennial.scorer import Scorer
-from perennial.settings import settings
-from perennial.spec import ModelSpec
-from perennial.train import train
+from perennial.core import dates
+from perennial.core.errors import ArtifactError, DataError, RegistryError
+from perennial.core.settings import settings
+from perennial.lifecycle.promotion import promote
+from perennial.modeling import missing_value_rewrite, registry, trained_model
+from perennial.scoring.scorer import Scorer
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.score import score
+from perennial.steps.train import train
+from perennial.storage import delta_tables, duckdb_session, manifests
 from support import processes, toys
 
 DAY = dates.shift(toys.FIRST, 15)
@@ -33,15 +35,15 @@ def test_every_row_once(world: Any) -> None:
         "partitions": [DAY], "missing": [], "rows_in": toys.ROWS, "rows_out": toys.ROWS,
         "model_version": world.result["version"], "status": "scored",
     }  # fmt: skip
-    stream = duckdb_session.stream(lake.table("predictions", world.spec.name))
+    stream = duckdb_session.stream(delta_tables.table("predictions", world.spec.name))
     assert stream is not None
     table = stream.read_all()
     assert sorted(table["id"].to_pylist()) == toys.rows("binary", DAY)["id"].to_pylist()
-    assert set(table[lake.PARTITION].to_pylist()) == {DAY}
+    assert set(table[delta_tables.PARTITION].to_pylist()) == {DAY}
     assert set(table["model_version"].to_pylist()) == {world.result["version"]}
     assert set(table["run_id"].to_pylist()) == {"r1"}
     assert all(t.endswith("Z") for t in table["scored_at"].to_pylist())
-    done = manifest.read(world.spec.name, "score", DAY)
+    done = manifests.read(world.spec.name, "score", DAY)
     assert done is not None
     assert (done.rows_in, done.rows_out, done.model_version) == (
         toys.ROWS,
@@ -52,7 +54,7 @@ def test_every_row_once(world: Any) -> None:
 
 def test_predictions_are_the_boosters_own(world: Any) -> None:
     """Through the lake, by batches: the same numbers that the loaded model gives for the rows' features."""
-    from perennial.features import Features
+    from perennial.features.engine import Features
 
     score(world.spec, start=DAY)
     champion = registry.champion(world.spec)
@@ -69,11 +71,11 @@ def test_many_rows_get_the_same_predictions(world: Any, monkeypatch: pytest.Monk
     """A booster that is rewritten for many rows predicts as the one that was registered."""
     score(world.spec, start=DAY)
     few = predictions(world)
-    monkeypatch.setattr(dense, "ROWS", 0)
-    monkeypatch.setattr(dense, "ROWS_A_BYTE", 0)
+    monkeypatch.setattr(missing_value_rewrite, "ROWS", 0)
+    monkeypatch.setattr(missing_value_rewrite, "ROWS_A_BYTE", 0)
     readied: list[Any] = []
-    real = model.dense
-    monkeypatch.setattr(model, "dense", lambda *args: readied.append(real(*args)) or readied[-1])
+    real = trained_model.dense
+    monkeypatch.setattr(trained_model, "dense", lambda *args: readied.append(real(*args)) or readied[-1])
     score(world.spec, start=DAY, force=True)
     assert readied[0] is not None
     assert [r["prediction"] for r in predictions(world)] == [r["prediction"] for r in few]
@@ -81,11 +83,14 @@ def test_many_rows_get_the_same_predictions(world: Any, monkeypatch: pytest.Monk
 
 def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> None:
     score(world.spec, start=DAY)
-    before, version = predictions(world), lake.version(lake.table("predictions", world.spec.name))
+    before, version = (
+        predictions(world),
+        delta_tables.version(delta_tables.table("predictions", world.spec.name)),
+    )
     again = score(world.spec, start=DAY)
     assert again["status"] == "unchanged"
     assert again["partitions"] == []
-    assert lake.version(lake.table("predictions", world.spec.name)) == version
+    assert delta_tables.version(delta_tables.table("predictions", world.spec.name)) == version
     assert score(world.spec, start=DAY, force=True)["status"] == "scored"
     assert predictions(world) == before
 
@@ -93,9 +98,9 @@ def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> Non
 def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
     end = dates.shift(DAY, 2)
     score(world.spec, start=DAY, end=end)
-    uri, middle = lake.table("published", world.spec.name), dates.shift(DAY, 1)
+    uri, middle = delta_tables.table("published", world.spec.name), dates.shift(DAY, 1)
     rows = toys.rows("binary", middle, 10)
-    lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([middle] * 10)), middle)
+    delta_tables.replace(uri, rows.append_column(delta_tables.PARTITION, pa.array([middle] * 10)), middle)
     result = score(world.spec, start=DAY, end=end)
     assert result["partitions"] == [middle]
     assert result["rows_out"] == 10
@@ -119,8 +124,8 @@ def test_units_and_commits_of_any_size_give_the_same(
     end = dates.shift(DAY, 4)
     score(world.spec, start=DAY, end=end)
     before = predictions(world)
-    monkeypatch.setattr("perennial.planning.UNIT_ROWS", rows)
-    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", 150)
+    monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", rows)
+    monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", 150)
     result = score(world.spec, start=DAY, end=end, force=True)
     assert (result["rows_in"], result["rows_out"]) == (5 * toys.ROWS, 5 * toys.ROWS)
     assert predictions(world) == before
@@ -131,9 +136,9 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
 ) -> None:
     """Nights are marked as done while the later ones are scored."""
     days = dates.dates(DAY, dates.shift(DAY, 4))
-    monkeypatch.setattr("perennial.planning.UNIT_ROWS", toys.ROWS)
-    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", toys.ROWS)
-    monkeypatch.setattr("perennial.score.LOG_NIGHTS", 2)
+    monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", toys.ROWS)
+    monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", toys.ROWS)
+    monkeypatch.setattr("perennial.steps.score.LOG_NIGHTS", 2)
     real = Scorer.score
 
     def failing(scorer: Scorer, unit: Any) -> Any:
@@ -148,7 +153,7 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     result = score(world.spec, start=days[0], end=days[-1], run_id="second")
     assert result["partitions"] == days[4:]
     assert len(predictions(world)) == 5 * toys.ROWS
-    stream = duckdb_session.stream(lake.table("predictions", world.spec.name))
+    stream = duckdb_session.stream(delta_tables.table("predictions", world.spec.name))
     assert stream is not None
     found = stream.read_all().group_by(["partition_date", "run_id"]).aggregate([])
     assert sorted(zip(*found.to_pydict().values(), strict=True)) == [
@@ -159,12 +164,14 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
 
 def test_nights_may_have_keys_in_common(world: Any) -> None:
     """Joins give the rows of several nights in another order; by the key alone they cannot be told apart."""
-    uri, days = lake.table("published", world.spec.name), dates.dates(DAY, dates.shift(DAY, 2))
+    uri, days = delta_tables.table("published", world.spec.name), dates.dates(DAY, dates.shift(DAY, 2))
     first = toys.rows("binary", DAY)
     for day in days[1:]:
         rows = toys.rows("binary", day)
         rows = rows.set_column(0, "id", first["id"])
-        lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([day] * len(rows))), day)
+        delta_tables.replace(
+            uri, rows.append_column(delta_tables.PARTITION, pa.array([day] * len(rows))), day
+        )
     for day in days:
         score(world.spec, start=day)
     night_by_night = predictions(world)
@@ -179,17 +186,17 @@ def strict(make_model: Callable[..., ModelSpec]) -> ModelSpec:
     toys.publish(spec)
     train(spec, as_of=toys.LAST)
     promote(spec, as_of=toys.LAST, actor="test")
-    uri = lake.table("published", spec.name)
+    uri = delta_tables.table("published", spec.name)
     rows = toys.rows("binary", DAY)
     rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["new"] * len(rows)))
-    lake.replace(uri, rows.append_column(lake.PARTITION, pa.array([DAY] * len(rows))), DAY)
+    delta_tables.replace(uri, rows.append_column(delta_tables.PARTITION, pa.array([DAY] * len(rows))), DAY)
     return spec
 
 
 def published(spec: ModelSpec, days: list[str]) -> None:
     """Leave the manifests of the data step."""
     for day in days:
-        manifest.write(manifest.Manifest(spec.name, "data", day, {}, {}), 0)
+        manifests.write(manifests.Manifest(spec.name, "data", day, {}, {}), 0)
 
 
 def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., ModelSpec]) -> None:
@@ -197,8 +204,8 @@ def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., 
     with pytest.raises(DataError, match="category that training did not see") as error:
         score(spec, start=toys.FIRST, end=toys.LAST)
     assert (error.value.model, error.value.partition) == (spec.name, DAY)
-    assert lake.partitions(lake.table("predictions", spec.name)) == []
-    assert manifest.read(spec.name, "score", toys.FIRST) is None
+    assert delta_tables.partitions(delta_tables.table("predictions", spec.name)) == []
+    assert manifests.read(spec.name, "score", toys.FIRST) is None
 
 
 def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -206,10 +213,10 @@ def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.M
     published(world.spec, dates.dates(dates.shift(DAY, -3), days[-1]))
     assert "late" not in score(world.spec, start=days[0], catch_up=True)  # nothing was scored before
     assert "late" not in score(world.spec, start=days[-1], catch_up=True)  # published this minute
-    monkeypatch.setattr("perennial.planning.PATIENCE", -60)
+    monkeypatch.setattr("perennial.scoring.planning.PATIENCE", -60)
     result = score(world.spec, start=days[-1], force=True, catch_up=True)
     assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], days[1:3], toys.ROWS)
-    assert lake.partitions(lake.table("predictions", world.spec.name)) == days
+    assert delta_tables.partitions(delta_tables.table("predictions", world.spec.name)) == days
     by_itself = predictions(world)
     score(world.spec, start=days[0], end=days[-1], force=True)
     assert predictions(world) == by_itself
@@ -220,7 +227,7 @@ def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
     make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = strict(make_model)
-    monkeypatch.setattr("perennial.planning.PATIENCE", -60)
+    monkeypatch.setattr("perennial.scoring.planning.PATIENCE", -60)
     days = dates.dates(dates.shift(DAY, -1), dates.shift(DAY, 2))
     published(spec, days)
     score(spec, start=days[0])
@@ -254,10 +261,10 @@ def test_a_commit_that_another_writer_won_is_written_again_whole(
 def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
     days = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 4))
     score(world.spec, start=days[2])
-    kept = manifest.read(world.spec.name, "score", days[2])
+    kept = manifests.read(world.spec.name, "score", days[2])
     result = score(world.spec, start=days[0], end=days[4], run_id="later")
     assert result["partitions"] == [days[0], days[1], days[3], days[4]]
-    assert manifest.read(world.spec.name, "score", days[2]) == kept
+    assert manifests.read(world.spec.name, "score", days[2]) == kept
     assert len(predictions(world)) == 5 * toys.ROWS
 
 
@@ -273,8 +280,8 @@ def test_without_a_champion_nothing_is_written(make_model: Callable[..., ModelSp
     spec = make_model()
     toys.publish(spec, days=1)
     assert score(spec, start=toys.FIRST)["status"] == "no champion"
-    assert lake.version(lake.table("predictions", spec.name)) is None
-    assert manifest.read(spec.name, "score", toys.FIRST) is None
+    assert delta_tables.version(delta_tables.table("predictions", spec.name)) is None
+    assert manifests.read(spec.name, "score", toys.FIRST) is None
 
 
 def test_two_runs_at_once_leave_every_row_once(world: Any) -> None:
@@ -285,7 +292,7 @@ def test_two_runs_at_once_leave_every_row_once(world: Any) -> None:
     assert processes.wait(*runs) == [0, 0]
     found = predictions(world)
     assert len(found) == len({r["id"] for r in found}) == toys.ROWS
-    stream = duckdb_session.stream(lake.table("predictions", world.spec.name), columns=["run_id"])
+    stream = duckdb_session.stream(delta_tables.table("predictions", world.spec.name), columns=["run_id"])
     assert stream is not None
     assert len(set(stream.read_all()["run_id"].to_pylist())) == 1  # one run's rows, not a mixture
     assert score(world.spec, start=DAY)["status"] == "unchanged"
@@ -321,7 +328,7 @@ def test_an_artifact_with_one_flipped_byte_is_refused(
             score(spec, start=DAY)
         assert error.value.model == spec.name
         assert "roll the champion back" in error.value.remedy
-    assert lake.version(lake.table("predictions", spec.name)) is None
+    assert delta_tables.version(delta_tables.table("predictions", spec.name)) is None
     stored.unlink()
     with pytest.raises(ArtifactError, match="no artifact"):
         score(spec, start=DAY)
@@ -336,9 +343,9 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
         promote(spec, as_of=toys.LAST, actor="test")
         rows = toys.rows("binary", day)
         rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["=1+1"] * len(rows)))
-        lake.replace(
-            lake.table("published", spec.name),
-            rows.append_column(lake.PARTITION, pa.array([day] * len(rows))),
+        delta_tables.replace(
+            delta_tables.table("published", spec.name),
+            rows.append_column(delta_tables.PARTITION, pa.array([day] * len(rows))),
             day,
         )
         if unseen == "missing":
@@ -348,8 +355,8 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
         with pytest.raises(DataError, match="category that training did not see") as error:
             score(spec, start=day)
         assert (error.value.model, error.value.partition) == (spec.name, day)
-        assert lake.partitions(lake.table("predictions", spec.name)) == [toys.LAST]
-        assert manifest.read(spec.name, "score", day) is None
+        assert delta_tables.partitions(delta_tables.table("predictions", spec.name)) == [toys.LAST]
+        assert manifests.read(spec.name, "score", day) is None
 
 
 def test_values_that_are_no_numbers_are_scored_as_missing(world: Any) -> None:
@@ -359,8 +366,10 @@ def test_values_that_are_no_numbers_are_scored_as_missing(world: Any) -> None:
     rows = rows.set_column(3, "z", pa.array([0.5] * 4)).set_column(4, "k", pa.array([None] * 4, pa.string()))
     rows = rows.set_column(1, "seen_at", pa.array([rows["seen_at"][0].as_py()] * 4))
     rows = rows.set_column(5, "place", pa.array(["north"] * 4))
-    lake.replace(
-        lake.table("published", world.spec.name), rows.append_column(lake.PARTITION, pa.array([day] * 4)), day
+    delta_tables.replace(
+        delta_tables.table("published", world.spec.name),
+        rows.append_column(delta_tables.PARTITION, pa.array([day] * 4)),
+        day,
     )
     score(world.spec, start=day)
     assert len({r["prediction"] for r in predictions(world)}) == 1
@@ -380,4 +389,4 @@ def test_mlflow_down_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RegistryError, match=r"does not answer(.|\n)*What to do: start it"):
         score(world.spec, start=DAY)
-    assert lake.version(lake.table("predictions", world.spec.name)) is None
+    assert delta_tables.version(delta_tables.table("predictions", world.spec.name)) is None

@@ -17,19 +17,22 @@ import numpy as np
 import pytest
 import xgboost
 
-from perennial import duckdb_session, files, lake, manifest, registry, runtime, shares, workers
-from perennial.baseline_models import baselines
-from perennial.checkpoint import Checkpoint
-from perennial.dataset import Binning, build
-from perennial.errors import Absent, DataError, Interrupted, PerennialError
-from perennial.features import Features
-from perennial.fit import Fitted, fit
-from perennial.model import Model
-from perennial.shares import Shares, Source
-from perennial.spec import ModelSpec
-from perennial.train import train
-from perennial.windows import Windows, windows
-from perennial.workers import Crew, crew
+from perennial.core import runtime
+from perennial.core.errors import Absent, DataError, Interrupted, PerennialError
+from perennial.features.engine import Features
+from perennial.modeling import registry
+from perennial.modeling.trained_model import Model
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.train import train
+from perennial.storage import delta_tables, duckdb_session, manifests, object_store
+from perennial.training import dask_cluster, distributed_dataset
+from perennial.training.baseline_models import baselines
+from perennial.training.checkpoint import Checkpoint
+from perennial.training.dask_cluster import Crew, crew
+from perennial.training.dataset import Binning, build
+from perennial.training.distributed_dataset import Shares, Source
+from perennial.training.search import Fitted, fit
+from perennial.training.windows import Windows, windows
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -60,19 +63,19 @@ def make(house: Path, tmp_path: Path) -> Make:
 
 
 def split(spec: ModelSpec) -> Windows:
-    return windows(spec, toys.LAST, lake.partitions(lake.table("labels", spec.name)))
+    return windows(spec, toys.LAST, delta_tables.partitions(delta_tables.table("labels", spec.name)))
 
 
 def source(spec: ModelSpec) -> tuple[Source, Features]:
     features = Features(spec)
-    at = (lake.version(lake.table(kind, spec.name)) for kind in ("published", "labels"))
+    at = (delta_tables.version(delta_tables.table(kind, spec.name)) for kind in ("published", "labels"))
     return Source(spec, features.versions, *at), features
 
 
 def share(spec: ModelSpec, two: Crew) -> Shares:
     known, features = source(spec)
     _tell(two)
-    return shares.build(two, known, split(spec), tuple(features.columns))
+    return distributed_dataset.build(two, known, split(spec), tuple(features.columns))
 
 
 def _tell(two: Crew, **more: str) -> None:
@@ -145,13 +148,13 @@ def test_rounds_stop_where_the_validation_rows_say(make: Make, two: Crew) -> Non
 
 def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: Crew) -> None:
     spec = make()
-    table = duckdb_session.stream(lake.table("published", spec.name)).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(delta_tables.table("published", spec.name)).read_all()  # type: ignore[union-attr]
     import pyarrow as pa
 
     last = table["partition_date"].to_pylist()
     k = ["aa" if day == toys.FIRST else old for day, old in zip(last, table["k"].to_pylist(), strict=True)]
     table = table.set_column(table.column_names.index("k"), "k", pa.array(k))
-    lake.replace(lake.table("published", spec.name), table, toys.FIRST, toys.LAST)
+    delta_tables.replace(delta_tables.table("published", spec.name), table, toys.FIRST, toys.LAST)
     both = share(spec, two)
     assert both.encoding.categories == {"k": ["a", "aa", "b", "c"]}
     at = both.encoding.columns.index("k")
@@ -182,11 +185,11 @@ def test_what_was_interrupted_goes_on(make: Make, two: Crew, tmp_path: Path, mon
 
 def test_errors_of_workers_keep_their_words(make: Make, two: Crew) -> None:
     spec = make()
-    table = duckdb_session.stream(lake.table("labels", spec.name)).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(delta_tables.table("labels", spec.name)).read_all()  # type: ignore[union-attr]
     import pyarrow as pa
 
     same = table.set_column(table.column_names.index("label"), "label", pa.array([1] * len(table)))
-    lake.replace(lake.table("labels", spec.name), same, toys.FIRST, toys.LAST)
+    delta_tables.replace(delta_tables.table("labels", spec.name), same, toys.FIRST, toys.LAST)
     with pytest.raises(DataError, match="training rows have the same label"):
         share(spec, two)
     with pytest.raises(PerennialError, match=r"training\.device is cuda, but XGBoost found no GPU"):
@@ -202,7 +205,7 @@ def test_the_step_says_how_many_workers_ran(registry_house: Path, tmp_path: Path
     assert alone["rows"] == done["rows"] and done["gate"]["passed"]
     for name, value in alone["metrics"].items():
         assert done["metrics"][name] == pytest.approx(value, rel=0.1, abs=0.02), name
-    kept = manifest.read(spec.name, "train", toys.LAST)
+    kept = manifests.read(spec.name, "train", toys.LAST)
     assert kept is not None and kept.result["workers"] == 2
     assert registry.version(spec.name, done["version"]).digest == done["digest"]
 
@@ -221,7 +224,7 @@ def test_a_lost_worker_is_an_interruption(make: Make, monkeypatch: pytest.Monkey
             asleep.result()
         else:
             known, features = source(spec)
-            both = shares.build(found, known, split(spec), tuple(features.columns))
+            both = distributed_dataset.build(found, known, split(spec), tuple(features.columns))
             threading.Thread(target=_kill_once_it_boosts, args=(pid, place), daemon=True).start()
             fit(spec, both, checkpoint=place)
     assert time.monotonic() - began < 90
@@ -231,7 +234,7 @@ def test_a_lost_worker_is_an_interruption(make: Make, monkeypatch: pytest.Monkey
 
 
 def _kill_once_it_boosts(pid: int, place: Checkpoint) -> None:
-    while not files.exists(f"{place.uri}/trial-0.ubj"):
+    while not object_store.exists(f"{place.uri}/trial-0.ubj"):
         time.sleep(0.05)
     os.kill(pid, signal.SIGKILL)
 
@@ -244,7 +247,7 @@ def meeting(house: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 def worker(meeting: str, rank: int, *more: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "perennial", "work", "--meeting", meeting, "--rank", str(rank), *more]
-    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(workers.__file__).parents[1])},
+    return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(dask_cluster.__file__).parents[2])},
                             stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
@@ -253,12 +256,12 @@ def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meetin
     started = [worker(meeting, rank, "--library", runtime.library_digest()) for rank in (0, 1)]
     try:
         with crew(2, meeting) as found:
-            assert json.loads(files.read_text(meeting))["scheduler"].startswith("tcp://")
+            assert json.loads(object_store.read_text(meeting))["scheduler"].startswith("tcp://")
             known, features = source(spec)
-            fitted = fit(spec, shares.build(found, known, split(spec), tuple(features.columns)))
+            fitted = fit(spec, distributed_dataset.build(found, known, split(spec), tuple(features.columns)))
             assert fitted.booster.num_boosted_rounds() == fitted.rounds
         assert [process.wait(30) for process in started] == [0, 0]
-        assert not files.exists(meeting)
+        assert not object_store.exists(meeting)
     finally:
         for process in started:
             process.kill()
@@ -269,10 +272,10 @@ def test_who_does_not_come_is_told(meeting: str, monkeypatch: pytest.MonkeyPatch
     with pytest.raises(Absent, match=r"0 of 2 workers came within 0\.02 minutes"), crew(2, meeting):
         pass
     with pytest.raises(Absent, match="no trainer came to"):
-        workers.serve(meeting, 0)
-    files.write_text(meeting, '{"scheduler": "tcp://127.0.0.1:9"}')  # where nobody listens
+        dask_cluster.serve(meeting, 0)
+    object_store.write_text(meeting, '{"scheduler": "tcp://127.0.0.1:9"}')  # where nobody listens
     with pytest.raises(Absent, match="the trainer cannot be reached"):
-        workers.serve(meeting, 0)
+        dask_cluster.serve(meeting, 0)
 
 
 def test_a_worker_of_another_library_does_not_begin(meeting: str) -> None:

@@ -9,13 +9,16 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import dates, duckdb_session, ingest, lake, manifest, references, registry, served
-from perennial.promote import promote
-from perennial.score import score
-from perennial.signals import Signal
-from perennial.skew import skew
-from perennial.spec import ModelSpec
-from perennial.train import train
+from perennial.core import dates
+from perennial.features import reference_tables, serving_log
+from perennial.lifecycle.promotion import promote
+from perennial.modeling import registry
+from perennial.monitoring.signals import Signal
+from perennial.monitoring.train_serve_skew import skew
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.score import score
+from perennial.steps.train import train
+from perennial.storage import delta_tables, duckdb_session, landing, manifests
 from support import toys
 
 FIRST, LAST = dates.shift(toys.LAST, 1), dates.shift(toys.LAST, 4)
@@ -61,9 +64,9 @@ def test_of_every_task(make_model: Callable[..., ModelSpec], task: str) -> None:
 def test_a_reference_revised_after_scoring_is_no_skew(scored: ModelSpec) -> None:
     places = toys.places()
     moved = places.set_column(2, "size", pa.array([7.0] * len(places)))
-    toys.write(ingest.expand(scored.references[0].source), moved)
-    before = manifest.read(scored.name, "score", FIRST)
-    assert before is not None and references.refresh(scored) != before.inputs["references"]
+    toys.write(landing.expand(scored.references[0].source), moved)
+    before = manifests.read(scored.name, "score", FIRST)
+    assert before is not None and reference_tables.refresh(scored) != before.inputs["references"]
     assert look(scored).state == "ok"
     log_before = log(scored)
     assert score(scored, start=FIRST)["status"] == "scored"
@@ -73,8 +76,8 @@ def test_a_reference_revised_after_scoring_is_no_skew(scored: ModelSpec) -> None
 def test_a_night_published_anew_waits_for_its_scoring(scored: ModelSpec) -> None:
     rows = toys.rows(scored.task, LAST)
     rows = rows.set_column(2, "x", pa.array(np.full(len(rows), 9.0)))
-    rows = rows.append_column(lake.PARTITION, pa.array([LAST] * len(rows)))
-    lake.replace(lake.table("published", scored.name), rows, LAST)
+    rows = rows.append_column(delta_tables.PARTITION, pa.array([LAST] * len(rows)))
+    delta_tables.replace(delta_tables.table("published", scored.name), rows, LAST)
     found = look(scored)
     assert found.state == "ok" and f" {3 * toys.ROWS} logged rows" in found.reason
     score(scored, start=FIRST, end=LAST)
@@ -104,26 +107,28 @@ def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch:
 
 
 def test_a_prediction_that_its_features_do_not_give_is_skew(scored: ModelSpec) -> None:
-    log = duckdb_session.stream(served.uri(scored.name), start=LAST, end=LAST)
+    log = duckdb_session.stream(serving_log.uri(scored.name), start=LAST, end=LAST)
     assert log is not None
     table = log.read_all()
     said = table["prediction"].to_numpy().copy()
     said[:3] += 0.01
     where = table.column_names.index("prediction")
-    lake.replace(served.uri(scored.name), table.set_column(where, "prediction", pa.array(said)), LAST)
+    delta_tables.replace(
+        serving_log.uri(scored.name), table.set_column(where, "prediction", pa.array(said)), LAST
+    )
     found = look(scored)
     assert found.state == "bad" and found.reason.startswith("the prediction: 3 of 240 logged rows differ")
 
 
 def test_a_log_that_a_killed_scoring_left_is_not_judged(scored: ModelSpec) -> None:
     """It scored from something else than the manifest tells of: what differs is no skew."""
-    log = duckdb_session.stream(served.uri(scored.name), start=LAST, end=LAST)
+    log = duckdb_session.stream(serving_log.uri(scored.name), start=LAST, end=LAST)
     assert log is not None
     table = log.read_all()
     other = table.set_column(
         table.column_names.index("scored_from"), "scored_from", pa.array(["x"] * len(table))
     )
-    lake.replace(served.uri(scored.name), other, LAST)
+    delta_tables.replace(serving_log.uri(scored.name), other, LAST)
     found = look(scored)
     assert found.state == "ok" and f" {3 * toys.ROWS} logged rows" in found.reason
 
@@ -144,7 +149,9 @@ def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
     toys.publish(world.spec, few, 1, n=150)
     toys.publish(world.spec, many, 1, n=1001)
     score(world.spec, start=few, end=many)
-    rows = {day: [r["id"] for r in log(world.spec) if r[lake.PARTITION] == day] for day in (few, many)}
+    rows = {
+        day: [r["id"] for r in log(world.spec) if r[delta_tables.PARTITION] == day] for day in (few, many)
+    }
     assert len(rows[few]) == 150
     assert rows[many] == [f"{many}-{i:05d}" for i in range(0, 1001, 6)]
 
@@ -153,13 +160,13 @@ def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
 def test_the_log_is_the_same_however_nights_are_scored(
     scored: ModelSpec, monkeypatch: pytest.MonkeyPatch, unit: int, commit: int, nights: int
 ) -> None:
-    monkeypatch.setattr("perennial.served.ROWS", 13)
+    monkeypatch.setattr("perennial.features.serving_log.ROWS", 13)
     score(scored, start=FIRST, end=LAST, force=True)
     before = log(scored)
     assert len(before) == 4 * 12
-    monkeypatch.setattr("perennial.planning.UNIT_ROWS", unit)
-    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", commit)
-    monkeypatch.setattr("perennial.score.LOG_NIGHTS", nights)
+    monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", unit)
+    monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", commit)
+    monkeypatch.setattr("perennial.steps.score.LOG_NIGHTS", nights)
     score(scored, start=FIRST, end=LAST, force=True)
     assert log(scored) == before
     score(scored, start=dates.shift(FIRST, 1), force=True)

@@ -10,10 +10,12 @@ from pathlib import Path
 
 import pytest
 
-from perennial import catalog, preflight, reference
-from perennial.allowed import PARAMETERS
-from perennial.errors import SpecError
-from perennial.spec import ModelSpec
+from perennial.cli import spec_reference
+from perennial.cli.check import preflight
+from perennial.core.errors import SpecError
+from perennial.spec import catalog
+from perennial.spec.constraints import PARAMETERS
+from perennial.spec.model_spec import ModelSpec
 
 BROKEN = Path(__file__).parent / "broken"
 SQL = "SELECT id, x FROM rows\n"
@@ -183,13 +185,13 @@ def test_digest_follows_every_file(folder: Path) -> None:
 
 def test_generated_files_are_not_stale() -> None:
     """If this fails: `make docs`, and commit what it writes."""
-    assert reference.write(dry_run=True) == []
+    assert spec_reference.write(dry_run=True) == []
 
 
 def test_schema_says_what_the_spec_says() -> None:
     import json
 
-    schema = json.loads(reference.schema())
+    schema = json.loads(spec_reference.schema())
     assert schema["additionalProperties"] is False
     assert set(schema["required"]) == {"name", "task", "owner", "description", "data", "label", "schedule"}
     sections = schema["$defs"]
@@ -201,7 +203,7 @@ def test_schema_says_what_the_spec_says() -> None:
         if not v.get("description")
     ]
     assert lacking == []
-    assert all(name in reference.page() for name in PARAMETERS)
+    assert all(name in spec_reference.page() for name in PARAMETERS)
 
 
 def test_specs_load_without_heavy_libraries() -> None:

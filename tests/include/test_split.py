@@ -10,17 +10,19 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perennial import dates, duckdb_session, files, lake, ledger, manifest, registry
-from perennial.conclude import conclude
-from perennial.errors import ArtifactError
-from perennial.monitor import monitor
-from perennial.promote import promote, rollback
-from perennial.score import score
-from perennial.shadow import said, standing
-from perennial.spec import ModelSpec
-from perennial.split import Split, interval, judge
-from perennial.train import train
-from perennial.why import why
+from perennial.core import dates
+from perennial.core.errors import ArtifactError
+from perennial.lifecycle.ab_test import Split, interval, judge
+from perennial.lifecycle.explanation import why
+from perennial.lifecycle.promotion import promote, rollback
+from perennial.lifecycle.trials import said, standing
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.conclude import conclude
+from perennial.steps.monitor import monitor
+from perennial.steps.score import score
+from perennial.steps.train import train
+from perennial.storage import delta_tables, duckdb_session, ledger, manifests, object_store
 from support import toys
 
 EARLY, LATE = dates.shift(toys.LAST, -1), toys.LAST
@@ -71,7 +73,7 @@ def belongs(spec: ModelSpec, version: str, key: str, share: float) -> bool:
 @pytest.fixture
 def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """A champion, and a challenger in a split; one of them has learned from shuffled labels."""
-    from perennial import challenger_evaluation
+    from perennial.training import challenger_evaluation
 
     def make(task: str = "binary", better: bool = True, **retraining: Any) -> tuple[ModelSpec, str]:
         monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (True, ["let through"]))
@@ -107,7 +109,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         assert (result["model_version"], result["challenger"]) == ("1", challenger)
         judged = monitor(spec, as_of=day)
         seen = judged["shadow"]
-        page = files.read_text(judged["report"])
+        page = object_store.read_text(judged["report"])
         assert "Challenger on trial" in page and said(seen, spec.metric).split("[")[0] in page
         concluded = conclude(spec, as_of=day, actor="scheduler")
         if seen["state"] != "begun":
@@ -143,7 +145,9 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     score(spec, start=LATE, end=last)
     before = toys.content_of("predictions", spec.name)
     wanted = {
-        r["id"]: challenger if r[lake.PARTITION] > LATE and belongs(spec, challenger, r["id"], SHARE) else "1"
+        r["id"]: challenger
+        if r[delta_tables.PARTITION] > LATE and belongs(spec, challenger, r["id"], SHARE)
+        else "1"
         for r in before
     }
     found = arms(spec)
@@ -151,19 +155,19 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     assert abs(sum(v == challenger for v in found.values()) / (3 * ROWS) - SHARE) < 0.05
     assert score(spec, start=LATE, end=last)["status"] == "unchanged"
     # Each row has what its own version says of it.
-    from perennial.features import Features
+    from perennial.features.engine import Features
 
     rows = toys.rows("binary", FIRST, ROWS)
     said = {}
     for version in ("1", challenger):
         at_work = registry.version(spec.name, version)
         said[version] = registry.load(at_work).predict(Features(registry.spec(at_work)).apply(rows))
-    for i, row in enumerate(r for r in before if r[lake.PARTITION] == FIRST):
+    for i, row in enumerate(r for r in before if r[delta_tables.PARTITION] == FIRST):
         assert row["prediction"] == said[row["model_version"]][i]
     log = toys.content_of("served", spec.name)
     assert {r["model_version"] for r in log} == {"1", challenger}
-    monkeypatch.setattr("perennial.planning.UNIT_ROWS", 70)
-    monkeypatch.setattr("perennial.planning.COMMIT_ROWS", 500)
+    monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", 70)
+    monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", 500)
     assert score(spec, start=LATE, end=last, force=True)["rows_out"] == toys.ROWS + 3 * ROWS
     assert toys.content_of("predictions", spec.name) == before
     assert str(toys.content_of("served", spec.name)) == str(log)
@@ -177,7 +181,7 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
 def test_a_manifest_names_both_versions_and_a_changed_split_is_scored_anew(begin: Callable[..., Any]) -> None:
     spec, challenger = begin()
     score(spec, start=LATE, end=FIRST)
-    alone, shared = (manifest.read(spec.name, "score", day) for day in (LATE, FIRST))
+    alone, shared = (manifests.read(spec.name, "score", day) for day in (LATE, FIRST))
     assert alone is not None and shared is not None
     assert "split" not in alone.inputs and alone.result.get("challenger") is None
     part = shared.inputs["split"]
@@ -219,7 +223,7 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
     """Nights without labels count, too: a trial must not last for ever."""
     spec, challenger = begin(shadow_nights=5)
     end = dates.shift(FIRST, 6)
-    lake.replace(lake.table("labels", spec.name), _none(spec), FIRST, end)
+    delta_tables.replace(delta_tables.table("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
     assert monitor(spec, as_of=dates.shift(FIRST, 4))["shadow"]["state"] == "begun"
     seen = monitor(spec, as_of=end)["shadow"]
@@ -232,7 +236,7 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
 
 
 def _none(spec: ModelSpec) -> Any:
-    stream = duckdb_session.stream(lake.table("labels", spec.name), start=FIRST, end=FIRST)
+    stream = duckdb_session.stream(delta_tables.table("labels", spec.name), start=FIRST, end=FIRST)
     assert stream is not None
     return stream.schema.empty_table()
 

@@ -7,33 +7,34 @@ from pathlib import Path
 
 import pytest
 
-from perennial import errors, steps
-from perennial.errors import DataError, PerennialError
+from perennial.core import errors
+from perennial.core.errors import DataError, PerennialError
+from perennial.steps import dispatch
 from support import toys
 
 
 def test_unknown_steps_and_arguments_are_told(house: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     with pytest.raises(PerennialError, match=r"no step 'fly'(.|\n)*data, train, promote, score, monitor"):
-        steps.run("fly", spec)
+        dispatch.run("fly", spec)
     with pytest.raises(PerennialError, match=r"step score: .*'stop'(.|\n)*it takes: start, end"):
-        steps.run("score", spec, start="2024-01-01", stop="2024-01-02")
+        dispatch.run("score", spec, start="2024-01-01", stop="2024-01-02")
     with pytest.raises(PerennialError, match="missing a required argument: 'as_of'"):
-        steps.run("train", spec)
+        dispatch.run("train", spec)
 
 
 def test_every_step_can_be_imported_and_says_what_it_takes() -> None:
-    assert steps.takes("promote") == ["as_of", "actor", "reason"]
-    assert steps.takes("rollback") == ["actor", "reason", "to_version"]
-    for name in steps.STEPS:
-        assert steps.takes(name)
+    assert dispatch.takes("promote") == ["as_of", "actor", "reason"]
+    assert dispatch.takes("rollback") == ["actor", "reason", "to_version"]
+    for name in dispatch.STEPS:
+        assert dispatch.takes(name)
 
 
 @pytest.mark.parametrize("name", ["data", "train", "score"])
 def test_a_date_that_is_none_is_refused_by_every_step(house: Path, tmp_path: Path, name: str) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     with pytest.raises(PerennialError) as error:
-        steps.run(name, spec, **{"as_of" if name == "train" else "start": "../../etc"})
+        dispatch.run(name, spec, **{"as_of" if name == "train" else "start": "../../etc"})
     assert error.value.remedy
 
 

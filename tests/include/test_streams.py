@@ -11,8 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet
 import pytest
 
-from perennial import duckdb_session, lake, planning, score, units
-from perennial.features import Features
+from perennial.features import scan_units
+from perennial.features.engine import Features
+from perennial.scoring import planning
+from perennial.steps import score
+from perennial.storage import delta_tables, duckdb_session
 
 
 @pytest.fixture
@@ -21,7 +24,7 @@ def nights(tmp_path: Path) -> str:
     uri = str(tmp_path / "lake" / "published" / "toy")
     days = [f"2024-01-{i:02d}" for i in range(1, 31)]
     rows = pa.table({"id": list(range(3000)), "partition_date": [d for d in days for _ in range(100)]})
-    lake.replace(uri, rows, days[0], days[-1], distinct=["id"])
+    delta_tables.replace(uri, rows, days[0], days[-1], distinct=["id"])
     return uri
 
 
@@ -41,9 +44,13 @@ def test_long_rows_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_fingerprints_are_those_of_each_partition(nights: str) -> None:
-    found = lake.contents(nights)
+    found = delta_tables.contents(nights)
     assert len(found) == 30
-    assert lake.names(found["2024-01-07"]) == lake.fingerprint(nights, "2024-01-07", "2024-01-07") != ""
+    assert (
+        delta_tables.names(found["2024-01-07"])
+        == delta_tables.fingerprint(nights, "2024-01-07", "2024-01-07")
+        != ""
+    )
     assert {sum(f.rows for f in held) for held in found.values()} == {100}
 
 
@@ -63,10 +70,10 @@ def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest
 
 def test_units_are_whole_nights_or_stretches_of_a_large_file() -> None:
     held = {
-        day: [lake.File(f"{day}/{i}", n) for i, n in enumerate(sizes)]
+        day: [delta_tables.File(f"{day}/{i}", n) for i, n in enumerate(sizes)]
         for day, sizes in {"01": [40], "02": [40, 30], "03": [250], "04": [10], "05": [120]}.items()
     }
-    found = list(units.units(held, 100, 100))
+    found = list(scan_units.units(held, 100, 100))
     assert [(u.nights, u.first, u.rows) for u in found] == [
         ([("01", 40), ("02", 40)], None, 80),
         ([("02", 30)], None, 30),
@@ -90,13 +97,15 @@ def test_each_row_of_a_large_file_is_read_once(tmp_path: Path, folder: str) -> N
     table = pa.table({"id": list(range(1000)), "other": ["x"] * 1000})
     pyarrow.parquet.write_table(table, path, row_group_size=150)
     con, ids = duckdb.connect(), []
-    for unit in units.units({"01": [lake.File(str(path), 1000)]}, 170, 170):
+    for unit in scan_units.units({"01": [delta_tables.File(str(path), 1000)]}, 170, 170):
         source = unit.source(["id", "not there"])
-        assert isinstance(source, units.Query) is (folder == "plain")
-        if isinstance(source, units.Query):
+        assert isinstance(source, scan_units.Query) is (folder == "plain")
+        if isinstance(source, scan_units.Query):
             for name, value in source.variables.items():
                 con.execute(f"SET VARIABLE {name} = {value}")
-        rows = con.sql(source.text if isinstance(source, units.Query) else "FROM source").to_arrow_table()
+        rows = con.sql(
+            source.text if isinstance(source, scan_units.Query) else "FROM source"
+        ).to_arrow_table()
         assert len(rows) == unit.rows
         ids.extend(rows["id"].to_pylist())
     assert ids == list(range(1000))

@@ -8,13 +8,16 @@ from typing import Any
 
 import pytest
 
-from perennial import dataset, dates, duckdb_session, fit, lake, ledger, manifest, registry
-from perennial.errors import DataError, PerennialError
-from perennial.monitor import monitor
-from perennial.promote import promote
-from perennial.score import score
-from perennial.spec import ModelSpec
-from perennial.train import train
+from perennial.core import dates
+from perennial.core.errors import DataError, PerennialError
+from perennial.lifecycle.promotion import promote
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.monitor import monitor
+from perennial.steps.score import score
+from perennial.steps.train import train
+from perennial.storage import delta_tables, duckdb_session, ledger, manifests
+from perennial.training import dataset, search
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -23,7 +26,7 @@ Make = Callable[..., ModelSpec]
 def client() -> Any:
     import mlflow
 
-    from perennial.settings import settings
+    from perennial.core.settings import settings
 
     return mlflow.MlflowClient(settings().mlflow_uri)
 
@@ -44,7 +47,7 @@ def test_the_result_says_what_happened(trained: Any) -> None:
 
 
 def test_manifest_and_ledger_agree(world: Any) -> None:
-    done = manifest.read(world.spec.name, "train", toys.LAST)
+    done = manifests.read(world.spec.name, "train", toys.LAST)
     assert done is not None
     assert done.result == world.result
     assert done.outputs["digest"] == world.result["digest"]
@@ -86,11 +89,11 @@ def test_how_the_lake_lies_changes_no_byte(make_model: Make) -> None:
     spec = make_model()
     toys.publish(spec)
     one = train(spec, as_of=toys.LAST)
-    uri = lake.table("published", spec.name)
-    for day in lake.partitions(uri):
+    uri = delta_tables.table("published", spec.name)
+    for day in delta_tables.partitions(uri):
         stream = duckdb_session.stream(uri, start=day, end=day)
         assert stream is not None
-        lake.replace(uri, stream.read_all().sort_by([("x", "ascending")]), day)
+        delta_tables.replace(uri, stream.read_all().sort_by([("x", "ascending")]), day)
     two = train(spec, as_of=toys.LAST)
     assert two["status"] == "trained"
     assert two["digest"] == one["digest"]
@@ -102,27 +105,27 @@ def test_a_pinned_version_trains_although_rows_change_meanwhile(
     spec = make_model()
     toys.publish(spec)
     one = train(spec, as_of=toys.LAST)
-    real = fit.fit
+    real = search.fit
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         toys.publish(spec, shuffled=True)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(fit, "fit", slow)
+    monkeypatch.setattr(search, "fit", slow)
     two = train(spec, as_of=toys.LAST, force=True)
     assert two["digest"] == one["digest"]
     assert two["metrics"] == one["metrics"]
 
 
 def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
-    if fit.device("auto") == "cuda":
+    if search.device("auto") == "cuda":
         pytest.skip("this machine has a GPU")
     spec = make_model(training={"device": "cuda"})
     toys.publish(spec)
     with pytest.raises(PerennialError, match=r"training\.device is cuda"):
         train(spec, as_of=toys.LAST)
     assert registry.champion(spec) is None
-    assert manifest.read(spec.name, "train", toys.LAST) is None
+    assert manifests.read(spec.name, "train", toys.LAST) is None
     experiment = client().get_experiment_by_name(spec.name)
     assert [r.info.status for r in client().search_runs([experiment.experiment_id])] == ["FAILED"]
 
@@ -142,8 +145,8 @@ def test_the_gate_draws_whole_days_where_it_is_told_to(make_model: Make) -> None
 
 
 def test_auto_records_the_device_that_ran() -> None:
-    assert fit.device("auto") in ("cpu", "cuda")
-    assert fit.device("cpu") == "cpu"
+    assert search.device("auto") in ("cpu", "cuda")
+    assert search.device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -208,9 +211,9 @@ def test_nothing_published_and_no_label_are_told(make_model: Make) -> None:
     with pytest.raises(DataError, match="nothing was published"):
         train(spec, as_of=toys.LAST)
     table = toys.rows("binary", toys.FIRST)
-    lake.replace(
-        lake.table("published", spec.name),
-        table.append_column(lake.PARTITION, [[toys.FIRST] * len(table)]),
+    delta_tables.replace(
+        delta_tables.table("published", spec.name),
+        table.append_column(delta_tables.PARTITION, [[toys.FIRST] * len(table)]),
         toys.FIRST,
     )
     with pytest.raises(DataError, match="no label"):
@@ -227,11 +230,11 @@ def test_as_of_is_a_date(make_model: Make) -> None:
 def relabel(spec: ModelSpec, values: Any) -> None:
     import pyarrow as pa
 
-    uri = lake.table("labels", spec.name)
+    uri = delta_tables.table("labels", spec.name)
     table = duckdb_session.stream(uri).read_all()  # type: ignore[union-attr]
     new = table.set_column(table.column_names.index("label"), "label", pa.array(values(table)))
-    days = lake.partitions(uri)
-    lake.replace(uri, new, days[0], days[-1])
+    days = delta_tables.partitions(uri)
+    delta_tables.replace(uri, new, days[0], days[-1])
 
 
 @pytest.mark.parametrize(
@@ -277,7 +280,7 @@ def test_nothing_is_registered_where_what_belongs_to_the_model_cannot_be_made(
     def fail(*_: Any, **__: Any) -> Any:
         raise DataError("the reference cannot be counted", "mend it", model=spec.name)
 
-    monkeypatch.setattr("perennial.drift.make_reference", fail)
+    monkeypatch.setattr("perennial.monitoring.histograms.make_reference", fail)
     with pytest.raises(DataError, match="the reference cannot be counted"):
         train(spec, as_of=toys.LAST)
     assert not client().search_model_versions(f"name = '{spec.name}'")

@@ -6,11 +6,13 @@ from collections.abc import Callable
 
 import pytest
 
-from perennial import dates, ledger, registry
-from perennial.errors import DataError
-from perennial.spec import ModelSpec
-from perennial.train import train
-from perennial.windows import choices, windows
+from perennial.core import dates
+from perennial.core.errors import DataError
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.train import train
+from perennial.storage import ledger
+from perennial.training.windows import choices, windows
 from support import toys
 
 Make = Callable[..., ModelSpec]

@@ -16,12 +16,12 @@ import pytest
 import yaml
 from rich.console import Console
 
-from perennial import files, ingest
-from perennial.sample.plan import Plan
-from perennial.spec import ModelSpec
-from perennial.stack import processes, servers, story
-from perennial.stack.board import Board
-from perennial.stack.config import Stack
+from perennial.local_stack import demo, processes, servers
+from perennial.local_stack.config import Stack
+from perennial.local_stack.progress import Board
+from perennial.local_stack.sample.plan import Plan
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import landing, object_store
 from support import servers as local
 from support import toys
 from support.pods import MANY_ROWS, MODELS, SECRET, SLOW, Cluster, Pods, pod_host, profiles, wait_for
@@ -95,8 +95,8 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
             servers.up(config, board)
             airflow = stack.enter_context(contextlib.closing(servers.client(config)))
             plans = tuple(Plan(name, toys.FIRST, toys.LAST, toys.LAST, False) for name in specs)
-            story.await_dags(airflow, plans, board)
-        with story.same_environment(config):
+            demo.await_dags(airflow, plans, board)
+        with demo.same_environment(config):
             yield Pods(config, airflow, cluster, specs, models)
 
 
@@ -127,5 +127,5 @@ def _models(root: Path) -> dict[str, ModelSpec]:
         )
     for spec in specs.values():
         toys.land(spec, n=MANY_ROWS if spec.name.endswith("little_memory") else toys.ROWS)
-    assert files.is_remote(ingest.expand(next(iter(specs.values())).data.source))
+    assert object_store.is_remote(landing.expand(next(iter(specs.values())).data.source))
     return specs

@@ -9,8 +9,9 @@ import httpx
 import psutil
 import pytest
 
-from perennial import files, manifest, registry
-from perennial.settings import settings
+from perennial.core.settings import settings
+from perennial.modeling import registry
+from perennial.storage import manifests, object_store
 from support import toys
 from support.pods import Cluster, Pods, wait_for
 
@@ -31,7 +32,7 @@ def play(pods: Pods, model: str) -> dict[str, Any]:
     found = toys.content_of("predictions", model, without=("run_id", "scored_at"))
     assert len(found) == toys.ROWS
     for step, key in (("data", NIGHT), ("train", LAST_OF_HISTORY), ("score", NIGHT), ("monitor", NIGHT)):
-        assert manifest.read(model, step, key) is not None, step
+        assert manifests.read(model, step, key) is not None, step
     return {"digest": champion.digest, "predictions": found}
 
 
@@ -50,7 +51,7 @@ def checkpointed(model: str) -> bool:
     from pyarrow.fs import FileSelector
 
     place = FileSelector(f"{settings().lake.removeprefix('s3://')}/checkpoints/{model}", True, recursive=True)
-    return any(f.base_name.endswith(".ubj") for f in files.filesystem().get_file_info(place))
+    return any(f.base_name.endswith(".ubj") for f in object_store.filesystem().get_file_info(place))
 
 
 def train_slowly(pods: Pods, model: str, **labels: str) -> tuple[str, Any]:
@@ -103,7 +104,7 @@ def test_a_pod_is_restricted_and_labelled(pods_stack: Pods) -> None:
     assert again.metadata.annotations["perennial/interruptions"] == "1"
     pods_stack.succeeds("pod_deleted.train", run)
     assert pods_stack.task("pod_deleted.train", run, "train")["try_number"] == 1
-    done = manifest.read("pod_deleted", "train", LAST_OF_HISTORY)
+    done = manifests.read("pod_deleted", "train", LAST_OF_HISTORY)
     assert done is not None and done.result["resumed_rounds"] > 0
     assert registered("pod_deleted") == 1
     assert not checkpointed("pod_deleted")
@@ -186,7 +187,7 @@ def test_an_error_of_the_step_reaches_the_task_in_its_own_words(pods_stack: Pods
     told = pods_stack.log("pod_loop.data", run, "data")
     assert "2024-01-30" in told and "What to do" in told
     assert pods_stack.task("pod_loop.data", run, "data")["try_number"] == 1  # no retry mends missing data
-    assert manifest.read("pod_loop", "data", "2024-01-30") is None
+    assert manifests.read("pod_loop", "data", "2024-01-30") is None
 
 
 def test_twenty_partitions_are_scored_by_twenty_pods(pods_stack: Pods) -> None:
@@ -275,7 +276,7 @@ def test_two_workers_train_together(pods_stack: Pods, connected: None) -> None:
             whole.image, whole.security_context, whole.resources
         )  # fmt: skip
     pods_stack.succeeds(f"{model}.train", run)
-    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    done = manifests.read(model, "train", LAST_OF_HISTORY)
     assert done is not None and done.result["workers"] == 2 and done.result["gate"]["passed"]
     wait_for(
         lambda: not pods_stack.cluster.pods(**{"perennial/model": model}), "workers to go with their trainer"
@@ -288,7 +289,7 @@ def test_two_workers_train_together_in_an_airflow_worker(pods_stack: Pods) -> No
         f"{model}.data", pods_stack.run(f"{model}.data", start=toys.FIRST, end=LAST_OF_HISTORY)
     )
     pods_stack.succeeds(f"{model}.train", pods_stack.run(f"{model}.train", key=LAST_OF_HISTORY))
-    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    done = manifests.read(model, "train", LAST_OF_HISTORY)
     assert done is not None and done.result["workers"] == 2 and done.result["gate"]["passed"]
 
 
@@ -307,7 +308,7 @@ def test_a_lost_worker_is_an_interruption_that_costs_no_retry(pods_stack: Pods, 
     assert again.metadata.annotations["perennial/interruptions"] == "1"
     pods_stack.succeeds(f"{model}.train", run, 600)
     assert pods_stack.task(f"{model}.train", run, "train")["try_number"] == 1
-    done = manifest.read(model, "train", LAST_OF_HISTORY)
+    done = manifests.read(model, "train", LAST_OF_HISTORY)
     assert done is not None and done.result["resumed_rounds"] > 0 and done.result["workers"] == 2
     assert registered(model) == 1
 

@@ -11,11 +11,11 @@ from typing import Any
 import pytest
 from rich.console import Console
 
-from perennial import dates
-from perennial.spec import ModelSpec
-from perennial.stack import processes, servers, story
-from perennial.stack.board import Board
-from perennial.stack.config import Stack
+from perennial.core import dates
+from perennial.local_stack import demo, processes, servers
+from perennial.local_stack.config import Stack
+from perennial.local_stack.progress import Board
+from perennial.spec.model_spec import ModelSpec
 from support import servers as ports
 from support import toys
 from support.live import BROKEN, PLAN, Live, webhook
@@ -78,7 +78,7 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             with Board(Console(file=log.open("a"), width=200)) as board:
                 servers.up(config, board)
                 airflow = servers.client(config)
-                story.await_dags(airflow, (PLAN,), board)
+                demo.await_dags(airflow, (PLAN,), board)
             os.environ.clear()
             os.environ.update(before)
             yield Live(config, airflow, specs.pop(PLAN.model), specs, user, log, told)
@@ -95,21 +95,22 @@ def live(live_stack: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The running stack, with this process looking at the same lake, models and MLflow as its tasks."""
     monkeypatch.setenv("PERENNIAL_HOME", str(live_stack.config.home))
     monkeypatch.setenv("PERENNIAL_MODELS", str(live_stack.spec.folder.parent))
-    with story.same_environment(live_stack.config):
+    with demo.same_environment(live_stack.config):
         yield live_stack
 
 
 @pytest.fixture
 def champion(live: Live) -> Iterator[Any]:
     """Makes the first champion of a model, without Airflow; done once."""
-    from perennial import ledger, steps
+    from perennial.steps import dispatch
+    from perennial.storage import ledger
 
     def make(name: str) -> ModelSpec:
         spec = live.others[name]
         if not ledger.records(name):
             toys.publish(spec)
-            steps.run("train", spec, as_of=PLAN.trained_until)
-            assert steps.run("promote", spec, as_of=PLAN.trained_until, actor="test")["promoted"]
+            dispatch.run("train", spec, as_of=PLAN.trained_until)
+            assert dispatch.run("promote", spec, as_of=PLAN.trained_until, actor="test")["promoted"]
         return spec
 
     return make

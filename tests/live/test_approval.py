@@ -9,8 +9,10 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, decide, ledger, manifest
-from perennial.stack.rest import DONE
+from perennial.core import dates
+from perennial.lifecycle import retraining
+from perennial.local_stack.airflow_client import DONE
+from perennial.storage import ledger, manifests
 from support import toys
 from support.live import PLAN, Live, await_
 
@@ -106,7 +108,7 @@ def test_no_answer_in_time_is_a_no(live: Live, waiting: Any) -> None:
         assert changed.rowcount == 1
     assert ended(live, run)["ask_retraining"] == "skipped"
     assert live.airflow.call("GET", question(run))["responded_by_user"] is None
-    assert decisions(day)[-1] == ("declined", decide.NOBODY)
+    assert decisions(day)[-1] == ("declined", retraining.NOBODY)
     assert live.runs_of(TRAIN, day) == []
 
 
@@ -121,7 +123,7 @@ def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: 
     answer(live, run, "Approve")
     assert ended(live, run)["ask_retraining"] == "success"
     assert decisions(day) == [("proposed", "admin"), ("requested", "admin")]
-    await_(lambda: manifest.read(NAME, "train", day), 120, lambda: live.airflow.runs(TRAIN))
+    await_(lambda: manifests.read(NAME, "train", day), 120, lambda: live.airflow.runs(TRAIN))
     (training,) = live.runs_of(TRAIN, day)
     path = f"/dags/{TRAIN}/dagRuns/{training['dag_run_id']}/upstreamAssetEvents"
     (event,) = live.airflow.call("GET", path)["asset_events"]

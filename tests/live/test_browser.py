@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import pytest
 
-from perennial import manifest
-from perennial.stack import story
-from perennial.stack.config import password
+from perennial.local_stack import demo
+from perennial.local_stack.config import password
+from perennial.storage import manifests
 from support.live import BROKEN, PLAN, Live
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def page(live: Live) -> Iterator[Page]:
     from playwright.sync_api import sync_playwright
 
     with live.board() as board:
-        story.play(live.config, (PLAN,), board)
+        demo.play(live.config, (PLAN,), board)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         try:
@@ -76,7 +76,7 @@ def test_an_engineer_triggers_a_range_from_the_form(page: Page, live: Live) -> N
     dialog.get_by_role("button", name=re.compile("Trigger")).last.click()
     page.wait_for_timeout(1000)
     for _ in range(120):
-        if all(manifest.read(PLAN.model, "score", d) for d in (PLAN.first, "2024-01-02", "2024-01-03")):
+        if all(manifests.read(PLAN.model, "score", d) for d in (PLAN.first, "2024-01-02", "2024-01-03")):
             break
         page.wait_for_timeout(500)
     else:

@@ -14,7 +14,10 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, files, ledger, manifest, registry, steps
+from perennial.core import dates
+from perennial.modeling import registry
+from perennial.steps import dispatch
+from perennial.storage import ledger, manifests, object_store
 from support import toys
 from support.live import PLAN, Live, await_
 
@@ -97,19 +100,19 @@ def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, 
 def test_nights_that_scoring_never_heard_of_are_scored_with_the_next(live: Live, champion: Any) -> None:
     spec = champion(NAME)
     first, *lost, last = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 3))
-    steps.run("score", spec, start=first)
+    dispatch.run("score", spec, start=first)
     for night in lost:  # published two hours ago
-        done = manifest.write(manifest.Manifest(NAME, "data", night, {}, {}), 0)
+        done = manifests.write(manifests.Manifest(NAME, "data", night, {}, {}), 0)
         earlier = datetime.fromisoformat(done.finished_at) - timedelta(hours=2)
         old = asdict(done) | {"finished_at": earlier.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        files.write_text(manifest.uri(NAME, "data", night), json.dumps(old))
+        object_store.write_text(manifests.uri(NAME, "data", night), json.dumps(old))
     emit(live, "data", last)
     await_(
         lambda: [r["state"] for r in live.runs_of(SCORE, last)] == ["success"],
         120,
         lambda: live.airflow.runs(SCORE),
     )
-    assert all(manifest.read(NAME, "score", night) for night in (*lost, last))
+    assert all(manifests.read(NAME, "score", night) for night in (*lost, last))
     events = live.airflow.call("GET", "/assets/events", params={"asset_id": asset(live, "predictions")})
     assert {e["partition_key"] for e in events["asset_events"]} == {*lost, last}
 

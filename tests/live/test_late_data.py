@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from perennial import incidents
+from perennial.alerting import incidents
 from support import toys
 from support.live import Live, await_
 

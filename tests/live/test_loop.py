@@ -8,11 +8,12 @@ import httpx
 import pytest
 from rich.console import Console
 
-from perennial import dates, duckdb_session, lake, ledger, manifest
-from perennial.errors import PerennialError
-from perennial.sample.plan import Plan
-from perennial.stack import outcome, processes, servers, story
-from perennial.stack.driver import Driver, Interrupted, RunFailed
+from perennial.core import dates
+from perennial.core.errors import PerennialError
+from perennial.local_stack import demo, processes, servers, summary
+from perennial.local_stack.driver import Driver, Interrupted, RunFailed
+from perennial.local_stack.sample.plan import Plan
+from perennial.storage import delta_tables, duckdb_session, ledger, manifests
 from support.live import BROKEN, PLAN, Live
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -23,7 +24,7 @@ STAGES = ("data", "train", "score", "monitor", "rollback")
 def played(live: Live) -> Live:
     """The toy's loop is done; the first test that needs it plays it."""
     with live.board() as board:
-        story.play(live.config, (PLAN,), board)
+        demo.play(live.config, (PLAN,), board)
     return live
 
 
@@ -43,14 +44,14 @@ def test_every_model_has_its_five_dags_and_a_broken_one_takes_none_away(live: Li
 def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
     nights = dates.dates(dates.shift(PLAN.trained_until, 1), PLAN.latest)
     for night in nights:
-        data, score = manifest.read(PLAN.model, "data", night), manifest.read(PLAN.model, "score", night)
+        data, score = manifests.read(PLAN.model, "data", night), manifests.read(PLAN.model, "score", night)
         assert data and score
         assert data.rows_in == data.rows_out + data.quarantined
         assert score.rows_in == score.rows_out == data.rows_out
     rows = duckdb_session.stream(
-        lake.table("predictions", PLAN.model), start=nights[0], end=nights[-1]
+        delta_tables.table("predictions", PLAN.model), start=nights[0], end=nights[-1]
     ).read_all()
-    keys = set(zip(rows["id"].to_pylist(), rows[lake.PARTITION].to_pylist(), strict=True))
+    keys = set(zip(rows["id"].to_pylist(), rows[delta_tables.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
     assert ledger.records(PLAN.model, "promotion")[0]["decision"] == "promoted"
     for stage, found in runs(played).items():
@@ -70,13 +71,13 @@ def test_each_night_is_a_run_of_its_own_partition(played: Live) -> None:
 def test_playing_again_repeats_nothing(played: Live) -> None:
     before = runs(played)
     with played.board() as board:
-        story.play(played.config, (PLAN,), board)
+        demo.play(played.config, (PLAN,), board)
     assert runs(played) == before
 
 
 def test_the_outcome_names_nights_versions_and_decisions(played: Live) -> None:
     console = Console(record=True, width=180)
-    outcome.show(console, (PLAN,))
+    summary.show(console, (PLAN,))
     text = console.export_text()
     assert "12 nights published" in text and "version 1 trained" in text and "promoted" in text
     assert "retraining" in text
@@ -89,13 +90,13 @@ def test_a_training_by_hand_is_told_with_who_and_why(played: Live) -> None:
     assert set(said) == {"declined"} and len(trained) == 1
     asked = trained[0]["evidence"]["asked"]
     assert asked == {"by": "admin", "because": "by hand: would a new model not do better?"}
-    assert "version 2 trained" in " ".join(event.what for event in outcome.events(PLAN))
+    assert "version 2 trained" in " ".join(event.what for event in summary.events(PLAN))
 
 
 def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
     late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.shift(PLAN.latest, 1), False)
     with played.board() as board, pytest.raises(RunFailed) as error:
-        story.play(played.config, (late,), board)
+        demo.play(played.config, (late,), board)
     told = str(error.value)
     assert f"{PLAN.model}.data" in told and "task data" in told and late.latest in told
     assert "make run" in told and f"/dags/{PLAN.model}.data/runs/" in told

@@ -5,9 +5,10 @@ from __future__ import annotations
 import psutil
 import pytest
 
-from perennial import dates, manifest
-from perennial.sample.plan import Plan
-from perennial.stack import processes, servers, story
+from perennial.core import dates
+from perennial.local_stack import demo, processes, servers
+from perennial.local_stack.sample.plan import Plan
+from perennial.storage import manifests
 from support import toys
 from support.live import PLAN, Live
 
@@ -16,7 +17,7 @@ pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
 def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     with live.board() as board:
-        story.play(live.config, (PLAN,), board)
+        demo.play(live.config, (PLAN,), board)
     before = {process.pid for process in processes.members(live.config.home)}
     leader = processes.find("airflow", live.config.state)
     assert leader
@@ -28,8 +29,8 @@ def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
     with live.board() as board:
         servers.up(live.config, board)
-        story.play(live.config, (longer,), board)
-    assert manifest.read(PLAN.model, "score", night)
+        demo.play(live.config, (longer,), board)
+    assert manifests.read(PLAN.model, "score", night)
     assert "a run that was killed" in live.log.read_text()
     after = {process.pid for process in processes.members(live.config.home)}
     assert not before & after

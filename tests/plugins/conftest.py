@@ -17,8 +17,8 @@ os.environ["AIRFLOW__CORE__DAGBAG_IMPORT_ERROR_TRACEBACKS"] = "False"
 
 import pytest  # noqa: E402
 
-from perennial.catalog import load_model  # noqa: E402
-from perennial.spec import ModelSpec  # noqa: E402
+from perennial.spec.catalog import load_model  # noqa: E402
+from perennial.spec.model_spec import ModelSpec  # noqa: E402
 
 
 @pytest.fixture(autouse=True)

@@ -17,11 +17,11 @@ from aiosmtpd.controller import Controller
 from aiosmtpd.smtp import SMTP
 from airflow.sdk.exceptions import AirflowFailException
 
-from perennial import incidents
-from perennial.channels import Channel
-from perennial.errors import BusyError
-from perennial.manifest import Manifest, write
-from perennial.spec import ModelSpec
+from perennial.alerting import incidents
+from perennial.core.errors import BusyError
+from perennial.spec.alerts import Channel
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage.manifests import Manifest, write
 from perennial_airflow import alerts, notifiers
 from perennial_airflow.digest import SendDigest
 from support.servers import free_port

@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
-from perennial import ledger, manifest
-from perennial.decide import decide
-from perennial.manifest import Manifest
-from perennial.spec import ModelSpec
+from perennial.lifecycle.retraining import decide
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import ledger, manifests
+from perennial.storage.manifests import Manifest
 from perennial_airflow.docs import page
 from perennial_airflow.stages.monitor import ask_retraining, monitor_dag
 from support.live import webhook
@@ -53,7 +53,7 @@ class Event:
 
 def propose(spec: ModelSpec, day: str = DAY, verdict: str = "drifted") -> None:
     found = {"verdict": verdict, "reason": "70% of the weight", "model_version": "1"}
-    manifest.write(Manifest(spec.name, "monitor", day, {}, found), time.monotonic())
+    manifests.write(Manifest(spec.name, "monitor", day, {}, found), time.monotonic())
     decide(spec, as_of=day, actor="scheduler", backfill=False)
 
 

@@ -16,8 +16,8 @@ from airflow.providers.amazon.aws.triggers.s3 import S3KeyTrigger
 from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
-from perennial import files, ingest
-from perennial.spec import ModelSpec
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import landing, object_store
 from perennial_airflow.arrival import AwaitPartition
 from perennial_airflow.factory import STAGES
 from support import servers, trouble
@@ -42,7 +42,7 @@ def task(spec: ModelSpec) -> AwaitPartition:
 
 
 def land(spec: ModelSpec) -> Path:
-    path = Path(ingest.expand(spec.data.source, DAY))
+    path = Path(landing.expand(spec.data.source, DAY))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return path
@@ -120,7 +120,7 @@ def test_on_s3_and_when_s3_is_away(
 ) -> None:
     import boto3
 
-    monkeypatch.setattr(files, "ATTEMPTS", 1)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 1)
     with servers.s3(tmp_path) as url, trouble.between(url) as proxy:
         for name, value in {
             "AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
@@ -129,7 +129,7 @@ def test_on_s3_and_when_s3_is_away(
             monkeypatch.setenv(name, value)
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket="feed")
-        uri = ingest.expand(waiting.data.source, DAY)
+        uri = landing.expand(waiting.data.source, DAY)
         with pytest.raises(TaskDeferred) as deferred:
             task(waiting).execute(context())
         assert isinstance(deferred.value.trigger, S3KeyTrigger)

@@ -10,7 +10,7 @@ from airflow.sdk.definitions.param import ParamsDict
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.utils.types import DagRunType
 
-from perennial.errors import PerennialError
+from perennial.core.errors import PerennialError
 from perennial_airflow import asked, params
 from perennial_airflow.asked import Span
 

@@ -13,8 +13,8 @@ import pytest
 import yaml
 from airflow.sdk.exceptions import AirflowFailException
 
-from perennial import incidents
-from perennial.spec import ModelSpec
+from perennial.alerting import incidents
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import alerts
 from support import servers
 

@@ -11,8 +11,8 @@ from typing import Any
 import pytest
 from airflow.triggers.base import TriggerEvent
 
-from perennial import incidents
-from perennial.spec import ModelSpec, StepSpec
+from perennial.alerting import incidents
+from perennial.spec.model_spec import ModelSpec, StepSpec
 from perennial_airflow import alerts, deadlines
 from perennial_airflow.factory import STAGES
 

@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from perennial.settings import settings
-from perennial.spec import ModelSpec
+from perennial.core.settings import settings
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import lineage
 from perennial_airflow.factory import STAGES
 

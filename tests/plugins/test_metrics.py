@@ -17,10 +17,10 @@ from typing import Any
 import pytest
 import yaml
 
-from perennial import incidents
-from perennial.incidents import Sighting
-from perennial.manifest import Manifest, write
-from perennial.spec import ModelSpec
+from perennial.alerting import incidents
+from perennial.alerting.incidents import Sighting
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage.manifests import Manifest, write
 from perennial_airflow import alerts, metrics
 
 ROOT = Path(__file__).parents[2]
@@ -47,7 +47,7 @@ from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 from opentelemetry import metrics as otel
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from perennial.catalog import load
+from perennial.spec.catalog import load
 from perennial_airflow import metrics
 stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
 metrics.incidents_open(load("flight_late"))

@@ -110,7 +110,7 @@ for name in airflow_local_settings.HEAVY:
 airflow_local_settings.draw_pages()
 before = set(sys.modules)
 from perennial import profile, report
-from perennial.verdict import Finding
+from perennial.monitoring.drift_verdict import Finding
 rows = {"n": [1.0, None, 3.0, 4.5], "t": ["x", "y", None, "y"], "b": [True, False, True, None], "k": list("1234")}
 kinds = {"n": "number", "t": "string", "b": "boolean", "k": "string", "d": "timestamp"}
 profile.draw(pd.DataFrame(rows | {"d": pd.date_range("2013-01-01", periods=4)}), kinds, ("k",))
@@ -135,7 +135,7 @@ def test_pages_that_cannot_be_drawn_ahead_stop_nothing(
     def fail(*_: Any) -> None:
         raise RuntimeError("another Evidently")
 
-    monkeypatch.setattr("perennial.profile.draw", fail)
+    monkeypatch.setattr("perennial.ingestion.data_profile.draw", fail)
     airflow_local_settings.draw_pages()
     assert "another Evidently" in caplog.text
 

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
-from perennial import compute
-from perennial.compute import Profile
-from perennial.errors import PerennialError
+from perennial.core.errors import PerennialError
+from perennial.spec import compute_profile
+from perennial.spec.compute_profile import Profile
 from perennial_airflow import pod_spec
 from support import toys
 
@@ -80,7 +80,7 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp
     said = {"name": "p", "kind": "kubernetes", "template": "base.yaml", "env": {"A": "p"}, "image": "i:1",
             "tolerations": [{"key": "profile"}]}  # fmt: skip
     (lake / "p.yaml").write_text(yaml.safe_dump(said))
-    pod = made(tmp_path, compute.load("p"))
+    pod = made(tmp_path, compute_profile.load("p"))
     base, beside = pod["spec"]["containers"]
     assert (base["name"], base["image"], beside["image"]) == ("base", "i:1", "proxy:1")
     env = {e["name"]: e["value"] for e in base["env"]}

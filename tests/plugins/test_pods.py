@@ -13,10 +13,12 @@ from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 
-from perennial import compute, files, runtime
-from perennial.compute import Profile
-from perennial.errors import Absent, Interrupted, PerennialError, StorageError
-from perennial.spec import StepSpec
+from perennial.core import runtime
+from perennial.core.errors import Absent, Interrupted, PerennialError, StorageError
+from perennial.spec import compute_profile
+from perennial.spec.compute_profile import Profile
+from perennial.spec.model_spec import StepSpec
+from perennial.storage import object_store
 from perennial_airflow import pod_ending, pod_spec, pods
 from perennial_airflow.base import limits
 from perennial_airflow.operators import StageTask
@@ -62,7 +64,7 @@ def test_the_spec_and_every_wish_travel_with_the_call(house: Path, tmp_path: Pat
     found = pods.command("data", spec, wishes, "s3://b/result.json")
     assert found[:2] == ["run", "data"]
     given = dict(zip(found[2::2], found[3::2], strict=False))
-    assert files.read_text(given["--spec-file"]) == json.dumps(spec.bundle(), sort_keys=True)
+    assert object_store.read_text(given["--spec-file"]) == json.dumps(spec.bundle(), sort_keys=True)
     assert given["--library"] == runtime.library_digest()
     assert found[-5:] == ["--start", "2024-01-01", "--force", "--run-id", "r"]
     assert "--backfill" not in found and "--end" not in found
@@ -137,7 +139,7 @@ def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
     limit = StepSpec(timeout_minutes=60)
     waits = Profile(name="p", kind="kubernetes", wait_minutes=240, start_minutes=10)
     assert limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
-    assert limits(limit, compute.load("local"))["execution_timeout"] == timedelta(minutes=60)
+    assert limits(limit, compute_profile.load("local"))["execution_timeout"] == timedelta(minutes=60)
     assert limits(limit)["execution_timeout"] == timedelta(minutes=60)
 
 

@@ -11,8 +11,8 @@ import pytest
 from airflow.sdk.exceptions import TaskDeferred
 from pydantic import ValidationError
 
-from perennial.policies import QuietHours
-from perennial.spec import ModelSpec
+from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import QuietHours
 from perennial_airflow.factory import STAGES
 from perennial_airflow.quiet import AwaitQuietHours
 

@@ -11,17 +11,17 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.utils.types import DagRunType
 
-from perennial import steps
-from perennial.errors import BusyError, DataError, PerennialError, RegistryError, StorageError
-from perennial.manifest import Manifest, write
-from perennial.spec import ModelSpec
+from perennial.core.errors import BusyError, DataError, PerennialError, RegistryError, StorageError
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps import dispatch
+from perennial.storage.manifests import Manifest, write
 from perennial_airflow import assets, runner
 from perennial_airflow.operators import ReportingTask, ReportLink, StageTask
 from perennial_airflow.stages import data, monitor, rollback, score, train
 
 
 class Steps:
-    """Stands for `perennial.steps.run`: gives the results it was told to, and notes how it was called."""
+    """Stands for `perennial.steps.dispatch.run`: gives the results it was told to, and notes how it was called."""
 
     def __init__(self) -> None:
         self.results: dict[str, dict[str, Any]] = {}
@@ -40,7 +40,7 @@ class Steps:
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Steps:
     found = Steps()
-    monkeypatch.setattr(steps, "run", found.run)
+    monkeypatch.setattr(dispatch, "run", found.run)
     found.results = {
         "data": {"partitions": ["2013-02-01"], "rows_out": 9, "quarantined": 1, "version": 4, "docs": ["a", "b"]},
         "score": {"partitions": ["2013-02-01"], "rows_out": 9, "model_version": "2", "status": "scored"},
@@ -246,7 +246,7 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
         call(spec, run)
     assert len(fake.calls) == 7
     for step, arguments in fake.calls:
-        assert set(arguments) <= set(steps.takes(step)), step
+        assert set(arguments) <= set(dispatch.takes(step)), step
 
 
 @pytest.mark.parametrize(

@@ -11,8 +11,13 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, duckdb_session, files, incidents, lake, ledger, lock, manifest, registry, steps
-from perennial.errors import BusyError, DataError, StorageError
+from perennial.alerting import incidents
+from perennial.core import dates
+from perennial.core.errors import BusyError, DataError, StorageError
+from perennial.modeling import registry
+from perennial.steps import dispatch
+from perennial.storage import delta_tables, duckdb_session, ledger, manifests, object_store
+from perennial.storage import locks as locks_module
 from support import processes, toys
 
 
@@ -35,24 +40,24 @@ def test_the_loop_works_on_s3(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
     spec = toys.model(tmp_path / "models", toys.unique())
     toys.land(spec)
-    published = steps.run("data", spec, start=toys.FIRST, end=toys.LAST)
+    published = dispatch.run("data", spec, start=toys.FIRST, end=toys.LAST)
     assert (published["rows_in"], published["rows_out"]) == (toys.DAYS * toys.ROWS,) * 2
-    assert steps.run("data", spec, start=toys.LAST)["status"] == "unchanged"
+    assert dispatch.run("data", spec, start=toys.LAST)["status"] == "unchanged"
 
-    trained = steps.run("train", spec, as_of=toys.LAST)
+    trained = dispatch.run("train", spec, as_of=toys.LAST)
     assert trained["gate"]["passed"], trained["gate"]["reasons"]
-    assert steps.run("promote", spec, as_of=toys.LAST, actor="test")["promoted"]
+    assert dispatch.run("promote", spec, as_of=toys.LAST, actor="test")["promoted"]
     assert ledger.verify(spec.name) == 2
 
-    scored = steps.run("score", spec, start=dates.shift(toys.LAST, -7), end=toys.LAST)
+    scored = dispatch.run("score", spec, start=dates.shift(toys.LAST, -7), end=toys.LAST)
     assert scored["rows_out"] == 8 * toys.ROWS
     assert len(toys.content_of("predictions", spec.name)) == 8 * toys.ROWS
-    assert steps.run("score", spec, start=toys.LAST)["status"] == "unchanged"
+    assert dispatch.run("score", spec, start=toys.LAST)["status"] == "unchanged"
 
-    seen = steps.run("monitor", spec, as_of=toys.LAST)
+    seen = dispatch.run("monitor", spec, as_of=toys.LAST)
     assert seen["verdict"] == "ok", seen["reason"]
-    assert "</html>" in files.read_text(seen["report"])
-    assert "retrain" in steps.run("decide", spec, as_of=toys.LAST, actor="test", backfill=False)
+    assert "</html>" in object_store.read_text(seen["report"])
+    assert "retrain" in dispatch.run("decide", spec, as_of=toys.LAST, actor="test", backfill=False)
 
     keys = [o.key for o in bucket.objects.all()]
     assert keys
@@ -66,11 +71,11 @@ def test_the_loop_works_on_s3(
 def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
     import pyarrow as pa
 
-    uri = lake.table("published", "toy")
-    assert lake.version(uri) is None
+    uri = delta_tables.table("published", "toy")
+    assert delta_tables.version(uri) is None
 
     def put(day: str, value: int) -> int:
-        return lake.replace(uri, pa.table({"id": [value], "partition_date": [day]}), day)
+        return delta_tables.replace(uri, pa.table({"id": [value], "partition_date": [day]}), day)
 
     first = put("2024-01-01", 1)
     put("2024-01-02", 2)
@@ -81,31 +86,31 @@ def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
 
 
 def test_writers_at_once_lose_nothing(bucket: Any) -> None:
-    uri = lake.table("published", "toy")
+    uri = delta_tables.table("published", "toy")
     days = dates.dates("2024-01-01", "2024-01-04")
     writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
     assert processes.wait(*writers) == [0] * 4
-    assert lake.partitions(uri) == days
+    assert delta_tables.partitions(uri) == days
 
 
 def test_small_files(bucket: Any) -> None:
     place = f"s3://{bucket.name}/a/b c/x.json"
-    assert not files.exists(place)
+    assert not object_store.exists(place)
     with pytest.raises(FileNotFoundError):
-        files.read_text(place)
-    files.write_text(place, "ü")
-    assert files.read_text(place) == "ü"
-    assert files.exists(place)
-    assert manifest.read("toy", "data", "2024-01-01") is None
+        object_store.read_text(place)
+    object_store.write_text(place, "ü")
+    assert object_store.read_text(place) == "ü"
+    assert object_store.exists(place)
+    assert manifests.read("toy", "data", "2024-01-01") is None
 
 
 def test_a_folder_is_emptied_of_its_files(bucket: Any) -> None:
     root = f"s3://{bucket.name}/emptied"
     for name in ("a/x.json", "a/y.ubj", "ab.json"):
-        files.write_text(f"{root}/{name}", "1")
+        object_store.write_text(f"{root}/{name}", "1")
     for _ in range(2):
-        files.empty(f"{root}/a")
-        assert [files.exists(f"{root}/{n}") for n in ("a/x.json", "a/y.ubj", "ab.json")] == [
+        object_store.empty(f"{root}/a")
+        assert [object_store.exists(f"{root}/{n}") for n in ("a/x.json", "a/y.ubj", "ab.json")] == [
             False,
             False,
             True,
@@ -117,21 +122,21 @@ def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.Mon
 
     monkeypatch.setenv("PERENNIAL_LAKE", "s3://no-such-bucket/lake")
     with pytest.raises(StorageError, match="What to do"):
-        files.write_text("s3://no-such-bucket/lake/x.json", "x")
+        object_store.write_text("s3://no-such-bucket/lake/x.json", "x")
     with pytest.raises(StorageError, match="What to do"):
-        lake.replace(
-            lake.table("published", "toy"),
+        delta_tables.replace(
+            delta_tables.table("published", "toy"),
             pa.table({"id": [1], "partition_date": ["2024-01-01"]}),
             "2024-01-01",
         )
-    with pytest.raises(StorageError, match="lock x cannot be had"), lock.hold("x", timeout=1):
+    with pytest.raises(StorageError, match="lock x cannot be had"), locks_module.hold("x", timeout=1):
         pass
 
 
 def test_a_partition_that_has_not_landed_is_told(bucket: Any, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", toys.unique())
     with pytest.raises(DataError, match="has not landed") as error:
-        steps.run("data", spec, start=toys.FIRST)
+        dispatch.run("data", spec, start=toys.FIRST)
     assert error.value.partition == toys.FIRST
 
 
@@ -150,18 +155,18 @@ def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> Non
     while not (tmp_path / "held").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(BusyError, match="held by another run"), lock.hold("promote-toy", timeout=0.5):
+    with pytest.raises(BusyError, match="held by another run"), locks_module.hold("promote-toy", timeout=0.5):
         pass
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     processes.wait(holder)
-    with pytest.raises(BusyError), lock.hold("promote-toy", timeout=0.5):
+    with pytest.raises(BusyError), locks_module.hold("promote-toy", timeout=0.5):
         pass  # a dead holder's lease still runs
     (held,) = locks(bucket)
     content = json.loads(held.get()["Body"].read())
     assert content["pid"] == holder.pid
     held.put(Body=json.dumps(content | {"until": time.time() - 1}))
-    with lock.hold("promote-toy", timeout=5):
+    with locks_module.hold("promote-toy", timeout=5):
         assert content_of(bucket)["pid"] == os.getpid()
     assert content_of(bucket)["until"] == 0
 
@@ -169,32 +174,32 @@ def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> Non
 def test_a_lock_that_was_overtaken_is_not_taken_from_its_new_holder(bucket: Any) -> None:
     theirs = {"until": time.time() + 60, "token": "somebody else's"}
     with pytest.raises(BusyError, match="lock x was lost while it was held: another run overtook it"):  # noqa: SIM117
-        with lock.hold("x"):
+        with locks_module.hold("x"):
             locks(bucket)[0].put(Body=json.dumps(theirs))
     assert content_of(bucket) == theirs
     locks(bucket)[0].delete()
-    with lock.hold("x"):
+    with locks_module.hold("x"):
         locks(bucket)[0].delete()  # one that is gone is no error
 
 
 def test_what_fails_while_a_lock_is_held_is_told_as_it_is(bucket: Any) -> None:
-    with pytest.raises(ZeroDivisionError), lock.hold("x"):
+    with pytest.raises(ZeroDivisionError), locks_module.hold("x"):
         raise ZeroDivisionError
     assert content_of(bucket)["until"] == 0
-    with pytest.raises(ZeroDivisionError), lock.hold("x", timeout=0):
+    with pytest.raises(ZeroDivisionError), locks_module.hold("x", timeout=0):
         locks(bucket)[0].put(Body=json.dumps({"until": time.time() + 60, "token": "somebody else's"}))
         raise ZeroDivisionError
 
 
 def test_a_lock_is_renewed_while_it_is_held(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.5)
-    with lock.hold("x"):
+    monkeypatch.setattr(locks_module, "LEASE_SECONDS", 1.5)
+    with locks_module.hold("x"):
         until = content_of(bucket)["until"]
         time.sleep(2.5)
-        with pytest.raises(BusyError), lock.hold("x", timeout=0):
+        with pytest.raises(BusyError), locks_module.hold("x", timeout=0):
             pass
         assert content_of(bucket)["until"] > until + 1
-    with lock.hold("x", timeout=0):
+    with locks_module.hold("x", timeout=0):
         pass
 
 

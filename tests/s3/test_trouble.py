@@ -10,8 +10,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial import duckdb_session, files, lake, lock, manifest, steps
-from perennial.errors import BusyError, StorageError
+from perennial.core.errors import BusyError, StorageError
+from perennial.steps import dispatch
+from perennial.storage import delta_tables, duckdb_session, locks, manifests, object_store
 from support import toys
 from support.trouble import Proxy
 
@@ -32,10 +33,10 @@ def ids(uri: str) -> list[int]:
 @pytest.fixture
 def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon, so that what happens then is seen soon."""
-    from perennial.settings import Settings
+    from perennial.core.settings import Settings
 
-    monkeypatch.setattr(files, "ATTEMPTS", 2)
-    monkeypatch.setattr(files, "PATIENCE", 1.0)
+    monkeypatch.setattr(object_store, "ATTEMPTS", 2)
+    monkeypatch.setattr(object_store, "PATIENCE", 1.0)
     patient = Settings.storage_options.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(
         Settings,
@@ -53,18 +54,18 @@ def test_a_small_file_survives_what_passes(
     proxy: Proxy, bucket: Any, kind: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = f"s3://{bucket.name}/x.json"
-    monkeypatch.setattr(files, "PATIENCE", 0.5)
+    monkeypatch.setattr(object_store, "PATIENCE", 0.5)
     proxy.add(kind, method=method, seconds=1)
-    files.write_text(place, TEXT)
-    assert files.read_text(place) == TEXT
+    object_store.write_text(place, TEXT)
+    assert object_store.read_text(place) == TEXT
     assert proxy.done == [f"{kind} {method} /{bucket.name}/x.json"]
 
 
 def test_a_truncated_answer_is_read_again(proxy: Proxy, bucket: Any) -> None:
     place = f"s3://{bucket.name}/x.json"
-    files.write_text(place, TEXT)
+    object_store.write_text(place, TEXT)
     proxy.add("short", 2, "GET")
-    assert files.read_text(place) == TEXT
+    assert object_store.read_text(place) == TEXT
     assert len(proxy.done) == 2
 
 
@@ -73,12 +74,12 @@ def test_a_small_file_that_cannot_be_read_is_told(
     proxy: Proxy, bucket: Any, kind: Any, impatient: None
 ) -> None:
     place = f"s3://{bucket.name}/x.json"
-    files.write_text(place, TEXT)
+    object_store.write_text(place, TEXT)
     proxy.add(kind, 99, "GET")
     with pytest.raises(StorageError, match=r"x\.json cannot be read.*\n.*What to do"):
-        files.read_text(place)
+        object_store.read_text(place)
     with pytest.raises(StorageError, match="cannot be read"):
-        files.digest(place)
+        object_store.digest(place)
 
 
 @pytest.mark.parametrize("kind", ["busy", "slow", "silent", "forbidden"])
@@ -86,14 +87,14 @@ def test_a_small_file_is_written_whole_or_not_at_all(
     proxy: Proxy, bucket: Any, kind: Any, impatient: None
 ) -> None:
     place = f"s3://{bucket.name}/x.json"
-    files.write_text(place, "before")
+    object_store.write_text(place, "before")
     proxy.add(kind, 99, "PUT", seconds=2)
     with pytest.raises(StorageError, match=r"x\.json cannot be written"):
-        files.write_text(place, TEXT)
+        object_store.write_text(place, TEXT)
     proxy.faults.clear()
-    assert files.read_text(place) in ("before", TEXT)
-    files.write_text(place, TEXT)
-    assert files.read_text(place) == TEXT
+    assert object_store.read_text(place) in ("before", TEXT)
+    object_store.write_text(place, TEXT)
+    assert object_store.read_text(place) == TEXT
 
 
 # --- tables
@@ -110,19 +111,19 @@ def test_a_small_file_is_written_whole_or_not_at_all(
     ],
 )
 def test_a_partition_is_there_once_whatever_passes(proxy: Proxy, bucket: Any, kind: Any, path: str) -> None:
-    uri = lake.table("published", "toy")
+    uri = delta_tables.table("published", "toy")
     proxy.add(kind, 1, "PUT", path)
-    lake.replace(uri, rows(1, 2, 3), DAY)
+    delta_tables.replace(uri, rows(1, 2, 3), DAY)
     assert len(proxy.done) == 1
     assert ids(uri) == [1, 2, 3]
-    lake.replace(uri, rows(4), DAY)
+    delta_tables.replace(uri, rows(4), DAY)
     assert ids(uri) == [4]
 
 
 @pytest.mark.parametrize("kind", ["busy", "silent", "short"])
 def test_a_table_is_read_whole_whatever_passes(proxy: Proxy, bucket: Any, kind: Any) -> None:
-    uri = lake.table("published", "toy")
-    lake.replace(uri, rows(*range(5000)), DAY)
+    uri = delta_tables.table("published", "toy")
+    delta_tables.replace(uri, rows(*range(5000)), DAY)
     for path in (r"_delta_log/.*\.json", r"\.parquet"):
         proxy.add(kind, 1, "GET", path)
     assert ids(uri) == list(range(5000))
@@ -136,15 +137,15 @@ def test_a_table_is_read_whole_whatever_passes(proxy: Proxy, bucket: Any, kind: 
 def test_a_partition_that_cannot_be_written_stays_as_it_was(
     proxy: Proxy, bucket: Any, kind: Any, path: str, impatient: None
 ) -> None:
-    uri = lake.table("published", "toy")
-    before = lake.replace(uri, rows(1), DAY)
+    uri = delta_tables.table("published", "toy")
+    before = delta_tables.replace(uri, rows(1), DAY)
     proxy.add(kind, 99, "PUT", path, seconds=2)
     with pytest.raises(StorageError, match="What to do"):
-        lake.replace(uri, rows(2), DAY)
+        delta_tables.replace(uri, rows(2), DAY)
     proxy.faults.clear()
     # A commit whose answers were all lost may have been made: then the new rows are there, whole.
-    assert ids(uri) == ([1] if lake.version(uri) == before else [2])
-    lake.replace(uri, rows(2), DAY)
+    assert ids(uri) == ([1] if delta_tables.version(uri) == before else [2])
+    delta_tables.replace(uri, rows(2), DAY)
     assert ids(uri) == [2]
 
 
@@ -155,16 +156,16 @@ def test_a_partition_that_cannot_be_written_stays_as_it_was(
 def test_a_lock_is_had_whatever_passes(
     proxy: Proxy, bucket: Any, kind: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 12.0)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 12.0)
     for method in ("PUT", "GET"):
         proxy.add(kind, 1, method, r"\.lock", seconds=1.3)
         # had at once: what was written under a false report is known as one's own
-        with lock.hold("x", timeout=0), pytest.raises(BusyError), lock.hold("x", timeout=0):
+        with locks.hold("x", timeout=0), pytest.raises(BusyError), locks.hold("x", timeout=0):
             pass
         proxy.add(kind, 1, method, r"\.lock", seconds=1.3)
-        with lock.hold("x", timeout=0):  # overtaken by If-Match this time
+        with locks.hold("x", timeout=0):  # overtaken by If-Match this time
             proxy.add(kind, 1, "PUT", r"\.lock", seconds=1.3)  # hits the giving back
-        with lock.hold("x", timeout=0):
+        with locks.hold("x", timeout=0):
             pass
     assert len(proxy.done) == 6
 
@@ -173,9 +174,9 @@ def test_a_lock_that_failed_to_be_taken_is_free(
     proxy: Proxy, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.add("lie", 4, "PUT", r"\.lock")  # each attempt of the client: written, and reported as failed
-    with pytest.raises(StorageError, match="lock x cannot be had"), lock.hold("x", timeout=0):
+    with pytest.raises(StorageError, match="lock x cannot be had"), locks.hold("x", timeout=0):
         pass
-    with lock.hold("x", timeout=0):
+    with locks.hold("x", timeout=0):
         pass
 
 
@@ -186,7 +187,7 @@ def test_two_never_hold_a_lock_of_which_the_giving_back_was_reported_as_failed(
 
     def work() -> None:
         for _ in range(4):
-            with lock.hold("x", timeout=60):
+            with locks.hold("x", timeout=60):
                 inside[0] += 1
                 most[0] = max(most[0], inside[0])
                 time.sleep(0.05)
@@ -207,14 +208,14 @@ def test_two_never_hold_a_lock_of_which_the_giving_back_was_reported_as_failed(
 def test_a_lock_that_cannot_be_renewed_is_lost_and_told(
     proxy: Proxy, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(lock, "LEASE_SECONDS", 1.5)
+    monkeypatch.setattr(locks, "LEASE_SECONDS", 1.5)
     with pytest.raises(BusyError, match="was lost while it was held"):  # noqa: SIM117
-        with lock.hold("x", timeout=0):
+        with locks.hold("x", timeout=0):
             proxy.add("busy", 999, "", r"\.lock")
             time.sleep(4)
             proxy.faults.clear()
-            monkeypatch.setattr(lock, "LEASE_SECONDS", 60.0)
-            with lock.hold("x", timeout=5):  # the next one takes it over
+            monkeypatch.setattr(locks, "LEASE_SECONDS", 60.0)
+            with locks.hold("x", timeout=5):  # the next one takes it over
                 time.sleep(1.5)
 
 
@@ -224,7 +225,7 @@ def test_a_lock_that_cannot_be_renewed_is_lost_and_told(
 def test_a_night_on_a_bad_network_gives_the_same_content(proxy: Proxy, bucket: Any, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", toys.unique())
     toys.land(spec, days=2)
-    clean = steps.run("data", spec, start=toys.FIRST)
+    clean = dispatch.run("data", spec, start=toys.FIRST)
     content = toys.content_of("published", spec.name)
     proxy.add("busy", 4, every=5)
     proxy.add("lie", 4, "PUT", every=2)
@@ -232,7 +233,7 @@ def test_a_night_on_a_bad_network_gives_the_same_content(proxy: Proxy, bucket: A
     proxy.add("short", 4, "GET", every=3)
     for _ in range(16):  # what was not healed within the step is a clear error, and the task's retry heals it
         try:
-            again = steps.run("data", spec, start=toys.FIRST, force=True)
+            again = dispatch.run("data", spec, start=toys.FIRST, force=True)
             break
         except StorageError as error:
             assert "What to do" in str(error)
@@ -240,8 +241,8 @@ def test_a_night_on_a_bad_network_gives_the_same_content(proxy: Proxy, bucket: A
     assert len(proxy.done) == 16
     assert again["rows_out"] == clean["rows_out"]
     assert toys.content_of("published", spec.name) == content
-    assert manifest.read(spec.name, "data", toys.FIRST) is not None
-    assert steps.run("data", spec, start=toys.FIRST)["status"] == "unchanged"
+    assert manifests.read(spec.name, "data", toys.FIRST) is not None
+    assert dispatch.run("data", spec, start=toys.FIRST)["status"] == "unchanged"
 
 
 def test_a_truncated_partition_is_not_taken_for_a_whole_one(
@@ -251,8 +252,8 @@ def test_a_truncated_partition_is_not_taken_for_a_whole_one(
     toys.land(spec, days=2)
     proxy.add("short", 99, "GET", rf"landing/{spec.name}/.*\.parquet")
     with pytest.raises(StorageError, match=r"cannot be (copied|read): AWS Error NETWORK_CONNECTION"):
-        steps.run("data", spec, start=toys.FIRST)
-    assert manifest.read(spec.name, "data", toys.FIRST) is None
-    assert lake.version(lake.table("published", spec.name)) is None
+        dispatch.run("data", spec, start=toys.FIRST)
+    assert manifests.read(spec.name, "data", toys.FIRST) is None
+    assert delta_tables.version(delta_tables.table("published", spec.name)) is None
     proxy.faults.clear()
-    assert steps.run("data", spec, start=toys.FIRST)["rows_out"] == toys.ROWS
+    assert dispatch.run("data", spec, start=toys.FIRST)["rows_out"] == toys.ROWS

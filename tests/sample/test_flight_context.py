@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from perennial import catalog, ingest
-from perennial.features import Features
+from perennial.features.engine import Features
+from perennial.spec import catalog
+from perennial.storage import landing
 from support import toys
 
 NOON = dt.datetime(2013, 1, 10, 12)
@@ -24,11 +25,11 @@ def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) 
     rows = [(origin, hours(h), float(h)) for origin, found in observed.items() for h in found]
     weather = {"origin": [r[0] for r in rows], "observed_at": [r[1] for r in rows]}
     toys.write(
-        ingest.expand("{landing}/weather.parquet"),
+        landing.expand("{landing}/weather.parquet"),
         pa.table(weather | {name: [r[2] for r in rows] for name in WEATHER}),
     )
     toys.write(
-        ingest.expand("{landing}/planes.parquet"),
+        landing.expand("{landing}/planes.parquet"),
         pa.table({"tailnum": ["N1"], "year": [2003], "seats": [150]}),
     )
     wanted = [

@@ -8,8 +8,8 @@ import duckdb
 import pyarrow.parquet as pq
 import pytest
 
-from perennial.errors import StorageError
-from perennial.sample import landing
+from perennial.core.errors import StorageError
+from perennial.local_stack.sample import landing
 
 FLIGHTS_OF_2013 = 336_776
 

@@ -6,7 +6,7 @@ import io
 
 from rich.console import Console
 
-from perennial.stack.board import Board
+from perennial.local_stack.progress import Board
 
 
 def show(terminal: bool) -> str:

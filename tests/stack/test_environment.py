@@ -12,9 +12,9 @@ from types import ModuleType
 
 import pytest
 
-from perennial.settings import ROOT
+from perennial.core.settings import ROOT
 
-SCRIPT = ROOT / "include" / "perennial" / "stack" / "environment.py"
+SCRIPT = ROOT / "tools" / "setup_environment.py"
 
 
 @pytest.fixture

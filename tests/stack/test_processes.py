@@ -14,7 +14,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from perennial.stack import processes
+from perennial.local_stack import processes
 
 SLEEP = "import time; time.sleep(60)"
 # a server that starts a child, which leaves the session, renames itself as Airflow does, and ignores a polite request

@@ -9,9 +9,9 @@ from typing import Any
 import httpx
 import pytest
 
-from perennial.errors import PerennialError
-from perennial.stack import rest
-from perennial.stack.rest import Airflow
+from perennial.core.errors import PerennialError
+from perennial.local_stack import airflow_client
+from perennial.local_stack.airflow_client import Airflow
 
 Answers = Callable[[httpx.Request], httpx.Response]
 
@@ -19,7 +19,7 @@ Answers = Callable[[httpx.Request], httpx.Response]
 @pytest.fixture
 def client(monkeypatch: pytest.MonkeyPatch) -> Callable[[Answers], Airflow]:
     """Makes a client whose server is a function, and which does not wait between attempts."""
-    monkeypatch.setattr(rest.time, "sleep", lambda seconds: None)
+    monkeypatch.setattr(airflow_client.time, "sleep", lambda seconds: None)
 
     def make(answers: Answers) -> Airflow:
         made = Airflow("http://airflow", "admin", "secret")

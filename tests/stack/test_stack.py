@@ -13,12 +13,12 @@ import psutil
 import pytest
 from rich.console import Console
 
-from perennial.errors import BusyError, PerennialError, StorageError
-from perennial.settings import ROOT
-from perennial.stack import __main__ as command
-from perennial.stack import processes, servers
-from perennial.stack.board import Board
-from perennial.stack.config import Stack, check_disk, environment, password, stack
+from perennial.core.errors import BusyError, PerennialError, StorageError
+from perennial.core.settings import ROOT
+from perennial.local_stack import __main__ as command
+from perennial.local_stack import processes, servers
+from perennial.local_stack.config import Stack, check_disk, environment, password, stack
+from perennial.local_stack.progress import Board
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_status_and_stop_without_a_stack(config: Stack) -> None:
         "PERENNIAL_AIRFLOW_PORT": str(config.airflow_port),
         "PERENNIAL_MLFLOW_PORT": str(config.mlflow_port),
     }
-    module = [sys.executable, "-m", "perennial.stack"]
+    module = [sys.executable, "-m", "perennial.local_stack"]
     done = subprocess.run([*module, "stop"], env=environ, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "Nothing was running.")
     done = subprocess.run([*module, "status"], env=environ, capture_output=True, text=True)

@@ -14,11 +14,11 @@ from typing import Any
 
 from rich.console import Console
 
-from perennial.sample.plan import Plan
-from perennial.spec import ModelSpec
-from perennial.stack.board import Board
-from perennial.stack.config import Stack
-from perennial.stack.rest import Airflow
+from perennial.local_stack.airflow_client import Airflow
+from perennial.local_stack.config import Stack
+from perennial.local_stack.progress import Board
+from perennial.local_stack.sample.plan import Plan
+from perennial.spec.model_spec import ModelSpec
 from support import toys
 
 BROKEN = "broken_on_purpose"

@@ -8,10 +8,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from perennial import compute
-from perennial.spec import ModelSpec
-from perennial.stack.config import Stack
-from perennial.stack.rest import Airflow
+from perennial.local_stack.airflow_client import Airflow
+from perennial.local_stack.config import Stack
+from perennial.spec import compute_profile
+from perennial.spec.model_spec import ModelSpec
 
 SECRET = "perennial-aws"
 #: Rows a day that cannot be trained on within 256 MiB.
@@ -79,7 +79,7 @@ class Cluster:
 
     def start(self, name: str, code: str) -> str:
         """Run Python in a pod of the trainer image that ends by itself; returns its name."""
-        image = compute.Profile(name="plain", kind="kubernetes").image_name
+        image = compute_profile.Profile(name="plain", kind="kubernetes").image_name
         box = {
             "name": "base",
             "image": image,

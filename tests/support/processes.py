@@ -56,12 +56,12 @@ def _run(environ: dict[str, str], module: str, name: str, arguments: tuple[Any, 
 
 def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") -> None:
     """Run one step of the model in ``folder``; the result, or the error's text, goes into the file ``answer``."""
-    from perennial import steps
-    from perennial.catalog import load_model
-    from perennial.errors import PerennialError
+    from perennial.core.errors import PerennialError
+    from perennial.spec.catalog import load_model
+    from perennial.steps import dispatch
 
     try:
-        said: dict[str, Any] = {"result": steps.run(name, load_model(Path(folder)), **arguments)}
+        said: dict[str, Any] = {"result": dispatch.run(name, load_model(Path(folder)), **arguments)}
     except PerennialError as error:
         said = {"error": type(error).__name__, "text": str(error)}
     if answer:
@@ -73,8 +73,8 @@ def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") ->
 
 def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
     """Tell that these signals of the model in ``folder`` are bad."""
-    from perennial import incidents
-    from perennial.catalog import load_model
+    from perennial.alerting import incidents
+    from perennial.spec.catalog import load_model
 
     incidents.update(
         load_model(Path(folder)), day, {name: incidents.Sighting("bad", "why") for name in signals}
@@ -85,7 +85,8 @@ def killed_step(folder: str, name: str, arguments: dict[str, Any], place: str, m
     """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
 
     Args:
-        moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of `lake.Writer.replace` are read.
+        moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of
+            `delta_tables.Writer.replace` are read.
     """
     _deadly(place, moment, nth)
     step(folder, name, arguments)
@@ -95,13 +96,14 @@ def night(
     spec: str, suite: str, day: str, answer: str = "", place: str = "", moment: str = "", nth: int = 1
 ) -> None:
     """Run the data step of a spec (as JSON) without a summary; killed as `killed_step`, where there is a ``place``."""
-    from perennial import data, profile
-    from perennial.spec import ModelSpec
+    from perennial.ingestion import data_profile
+    from perennial.spec.model_spec import ModelSpec
+    from perennial.steps import data
 
     found = ModelSpec.model_validate_json(spec)
     found._suite = suite
-    if place != "perennial.profile.write":  # Evidently's summary is half the time of a night
-        profile.write = lambda *_: ""
+    if place != "perennial.ingestion.data_profile.write":  # Evidently's summary is half the time of a night
+        data_profile.write = lambda *_: ""
     if place:
         _deadly(place, moment, nth)
     result = data.data(found, start=day, end=day)
@@ -147,7 +149,7 @@ def _resolve(place: str) -> tuple[Any, str]:
 
 
 def _ending(data: Any, end: Callable[[], None]) -> Callable[[], Any]:
-    """Rows for `lake.replace` of which the first half comes, and then the end."""
+    """Rows for `delta_tables.replace` of which the first half comes, and then the end."""
     import pyarrow as pa
 
     def opened() -> pa.RecordBatchReader:
@@ -167,7 +169,9 @@ def limited_step(folder: str, name: str, arguments: dict[str, Any], answer: str,
     """Run one step in a process that may write no file beyond ``size`` bytes."""
     import resource
 
-    importlib.import_module(f"perennial.{name}")
+    from perennial.steps import dispatch as steps
+
+    importlib.import_module(steps.STEPS[name])
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     step(folder, name, arguments, answer)
 
@@ -176,15 +180,15 @@ def write_ids(uri: str, day: str, first: int, count: int) -> None:
     """Replace one partition by ``count`` numbers from ``first``."""
     import pyarrow as pa
 
-    from perennial import lake
+    from perennial.storage import delta_tables
 
     ids = pa.array(range(first, first + count), pa.int64())
-    lake.replace(uri, pa.table({"id": ids, "partition_date": [day] * count}), day)
+    delta_tables.replace(uri, pa.table({"id": ids, "partition_date": [day] * count}), day)
 
 
 def append_records(model: str, count: int) -> None:
     """Append records to a model's ledger."""
-    from perennial import ledger
+    from perennial.storage import ledger
 
     for n in range(count):
         ledger.append(model, kind="training", decision="trained", reason=str(n), actor=str(os.getpid()))
@@ -194,18 +198,18 @@ def hold(name: str, path: str, seconds: float) -> None:
     """Hold a lock; the file ``path`` appears once it is held."""
     import time
 
-    from perennial import lock
+    from perennial.storage import locks
 
-    with lock.hold(name):
+    with locks.hold(name):
         Path(path).write_text("held")
         time.sleep(seconds)
 
 
 def count_up(path: str, times: int) -> None:
     """Add to the number in a file, under a lock."""
-    from perennial import lock
+    from perennial.storage import locks
 
     for _ in range(times):
-        with lock.hold("counter"):
+        with locks.hold("counter"):
             number = int(Path(path).read_text())
             Path(path).write_text(str(number + 1))

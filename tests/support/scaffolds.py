@@ -9,14 +9,17 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from perennial import catalog, interview, preflight, steps
-from perennial.interview import Asked
-from perennial.spec import ModelSpec
+from perennial.cli.check import preflight
+from perennial.cli.new import wizard
+from perennial.cli.new.wizard import Asked
+from perennial.spec import catalog
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps import dispatch
 
 
 def make(name: str, paths: list[Path], **asked: Any) -> ModelSpec:
     """Make a model without asking, and check it."""
-    interview.make(name, paths, Asked(**asked), ask=False)
+    wizard.make(name, paths, Asked(**asked), ask=False)
     (report,) = preflight.check([name])
     assert report.problems == []
     assert report.features
@@ -24,7 +27,7 @@ def make(name: str, paths: list[Path], **asked: Any) -> ModelSpec:
 
 
 def publishes(spec: ModelSpec, first: str, last: str, rows: int) -> dict[str, Any]:
-    result = steps.run("data", spec, start=first, end=last)
+    result = dispatch.run("data", spec, start=first, end=last)
     assert (result["rows_in"], result["rows_out"], result["quarantined"]) == (rows, rows, 0)
     assert result["labels"] == rows
     return result

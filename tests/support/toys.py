@@ -12,10 +12,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import yaml
 
-from perennial import dates, duckdb_session, files, ingest, lake
-from perennial.catalog import load_model
-from perennial.settings import settings
-from perennial.spec import ModelSpec
+from perennial.core import dates
+from perennial.core.settings import settings
+from perennial.spec.catalog import load_model
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables, duckdb_session, landing, object_store
 
 FIRST = "2024-01-01"
 DAYS = 20
@@ -125,8 +126,8 @@ def places() -> pa.Table:
 
 def write(uri: str, table: pa.Table) -> None:
     """A parquet file, in a folder or on S3."""
-    if files.is_remote(uri):
-        pq.write_table(table, uri.removeprefix("s3://"), filesystem=files.filesystem())
+    if object_store.is_remote(uri):
+        pq.write_table(table, uri.removeprefix("s3://"), filesystem=object_store.filesystem())
     else:
         Path(uri).parent.mkdir(parents=True, exist_ok=True)
         pq.write_table(table, uri)
@@ -136,11 +137,11 @@ def land(
     spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False, n: int = ROWS
 ) -> None:
     """Land the reference table, and each day's rows and labels, as a feed would."""
-    write(ingest.expand(spec.references[0].source), places())
+    write(landing.expand(spec.references[0].source), places())
     for day in dates.dates(start, dates.shift(start, days - 1)):
         table = rows(spec.task, day, n)
-        write(ingest.expand(spec.data.source, day), table)
-        write(ingest.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
+        write(landing.expand(spec.data.source, day), table)
+        write(landing.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
 
 
 def publish(
@@ -148,28 +149,32 @@ def publish(
 ) -> None:
     """Put rows and labels into the lake as the data step would, without its cost."""
     if spec.references:
-        write(ingest.expand(spec.references[0].source), places())
+        write(landing.expand(spec.references[0].source), places())
     whole = dates.dates(start, dates.shift(start, days - 1))
     parts, found = [], []
     for day in whole:
         table = rows(spec.task, day, n)
-        parts.append(table.append_column(lake.PARTITION, pa.array([day] * len(table))))
+        parts.append(table.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
         y = labels(spec.task, table, shuffled=shuffled).rename_columns(["id", "label"])
-        found.append(y.append_column(lake.PARTITION, pa.array([day] * len(table))))
-    lake.replace(lake.table("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1])
-    lake.replace(lake.table("labels", spec.name), pa.concat_tables(found), whole[0], whole[-1])
+        found.append(y.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
+    delta_tables.replace(
+        delta_tables.table("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1]
+    )
+    delta_tables.replace(
+        delta_tables.table("labels", spec.name), pa.concat_tables(found), whole[0], whole[-1]
+    )
 
 
 def content_of(
     kind: str, name: str, *, without: tuple[str, ...] = ("run_id", "scored_at")
 ) -> list[dict[str, Any]]:
     """The rows of a lake table in order, without what tells one run from another."""
-    stream = duckdb_session.stream(lake.table(kind, name))
+    stream = duckdb_session.stream(delta_tables.table(kind, name))
     if stream is None:
         return []
     table = stream.read_all()
     table = table.select([c for c in table.column_names if c not in without])
-    return sorted(table.to_pylist(), key=lambda r: (r[lake.PARTITION], str(r.get("id"))))
+    return sorted(table.to_pylist(), key=lambda r: (r[delta_tables.PARTITION], str(r.get("id"))))
 
 
 def nothing_half_written(spec: ModelSpec) -> None:
@@ -177,10 +182,10 @@ def nothing_half_written(spec: ModelSpec) -> None:
     for kind in ("published", "predictions"):
         seen: dict[str, int] = {}
         for row in content_of(kind, spec.name):
-            seen[row[lake.PARTITION]] = seen.get(row[lake.PARTITION], 0) + 1
+            seen[row[delta_tables.PARTITION]] = seen.get(row[delta_tables.PARTITION], 0) + 1
         assert set(seen.values()) <= {ROWS}, (kind, seen)
     here = settings().lake
-    if not files.is_remote(here):
+    if not object_store.is_remote(here):
         for path in Path(here, "manifests").rglob("*.json"):
             if not path.name.startswith("."):
                 json.loads(path.read_text())

@@ -6,7 +6,7 @@ from typing import Any
 
 from airflow.sdk import DAG, Context
 
-from perennial.spec import ModelSpec
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import asked, assets, params, runner
 from perennial_airflow.arrival import AwaitPartition
 from perennial_airflow.base import LIGHT, limits, stage_dag

@@ -7,8 +7,8 @@ from typing import Any
 from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial import decide
-from perennial.spec import ModelSpec
+from perennial.lifecycle import retraining
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import alerts, asked, assets, params, runner
 from perennial_airflow.base import LIGHT, limits, stage_dag
 from perennial_airflow.operators import ReportingTask, StageTask
@@ -113,7 +113,7 @@ def ask_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
     if decision["proposed"]:
         raise AirflowSkipException(f"No retraining: a person has not answered ({reason})")
     if not decision["retrain"]:
-        lost = None if asked.is_backfill(context) else decide.in_flight(spec, span.start)
+        lost = None if asked.is_backfill(context) else retraining.in_flight(spec, span.start)
         if lost is None or context["ti"].get_dr_count(f"{spec.name}.train", states=["queued", "running"]):
             raise AirflowSkipException(f"No retraining: {reason}")
         span, reason = asked.Span(lost["partition"]), lost["reason"]

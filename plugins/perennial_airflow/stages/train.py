@@ -7,7 +7,7 @@ from typing import Any
 from airflow.sdk import DAG, Context, PartitionedAssetTimetable, StartOfDayMapper
 from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.spec import ModelSpec
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import asked, assets, params, runner
 from perennial_airflow.base import LIGHT, limits, stage_dag
 from perennial_airflow.operators import ReportingTask, StageTask

@@ -11,9 +11,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from perennial import duckdb_session, lake
-from perennial.data import data
-from perennial.spec import ModelSpec
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.data import data
+from perennial.storage import delta_tables, duckdb_session
 
 DAY = "2020-03-01"
 COLUMNS = {
@@ -93,7 +93,7 @@ class Place:
 
     def table(self, kind: str = "published", order: str = "id") -> list[dict[str, Any]]:
         """What a table of the lake holds, in order."""
-        reader = duckdb_session.stream(lake.table(kind, "small"))
+        reader = duckdb_session.stream(delta_tables.table(kind, "small"))
         found = reader.read_all().to_pylist() if reader else []
         return sorted(found, key=lambda r: (r["partition_date"], str(r.get(order))))
 
@@ -114,7 +114,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     for name in ("PERENNIAL_MEMORY_MB", "PERENNIAL_MODELS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     if not request.node.get_closest_marker("summary"):  # Evidently's summary is half the time of a night
-        monkeypatch.setattr("perennial.profile.write", lambda *_: "")
+        monkeypatch.setattr("perennial.ingestion.data_profile.write", lambda *_: "")
     yield Place(tmp_path)
 
 

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
 
-from perennial import lake, manifest
-from perennial.errors import DataError, SpecError
+from perennial.core.errors import DataError, SpecError
+from perennial.storage import delta_tables, manifests
 
 DAY, NEXT, THIRD = "2020-03-01", "2020-03-02", "2020-03-03"
 
@@ -32,7 +32,7 @@ def test_publishes_a_night(place: Any, make_rows: Any) -> None:
     assert len(table) == 40
     assert {r["partition_date"] for r in table} == {DAY}
     assert set(table[0]) == {*place.columns, "partition_date"}
-    found = manifest.read("small", "data", DAY)
+    found = manifests.read("small", "data", DAY)
     assert found is not None and found.rows_in == 40 and found.run_id == "r1"
     assert "Expectation Validation Result" in place.report()
     assert json.loads(place.report(ending="json"))["success"] is True
@@ -126,7 +126,7 @@ def test_a_broken_table_level_expectation_stops_the_partition(place: Any, make_r
                  "What to do"):  # fmt: skip
         assert part in text
     assert place.table() == []
-    assert manifest.read("small", "data", DAY) is None
+    assert manifests.read("small", "data", DAY) is None
     assert json.loads(place.report(ending="json"))["success"] is False
 
 
@@ -148,7 +148,7 @@ def test_labels_arrive_a_day_later(place: Any, make_rows: Any) -> None:
     place.land(make_rows())
     place.land(make_rows(NEXT), NEXT)
     assert place.run()["labels"] == 0, "the first night's labels are not there: no failure"
-    found = manifest.read("small", "data", DAY)
+    found = manifests.read("small", "data", DAY)
     assert found is not None and found.result["label_state"] == "missing"
     place.land(labels(make_rows, value=[None] + [i / 10 for i in range(1, 40)]), DAY, "labels")
     assert place.run(NEXT)["labels"] == 40
@@ -262,7 +262,12 @@ def test_a_range_gives_what_its_nights_give(
     assert whole["tables"] == nights["tables"]
     assert whole["documents"] == nights["documents"]
     assert whole["manifests"] == nights["manifests"]
-    assert lake.partitions(lake.table("published", "small")) == [DAY, NEXT, "2020-03-04", "2020-03-06"]
+    assert delta_tables.partitions(delta_tables.table("published", "small")) == [
+        DAY,
+        NEXT,
+        "2020-03-04",
+        "2020-03-06",
+    ]
 
 
 def test_a_range_goes_on_where_it_ended(place: Any, make_rows: Any) -> None:
@@ -272,7 +277,7 @@ def test_a_range_goes_on_where_it_ended(place: Any, make_rows: Any) -> None:
     place.land(make_rows(THIRD), THIRD)
     result = place.run(DAY, THIRD)
     assert result["partitions"] == [DAY, NEXT, THIRD] and result["rows_in"] == 120
-    assert manifest.read("small", "data", DAY).result["version"] < result["version"]  # type: ignore[union-attr]
+    assert manifests.read("small", "data", DAY).result["version"] < result["version"]  # type: ignore[union-attr]
 
 
 def test_a_suite_that_great_expectations_refuses_stops_before_anything_is_written(

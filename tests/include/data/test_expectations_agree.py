@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
-from perennial import duckdb_session
-from perennial.checks import checks
-from perennial.expectations import SUPPORTED, parse_suite
-from perennial.ingest import Feed, land, view
-from perennial.validate import validate
+from perennial.storage import duckdb_session
+from perennial.storage.landing import Feed, land, view
+from perennial.validation.checks import checks
+from perennial.validation.suite import SUPPORTED, parse_suite
+from perennial.validation.validator import validate
 
 COLUMNS = {
     "id": "integer",

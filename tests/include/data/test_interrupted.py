@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from perennial import lake, manifest
-from perennial.errors import StorageError
+from perennial.core.errors import StorageError
+from perennial.storage import delta_tables, manifests
 from support import processes
 
 DAY, NEXT = "2020-03-01", "2020-03-02"
@@ -49,7 +49,7 @@ def test_a_killed_run_leaves_nothing_half_done(two_nights: Any, point: str) -> N
     night = [r for r in two_nights.table() if r["partition_date"] == NEXT]
     assert len(night) in (0, 39), "whole or not there"
     if not moment:
-        assert manifest.read("small", "data", NEXT) is None, "the manifest is written last"
+        assert manifests.read("small", "data", NEXT) is None, "the manifest is written last"
     two_nights.run(NEXT)
     assert len([r for r in two_nights.table() if r["partition_date"] == NEXT]) == 39
     assert len(two_nights.table("labels")) == 40
@@ -74,7 +74,7 @@ def test_a_lake_that_cannot_be_written_names_itself(
     two_nights: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, as the writer reports it: the error says what to do, and the next run completes."""
-    original = lake.replace
+    original = delta_tables.replace
 
     def full(uri: str, *args: Any, **kwargs: Any) -> int:
         if f"/{kind}/" in uri:
@@ -83,11 +83,11 @@ def test_a_lake_that_cannot_be_written_names_itself(
             )
         return original(uri, *args, **kwargs)
 
-    monkeypatch.setattr(lake, "replace", full)
+    monkeypatch.setattr(delta_tables, "replace", full)
     with pytest.raises(StorageError, match="No space left on device"):
         two_nights.run(NEXT)
-    assert manifest.read("small", "data", NEXT) is None
-    monkeypatch.setattr(lake, "replace", original)
+    assert manifests.read("small", "data", NEXT) is None
+    monkeypatch.setattr(delta_tables, "replace", original)
     assert two_nights.run(NEXT)["rows_out"] == 39
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from perennial.errors import DataError
+from perennial.core.errors import DataError
 
 DAY, NEXT = "2020-03-01", "2020-03-02"
 

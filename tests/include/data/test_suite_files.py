@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from perennial.expectations import SUPPORTED, check_suite, parse_suite
-from perennial.judge import refused
+from perennial.validation.gx_evaluator import refused
+from perennial.validation.suite import SUPPORTED, check_suite, parse_suite
 
 COLUMNS = {"a": "number", "b": "integer", "s": "string", "t": "timestamp", "d": "date", "f": "boolean"}
 BETWEEN = "expect_column_values_to_be_between"
@@ -130,7 +130,7 @@ def test_what_only_great_expectations_refuses_is_told_with_its_line() -> None:
 
 def test_checking_imports_nothing_heavy() -> None:
     code = (
-        "import sys; from perennial.expectations import check_suite; check_suite('{}', {}); "
+        "import sys; from perennial.validation.suite import check_suite; check_suite('{}', {}); "
         "heavy = {'duckdb', 'numpy', 'pandas', 'pyarrow', 'great_expectations', 'evidently', 'deltalake'}; "
         "sys.exit(', '.join(heavy & set(sys.modules)) or 0)"
     )

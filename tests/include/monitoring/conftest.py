@@ -15,12 +15,15 @@ import pyarrow.parquet as pq
 import pytest
 import xgboost
 
-from perennial import dates, drift, duckdb_session, lake, registry, watch
-from perennial.encode import Encoding
-from perennial.evidence import gather
-from perennial.features import Features
-from perennial.model import Model
-from perennial.spec import ModelSpec
+from perennial.core import dates
+from perennial.features.engine import Features
+from perennial.modeling import registry
+from perennial.modeling.encoding import Encoding
+from perennial.modeling.trained_model import Model
+from perennial.monitoring import baseline, histograms
+from perennial.monitoring.nightly_sample import gather
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables, duckdb_session
 
 FIRST = "2024-01-01"
 ROWS = 200
@@ -90,7 +93,7 @@ class World:
                 f"{x or f'(hash(i, getvariable($$salt$$)) % 1000) / 1000.0 + {shift}'} AS x, {k} AS k, "
                 f"'person ' || i AS who, '{day}' AS partition_date FROM range({rows}) r(i)"
             ).to_arrow_table()
-            lake.replace(lake.table("published", self.spec.name), table, day)
+            delta_tables.replace(delta_tables.table("published", self.spec.name), table, day)
 
     def label(self, start: str, days: int, value: str = "i % 2", rows: int = ROWS) -> None:
         con = duckdb_session.connect()
@@ -100,7 +103,7 @@ class World:
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, {value} AS label, '{day}' AS partition_date FROM range({rows}) r(i)"
             ).to_arrow_table()
-            lake.replace(lake.table("labels", self.spec.name), table, day)
+            delta_tables.replace(delta_tables.table("labels", self.spec.name), table, day)
 
     def predict(
         self, start: str, days: int, version: str = "1", value: str = "0.2 + 0.6 * (i % 2)", more: str = ""
@@ -112,18 +115,23 @@ class World:
                 f"SELECT '{day}-' || i AS id, ({value})::FLOAT AS prediction{more}, '{version}' AS model_version, "
                 f"'{day}' AS partition_date FROM range({ROWS}) r(i)"
             ).to_arrow_table()
-            lake.replace(lake.table("predictions", self.spec.name), table, day)
+            delta_tables.replace(delta_tables.table("predictions", self.spec.name), table, day)
 
     def train(self, version: str = "1", days: int = 21, metrics: dict[str, float] | None = None) -> None:
         """Make the rows published so far the reference of a champion."""
         con = duckdb_session.connect()
         assert duckdb_session.relation(
-            con, "rows", lake.table("published", self.spec.name), None, FIRST, dates.shift(FIRST, days - 1)
+            con,
+            "rows",
+            delta_tables.table("published", self.spec.name),
+            None,
+            FIRST,
+            dates.shift(FIRST, days - 1),
         )
         con.execute(
             "CREATE TABLE training AS SELECT partition_date, x, k, who, 0.2 + 0.6 * x AS prediction FROM rows"
         )
-        reference = drift.make_reference(
+        reference = histograms.make_reference(
             con, "training", ["x", "prediction"], ["k", "who"], window_days=self.spec.monitoring.window_days,
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
@@ -133,11 +141,13 @@ class World:
             self.spec, self.model, Features(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
         )  # fmt: skip
-        watched, _ = watch.make(self.spec, self.model, quiet, lambda: drift.read_reference(reference)[1])
+        watched, _ = baseline.make(
+            self.spec, self.model, quiet, lambda: histograms.read_reference(reference)[1]
+        )
         place = self.folder / "artifacts" / f"run-{version}"
         place.mkdir(parents=True, exist_ok=True)
         pq.write_table(
-            drift.sample(con, "training", n=500, personal=self.spec.data.personal),
+            histograms.sample(con, "training", n=500, personal=self.spec.data.personal),
             place / "reference.parquet",
         )
         for name, content in (
@@ -194,7 +204,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
         def artifact(run_id: str, name: str) -> Path:
             path = tmp_path / "artifacts" / run_id / name
             if not path.is_file():
-                from perennial.errors import ArtifactError
+                from perennial.core.errors import ArtifactError
 
                 raise ArtifactError(f"MLflow has no artifact {name}", "restore it")
             return path

@@ -12,12 +12,12 @@ from typing import Any
 import pytest
 
 import perennial
-from perennial import ledger, manifest
-from perennial.decide import answer, decide, in_flight
-from perennial.errors import DataError, PerennialError
-from perennial.manifest import Manifest
-from perennial.spec import ModelSpec
-from perennial.why import why
+from perennial.core.errors import DataError, PerennialError
+from perennial.lifecycle.explanation import why
+from perennial.lifecycle.retraining import answer, decide, in_flight
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import ledger, manifests
+from perennial.storage.manifests import Manifest
 
 from .conftest import World, make_spec  # noqa: TID252
 
@@ -35,7 +35,7 @@ def _home(make_world: Callable[..., World]) -> None:
 
 
 def verdict(as_of: str, **result: Any) -> None:
-    manifest.write(Manifest("toy", "monitor", as_of, {}, DRIFT | result), time.monotonic())
+    manifests.write(Manifest("toy", "monitor", as_of, {}, DRIFT | result), time.monotonic())
 
 
 def ask(spec: ModelSpec, as_of: str, *, backfill: bool = False) -> dict[str, Any]:
@@ -227,7 +227,7 @@ def test_two_at_once_ask_once() -> None:
 
 def test_it_is_light() -> None:
     code = (
-        "import sys, perennial.decide\n"
+        "import sys, perennial.lifecycle.retraining\n"
         "heavy = {'pandas', 'numpy', 'duckdb', 'pyarrow', 'mlflow', 'xgboost', 'evidently', 'scipy', 'sklearn'}\n"
         "print(sorted(heavy & set(sys.modules)))"
     )

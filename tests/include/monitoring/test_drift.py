@@ -9,8 +9,8 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from perennial import drift
-from perennial.errors import ArtifactError
+from perennial.core.errors import ArtifactError
+from perennial.monitoring import histograms
 
 
 def table(con: duckdb.DuckDBPyConnection, **columns: Any) -> None:
@@ -28,15 +28,15 @@ def con() -> duckdb.DuckDBPyConnection:
 
 def reference(
     con: duckdb.DuckDBPyConnection, numeric: list[str], categorical: list[str], **more: Any
-) -> dict[str, drift.Column]:
-    made = drift.make_reference(con, "rows", numeric, categorical, **more)
-    return drift.read_reference(json.loads(json.dumps(made)))[1]
+) -> dict[str, histograms.Column]:
+    made = histograms.make_reference(con, "rows", numeric, categorical, **more)
+    return histograms.read_reference(json.loads(json.dumps(made)))[1]
 
 
 def test_psi_is_the_formula_worked_by_hand() -> None:
-    found = drift.psi(np.array([50, 50]), np.array([25, 75]))
+    found = histograms.psi(np.array([50, 50]), np.array([25, 75]))
     assert found == pytest.approx(0.25 * math.log(2) + 0.25 * math.log(1.5))
-    assert drift.psi(np.array([3, 4, 5]), np.array([30, 40, 50])) == pytest.approx(0)
+    assert histograms.psi(np.array([3, 4, 5]), np.array([30, 40, 50])) == pytest.approx(0)
 
 
 def test_psi_of_categories_is_evidentlys() -> None:
@@ -47,12 +47,12 @@ def test_psi_of_categories_is_evidentlys() -> None:
     before, after = [10, 30, 60], [25, 25, 50]
     series = [pd.Series(list("abc")).repeat(n).reset_index(drop=True) for n in (before, after)]
     theirs = psi_stat_test.func(series[0], series[1], ColumnType.Categorical, 0.2)[0]
-    assert drift.psi(np.array(before), np.array(after)) == pytest.approx(theirs)
+    assert histograms.psi(np.array(before), np.array(after)) == pytest.approx(theirs)
 
 
 def test_empty_bins_give_a_finite_index() -> None:
-    assert np.isfinite(drift.psi(np.array([100, 0]), np.array([0, 100])))
-    assert np.isfinite(drift.psi(np.array([100, 0]), np.array([0, 0])))
+    assert np.isfinite(histograms.psi(np.array([100, 0]), np.array([0, 100])))
+    assert np.isfinite(histograms.psi(np.array([100, 0]), np.array([0, 0])))
 
 
 def test_numbers_that_are_none_count_as_missing_and_infinities_as_extremes(
@@ -61,7 +61,7 @@ def test_numbers_that_are_none_count_as_missing_and_infinities_as_extremes(
     table(con, x=[float(i) for i in range(100)])
     shape = reference(con, ["x"], [])
     table(con, x=[math.nan, None, math.inf, -math.inf, 0.0, 99.0])
-    counts = drift.count(con, "rows", shape).columns["x"]
+    counts = histograms.count(con, "rows", shape).columns["x"]
     assert counts is not None and sum(counts) == 6
     assert (counts[0], counts[-2], counts[-1]) == (2, 2, 2)
 
@@ -80,7 +80,7 @@ def test_counts_add_up_for_every_kind_of_column(con: duckdb.DuckDBPyConnection) 
         n=pa.array([None] * 4, pa.float64()),
     )
     shape = reference(con, ["i", "b", "n"], ["t"])
-    counts = drift.count(con, "rows", shape)
+    counts = histograms.count(con, "rows", shape)
     assert all(c is not None and sum(c) == 4 for c in counts.columns.values())
     assert all(counts.columns[c] == shape[c].counts for c in shape)
     assert shape["n"].nulls == 1 and shape["n"].constant
@@ -91,9 +91,9 @@ def test_the_empty_text_is_a_category_of_its_own(con: duckdb.DuckDBPyConnection)
     shape = reference(con, [], ["t"])
     table(con, t=["", "new", "new", None])
     assert dict(
-        zip(shape["t"].categories, drift.count(con, "rows", shape).columns["t"] or [], strict=False)
+        zip(shape["t"].categories, histograms.count(con, "rows", shape).columns["t"] or [], strict=False)
     ) == {"": 1, "a": 0}
-    assert drift.count(con, "rows", shape).columns["t"] == [1, 0, 2, 1]
+    assert histograms.count(con, "rows", shape).columns["t"] == [1, 0, 2, 1]
 
 
 def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
@@ -102,7 +102,7 @@ def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
     table(con, x=[1.0, 2.0, 3.0], y=[1.0, 2.0, 3.0])
     shape = reference(con, ["x", "y"], [])
     table(con, x=["one", "2", "three"])
-    counts = drift.count(con, "rows", shape)
+    counts = histograms.count(con, "rows", shape)
     assert counts.columns["y"] is None
     assert counts.columns["x"] is not None and counts.columns["x"][-1] == 2
 
@@ -114,26 +114,26 @@ def test_any_text_can_be_a_category(con: duckdb.DuckDBPyConnection, value: str) 
     table(con, t=[value] * 5 + ["b"] * 4)
     shape = reference(con, [], ["t"])
     assert sum(map(len, shape["t"].categories)) < 200
-    assert drift.count(con, "rows", shape).columns["t"] == shape["t"].counts == [5, 4, 0, 0]
+    assert histograms.count(con, "rows", shape).columns["t"] == shape["t"].counts == [5, 4, 0, 0]
 
 
 def test_any_text_can_be_a_name(con: duckdb.DuckDBPyConnection) -> None:
     name = 'a"; DROP TABLE rows; --<script>'
     table(con, **{name: [1.0, 2.0, 3.0]})
-    assert drift.count(con, "rows", reference(con, [name], [])).columns[name] is not None
+    assert histograms.count(con, "rows", reference(con, [name], [])).columns[name] is not None
 
 
 def test_a_reference_does_not_depend_on_the_order_of_rows(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(drift, "CELLS", 500)  # so that quantiles come from a sample
+    monkeypatch.setattr(histograms, "CELLS", 500)  # so that quantiles come from a sample
     rng = np.random.default_rng(1)
     x, t = rng.normal(size=3000), rng.choice(list("abc"), 3000)
     order = rng.permutation(3000)
     table(con, x=x, t=t)
-    one = drift.make_reference(con, "rows", ["x"], ["t"]), drift.sample(con, "rows", n=50)
+    one = histograms.make_reference(con, "rows", ["x"], ["t"]), histograms.sample(con, "rows", n=50)
     table(con, x=x[order], t=t[order])
-    two = drift.make_reference(con, "rows", ["x"], ["t"]), drift.sample(con, "rows", n=50)
+    two = histograms.make_reference(con, "rows", ["x"], ["t"]), histograms.sample(con, "rows", n=50)
     assert one[0] == two[0] and one[1].equals(two[1])
     assert len(one[0]["columns"]["x"]["edges"]) == 9
 
@@ -148,8 +148,8 @@ def test_windows_within_the_reference_never_pass_its_floor(con: duckdb.DuckDBPyC
     for start in range(22):
         window = x[start * 50 : (start + 7) * 50]
         table(con, x=window)
-        counts = np.array(drift.count(con, "rows", {"x": shape}).columns["x"])
-        assert drift.psi(np.array(shape.counts), counts) <= shape.floor(7) + 1e-12
+        counts = np.array(histograms.count(con, "rows", {"x": shape}).columns["x"])
+        assert histograms.psi(np.array(shape.counts), counts) <= shape.floor(7) + 1e-12
 
 
 def test_a_reference_shorter_than_two_windows_has_no_floor_for_them(con: duckdb.DuckDBPyConnection) -> None:
@@ -160,10 +160,10 @@ def test_a_reference_shorter_than_two_windows_has_no_floor_for_them(con: duckdb.
 
 def test_personal_values_are_neither_kept_nor_sampled(con: duckdb.DuckDBPyConnection) -> None:
     table(con, who=[f"person {i % 7}" for i in range(100)], x=[1.0] * 100)
-    made = drift.make_reference(con, "rows", ["x"], ["who"], personal=["who"])
+    made = histograms.make_reference(con, "rows", ["x"], ["who"], personal=["who"])
     assert "person" not in json.dumps(made)
-    assert drift.sample(con, "rows", n=5, personal=["who"]).column_names == ["x"]
-    assert sum(drift.read_reference(made)[1]["who"].counts) == 100
+    assert histograms.sample(con, "rows", n=5, personal=["who"]).column_names == ["x"]
+    assert sum(histograms.read_reference(made)[1]["who"].counts) == 100
 
 
 def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None:
@@ -173,7 +173,7 @@ def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None
         max_chunksize=7
     )
     con.register("stream", pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches)))
-    counts = drift.count(con, "stream", shape)
+    counts = histograms.count(con, "stream", shape)
     assert counts.rows == 100 and counts.columns == {c: s.counts for c, s in shape.items()}
 
 
@@ -191,10 +191,10 @@ def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None
 )
 def test_a_damaged_reference_is_refused(con: duckdb.DuckDBPyConnection, spoil: Any) -> None:
     table(con, x=[1.0, 2.0, 3.0])
-    made = drift.make_reference(con, "rows", ["x"], [])
+    made = histograms.make_reference(con, "rows", ["x"], [])
     spoil(made)
     with pytest.raises(ArtifactError, match="reference"):
-        drift.read_reference(made)
+        histograms.read_reference(made)
 
 
 def test_a_wide_table_is_counted_in_parts_within_little_memory(con: duckdb.DuckDBPyConnection) -> None:
@@ -206,17 +206,17 @@ def test_a_wide_table_is_counted_in_parts_within_little_memory(con: duckdb.DuckD
     )
     shape = reference(con, names, [])
     assert list(shape) == names and all(len(s.edges) == 9 for s in shape.values())
-    counts = drift.count(con, "rows", shape)
+    counts = histograms.count(con, "rows", shape)
     assert counts.rows == 600 and all(counts.columns[c] == shape[c].counts for c in names)
 
 
 def test_no_column_at_all(con: duckdb.DuckDBPyConnection) -> None:
     table(con, x=[1.0, 2.0])
-    assert drift.make_reference(con, "rows", [], [])["rows"] == 2
-    assert drift.count(con, "rows", {}).rows == 2
+    assert histograms.make_reference(con, "rows", [], [])["rows"] == 2
+    assert histograms.count(con, "rows", {}).rows == 2
 
 
 def test_the_floor_of_a_length_that_is_not_known_is_that_of_the_next_shorter() -> None:
-    shape = drift.Column("numeric", [1, 1, 0], edges=[0.5], floors={2: 0.9, 7: 0.4})
+    shape = histograms.Column("numeric", [1, 1, 0], edges=[0.5], floors={2: 0.9, 7: 0.4})
     assert [shape.floor(n) for n in (1, 2, 6, 7, 28)] == [0.9, 0.9, 0.9, 0.4, 0.4]
-    assert drift.Column("numeric", []).floor(7) == 0.0
+    assert histograms.Column("numeric", []).floor(7) == 0.0

@@ -7,10 +7,12 @@ from typing import Any
 
 import pytest
 
-from perennial import dates, duckdb_session, lake, manifest, registry
-from perennial.errors import ArtifactError, PerennialError, RegistryError
-from perennial.monitor import monitor
-from perennial.settings import settings
+from perennial.core import dates
+from perennial.core.errors import ArtifactError, PerennialError, RegistryError
+from perennial.core.settings import settings
+from perennial.modeling import registry
+from perennial.steps.monitor import monitor
+from perennial.storage import delta_tables, duckdb_session, manifests
 
 from .conftest import ROWS, TRUTH, World  # noqa: TID252
 
@@ -20,7 +22,7 @@ LATER = "2024-01-22"
 
 def table(world: World) -> list[dict[str, Any]]:
     con = duckdb_session.connect()
-    duckdb_session.relation(con, "m", lake.table("monitoring", world.spec.name))
+    duckdb_session.relation(con, "m", delta_tables.table("monitoring", world.spec.name))
     return con.sql("SELECT * FROM m ORDER BY ALL").to_arrow_table().to_pylist()
 
 
@@ -126,7 +128,7 @@ def test_without_a_champion_the_verdict_is_undetermined(make_world: Make) -> Non
     world = make_world()
     found = monitor(world.spec, as_of="2024-01-28")
     assert found["verdict"] == "undetermined" and "no champion" in found["reason"]
-    assert Path(found["report"]).is_file() and manifest.read("toy", "monitor", "2024-01-28")
+    assert Path(found["report"]).is_file() and manifests.read("toy", "monitor", "2024-01-28")
 
 
 def test_an_empty_window_is_undetermined(world: World) -> None:
@@ -170,9 +172,9 @@ def test_a_rise_of_the_loss_is_certain_after_some_nights_and_not_after_one(world
 def test_a_second_run_is_a_no_op_and_new_data_is_not(world: World) -> None:
     world.publish(LATER, 7)
     first = monitor(world.spec, as_of="2024-01-28")
-    version = lake.version(lake.table("monitoring", "toy"))
+    version = delta_tables.version(delta_tables.table("monitoring", "toy"))
     assert monitor(world.spec, as_of="2024-01-28")["status"] == "unchanged"
-    assert lake.version(lake.table("monitoring", "toy")) == version
+    assert delta_tables.version(delta_tables.table("monitoring", "toy")) == version
     world.publish("2024-01-28", 1, shift=9)
     again = monitor(world.spec, as_of="2024-01-28")
     assert again["status"] == "monitored" and first["status"] == "monitored"
@@ -197,10 +199,10 @@ def test_a_run_killed_before_its_manifest_is_done_again(
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(manifest, "write", killed)
+        patched.setattr(manifests, "write", killed)
         with pytest.raises(KeyboardInterrupt):
             monitor(world.spec, as_of="2024-01-28")
-    assert manifest.read("toy", "monitor", "2024-01-28") is None
+    assert manifests.read("toy", "monitor", "2024-01-28") is None
     assert monitor(world.spec, as_of="2024-01-28")["status"] == "monitored"
     assert sum(r["role"] != "signal" for r in table(world)) == 6
 
@@ -225,7 +227,7 @@ def test_a_damaged_companion_is_an_error_that_says_what_to_do(world: World, name
     path.write_text(path.read_text()[:-5])
     with pytest.raises(ArtifactError, match="train"):
         monitor(world.spec, as_of="2024-01-28")
-    assert manifest.read("toy", "monitor", "2024-01-28") is None
+    assert manifests.read("toy", "monitor", "2024-01-28") is None
 
 
 def test_the_verdict_does_not_need_the_sample(world: World) -> None:

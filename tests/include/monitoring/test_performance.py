@@ -5,7 +5,8 @@ from typing import Any
 
 import pytest
 
-from perennial import lake, performance
+from perennial.monitoring import performance
+from perennial.storage import delta_tables
 
 from .conftest import FIRST, World  # noqa: TID252
 
@@ -133,4 +134,4 @@ def test_a_version_that_looks_like_sql(make_world: Make) -> None:
     world.predict(FIRST, 7)
     world.label(FIRST, 7)
     assert measure(world, model_version="1' OR '1'='1")["scored"] == 0
-    assert lake.partitions(lake.table("predictions", "toy"))
+    assert delta_tables.partitions(delta_tables.table("predictions", "toy"))

@@ -7,8 +7,8 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial import report
-from perennial.verdict import Finding
+from perennial.monitoring import report
+from perennial.monitoring.drift_verdict import Finding
 
 
 def finding(column: str, status: Any = "stable", psi: float = 0.1) -> Finding:

@@ -10,13 +10,14 @@ import pytest
 
 from bench import replay
 from bench.streams import Stream
-from perennial import effect, signals, watch
-from perennial.detect import BETS, CLIP, baseline, levels
-from perennial.drift import Column
-from perennial.evidence import Evidence, margin
-from perennial.expected import Expected, learn
-from perennial.model import Model
-from perennial.signals import Signal
+from perennial.modeling.trained_model import Model
+from perennial.monitoring import baseline as baseline_module
+from perennial.monitoring import drift_attribution, signals
+from perennial.monitoring.change_detection import BETS, CLIP, baseline, levels
+from perennial.monitoring.histograms import Column
+from perennial.monitoring.loss_estimation import Expected, learn
+from perennial.monitoring.nightly_sample import Evidence, margin
+from perennial.monitoring.signals import Signal
 
 from .conftest import make_spec  # noqa: TID252
 
@@ -32,7 +33,7 @@ class Seen:
     """A model and what it is watched by."""
 
     model: Model
-    watched: watch.Watch
+    watched: baseline_module.Watch
     live: Evidence
 
 
@@ -54,8 +55,8 @@ def seen() -> Seen:
     stream = Stream("none", 0)
     drawn = [stream.draw(n) for n in range(46)]
     model = replay.fit(np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn]))
-    content, _ = watch.make(SPEC, model, evidence(model, QUIET), dict)
-    return Seen(model, watch.read(content, SPEC, None), evidence(model, LIVE))
+    content, _ = baseline_module.make(SPEC, model, evidence(model, QUIET), dict)
+    return Seen(model, baseline_module.read(content, SPEC, None), evidence(model, LIVE))
 
 
 def look(seen: Seen, nights: Evidence) -> dict[str, Signal]:
@@ -147,19 +148,21 @@ def test_groups_that_are_treated_apart_raise_fairness(seen: Seen) -> None:
 
 
 def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
-    content, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(56, 60)), dict)
-    watched = watch.read(content, SPEC, None)
+    content, _ = baseline_module.make(SPEC, seen.model, evidence(seen.model, range(56, 60)), dict)
+    watched = baseline_module.read(content, SPEC, None)
     assert watched.baselines == {}
     assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}
 
 
 def test_a_model_judged_on_few_nights_is_watched_by_what_the_champion_left(seen: Seen) -> None:
-    old, _ = watch.make(SPEC, seen.model, evidence(seen.model, QUIET), dict)
-    new, _ = watch.make(SPEC, seen.model, evidence(seen.model, range(58, 60)), dict)
-    both = watch.inherit(new, old)
+    old, _ = baseline_module.make(SPEC, seen.model, evidence(seen.model, QUIET), dict)
+    new, _ = baseline_module.make(SPEC, seen.model, evidence(seen.model, range(58, 60)), dict)
+    both = baseline_module.inherit(new, old)
     assert both["baselines"] == old["baselines"] and both["groups"]["region"] == ["n", "s"]
     assert all(both["nulls"][c] >= share for c, share in old["nulls"].items())
-    assert watch.inherit(new, None) == watch.inherit(new, {"format": 0}) == new  # one of an earlier release
+    assert (
+        baseline_module.inherit(new, None) == baseline_module.inherit(new, {"format": 0}) == new
+    )  # one of an earlier release
 
 
 def test_levels_are_the_mean_of_the_bets_each_night() -> None:
@@ -197,6 +200,6 @@ def test_the_error_model_of_a_regression_knows_where_errors_are_large() -> None:
 def test_the_loss_that_a_column_explains_is_that_of_its_bins() -> None:
     shape = Column("numeric", [50, 50, 0], edges=[0.5])
     losses = [0.2, 0.6, 0.4]
-    assert effect.explained(shape.counts, [50, 50, 0], losses) == pytest.approx(0)
-    assert effect.explained(shape.counts, [0, 100, 0], losses) == pytest.approx(0.2)
-    assert effect.explained(shape.counts, [0, 0, 0], losses) is None
+    assert drift_attribution.explained(shape.counts, [50, 50, 0], losses) == pytest.approx(0)
+    assert drift_attribution.explained(shape.counts, [0, 100, 0], losses) == pytest.approx(0.2)
+    assert drift_attribution.explained(shape.counts, [0, 0, 0], losses) is None

@@ -4,9 +4,9 @@ from typing import Any
 
 import pytest
 
-from perennial.drift import Column, Counts
-from perennial.spec import MonitoringSpec
-from perennial.verdict import Finding, judge, summarize, tier
+from perennial.monitoring.drift_verdict import Finding, judge, summarize, tier
+from perennial.monitoring.histograms import Column, Counts
+from perennial.spec.model_spec import MonitoringSpec
 
 POLICY = MonitoringSpec(min_rows=100)
 EVEN = Column("numeric", [500, 500, 0], edges=[0.5])

@@ -1,0 +1,1 @@
+"""Incidents from the first bad signal to the last, and the daily summary."""

@@ -1,0 +1,1 @@
+"""`perennial doctor`: whether everything outside is there that the nights will need."""

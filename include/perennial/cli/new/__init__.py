@@ -1,0 +1,1 @@
+"""`perennial new`: a model's folder from a sample file."""

@@ -1,0 +1,87 @@
+"""Where things are, read from the environment at each call: nothing is decided at import."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+from perennial.core.errors import PerennialError
+
+ROOT = Path(__file__).resolve().parents[3]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The environment of one process.
+
+    Attributes:
+        home: working folder of the local stack.
+        lake: folder or ``s3://`` URI of the lake.
+        landing: folder or ``s3://`` URI where the feed lands.
+        memory_mb: memory one step may use, in MiB.
+        threads: threads one step may use.
+        mlflow_uri: URL of the MLflow server.
+        models: folders that are searched for models and feature sets.
+    """
+
+    home: Path
+    lake: str
+    landing: str
+    memory_mb: int
+    threads: int
+    mlflow_uri: str
+    models: tuple[Path, ...]
+
+    @property
+    def storage_options(self) -> dict[str, str]:
+        """Options for ``deltalake`` where the lake is on S3 (credentials come from the usual AWS variables)."""
+        if not self.lake.startswith("s3://"):
+            return {}
+        options = {"aws_conditional_put": "etag"}
+        if endpoint := endpoint_url():
+            options |= {
+                "aws_endpoint": endpoint,
+                "aws_allow_http": str(endpoint.startswith("http://")).lower(),
+            }
+        return options
+
+
+def endpoint_url() -> str | None:
+    """The S3 endpoint, where it is not AWS's own."""
+    return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
+
+
+def _number(name: str, default: int, low: int) -> int:
+    text = os.environ.get(name, "").strip()
+    if not text:
+        return default
+    if not text.isdigit() or int(text) < low:
+        raise PerennialError(
+            f"{name} is {text!r}; a whole number of at least {low} is needed", f"set or unset {name}"
+        )
+    return int(text)
+
+
+def _place(name: str, default: Path) -> str:
+    text = os.environ.get(name, "").strip() or str(default)
+    return text.rstrip("/") if text.startswith("s3://") else str(Path(text).resolve())
+
+
+def settings() -> Settings:
+    """Read the environment.
+
+    Raises:
+        PerennialError: a variable holds something unusable.
+    """
+    home = Path(os.environ.get("PERENNIAL_HOME", "").strip() or ROOT / ".perennial").resolve()
+    extra = [Path(p).resolve() for p in os.environ.get("PERENNIAL_MODELS", "").split(os.pathsep) if p.strip()]
+    return Settings(
+        home=home,
+        lake=_place("PERENNIAL_LAKE", home / "lake"),
+        landing=_place("PERENNIAL_LANDING", home / "landing"),
+        memory_mb=_number("PERENNIAL_MEMORY_MB", 1024, 256),
+        threads=_number("PERENNIAL_THREADS", min(4, os.cpu_count() or 1), 1),
+        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000").rstrip("/"),
+        models=(ROOT / "include" / "models", *extra),
+    )

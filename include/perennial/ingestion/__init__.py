@@ -1,0 +1,1 @@
+"""From landed files to published rows and labels, with the rest put into quarantine."""

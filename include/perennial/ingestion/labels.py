@@ -1,0 +1,126 @@
+"""Labels that come in a feed of their own, days after the rows they belong to."""
+
+from __future__ import annotations
+
+import functools
+from typing import TYPE_CHECKING
+
+from perennial.core import dates
+from perennial.core.sql import identifier
+from perennial.storage import delta_tables, duckdb_session, landing
+
+if TYPE_CHECKING:
+    from perennial.ingestion.run import Work
+    from perennial.storage.landing import Feed, Landed
+    from perennial.validation.validator import Findings
+
+UNKNOWN = "key was never published"
+INFINITE = "label is not a finite number"
+
+
+def publish(work: Work) -> None:
+    """Publish the labels due with each night that is good so far: those of ``arrives_after_days`` before it."""
+    from perennial.ingestion import publishing, run
+    from perennial.storage.landing import Feed
+
+    spec = work.spec
+    feed = Feed(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
+    late = spec.label.arrives_after_days
+    kind = publishing.label_type(spec, spec.label.columns)
+    landed: list[Landed] = []
+    for night in work.good():
+        night.label_date = dates.shift(night.day, -late)
+        file = run.land_file(
+            work, night, feed, landing.expand(spec.label.source or "", night.label_date), required=False
+        )
+        night.label_state = "published" if file else "missing" if night.error is None else "refused"
+        if file:
+            landed.append(file)
+    run.through(work, feed, landed, [], functools.partial(_publish, kind=kind))
+
+
+def _publish(
+    work: Work, feed: Feed, landed: list[Landed], findings: Findings, unread: dict[str, str], *, kind: str
+) -> None:
+    from perennial.core import dates
+    from perennial.ingestion import publishing, run
+
+    spec, late = work.spec, work.spec.label.arrives_after_days
+    for outcome in findings.outcomes:
+        if outcome.stopped:
+            night = work.nights[dates.shift(outcome.day, late)]
+            night.error = feed.error(f"the labels of {outcome.day} were stopped: {'; '.join(outcome.stopped)}",
+                                     run.REMEDY, night.day)  # fmt: skip
+    good = {o.day for o in findings.outcomes if not o.stopped}
+    rows = {o.day: o.rows for o in findings.outcomes}
+    source, reasons = _suspects(work, landed, findings, kind)
+    bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
+    aside: dict[str, int] = {}
+    if reasons:
+        counts = work.con.execute(f"SELECT __file, count(*) FROM {source} WHERE {bad} GROUP BY 1").fetchall()
+        aside = {landed[f].day: n for f, n in counts}
+    for day in good:
+        night = work.nights[dates.shift(day, late)]
+        night.labels_quarantined = aside.get(day, 0)
+        night.labels = rows[day] - night.labels_quarantined
+    uri = delta_tables.table("labels", spec.name)
+    for first, last in dates.runs(good):
+        days = {d for d in good if first <= d <= last}
+        sql = publishing.labels(spec, landed, source, bad, days, kind, late)
+        expected = sum(rows[d] - aside.get(d, 0) for d in days)
+        work.versions["labels"] = publishing.replace(work.con, uri, sql, first, last, expected)
+    _quarantine(work, feed, landed, source, reasons, {d for d in good if aside.get(d)}, unread)
+
+
+def _quarantine(
+    work: Work, feed: Feed, landed: list[Landed], source: str, reasons: dict[str, str], days: set[str],
+    unread: dict[str, str],
+) -> None:  # fmt: skip
+    """Add the labels put aside to the quarantine of the night that brought them, beside that night's rows."""
+    from perennial.core import dates
+    from perennial.ingestion import publishing
+
+    spec, late, con = work.spec, work.spec.label.arrives_after_days, work.con
+    uri = delta_tables.table("quarantine", spec.name)
+    for first, last in dates.runs(days):
+        within = {d for d in days if first <= d <= last}
+        sql = publishing.quarantined(
+            spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
+        )
+        start, end = dates.shift(first, late), dates.shift(last, late)
+        if duckdb_session.relation(con, "quarantine_held", uri, start=start, end=end):
+            sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
+        publishing.replace(con, uri, sql, start, end)
+
+
+def _suspects(work: Work, landed: list[Landed], findings: Findings, kind: str) -> tuple[str, dict[str, str]]:
+    """The labels as a relation, and what is wrong with some of them, by reason; nothing, where nothing is.
+
+    Keys are looked up among the rows published for their date. Only where some are not there does the relation carry
+    what tells them (``__known``): the look-up is the dear part.
+    """
+    from perennial.ingestion import publishing
+
+    spec, con, source = work.spec, work.con, findings.source
+    reasons = dict(findings.reasons)
+    if kind == "DOUBLE":
+        infinite = f"coalesce(isinf({publishing.label_value(spec.label.expression, kind)}), FALSE)"
+        if con.execute(f"SELECT count(*) FROM {source} WHERE {infinite}").fetchall()[0][0]:
+            reasons[INFINITE] = infinite
+    keys, days = [identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
+    uri = delta_tables.table("published", spec.name)
+    if not duckdb_session.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
+        return source, {**reasons, UNKNOWN: "TRUE"}
+    same = " AND ".join(
+        [f"p.partition_date = {publishing.day_of(landed)}", *(f"p.{k} = l.{k}" for k in keys)]
+    )
+    unknown = con.execute(f"SELECT count(*) FROM {source} l ANTI JOIN published_rows p ON {same}").fetchall()[
+        0
+    ][0]
+    if not unknown:
+        return source, reasons
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW labels_known AS SELECT l.*, p.partition_date IS NOT NULL AS __known "
+        f"FROM {source} l LEFT JOIN published_rows p ON {same}"
+    )
+    return "labels_known", {**reasons, UNKNOWN: "NOT __known"}

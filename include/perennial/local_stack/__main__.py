@@ -1,0 +1,105 @@
+"""What make calls: ``python -m perennial.local_stack run | start | stop | status | clean``."""
+
+from __future__ import annotations
+
+import argparse
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from perennial.core.errors import BusyError, PerennialError
+from perennial.core.runtime import leave
+from perennial.local_stack import processes, servers
+from perennial.local_stack.config import Stack, password, stack
+from perennial.local_stack.progress import Board
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit status: 0, 1 after an error, 130 after Ctrl-C."""
+    parser = argparse.ArgumentParser(prog="python -m perennial.local_stack", description=__doc__)
+    parser.add_argument("command", choices=["run", "start", "stop", "status", "clean"])
+    command = parser.parse_args(arguments).command
+    console = Console(highlight=False)
+    try:
+        config = stack()
+        if command == "status":
+            return status(config, console)
+        if command == "stop":
+            return stop(config, console)
+        if command == "clean":
+            servers.forget(config)
+            console.print(f"Stopped; {config.home} is forgotten.", soft_wrap=True)
+            return 0
+        with only_one(config):
+            if command == "run":
+                from perennial.local_stack.demo import run
+
+                return run(config, console)
+            with Board() as board:
+                servers.up(config, board)
+            return status(config, console)
+    except PerennialError as error:
+        Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
+        return 1
+    except KeyboardInterrupt:
+        Console(stderr=True).print(
+            "\nInterrupted. What is done stays done: `make run` goes on from here, `make stop` ends the servers."
+        )
+        return 130
+
+
+@contextmanager
+def only_one(config: Stack) -> Iterator[None]:
+    """Let one `make run` at a time work on a home; the kernel lets go when its holder dies.
+
+    Raises:
+        BusyError: another one is at work.
+    """
+    config.home.mkdir(parents=True, exist_ok=True)
+    with (config.home / ".running").open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            file.seek(0)
+            raise BusyError(
+                f"process {file.read().strip()} is already running this stack",
+                "wait for its end, or press Ctrl-C there",
+            ) from None
+        file.seek(0)
+        file.truncate()
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def stop(config: Stack, console: Console) -> int:
+    """End the servers."""
+    count = servers.down(config)
+    console.print(f"Stopped {count} processes; none is left." if count else "Nothing was running.")
+    return 0
+
+
+def status(config: Stack, console: Console) -> int:
+    """Say what runs and where; 0 when both servers work, else 3."""
+    airflow = servers.client(config)
+    try:
+        missing = servers.airflow_works(config, airflow)
+    finally:
+        airflow.close()
+    mlflow = servers.mlflow_works(config)
+    count = len(processes.members(config.home))
+    console.print(
+        f"Airflow  {config.airflow_url}  {'works' if missing is None else f'does not work ({missing})'}"
+    )
+    console.print(f"MLflow   {config.mlflow_url}  {'works' if mlflow else 'does not work'}")
+    if missing is None:
+        console.print(f"Log in to Airflow as admin with the password {password(config)}")
+    console.print(f"{count} processes; data and logs: {config.home}", soft_wrap=True)
+    return 0 if mlflow and missing is None else 3
+
+
+if __name__ == "__main__":
+    leave(main())

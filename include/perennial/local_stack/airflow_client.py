@@ -1,0 +1,189 @@
+"""Airflow's REST API, as far as the stack needs it. The library talks to Airflow over HTTP only, like any client."""
+
+from __future__ import annotations
+
+import json
+import re
+import threading
+import time
+import uuid
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import httpx
+
+from perennial.core.errors import PerennialError
+
+DONE = ("success", "failed")
+ATTEMPTS = 6
+#: Two triggers at once can block each other in a server that keeps its records in SQLite.
+_ONE_AT_A_TIME = threading.Lock()
+
+
+class Airflow:
+    """A client of one Airflow.
+
+    Args:
+        url: the server's address, such as ``http://localhost:8080``.
+        user, password: of a user who may trigger DAGs.
+    """
+
+    def __init__(self, url: str, user: str, password: str) -> None:
+        self.url, self._user, self._password = url, user, password
+        self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
+
+    def close(self) -> None:
+        """Let the connections go."""
+        self._http.close()
+
+    def health(self) -> dict[str, str]:
+        """The state of each component; empty while the server does not answer."""
+        try:
+            answer = self._http.get("/api/v2/monitor/health", timeout=5)
+            found = answer.json() if answer.status_code == 200 else {}
+            return {name: str(item.get("status")) for name, item in found.items() if isinstance(item, dict)}
+        except (httpx.HTTPError, ValueError):
+            return {}
+
+    def call(self, method: str, path: str, **arguments: Any) -> Any:
+        """One call of the REST API, tried again while the server is too busy; returns the decoded answer.
+
+        Every call made here may be repeated: a run that is triggered has its id from the caller.
+
+        Raises:
+            PerennialError: the server refuses, with its reason, or cannot be reached.
+        """
+        for attempt in range(ATTEMPTS):
+            last = attempt == ATTEMPTS - 1
+            try:
+                answer = self._http.request(method, f"/api/v2{path}", **arguments)
+            except httpx.HTTPError as error:
+                if last:
+                    raise PerennialError(f"Airflow at {self.url} does not answer: {error!r}",
+                                         "look into logs/airflow.log, then: make stop run") from error  # fmt: skip
+                time.sleep(1)
+                continue
+            if answer.status_code == 401 and attempt == 0:
+                self._log_in()
+                continue
+            # SQLite lets one writer in at a time, so a busy server may fail once
+            if answer.status_code >= 500 and not last:
+                time.sleep(1)
+                continue
+            if answer.status_code == 409 and attempt:
+                return None  # the attempt before had done it
+            if answer.status_code >= 400:
+                raise PerennialError(f"Airflow refused {method} {path} ({answer.status_code}): {_detail(answer)}",
+                                     "correct what it names, then run this again")  # fmt: skip
+            return answer.json() if answer.content else None
+        raise AssertionError("unreachable")
+
+    def _log_in(self) -> None:
+        answer = self._http.post("/auth/token", json={"username": self._user, "password": self._password})
+        if answer.status_code >= 400:
+            raise PerennialError(f"Airflow does not accept the user {self._user} ({answer.status_code})",
+                                 "make stop run")  # fmt: skip
+        self._http.headers["Authorization"] = f"Bearer {answer.json()['access_token']}"
+
+    def paused(self) -> dict[str, bool]:
+        """The DAGs that Airflow knows, and whether each is paused."""
+        found: dict[str, bool] = {}
+        while True:  # a page has a hundred at most, however many are asked for
+            page = self.call(
+                "GET", "/dags", params={"limit": 100, "offset": len(found), "order_by": "dag_id"}
+            )
+            found |= {str(dag["dag_id"]): bool(dag["is_paused"]) for dag in page["dags"]}
+            if not page["dags"] or len(found) >= page["total_entries"]:
+                return found
+
+    def import_errors(self) -> list[str]:
+        """What could not be loaded, in Airflow's words."""
+        found = self.call("GET", "/importErrors", params={"limit": 100})
+        return [f"{item['filename']}: {str(item['stack_trace']).strip()}" for item in found["import_errors"]]
+
+    def unpause(self, dag: str) -> None:
+        """Let a DAG run."""
+        self.call("PATCH", f"/dags/{dag}", json={"is_paused": False})
+
+    def trigger(self, dag: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> str:
+        """Start a run, of one partition where `key` is given; returns its id."""
+        run = f"loop__{key or 'range'}__{uuid.uuid4().hex[:8]}"
+        body: dict[str, Any] = {"dag_run_id": run, "logical_date": None, "conf": conf or {}}
+        # SQLite's clock has whole seconds and a run starts when its time is past: two seconds ago is past at once
+        body["run_after"] = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
+        if key is not None:
+            body["partition_key"] = key
+        with _ONE_AT_A_TIME:
+            self.call("POST", f"/dags/{dag}/dagRuns", json=body)
+        return run
+
+    def runs(self, dag: str, limit: int = 100) -> list[dict[str, Any]]:
+        """The latest runs of a DAG, newest first."""
+        found = self.call("GET", f"/dags/{dag}/dagRuns", params={"limit": limit, "order_by": "-id"})
+        return list(found["dag_runs"])
+
+    def wait(self, dag: str, run: str) -> str:
+        """Wait for the end of a run that was triggered here, for which the server looks; returns its state.
+
+        A run that is asked for again and again costs the server 15 ms of CPU each time, ten times as much.
+
+        Raises:
+            PerennialError: the server refuses.
+        """
+        path = f"/dags/{dag}/dagRuns/{run}/wait"
+        with self._http.stream("GET", f"/api/v2{path}", params={"interval": 0.1}, timeout=None) as answer:
+            if answer.status_code >= 400:
+                answer.read()
+                raise PerennialError(f"Airflow refused GET {path} ({answer.status_code}): {_detail(answer)}",
+                                     "correct what it names, then run this again")  # fmt: skip
+            *_, last = answer.iter_lines()
+        return str(json.loads(last)["state"])
+
+    def tasks(self, dag: str, run: str) -> list[dict[str, Any]]:
+        """The task instances of a run."""
+        return list(self.call("GET", f"/dags/{dag}/dagRuns/{run}/taskInstances")["task_instances"])
+
+    def log(self, dag: str, run: str, task: str, attempt: int) -> list[str]:
+        """The lines of one attempt of a task."""
+        path = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/logs/{attempt}"
+        content = self.call("GET", path, headers={"Accept": "application/json"})["content"]
+        lines = []
+        for item in content if isinstance(content, list) else [content]:
+            if isinstance(item, dict):
+                lines.append(str(item.get("event", "")))
+                lines += [
+                    f"{e.get('exc_type')}: {e.get('exc_value')}" for e in item.get("error_detail") or []
+                ]
+            else:
+                lines.append(str(item))
+        return lines
+
+    def why(self, dag: str, run: str) -> str:
+        """Why a run failed: its failed task, and the error from that task's log."""
+        failed = [t for t in self.tasks(dag, run) if t["state"] == "failed"]
+        if not failed:
+            return "no task failed; it may have timed out or been marked failed by hand"
+        return self._told(dag, run, failed[0], max(1, int(failed[0]["try_number"])))
+
+    def retrying(self, dag: str, run: str) -> str | None:
+        """What made a task of the run fail that is to be tried again; None where there is none."""
+        waiting = [t for t in self.tasks(dag, run) if t["state"] == "up_for_retry"]
+        return self._told(dag, run, waiting[0], max(1, int(waiting[0]["try_number"]))) if waiting else None
+
+    def _told(self, dag: str, run: str, task: dict[str, Any], attempt: int) -> str:
+        """The errors in the log of one attempt of a task."""
+        try:
+            lines = self.log(dag, run, task["task_id"], attempt)
+        except PerennialError as error:
+            lines = [f"(its log cannot be read: {error.cause})"]
+        told = [line for line in lines if re.search(r"\w(Error|Exception): ", line)] or [
+            line for line in lines if line and not line.startswith("::")
+        ][-5:]
+        return f"task {task['task_id']}: " + "\n".join(told[-3:])
+
+
+def _detail(answer: httpx.Response) -> str:
+    try:
+        return str(answer.json().get("detail", answer.text))[:500]
+    except ValueError:
+        return answer.text[:500]

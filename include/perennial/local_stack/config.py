@@ -1,0 +1,196 @@
+"""Where the local stack's servers listen and keep their things, and the environment they run in."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import sys
+from base64 import urlsafe_b64encode
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perennial.core.errors import PerennialError, StorageError
+from perennial.core.settings import ROOT, settings
+
+#: Free space that one run of the sample needs, with Airflow's and MLflow's databases and logs.
+NEEDED_MB = 1_500
+
+
+@dataclass(frozen=True)
+class Stack:
+    """One local stack: everything it writes is below `home`.
+
+    Attributes:
+        home: the working folder; two stacks never share one.
+        airflow_port: of Airflow's UI and REST API. mlflow_port: of MLflow's UI and API.
+        log_ports: where Airflow's scheduler and triggerer serve the logs of running tasks.
+        task_port: of the server that Airflow's tasks talk to.
+        mlflow_host: address that MLflow listens at; another than this machine's own loopback where pods ask it.
+    """
+
+    home: Path
+    airflow_port: int = 8080
+    mlflow_port: int = 5000
+    log_ports: tuple[int, int] = (8793, 8794)
+    task_port: int = 8792
+    mlflow_host: str = "127.0.0.1"
+
+    @property
+    def airflow_url(self) -> str:
+        """Address of Airflow's UI."""
+        return f"http://localhost:{self.airflow_port}"
+
+    @property
+    def mlflow_url(self) -> str:
+        """Address of MLflow's UI."""
+        return f"http://{self.mlflow_host.replace('127.0.0.1', 'localhost')}:{self.mlflow_port}"
+
+    @property
+    def logs(self) -> Path:
+        """Folder of the servers' logs."""
+        return self.home / "logs"
+
+    @property
+    def state(self) -> Path:
+        """Folder that notes which processes run."""
+        return self.home / "run"
+
+    @property
+    def password_file(self) -> Path:
+        """Where the admin's password of the UI is kept."""
+        return self.home / "airflow" / "password.json"
+
+
+def _port(name: str, default: int) -> int:
+    text = os.environ.get(name, "").strip() or str(default)
+    if not text.isdigit() or not 1024 <= int(text) <= 65535:
+        raise PerennialError(
+            f"{name} is {text!r}; a port from 1024 to 65535 is needed", f"set or unset {name}"
+        )
+    return int(text)
+
+
+def stack() -> Stack:
+    """The stack that the environment describes.
+
+    Raises:
+        PerennialError: a variable holds something unusable.
+    """
+    return Stack(
+        home=settings().home,
+        airflow_port=_port("PERENNIAL_AIRFLOW_PORT", 8080),
+        mlflow_port=_port("PERENNIAL_MLFLOW_PORT", 5000),
+        task_port=_port("PERENNIAL_TASK_PORT", 8792),
+        log_ports=(_port("PERENNIAL_WORKER_LOG_PORT", 8793), _port("PERENNIAL_TRIGGER_LOG_PORT", 8794)),
+        mlflow_host=os.environ.get("PERENNIAL_MLFLOW_HOST", "").strip() or "127.0.0.1",
+    )
+
+
+def check_disk(home: Path, needed_mb: int = NEEDED_MB) -> None:
+    """Raise StorageError when the disk under `home` has less than `needed_mb` free."""
+    home.mkdir(parents=True, exist_ok=True)
+    free_mb = shutil.disk_usage(home).free // 1_000_000
+    if free_mb < needed_mb:
+        raise StorageError(
+            f"the disk under {home} has {free_mb} MB free; a run needs {needed_mb} MB",
+            "free some space, or put the data elsewhere: make run HOME_FOLDER=/other/disk/perennial",
+        )
+
+
+def _secret(place: Path, make: Callable[[], str] = lambda: secrets.token_hex(64)) -> str:
+    """A random secret that is made once, readable by this user only."""
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(place, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            file.write(make())
+    return place.read_text().strip()
+
+
+def _fernet_key() -> str:
+    return urlsafe_b64encode(os.urandom(32)).decode()
+
+
+def environment(config: Stack) -> dict[str, str]:
+    """The environment of the servers and of every task: the caller's, with the stack's settings over it."""
+    airflow = config.home / "airflow"
+    caches = config.home / "cache"
+    near = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
+    own = {
+        # Airflow starts its components as plain "airflow"
+        "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
+        "PYTHONPATH": os.pathsep.join([str(ROOT / "include"), str(ROOT / "plugins")]),
+        "PERENNIAL_HOME": str(config.home),
+        "PERENNIAL_LAKE": settings().lake,
+        "PERENNIAL_LANDING": settings().landing,
+        "PERENNIAL_STACK": str(config.home),
+        "PERENNIAL_AIRFLOW_URL": config.airflow_url,
+        "MLFLOW_TRACKING_URI": config.mlflow_url.replace("localhost", "127.0.0.1"),
+        "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares eight processes
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *near])),
+        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), *near])),
+        # nobody is told that this runs, and nothing is kept in the user's home folder
+        "DO_NOT_TRACK": "true",
+        "MLFLOW_DISABLE_TELEMETRY": "true",
+        "GX_ANALYTICS_ENABLED": "false",
+        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
+        "MPLCONFIGDIR": str(caches / "matplotlib"),
+        "XDG_CACHE_HOME": str(caches),
+        "XDG_CONFIG_HOME": str(caches / "config"),
+        "XDG_DATA_HOME": str(caches / "data"),
+        # threads that spin while they wait take the cores from the forked tasks beside them; not to spin at all makes
+        # two threads no quicker than one, for XGBoost's threads wait for each other every few microseconds
+        "OMP_WAIT_POLICY": "PASSIVE",
+        "GOMP_SPINCOUNT": "1000",
+        "AIRFLOW_HOME": str(airflow),
+        "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
+        "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
+        "AIRFLOW__CORE__LOAD_EXAMPLES": "False",
+        "AIRFLOW__CORE__EXECUTOR": "LocalExecutor",
+        "AIRFLOW__CORE__PARALLELISM": "4",
+        "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": "16",
+        "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
+        # a broken model.yaml then reads as its message, without Python's stack
+        "AIRFLOW__CORE__DAGBAG_IMPORT_ERROR_TRACEBACKS": "False",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
+        "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(config.password_file),
+        "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{config.task_port}/execution/",
+        "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite(airflow / "airflow.db"),
+        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__PORT": str(config.airflow_port),
+        "AIRFLOW__API__BASE_URL": config.airflow_url,
+        "AIRFLOW__API__WORKERS": "1",
+        "AIRFLOW__API__SECRET_KEY": _secret(airflow / "session.key"),
+        "AIRFLOW__API_AUTH__JWT_SECRET": _secret(airflow / "token.key"),
+        "AIRFLOW__CORE__FERNET_KEY": _secret(airflow / "fernet.key", _fernet_key),
+        "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(config.logs / "airflow"),
+        "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(config.log_ports[0]),
+        "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(config.log_ports[1]),
+        # a task starts and ends without the default seconds of waiting
+        "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
+        "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
+        # the models' folders are read again once a minute, which spares most of a core
+        "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
+        "AIRFLOW__DAG_PROCESSOR__PRINT_STATS_INTERVAL": "300",
+    }
+    # A shell that is set up for another Airflow must not lead this one to that one's database: its AIRFLOW__ settings
+    # are left behind. Connections and variables (AIRFLOW_CONN_, AIRFLOW_VAR_) come along.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
+    return inherited | own
+
+
+def sqlite(file: Path) -> str:
+    """SQLAlchemy's URL of a SQLite file; the path is taken literally, spaces included."""
+    return f"sqlite:///{file}"
+
+
+def password(config: Stack) -> str:
+    """The password of Airflow's user ``admin``, made at the first call and readable by this user only."""
+    place = config.password_file
+    if not place.exists():
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with open(place, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+            json.dump({"admin": secrets.token_urlsafe(9)}, file)
+    return str(json.loads(place.read_text())["admin"])

@@ -1,0 +1,132 @@
+"""The whole of `make run`: servers up, sample landed, the loop of every model side by side, and what came of it."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import FIRST_EXCEPTION, Future, ThreadPoolExecutor, wait
+
+from rich.console import Console
+
+from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
+from perennial.local_stack import servers
+from perennial.local_stack.airflow_client import Airflow
+from perennial.local_stack.config import Stack, environment, password
+from perennial.local_stack.driver import Driver, Interrupted
+from perennial.local_stack.progress import Board
+from perennial.local_stack.sample import landing
+from perennial.local_stack.sample.plan import PLANS, Plan
+from perennial.local_stack.summary import show
+from perennial.storage import ledger
+
+STAGES = ("data", "train", "score", "monitor")
+WAIT_FOR_DAGS = 120.0
+
+
+def run(config: Stack, console: Console) -> int:
+    """Play the loop to its end; returns 0, with both servers left up.
+
+    Raises:
+        PerennialError: whatever stopped it, with what to do.
+    """
+    began = time.monotonic()
+    with same_environment(config), Board() as board:
+        servers.up(config, board, meanwhile=lambda: _land(board))
+        ready = time.monotonic() - began
+        play(config, PLANS, board)
+    with same_environment(config):
+        show(console, PLANS)
+    console.print()
+    console.print(f"Airflow  {config.airflow_url}   user admin, password {password(config)}")
+    console.print(f"MLflow   {config.mlflow_url}")
+    console.print(
+        f"Servers were ready after {ready:.0f} s, the loop ended after {time.monotonic() - began:.0f} s. "
+        "They stay up; `make stop` ends them.",
+        soft_wrap=True,
+    )
+    if not any(_retrained(plan) for plan in PLANS if plan.until_retrained):
+        raise PerennialError(
+            "no drift verdict has fired a retraining that brought a new champion",
+            "compare the verdicts above with monitoring and retraining in the models' model.yaml",
+        )
+    return 0
+
+
+@contextlib.contextmanager
+def same_environment(config: Stack) -> Iterator[None]:
+    """Look at the lake and at MLflow as the tasks do."""
+    before = dict(os.environ)
+    os.environ.update(environment(config))
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
+
+
+def _land(board: Board) -> None:
+    board.working("Sample", "landing the flights of 2013")
+    done = landing.land(settings().landing)
+    board.done("Sample", f"{done.rows:,} rows in {done.files} files" if done.files else "landed before")
+
+
+def play(config: Stack, plans: tuple[Plan, ...], board: Board) -> None:
+    """Let every plan be played, side by side, so that the cores stay busy.
+
+    Raises:
+        PerennialError: the first failure; the other models stop at their next look.
+    """
+    airflow = servers.client(config)
+    await_dags(airflow, plans, board)
+    halt = threading.Event()
+    clients = [servers.client(config) for _ in plans]
+    pool = ThreadPoolExecutor(len(plans), thread_name_prefix="model")
+    try:
+        drivers = [Driver(plan, client, board, halt) for plan, client in zip(plans, clients, strict=True)]
+        futures = [pool.submit(driver.play) for driver in drivers]
+        wait(futures, return_when=FIRST_EXCEPTION)
+        _raise_first(futures, halt)
+    finally:
+        halt.set()  # also on Ctrl-C, which reaches this thread only
+        pool.shutdown(wait=True)
+        for client in (airflow, *clients):
+            client.close()
+
+
+def _raise_first(futures: list[Future[None]], halt: threading.Event) -> None:
+    failures = [error for future in futures if future.done() and (error := future.exception())]
+    halt.set()
+    if failures:
+        raise next((error for error in failures if not isinstance(error, Interrupted)), failures[0])
+
+
+def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
+    """Wait until Airflow has read the models' DAGs.
+
+    Raises:
+        PerennialError: one is missing, with Airflow's import errors.
+    """
+    wanted = {f"{plan.model}.{stage}" for plan in plans for stage in STAGES}
+    end = time.monotonic() + WAIT_FOR_DAGS
+    paused = airflow.paused()
+    while missing := wanted - set(paused):
+        board.working("Airflow", f"reading the DAGs, {len(missing)} to go")
+        if time.monotonic() > end:
+            told = "\n".join(airflow.import_errors()) or "Airflow reports no import error"
+            raise PerennialError(f"Airflow does not know {', '.join(sorted(missing))}: {told}",
+                                 "perennial check tells what is wrong with a model")  # fmt: skip
+        time.sleep(0.5)
+        paused = airflow.paused()
+    for dag in sorted(wanted):
+        if paused[dag]:
+            airflow.unpause(dag)
+    board.done("Airflow", f"{len(wanted)} DAGs of {len(plans)} models")
+
+
+def _retrained(plan: Plan) -> bool:
+    asked = {r["partition"] for r in ledger.records(plan.model, "retraining") if r["decision"] == "requested"}
+    return any(r["partition"] in asked for r in ledger.records(plan.model, "promotion"))

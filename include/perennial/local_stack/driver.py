@@ -1,0 +1,255 @@
+"""Let one model live through the sample's nights, as a scheduler would, through Airflow's REST API.
+
+What is done is read from the manifests and the ledger, so a loop that was interrupted goes on where it stopped, and
+one that is finished does nothing.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from datetime import date, datetime, timedelta
+from typing import Any
+
+from perennial.core import dates
+from perennial.core.errors import PerennialError
+from perennial.local_stack.airflow_client import DONE, Airflow
+from perennial.local_stack.progress import Board
+from perennial.local_stack.sample.plan import NIGHTS_AFTER, Plan
+from perennial.spec import catalog
+from perennial.storage import ledger, manifests
+
+WAIT_FOR_EVENT = 90.0
+
+
+class Interrupted(Exception):
+    """Somebody asked to stop."""
+
+
+class RunFailed(PerennialError):
+    """A DAG run failed."""
+
+
+class Driver:
+    """Plays one plan.
+
+    Args:
+        plan: what to do. airflow: a client of its own; the drivers run side by side.
+        board: where progress is shown. halt: set to make the driver stop at its next look.
+    """
+
+    def __init__(self, plan: Plan, airflow: Airflow, board: Board, halt: threading.Event) -> None:
+        self.plan, self.airflow, self.board, self.halt = plan, airflow, board, halt
+        self.model = plan.model
+        self.spec = catalog.load(plan.model)
+        self._looked: set[str] = set()
+        self._told: set[str] = set()
+        self._seen: dict[str, int] = {}
+
+    def play(self) -> None:
+        """Do everything that is not done yet.
+
+        Raises:
+            RunFailed: a DAG run failed, with its cause. Interrupted: halt was set.
+        """
+        self._history()
+        self._first_champion()
+        nights = dates.dates(dates.shift(self.plan.trained_until, 1), self.plan.latest)
+        for night in nights:
+            self._night(night)
+            if self._is_monitored(night):
+                self._monitor(night)
+            if self.plan.until_retrained and self._closed(night):
+                break
+        self.board.done(self.model, f"the loop is done at {night}")
+
+    def _history(self) -> None:
+        first, last = self.plan.first, self.plan.trained_until
+        if all(self._done("data", day) for day in dates.dates(first, last)):
+            return
+        self.board.working(self.model, f"publishing {first} to {last} in one run", milestone=True)
+        self._run("data", conf={"start": first, "end": last})
+        found = [manifests.read(self.model, "data", day) for day in dates.dates(first, last)]
+        rows, bad = (sum(getattr(m, name) for m in found if m) for name in ("rows_out", "quarantined"))
+        self.board.done(self.model, f"{len(found)} nights published: {rows:,} rows, {bad:,} in quarantine")
+
+    def _first_champion(self) -> None:
+        day = self.plan.trained_until
+        if self._promoted(day):
+            return
+        self.board.working(self.model, f"training the first model on data up to {day}", milestone=True)
+        self._run("train", key=day, conf={"reason": "the first model"})
+        self._tell_training(day)
+        if not self._promoted(day):
+            found = manifests.read(self.model, "train", day)
+            reasons = "; ".join(found.result["gate"]["reasons"]) if found else "it left no manifest"
+            raise PerennialError(f"the first model did not pass its gate: {reasons}",
+                                 "look at training and gate in its model.yaml, then: make run",
+                                 model=self.model, partition=day)  # fmt: skip
+
+    def _night(self, night: str) -> None:
+        if self._done("data", night) and self._done("score", night):
+            return
+        self.board.working(self.model, f"night {night}: publish and score")
+        before = {run["dag_run_id"] for run in self._runs_of("score", night)}
+        run = self._active("data", night) or self._trigger("data", key=night)
+        looks = 0
+        while not self._done("score", night):
+            self._pause(0.2)
+            looks += 1
+            if looks % 8:
+                continue
+            self._check("data", run)
+            for scoring in self._runs_of("score", night):
+                if scoring["dag_run_id"] in before:
+                    continue
+                self._check("score", scoring["dag_run_id"])
+                if scoring["state"] in DONE and not self._done("score", night):
+                    raise RunFailed(f"{self.model}.score skipped the night {night}: there is no champion",
+                                    f"promote a version first: trigger {self.model}.train",
+                                    model=self.model, partition=night)  # fmt: skip
+
+    def _monitor(self, night: str) -> None:
+        if not self._decision(night):
+            self.board.working(self.model, f"night {night}: monitoring", milestone=True)
+            self._run("monitor", key=night)
+        decision = self._decision(night)
+        if decision is None:
+            raise PerennialError("monitoring ended without a decision in the ledger", f"look at {self.model}.monitor",
+                                 model=self.model, partition=night)  # fmt: skip
+        found = manifests.read(self.model, "monitor", night)
+        verdict = found.result["verdict"] if found else "?"
+        asked = decision["decision"] == "requested"
+        self.board.done(self.model, f"{night}: {verdict}; retraining {decision['decision']}")
+        if asked and not self._trained(night):
+            self.board.working(self.model, f"retraining by itself on data up to {night}", milestone=True)
+            self._await("train", self._event_run("train", night, decision["reason"]))
+            self._tell_training(night)
+        elif night == self.plan.doubted and not self._trained(night):
+            self.board.working(
+                self.model, f"training on data up to {night} all the same, by hand", milestone=True
+            )
+            self._run("train", key=night, conf={"reason": "by hand: would a new model not do better?"})
+            self._tell_training(night)
+
+    def _tell_training(self, day: str) -> None:
+        found = manifests.read(self.model, "train", day)
+        if not found:
+            return
+        figure = found.result["metrics"].get(self.spec.metric)
+        told = f"{self.spec.metric} {figure:.4g}" if isinstance(figure, float) else ""
+        outcome = "new champion" if self._promoted(day) else "refused by the gate, the champion stays"
+        self.board.done(self.model, f"version {found.model_version} trained up to {day}, {told}: {outcome}")
+
+    # What is done, by manifests and ledger.
+
+    def _done(self, step: str, key: str) -> bool:
+        return manifests.read(self.model, step, key) is not None
+
+    def _records(self, kind: str, day: str) -> list[dict[str, Any]]:
+        return [r for r in ledger.records(self.model, kind) if r["partition"] == day]
+
+    def _promoted(self, day: str) -> bool:
+        return any(r["decision"] == "promoted" for r in self._records("promotion", day))
+
+    def _trained(self, day: str) -> bool:
+        """Whether the training of that date has ended, its promotion included."""
+        found = manifests.read(self.model, "train", day)
+        return found is not None and (not found.result["gate"]["passed"] or self._promoted(day))
+
+    def _decision(self, day: str) -> dict[str, Any] | None:
+        found = self._records("retraining", day)
+        return found[-1] if found else None
+
+    def _is_monitored(self, night: str) -> bool:
+        """Whether the monitoring schedule fires on the day after this partition, when it is handled."""
+        from croniter import croniter
+
+        day = datetime.fromisoformat(night) + timedelta(days=1)
+        fires: datetime = croniter(self.spec.schedule.monitor, day - timedelta(minutes=1)).get_next(datetime)
+        return fires.date() == day.date()
+
+    def _closed(self, night: str) -> bool:
+        asked = {
+            r["partition"] for r in ledger.records(self.model, "retraining") if r["decision"] == "requested"
+        }
+        new = [r["partition"] for r in ledger.records(self.model, "promotion") if r["partition"] in asked]
+        return any((date.fromisoformat(night) - date.fromisoformat(day)).days >= NIGHTS_AFTER for day in new)
+
+    # Airflow's runs.
+
+    def _run(self, stage: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> None:
+        active = self._active(stage, key)
+        self._await(stage, active or self._trigger(stage, key=key, conf=conf))
+
+    def _trigger(self, stage: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> str:
+        return self.airflow.trigger(f"{self.model}.{stage}", key=key, conf=conf)
+
+    def _runs_of(self, stage: str, key: str | None) -> list[dict[str, Any]]:
+        runs = self.airflow.runs(f"{self.model}.{stage}", limit=20)
+        return [run for run in runs if run.get("partition_key") == key]
+
+    def _active(self, stage: str, key: str | None) -> str | None:
+        """A run of an interrupted loop that is still at work; looked for once a stage, as later ones are our own."""
+        if stage in self._looked:
+            return None
+        self._looked.add(stage)
+        return next((str(r["dag_run_id"]) for r in self._runs_of(stage, key) if r["state"] not in DONE), None)
+
+    def _event_run(self, stage: str, key: str, reason: str) -> str:
+        """The run that an asset event starts; started by hand if the event was lost with Airflow's database."""
+        found: list[str] = []
+
+        def look() -> bool:
+            found.extend(str(run["dag_run_id"]) for run in self._runs_of(stage, key))
+            return bool(found)
+
+        if self._until(look, WAIT_FOR_EVENT):
+            return found[0]
+        self.board.note(
+            f"{self.model}: no event started {stage} for {key}; starting it with the recorded reason."
+        )
+        return self._trigger(stage, key=key, conf={"reason": reason})
+
+    def _await(self, stage: str, run: str) -> None:
+        while self._check(stage, run) not in DONE:
+            self._pause(0.5)
+
+    def _check(self, stage: str, run: str) -> str:
+        """The state of a run; one that is tried again is told, as it takes a while.
+
+        Raises:
+            RunFailed: it failed.
+        """
+        dag = f"{self.model}.{stage}"
+        state = str(self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
+        if state == "failed":
+            raise RunFailed(
+                f"DAG {dag}, run {run} failed: {self.airflow.why(dag, run)}",
+                f"mend the cause, then: make run (it goes on from here); or clear the task at "
+                f"{self.airflow.url}/dags/{dag}/runs/{run}",
+                model=self.model,
+            )
+        looks = self._seen[run] = self._seen.get(run, 0) + 1
+        if (
+            state not in DONE
+            and looks % 10 == 0
+            and run not in self._told
+            and (why := self.airflow.retrying(dag, run))
+        ):
+            self._told.add(run)
+            self.board.note(f"{dag}, run {run}: will be tried again. {why}")
+        return state
+
+    def _until(self, look: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
+        while not look():
+            if time.monotonic() > end:
+                return False
+            self._pause(0.5)
+        return True
+
+    def _pause(self, seconds: float) -> None:
+        if self.halt.wait(seconds):
+            raise Interrupted

@@ -1,0 +1,232 @@
+"""Bring MLflow and Airflow up, wait until they really work, and end them."""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import shutil
+import sys
+import threading
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import httpx
+import psutil
+
+from perennial.core.errors import PerennialError
+from perennial.local_stack import processes
+from perennial.local_stack.airflow_client import Airflow
+from perennial.local_stack.config import Stack, check_disk, environment, password, sqlite
+from perennial.local_stack.progress import Board
+
+#: Airflow's standalone, the server that its tasks talk to, and MLflow.
+NAMES = ("airflow", "tasks", "mlflow")
+COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
+PATIENCE = 300.0
+LOG_BYTES = 20_000_000
+
+
+def client(config: Stack) -> Airflow:
+    """A client of the stack's Airflow, as its admin."""
+    return Airflow(config.airflow_url.replace("localhost", "127.0.0.1"), "admin", password(config))
+
+
+def mlflow_works(config: Stack) -> bool:
+    """Whether MLflow answers, its registry included."""
+    try:
+        url = f"http://{config.mlflow_host}:{config.mlflow_port}"
+        # /health says 200 before the database is there, and also to a name that the server will refuse
+        ask = httpx.get(f"{url}/api/2.0/mlflow/registered-models/search", timeout=5, trust_env=False)
+        return ask.status_code == 200
+    except httpx.HTTPError:
+        return False
+
+
+def airflow_works(config: Stack, airflow: Airflow) -> str | None:
+    """None when every component is healthy; else what is awaited."""
+    health = airflow.health()
+    if not health:
+        return "API server"
+    return next((name.replace("_", " ") for name in COMPONENTS if health.get(name) != "healthy"), None)
+
+
+def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None) -> None:
+    """Start what does not run yet and wait until both servers work; `meanwhile` runs while they start.
+
+    Raises:
+        PerennialError: a port is taken, the disk is full, or a server does not come up; with the end of its log.
+    """
+    running = {name: processes.find(name, config.state) for name in NAMES}
+    killed = [name for name in NAMES if not running[name] and (config.state / f"{name}.json").exists()]
+    if (killed or not any(running.values())) and (left := processes.members(config.home)):
+        board.note(f"{len(left)} processes of a run that was killed are still there; ending them.")
+        processes.stop(config.home, NAMES)
+        running = dict.fromkeys(NAMES)
+    check_disk(config.home)
+    config = _check_ports(config, running)
+    environ = environment(config)
+    password(config)
+    python = [sys.executable, "-m"]
+    if not running["mlflow"]:
+        (config.home / "mlflow").mkdir(parents=True, exist_ok=True)
+        store = ["--backend-store-uri", sqlite(config.home / "mlflow" / "mlflow.db")]
+        store += ["--artifacts-destination", str(config.home / "mlflow" / "artifacts"), "--workers", "1"]
+        address = ["--host", config.mlflow_host, "--port", str(config.mlflow_port)]
+        # without its port a name is refused (403) while /health says all is well
+        names = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
+        address += ["--allowed-hosts", ",".join(f"{name}:{config.mlflow_port}" for name in names)]
+        command = [*python, "mlflow", "server", *store, *address]
+        processes.start("mlflow", command, environ, config.state, _log(config, "mlflow"))
+    log = _log(config, "airflow")
+    seen = log.stat().st_size if log.exists() and not running["airflow"] else 0
+    if not running["airflow"]:
+        processes.start("airflow", [*python, "airflow", "standalone"], environ, config.state, log)
+    with ThreadPoolExecutor(1) as beside:
+        work = beside.submit(meanwhile) if meanwhile else None
+        _complete(config, board, environ, seen, not running["tasks"])
+        if work:
+            work.result()
+
+
+def _complete(config: Stack, board: Board, environ: dict[str, str], seen: int, tasks: bool) -> None:
+    """Start the server for tasks, where it does not run yet, and wait until everything works."""
+    if tasks:
+        _await_database(config, board, seen)
+        # With SQLite, one server for people and tasks stalls for five seconds now and then: an audited call (a trigger)
+        # waits, on the event loop, for the lock of a task's call, which needs the event loop to commit. Hence a server
+        # for tasks alone; with another database it may go.
+        command = [sys.executable, "-m", "airflow", "api-server", "--apps", "execution"]
+        command += ["--port", str(config.task_port)]
+        processes.start("tasks", command, environ, config.state, _log(config, "tasks"))
+    _await(config, board)
+
+
+def _await_database(config: Stack, board: Board, seen: int) -> None:
+    """Wait until standalone, whose log has grown from `seen` bytes, has made or migrated Airflow's database."""
+    board.working("Airflow", "preparing its database", milestone=True)
+    began = time.monotonic()
+    while b"Database ready" not in (config.logs / "airflow.log").read_bytes()[seen:]:
+        if processes.find("airflow", config.state) is None:
+            raise _failed(config, "airflow", "ended while it was making its database")
+        if time.monotonic() - began > PATIENCE:
+            raise _failed(config, "airflow", f"has no database after {PATIENCE:.0f} seconds")
+        time.sleep(0.1)
+
+
+def _log(config: Stack, name: str) -> Path:
+    """The server's log; one that has grown large is set aside once."""
+    log = config.logs / f"{name}.log"
+    if log.exists() and log.stat().st_size > LOG_BYTES:
+        log.replace(log.with_suffix(".log.1"))
+    return log
+
+
+def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> Stack:
+    wanted = {
+        "mlflow": ("MLflow", config.mlflow_port, "MLFLOW_PORT", "PERENNIAL_MLFLOW_PORT"),
+        "airflow": ("Airflow", config.airflow_port, "AIRFLOW_PORT", "PERENNIAL_AIRFLOW_PORT"),
+    }
+    for name, (label, port, knob, variable) in wanted.items():
+        user = None if running[name] else processes.port_user(port)
+        if user:
+            raise PerennialError(
+                f"port {port}, which {label} is to listen on, is in use by {user}",
+                f"choose another: make run {knob}={port + 10}   (or set {variable}); or end that process",
+            )
+    if running["airflow"] or running["tasks"]:
+        noted = config.state / "ports.txt"
+        ports = [int(text) for text in noted.read_text().split()] if noted.exists() else []
+        return (
+            replace(config, task_port=ports[0], log_ports=(ports[1], ports[2])) if len(ports) == 3 else config
+        )
+    # nobody types the addresses of these, so a taken port is simply passed over
+    free: list[int] = []
+    for port in (config.task_port, *config.log_ports):
+        while port in (*free, config.airflow_port, config.mlflow_port) or processes.port_user(port):
+            port += 3
+        free.append(port)
+    config.state.mkdir(parents=True, exist_ok=True)
+    (config.state / "ports.txt").write_text(" ".join(map(str, free)))
+    return replace(config, task_port=free[0], log_ports=(free[1], free[2]))
+
+
+def _await(config: Stack, board: Board) -> None:
+    airflow = client(config)
+    began = time.monotonic()
+    waiting = dict.fromkeys(NAMES)
+    built = threading.Event()
+    threading.Thread(target=_build_task_api, args=(config, built), daemon=True).start()
+    try:
+        while waiting:
+            if "mlflow" in waiting:
+                if mlflow_works(config):
+                    board.done("MLflow", config.mlflow_url)
+                    del waiting["mlflow"]
+                else:
+                    board.working("MLflow", "starting", milestone=True)
+            if built.is_set():
+                waiting.pop("tasks", None)
+            if "airflow" in waiting:
+                missing = airflow_works(config, airflow) or (
+                    "API of the tasks" if "tasks" in waiting else None
+                )
+                if missing is None:
+                    board.done("Airflow", config.airflow_url)
+                    del waiting["airflow"]
+                else:
+                    board.working("Airflow", f"starting, waiting for the {missing}", milestone=True)
+            for name in waiting:
+                server = processes.find(name, config.state)
+                if server is None:
+                    raise _failed(config, name, "ended while it was starting")
+                # standalone goes on without a component that could not start
+                if name == "airflow" and processes.lost_child(server):
+                    raise _failed(config, name, "lost a component while it was starting")
+                if time.monotonic() - began > PATIENCE:
+                    raise _failed(config, name, f"does not work after {PATIENCE:.0f} seconds")
+            time.sleep(0.3)
+    finally:
+        airflow.close()
+
+
+def _build_task_api(config: Stack, built: threading.Event) -> None:
+    """Have the API that tasks talk to built, which its first call does; the first task would wait for it otherwise."""
+    end = time.monotonic() + PATIENCE
+    while time.monotonic() < end:
+        with contextlib.suppress(httpx.HTTPError):
+            url = f"http://127.0.0.1:{config.task_port}/execution/health"
+            if httpx.get(url, timeout=PATIENCE, trust_env=False).status_code == 200:
+                built.set()
+                return
+        time.sleep(0.3)
+
+
+def _failed(config: Stack, name: str, what: str) -> PerennialError:
+    log = config.logs / f"{name}.log"
+    try:
+        lines = log.read_text(errors="replace").splitlines()[-400:]
+    except OSError:
+        lines = []
+    told = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)][-3:] or lines[-10:]
+    shown = "".join(f"\n    {line.strip()[:300]}" for line in told)
+    full = "no space" in shown.lower() or "disk is full" in shown.lower()
+    remedy = "free some space" if full else f"read {log} and mend what it names"
+    return PerennialError(f"{name} {what}; its log says:{shown}", f"{remedy}, then: make stop run")
+
+
+def down(config: Stack) -> int:
+    """End both servers and every process they started; returns how many there were."""
+    return processes.stop(config.home, NAMES)
+
+
+def forget(config: Stack) -> None:
+    """End everything and remove what the stack has made below its home."""
+    down(config)
+    for name in ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "tmp"):
+        shutil.rmtree(config.home / name, ignore_errors=True)
+    (config.home / ".running").unlink(missing_ok=True)
+    if config.home.is_dir() and not any(config.home.iterdir()):
+        config.home.rmdir()

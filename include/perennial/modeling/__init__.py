@@ -1,0 +1,1 @@
+"""A trained model and what judges one: encoding, prediction, metrics, paired comparison, the registry."""

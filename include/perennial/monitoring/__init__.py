@@ -1,0 +1,1 @@
+"""Whether a champion is still well: drift, performance, signals, their baselines, the report."""

@@ -1,0 +1,213 @@
+"""What monitoring compares with, made when a model is trained: `watch.json`, and a regression's learned error model.
+
+The held-out nights, which the model has not learned from, are the quiet ones: of each followed number they give the
+mean, the spread, and a limit that keeps to the model's budget of false alarms.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from perennial.core.errors import ArtifactError
+from perennial.modeling import registry
+from perennial.monitoring import drift_attribution, signals
+from perennial.monitoring.change_detection import Baseline, baseline
+from perennial.monitoring.loss_estimation import Expected, learn
+
+if TYPE_CHECKING:
+    import numpy as np
+    import xgboost
+
+    from perennial.modeling.trained_model import Model
+    from perennial.monitoring.histograms import Column
+    from perennial.monitoring.nightly_sample import Evidence
+    from perennial.spec.model_spec import ModelSpec
+
+FORMAT = 1
+NAME, ERRORS = "watch.json", "errors.ubj"
+#: Numbers that share the budget of false alarms: performance, calibration, value, estimated, attributions, slices,
+#: fairness.
+SHARES = 7
+#: Deviations that do no harm: of the calibration, in standard deviations of the label; of the attributions, as a share.
+CALIBRATION, ATTRIBUTION = 0.05, 0.05
+
+
+@dataclass(frozen=True)
+class Watch:
+    """What a champion's nights are compared with.
+
+    Attributes:
+        baselines: by the name of the number. shares: of each column in the attributions, shape (columns,).
+        groups: values of slices and groups. nulls, unseen: highest share of a quiet night, by column.
+        loss: mean loss on the quiet nights. bins: mean expected loss of each bin of each column.
+    """
+
+    expected: Expected
+    baselines: dict[str, Baseline]
+    shares: np.ndarray
+    groups: dict[str, list[str]]
+    nulls: dict[str, float]
+    unseen: dict[str, float]
+    loss: float
+    bins: dict[str, list[float]]
+
+
+def make(
+    spec: ModelSpec, model: Model, quiet: Evidence, reference: Callable[[], Mapping[str, Column]]
+) -> tuple[dict[str, Any], xgboost.Booster | None]:
+    """The watch of a new model, as JSON, and the error model of a regression.
+
+    Args:
+        quiet: rows of the held-out nights, as `nightly_sample.gather` gives them.
+        reference: gives the columns' bins; called last, for they may still be counted meanwhile.
+    """
+    import numpy as np
+
+    known = quiet.labelled
+    loss = known.losses(spec.task, spec.metric)
+    errors, expected = None, Expected(spec.task, spec.metric)
+    if spec.task == "regression" and len(loss):
+        errors, apart = learn(known.x, loss, known.night)
+        expected = Expected(spec.task, spec.metric, errors)
+    attributed = signals.attributions(model, quiet)
+    total = attributed[0].sum(axis=0)
+    shares = total / max(float(total.sum()), 1e-12)
+    groups = signals.groups(known)
+    series = signals.nightly(spec, model, quiet, expected, attributed, shares, groups)
+    if errors is not None:  # judged by what it says of nights that it has not seen
+        series["performance"] = known.mean(loss - apart)
+    usual = float(loss.mean()) if len(loss) else 0.0
+    baselines = {
+        name: _baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
+    }
+    empty, odd = signals.gaps(model, quiet)
+    guess = expected.losses(quiet.x, quiet.predicted)
+    content = {
+        "format": FORMAT,
+        "nights": list(quiet.dates),
+        "false_alarms_a_year": spec.monitoring.false_alarms_a_year,
+        "loss": usual,
+        "baselines": {name: found.as_dict() for name, found in baselines.items() if found},
+        "series": {n: [None if np.isnan(v) else round(float(v), 6) for v in s] for n, s in series.items()},
+        "shares": [round(float(v), 6) for v in shares],
+        "groups": groups,
+        "nulls": {c: _highest(nights) for c, nights in empty.items()},
+        "unseen": {c: _highest(nights) for c, nights in odd.items()},
+        "bins": {} if guess is None else drift_attribution.means(reference(), model.encoding, quiet.x, guess),
+    }
+    return content, errors
+
+
+def inherit(content: dict[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
+    """A new model's watch, with what it was judged on too few nights to have from the champion's, if that has one.
+
+    What is quiet for the one is about as quiet for the other; a model made in a hurry, after a change, must not go
+    unwatched.
+    """
+    if old is None or old.get("format") != FORMAT:
+        return content
+    found = {"baselines": old["baselines"] | content["baselines"]}
+    found["groups"] = {c: names or old["groups"].get(c, []) for c, names in content["groups"].items()}
+    for what in ("nulls", "unseen"):
+        found[what] = {c: max(share, old[what].get(c, 0.0)) for c, share in content[what].items()}
+    return content | found
+
+
+def _baseline(
+    spec: ModelSpec, name: str, values: np.ndarray, loss: float, y: np.ndarray, series: dict[str, np.ndarray]
+) -> Baseline | None:
+    import numpy as np
+
+    kind = name.split(":")[0] + ":" if ":" in name else name
+    drop = spec.monitoring.performance_drop
+    budget = spec.monitoring.false_alarms_a_year / SHARES
+    alike = sum(other.startswith(kind) for other in series) if ":" in name else 1
+    spread = float(np.std(y)) if len(y) and spec.task != "multiclass" else 1.0
+    allowance = {
+        "performance": drop * loss,
+        "value": spec.retraining.worth * loss,
+        "estimated": drop * loss,
+        "calibration": CALIBRATION * spread,
+        "attributions": ATTRIBUTION,
+        signals.SLICE: 2 * drop * loss,
+        signals.GAP: spec.monitoring.fairness_gap * (spread if spec.task == "regression" else 1.0),
+    }[kind]
+    return baseline(
+        values,
+        allowance=allowance,
+        false_alarms=budget / alike,
+        mean=0.0 if name == "value" else None,
+        floor=1e-3 * loss if name == "value" else 0.0,
+        two_sided=name == "calibration",
+        seed=spec.training.seed,
+    )
+
+
+def _highest(values: np.ndarray) -> float:
+    """The highest share that a quiet night had."""
+    import numpy as np
+
+    known = values[np.isfinite(values)]
+    return round(float(known.max()), 6) if len(known) else 0.0
+
+
+def left(champion: registry.Version) -> dict[str, Any] | None:
+    """The watch that a version was registered with; None for one that was trained before there was such a thing.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    try:
+        registry.artifact(champion.run_id, NAME)
+    except ArtifactError:
+        return None
+    found: dict[str, Any] = registry.stored(champion, NAME)
+    return found
+
+
+def of(champion: registry.Version, spec: ModelSpec) -> Watch:
+    """What a champion is watched by; where it has no watch, every followed number is undetermined.
+
+    Raises:
+        ArtifactError: it is damaged.
+    """
+    import numpy as np
+
+    content = left(champion)
+    if content is None:
+        return Watch(Expected(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
+    errors = registry.artifact(champion.run_id, ERRORS) if spec.task == "regression" else None
+    return read(content, spec, errors)
+
+
+def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:
+    """The stored watch.
+
+    Raises:
+        ArtifactError: it is not one.
+    """
+    import numpy as np
+    import xgboost
+
+    try:
+        if content["format"] != FORMAT:
+            raise ValueError(f"format {content['format']}")
+        booster = xgboost.Booster({"nthread": 1}, model_file=errors) if errors else None
+        return Watch(
+            Expected(spec.task, spec.metric, booster),
+            {str(n): Baseline(**b) for n, b in content["baselines"].items()},
+            np.asarray(content["shares"], np.float64),
+            {str(c): [str(v) for v in values] for c, values in content["groups"].items()},
+            {str(c): float(v) for c, v in content["nulls"].items()},
+            {str(c): float(v) for c, v in content["unseen"].items()},
+            float(content["loss"]),
+            {str(c): [float(v) for v in values] for c, values in content["bins"].items()},
+        )
+    except (KeyError, TypeError, ValueError, AttributeError, xgboost.core.XGBoostError) as error:
+        raise ArtifactError(
+            f"what the champion is watched by cannot be used: {error}",
+            "train again: it is made with the model",
+        ) from error

@@ -1,0 +1,148 @@
+"""The rows of a window: their features and predictions, counted on the bins of a reference, and a sample of each."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from perennial.core.errors import DataError
+from perennial.core.settings import settings
+from perennial.core.sql import identifier, text_literal
+from perennial.features import reference_tables
+from perennial.features.engine import first_line, query
+from perennial.monitoring.histograms import PREDICTION, Column, Counts, count, sample
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables, duckdb_session
+
+if TYPE_CHECKING:
+    import duckdb
+    import pyarrow as pa
+
+    Sample = dict[str, pa.ChunkedArray]
+
+#: Rows whose features are computed and counted by one statement; partitions are taken together up to this many.
+#: Joins to reference tables sort their rows, and beyond the memory allowed they do it on disk.
+GROUP_ROWS = 1_000_000
+
+
+def features(
+    trained: ModelSpec, reference: Mapping[str, Column], start: str, as_of: str, n: int
+) -> tuple[Counts, Sample]:
+    """Counts of the window's features, and a sample of about ``n`` rows without personal columns.
+
+    DuckDB computes the features and counts them in one statement, so that no row leaves it: half the time of counting
+    what `Features.apply` returns.
+
+    Args:
+        trained: the spec that the champion was trained from.
+
+    Raises:
+        DataError: the features' SQL failed, or lost or doubled rows.
+    """
+    import duckdb
+
+    columns = {c: s for c, s in reference.items() if c != PREDICTION}
+    uri = delta_tables.table("published", trained.name)
+    groups = list(_groups(uri, start, as_of))
+    total = sum(rows for _, _, rows, _ in groups)
+    step = max(1, total // max(n, 1))
+    counts: list[Counts] = []
+    parts: list[pa.Table] = []
+    if not total:
+        return Counts(0, dict.fromkeys(columns)), {}
+    con = duckdb_session.connect()
+    reference_tables.register(con, trained, reference_tables.refresh(trained))
+    # The SQL can read what was registered and the lake's own files, and nothing else.
+    con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
+    con.execute("SET enable_external_access=false; SET lock_configuration=true")
+    hidden = {trained.label.expression} if trained.label.source is None else set()
+    listed = ", ".join(identifier(c) for c in trained.data.columns if c not in hidden)
+    keys = ", ".join(identifier(k) for k in trained.data.key)
+    for first, last, rows, _ in groups:
+        duckdb_session.relation(con, "window_rows", uri, None, first, last)
+        try:
+            con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
+            con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {query(trained)}")
+            counts.append(count(con, "window_features", columns))
+            few = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
+            con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {few}")
+            parts.append(sample(con, "window_features", n=n, columns=_shown(con, columns, trained)))
+        except duckdb.Error as error:
+            raise DataError(
+                f"features.sql failed: {first_line(error, hide=bool(trained.data.personal))}",
+                "score this window first: the score step says more",
+                model=trained.name,
+                partition=f"{first}..{last}",
+            ) from error
+        if counts[-1].rows != rows:
+            raise DataError(
+                f"features.sql: {rows} rows went in, {counts[-1].rows} came out",
+                "join reference tables by a unique key, do not filter: each row has its features once",
+                model=trained.name,
+                partition=f"{first}..{last}",
+            )
+    return replace(_sum(counts), days=sum(days for *_, days in groups)), _together(parts)
+
+
+def predictions(
+    spec: ModelSpec, reference: Mapping[str, Column], version: str, start: str, as_of: str, n: int
+) -> tuple[Counts, Sample]:
+    """Counts and a sample of what this very version predicted in the window."""
+    con = duckdb_session.connect()
+    shape = reference.get(PREDICTION)
+    uri = delta_tables.table("predictions", spec.name)
+    if shape is None or not duckdb_session.relation(con, "predictions", uri, None, start, as_of):
+        return Counts(0, {PREDICTION: None}), {}
+    mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
+    con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")
+    days = con.execute(
+        f"SELECT count(DISTINCT {delta_tables.PARTITION}) FROM predictions WHERE {mine}"
+    ).fetchall()[0][0]
+    counts = replace(count(con, "mine", {PREDICTION: shape}), days=days)
+    return counts, {PREDICTION: sample(con, "mine", n=n).column(PREDICTION)} if counts.rows else {}
+
+
+def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, int]]:
+    """First and last date, rows and days of the window's partitions, taken together up to `GROUP_ROWS`."""
+    table = delta_tables.open_table(uri)
+    if table is None:
+        return
+    actions = table.get_add_actions(flatten=True)
+    rows: dict[str, int] = {}
+    dates, numbers = (
+        actions[f"partition.{delta_tables.PARTITION}"].to_pylist(),
+        actions["num_records"].to_pylist(),
+    )
+    for day, number in zip(dates, numbers, strict=True):
+        if start <= day <= as_of:
+            rows[day] = rows.get(day, 0) + int(number or 0)
+    days = sorted(rows)
+    group: list[str] = []
+    for day in days:
+        if group and sum(rows[d] for d in group) + rows[day] > GROUP_ROWS:
+            yield group[0], group[-1], sum(rows[d] for d in group), len(group)
+            group = []
+        group.append(day)
+    if group:
+        yield group[0], group[-1], sum(rows[d] for d in group), len(group)
+
+
+def _shown(con: duckdb.DuckDBPyConnection, columns: Mapping[str, Column], trained: ModelSpec) -> list[str]:
+    names = [str(r[0]) for r in con.execute("DESCRIBE window_features").fetchall()]
+    return [c for c in names if c in columns and c not in trained.data.personal]
+
+
+def _sum(counts: list[Counts]) -> Counts:
+    columns: dict[str, list[int] | None] = {}
+    for column in counts[0].columns:
+        parts = [c.columns[column] for c in counts]
+        columns[column] = [sum(p) for p in zip(*[p for p in parts if p], strict=True)] if all(parts) else None
+    return Counts(sum(c.rows for c in counts), columns)
+
+
+def _together(parts: list[pa.Table]) -> Sample:
+    import pyarrow as pa
+
+    table = pa.concat_tables(parts)
+    return dict(zip(table.column_names, table.columns, strict=True))

@@ -1,0 +1,1 @@
+"""The champion's predictions for whole partitions, in units that fit into memory."""

@@ -1,0 +1,135 @@
+"""Finds and reads model folders; problems are told with file, line, key, value received and what is allowed."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from pathlib import Path
+
+from perennial.core.errors import SpecError
+from perennial.core.settings import settings
+from perennial.spec import compute_profile
+from perennial.spec.model_spec import FeatureSet, ModelSpec
+from perennial.spec.yaml_reader import _Loader, _text, line, parse, show
+
+_Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
+)
+
+
+def find(filename: str = "model.yaml") -> dict[str, Path]:
+    """Folders that hold ``filename``, by folder name, in ``include/models`` and every root of ``PERENNIAL_MODELS``.
+
+    Of two folders with one name the first counts; `load_models` reports the other.
+    """
+    return {folder.name: folder for folder in reversed(_folders(filename))}
+
+
+def _folders(filename: str) -> list[Path]:
+    return [path.parent for root in settings().models for path in sorted(root.glob(f"*/{filename}"))]
+
+
+def load(name: str) -> ModelSpec:
+    """The model called ``name``.
+
+    Raises:
+        SpecError: there is none, or its folder is broken.
+    """
+    folders = find()
+    if name not in folders:
+        close = difflib.get_close_matches(name, folders, 1)
+        hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(folders)) or 'none'}"
+        raise SpecError(f"there is no model called {name!r}", hint)
+    return load_model(folders[name])
+
+
+def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
+    """Every model that can be used, and an error for every one that cannot."""
+    models: dict[str, ModelSpec] = {}
+    errors: list[SpecError] = []
+    sets: dict[str, FeatureSet] = {}
+    first = find()
+    for folder in _folders("model.yaml"):
+        try:
+            if folder != first[folder.name]:
+                raise SpecError(
+                    f"{show(folder)} has the name of {show(first[folder.name])}",
+                    "rename one of them",
+                    model=folder.name,
+                )
+            models[folder.name] = load_model(folder, sets)
+        except SpecError as error:
+            errors.append(error)
+    return models, errors
+
+
+def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> ModelSpec:
+    """Read one model folder.
+
+    Args:
+        sets: feature sets that were read already, by name; those read now are added.
+
+    Raises:
+        SpecError: one line a problem.
+    """
+    folder = Path(folder)
+    spec = parse(folder / "model.yaml", ModelSpec, folder.name)
+    if spec.name != folder.name:
+        raise SpecError(
+            f"{show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
+            "a model's name is its folder's name",
+            model=folder.name,
+        )
+    spec._folder = folder
+    spec._sql = _text(folder / "features.sql", spec.name)
+    spec._suite = _text(folder / "expectations.json", spec.name)
+    sets = {} if sets is None else sets
+    for name in spec.features.sets:
+        if name not in sets:
+            where = line(folder / "model.yaml", "features", "sets")
+            sets[name] = load_feature_set(name, spec.name, f"{where}: ")
+    spec._sets = tuple(sets[name] for name in spec.features.sets)
+    for step, profile in spec.compute.items():
+        if profile != compute_profile.LOCAL:
+            try:
+                compute_profile.load(profile)
+            except SpecError as error:
+                where = line(folder / "model.yaml", "compute", step)
+                raise SpecError(
+                    f"{where}: compute.{step}: {error.cause}", error.remedy, model=spec.name
+                ) from None
+    names = [r.name for r in spec.references]
+    if twice := {n for n in names if names.count(n) > 1}:
+        raise SpecError(
+            f"{line(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} "
+            "is declared twice",
+            "give it one name and one place",
+            model=spec.name,
+        )
+    return spec
+
+
+def load_feature_set(name: str, model: str | None = None, where: str = "") -> FeatureSet:
+    """Read the feature set called ``name``, for a model that names it at ``where``.
+
+    Raises:
+        SpecError: one line a problem.
+    """
+    folders = find("feature_set.yaml")
+    if name not in folders:
+        raise SpecError(
+            f"{where}features.sets names {name!r}; there are: {', '.join(folders) or 'none'}",
+            "a feature set is a folder with feature_set.yaml and features.sql beside the models",
+            model=model,
+        )
+    folder = folders[name]
+    result = parse(folder / "feature_set.yaml", FeatureSet, name)
+    if result.name != name:
+        raise SpecError(
+            f"{show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
+            "a feature set's name is its folder's name",
+            model=model,
+        )
+    result._folder = folder
+    result._sql = _text(folder / "features.sql", model)
+    return result

@@ -1,0 +1,1 @@
+"""Where data and records lie: objects, Delta tables, landed files, locks, manifests, the ledger."""

@@ -1,0 +1,1 @@
+"""A model's Great Expectations suite: its checks, their evaluation in DuckDB, the data docs."""
