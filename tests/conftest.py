@@ -27,7 +27,7 @@ TOGETHER = ("live", "docker", "kubernetes")
 def _place(nodeid: str) -> str:
     """Where a test belongs: its folder, if that is one of `TOGETHER`, or else its file."""
     file = nodeid.split("::")[0]
-    return next((folder for folder in TOGETHER if file.startswith(f"tests/{folder}/")), file)
+    return next((folder for folder in TOGETHER if file.startswith(f"tests/integration/{folder}/")), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -1,4 +1,4 @@
-"""What a pod is made of; the cluster itself is in tests/kubernetes."""
+"""What a pod is made of; the cluster itself is in tests/integration/kubernetes."""
 
 from __future__ import annotations
 

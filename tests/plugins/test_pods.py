@@ -1,4 +1,4 @@
-"""How a step runs in a pod, and how its end is read; the cluster itself is in tests/kubernetes."""
+"""How a step runs in a pod, and how its end is read; the cluster itself is in tests/integration/kubernetes."""
 
 from __future__ import annotations
 

@@ -6,7 +6,6 @@ from collections.abc import Iterable, Iterator
 from datetime import date, timedelta
 from itertools import pairwise
 
-from perennial.core import dates as dates_module
 from perennial.core.errors import PerennialError
 
 
@@ -51,7 +50,7 @@ def runs(days: Iterable[str]) -> Iterator[tuple[str, str]]:
         return
     start = ordered[0]
     for day, after in pairwise(ordered):
-        if dates_module.shift(day, 1) != after:
+        if shift(day, 1) != after:
             yield start, day
             start = after
     yield start, ordered[-1]

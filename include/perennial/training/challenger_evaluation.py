@@ -20,8 +20,6 @@ from perennial.training.windows import Windows
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.spec.model_spec import ModelSpec
-
 
 def gate(
     spec: ModelSpec, values: dict[str, float], baselines: dict[str, Comparison], champion: Comparison | None
@@ -82,7 +80,6 @@ def judge(
     import numpy as np
 
     from perennial.modeling import comparison, metrics
-    from perennial.training import challenger_evaluation
 
     spec, features = source.spec, source.features
     old = registry.load(champion) if champion else None
@@ -139,7 +136,7 @@ def judge(
     to_baselines = {name: comparison.compare(own, loss(parts), **how) for name, parts in simple.items()}
     to_champion = comparison.compare(own, loss(theirs), **how) if theirs else None
     values = metrics.metrics(spec.task, truth, np.concatenate(mine), lists)
-    passed, reasons = challenger_evaluation.gate(spec, values, to_baselines, to_champion)
+    passed, reasons = gate(spec, values, to_baselines, to_champion)
     return {
         "passed": passed,
         "reasons": reasons,

@@ -18,8 +18,7 @@ from perennial.lifecycle.retraining import answer, decide, in_flight
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
 from perennial.storage.manifests import Manifest
-
-from .conftest import World, make_spec  # noqa: TID252
+from support.monitored import World, make_spec
 
 DRIFT = {
     "verdict": "drifted",

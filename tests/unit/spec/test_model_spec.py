@@ -214,7 +214,7 @@ def test_specs_load_without_heavy_libraries() -> None:
         "import sys; from perennial import catalog; catalog.load_models(); "
         "print([m for m in ('pandas', 'numpy', 'duckdb', 'pyarrow', 'xgboost', 'mlflow') if m in sys.modules])"
     )
-    root = Path(__file__).parents[2] / "include"
+    root = Path(__file__).parents[3] / "include"
     done = subprocess.run(
         [sys.executable, "-c", code],
         env={**os.environ, "PYTHONPATH": str(root)},

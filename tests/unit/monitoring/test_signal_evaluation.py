@@ -13,8 +13,7 @@ from perennial.monitoring.signal_evaluation import freshness, volume
 from perennial.steps.monitor import monitor
 from perennial.steps.score import score
 from perennial.storage import delta_tables, duckdb_session
-
-from .conftest import FIRST, ROWS, TRUTH, World  # noqa: TID252
+from support.monitored import FIRST, ROWS, TRUTH, World
 
 LATER, AS_OF = "2024-01-22", "2024-01-28"
 

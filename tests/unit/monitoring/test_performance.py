@@ -7,8 +7,7 @@ import pytest
 
 from perennial.monitoring import performance
 from perennial.storage import delta_tables
-
-from .conftest import FIRST, World  # noqa: TID252
+from support.monitored import FIRST, World
 
 Make = Callable[..., World]
 

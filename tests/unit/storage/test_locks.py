@@ -1,4 +1,4 @@
-"""The lock in a folder; that on S3 is tested in tests/s3."""
+"""The lock in a folder; that on S3 is tested in tests/integration/s3."""
 
 from __future__ import annotations
 

@@ -20,7 +20,7 @@ from perennial.spec import catalog
 from perennial.steps import dispatch
 from perennial.storage import ledger
 
-BROKEN = Path(__file__).parent / "broken"
+BROKEN = Path(__file__).parents[1] / "spec" / "broken"
 
 
 def call(*arguments: str, stdin: str | None = None) -> Result:

@@ -13,8 +13,7 @@ from perennial.core.settings import settings
 from perennial.modeling import registry
 from perennial.steps.monitor import monitor
 from perennial.storage import delta_tables, duckdb_session, manifests
-
-from .conftest import ROWS, TRUTH, World  # noqa: TID252
+from support.monitored import ROWS, TRUTH, World
 
 Make = Callable[..., World]
 LATER = "2024-01-22"

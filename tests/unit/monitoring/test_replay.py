@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import pytest
-
 from bench import replay
 from bench.streams import Stream
 
-from .conftest import make_spec  # noqa: TID252
+from support.monitored import make_spec
 
 
 def play(kind: str, nights: int) -> tuple[Stream, replay.Played]:

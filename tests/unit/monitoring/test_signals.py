@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
-
 from bench import replay
 from bench.streams import Stream
+
 from perennial.modeling.trained_model import Model
 from perennial.monitoring import baseline as baseline_module
 from perennial.monitoring import drift_attribution, signals
@@ -18,8 +18,7 @@ from perennial.monitoring.histograms import Column
 from perennial.monitoring.loss_estimation import Expected, learn
 from perennial.monitoring.nightly_sample import Evidence, margin
 from perennial.monitoring.signals import Signal
-
-from .conftest import make_spec  # noqa: TID252
+from support.monitored import make_spec
 
 QUIET, LIVE = range(46, 60), range(60, 74)
 POLICY = {"window_days": 28, "min_rows": 100, "slices": ["region"], "fairness": ["sex"]}

@@ -77,7 +77,7 @@ class World:
     def environment(self, **more: str) -> dict[str, str]:
         """The environment of a measured process."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PERENNIAL_", "AIRFLOW"))}
-        paths = [ROOT / "include", ROOT / "plugins", ROOT / "tests"]
+        paths = [ROOT / "include", ROOT / "plugins", ROOT / "tests", ROOT]
         own = {
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "PERENNIAL_HOME": str(self.home),
