@@ -74,17 +74,19 @@ test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG 
 	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
 	@docker/build $(or $(IMAGES),trainer)
 	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
-	@$(RUN) -m pytest tests/docker tests/kubernetes $(ARGS)
+	@$(RUN) -m pytest tests/integration/docker tests/integration/kubernetes $(ARGS)
 
 bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
-	@PYTHONPATH="include:plugins:tests" PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
+	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
 
 bench-loop: setup  ## measure what monitoring and retraining are worth, on streams with known changes (ARGS="--seeds 3")
-	@PYTHONPATH="include:plugins:tests" $(RUN) -m bench.loop $(ARGS)
+	@PYTHONPATH="include:plugins:tests:." $(RUN) -m bench.loop $(ARGS)
 
 lint: setup-tests  ## check style and the direction of the dependencies
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
+	@"$(VENV)/bin/lint-imports" --no-logo --cache-dir .ruff_cache/import-linter
+	@$(RUN) -m deptry --no-ansi bench dags docker include plugins tools
 	@$(RUN) -m perennial docs --check
 
 type: setup-tests  ## check types
