@@ -35,11 +35,11 @@ class Asked(NamedTuple):
 #: Each begins once what it needs is done, beside whatever else runs then: that is what a scheduler is for.
 RUNS = {
     "history": Asked("data", None, {"start": FIRST, "end": TRAINED_UNTIL}),
-    "nights": Asked("data", None, {"start": dates.shift(TRAINED_UNTIL, 1), "end": LAST}),
+    "nights": Asked("data", None, {"start": dates.add_days(TRAINED_UNTIL, 1), "end": LAST}),
     "train": Asked("train", TRAINED_UNTIL, {"reason": "bench"}, ("history",)),
     "score": Asked("score", None, {"start": FIRST, "end": MONITORED}, ("train", "nights")),
     "monitor": Asked("monitor", MONITORED, {}, ("score",)),
-    "later": Asked("score", None, {"start": dates.shift(MONITORED, 1), "end": LAST}, ("score",)),
+    "later": Asked("score", None, {"start": dates.add_days(MONITORED, 1), "end": LAST}, ("score",)),
 }
 LIGHT = ("promote", "decide")
 

@@ -55,7 +55,7 @@ def main() -> int:
 
 
 def _stream(job: tuple[str, int]) -> _Result:
-    return replay.results(Stream(*job), catalog.load(MODEL))
+    return replay.results(Stream(*job), catalog.load_model_by_name(MODEL))
 
 
 def delays(result: _Result) -> list[int | None]:
@@ -162,13 +162,13 @@ def _goals(found: Sequence[_Result]) -> tuple[Table, bool]:
 def _flights() -> _Result:
     """All policies on the nights of 2013, from the second quarter on."""
     from perennial.core.settings import settings
-    from perennial.features.engine import Features
+    from perennial.features.engine import FeatureQuery
     from perennial.features.labelled_rows import labelled
     from perennial.features.targets import targets
     from perennial.local_stack.sample import landing
     from perennial.modeling.encoding import Encoding, categories
 
-    spec = catalog.load(MODEL)
+    spec = catalog.load_model_by_name(MODEL)
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
         os.environ |= {
             "PERENNIAL_HOME": folder,
@@ -181,12 +181,12 @@ def _flights() -> _Result:
 
         landing.land(settings().landing)
         data.data(spec, start="2013-01-01", end="2013-12-31")
-        features = Features(spec)
+        features = FeatureQuery(spec)
         days = dates.dates("2013-01-01", "2013-12-30")
         known: dict[str, list[str]] = {}
         nights = []
         versions = [
-            delta_tables.version(delta_tables.table(kind, spec.name)) for kind in ("published", "labels")
+            delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels")
         ]
         for day in days:
             table = next(labelled(spec, (day,), *versions))

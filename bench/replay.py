@@ -20,9 +20,9 @@ from bench.streams import HISTORY, LIVE, SLOW, Stream
 from perennial.lifecycle import retraining
 from perennial.modeling import comparison, metrics
 from perennial.modeling.encoding import Encoding
-from perennial.modeling.trained_model import Model
+from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, retraining_gain, signals
-from perennial.monitoring.nightly_sample import Evidence, margin
+from perennial.monitoring.nightly_sample import NightlySample, margin
 from perennial.spec.model_spec import ModelSpec
 
 POLICIES = ("never", "nightly", "calendar", "ours")
@@ -56,7 +56,7 @@ class Played:
     promoted: list[int] = field(default_factory=list)
     alarms: list[int] = field(default_factory=list)
 
-    def score(self, model: Model, x: np.ndarray, y: np.ndarray) -> None:
+    def score(self, model: TrainedModel, x: np.ndarray, y: np.ndarray) -> None:
         """Note how a model did on a night."""
         predicted = model.predict_matrix(x)
         self.losses.append(float(metrics.losses("binary", "log_loss", y, predicted).mean()))
@@ -113,7 +113,7 @@ class World:
         return np.concatenate([x for x, _ in part]), np.concatenate([y for _, y in part])
 
     @cached_property
-    def first(self) -> Model:
+    def first(self) -> TrainedModel:
         """The model that all policies begin with."""
         return fit(*self.rows(self.history - WINDOW - HOLDOUT, self.history - HOLDOUT - 1))
 
@@ -152,14 +152,14 @@ class World:
         return found
 
 
-def fit(x: np.ndarray, y: np.ndarray) -> Model:
+def fit(x: np.ndarray, y: np.ndarray) -> TrainedModel:
     """A model of plain XGBoost, as the training step would wrap it."""
     names = tuple(f"f{j}" for j in range(x.shape[1]))
     matrix = xgboost.QuantileDMatrix(x, y, nthread=1, feature_names=list(names))
-    return Model(xgboost.train(_TREES, matrix, _ROUNDS), Encoding(names, {}), "binary")
+    return TrainedModel(xgboost.train(_TREES, matrix, _ROUNDS), Encoding(names, {}), "binary")
 
 
-def loss(model: Model, x: np.ndarray, y: np.ndarray) -> float:
+def loss(model: TrainedModel, x: np.ndarray, y: np.ndarray) -> float:
     """Mean log loss."""
     return float(metrics.losses("binary", "log_loss", y, model.predict_matrix(x)).mean())
 
@@ -188,17 +188,19 @@ def play(world: World, policy: str) -> Played:
 class _Ours:
     """The library's own policy."""
 
-    def __init__(self, world: World, model: Model) -> None:
+    def __init__(self, world: World, model: TrainedModel) -> None:
         self.world, self.asked = world, -(10**6)
         self.content: dict[str, Any] | None = None
         self._begin(model, world.history - HOLDOUT, world.history - 1)
 
-    def _begin(self, model: Model, first: int, last: int) -> None:
+    def _begin(self, model: TrainedModel, first: int, last: int) -> None:
         """A new champion, judged on the nights ``first`` to ``last``."""
         world, self.model, self.alarmed = self.world, model, False
         quiet = _evidence(world, model, first, last)
-        content, _ = baseline.make(world.spec, model, quiet, dict)
-        self.content = baseline.inherit(content, self.content) if last - first + 1 < HOLDOUT else content
+        content, _ = baseline.build_baseline(world.spec, model, quiet, dict)
+        self.content = (
+            baseline.inherit_from_champion(content, self.content) if last - first + 1 < HOLDOUT else content
+        )
         self.watch = baseline.read(self.content, world.spec, None)
         self.since, self.numbers = last + 1, {"performance": [], "value": []}
 
@@ -207,12 +209,12 @@ class _Ours:
         world, last = self.world, night - 1
         if last < self.since:
             return
-        recent = _evidence(world, self.model, last - retraining_gain.LOOK, last)
+        recent = _evidence(world, self.model, last - retraining_gain.LOOKBACK_NIGHTS, last)
         for name in self.numbers:
             self.numbers[name].append(self._number(name, recent))
         dates = tuple(str(n) for n in range(self.since, last + 1))
         found = {
-            n: signals.judge(np.array(v), dates, self.watch.baselines.get(n), "loss")
+            n: signals.signal_from_series(np.array(v), dates, self.watch.baselines.get(n), "loss")
             for n, v in self.numbers.items()
         }
         bad = any(s.state == "bad" for s in found.values())
@@ -228,11 +230,13 @@ class _Ours:
         if self._retrain(began, last):
             yield "promoted"
 
-    def _number(self, name: str, recent: Evidence) -> float:
+    def _number(self, name: str, recent: NightlySample) -> float:
         if name == "value":
             last = len(recent.dates) - 1
             return float(
-                retraining_gain.gains("binary", "log_loss", "binary:logistic", recent, since=last)[-1]
+                retraining_gain.nightly_retraining_gain(
+                    "binary", "log_loss", "binary:logistic", recent, since=last
+                )[-1]
             )
         recent = recent.where(recent.night == len(recent.dates) - 1)
         losses = recent.losses("binary", "log_loss") - self.watch.expected.losses(recent.x, recent.predicted)
@@ -248,18 +252,22 @@ class _Ours:
         models = [fit(*world.rows(start, last - held)) for start in sorted(starts)]
         found = [metrics.losses("binary", "log_loss", y, m.predict_matrix(x)) for m in models]
         best = int(np.argmin([f.mean() for f in found]))
-        verdict = comparison.compare(found[best], old, confidence=spec.gate.confidence, resamples=300, seed=0)
+        verdict = comparison.paired_bootstrap(
+            found[best], old, confidence=spec.gate.confidence, resamples=300, seed=0
+        )
         if verdict.low <= spec.gate.margin:
             return False
         self._begin(models[best], last - held + 1, last)
         return True
 
 
-def _evidence(world: World, model: Model, first: int, last: int) -> Evidence:
+def _evidence(world: World, model: TrainedModel, first: int, last: int) -> NightlySample:
     x, y = world.rows(first, last)
     nights = range(max(first, 0), last + 1)
     night = np.repeat(np.arange(len(nights)), [len(world.nights[n][1]) for n in nights])
-    return Evidence(tuple(str(n) for n in nights), night, x, margin(model, x), model.predict_matrix(x), y)
+    return NightlySample(
+        tuple(str(n) for n in nights), night, x, margin(model, x), model.predict_matrix(x), y
+    )
 
 
 def results(stream: Stream, spec: ModelSpec) -> dict[str, Any]:

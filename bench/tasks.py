@@ -60,7 +60,7 @@ def prepare() -> dict[str, Any]:
     from perennial.steps import dispatch
 
     landing.land(settings().landing)
-    spec = catalog.load(MODEL)
+    spec = catalog.load_model_by_name(MODEL)
     dispatch.run("data", spec, start="2013-01-01", end="2013-12-31")
     trained = dispatch.run("train", spec, as_of="2013-03-31")
     promoted = dispatch.run("promote", spec, as_of="2013-03-31", actor="bench")
@@ -76,7 +76,7 @@ def replicate(lake: str, copies: int) -> dict[str, Any]:
 
     con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
-        duckdb_session.relation(con, "source", tables.table(kind, MODEL))
+        duckdb_session.relation(con, "source", tables.table_uri(kind, MODEL))
         for first, last in (("2013-01-01", "2013-06-30"), ("2013-07-01", "2013-12-31")):
             query = (
                 "SELECT flight_id || '-' || copy AS flight_id, source.* EXCLUDE (flight_id) "
@@ -128,8 +128,8 @@ def score(first: str, last: str) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
-    trained_model.library()
-    spec = catalog.load(MODEL)
+    trained_model.import_xgboost_without_sklearn()
+    spec = catalog.load_model_by_name(MODEL)
     clock = Clock()
     found = dispatch.run("score", spec, start=first, end=last, force=True)
     return clock.read() | {"rows": found["rows_in"], "memory_mb": peak_mb()}
@@ -140,16 +140,16 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     import numpy as np
     import pyarrow as pa
 
-    from perennial.features.engine import Features
+    from perennial.features.engine import FeatureQuery
     from perennial.modeling import registry
     from perennial.spec import catalog
     from perennial.storage import delta_tables, duckdb_session
 
-    champion = registry.champion(catalog.load(MODEL))
+    champion = registry.champion(catalog.load_model_by_name(MODEL))
     if champion is None:
         raise RuntimeError("there is no champion")
-    model, features = registry.load(champion), Features(registry.spec(champion))
-    source = duckdb_session.stream(delta_tables.table("published", MODEL), None, first, last)
+    model, features = registry.load(champion), FeatureQuery(registry.spec(champion))
+    source = duckdb_session.stream(delta_tables.table_uri("published", MODEL), None, first, last)
     assert source is not None
     parts, count = [], 0
     for batch in source:
@@ -175,7 +175,7 @@ def validate(folder: str, day: str) -> dict[str, Any]:
     preload()
     import great_expectations  # noqa: F401
 
-    spec = catalog.load(MODEL)
+    spec = catalog.load_model_by_name(MODEL)
     suite = json.loads(spec.suite)
     for item in suite["expectations"]:
         item["kwargs"].pop("max_value", None) if "table_row_count" in item["type"] else None
@@ -240,9 +240,12 @@ def drift(as_of: str) -> dict[str, Any]:
     preload()
     import evidently  # noqa: F401
 
-    spec = catalog.load(MODEL)
+    spec = catalog.load_model_by_name(MODEL)
     spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"window_days": 365})})
-    features, predictions = _timed(window_counts, "features"), _timed(window_counts, "predictions")
+    features, predictions = (
+        _timed(window_counts, "count_features"),
+        _timed(window_counts, "count_predictions"),
+    )
     clock = Clock()
     dispatch.run("monitor", spec, as_of=as_of, force=True)
     whole = clock.read()
@@ -265,19 +268,21 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.storage import delta_tables, duckdb_session
 
-    champion = registry.champion(catalog.load(MODEL))
+    champion = registry.champion(catalog.load_model_by_name(MODEL))
     assert champion is not None
     spec = registry.spec(champion)
     content = json.loads(registry.artifact(champion.run_id, "reference.json").read_text())
     _, reference = histograms.read_reference(content)
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")
-    reference_tables.register(con, spec, reference_tables.refresh(spec))
+    reference_tables.load_into(con, spec, reference_tables.sync_to_lake(spec))
     clock = Clock()
-    duckdb_session.relation(con, "published", delta_tables.table("published", MODEL), None, first, last)
+    duckdb_session.relation(con, "published", delta_tables.table_uri("published", MODEL), None, first, last)
     con.execute(f"CREATE TEMP VIEW found AS {sql.query(spec)}")
     counts = histograms.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
-    duckdb_session.relation(con, "predictions", delta_tables.table("predictions", MODEL), None, first, last)
+    duckdb_session.relation(
+        con, "predictions", delta_tables.table_uri("predictions", MODEL), None, first, last
+    )
     histograms.count(con, "predictions", {"prediction": reference["prediction"]})
     return clock.read() | {"rows": counts.rows}
 
@@ -287,7 +292,7 @@ def train(as_of: str) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
-    spec = catalog.load(MODEL)
+    spec = catalog.load_model_by_name(MODEL)
     search = spec.training.search.model_copy(update={"trials": 0})
     training = spec.training.model_copy(update={"rounds": 10, "search": search, "window_days": None})
     spec = spec.model_copy(update={"training": training})
@@ -306,7 +311,7 @@ def loop(force: bool = False) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
-    spec = catalog.load(MODEL)
+    spec = catalog.load_model_by_name(MODEL)
     seconds = {}
     for step, arguments in STEPS:
         clock = Clock()

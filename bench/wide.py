@@ -76,11 +76,11 @@ def wide_make(rows: int) -> dict[str, Any]:
             def batches(sql: str = sql) -> Any:
                 return con.sql(sql).to_arrow_reader(65_536)
 
-            delta_tables.replace(delta_tables.table(kind, model.name), batches, day, day)
+            delta_tables.replace(delta_tables.table_uri(kind, model.name), batches, day, day)
     dispatch.run("train", model, as_of=TRAINED)
     if not dispatch.run("promote", model, as_of=TRAINED, actor="bench")["promoted"]:
         raise RuntimeError("no champion")
-    dispatch.run("score", model, start=dates.shift(TRAINED, 1), end=LAST)
+    dispatch.run("score", model, start=dates.add_days(TRAINED, 1), end=LAST)
     return {}
 
 

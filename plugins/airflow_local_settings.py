@@ -101,14 +101,14 @@ def draw_pages() -> None:
 
         from perennial.ingestion import data_profile
         from perennial.monitoring import report
-        from perennial.monitoring.drift_verdict import Finding
+        from perennial.monitoring.drift_verdict import ColumnDrift
 
         rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
         day = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
         data_profile.draw(pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ())
         sample = {name: pa.chunked_array([values]) for name, values in rows.items()}
-        findings = [Finding(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
-        report.picture(findings, sample, sample, ["text"], 0.5)
+        findings = [ColumnDrift(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
+        report.evidently_drift_report(findings, sample, sample, ["text"], 0.5)
     except Exception as error:
         logging.getLogger("perennial").warning("Evidently draws in another way: %s", error)
 

@@ -171,6 +171,6 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
     """End with that status, as the commands do: a native thread must not turn a passed run into an abort."""
-    from perennial.core.runtime import leave
+    from perennial.core.runtime import flush_and_exit
 
-    leave(_status)
+    flush_and_exit(_status)

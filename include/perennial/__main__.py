@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perennial.cli.app import main
-from perennial.core.runtime import leave
+from perennial.core.runtime import flush_and_exit
 
 
 def run() -> None:
@@ -11,8 +11,8 @@ def run() -> None:
     try:
         main()
     except SystemExit as end:
-        leave(end.code if isinstance(end.code, int) else int(end.code is not None))
-    leave(0)
+        flush_and_exit(end.code if isinstance(end.code, int) else int(end.code is not None))
+    flush_and_exit(0)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,7 @@ import structlog
 from airflow.sdk.exceptions import AirflowException
 
 from perennial.alerting import incidents
-from perennial.alerting.incidents import Sighting
+from perennial.alerting.incidents import SignalObservation
 from perennial.core.dates import parse_date
 from perennial.core.errors import PerennialError
 from perennial.spec.sections import Step
@@ -34,7 +34,7 @@ def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
         try:
             message = describe(spec, context)
             log.error("task failed", **message)
-            bad = Sighting(
+            bad = SignalObservation(
                 "bad", message["cause"], _part(context), {k: v for k, v in message.items() if k != "cause"}
             )
             raise_signals(spec, day_of(context), {f"failure:{message['task']}": bad})
@@ -50,13 +50,13 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
     def tell(context: Context) -> None:
         try:
             instance = context["task_instance"]
-            well = Sighting("ok", part=_part(context))
+            well = SignalObservation("ok", part=_part(context))
             signals = {f"failure:{instance.task_id}": well}
             if instance.task_id == _stage(instance):
                 signals[f"deadline:{instance.task_id}"] = well
             day = day_of(context)
             # Most successes end nothing: a channel that is away is then not tried again by each of them.
-            if any(n.signal in signals for n in incidents.update(spec, day, signals)):
+            if any(n.signal in signals for n in incidents.record_signals(spec, day, signals)):
                 send(spec)
                 metrics.incidents_open(spec)
             if instance.task_id in get_args(Step) and _of_today(context):
@@ -75,16 +75,16 @@ def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """
     as_of = asked.as_of(context).start
     found = manifests.read(spec.name, "monitor", as_of)
-    incidents.update(spec, as_of, incidents.verdicts(found.result if found else {}))
+    incidents.record_signals(spec, as_of, incidents.verdicts(found.result if found else {}))
     left = send(spec)
     metrics.incidents_open(spec)
     return {"open": [i.signal for i in incidents.read(spec.name).open], "undelivered": left}
 
 
-def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> None:
+def raise_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> None:
     """Take in signals and tell of them; told all the same where the lake, which remembers them, is away."""
     try:
-        incidents.update(spec, as_of, signals)
+        incidents.record_signals(spec, as_of, signals)
     except PerennialError as error:
         log.warning("an incident could not be recorded", cause=error.cause)
         channels = {c.name: c for c in spec.alerts.all()}

@@ -107,7 +107,7 @@ class AwaitPartition(BaseOperator):
         return result
 
     def _uri(self, context: Context) -> str:
-        return landing.expand(self.spec.data.source, asked.span(context).start)
+        return landing.source_uri(self.spec.data.source, asked.span(context).start)
 
     def _there(self, uri: str) -> bool:
         try:

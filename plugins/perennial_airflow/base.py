@@ -11,7 +11,7 @@ from perennial.spec.model_spec import StepSpec
 from perennial_airflow import alerts, deadlines, docs
 
 if TYPE_CHECKING:
-    from perennial.spec.compute_profile import Profile
+    from perennial.spec.compute_profile import ComputeProfile
     from perennial.spec.model_spec import ModelSpec
 
 TASK_NAMES = {
@@ -25,7 +25,7 @@ LIGHT = StepSpec(retries=3, timeout_minutes=5)
 
 def stage_dag(
     spec: ModelSpec, stage: str, *, schedule: Any, params: dict[str, Param], max_active_runs: int,
-    place: Profile | None = None,
+    place: ComputeProfile | None = None,
 ) -> DAG:  # fmt: skip
     """The DAG ``<model>.<stage>``, still without tasks.
 
@@ -60,7 +60,7 @@ def stage_dag(
     return dag
 
 
-def limits(limit: StepSpec, place: Profile | None = None) -> dict[str, Any]:
+def limits(limit: StepSpec, place: ComputeProfile | None = None) -> dict[str, Any]:
     """Retries and timeout of a task: waits of 30 s, doubling up to half an hour.
 
     Args:

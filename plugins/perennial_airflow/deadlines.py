@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import AsyncCallback, DeadlineAlert, DeadlineReference
 
-from perennial.alerting.incidents import Sighting
+from perennial.alerting.incidents import SignalObservation
 
 if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
@@ -90,7 +90,7 @@ async def _waits_for_a_person(run: dict[str, Any]) -> bool:
 
 
 def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str) -> None:
-    from perennial.spec.catalog import load
+    from perennial.spec.catalog import load_model_by_name
     from perennial_airflow import alerts, links
 
     partition = alerts.partition_of(run["partition_key"], run["conf"] or {})
@@ -105,5 +105,5 @@ def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str)
         "partition": partition,
         "log": links.page(f"/dags/{run['dag_id']}/runs/{run['dag_run_id']}"),
     }
-    bad = Sighting("bad", reason, details=details)
-    alerts.raise_signals(load(model), alerts.last_day(partition), {f"deadline:{stage}": bad})
+    bad = SignalObservation("bad", reason, details=details)
+    alerts.raise_signals(load_model_by_name(model), alerts.last_day(partition), {f"deadline:{stage}": bad})

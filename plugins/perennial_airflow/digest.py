@@ -55,6 +55,6 @@ class SendDigest(BaseOperator):
         message = notifiers.Message(found.title, found.text, found.facts)
         took = {c.name: notifiers.deliver(c, message) for c in daily_summary.channels(specs.values())}
         if all(took.values()):  # else tomorrow's tells of today, too
-            daily_summary.told(found)
+            daily_summary.mark_sent(found)
         return {"title": found.title, "told": sorted(n for n, ok in took.items() if ok),
                 "undelivered": sorted(n for n, ok in took.items() if not ok)}  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from airflow.sdk import DAG, get_parsing_context
 
 from perennial.core.errors import SpecError
-from perennial.spec.catalog import load, load_models
+from perennial.spec.catalog import load_model_by_name, load_models
 from perennial.spec.model_spec import ModelSpec
 from perennial_airflow.stages.data import data_dag
 from perennial_airflow.stages.monitor import monitor_dag
@@ -36,7 +36,7 @@ def dags() -> dict[str, DAG]:
     specs: Iterable[ModelSpec]
     if running := get_parsing_context().dag_id:
         model, _, stage = running.rpartition(".")
-        specs, stages = ([load(model)] if stage in STAGES else []), [stage]
+        specs, stages = ([load_model_by_name(model)] if stage in STAGES else []), [stage]
     else:
         specs, stages = load_models()[0].values(), list(STAGES)
     return {dag.dag_id: dag for spec in specs for dag in (STAGES[stage](spec) for stage in stages)}

@@ -90,10 +90,10 @@ def places(spec: ModelSpec, kind: str) -> list[tuple[str, str]]:
         "references": [r.source for r in spec.references],
     }
     if kind in sources:
-        return [_place(landing.expand(source)) for source in sources[kind]]
+        return [_place(landing.source_uri(source)) for source in sources[kind]]
     if kind == "labels" and spec.label.source is None:
         return []
-    return [_place(delta_tables.table(kind, spec.name))]
+    return [_place(delta_tables.table_uri(kind, spec.name))]
 
 
 def _place(uri: str) -> tuple[str, str]:

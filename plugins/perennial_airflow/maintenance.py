@@ -20,7 +20,7 @@ from perennial.spec.sections import Step
 from perennial_airflow import pod_spec, runner
 
 if TYPE_CHECKING:
-    from perennial.spec.compute_profile import Profile
+    from perennial.spec.compute_profile import ComputeProfile
 
 log = logging.getLogger("airflow.task")
 #: States of a task that has, or will find, its pod.
@@ -58,7 +58,7 @@ def dags() -> dict[str, DAG]:
     return {dag.dag_id: dag}
 
 
-def used() -> list[Profile]:
+def used() -> list[ComputeProfile]:
     """The pod profiles that some model's step runs by, one for each cluster and namespace."""
     named = [runner.profile(spec, step) for spec in load_models()[0].values() for step in get_args(Step)]
     named.append(compute_profile.load(compute_profile.default()))
@@ -70,7 +70,7 @@ class Sweep(BaseOperator):
 
     ui_color = "#f2f2f2"
 
-    def __init__(self, *, profiles: list[Profile], **kwargs: Any) -> None:
+    def __init__(self, *, profiles: list[ComputeProfile], **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.profiles = profiles
 

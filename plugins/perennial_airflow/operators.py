@@ -8,7 +8,13 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import BaseOperator, BaseOperatorLink
 from airflow.sdk.exceptions import AirflowException, AirflowFailException
 
-from perennial.core.errors import BusyError, Interrupted, PerennialError, RegistryError, StorageError
+from perennial.core.errors import (
+    LockHeldError,
+    PerennialError,
+    RegistryError,
+    StepInterruptedError,
+    StorageError,
+)
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -16,7 +22,7 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 #: Errors that trying again may heal: somebody else's lock, a lost worker, a server that is away, a disk that was full.
-PASSING = (BusyError, Interrupted, RegistryError, StorageError)
+PASSING = (LockHeldError, StepInterruptedError, RegistryError, StorageError)
 
 
 class StageTask(BaseOperator):

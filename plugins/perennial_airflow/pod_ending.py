@@ -15,7 +15,7 @@ from perennial_airflow import pod_spec
 if TYPE_CHECKING:
     from kubernetes.client import models as k8s
 
-    from perennial.spec.compute_profile import Profile
+    from perennial.spec.compute_profile import ComputeProfile
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ def ending(pod: k8s.V1Pod) -> Ending:
 
 
 def told(
-    end: Ending, profile: Profile, step: str, failure: Exception | None, fields: dict[str, str]
+    end: Ending, profile: ComputeProfile, step: str, failure: Exception | None, fields: dict[str, str]
 ) -> PerennialError:
     """The error of a pod that left no result."""
     said = end.detail or (message(failure) if failure else "nothing")

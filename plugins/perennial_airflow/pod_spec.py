@@ -15,7 +15,7 @@ from perennial.core.settings import settings
 from perennial.spec import compute_profile
 
 if TYPE_CHECKING:
-    from perennial.spec.compute_profile import Profile
+    from perennial.spec.compute_profile import ComputeProfile
     from perennial.spec.model_spec import ModelSpec
 
 CONTAINER = "base"
@@ -41,7 +41,7 @@ _SPOT = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.
 
 
 def pod(
-    profile: Profile,
+    profile: ComputeProfile,
     spec: ModelSpec,
     step: str,
     arguments: list[str],
@@ -84,7 +84,7 @@ def pod(
     })  # fmt: skip
 
 
-def _of_profile(profile: Profile, memory: str) -> dict[str, Any]:
+def _of_profile(profile: ComputeProfile, memory: str) -> dict[str, Any]:
     amounts = {"cpu": profile.cpu, "memory": memory, "ephemeral-storage": profile.scratch}
     if profile.gpu:
         amounts[profile.gpu.resource] = str(profile.gpu.count)
@@ -147,7 +147,7 @@ def _of_profile(profile: Profile, memory: str) -> dict[str, Any]:
     }
 
 
-def _environment(profile: Profile) -> list[dict[str, Any]]:
+def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
     here = settings()
     # The plan stays that of the profile's first memory: a second attempt with more has air, and gives the same content.
     planned = int(compute_profile.to_bytes(profile.memory) * PLANNED / 2**20)

@@ -20,7 +20,7 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 
 from perennial.core import runtime
-from perennial.core.errors import Absent, Interrupted, PerennialError, StorageError
+from perennial.core.errors import PerennialError, StepInterruptedError, StorageError, WorkersUnavailableError
 from perennial.core.settings import settings
 from perennial.steps import result_file
 from perennial.storage import object_store
@@ -32,14 +32,14 @@ if TYPE_CHECKING:
     from airflow.sdk import Context
     from kubernetes.client import models as k8s
 
-    from perennial.spec.compute_profile import Profile
+    from perennial.spec.compute_profile import ComputeProfile
     from perennial.spec.model_spec import ModelSpec
 
 log = logging.getLogger("airflow.task")
 
 
 def run(
-    step: str, spec: ModelSpec, profile: Profile, arguments: dict[str, Any], context: Context
+    step: str, spec: ModelSpec, profile: ComputeProfile, arguments: dict[str, Any], context: Context
 ) -> dict[str, Any]:
     """Run a step in a pod of ``profile``, wait for its end, return its result.
 
@@ -68,9 +68,9 @@ def run(
         try:
             if (result := result_file.read(place)) is not None:
                 return result
-        except Interrupted as error:
+        except StepInterruptedError as error:
             end = attempt.crew_ending() or Ending("interrupted", error.cause)
-        except Absent:
+        except WorkersUnavailableError:
             end = attempt.crew_ending() or end
             if end.kind == "failed":  # the trainer did, for want of workers, and their pods do not say why
                 raise
@@ -97,7 +97,7 @@ def run(
 def _prepare(
     step: str,
     spec: ModelSpec,
-    profile: Profile,
+    profile: ComputeProfile,
     arguments: dict[str, Any],
     context: Context,
     memory: str,
@@ -149,7 +149,7 @@ def _marked(attempt: StepPod, context: Context) -> None:
 
 
 def make(
-    profile: Profile, task: Any, wanted: dict[str, Any], memory: str, interruptions: int, **crew: Any
+    profile: ComputeProfile, task: Any, wanted: dict[str, Any], memory: str, interruptions: int, **crew: Any
 ) -> StepPod:
     """The operator of one attempt; ``crew`` as `StepPod` takes it."""
     labels = wanted["metadata"]["labels"]
@@ -217,7 +217,7 @@ def result_uri(context: Context) -> str:
 
 
 @contextmanager
-def client(profile: Profile) -> Iterator[k8s.CoreV1Api]:
+def client(profile: ComputeProfile) -> Iterator[k8s.CoreV1Api]:
     """Kubernetes' API as the profile's pods are made by."""
     from airflow.providers.cncf.kubernetes.hooks.kubernetes import KubernetesHook
 
@@ -233,7 +233,7 @@ def client(profile: Profile) -> Iterator[k8s.CoreV1Api]:
         yield KubernetesHook(conn_id=None, config_file=file).core_v1_client
 
 
-def _more(profile: Profile, memory: str, step: str, fields: dict[str, str]) -> str:
+def _more(profile: ComputeProfile, memory: str, step: str, fields: dict[str, str]) -> str:
     ladder = profile.memories()
     larger = ladder[ladder.index(memory) + 1 :] if memory in ladder else []
     if not larger:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 BEHIND = 10
 
 
-def profile(spec: ModelSpec, step: str) -> compute_profile.Profile:
+def profile(spec: ModelSpec, step: str) -> compute_profile.ComputeProfile:
     """The compute profile of a heavy step.
 
     Raises:

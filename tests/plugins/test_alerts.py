@@ -18,7 +18,7 @@ from aiosmtpd.smtp import SMTP
 from airflow.sdk.exceptions import AirflowFailException
 
 from perennial.alerting import incidents
-from perennial.core.errors import BusyError
+from perennial.core.errors import LockHeldError
 from perennial.spec.alerts import Channel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage.manifests import Manifest, write
@@ -190,7 +190,7 @@ def test_while_another_task_delivers_nothing_is_told_twice(
     spec = telling(hook(server))
 
     def busy(*_: object) -> int:
-        raise BusyError("the lock notices-flight_late is held by another run", "wait")
+        raise LockHeldError("the lock notices-flight_late is held by another run", "wait")
 
     with monkeypatch.context() as patch:
         patch.setattr(incidents, "send", busy)

@@ -42,7 +42,7 @@ def task(spec: ModelSpec) -> AwaitPartition:
 
 
 def land(spec: ModelSpec) -> Path:
-    path = Path(landing.expand(spec.data.source, DAY))
+    path = Path(landing.source_uri(spec.data.source, DAY))
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"x")
     return path
@@ -129,7 +129,7 @@ def test_on_s3_and_when_s3_is_away(
             monkeypatch.setenv(name, value)
         s3 = boto3.client("s3")
         s3.create_bucket(Bucket="feed")
-        uri = landing.expand(waiting.data.source, DAY)
+        uri = landing.source_uri(waiting.data.source, DAY)
         with pytest.raises(TaskDeferred) as deferred:
             task(waiting).execute(context())
         assert isinstance(deferred.value.trigger, S3KeyTrigger)

@@ -18,7 +18,7 @@ import pytest
 import yaml
 
 from perennial.alerting import incidents
-from perennial.alerting.incidents import Sighting
+from perennial.alerting.incidents import SignalObservation
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage.manifests import Manifest, write
 from perennial_airflow import alerts, metrics
@@ -121,7 +121,7 @@ def test_what_is_sent(statsd: socket.socket, spec: ModelSpec) -> None:
     assert first[f"airflow.perennial.quarantined,{data}"] == 1
     assert first[f"airflow.perennial.step_seconds,{data}"] > 0
     done(spec, "monitor", VERDICT)
-    incidents.update(spec, NIGHT, {"drift": Sighting("bad")})
+    incidents.record_signals(spec, NIGHT, {"drift": SignalObservation("bad")})
     metrics.incidents_open(spec)
     second = got(statsd)
     assert second["airflow.perennial.drift_share,model=flight_late"] == 0.25

@@ -11,19 +11,19 @@ import yaml
 
 from perennial.core.errors import PerennialError
 from perennial.spec import compute_profile
-from perennial.spec.compute_profile import Profile
+from perennial.spec.compute_profile import ComputeProfile
 from perennial_airflow import pod_spec
 from support import toys
 
 
-def made(tmp_path: Path, profile: Profile, **changes: Any) -> dict[str, Any]:
+def made(tmp_path: Path, profile: ComputeProfile, **changes: Any) -> dict[str, Any]:
     spec = toys.model(tmp_path / "models", "toy", owner="Team Ø / forecasts")
     given = {"memory": profile.memory, "interruptions": 0} | changes
     return pod_spec.pod(profile, spec, "train", ["run", "train"], **given)
 
 
 def test_it_meets_the_restricted_standard(lake: Path, tmp_path: Path) -> None:
-    pod = made(tmp_path, Profile(name="p", kind="kubernetes"))
+    pod = made(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
     spec, box = pod["spec"], pod["spec"]["containers"][0]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
@@ -36,7 +36,7 @@ def test_it_meets_the_restricted_standard(lake: Path, tmp_path: Path) -> None:
 
 
 def test_the_profile_decides(lake: Path, tmp_path: Path) -> None:
-    profile = Profile(
+    profile = ComputeProfile(
         name="p", kind="kubernetes", image="i:1", cpu="1500m", memory="2Gi", gpu={"count": 2, "kind": "H200"},
         queue="q", priority_class="high", service_account="sa", pull_secrets=["pull"], spot=True, run_minutes=5,
         node_selector={"pool": "ml"}, tolerations=[{"key": "t", "operator": "Exists"}],
@@ -96,7 +96,7 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp
 
 def test_a_lake_in_a_folder_is_refused(house: Path, tmp_path: Path) -> None:
     with pytest.raises(PerennialError, match=r"PERENNIAL_LAKE is .* a folder of this machine"):
-        made(tmp_path, Profile(name="p", kind="kubernetes"))
+        made(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
 
 
 @pytest.mark.parametrize(
@@ -108,7 +108,7 @@ def test_labels_are_what_kubernetes_takes(text: str, value: str) -> None:
 
 
 def test_workers_are_made_as_their_trainer_is(lake: Path, tmp_path: Path) -> None:
-    profile = Profile(
+    profile = ComputeProfile(
         name="p", kind="kubernetes", workers=2, gpu={"count": 1, "kind": "H200"}, node_selector={"pool": "ml"},
         wait_minutes=4, start_minutes=2,
     )  # fmt: skip

@@ -14,9 +14,9 @@ from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 
 from perennial.core import runtime
-from perennial.core.errors import Absent, Interrupted, PerennialError, StorageError
+from perennial.core.errors import PerennialError, StepInterruptedError, StorageError, WorkersUnavailableError
 from perennial.spec import compute_profile
-from perennial.spec.compute_profile import Profile
+from perennial.spec.compute_profile import ComputeProfile
 from perennial.spec.model_spec import StepSpec
 from perennial.storage import object_store
 from perennial_airflow import pod_ending, pod_spec, pods
@@ -72,7 +72,7 @@ def test_the_spec_and_every_wish_travel_with_the_call(house: Path, tmp_path: Pat
 
 def test_the_operator_finds_its_pod_again_and_shows_events(lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy_model")
-    profile = Profile(name="p", kind="kubernetes", wait_minutes=2, start_minutes=3, deferrable=True)
+    profile = ComputeProfile(name="p", kind="kubernetes", wait_minutes=2, start_minutes=3, deferrable=True)
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     wanted = pod_spec.pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
@@ -89,7 +89,7 @@ def test_the_operator_finds_its_pod_again_and_shows_events(lake: Path, tmp_path:
 
 
 def test_more_memory_is_asked_for_in_turn() -> None:
-    profile = Profile(name="p", kind="kubernetes", memory="1Gi", more_memory=["2Gi", "4Gi"])
+    profile = ComputeProfile(name="p", kind="kubernetes", memory="1Gi", more_memory=["2Gi", "4Gi"])
     assert pods._more(profile, "1Gi", "train", {}) == "2Gi"
     assert pods._more(profile, "2Gi", "train", {}) == "4Gi"
     with pytest.raises(PerennialError, match="limit of 4Gi, the largest of profile p"):
@@ -98,7 +98,7 @@ def test_more_memory_is_asked_for_in_turn() -> None:
 
 def test_on_eks_the_operator_is_amazons(lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
-    profile = Profile(name="p", kind="eks", cluster="c", region="eu-central-1")
+    profile = ComputeProfile(name="p", kind="eks", cluster="c", region="eu-central-1")
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     wanted = pod_spec.pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
@@ -128,7 +128,7 @@ def test_a_task_that_was_killed_starts_no_other_pod(
 
     monkeypatch.setattr(pods, "_attempt", stopped)
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
-    profile = Profile(name="p", kind="kubernetes", interruptions=5)
+    profile = ComputeProfile(name="p", kind="kubernetes", interruptions=5)
     with pytest.raises(StorageError, match="step train was stopped with its task"):
         pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
     # the first was lost and tried again; the second was ended with its task
@@ -137,7 +137,7 @@ def test_a_task_that_was_killed_starts_no_other_pod(
 
 def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
     limit = StepSpec(timeout_minutes=60)
-    waits = Profile(name="p", kind="kubernetes", wait_minutes=240, start_minutes=10)
+    waits = ComputeProfile(name="p", kind="kubernetes", wait_minutes=240, start_minutes=10)
     assert limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
     assert limits(limit, compute_profile.load("local"))["execution_timeout"] == timedelta(minutes=60)
     assert limits(limit)["execution_timeout"] == timedelta(minutes=60)
@@ -145,7 +145,7 @@ def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
 
 def test_a_worker_that_did_not_start_explains_the_failure(lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
-    profile = Profile(name="p", kind="kubernetes", workers=2)
+    profile = ComputeProfile(name="p", kind="kubernetes", workers=2)
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     wanted = pod_spec.pod(profile, spec, "train", [], memory="2Gi", interruptions=0, role="trainer")
@@ -175,7 +175,7 @@ def test_an_interruption_that_the_step_tells_of_is_tried_again(
 ) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
-    told: list[Any] = [Interrupted("1 of 2 workers lost", "-"), {"status": "trained"}]
+    told: list[Any] = [StepInterruptedError("1 of 2 workers lost", "-"), {"status": "trained"}]
 
     def read(_: str) -> Any:
         if isinstance(found := told.pop(0), Exception):
@@ -188,7 +188,7 @@ def test_an_interruption_that_the_step_tells_of_is_tried_again(
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
-    profile = Profile(name="p", kind="kubernetes", workers=2, interruptions=1)
+    profile = ComputeProfile(name="p", kind="kubernetes", workers=2, interruptions=1)
     done = pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
     assert done == {"status": "trained"}
     assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1] and [a.crew for a in begun] == [2, 2]
@@ -203,7 +203,7 @@ def test_workers_that_did_not_come_are_not_waited_for_again(
     monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
 
     def absent(_: str) -> Any:
-        raise Absent("0 of 2 workers came within 40 minutes", "see network policies")
+        raise WorkersUnavailableError("0 of 2 workers came within 40 minutes", "see network policies")
 
     def ended(attempt: pods.StepPod, *_: Any) -> None:
         attempt.last_seen = as_pod(status("Failed", state={"terminated": {"exitCode": 1}}))
@@ -214,9 +214,9 @@ def test_workers_that_did_not_come_are_not_waited_for_again(
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
-    profile = Profile(name="p", kind="kubernetes", workers=2, interruptions=5)
+    profile = ComputeProfile(name="p", kind="kubernetes", workers=2, interruptions=5)
     others = [status("Running", state={"running": {}})] * 2
-    with pytest.raises(Absent, match="0 of 2 workers came"):
+    with pytest.raises(WorkersUnavailableError, match="0 of 2 workers came"):
         pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
     others = [status("Pending", state={"waiting": {"reason": "ErrImagePull", "message": "no such"}})]
     with pytest.raises(PerennialError, match=r"cannot start image .* a worker: ErrImagePull: no such"):
@@ -224,5 +224,5 @@ def test_workers_that_did_not_come_are_not_waited_for_again(
 
 
 def test_only_training_has_workers() -> None:
-    profile = Profile(name="p", kind="kubernetes", workers=3)
+    profile = ComputeProfile(name="p", kind="kubernetes", workers=3)
     assert [profile.crew(step) for step in ("data", "train", "score", "monitor")] == [1, 3, 1, 1]

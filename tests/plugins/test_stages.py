@@ -11,7 +11,7 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.utils.types import DagRunType
 
-from perennial.core.errors import BusyError, DataError, PerennialError, RegistryError, StorageError
+from perennial.core.errors import DataError, LockHeldError, PerennialError, RegistryError, StorageError
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
 from perennial.storage.manifests import Manifest, write
@@ -254,7 +254,7 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
     [
         (DataError("no rows", "send them"), AirflowFailException),
         (PerennialError("odd", "look"), AirflowFailException),
-        (BusyError("locked", "wait"), AirflowException),
+        (LockHeldError("locked", "wait"), AirflowException),
         (RegistryError("away", "start it"), AirflowException),
         (StorageError("disk full", "make room"), AirflowException),
         (ValueError("unforeseen"), ValueError),

@@ -16,12 +16,12 @@ import pytest
 import xgboost
 
 from perennial.core import dates
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.modeling.encoding import Encoding
-from perennial.modeling.trained_model import Model
+from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, histograms
-from perennial.monitoring.nightly_sample import gather
+from perennial.monitoring.nightly_sample import sample_nights
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -70,8 +70,8 @@ class World:
 
     folder: Path
     spec: ModelSpec
-    champion: registry.Version | None = None
-    model: Model | None = None
+    champion: registry.ModelVersion | None = None
+    model: TrainedModel | None = None
 
     def publish(
         self,
@@ -86,36 +86,36 @@ class World:
         """``ROWS`` rows a day; ``x`` is spread evenly over 0 to 1, moved by ``shift``."""
         con = duckdb_session.connect()
         for n in range(days):
-            day = dates.shift(start, n)
+            day = dates.add_days(start, n)
             con.execute(f"SET VARIABLE salt = {n}")
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, TIMESTAMP '{day} 12:00:00' AS at, "
                 f"{x or f'(hash(i, getvariable($$salt$$)) % 1000) / 1000.0 + {shift}'} AS x, {k} AS k, "
                 f"'person ' || i AS who, '{day}' AS partition_date FROM range({rows}) r(i)"
             ).to_arrow_table()
-            delta_tables.replace(delta_tables.table("published", self.spec.name), table, day)
+            delta_tables.replace(delta_tables.table_uri("published", self.spec.name), table, day)
 
     def label(self, start: str, days: int, value: str = "i % 2", rows: int = ROWS) -> None:
         con = duckdb_session.connect()
         for n in range(days):
-            day = dates.shift(start, n)
+            day = dates.add_days(start, n)
             con.execute(f"SET VARIABLE salt = {n}")
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, {value} AS label, '{day}' AS partition_date FROM range({rows}) r(i)"
             ).to_arrow_table()
-            delta_tables.replace(delta_tables.table("labels", self.spec.name), table, day)
+            delta_tables.replace(delta_tables.table_uri("labels", self.spec.name), table, day)
 
     def predict(
         self, start: str, days: int, version: str = "1", value: str = "0.2 + 0.6 * (i % 2)", more: str = ""
     ) -> None:
         con = duckdb_session.connect()
         for n in range(days):
-            day = dates.shift(start, n)
+            day = dates.add_days(start, n)
             table = con.sql(
                 f"SELECT '{day}-' || i AS id, ({value})::FLOAT AS prediction{more}, '{version}' AS model_version, "
                 f"'{day}' AS partition_date FROM range({ROWS}) r(i)"
             ).to_arrow_table()
-            delta_tables.replace(delta_tables.table("predictions", self.spec.name), table, day)
+            delta_tables.replace(delta_tables.table_uri("predictions", self.spec.name), table, day)
 
     def train(self, version: str = "1", days: int = 21, metrics: dict[str, float] | None = None) -> None:
         """Make the rows published so far the reference of a champion."""
@@ -123,10 +123,10 @@ class World:
         assert duckdb_session.relation(
             con,
             "rows",
-            delta_tables.table("published", self.spec.name),
+            delta_tables.table_uri("published", self.spec.name),
             None,
             FIRST,
-            dates.shift(FIRST, days - 1),
+            dates.add_days(FIRST, days - 1),
         )
         con.execute(
             "CREATE TABLE training AS SELECT partition_date, x, k, who, 0.2 + 0.6 * x AS prediction FROM rows"
@@ -136,12 +136,12 @@ class World:
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
         self.model = fit()
-        last, first = dates.shift(FIRST, days - 1), dates.shift(FIRST, max(days - QUIET, 0))
-        quiet = gather(
-            self.spec, self.model, Features(self.spec), first, last, labels_until=last,
+        last, first = dates.add_days(FIRST, days - 1), dates.add_days(FIRST, max(days - QUIET, 0))
+        quiet = sample_nights(
+            self.spec, self.model, FeatureQuery(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
         )  # fmt: skip
-        watched, _ = baseline.make(
+        watched, _ = baseline.build_baseline(
             self.spec, self.model, quiet, lambda: histograms.read_reference(reference)[1]
         )
         place = self.folder / "artifacts" / f"run-{version}"
@@ -157,7 +157,7 @@ class World:
             ("watch", watched),
         ):
             (place / f"{name}.json").write_text(json.dumps(content))
-        self.champion = registry.Version(
+        self.champion = registry.ModelVersion(
             "toy",
             version,
             f"run-{version}",
@@ -172,7 +172,7 @@ class World:
 
 
 @functools.cache
-def fit() -> Model:
+def fit() -> TrainedModel:
     """A booster that has learned `TRUTH` from rows of its own."""
     rng = np.random.default_rng(0)
     x = np.stack([rng.random(8000), rng.integers(0, 3, 8000), rng.integers(0, ROWS, 8000)], 1).astype(
@@ -189,7 +189,7 @@ def fit() -> Model:
         "min_child_weight": 20,
         "nthread": 1,
     }
-    return Model(xgboost.train(how, matrix, 40), Encoding(tuple(names), known), "binary")
+    return TrainedModel(xgboost.train(how, matrix, 40), Encoding(tuple(names), known), "binary")
 
 
 @pytest.fixture

@@ -79,7 +79,7 @@ class Cluster:
 
     def start(self, name: str, code: str) -> str:
         """Run Python in a pod of the trainer image that ends by itself; returns its name."""
-        image = compute_profile.Profile(name="plain", kind="kubernetes").image_name
+        image = compute_profile.ComputeProfile(name="plain", kind="kubernetes").image_name
         box = {
             "name": "base",
             "image": image,

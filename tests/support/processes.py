@@ -76,8 +76,8 @@ def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
     from perennial.alerting import incidents
     from perennial.spec.catalog import load_model
 
-    incidents.update(
-        load_model(Path(folder)), day, {name: incidents.Sighting("bad", "why") for name in signals}
+    incidents.record_signals(
+        load_model(Path(folder)), day, {name: incidents.SignalObservation("bad", "why") for name in signals}
     )
 
 

@@ -11,7 +11,7 @@ import pyarrow.parquet as pq
 
 from perennial.cli.check import preflight
 from perennial.cli.new import wizard
-from perennial.cli.new.wizard import Asked
+from perennial.cli.new.wizard import GivenAnswers
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
@@ -19,11 +19,11 @@ from perennial.steps import dispatch
 
 def make(name: str, paths: list[Path], **asked: Any) -> ModelSpec:
     """Make a model without asking, and check it."""
-    wizard.make(name, paths, Asked(**asked), ask=False)
+    wizard.create_model_folder(name, paths, GivenAnswers(**asked), ask=False)
     (report,) = preflight.check([name])
     assert report.problems == []
     assert report.features
-    return catalog.load(name)
+    return catalog.load_model_by_name(name)
 
 
 def publishes(spec: ModelSpec, first: str, last: str, rows: int) -> dict[str, Any]:

@@ -20,7 +20,7 @@ from perennial.storage import delta_tables, duckdb_session, landing, object_stor
 
 FIRST = "2024-01-01"
 DAYS = 20
-LAST = dates.shift(FIRST, DAYS - 1)
+LAST = dates.add_days(FIRST, DAYS - 1)
 ROWS = 60
 
 SQL = """-- place joins to what was known of it when the row happened
@@ -118,7 +118,7 @@ def labels(task: str, table: pa.Table, *, shuffled: bool = False) -> pa.Table:
 
 def places() -> pa.Table:
     """The reference table: one observation of each place before the first day, one on the tenth."""
-    known = [np.datetime64("2023-12-01", "us"), np.datetime64(dates.shift(FIRST, 9), "us")]
+    known = [np.datetime64("2023-12-01", "us"), np.datetime64(dates.add_days(FIRST, 9), "us")]
     return pa.table(
         {"place": ["north", "north", "south", "south"], "known_at": known * 2, "size": [1.0, 2.0, 30.0, 40.0]}
     )
@@ -137,11 +137,11 @@ def land(
     spec: ModelSpec, start: str = FIRST, days: int = DAYS, *, shuffled: bool = False, n: int = ROWS
 ) -> None:
     """Land the reference table, and each day's rows and labels, as a feed would."""
-    write(landing.expand(spec.references[0].source), places())
-    for day in dates.dates(start, dates.shift(start, days - 1)):
+    write(landing.source_uri(spec.references[0].source), places())
+    for day in dates.dates(start, dates.add_days(start, days - 1)):
         table = rows(spec.task, day, n)
-        write(landing.expand(spec.data.source, day), table)
-        write(landing.expand(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
+        write(landing.source_uri(spec.data.source, day), table)
+        write(landing.source_uri(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
 
 
 def publish(
@@ -149,8 +149,8 @@ def publish(
 ) -> None:
     """Put rows and labels into the lake as the data step would, without its cost."""
     if spec.references:
-        write(landing.expand(spec.references[0].source), places())
-    whole = dates.dates(start, dates.shift(start, days - 1))
+        write(landing.source_uri(spec.references[0].source), places())
+    whole = dates.dates(start, dates.add_days(start, days - 1))
     parts, found = [], []
     for day in whole:
         table = rows(spec.task, day, n)
@@ -158,10 +158,10 @@ def publish(
         y = labels(spec.task, table, shuffled=shuffled).rename_columns(["id", "label"])
         found.append(y.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
     delta_tables.replace(
-        delta_tables.table("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1]
+        delta_tables.table_uri("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1]
     )
     delta_tables.replace(
-        delta_tables.table("labels", spec.name), pa.concat_tables(found), whole[0], whole[-1]
+        delta_tables.table_uri("labels", spec.name), pa.concat_tables(found), whole[0], whole[-1]
     )
 
 
@@ -169,7 +169,7 @@ def content_of(
     kind: str, name: str, *, without: tuple[str, ...] = ("run_id", "scored_at")
 ) -> list[dict[str, Any]]:
     """The rows of a lake table in order, without what tells one run from another."""
-    stream = duckdb_session.stream(delta_tables.table(kind, name))
+    stream = duckdb_session.stream(delta_tables.table_uri(kind, name))
     if stream is None:
         return []
     table = stream.read_all()

@@ -16,7 +16,7 @@ from perennial.storage import ledger, object_store
 
 FORMAT = "%Y-%m-%dT%H:%M:%SZ"
 #: Decisions that are news, by their kind, and what they are called. That nothing was decided is none.
-NEWS = {
+REPORTED_DECISIONS = {
     ("retraining", "proposed"): "retraining proposed, it waits for an answer",
     ("retraining", "requested"): "retraining asked for",
     ("promotion", "promoted"): "promoted",
@@ -28,7 +28,7 @@ NEWS = {
 
 
 @dataclass(frozen=True)
-class Digest:
+class DailySummary:
     """What is told, and the moment (UTC) up to which it tells."""
 
     title: str
@@ -37,7 +37,7 @@ class Digest:
     facts: dict[str, Any]
 
 
-def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> Digest:
+def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> DailySummary:
     """What there is to tell since the digest before, or of the last day where there was none.
 
     Raises:
@@ -58,12 +58,12 @@ def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> Dige
     facts = counts | {"models": len(specs), "since": since, "until": until}
     if not any(found.values()):
         line = f"Perennial, {until[:10]}: all is well with {len(specs)} models, and nothing was decided."
-        return Digest(line, line, until, facts)
+        return DailySummary(line, line, until, facts)
     title = f"Perennial, {until[:10]}: {_count(counts['incidents'], 'open incident')}, " + _count(
         counts["decided"], "decision"
     )
     parts = ["\n".join([head, *(f"- {line}" for line in lines)]) for head, lines in found.items() if lines]
-    return Digest(title, "\n\n".join([title, *parts]), until, facts)
+    return DailySummary(title, "\n\n".join([title, *parts]), until, facts)
 
 
 def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
@@ -73,7 +73,7 @@ def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
     return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in found}.values())
 
 
-def told(digest: Digest) -> None:
+def mark_sent(digest: DailySummary) -> None:
     """Remember up to when people were told."""
     object_store.write_text(_uri(), json.dumps({"until": digest.until}))
 
@@ -93,7 +93,7 @@ def _count(number: int, what: str) -> str:
     return f"{number or 'no'} {what}{'s' * (number != 1)}"
 
 
-def _open(spec: ModelSpec, book: incidents.Book) -> Iterator[str]:
+def _open(spec: ModelSpec, book: incidents.IncidentLog) -> Iterator[str]:
     for item in book.open:
         seen = "seen once" if item.count == 1 else f"seen {item.count} times, last {item.last}"
         muted = " (muted)" if book.muted(spec, item.signal, item.last) else ""
@@ -103,14 +103,14 @@ def _open(spec: ModelSpec, book: incidents.Book) -> Iterator[str]:
 
 def _decided(model: str, since: str) -> Iterator[str]:
     for record in ledger.records(model):
-        what = NEWS.get((record["kind"], record["decision"]))
+        what = REPORTED_DECISIONS.get((record["kind"], record["decision"]))
         if what and record["recorded_at"] >= since:
             version = "" if record["kind"] == "retraining" else f" version {record['model_version']}"
             partition = f", partition {record['partition']}" if record["partition"] else ""
             yield f"{what}{version}{partition}: {record['reason']}"
 
 
-def _muted(spec: ModelSpec, book: incidents.Book) -> Iterator[str]:
+def _muted(spec: ModelSpec, book: incidents.IncidentLog) -> Iterator[str]:
     """Mutes that still hold at the latest date that anything was found out at; today where nothing was."""
     seen = [*book.judged.values(), *(i.closed or i.last for i in book.incidents.values())]
     day = max(seen, default="") or datetime.now(UTC).date().isoformat()

@@ -17,7 +17,7 @@ from perennial.core import dates
 from perennial.core.errors import PerennialError, StorageError
 from perennial.core.settings import settings
 from perennial.spec.alerts import Channel, Mute, Severity, matches
-from perennial.spec.constraints import State
+from perennial.spec.constraints import SignalState
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, locks, object_store
 
@@ -29,7 +29,7 @@ KEPT = 200
 
 
 @dataclass(frozen=True)
-class Sighting:
+class SignalObservation:
     """A signal as it was seen once.
 
     Attributes:
@@ -39,7 +39,7 @@ class Sighting:
         details: small and JSON-able, for machines: run, log.
     """
 
-    state: State
+    state: SignalState
     reason: str = ""
     part: int = -1
     details: Mapping[str, Any] = field(default_factory=dict)
@@ -117,7 +117,7 @@ class Notice:
 
 
 @dataclass
-class Book:
+class IncidentLog:
     """Everything that is known of one model's incidents.
 
     Attributes:
@@ -152,7 +152,7 @@ def uri(model: str) -> str:
     return f"{settings().lake}/incidents/{model}.json"
 
 
-def read(model: str) -> Book:
+def read(model: str) -> IncidentLog:
     """A model's incidents.
 
     Raises:
@@ -162,9 +162,9 @@ def read(model: str) -> Book:
         found = json.loads(object_store.read_text(uri(model)))
         found["incidents"] = {name: Incident(**item) for name, item in found["incidents"].items()}
         found["outbox"] = [Notice(**item) for item in found["outbox"]]
-        return Book(**found)
+        return IncidentLog(**found)
     except FileNotFoundError:
-        return Book()
+        return IncidentLog()
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(
             f"{uri(model)} does not hold incidents: {error}",
@@ -173,7 +173,7 @@ def read(model: str) -> Book:
         ) from error
 
 
-def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list[Notice]:
+def record_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> list[Notice]:
     """Take in what was found out at a partition date; opens, goes on with and ends incidents.
 
     What was taken in before changes nothing, and neither does a verdict older than the latest one.
@@ -190,11 +190,11 @@ def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list
     if as_of:
         dates.parse_date(as_of, "as_of")
     book = read(spec.name)
-    if not _take_in(book, spec, as_of, signals):
+    if not _apply_signals(book, spec, as_of, signals):
         return book.outbox
     with locks.hold(f"incidents-{spec.name}"):
         book = read(spec.name)
-        _take_in(book, spec, as_of, signals)
+        _apply_signals(book, spec, as_of, signals)
         for mute in _unrecorded(book, spec):
             _record(spec.name, mute, "model.yaml")
             book.recorded.append(_key(mute))
@@ -202,17 +202,19 @@ def update(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list
     return book.outbox
 
 
-def unrecorded(spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> list[Notice]:
+def unrecorded(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> list[Notice]:
     """The notices that `update` would make if nothing had happened before, where the lake cannot be asked."""
-    book = Book()
-    _take_in(book, spec, as_of, signals)
+    book = IncidentLog()
+    _apply_signals(book, spec, as_of, signals)
     return book.outbox
 
 
-def verdicts(result: Mapping[str, Any]) -> dict[str, Sighting]:
+def verdicts(result: Mapping[str, Any]) -> dict[str, SignalObservation]:
     """The signals of a monitor step's result."""
     found = result.get("signals") or {}
-    return {name: Sighting(item["state"], str(item.get("reason") or "")) for name, item in found.items()}
+    return {
+        name: SignalObservation(item["state"], str(item.get("reason") or "")) for name, item in found.items()
+    }
 
 
 def send(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:
@@ -263,16 +265,18 @@ def _key(mute: Mute) -> str:
     return mute.model_dump_json()
 
 
-def _unrecorded(book: Book, spec: ModelSpec) -> list[Mute]:
+def _unrecorded(book: IncidentLog, spec: ModelSpec) -> list[Mute]:
     return [m for m in spec.alerts.mute if _key(m) not in book.recorded]
 
 
-def _write(model: str, book: Book) -> None:
+def _write(model: str, book: IncidentLog) -> None:
     book.outbox = book.outbox[-KEPT:]
     object_store.write_text(uri(model), json.dumps(asdict(book), indent=1, sort_keys=True, default=str))
 
 
-def _take_in(book: Book, spec: ModelSpec, as_of: str, signals: Mapping[str, Sighting]) -> bool:
+def _apply_signals(
+    book: IncidentLog, spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
+) -> bool:
     """Change the book by signals; whether anything in it is to be written."""
     before = json.dumps(asdict(book), default=str)
     for name, signal in signals.items():
@@ -295,12 +299,14 @@ def _take_in(book: Book, spec: ModelSpec, as_of: str, signals: Mapping[str, Sigh
     return json.dumps(asdict(book), default=str) != before or bool(_unrecorded(book, spec))
 
 
-def _ends(incident: Incident, as_of: str, signal: Sighting) -> bool:
+def _ends(incident: Incident, as_of: str, signal: SignalObservation) -> bool:
     """Whether being well at a date ends it: not if it was bad at a later one, or in another part of the same one."""
     return as_of > incident.last or (as_of == incident.last and signal.part == incident.part)
 
 
-def _see(book: Book, spec: ModelSpec, name: str, as_of: str, signal: Sighting, state: Severity) -> None:
+def _see(
+    book: IncidentLog, spec: ModelSpec, name: str, as_of: str, signal: SignalObservation, state: Severity
+) -> None:
     """Open an incident, or go on with the one that is open."""
     reason = signal.reason[:2000]
     found = book.incidents.get(name)
@@ -332,7 +338,9 @@ def _see(book: Book, spec: ModelSpec, name: str, as_of: str, signal: Sighting, s
                 _put(book, spec, found, channel.name, "updated", signal)
 
 
-def _close(book: Book, spec: ModelSpec, incident: Incident, as_of: str, signal: Sighting) -> None:
+def _close(
+    book: IncidentLog, spec: ModelSpec, incident: Incident, as_of: str, signal: SignalObservation
+) -> None:
     incident.closed, incident.changed_at = as_of, _now()
     if not book.muted(spec, incident.signal, as_of):
         for channel in incident.told:
@@ -340,12 +348,12 @@ def _close(book: Book, spec: ModelSpec, incident: Incident, as_of: str, signal: 
 
 
 def _put(
-    book: Book,
+    book: IncidentLog,
     spec: ModelSpec,
     incident: Incident,
     channel: str,
     kind: Literal["opened", "updated", "closed"],
-    signal: Sighting,
+    signal: SignalObservation,
 ) -> None:
     book.outbox.append(
         Notice(

@@ -93,10 +93,10 @@ def why(
     day: Annotated[str, typer.Argument(metavar="DATE", help="Partition date, YYYY-MM-DD.")],
 ) -> None:
     """Why a model was retrained as of a date, or why not."""
-    from perennial.lifecycle.explanation import why as explain
+    from perennial.lifecycle.explanation import explain_decision as explain
     from perennial.spec import catalog
 
-    for line in explain(catalog.load(model), day):
+    for line in explain(catalog.load_model_by_name(model), day):
         terminal.console().print(Text(line))
 
 
@@ -144,9 +144,9 @@ def run(
     from perennial.steps import dispatch
     from perennial.steps import result_file as result_file_module
 
-    with result_file_module.kept(result_file) as kept:
-        result_file_module.require(library)
-        spec = invocation.model_of(model, spec_file)
+    with result_file_module.step_outcome(result_file) as kept:
+        result_file_module.check_library_digest(library)
+        spec = invocation.resolve_spec(model, spec_file)
         given = {
             "start": start,
             "end": end,
@@ -161,7 +161,7 @@ def run(
             "backfill": backfill or None,
             "catch_up": catch_up or None,
         }
-        kept.result = dispatch.run(step, spec, **invocation.arguments(step, spec, given))
+        kept.result = dispatch.run(step, spec, **invocation.resolve_arguments(step, spec, given))
     sys.stdout.flush()
     print(json.dumps(kept.result, default=str), flush=True)  # noqa: T201
 
@@ -176,8 +176,8 @@ def work(
     from perennial.steps import result_file
     from perennial.training import dask_cluster
 
-    result_file.require(library)
-    dask_cluster.serve(meeting, rank)
+    result_file.check_library_digest(library)
+    dask_cluster.run_worker(meeting, rank)
 
 
 @app.command()
@@ -320,7 +320,7 @@ def new(
     """Make a model's folder from a sample: spec, features, suite, README, ready to check and to run."""
     from perennial.cli.new import wizard
 
-    asked = wizard.Asked(
+    asked = wizard.GivenAnswers(
         task=task,
         label=label,
         positive=positive,
@@ -332,7 +332,7 @@ def new(
         personal=personal,
         land=land,
     )
-    made = wizard.make(name, sample or [], asked, into, ask=not yes)
+    made = wizard.create_model_folder(name, sample or [], asked, into, ask=not yes)
     console = terminal.console()
     console.print(f"Made {made.folder}")
     for line in made.remarks:

@@ -28,7 +28,7 @@ def incidents(
     from perennial.alerting import incidents as its
     from perennial.spec import catalog
 
-    specs = {model: catalog.load(model)} if model else catalog.load_models()[0]
+    specs = {model: catalog.load_model_by_name(model)} if model else catalog.load_models()[0]
     books = {name: its.read(name) for name in specs}
     if as_json:
         print(json.dumps({name: asdict(book) for name, book in books.items()}, default=str))  # noqa: T201
@@ -88,7 +88,7 @@ def mute(
     from perennial.spec import catalog
     from perennial.spec.alerts import Mute
 
-    spec = catalog.load(model)
+    spec = catalog.load_model_by_name(model)
     said: dict[str, Any] = {"signals": [signal], "until": until, "reason": reason}
     try:
         wanted = Mute.model_validate(said)

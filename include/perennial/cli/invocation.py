@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 
-def arguments(step: str, spec: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
+def resolve_arguments(step: str, spec: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
     """What the step is called with; who decides is filled in."""
     from perennial.steps import dispatch
 
@@ -28,7 +28,7 @@ def arguments(step: str, spec: ModelSpec, given: dict[str, Any]) -> dict[str, An
     return arguments
 
 
-def model_of(model: str | None, spec_file: str | None) -> ModelSpec:
+def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
     """The model to run: from its folder, or as it was handed over.
 
     Raises:
@@ -43,7 +43,7 @@ def model_of(model: str | None, spec_file: str | None) -> ModelSpec:
     if spec_file is None:
         if model is None:
             raise SpecError("no model is named", "give --model NAME, or --spec-file FILE")
-        return catalog.load(model)
+        return catalog.load_model_by_name(model)
     try:
         text = sys.stdin.read() if spec_file == "-" else object_store.read_text(spec_file)
         found = ModelSpec.from_bundle(json.loads(text))

@@ -12,7 +12,7 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 from perennial.core.settings import ROOT
-from perennial.spec.compute_profile import Profile
+from perennial.spec.compute_profile import ComputeProfile
 from perennial.spec.constraints import GATE_METRICS, METRICS, OBJECTIVES, PARAMETERS
 from perennial.spec.model_spec import ModelSpec, json_schema
 from perennial.spec.sections import FeatureSet
@@ -117,7 +117,9 @@ def schema() -> str:
 
 def profile_schema() -> str:
     """The JSON Schema of a compute profile, as text."""
-    return _text(Profile.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"})
+    return _text(
+        ComputeProfile.model_json_schema() | {"$schema": "https://json-schema.org/draft/2020-12/schema"}
+    )
 
 
 def _text(content: dict[str, Any]) -> str:
@@ -126,7 +128,7 @@ def _text(content: dict[str, Any]) -> str:
 
 def compute_page() -> str:
     """``include/compute/README.md``."""
-    return "\n".join([_COMPUTE_INTRO, "## Keys\n", *_table(Profile, "")]).rstrip() + "\n"
+    return "\n".join([_COMPUTE_INTRO, "## Keys\n", *_table(ComputeProfile, "")]).rstrip() + "\n"
 
 
 def page() -> str:

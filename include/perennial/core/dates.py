@@ -38,19 +38,19 @@ def dates(start: str, end: str | None = None) -> list[str]:
     return [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
 
 
-def shift(day: str, days: int) -> str:
+def add_days(day: str, days: int) -> str:
     """The date ``days`` after ``day``."""
     return (parse_date(day) + timedelta(days=days)).isoformat()
 
 
-def runs(days: Iterable[str]) -> Iterator[tuple[str, str]]:
+def contiguous_ranges(days: Iterable[str]) -> Iterator[tuple[str, str]]:
     """Dates as ranges without gaps, first and last of each."""
     ordered = sorted(set(days))
     if not ordered:
         return
     start = ordered[0]
     for day, after in pairwise(ordered):
-        if shift(day, 1) != after:
+        if add_days(day, 1) != after:
             yield start, day
             start = after
     yield start, ordered[-1]

@@ -55,7 +55,7 @@ class LedgerError(PerennialError):
     """The ledger's chain of hashes is broken."""
 
 
-class BusyError(PerennialError):
+class LockHeldError(PerennialError):
     """Another run holds what this one needs. Trying again later helps."""
 
 
@@ -63,9 +63,9 @@ class StorageError(PerennialError):
     """The lake or the landing area cannot be read or written: disk full, no permission, no connection."""
 
 
-class Interrupted(PerennialError):
+class StepInterruptedError(PerennialError):
     """Something outside took away what the step ran on, such as one of its workers. Trying again goes on from there."""
 
 
-class Absent(PerennialError):
+class WorkersUnavailableError(PerennialError):
     """A step's workers, or a worker's trainer, did not come. Why is known where they were started."""

@@ -43,7 +43,7 @@ def library_digest() -> str:
     return digest.hexdigest()
 
 
-def leave(status: int) -> NoReturn:
+def flush_and_exit(status: int) -> NoReturn:
     """Flush what was printed and end at once.
 
     A native thread of a data library that is still joinable when the interpreter tears down calls std::terminate:

@@ -24,7 +24,7 @@ def short(value: Any) -> str:
     return text if len(text) <= 60 else text[:57] + "..."
 
 
-def identifier(name: str) -> str:
+def quote_identifier(name: str) -> str:
     """A column's name as SQL writes it."""
     return '"' + name.replace('"', '""') + '"'
 
@@ -34,7 +34,7 @@ def text_literal(value: str) -> str:
     return "'" + value.replace("'", "''") + "'"
 
 
-def literal(value: Any, kind: str) -> str:
+def sql_literal(value: Any, kind: str) -> str:
     """A value to compare with a column of declared type ``kind``, as SQL writes it.
 
     Raises:
@@ -77,17 +77,17 @@ def condition(tree: Any, columns: Mapping[str, str]) -> str:
     if name not in columns:
         raise ValueError(f"column {name!r} is not in data.columns")
     if tree.get("type") == "nullity":
-        return f"({identifier(name)} IS {'' if tree.get('is_null') else 'NOT '}NULL)"
+        return f"({quote_identifier(name)} IS {'' if tree.get('is_null') else 'NOT '}NULL)"
     operator, value = tree.get("operator"), tree.get("parameter")
     if tree.get("type") != "comparison" or operator not in ("==", "!=", "<", "<=", ">", ">=", "IN", "NOT_IN"):
         raise ValueError(f"unknown condition {short(tree)}")
     if operator in ("IN", "NOT_IN"):
         if not isinstance(value, list) or not value:
             raise ValueError(f"{operator} needs a list with a value in it")
-        items = ", ".join(literal(v, columns[name]) for v in value)
+        items = ", ".join(sql_literal(v, columns[name]) for v in value)
         # pandas says that a missing value is not in any set: NOT IN holds for it
         missing = "FALSE" if operator == "IN" else "TRUE"
-        return f"coalesce({identifier(name)} {operator.replace('_', ' ')} ({items}), {missing})"
+        return f"coalesce({quote_identifier(name)} {operator.replace('_', ' ')} ({items}), {missing})"
     missing = "TRUE" if operator == "!=" else "FALSE"
     sign = {"==": "=", "!=": "<>"}.get(operator, operator)
-    return f"coalesce({identifier(name)} {sign} {literal(value, columns[name])}, {missing})"
+    return f"coalesce({quote_identifier(name)} {sign} {sql_literal(value, columns[name])}, {missing})"

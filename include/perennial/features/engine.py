@@ -12,9 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from perennial.core.errors import DataError, SpecError
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import reference_tables
-from perennial.features.scan_units import Query
+from perennial.features.scan_units import ParameterisedQuery
 from perennial.spec.model_spec import FeatureSet, ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 BATCH = 131_072
 #: Rows that a statement hands over at a time: few enough for what is made of them to stay in the processor's caches.
-PART = 8_192
+STREAM_ROWS = 8_192
 _SQL_TYPES = {
     "string": "VARCHAR",
     "integer": "BIGINT",
@@ -41,7 +41,7 @@ _CLOCKS = {
 }  # fmt: skip
 
 
-class Features:
+class FeatureQuery:
     """The features of one model at pinned versions of its reference tables.
 
     Args:
@@ -64,10 +64,10 @@ class Features:
         versions: dict[str, int] | None = None,
         folder: str | None = None,
         *,
-        like: Features | None = None,
+        like: FeatureQuery | None = None,
     ) -> None:
         self.spec = spec
-        self.versions = reference_tables.refresh(spec) if versions is None else versions
+        self.versions = reference_tables.sync_to_lake(spec) if versions is None else versions
         # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
         self._con = duckdb_session.connect(threads=1, memory_share=0.25)
         # Parts are used one by one: ten MiB of them made ahead would be five times as much as serves.
@@ -75,7 +75,7 @@ class Features:
         # A join would keep the last few rows of a file back until the end, and all after them be held and put in order
         # (duckdb 22191).
         self._con.execute("SET enable_caching_operators=false")
-        reference_tables.register(self._con, spec, self.versions)
+        reference_tables.load_into(self._con, spec, self.versions)
         if folder:
             self._con.execute(f"SET allowed_directories=[{text_literal(folder)}]")
         # From here on the SQL can read what was registered and nothing else: no other file, no address.
@@ -136,7 +136,7 @@ class Features:
             self._con.unregister("published")
         return found.select(self.columns)
 
-    def of(self, source: Query | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
+    def of(self, source: ParameterisedQuery | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
         """Key and features of published rows, part by part, each part checked.
 
         Args:
@@ -146,10 +146,10 @@ class Features:
         Raises:
             DataError: from the iterator: the SQL failed, or it lost, doubled or renamed rows.
         """
-        if isinstance(source, Query):
+        if isinstance(source, ParameterisedQuery):
             text = source.text
             for name, value in source.variables.items():
-                self._con.execute(f"SET VARIABLE {identifier(name)} = {value}")
+                self._con.execute(f"SET VARIABLE {quote_identifier(name)} = {value}")
         else:
             text = "SELECT * FROM source_rows"
             self._con.register("source_rows", source)
@@ -163,8 +163,10 @@ class Features:
         """
         if text not in self._planned:
             shown = {c: t for c, t in self.spec.data.columns.items() if c not in self._hidden()}
-            typed = ", ".join(f"CAST(NULL AS {_SQL_TYPES[t]}) AS {identifier(c)}" for c, t in shown.items())
-            listed = ", ".join(map(identifier, shown))
+            typed = ", ".join(
+                f"CAST(NULL AS {_SQL_TYPES[t]}) AS {quote_identifier(c)}" for c, t in shown.items()
+            )
+            listed = ", ".join(map(quote_identifier, shown))
             # Within the statement: a view is planned when it is made, and once more when it is read.
             self._planned[text] = self._con.sql(
                 f"WITH published AS NOT MATERIALIZED (SELECT {listed} FROM "
@@ -185,7 +187,7 @@ class Features:
         import pyarrow as pa
 
         try:
-            stream = plan().to_arrow_reader(PART)
+            stream = plan().to_arrow_reader(STREAM_ROWS)
             names, schema = list(keys.column_names), stream.schema
             wanted = pa.table([keys.column(k).cast(schema.field(k).type) for k in names], names=names)
             at = 0
@@ -283,7 +285,7 @@ def describe(con: object, spec: ModelSpec, text: str) -> dict[str, str]:
     assert isinstance(con, duckdb.DuckDBPyConnection)
     hidden = spec.label.expression if spec.label.source is None else None
     columns = ", ".join(
-        f"CAST(NULL AS {_SQL_TYPES[t]}) AS {identifier(c)}"
+        f"CAST(NULL AS {_SQL_TYPES[t]}) AS {quote_identifier(c)}"
         for c, t in spec.data.columns.items()
         if c != hidden
     )
@@ -371,11 +373,11 @@ def reader(
     import pyarrow as pa
 
     source = duckdb_session.stream(
-        delta_tables.table("published", spec.name), version, start, end, rows=BATCH
+        delta_tables.table_uri("published", spec.name), version, start, end, rows=BATCH
     )
     if source is None:
         return None
-    features = Features(spec, versions)
+    features = FeatureQuery(spec, versions)
     keep = [*spec.data.key, delta_tables.PARTITION]
 
     def parts() -> Iterator[pa.RecordBatch]:

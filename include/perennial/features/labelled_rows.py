@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
-from perennial.core.sql import identifier
+from perennial.core.sql import quote_identifier
 from perennial.features.engine import BATCH
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
@@ -28,27 +28,26 @@ def labelled(
     Args:
         days: dates in order, with no other labelled date between the first and the last.
     """
-    uri = delta_tables.table("published", spec.name)
+    uri = delta_tables.table_uri("published", spec.name)
     con = duckdb_session.connect(memory_share=0.3)
     own = spec.label.source is None
     for start, end, _ in groups(uri, days, version, GROUP_ROWS):
         if not duckdb_session.relation(con, "r", uri, version, start, end):
             continue
         if own:
-            text = (
-                f"SELECT *, {identifier(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
-            )
+            text = f"SELECT *, {quote_identifier(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
         else:
             if not duckdb_session.relation(
-                con, "l", delta_tables.table("labels", spec.name), labels_version, start, end
+                con, "l", delta_tables.table_uri("labels", spec.name), labels_version, start, end
             ):
                 continue
             on = " AND ".join(
-                f"r.{identifier(k)} = l.{identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION)
+                f"r.{quote_identifier(k)} = l.{quote_identifier(k)}"
+                for k in (*spec.data.key, delta_tables.PARTITION)
             )
             text = f"SELECT r.*, l.label AS __label FROM r JOIN l ON {on} WHERE l.label IS NOT NULL"
         order = ", ".join(
-            identifier(c)
+            quote_identifier(c)
             for c in (delta_tables.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
         )
         import pyarrow as pa

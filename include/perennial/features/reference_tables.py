@@ -9,7 +9,7 @@ from urllib.parse import unquote
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.spec.model_spec import ModelSpec, ReferenceTable
 from perennial.storage import delta_tables, duckdb_session, landing, locks, object_store
 
@@ -25,7 +25,7 @@ def uri(reference: ReferenceTable) -> str:
     return f"{settings().lake}/references/{reference.name}-{hashlib.sha256(reference.source.encode()).hexdigest()[:8]}"
 
 
-def refresh(spec: ModelSpec) -> dict[str, int]:
+def sync_to_lake(spec: ModelSpec) -> dict[str, int]:
     """Bring the lake's copy of each reference table up to its file, and return the version of each by name.
 
     Raises:
@@ -37,7 +37,7 @@ def refresh(spec: ModelSpec) -> dict[str, int]:
 def _refresh(spec: ModelSpec, reference: ReferenceTable) -> int:
     from deltalake import CommitProperties, write_deltalake
 
-    source, place = landing.expand(reference.source), uri(reference)
+    source, place = landing.source_uri(reference.source), uri(reference)
     table = delta_tables.open_table(place)
     try:
         digest = object_store.digest(source)
@@ -86,7 +86,7 @@ def _read(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.Table:
         ) from error
 
 
-def register(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str, int]) -> None:
+def load_into(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str, int]) -> None:
     """Load each reference table into ``con``, under its name, at the version pinned.
 
     Raises:
@@ -100,7 +100,7 @@ def register(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str
                 "run the model's data step first",
                 model=spec.name,
             )
-        place, target = uri(reference), identifier(reference.name)
+        place, target = uri(reference), quote_identifier(reference.name)
         paths = [unquote(p.removeprefix("file://")) for p in sorted(table.file_uris())]
         if paths and not object_store.is_remote(place) and not set("*?[") & set(place):
             # Not by way of Arrow's datasets, which take 60 MB to import and to start their threads.

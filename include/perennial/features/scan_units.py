@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-class Query(NamedTuple):
+class ParameterisedQuery(NamedTuple):
     """SQL that reads rows: the same text for all units of a kind, which is planned once, and the variables it reads by.
 
     Attributes:
@@ -34,7 +34,7 @@ _STRETCH = (
 
 
 @dataclass(frozen=True)
-class Unit:
+class ScanUnit:
     """Whole files of partitions that follow one another, or a stretch of one large file.
 
     Attributes:
@@ -54,13 +54,13 @@ class Unit:
             return [(self.held[0][0], self.rows)]
         return [(d, sum(f.rows for _, f in found)) for d, found in groupby(self.held, lambda h: h[0])]
 
-    def by_night(self) -> list[Unit]:
+    def by_night(self) -> list[ScanUnit]:
         """The same rows, a unit for each partition."""
         if self.first is not None:
             return [self]
         return [_whole(list(found)) for _, found in groupby(self.held, lambda h: h[0])]
 
-    def source(self, columns: list[str]) -> Query | pa.Table:
+    def source(self, columns: list[str]) -> ParameterisedQuery | pa.Table:
         """Where DuckDB finds the rows: SQL that reads the files, or the rows themselves where it cannot.
 
         DuckDB's own S3 reader is an extension that it would download, and it takes paths for patterns.
@@ -73,8 +73,10 @@ class Unit:
             return self.read(columns)
         listed = {"files": f"[{', '.join(map(text_literal, paths))}]"}
         if self.first is None:
-            return Query(_WHOLE.format(more=""), listed)
-        return Query(_STRETCH, listed | {"first": str(self.first), "last": str(self.first + self.rows)})
+            return ParameterisedQuery(_WHOLE.format(more=""), listed)
+        return ParameterisedQuery(
+            _STRETCH, listed | {"first": str(self.first), "last": str(self.first + self.rows)}
+        )
 
     def read(self, columns: list[str]) -> pa.Table:
         """The rows, with those of ``columns`` that the files have."""
@@ -105,7 +107,7 @@ class Unit:
         return pa.concat_tables(parts, promote_options="default")
 
 
-def units(partitions: Mapping[str, list[File]], size: int, cut: int) -> Iterator[Unit]:
+def units(partitions: Mapping[str, list[File]], size: int, cut: int) -> Iterator[ScanUnit]:
     """The rows of partitions in units of up to ``size`` rows; files of more than ``cut`` rows in stretches of that."""
     held: list[tuple[str, File]] = []
     for day, found in partitions.items():
@@ -117,10 +119,10 @@ def units(partitions: Mapping[str, list[File]], size: int, cut: int) -> Iterator
                 held.append((day, file))
                 continue
             for first in range(0, file.rows, cut):
-                yield Unit(((day, file),), first, min(cut, file.rows - first))
+                yield ScanUnit(((day, file),), first, min(cut, file.rows - first))
     if held:
         yield _whole(held)
 
 
-def _whole(held: list[tuple[str, File]]) -> Unit:
-    return Unit(tuple(held), None, sum(f.rows for _, f in held))
+def _whole(held: list[tuple[str, File]]) -> ScanUnit:
+    return ScanUnit(tuple(held), None, sum(f.rows for _, f in held))

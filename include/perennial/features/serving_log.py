@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from perennial.features.scan_units import Unit
+    from perennial.features.scan_units import ScanUnit
     from perennial.spec.model_spec import ModelSpec
     from perennial.storage.delta_tables import File
 
@@ -27,15 +27,15 @@ ROWS = 200
 
 def uri(model: str) -> str:
     """The table of logged rows: key, ``features`` as XGBoost was given them, prediction, version, ``scored_from``."""
-    return delta_tables.table("served", model)
+    return delta_tables.table_uri("served", model)
 
 
-def origin(inputs: Mapping[str, Any]) -> str:
+def inputs_digest(inputs: Mapping[str, Any]) -> str:
     """The digest of what a night was scored from: it ties logged rows to the manifest of that scoring, and no other."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
-class Sampling:
+class LogSampling:
     """Which rows of each night are logged: every n-th, counted through its files, in whatever units they are scored.
 
     Args:
@@ -52,7 +52,7 @@ class Sampling:
                 rows += file.rows
             self._every[day] = max(1, -(-rows // ROWS))
 
-    def of(self, unit: Unit) -> np.ndarray:
+    def of(self, unit: ScanUnit) -> np.ndarray:
         """The rows to log, by their place in the unit, in order."""
         import numpy as np
 

@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.settings import settings
-from perennial.core.sql import identifier
+from perennial.core.sql import quote_identifier
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session, object_store
 
@@ -88,16 +88,16 @@ def _sample(
 ) -> pd.DataFrame:
     """Some of the rows, the same at every run."""
     duckdb_session.relation(
-        con, "summarised", delta_tables.table("published", spec.name), version, start, end
+        con, "summarised", delta_tables.table_uri("published", spec.name), version, start, end
     )
     names = [c for c in spec.data.columns if c not in spec.data.personal][:COLUMNS]
     cut = [
-        f"left({identifier(c)}, {_TEXT}) AS {identifier(c)}"
+        f"left({quote_identifier(c)}, {_TEXT}) AS {quote_identifier(c)}"
         if spec.data.columns[c] == "string"
-        else identifier(c)
+        else quote_identifier(c)
         for c in names
     ]
-    keys = ", ".join(identifier(k) for k in spec.data.key)
+    keys = ", ".join(quote_identifier(k) for k in spec.data.key)
     query = f"SELECT {', '.join(cut)} FROM summarised ORDER BY hash({keys}), {keys} LIMIT {ROWS}"
     found: pd.DataFrame = con.sql(query).df()
     return found

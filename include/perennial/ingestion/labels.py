@@ -6,41 +6,47 @@ import functools
 from typing import TYPE_CHECKING
 
 from perennial.core import dates
-from perennial.core.sql import identifier
+from perennial.core.sql import quote_identifier
 from perennial.storage import delta_tables, duckdb_session, landing
 
 if TYPE_CHECKING:
-    from perennial.ingestion.run import Work
-    from perennial.storage.landing import Feed, Landed
-    from perennial.validation.validator import Findings
+    from perennial.ingestion.run import PartitionRun
+    from perennial.storage.landing import FeedSchema, LandedFile
+    from perennial.validation.validator import ValidationFindings
 
 UNKNOWN = "key was never published"
 INFINITE = "label is not a finite number"
 
 
-def publish(work: Work) -> None:
+def publish_due_labels(work: PartitionRun) -> None:
     """Publish the labels due with each night that is good so far: those of ``arrives_after_days`` before it."""
     from perennial.ingestion import publishing, run
-    from perennial.storage.landing import Feed
+    from perennial.storage.landing import FeedSchema
 
     spec = work.spec
-    feed = Feed(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
+    feed = FeedSchema(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
     late = spec.label.arrives_after_days
     kind = publishing.label_type(spec, spec.label.columns)
-    landed: list[Landed] = []
+    landed: list[LandedFile] = []
     for night in work.good():
-        night.label_date = dates.shift(night.day, -late)
+        night.label_date = dates.add_days(night.day, -late)
         file = run.land_file(
-            work, night, feed, landing.expand(spec.label.source or "", night.label_date), required=False
+            work, night, feed, landing.source_uri(spec.label.source or "", night.label_date), required=False
         )
         night.label_state = "published" if file else "missing" if night.error is None else "refused"
         if file:
             landed.append(file)
-    run.through(work, feed, landed, [], functools.partial(_publish, kind=kind))
+    run.validate_and_publish(work, feed, landed, [], functools.partial(_publish, kind=kind))
 
 
 def _publish(
-    work: Work, feed: Feed, landed: list[Landed], findings: Findings, unread: dict[str, str], *, kind: str
+    work: PartitionRun,
+    feed: FeedSchema,
+    landed: list[LandedFile],
+    findings: ValidationFindings,
+    unread: dict[str, str],
+    *,
+    kind: str,
 ) -> None:
     from perennial.core import dates
     from perennial.ingestion import publishing, run
@@ -48,7 +54,7 @@ def _publish(
     spec, late = work.spec, work.spec.label.arrives_after_days
     for outcome in findings.outcomes:
         if outcome.stopped:
-            night = work.nights[dates.shift(outcome.day, late)]
+            night = work.nights[dates.add_days(outcome.day, late)]
             night.error = feed.error(f"the labels of {outcome.day} were stopped: {'; '.join(outcome.stopped)}",
                                      run.REMEDY, night.day)  # fmt: skip
     good = {o.day for o in findings.outcomes if not o.stopped}
@@ -60,11 +66,11 @@ def _publish(
         counts = work.con.execute(f"SELECT __file, count(*) FROM {source} WHERE {bad} GROUP BY 1").fetchall()
         aside = {landed[f].day: n for f, n in counts}
     for day in good:
-        night = work.nights[dates.shift(day, late)]
+        night = work.nights[dates.add_days(day, late)]
         night.labels_quarantined = aside.get(day, 0)
         night.labels = rows[day] - night.labels_quarantined
-    uri = delta_tables.table("labels", spec.name)
-    for first, last in dates.runs(good):
+    uri = delta_tables.table_uri("labels", spec.name)
+    for first, last in dates.contiguous_ranges(good):
         days = {d for d in good if first <= d <= last}
         sql = publishing.labels(spec, landed, source, bad, days, kind, late)
         expected = sum(rows[d] - aside.get(d, 0) for d in days)
@@ -73,27 +79,34 @@ def _publish(
 
 
 def _quarantine(
-    work: Work, feed: Feed, landed: list[Landed], source: str, reasons: dict[str, str], days: set[str],
+    work: PartitionRun,
+    feed: FeedSchema,
+    landed: list[LandedFile],
+    source: str,
+    reasons: dict[str, str],
+    days: set[str],
     unread: dict[str, str],
-) -> None:  # fmt: skip
+) -> None:
     """Add the labels put aside to the quarantine of the night that brought them, beside that night's rows."""
     from perennial.core import dates
     from perennial.ingestion import publishing
 
     spec, late, con = work.spec, work.spec.label.arrives_after_days, work.con
-    uri = delta_tables.table("quarantine", spec.name)
-    for first, last in dates.runs(days):
+    uri = delta_tables.table_uri("quarantine", spec.name)
+    for first, last in dates.contiguous_ranges(days):
         within = {d for d in days if first <= d <= last}
         sql = publishing.quarantined(
             spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
         )
-        start, end = dates.shift(first, late), dates.shift(last, late)
+        start, end = dates.add_days(first, late), dates.add_days(last, late)
         if duckdb_session.relation(con, "quarantine_held", uri, start=start, end=end):
             sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
         publishing.replace(con, uri, sql, start, end)
 
 
-def _suspects(work: Work, landed: list[Landed], findings: Findings, kind: str) -> tuple[str, dict[str, str]]:
+def _suspects(
+    work: PartitionRun, landed: list[LandedFile], findings: ValidationFindings, kind: str
+) -> tuple[str, dict[str, str]]:
     """The labels as a relation, and what is wrong with some of them, by reason; nothing, where nothing is.
 
     Keys are looked up among the rows published for their date. Only where some are not there does the relation carry
@@ -107,8 +120,8 @@ def _suspects(work: Work, landed: list[Landed], findings: Findings, kind: str) -
         infinite = f"coalesce(isinf({publishing.label_value(spec.label.expression, kind)}), FALSE)"
         if con.execute(f"SELECT count(*) FROM {source} WHERE {infinite}").fetchall()[0][0]:
             reasons[INFINITE] = infinite
-    keys, days = [identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
-    uri = delta_tables.table("published", spec.name)
+    keys, days = [quote_identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
+    uri = delta_tables.table_uri("published", spec.name)
     if not duckdb_session.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
         return source, {**reasons, UNKNOWN: "TRUE"}
     same = " AND ".join(

@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core import dates
 from perennial.core.errors import SpecError
-from perennial.core.sql import SQL_TYPES, identifier, text_literal
+from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.storage.landing import Feed, Landed
+from perennial.storage.landing import FeedSchema, LandedFile
 
 if TYPE_CHECKING:
     import duckdb
@@ -29,29 +29,31 @@ class UnreadableError(Exception):
     """Rows that were validated cannot be read again."""
 
 
-def day_of(landed: list[Landed], shift: int = 0) -> str:
+def day_of(landed: list[LandedFile], shift: int = 0) -> str:
     """SQL of the partition date of a row."""
-    days = [dates.shift(file.day, shift) for file in landed]
+    days = [dates.add_days(file.day, shift) for file in landed]
     if len(days) == 1:
         return text_literal(days[0])
     return f"([{', '.join(text_literal(d) for d in days)}])[__file + 1]"
 
 
-def only(landed: list[Landed], days: set[str]) -> str:
+def only(landed: list[LandedFile], days: set[str]) -> str:
     """SQL condition of the rows of some dates."""
     wanted = [str(i) for i, file in enumerate(landed) if file.day in days]
     return "TRUE" if len(wanted) == len(landed) else f"__file IN ({', '.join(wanted) or '-1'})"
 
 
-def published(columns: Mapping[str, str], landed: list[Landed], source: str, bad: str, days: set[str]) -> str:
+def published(
+    columns: Mapping[str, str], landed: list[LandedFile], source: str, bad: str, days: set[str]
+) -> str:
     """SQL of the rows that are published."""
-    listed = ", ".join(identifier(c) for c in columns)
+    listed = ", ".join(quote_identifier(c) for c in columns)
     return (f"SELECT {listed}, {day_of(landed)} AS partition_date FROM {source} "
             f"WHERE {only(landed, days)} AND NOT coalesce(({bad}), FALSE)")  # fmt: skip
 
 
 def quarantined(
-    spec: ModelSpec, feed: Feed, landed: list[Landed], source: str, reasons: dict[str, str], days: set[str],
+    spec: ModelSpec, feed: FeedSchema, landed: list[LandedFile], source: str, reasons: dict[str, str], days: set[str],
     run_id: str, unread: Iterable[str] = (), shift: int = 0,
 ) -> str:  # fmt: skip
     """SQL of the rows that go to quarantine: key, feed, values as JSON, reasons, run.
@@ -60,7 +62,7 @@ def quarantined(
         shift: days from the file's date to the partition that the records belong to (labels come with a later one).
     """
     keys = ", ".join(
-        f"TRY_CAST({identifier(k)} AS {SQL_TYPES[spec.data.columns[k]]}) AS {identifier(k)}"
+        f"TRY_CAST({quote_identifier(k)} AS {SQL_TYPES[spec.data.columns[k]]}) AS {quote_identifier(k)}"
         for k in spec.data.key
     )
     cells = ", ".join(
@@ -77,22 +79,24 @@ def quarantined(
     )
 
 
-def _cell(column: str, kind: str, feed: Feed, unread: set[str]) -> str:
+def _cell(column: str, kind: str, feed: FeedSchema, unread: set[str]) -> str:
     """A value as quarantine shows it: personal data masked, long text cut, what no JSON number can say as text."""
-    name = identifier(column)
+    name = quote_identifier(column)
     if column in feed.personal:
         return text_literal(HIDDEN)
     if column in unread:
-        return f"left({identifier('__text_' + column)}, {LONG_TEXT})"
+        return f"left({quote_identifier('__text_' + column)}, {LONG_TEXT})"
     if kind == "string":
         cut = f"left({name}, {LONG_TEXT}) || '… (' || length({name}) || ' characters)'"
         return f"CASE WHEN length({name}) > {LONG_TEXT} THEN {cut} ELSE {name} END"
     return f"{name}::VARCHAR" if kind in ("number", "date", "timestamp") else name
 
 
-def rejected(spec: ModelSpec, day: str, reasons: list[str], run_id: str) -> str:
+def stopped_partition_sql(spec: ModelSpec, day: str, reasons: list[str], run_id: str) -> str:
     """SQL of the record that a stopped partition leaves in quarantine: no row, only why."""
-    keys = ", ".join(f"NULL::{SQL_TYPES[spec.data.columns[k]]} AS {identifier(k)}" for k in spec.data.key)
+    keys = ", ".join(
+        f"NULL::{SQL_TYPES[spec.data.columns[k]]} AS {quote_identifier(k)}" for k in spec.data.key
+    )
     why = ", ".join(text_literal("partition stopped: " + r) for r in reasons)
     return (f"SELECT {keys}, 'partition' AS feed, {text_literal(day)} AS feed_date, NULL::VARCHAR AS row_values, "
             f"[{why}] AS reasons, {text_literal(run_id)} AS run_id, {text_literal(day)} AS partition_date")  # fmt: skip
@@ -163,7 +167,7 @@ def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
 
     con = duckdb.connect(config={"autoinstall_known_extensions": False})
     con.execute("SET enable_external_access=false; SET lock_configuration=true")
-    typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {identifier(c)}" for c, kind in columns.items())
+    typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {quote_identifier(c)}" for c, kind in columns.items())
     try:
         kind = str(
             con.execute(f"SELECT typeof(({spec.label.expression})) FROM (SELECT {typed})").fetchall()[0][0]
@@ -188,10 +192,10 @@ def label_value(expression: str, kind: str) -> str:
 
 
 def labels(
-    spec: ModelSpec, landed: list[Landed], source: str, bad: str, days: set[str], kind: str, arrives: int
+    spec: ModelSpec, landed: list[LandedFile], source: str, bad: str, days: set[str], kind: str, arrives: int
 ) -> str:
     """SQL of the labels that are published: key, label, the partition that brought them."""
-    keys = ", ".join(identifier(k) for k in spec.data.key)
+    keys = ", ".join(quote_identifier(k) for k in spec.data.key)
     return (
         f"SELECT {keys}, {label_value(spec.label.expression, kind)} AS label, {day_of(landed, arrives)} AS arrived, "
         f"{day_of(landed)} AS partition_date FROM {source} "

@@ -6,36 +6,40 @@ import json
 from typing import TYPE_CHECKING
 
 from perennial.core.errors import PerennialError
-from perennial.ingestion.run import REMEDY, Work, land_file, through
+from perennial.ingestion.run import REMEDY, PartitionRun, land_file, validate_and_publish
 from perennial.storage import delta_tables, landing
 
 if TYPE_CHECKING:
-    from perennial.storage.landing import Feed, Landed
-    from perennial.validation.gx_evaluator import Outcome
+    from perennial.storage.landing import FeedSchema, LandedFile
+    from perennial.validation.gx_evaluator import ValidationOutcome
     from perennial.validation.suite import Expectation
-    from perennial.validation.validator import Findings
+    from perennial.validation.validator import ValidationFindings
 
 
 #: In a longer range, only dates with something to show get a page of their own; all get their JSON.
 PAGES = 7
 
 
-def _rows(work: Work, suite: list[Expectation]) -> None:
+def _rows(work: PartitionRun, suite: list[Expectation]) -> None:
     """Read, validate and publish the rows of all nights."""
-    from perennial.storage.landing import Feed
+    from perennial.storage.landing import FeedSchema
 
     spec = work.spec
-    feed = Feed(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
+    feed = FeedSchema(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
     landed = []
     for night in work.nights.values():
-        uri = landing.expand(spec.data.source, night.day)
+        uri = landing.source_uri(spec.data.source, night.day)
         if file := land_file(work, night, feed, uri, required=True):
             landed.append(file)
-    through(work, feed, landed, suite, _publish_rows)
+    validate_and_publish(work, feed, landed, suite, _publish_rows)
 
 
 def _publish_rows(
-    work: Work, feed: Feed, landed: list[Landed], findings: Findings, unread: dict[str, str]
+    work: PartitionRun,
+    feed: FeedSchema,
+    landed: list[LandedFile],
+    findings: ValidationFindings,
+    unread: dict[str, str],
 ) -> None:
     """Keep the data docs, then publish what is good and put the rest aside."""
     from perennial.core import dates
@@ -54,50 +58,52 @@ def _publish_rows(
             night.error = _stopped(feed, outcome, night.doc)
     stopped = {o.day: o for o in findings.outcomes if o.stopped}
     good = {o.day for o in findings.outcomes} - set(stopped)
-    uri = delta_tables.table("quarantine", spec.name)
+    uri = delta_tables.table_uri("quarantine", spec.name)
     held = set(delta_tables.partitions(uri))
     for day, outcome in stopped.items():
         publishing.replace(
-            work.con, uri, publishing.rejected(spec, day, outcome.stopped, work.run_id), day, day
+            work.con, uri, publishing.stopped_partition_sql(spec, day, outcome.stopped, work.run_id), day, day
         )
     aside = {o.day for o in findings.outcomes if o.day in good and (o.quarantined or o.day in held)}
     by_day = {o.day: o for o in findings.outcomes}
-    for first, last in dates.runs(aside):
+    for first, last in dates.contiguous_ranges(aside):
         days = {d for d in aside if first <= d <= last}
         sql = publishing.quarantined(
             spec, feed, landed, findings.source, findings.reasons, days, work.run_id, unread
         )
         publishing.replace(work.con, uri, sql, first, last, sum(by_day[d].quarantined for d in days))
-    for first, last in dates.runs(good):
+    for first, last in dates.contiguous_ranges(good):
         days = {d for d in good if first <= d <= last}
         sql = publishing.published(feed.columns, landed, findings.source, findings.bad, days)
         rows = sum(by_day[d].rows - by_day[d].quarantined for d in days)
         work.versions["published"] = publishing.replace(
-            work.con, delta_tables.table("published", spec.name), sql, first, last, rows
+            work.con, delta_tables.table_uri("published", spec.name), sql, first, last, rows
         )
     if spec.label.source is None:
         _own_labels(work, landed, findings, good)
 
 
-def _stopped(feed: Feed, outcome: Outcome, doc: str) -> PerennialError:
+def _stopped(feed: FeedSchema, outcome: ValidationOutcome, doc: str) -> PerennialError:
     return feed.error(
         f"nothing was published: {'; '.join(outcome.stopped)}. Data doc: {doc}", REMEDY, outcome.day
     )
 
 
-def _own_labels(work: Work, landed: list[Landed], findings: Findings, good: set[str]) -> None:
+def _own_labels(
+    work: PartitionRun, landed: list[LandedFile], findings: ValidationFindings, good: set[str]
+) -> None:
     """Publish the labels that the rows themselves hold."""
     from perennial.core import dates
     from perennial.ingestion import publishing
 
     spec = work.spec
     kind = publishing.label_type(spec, spec.data.columns)
-    for first, last in dates.runs(good):
+    for first, last in dates.contiguous_ranges(good):
         days = {d for d in good if first <= d <= last}
         sql = publishing.labels(spec, landed, findings.source, findings.bad, days, kind, 0)
         rows = sum(work.nights[d].rows_out for d in days)
         work.versions["labels"] = publishing.replace(
-            work.con, delta_tables.table("labels", spec.name), sql, first, last, rows
+            work.con, delta_tables.table_uri("labels", spec.name), sql, first, last, rows
         )
     for day in good:
         work.nights[day].labels, work.nights[day].label_state = work.nights[day].rows_out, "in the rows"

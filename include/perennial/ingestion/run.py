@@ -15,10 +15,10 @@ from perennial.storage import manifests
 if TYPE_CHECKING:
     import duckdb
 
-    from perennial.storage.landing import Feed, Landed
+    from perennial.storage.landing import FeedSchema, LandedFile
     from perennial.validation.checks import Check
     from perennial.validation.suite import Expectation
-    from perennial.validation.validator import Findings
+    from perennial.validation.validator import ValidationFindings
 
 
 STEP = "data"
@@ -28,7 +28,7 @@ REMEDY = "read the data doc, mend the feed (or the expectation), then run this d
 
 
 @dataclass
-class Night:
+class PartitionState:
     """One partition date on its way through the step."""
 
     day: str
@@ -45,33 +45,33 @@ class Night:
 
 
 @dataclass
-class Work:
+class PartitionRun:
     """What the parts of one call share."""
 
     spec: ModelSpec
     con: duckdb.DuckDBPyConnection
     folder: Path
     run_id: str
-    nights: dict[str, Night]
+    nights: dict[str, PartitionState]
     versions: dict[str, int] = field(default_factory=dict)
 
-    def good(self) -> list[Night]:
+    def good(self) -> list[PartitionState]:
         """Nights that nothing has stopped so far."""
         return [n for n in self.nights.values() if n.error is None]
 
 
-def _labelled(spec: ModelSpec, day: str, nights: dict[str, Night]) -> str | None:
+def _labelled(spec: ModelSpec, day: str, nights: dict[str, PartitionState]) -> str | None:
     """The rows that the labels of one night are matched with, by the digest of their file; none: there are none."""
-    label_day = dates.shift(day, -spec.label.arrives_after_days)
+    label_day = dates.add_days(day, -spec.label.arrives_after_days)
     if label_day in nights and nights[label_day].error is None:
         return str(nights[label_day].inputs["source"])
     found = manifests.read(spec.name, STEP, label_day) if label_day != day else None
     return found.inputs["source"] if found else None
 
 
-def through(
-    work: Work, feed: Feed, landed: list[Landed], suite: list[Expectation],
-    publish: Callable[[Work, Feed, list[Landed], Findings, dict[str, str]], None],
+def validate_and_publish(
+    work: PartitionRun, feed: FeedSchema, landed: list[LandedFile], suite: list[Expectation],
+    publish: Callable[[PartitionRun, FeedSchema, list[LandedFile], ValidationFindings, dict[str, str]], None],
 ) -> None:  # fmt: skip
     """Validate files and publish them, together as far as may be; a file that cannot be read stops its night alone."""
     from perennial.ingestion.publishing import UnreadableError
@@ -88,19 +88,21 @@ def through(
                     _unreadable(work, feed, part[0], error)
 
 
-def _unreadable(work: Work, feed: Feed, file: Landed, error: Exception) -> None:
+def _unreadable(work: PartitionRun, feed: FeedSchema, file: LandedFile, error: Exception) -> None:
     from perennial.storage.landing import unreadable
 
     late = 0 if feed.what == "rows" else work.spec.label.arrives_after_days
-    day = dates.shift(file.day, late)
+    day = dates.add_days(file.day, late)
     work.nights[day].error = unreadable(feed, day, file.uri, error)
 
 
-def land_file(work: Work, night: Night, feed: Feed, uri: str, *, required: bool) -> Landed | None:
-    from perennial.storage.landing import land
+def land_file(
+    work: PartitionRun, night: PartitionState, feed: FeedSchema, uri: str, *, required: bool
+) -> LandedFile | None:
+    from perennial.storage.landing import fetch_file
 
     try:
-        file = land(feed, night.day if required else night.label_date, uri, work.folder, work.con)
+        file = fetch_file(feed, night.day if required else night.label_date, uri, work.folder, work.con)
     except FileNotFoundError:
         if required:
             remedy = "wait for the feed, then run this date again; a range over it publishes the other dates"
@@ -116,7 +118,7 @@ def land_file(work: Work, night: Night, feed: Feed, uri: str, *, required: bool)
     return file
 
 
-def _batches(landed: list[Landed]) -> list[list[Landed]]:
+def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
     """Files that are read together: all, but big ones by themselves, so that a range judges as its nights would."""
     from perennial.validation.checks import EXACT_QUANTILE_ROWS
 
@@ -126,8 +128,8 @@ def _batches(landed: list[Landed]) -> list[list[Landed]]:
 
 
 def _validate(
-    work: Work, feed: Feed, batch: list[Landed], suite: list[Expectation]
-) -> Iterator[tuple[list[Landed], Findings, dict[str, str]]]:
+    work: PartitionRun, feed: FeedSchema, batch: list[LandedFile], suite: list[Expectation]
+) -> Iterator[tuple[list[LandedFile], ValidationFindings, dict[str, str]]]:
     """Validate files together; where one is malformed, one by one, so that it is found.
 
     What it yields can be read until the next is asked for: the view is then another one.

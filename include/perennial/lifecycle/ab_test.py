@@ -22,11 +22,11 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.core import dates
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.lifecycle import trials
 from perennial.monitoring import performance
 from perennial.monitoring.nightly_sample import MIN_ROWS
-from perennial.spec.constraints import NIGHTS
+from perennial.spec.constraints import MIN_BASELINE_NIGHTS
 from perennial.storage import delta_tables, duckdb_session
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ EFFECT = 1.0
 
 
 @dataclass(frozen=True)
-class Split:
+class ABSplit:
     """Which rows of which nights a challenger serves.
 
     Attributes:
@@ -60,7 +60,7 @@ class Split:
         import numpy as np
 
         salt = ", ".join(text_literal(part) for part in (self.model, self.version))
-        texts = ", ".join(f"CAST({identifier(c)} AS VARCHAR)" for c in self.columns)
+        texts = ", ".join(f"CAST({quote_identifier(c)} AS VARCHAR)" for c in self.columns)
         half = f"md5_number_upper(concat_ws(chr(31), {salt}, {texts}))"
         con = duckdb_session.connect(threads=1)
         con.register("rows", table.select(self.columns))
@@ -68,17 +68,21 @@ class Split:
         return np.asarray(found["served"], bool)
 
 
-def standing(spec: ModelSpec, champion: registry.Version) -> Split | None:
+def standing(spec: ModelSpec, champion: registry.ModelVersion) -> ABSplit | None:
     """The split of this champion's nights; None where there is none, or ``retraining.split`` has been set to 0."""
-    record = trials.standing(spec) if spec.retraining.split else None
+    record = trials.active_trial(spec) if spec.retraining.split else None
     if record is None or record["evidence"]["champion"] != champion.version:
         return None
     columns = (spec.group,) if spec.group else tuple(spec.data.key)
-    return Split(spec.name, record["model_version"], columns, spec.retraining.split, record["partition"])
+    return ABSplit(spec.name, record["model_version"], columns, spec.retraining.split, record["partition"])
 
 
 def compare(
-    spec: ModelSpec, champion: registry.Version, challenger: registry.Version, since: str, as_of: str
+    spec: ModelSpec,
+    champion: registry.ModelVersion,
+    challenger: registry.ModelVersion,
+    since: str,
+    as_of: str,
 ) -> dict[str, Any]:
     """Both arms on the nights after ``since`` whose labels are known by ``as_of``.
 
@@ -88,13 +92,13 @@ def compare(
     """
     import numpy as np
 
-    first = dates.shift(since, 1)
+    first = dates.add_days(since, 1)
     old, new = (performance.nightly(spec, v, first, as_of, MIN_ROWS) for v in (champion, challenger))
     nights = sorted(old.keys() & new.keys())
     saved = np.array([old[d] - new[d] for d in nights])
     scale = max(float(np.mean([old[d] for d in nights])), 1e-12) if nights else 1.0
     low, high = (bound / scale for bound in interval(saved, spec.gate.confidence))
-    served = _served(spec, challenger.version, first, performance.matured(spec, as_of))
+    served = _served(spec, challenger.version, first, performance.last_labelled_date(spec, as_of))
     return {
         "split": spec.retraining.split,
         "first": first,
@@ -103,7 +107,7 @@ def compare(
         "gain": round(float(saved.mean()) / scale, 6) if nights else None,
         "low": round(low, 6) if math.isfinite(low) else None,
         "high": round(high, 6) if math.isfinite(high) else None,
-        "state": judge(low, high, spec.gate.margin, served >= spec.retraining.shadow_nights),
+        "state": trial_state(low, high, spec.gate.margin, served >= spec.retraining.shadow_nights),
     }
 
 
@@ -116,14 +120,14 @@ def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     n = len(values)
     spread = 1 + n * EFFECT**2
     reach = (spread / (1 - confidence) ** 2) ** (1 / max(n, 1))
-    if n < NIGHTS or reach >= spread:
+    if n < MIN_BASELINE_NIGHTS or reach >= spread:
         return -math.inf, math.inf
     mean, sd = float(values.mean()), float(values.std(ddof=1))
     radius = sd * math.sqrt((n - 1) / n * (reach - 1) / (1 - reach / spread))
     return mean - radius, mean + radius
 
 
-def judge(low: float, high: float, margin: float, over: bool) -> str:
+def trial_state(low: float, high: float, margin: float, over: bool) -> str:
     """``passed`` when the gain is surely above ``margin``; ``failed`` when it surely is not, or time is ``over``."""
     if low > margin:
         return trials.PASSED
@@ -134,7 +138,7 @@ def _served(spec: ModelSpec, version: str, start: str, end: str) -> int:
     """Nights of which a version served rows."""
     con = duckdb_session.connect()
     if start > end or not duckdb_session.relation(
-        con, "p", delta_tables.table("predictions", spec.name), None, start, end
+        con, "p", delta_tables.table_uri("predictions", spec.name), None, start, end
     ):
         return 0
     mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"

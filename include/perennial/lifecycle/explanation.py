@@ -16,7 +16,7 @@ _WORST = ("bad", "suspected", "undetermined")
 _SAID = {"bad": "BAD", "suspected": "suspected", "undetermined": "cannot be told"}
 
 
-def why(spec: ModelSpec, day: str) -> list[str]:
+def explain_decision(spec: ModelSpec, day: str) -> list[str]:
     """What was decided about a model's retraining as of a date, on what evidence, and what came of it.
 
     A date without a decision of its own is answered by the latest one before it.

@@ -40,7 +40,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
     gate, version = result["gate"], str(result["version"])
     why = "; ".join(gate["reasons"])
     with locks.hold(f"promote-{spec.name}"):
-        now = _look(spec, as_of)
+        now = _read_champion_state(spec, as_of)
         # The alias may point at it already: moved by a promotion that was killed before it wrote so, or by hand.
         before = now.known if now.champion == version else now.champion
         answer = {"promoted": False, "version": version, "previous": before, "reason": why}
@@ -60,7 +60,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             and trials.state(spec, version) != trials.PASSED
         ):
             trials.begin(spec, version=version, champion=before, as_of=as_of, actor=actor)
-            why = f"version {version} passed the gate, and {trials.trial(spec)} first"
+            why = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
             return answer | {"reason": why}
         _move(spec, version, now)
         evidence = {
@@ -76,7 +76,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
 
 
 @dataclass(frozen=True)
-class _Present:
+class _ChampionState:
     """What is, and what the ledger knows of it.
 
     Attributes:
@@ -100,16 +100,16 @@ class _Present:
         return int(self.moves[-1]["sequence"]) if self.moves else 0
 
 
-def _look(spec: ModelSpec, as_of: str | None = None) -> _Present:
+def _read_champion_state(spec: ModelSpec, as_of: str | None = None) -> _ChampionState:
     """What is; written down, once, where the champion is neither the ledger's nor what a killed step left.
 
     Then somebody moved it outside promotion.
     """
     found = registry.champion(spec)
     moves = [r for r in ledger.records(spec.name) if r["decision"] in MOVES.values()]
-    uri = _intention(spec)
+    uri = _promotion_intent_uri(spec)
     begun = json.loads(object_store.read_text(uri)) if object_store.exists(uri) else {}
-    now = _Present(found.version if found else None, moves, None)
+    now = _ChampionState(found.version if found else None, moves, None)
     if begun.get("since") == now.since:
         now = replace(now, begun=begun["version"])
     if now.champion in (now.known, now.begun):
@@ -129,13 +129,13 @@ def _look(spec: ModelSpec, as_of: str | None = None) -> _Present:
     return now
 
 
-def _intention(spec: ModelSpec) -> str:
+def _promotion_intent_uri(spec: ModelSpec) -> str:
     return f"{settings().lake}/promotions/{spec.name}.json"
 
 
-def _move(spec: ModelSpec, version: str, now: _Present) -> None:
+def _move(spec: ModelSpec, version: str, now: _ChampionState) -> None:
     """Point ``champion`` at a version, after saying so: whoever is killed before the record is told from a stranger."""
-    object_store.write_text(_intention(spec), json.dumps({"version": version, "since": now.since}))
+    object_store.write_text(_promotion_intent_uri(spec), json.dumps({"version": version, "since": now.since}))
     registry.set_alias(spec.name, version, "champion")
 
 
@@ -178,7 +178,7 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
     if not reason.strip():
         raise DataError("a rollback needs a reason", "say why, for whoever reads the ledger", model=spec.name)
     with locks.hold(f"promote-{spec.name}"):
-        now = _look(spec)
+        now = _read_champion_state(spec)
         number, known = now.champion, now.known
         if number not in (None, known) and number == now.begun == (to_version or _previous(now.moves, known)):
             target, number = str(number), known  # killed between the move and its record: complete it
@@ -208,7 +208,7 @@ def _previous(moves: list[dict[str, Any]], number: str | None) -> str | None:
     return None
 
 
-def check(found: registry.Version) -> None:
+def check(found: registry.ModelVersion) -> None:
     """Load a version (digest checked) and have it predict a row of nothing but missing values.
 
     Raises:

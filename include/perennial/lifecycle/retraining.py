@@ -61,11 +61,13 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         triggers = _triggers(spec, verdict, as_of)
         against = None
         if triggers or backfill:
-            against = _against(spec, as_of, backfill, records, decisions) or _shaded(verdict)
+            against = _blocking_reason(spec, as_of, backfill, records, decisions) or _active_trial_reason(
+                verdict
+            )
         decision = DECLINED
         if triggers and against is None:
             decision = PROPOSED if spec.retraining.mode == "ask" else REQUESTED
-        why = "; ".join(triggers.values()) or _calm(verdict)
+        why = "; ".join(triggers.values()) or _no_trigger_reason(verdict)
         reason = why if against is None else f"{against} ({why})"
         record = ledger.append(
             spec.name,
@@ -129,7 +131,7 @@ def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) ->
 
 def in_flight(spec: ModelSpec, as_of: str) -> dict[str, Any] | None:
     """The record of the retraining that was asked for before ``as_of`` and has not ended; None where there is none."""
-    found = _unended(ledger.records(spec.name))
+    found = _open_request(ledger.records(spec.name))
     old = found is not None and _days(found["partition"], as_of) > spec.retraining.lost_after_days
     return None if found is None or old or found["partition"] >= as_of else found
 
@@ -139,7 +141,7 @@ def _real(records: _Records) -> _Records:
     return [r for r in records if r["kind"] == KIND and not r["evidence"].get("backfill")]
 
 
-def _unended(records: _Records) -> dict[str, Any] | None:
+def _open_request(records: _Records) -> dict[str, Any] | None:
     """The last request, where no training came of it yet."""
     last = max(
         (r for r in records if r["kind"] == KIND and r["decision"] == REQUESTED),
@@ -236,7 +238,7 @@ def harm(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
     return f"no labels yet, but more loss is expected: {estimated.get('reason', '')}"
 
 
-def _calm(verdict: dict[str, Any]) -> str:
+def _no_trigger_reason(verdict: dict[str, Any]) -> str:
     """Why nothing asks for a retraining."""
     tier = verdict.get("verdict", "undetermined")
     signals = verdict.get("signals") or {}
@@ -252,7 +254,7 @@ def _calm(verdict: dict[str, Any]) -> str:
     return "; ".join(said)
 
 
-def _against(
+def _blocking_reason(
     spec: ModelSpec, as_of: str, backfill: bool, records: _Records, decisions: _Records
 ) -> str | None:
     """What forbids a retraining, the first reason that holds."""
@@ -271,7 +273,7 @@ def _against(
         return "the budget of retrainings is 0" if policy.budget == 0 else None
     last = max(requests, key=lambda r: r["partition"])
     days = _days(last["partition"], as_of)
-    if _unended(records) is not None and days <= policy.lost_after_days:
+    if _open_request(records) is not None and days <= policy.lost_after_days:
         return f"the retraining asked for on {last['partition']} is still in flight"
     if days < policy.cooldown_days:
         return f"the last retraining was asked for {days} days ago, and {policy.cooldown_days} must pass"
@@ -283,7 +285,7 @@ def _against(
     return None
 
 
-def _shaded(verdict: dict[str, Any]) -> str | None:
+def _active_trial_reason(verdict: dict[str, Any]) -> str | None:
     """Why a challenger on trial comes first, if there is one."""
     seen = verdict.get("shadow") or {}
     if seen.get("state") not in ("begun", "passed"):

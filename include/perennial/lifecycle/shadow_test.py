@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from perennial.lifecycle.trials import BEGUN, FAILED, PASSED, _Result, standing
+from perennial.lifecycle.trials import BEGUN, FAILED, PASSED, _Result, active_trial
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 
 
-def compare(spec: ModelSpec, champion: registry.Version, as_of: str, labels_until: str) -> _Result | None:
+def compare(
+    spec: ModelSpec, champion: registry.ModelVersion, as_of: str, labels_until: str
+) -> _Result | None:
     """Champion and challenger on the nights that neither has learned from or was judged on.
 
     Returns:
@@ -20,15 +22,15 @@ def compare(spec: ModelSpec, champion: registry.Version, as_of: str, labels_unti
     from scipy import stats
 
     from perennial.core import dates
-    from perennial.features.engine import Features
+    from perennial.features.engine import FeatureQuery
     from perennial.lifecycle import ab_test
-    from perennial.monitoring.nightly_sample import gather
+    from perennial.monitoring.nightly_sample import sample_nights
 
-    record = standing(spec)
+    record = active_trial(spec)
     if record is None or record["evidence"]["champion"] != champion.version:
         return None
     challenger = registry.version(spec.name, record["model_version"])
-    first = dates.shift(challenger.tags["judged_on"].split("..")[1], 1)
+    first = dates.add_days(challenger.tags["judged_on"].split("..")[1], 1)
     found: _Result = {
         "version": challenger.version,
         "as_of": record["partition"],
@@ -40,8 +42,8 @@ def compare(spec: ModelSpec, champion: registry.Version, as_of: str, labels_unti
     sides = []
     for version in (champion, challenger):
         trained = registry.spec(version)
-        seen = gather(
-            spec, registry.load(version), Features(trained), first, as_of, labels_until=labels_until
+        seen = sample_nights(
+            spec, registry.load(version), FeatureQuery(trained), first, as_of, labels_until=labels_until
         ).labelled
         sides.append(seen.mean(seen.losses(spec.task, spec.metric)))
     old, new = sides

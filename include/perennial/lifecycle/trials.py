@@ -25,13 +25,13 @@ def state(spec: ModelSpec, version: str) -> str | None:
     return str(records[-1]["decision"]) if records else None
 
 
-def standing(spec: ModelSpec) -> _Result | None:
+def active_trial(spec: ModelSpec) -> _Result | None:
     """The record that the challenger on trial began with; None where there is none."""
     records = ledger.records(spec.name, KIND)
     return records[-1] if records and records[-1]["decision"] == BEGUN else None
 
 
-def trial(spec: ModelSpec) -> str:
+def describe_policy(spec: ModelSpec) -> str:
     """What the policy asks of a challenger that passed the gate, in words."""
     policy = spec.retraining
     if policy.split:
@@ -46,7 +46,7 @@ def begin(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: st
             spec.name,
             kind=KIND,
             decision=BEGUN,
-            reason=f"it {trial(spec)}, beside version {champion}",
+            reason=f"it {describe_policy(spec)}, beside version {champion}",
             actor=actor,
             partition=as_of,
             model_version=version,
@@ -56,7 +56,7 @@ def begin(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: st
 
 def end(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
     """End the trial of a challenger whose champion is champion no more; returns whether there was one."""
-    record = standing(spec)
+    record = active_trial(spec)
     if record is None or record["evidence"]["champion"] == champion:
         return False
     ledger.append(
@@ -72,7 +72,7 @@ def end(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
     return True
 
 
-def said(seen: Mapping[str, Any], metric: str) -> str:
+def summarise(seen: Mapping[str, Any], metric: str) -> str:
     """What `compare` found, in words."""
     rows = f"on {seen['nights']} nights" + (f", {seen['split']:.0%} of the rows" if seen.get("split") else "")
     if seen["gain"] is not None and seen["low"] is not None:

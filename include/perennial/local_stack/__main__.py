@@ -10,8 +10,8 @@ from contextlib import contextmanager
 
 from rich.console import Console
 
-from perennial.core.errors import BusyError, PerennialError
-from perennial.core.runtime import leave
+from perennial.core.errors import LockHeldError, PerennialError
+from perennial.core.runtime import flush_and_exit
 from perennial.local_stack import processes, servers
 from perennial.local_stack.config import Stack, password, stack
 from perennial.local_stack.progress import Board
@@ -64,7 +64,7 @@ def only_one(config: Stack) -> Iterator[None]:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             file.seek(0)
-            raise BusyError(
+            raise LockHeldError(
                 f"process {file.read().strip()} is already running this stack",
                 "wait for its end, or press Ctrl-C there",
             ) from None
@@ -102,4 +102,4 @@ def status(config: Stack, console: Console) -> int:
 
 
 if __name__ == "__main__":
-    leave(main())
+    flush_and_exit(main())

@@ -42,7 +42,7 @@ class Driver:
     def __init__(self, plan: Plan, airflow: Airflow, board: Board, halt: threading.Event) -> None:
         self.plan, self.airflow, self.board, self.halt = plan, airflow, board, halt
         self.model = plan.model
-        self.spec = catalog.load(plan.model)
+        self.spec = catalog.load_model_by_name(plan.model)
         self._looked: set[str] = set()
         self._told: set[str] = set()
         self._seen: dict[str, int] = {}
@@ -55,7 +55,7 @@ class Driver:
         """
         self._history()
         self._first_champion()
-        nights = dates.dates(dates.shift(self.plan.trained_until, 1), self.plan.latest)
+        nights = dates.dates(dates.add_days(self.plan.trained_until, 1), self.plan.latest)
         for night in nights:
             self._night(night)
             if self._is_monitored(night):

@@ -49,7 +49,7 @@ def show(console: Console, plans: tuple[Plan, ...]) -> None:
 
 def events(plan: Plan) -> list[Event]:
     """Everything that happened to one model, in the order of the partitions."""
-    spec = catalog.load(plan.model)
+    spec = catalog.load_model_by_name(plan.model)
     found: list[Event] = []
     history = _manifests(spec, "data", dates.dates(plan.first, plan.trained_until))
     if history:
@@ -58,7 +58,7 @@ def events(plan: Plan) -> list[Event]:
         found.append(Event(_span([m.key for m in history]), f"{len(history)} nights published", figures))
     found += _training(spec, plan.trained_until)
     scored: list[Manifest] = []
-    for night in dates.dates(dates.shift(plan.trained_until, 1), plan.latest):
+    for night in dates.dates(dates.add_days(plan.trained_until, 1), plan.latest):
         scored += _manifests(spec, "score", [night])
         watched = _watched(spec, night)
         if watched:

@@ -38,7 +38,7 @@ class Comparison:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def compare(
+def paired_bootstrap(
     mine: np.ndarray,
     other: np.ndarray,
     *,

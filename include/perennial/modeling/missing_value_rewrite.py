@@ -26,7 +26,7 @@ BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
-class Dense:
+class DenseBooster:
     """A rewritten booster, which reads every feature, and once more those that go left where they are missing.
 
     Attributes:
@@ -55,7 +55,7 @@ class Dense:
         return rows
 
 
-def dense(booster: xgboost.Booster, rows: int, threads: int) -> Dense | None:
+def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -> DenseBooster | None:
     """The booster rewritten; None where it takes longer than it saves, for so many rows, or too much memory.
 
     Follows XGBoost's documented JSON format (https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html).
@@ -81,7 +81,7 @@ def dense(booster: xgboost.Booster, rows: int, threads: int) -> Dense | None:
     learner["learner_model_param"]["num_feature"] = str(features + len(left))
     learner["feature_names"] = learner["feature_types"] = []
     rewritten = xgboost.Booster({"nthread": threads}, model_file=bytearray(json.dumps(held).encode()))
-    return Dense(rewritten, features, left)
+    return DenseBooster(rewritten, features, left)
 
 
 def _splits(tree: dict[str, list[int]]) -> Iterator[tuple[int, bool]]:

@@ -18,14 +18,14 @@ from perennial.core.settings import settings
 from perennial.spec.model_spec import ModelSpec
 
 if TYPE_CHECKING:
-    from perennial.modeling.trained_model import Model
+    from perennial.modeling.trained_model import TrainedModel
 
 FOLDER = "perennial"  # of a run's artifacts
 TIMEOUT = 30
 
 
 @dataclass(frozen=True)
-class Version:
+class ModelVersion:
     """One registered version."""
 
     name: str
@@ -91,9 +91,9 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
         ) from error
 
 
-def _version(found: dict[str, Any]) -> Version:
+def _version(found: dict[str, Any]) -> ModelVersion:
     tags = {t["key"]: t["value"] for t in found.get("tags", [])}
-    return Version(
+    return ModelVersion(
         found["name"],
         found["version"],
         found.get("run_id", ""),
@@ -102,7 +102,7 @@ def _version(found: dict[str, Any]) -> Version:
     )
 
 
-def by_alias(model: str, alias: str = "champion") -> Version | None:
+def by_alias(model: str, alias: str = "champion") -> ModelVersion | None:
     """The version an alias points at; None where there is none.
 
     Raises:
@@ -113,12 +113,12 @@ def by_alias(model: str, alias: str = "champion") -> Version | None:
     return _version(answer["model_version"]) if answer else None
 
 
-def champion(model: ModelSpec) -> Version | None:
+def champion(model: ModelSpec) -> ModelVersion | None:
     """The model's champion; None before the first promotion."""
     return by_alias(model.name)
 
 
-def version(model: str, number: str) -> Version:
+def version(model: str, number: str) -> ModelVersion:
     """One version.
 
     Raises:
@@ -159,7 +159,7 @@ def artifact(run_id: str, name: str) -> Path:
     return _download("/get-artifact", {"run_uuid": run_id, "path": f"{FOLDER}/{name}"}, target)
 
 
-def stored(found: Version, name: str) -> Any:
+def load_json_artifact(found: ModelVersion, name: str) -> Any:
     """The content of a JSON file that training left beside the model.
 
     Raises:
@@ -177,15 +177,15 @@ def stored(found: Version, name: str) -> Any:
         ) from error
 
 
-def spec(found: Version) -> ModelSpec:
+def spec(found: ModelVersion) -> ModelSpec:
     """The spec that a version was trained from: its own features score it, not today's folder."""
-    bundle = stored(found, "spec.json")
+    bundle = load_json_artifact(found, "spec.json")
     # Who was told is no part of the model, and an earlier release may have said it in another form.
     bundle["model"].pop("alerts", None)
     return ModelSpec.from_bundle(bundle)
 
 
-def load(found: Version, *, fresh: bool = False, threads: int | None = None) -> Model:
+def load(found: ModelVersion, *, fresh: bool = False, threads: int | None = None) -> TrainedModel:
     """The version's model; its file is checked against the digest that was registered with it, at each load.
 
     Args:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from perennial.core.errors import ArtifactError
 from perennial.modeling.encoding import Encoding
-from perennial.modeling.missing_value_rewrite import Dense, dense
+from perennial.modeling.missing_value_rewrite import DenseBooster, rewrite_without_missing
 
 if TYPE_CHECKING:
     import numpy as np
@@ -23,7 +23,7 @@ _ATTRIBUTE = "perennial"
 
 
 @dataclass(frozen=True)
-class Model:
+class TrainedModel:
     """A booster, the encoding of its features and the classes it tells apart.
 
     Attributes:
@@ -35,7 +35,7 @@ class Model:
     encoding: Encoding
     task: str
     classes: tuple[str, ...] = ()
-    dense: Dense | None = None
+    dense: DenseBooster | None = None
 
     def predict(self, features: pa.Table) -> np.ndarray:
         """Predictions for a table of features, shape (rows,), or (rows, classes) for multiclass."""
@@ -58,9 +58,9 @@ class Model:
             found = found.reshape(len(matrix), len(self.classes))
         return found
 
-    def readied(self, rows: int, threads: int) -> Model:
+    def readied(self, rows: int, threads: int) -> TrainedModel:
         """The same model, made quicker where that pays for so many rows."""
-        return replace(self, dense=dense(self.booster, rows, threads))
+        return replace(self, dense=rewrite_without_missing(self.booster, rows, threads))
 
     def save(self, path: Path) -> str:
         """Write the file; returns its digest."""
@@ -82,7 +82,7 @@ def file_digest(path: Path) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def library() -> ModuleType:
+def import_xgboost_without_sklearn() -> ModuleType:
     """XGBoost, without scikit-learn where nothing else has loaded that: 100 MiB that prediction has no use for."""
     alone = not {"xgboost", "sklearn"} & set(sys.modules)
     if alone:
@@ -95,13 +95,13 @@ def library() -> ModuleType:
     return cast(ModuleType, xgboost)
 
 
-def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> Model:
+def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> TrainedModel:
     """Load a model file after its digest has been checked.
 
     Raises:
         ArtifactError: the file is not the one that was registered, or not a model of ours.
     """
-    xgboost = library()
+    xgboost = import_xgboost_without_sklearn()
     found = file_digest(path)
     if found != digest:
         raise ArtifactError(
@@ -119,10 +119,10 @@ def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> M
             model=name,
         ) from error
     encoding = Encoding(tuple(attributes["columns"]), attributes["categories"], attributes["unseen"])
-    return Model(booster, encoding, attributes["task"], tuple(attributes["classes"]))
+    return TrainedModel(booster, encoding, attributes["task"], tuple(attributes["classes"]))
 
 
-def prediction(model: Model, predicted: np.ndarray) -> Any:
+def prediction_column(model: TrainedModel, predicted: np.ndarray) -> Any:
     """The column ``prediction``: the class as text for multiclass, a number otherwise (an Arrow array)."""
     import numpy as np
     import pyarrow as pa

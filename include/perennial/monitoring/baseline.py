@@ -14,16 +14,16 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.errors import ArtifactError
 from perennial.modeling import registry
 from perennial.monitoring import drift_attribution, signals
-from perennial.monitoring.change_detection import Baseline, baseline
-from perennial.monitoring.loss_estimation import Expected, learn
+from perennial.monitoring.change_detection import CusumBaseline, baseline
+from perennial.monitoring.loss_estimation import LossEstimator, fit_error_model
 
 if TYPE_CHECKING:
     import numpy as np
     import xgboost
 
-    from perennial.modeling.trained_model import Model
-    from perennial.monitoring.histograms import Column
-    from perennial.monitoring.nightly_sample import Evidence
+    from perennial.modeling.trained_model import TrainedModel
+    from perennial.monitoring.histograms import ReferenceColumn
+    from perennial.monitoring.nightly_sample import NightlySample
     from perennial.spec.model_spec import ModelSpec
 
 FORMAT = 1
@@ -36,7 +36,7 @@ CALIBRATION, ATTRIBUTION = 0.05, 0.05
 
 
 @dataclass(frozen=True)
-class Watch:
+class MonitoringBaseline:
     """What a champion's nights are compared with.
 
     Attributes:
@@ -45,8 +45,8 @@ class Watch:
         loss: mean loss on the quiet nights. bins: mean expected loss of each bin of each column.
     """
 
-    expected: Expected
-    baselines: dict[str, Baseline]
+    expected: LossEstimator
+    baselines: dict[str, CusumBaseline]
     shares: np.ndarray
     groups: dict[str, list[str]]
     nulls: dict[str, float]
@@ -55,35 +55,38 @@ class Watch:
     bins: dict[str, list[float]]
 
 
-def make(
-    spec: ModelSpec, model: Model, quiet: Evidence, reference: Callable[[], Mapping[str, Column]]
+def build_baseline(
+    spec: ModelSpec,
+    model: TrainedModel,
+    quiet: NightlySample,
+    reference: Callable[[], Mapping[str, ReferenceColumn]],
 ) -> tuple[dict[str, Any], xgboost.Booster | None]:
     """The watch of a new model, as JSON, and the error model of a regression.
 
     Args:
-        quiet: rows of the held-out nights, as `nightly_sample.gather` gives them.
+        quiet: rows of the held-out nights, as `nightly_sample.sample_nights` gives them.
         reference: gives the columns' bins; called last, for they may still be counted meanwhile.
     """
     import numpy as np
 
     known = quiet.labelled
     loss = known.losses(spec.task, spec.metric)
-    errors, expected = None, Expected(spec.task, spec.metric)
+    errors, expected = None, LossEstimator(spec.task, spec.metric)
     if spec.task == "regression" and len(loss):
-        errors, apart = learn(known.x, loss, known.night)
-        expected = Expected(spec.task, spec.metric, errors)
+        errors, apart = fit_error_model(known.x, loss, known.night)
+        expected = LossEstimator(spec.task, spec.metric, errors)
     attributed = signals.attributions(model, quiet)
     total = attributed[0].sum(axis=0)
     shares = total / max(float(total.sum()), 1e-12)
     groups = signals.groups(known)
-    series = signals.nightly(spec, model, quiet, expected, attributed, shares, groups)
+    series = signals.nightly_series(spec, model, quiet, expected, attributed, shares, groups)
     if errors is not None:  # judged by what it says of nights that it has not seen
         series["performance"] = known.mean(loss - apart)
     usual = float(loss.mean()) if len(loss) else 0.0
     baselines = {
         name: _baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
     }
-    empty, odd = signals.gaps(model, quiet)
+    empty, odd = signals.null_and_unseen_shares(model, quiet)
     guess = expected.losses(quiet.x, quiet.predicted)
     content = {
         "format": FORMAT,
@@ -96,12 +99,14 @@ def make(
         "groups": groups,
         "nulls": {c: _highest(nights) for c, nights in empty.items()},
         "unseen": {c: _highest(nights) for c, nights in odd.items()},
-        "bins": {} if guess is None else drift_attribution.means(reference(), model.encoding, quiet.x, guess),
+        "bins": {}
+        if guess is None
+        else drift_attribution.expected_loss_by_bin(reference(), model.encoding, quiet.x, guess),
     }
     return content, errors
 
 
-def inherit(content: dict[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
+def inherit_from_champion(content: dict[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
     """A new model's watch, with what it was judged on too few nights to have from the champion's, if that has one.
 
     What is quiet for the one is about as quiet for the other; a model made in a hurry, after a change, must not go
@@ -118,7 +123,7 @@ def inherit(content: dict[str, Any], old: Mapping[str, Any] | None) -> dict[str,
 
 def _baseline(
     spec: ModelSpec, name: str, values: np.ndarray, loss: float, y: np.ndarray, series: dict[str, np.ndarray]
-) -> Baseline | None:
+) -> CusumBaseline | None:
     import numpy as np
 
     kind = name.split(":")[0] + ":" if ":" in name else name
@@ -154,7 +159,7 @@ def _highest(values: np.ndarray) -> float:
     return round(float(known.max()), 6) if len(known) else 0.0
 
 
-def left(champion: registry.Version) -> dict[str, Any] | None:
+def stored_baseline(champion: registry.ModelVersion) -> dict[str, Any] | None:
     """The watch that a version was registered with; None for one that was trained before there was such a thing.
 
     Raises:
@@ -164,11 +169,11 @@ def left(champion: registry.Version) -> dict[str, Any] | None:
         registry.artifact(champion.run_id, NAME)
     except ArtifactError:
         return None
-    found: dict[str, Any] = registry.stored(champion, NAME)
+    found: dict[str, Any] = registry.load_json_artifact(champion, NAME)
     return found
 
 
-def of(champion: registry.Version, spec: ModelSpec) -> Watch:
+def load_baseline(champion: registry.ModelVersion, spec: ModelSpec) -> MonitoringBaseline:
     """What a champion is watched by; where it has no watch, every followed number is undetermined.
 
     Raises:
@@ -176,14 +181,14 @@ def of(champion: registry.Version, spec: ModelSpec) -> Watch:
     """
     import numpy as np
 
-    content = left(champion)
+    content = stored_baseline(champion)
     if content is None:
-        return Watch(Expected(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
+        return MonitoringBaseline(LossEstimator(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
     errors = registry.artifact(champion.run_id, ERRORS) if spec.task == "regression" else None
     return read(content, spec, errors)
 
 
-def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:
+def read(content: Any, spec: ModelSpec, errors: Path | None) -> MonitoringBaseline:
     """The stored watch.
 
     Raises:
@@ -196,9 +201,9 @@ def read(content: Any, spec: ModelSpec, errors: Path | None) -> Watch:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
         booster = xgboost.Booster({"nthread": 1}, model_file=errors) if errors else None
-        return Watch(
-            Expected(spec.task, spec.metric, booster),
-            {str(n): Baseline(**b) for n, b in content["baselines"].items()},
+        return MonitoringBaseline(
+            LossEstimator(spec.task, spec.metric, booster),
+            {str(n): CusumBaseline(**b) for n, b in content["baselines"].items()},
             np.asarray(content["shares"], np.float64),
             {str(c): [str(v) for v in values] for c, values in content["groups"].items()},
             {str(c): float(v) for c, v in content["nulls"].items()},

@@ -20,7 +20,7 @@ from functools import lru_cache
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
-from perennial.spec.constraints import NIGHTS
+from perennial.spec.constraints import MIN_BASELINE_NIGHTS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,7 +39,7 @@ BLOCK = 3
 
 
 @dataclass(frozen=True)
-class Baseline:
+class CusumBaseline:
     """What quiet nights showed of one number.
 
     Attributes:
@@ -91,7 +91,7 @@ def baseline(
     floor: float = 0.0,
     two_sided: bool = False,
     seed: int = 0,
-) -> Baseline | None:
+) -> CusumBaseline | None:
     """The baseline of a number on quiet nights; None where there are fewer than `NIGHTS` of them.
 
     The resampled nights come in blocks (stationary bootstrap, Politis and Romano, 1994), since neighbours are alike.
@@ -109,7 +109,7 @@ def baseline(
     quiet = np.asarray(values, dtype=np.float64)
     quiet = quiet[np.isfinite(quiet)]
     n = len(quiet)
-    if n < NIGHTS:
+    if n < MIN_BASELINE_NIGHTS:
         return None
     sd = float(quiet.std(ddof=1))
     # Gaussian interval of a standard deviation from n nights: a lucky fortnight must not make every later night odd.
@@ -117,7 +117,7 @@ def baseline(
     if mean is None:
         mean = float(quiet.mean())
         allowance = max(allowance, 2 * sd / math.sqrt(n))
-    found = Baseline(mean, sd, allowance, ONE_NIGHT, n, two_sided)
+    found = CusumBaseline(mean, sd, allowance, ONE_NIGHT, n, two_sided)
     calm = math.exp(-false_alarms)  # share of years without an alarm, if they come as a Poisson process
     years = (_gaussian(two_sided, seed), _peaks(found.z(_years(quiet, seed))))
     return replace(found, limit=max(ONE_NIGHT, *(float(np.quantile(y, calm)) for y in years)))
@@ -140,7 +140,7 @@ def _gaussian(two_sided: bool, seed: int) -> np.ndarray:
     return _peaks(np.stack([edge, -edge]) if two_sided else edge)
 
 
-def follow(values: np.ndarray, quiet: Baseline) -> Trace:
+def detect_change(values: np.ndarray, quiet: CusumBaseline) -> Trace:
     """Follow the nights of a number, shape (nights,), oldest first; nights without one (NaN) are passed over."""
     import numpy as np
 

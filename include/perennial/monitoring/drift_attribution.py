@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import numpy as np
 
     from perennial.modeling.encoding import Encoding
-    from perennial.monitoring.histograms import Column
+    from perennial.monitoring.histograms import ReferenceColumn
 
 
-def means(
-    reference: Mapping[str, Column], encoding: Encoding, x: np.ndarray, expected: np.ndarray
+def expected_loss_by_bin(
+    reference: Mapping[str, ReferenceColumn], encoding: Encoding, x: np.ndarray, expected: np.ndarray
 ) -> dict[str, list[float]]:
     """Mean expected loss of each bin of each column; the mean of all rows for a bin without rows.
 
@@ -45,8 +45,8 @@ def means(
     return found
 
 
-def _bins(shape: Column, categories: list[str] | None, values: np.ndarray) -> np.ndarray:
-    """The bin of each encoded value, as `histograms.Column.counts` numbers them: the last is for no value."""
+def _bins(shape: ReferenceColumn, categories: list[str] | None, values: np.ndarray) -> np.ndarray:
+    """The bin of each encoded value, as `histograms.ReferenceColumn.counts` numbers them: the last is for no value."""
     import numpy as np
 
     empty = np.isnan(values)
@@ -59,7 +59,9 @@ def _bins(shape: Column, categories: list[str] | None, values: np.ndarray) -> np
     return np.asarray(table[np.where(empty, len(categories), np.nan_to_num(values)).astype(np.int64)])
 
 
-def explained(then: Sequence[int], now: Sequence[int], losses: Sequence[float]) -> float | None:
+def loss_attributable_to_drift(
+    then: Sequence[int], now: Sequence[int], losses: Sequence[float]
+) -> float | None:
     """The rise of the mean expected loss that one column explains; None where there are no rows.
 
     Args:

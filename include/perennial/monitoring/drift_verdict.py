@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
-from perennial.monitoring.histograms import PREDICTION, Column, Counts, psi
+from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, psi
 from perennial.spec.model_spec import MonitoringSpec
 
 Status = Literal["stable", "drifted", "undetermined"]
@@ -14,7 +14,7 @@ Tier = Literal["ok", "suspected", "drifted", "undetermined"]
 
 
 @dataclass(frozen=True)
-class Finding:
+class ColumnDrift:
     """What was found about one column.
 
     Attributes:
@@ -25,7 +25,7 @@ class Finding:
         rows: rows of the window.
         weight: share of the model's gain, 0 to 1; 0 for the prediction.
         effect: rise of the model's expected loss that the column's drift explains, as a share of its loss at training
-            (`drift_attribution.explained`); None where that is not known.
+            (`drift_attribution.loss_attributable_to_drift`); None where that is not known.
     """
 
     column: str
@@ -57,13 +57,13 @@ class Summary:
     reason: str
 
 
-def judge(
-    reference: Mapping[str, Column],
-    features: Counts,
-    predictions: Counts,
+def compare_columns(
+    reference: Mapping[str, ReferenceColumn],
+    features: BinCounts,
+    predictions: BinCounts,
     weights: Mapping[str, float],
     policy: MonitoringSpec,
-) -> list[Finding]:
+) -> list[ColumnDrift]:
     """One finding a column of the reference, the heaviest first.
 
     Args:
@@ -85,8 +85,8 @@ def judge(
 
 
 def _finding(
-    column: str, role: str, shape: Column, window: Counts, weight: float, policy: MonitoringSpec
-) -> Finding:
+    column: str, role: str, shape: ReferenceColumn, window: BinCounts, weight: float, policy: MonitoringSpec
+) -> ColumnDrift:
     import numpy as np
 
     counts = window.columns.get(column)
@@ -115,12 +115,12 @@ def _finding(
         value = round(float(psi(np.asarray(shape.counts), np.asarray(counts))), 6)
         if status == "stable" and value > threshold:
             status, reason = "drifted", f"PSI {value:.2f} is above {threshold:.2f}"
-    return Finding(
+    return ColumnDrift(
         column, role, status, reason, value, round(threshold, 6), shape.nulls, nulls, window.rows, weight
     )
 
 
-def summarize(findings: Sequence[Finding], policy: MonitoringSpec) -> Summary:
+def summarize(findings: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary:
     """Weigh the findings. What cannot be judged never counts as fine."""
     features = [f for f in findings if f.role == "feature"]
     judged = sum(f.weight for f in features if f.status != "undetermined")
@@ -148,7 +148,9 @@ def summarize(findings: Sequence[Finding], policy: MonitoringSpec) -> Summary:
     return Summary(bool(drifted) and share >= policy.drift_share, share, judged, said)
 
 
-def tier(suspicious: bool | None, earlier: Sequence[bool | None], policy: MonitoringSpec) -> tuple[Tier, str]:
+def verdict_with_persistence(
+    suspicious: bool | None, earlier: Sequence[bool | None], policy: MonitoringSpec
+) -> tuple[Tier, str]:
     """The verdict, given those of the same champion before it.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactError
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.storage.delta_tables import PARTITION
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ _NATIVE = (
 
 
 @dataclass(frozen=True)
-class Column:
+class ReferenceColumn:
     """One column of a reference.
 
     Attributes:
@@ -94,7 +94,7 @@ class Column:
 
 
 @dataclass(frozen=True)
-class Counts:
+class BinCounts:
     """Rows of a window, and for each column of the reference the rows a bin (as `Column.counts`); None: not there.
 
     Attributes:
@@ -126,8 +126,8 @@ def make_reference(
         personal: columns of personal data, whose categories are not kept.
     """
     types = _types(con, relation)
-    columns = {c: Column("numeric", []) for c in numeric} | {
-        c: Column("categorical", []) for c in categorical
+    columns = {c: ReferenceColumn("numeric", []) for c in numeric} | {
+        c: ReferenceColumn("categorical", []) for c in categorical
     }
     columns |= _edges(con, relation, list(numeric), types)
     for column in categorical:
@@ -154,7 +154,7 @@ def make_reference(
     }
 
 
-def read_reference(content: Any) -> tuple[int, dict[str, Column]]:
+def read_reference(content: Any) -> tuple[int, dict[str, ReferenceColumn]]:
     """Rows and columns of a stored reference.
 
     Raises:
@@ -166,7 +166,7 @@ def read_reference(content: Any) -> tuple[int, dict[str, Column]]:
         columns = {}
         for column, c in content["columns"].items():
             # Every value goes into SQL: nothing but finite numbers and text may.
-            shape = Column(
+            shape = ReferenceColumn(
                 str(c["kind"]),
                 [int(x) for x in c["counts"]],
                 [float(x) for x in c["edges"]],
@@ -186,7 +186,7 @@ def read_reference(content: Any) -> tuple[int, dict[str, Column]]:
         ) from error
 
 
-def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, Column]) -> Counts:
+def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, ReferenceColumn]) -> BinCounts:
     """Count the rows of ``relation`` on a reference's bins, in one pass for every `PASS` columns.
 
     Args:
@@ -198,13 +198,13 @@ def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, C
     for part in _passes({c: s for c, s in columns.items() if c in types}):
         expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
         listed = ", ".join(["count(*)", *expressions])
-        row = con.execute(f"SELECT {listed} FROM {identifier(relation)}").fetchall()[0]
+        row = con.execute(f"SELECT {listed} FROM {quote_identifier(relation)}").fetchall()[0]
         rows, values = int(row[0]), iter(row[1:])
         found |= {c: _bins(s, rows, values) for c, s in part.items()}
-    return Counts(rows, found)
+    return BinCounts(rows, found)
 
 
-def _passes(columns: Mapping[str, Column]) -> Iterator[dict[str, Column]]:
+def _passes(columns: Mapping[str, ReferenceColumn]) -> Iterator[dict[str, ReferenceColumn]]:
     """The columns in parts of `PASS`; one empty part where there are none, so that rows are counted."""
     names = list(columns)
     for i in range(0, max(len(names), 1), PASS):
@@ -224,11 +224,9 @@ def sample(
     types = _types(con, relation)
     wanted = types if columns is None else columns
     keep = [c for c in wanted if c not in personal and c != PARTITION]
-    listed = ", ".join(identifier(c) for c in keep) or "1 AS nothing"
-    everything = ", ".join(identifier(c) for c in types)
-    query = (
-        f"SELECT {listed} FROM {identifier(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
-    )
+    listed = ", ".join(quote_identifier(c) for c in keep) or "1 AS nothing"
+    everything = ", ".join(quote_identifier(c) for c in types)
+    query = f"SELECT {listed} FROM {quote_identifier(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
     return con.sql(query).to_arrow_table()
 
 
@@ -255,21 +253,21 @@ def psi(reference: np.ndarray, current: np.ndarray) -> np.ndarray:
 
 
 def _types(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
-    found = con.execute(f"DESCRIBE SELECT * FROM {identifier(relation)}").fetchall()
+    found = con.execute(f"DESCRIBE SELECT * FROM {quote_identifier(relation)}").fetchall()
     return {str(r[0]): str(r[1]) for r in found}
 
 
 def _number(column: str, kind: str) -> str:
     # Text where the reference has numbers becomes null where it is no number: a jump in nulls, which is drift.
-    return f"{'' if kind.split('(')[0] in _NATIVE else 'TRY_'}CAST({identifier(column)} AS DOUBLE)"
+    return f"{'' if kind.split('(')[0] in _NATIVE else 'TRY_'}CAST({quote_identifier(column)} AS DOUBLE)"
 
 
 def _text(column: str, hashed: bool) -> str:
-    text = f"CAST({identifier(column)} AS VARCHAR)"
+    text = f"CAST({quote_identifier(column)} AS VARCHAR)"
     return f"md5({text})[1]" if hashed else text
 
 
-def _expressions(column: str, shape: Column, kind: str) -> list[str]:
+def _expressions(column: str, shape: ReferenceColumn, kind: str) -> list[str]:
     """What counts one column: for numbers the rows up to each edge, for text a map of the known categories."""
     if shape.kind == "numeric":
         # Counting by comparison was measured a third faster than histogram(), and is clear about NaN: it is above
@@ -292,7 +290,7 @@ def _literal(value: float) -> str:
     return f"{value!r}::DOUBLE" if value >= 0 else f"({value!r})::DOUBLE"
 
 
-def _bins(shape: Column, rows: int, values: Any) -> list[int]:
+def _bins(shape: ReferenceColumn, rows: int, values: Any) -> list[int]:
     """Rows a bin from the values of `_expressions`."""
     if shape.kind == "numeric":
         # count_if() of nothing but nulls is null.
@@ -305,29 +303,33 @@ def _bins(shape: Column, rows: int, values: Any) -> list[int]:
 
 def _edges(
     con: duckdb.DuckDBPyConnection, relation: str, columns: list[str], types: dict[str, str]
-) -> dict[str, Column]:
+) -> dict[str, ReferenceColumn]:
     """Quantile edges of numeric columns; equal ones fall together, so that a column of mostly zeros has few bins."""
-    found: dict[str, Column] = {}
+    found: dict[str, ReferenceColumn] = {}
     if not columns:
         return found
-    rows = con.execute(f"SELECT count(*) FROM {identifier(relation)}").fetchall()[0][0]
+    rows = con.execute(f"SELECT count(*) FROM {quote_identifier(relation)}").fetchall()[0][0]
     every = max(1, math.ceil(rows * len(columns) / CELLS))
-    everything = ", ".join(identifier(c) for c in types)
+    everything = ", ".join(quote_identifier(c) for c in types)
     where = f" WHERE hash({everything}) % {every} = 0" if every > 1 else ""
     cuts = [i / BINS for i in range(1, BINS)]
-    for part in _passes({c: Column("numeric", []) for c in columns}):
+    for part in _passes({c: ReferenceColumn("numeric", []) for c in columns}):
         numbers = {c: _number(c, types[c]) for c in part}
         asked = [f"quantile_disc({x}, {cuts}) FILTER (WHERE isfinite({x}))" for x in numbers.values()]
-        row = con.execute(f"SELECT {', '.join(asked)} FROM {identifier(relation)}{where}").fetchall()[0]
+        row = con.execute(f"SELECT {', '.join(asked)} FROM {quote_identifier(relation)}{where}").fetchall()[0]
         for column, edges in zip(part, row, strict=True):
-            found[column] = Column("numeric", [], edges=sorted({float(e) + 0.0 for e in edges or []}))
+            found[column] = ReferenceColumn(
+                "numeric", [], edges=sorted({float(e) + 0.0 for e in edges or []})
+            )
     return found
 
 
-def _categories(con: duckdb.DuckDBPyConnection, relation: str, column: str, personal: bool) -> Column:
+def _categories(
+    con: duckdb.DuckDBPyConnection, relation: str, column: str, personal: bool
+) -> ReferenceColumn:
     def top(hashed: bool) -> list[str]:
         rows = con.execute(
-            f"SELECT {_text(column, hashed)} AS c FROM {identifier(relation)} WHERE c IS NOT NULL "
+            f"SELECT {_text(column, hashed)} AS c FROM {quote_identifier(relation)} WHERE c IS NOT NULL "
             f"GROUP BY c ORDER BY count(*) DESC, c LIMIT {TOP}"
         ).fetchall()
         return [str(r[0]) for r in rows]
@@ -336,12 +338,15 @@ def _categories(con: duckdb.DuckDBPyConnection, relation: str, column: str, pers
         plain = top(False)
         # The null character ends SQL text in places; such values, and long ones, are grouped by their hash.
         if all(len(c) <= LONGEST and "\0" not in c for c in plain):
-            return Column("categorical", [], categories=plain)
-    return Column("categorical", [], categories=top(True), hashed=True)
+            return ReferenceColumn("categorical", [], categories=plain)
+    return ReferenceColumn("categorical", [], categories=top(True), hashed=True)
 
 
 def _count_by_day(
-    con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, Column], types: dict[str, str]
+    con: duckdb.DuckDBPyConnection,
+    relation: str,
+    columns: Mapping[str, ReferenceColumn],
+    types: dict[str, str],
 ) -> tuple[list[str], dict[str, np.ndarray]]:
     """Dates, and for each column the counts, shape (dates, bins + 1); under "" the rows, shape (dates,)."""
     import numpy as np
@@ -350,8 +355,8 @@ def _count_by_day(
     days: dict[str, int] = {}
     for part in _passes(columns):
         expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
-        listed = ", ".join([identifier(PARTITION), "count(*)", *expressions])
-        by_day = f"SELECT {listed} FROM {identifier(relation)} GROUP BY 1 ORDER BY 1"
+        listed = ", ".join([quote_identifier(PARTITION), "count(*)", *expressions])
+        by_day = f"SELECT {listed} FROM {quote_identifier(relation)} GROUP BY 1 ORDER BY 1"
         for row in con.execute(by_day).fetchall():
             days[str(row[0])] = int(row[1])
             values = iter(row[2:])
@@ -365,11 +370,11 @@ def _count_by_day(
 def _floors(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> dict[str, float]:
     """Floors by length: a champion's predictions begin with its promotion, and cover less than a window at first."""
     lengths = sorted({n for n in (1, 2, 4, 7, 14, 28, 56, 112, 224) if n < window_days} | {window_days})
-    found = {str(n): _floor(days, counts, n, min_rows) for n in lengths}
+    found = {str(n): noise_floor(days, counts, n, min_rows) for n in lengths}
     return {n: f for n, f in found.items() if f is not None}
 
 
-def _floor(days: list[str], counts: np.ndarray, length: int, min_rows: int) -> float | None:
+def noise_floor(days: list[str], counts: np.ndarray, length: int, min_rows: int) -> float | None:
     """The highest PSI of any window of ``length`` days within the reference against the whole.
 
     A month of weather differs from a winter of weather without anything being wrong; what the training rows did among

@@ -30,7 +30,7 @@ _ROUNDS = 20
 
 
 @dataclass(frozen=True)
-class Expected:
+class LossEstimator:
     """How a model's loss is expected without labels.
 
     Attributes:
@@ -61,7 +61,9 @@ class Expected:
         return None
 
 
-def learn(x: np.ndarray, losses: np.ndarray, night: np.ndarray) -> tuple[xgboost.Booster, np.ndarray]:
+def fit_error_model(
+    x: np.ndarray, losses: np.ndarray, night: np.ndarray
+) -> tuple[xgboost.Booster, np.ndarray]:
     """A model of the loss, and what it expects of each row when it has learned from the other half of the nights alone.
 
     Args:

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core import dates as dates_module
 from perennial.core.errors import DataError
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.modeling import metrics
 from perennial.storage import delta_tables, duckdb_session
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.features.engine import Features
-    from perennial.modeling.trained_model import Model
+    from perennial.features.engine import FeatureQuery
+    from perennial.modeling.trained_model import TrainedModel
     from perennial.spec.model_spec import ModelSpec
 
 #: Rows of a night that are looked at, chosen by the hash of their key: with so many, what differs between two nights
@@ -27,7 +27,7 @@ MIN_ROWS = 30
 
 
 @dataclass(frozen=True)
-class Evidence:
+class NightlySample:
     """Rows of some nights, in the order of the nights.
 
     Attributes:
@@ -51,9 +51,9 @@ class Evidence:
     texts: Mapping[str, np.ndarray] = field(default_factory=dict)
     unseen: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def where(self, rows: np.ndarray) -> Evidence:
+    def where(self, rows: np.ndarray) -> NightlySample:
         """The rows that a mask, or an array of indices, picks."""
-        return Evidence(
+        return NightlySample(
             self.dates,
             self.night[rows],
             self.x[rows],
@@ -66,7 +66,7 @@ class Evidence:
         )
 
     @property
-    def labelled(self) -> Evidence:
+    def labelled(self) -> NightlySample:
         """The rows whose labels are known."""
         import numpy as np
 
@@ -95,10 +95,10 @@ class Evidence:
         return found
 
 
-def gather(
+def sample_nights(
     spec: ModelSpec,
-    model: Model,
-    features: Features,
+    model: TrainedModel,
+    features: FeatureQuery,
     start: str,
     end: str,
     *,
@@ -106,7 +106,7 @@ def gather(
     columns: Sequence[str] = (),
     version: int | None = None,
     labels_version: int | None = None,
-) -> Evidence:
+) -> NightlySample:
     """A sample of the published rows from ``start`` to ``end``, at most `ROWS_A_NIGHT` a night, the same each time.
 
     Args:
@@ -130,7 +130,7 @@ def gather(
         none = np.zeros((0, *shape), np.float32)
         lists = np.zeros(0, np.int64) if spec.group else None
         empty = {c: np.zeros(0, object) for c in columns}
-        return Evidence(
+        return NightlySample(
             dates,
             np.zeros(0, np.int64),
             np.zeros((0, width), np.float32),
@@ -153,7 +153,7 @@ def gather(
             raise DataError(
                 error.cause, error.remedy, model=spec.name, partition=f"{start}..{end}"
             ) from error
-    return Evidence(
+    return NightlySample(
         dates,
         np.array([index[d] for d in table.column(delta_tables.PARTITION).to_pylist()], np.int64),
         x,
@@ -170,7 +170,7 @@ def gather(
     )
 
 
-def margin(model: Model, x: np.ndarray) -> np.ndarray:
+def margin(model: TrainedModel, x: np.ndarray) -> np.ndarray:
     """The booster's raw scores, shape (rows,) or (rows, classes)."""
     import numpy as np
 
@@ -195,10 +195,10 @@ def _sample(
 ) -> Any:
     """Published rows with ``__label``, null where it is not known, by night, list and key; None: there are none."""
     con = duckdb_session.connect()
-    uri = delta_tables.table("published", spec.name)
+    uri = delta_tables.table_uri("published", spec.name)
     sizes = {
         d: sum(f.rows for f in held)
-        for d, held in delta_tables.contents(uri, version).items()
+        for d, held in delta_tables.files_by_partition(uri, version).items()
         if start <= d <= end
     }
     if not sizes or not duckdb_session.relation(con, "r", uri, version, start, end):
@@ -208,23 +208,25 @@ def _sample(
     chosen = [spec.group] if spec.group else spec.data.key
     every = " ".join(f"WHEN {text_literal(d)} THEN {-(-n // ROWS_A_NIGHT)}" for d, n in sizes.items() if n)
     kept = (
-        f"SELECT * FROM r WHERE hash({', '.join(identifier(c) for c in chosen)}) "
+        f"SELECT * FROM r WHERE hash({', '.join(quote_identifier(c) for c in chosen)}) "
         f"% (CASE {delta_tables.PARTITION} {every} ELSE 1 END) = 0"
     )
     known = f"{delta_tables.PARTITION} <= {text_literal(labels_until)}"
     if spec.label.source is None:
-        label = identifier(spec.label.expression)
+        label = quote_identifier(spec.label.expression)
         query = f"SELECT *, CASE WHEN {known} THEN {label} END AS __label FROM ({kept})"
     elif labels_until >= start and duckdb_session.relation(
-        con, "l", delta_tables.table("labels", spec.name), labels_version, start, min(end, labels_until)
+        con, "l", delta_tables.table_uri("labels", spec.name), labels_version, start, min(end, labels_until)
     ):
         on = " AND ".join(
-            f"k.{identifier(c)} = l.{identifier(c)}" for c in (*spec.data.key, delta_tables.PARTITION)
+            f"k.{quote_identifier(c)} = l.{quote_identifier(c)}"
+            for c in (*spec.data.key, delta_tables.PARTITION)
         )
         query = f"SELECT k.*, l.label AS __label FROM ({kept}) k LEFT JOIN l ON {on}"
     else:
         query = f"SELECT *, NULL::DOUBLE AS __label FROM ({kept})"
     order = ", ".join(
-        identifier(c) for c in (delta_tables.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
+        quote_identifier(c)
+        for c in (delta_tables.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
     )
     return con.sql(f"{query} ORDER BY {order}").to_arrow_table()

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.core import dates
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -21,7 +21,7 @@ MAX_ROWS = 500_000
 _Result = dict[str, Any]
 
 
-class Judged(NamedTuple):
+class LabelledPredictions(NamedTuple):
     """Rows with their labels, as `metrics.metrics` takes them, and the night of each (ISO date)."""
 
     y: np.ndarray
@@ -29,15 +29,15 @@ class Judged(NamedTuple):
     group: np.ndarray | None
     night: np.ndarray
 
-    def of(self, rows: np.ndarray) -> Judged:
+    def of(self, rows: np.ndarray) -> LabelledPredictions:
         """The rows that a mask picks."""
         group = None if self.group is None else self.group[rows]
-        return Judged(self.y[rows], self.predicted[rows], group, self.night[rows])
+        return LabelledPredictions(self.y[rows], self.predicted[rows], group, self.night[rows])
 
 
-def matured(spec: ModelSpec, as_of: str) -> str:
+def last_labelled_date(spec: ModelSpec, as_of: str) -> str:
     """The latest partition date whose labels are complete by ``as_of``."""
-    return dates.shift(as_of, -spec.label.arrives_after_days)
+    return dates.add_days(as_of, -spec.label.arrives_after_days)
 
 
 def measure(
@@ -61,7 +61,7 @@ def measure(
         ``reason``, ``metrics`` (empty where they cannot be told), ``held_out``, ``change`` (relative, of the gate's
         loss), and counts: ``scored``, ``matured``, ``maturity``, ``labels_not_scored``.
     """
-    last = matured(spec, as_of)
+    last = last_labelled_date(spec, as_of)
     con = duckdb_session.connect()
     known = {"held_out": dict(held_out), "metrics": {}, "metric": spec.metric, "change": None}
     if not _views(con, spec, start, as_of, last, model_version):
@@ -94,14 +94,14 @@ def measure(
 
 
 def nightly(
-    spec: ModelSpec, version: registry.Version, start: str, as_of: str, least: int
+    spec: ModelSpec, version: registry.ModelVersion, start: str, as_of: str, least: int
 ) -> dict[str, float]:
     """Mean loss of what a version served, by night; nights with fewer than ``least`` labelled rows are left out."""
     import numpy as np
 
     from perennial.modeling import metrics, registry
 
-    con, last = duckdb_session.connect(), matured(spec, as_of)
+    con, last = duckdb_session.connect(), last_labelled_date(spec, as_of)
     if start > last or not _views(con, spec, start, last, last, version.version):
         return {}
     rows = _rows(con, spec, _matched(con, spec), registry.load(version).classes)
@@ -121,18 +121,19 @@ def _views(
 ) -> bool:
     """Views ``scored`` (all versions), ``mine`` (the champion's) and ``known_labels`` (of matured dates)."""
     if not duckdb_session.relation(
-        con, "scored", delta_tables.table("predictions", spec.name), None, start, as_of
+        con, "scored", delta_tables.table_uri("predictions", spec.name), None, start, as_of
     ):
         return False
     own = spec.label.source is None
     if not duckdb_session.relation(
-        con, "known", delta_tables.table("published" if own else "labels", spec.name), None, start, last
+        con, "known", delta_tables.table_uri("published" if own else "labels", spec.name), None, start, last
     ):
         return False
     if own:
-        keys = ", ".join(identifier(k) for k in (*spec.data.key, delta_tables.PARTITION))
+        keys = ", ".join(quote_identifier(k) for k in (*spec.data.key, delta_tables.PARTITION))
         con.execute(
-            f"CREATE TEMP VIEW known_labels AS SELECT {keys}, {identifier(spec.label.expression)} AS label FROM known"
+            f"CREATE TEMP VIEW known_labels AS SELECT {keys}, {quote_identifier(spec.label.expression)} AS label "
+            "FROM known"
         )
     else:
         con.execute("CREATE TEMP VIEW known_labels AS SELECT * FROM known")
@@ -143,7 +144,8 @@ def _views(
 
 def _on(spec: ModelSpec, left: str, right: str) -> str:
     return " AND ".join(
-        f"{left}.{identifier(k)} = {right}.{identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION)
+        f"{left}.{quote_identifier(k)} = {right}.{quote_identifier(k)}"
+        for k in (*spec.data.key, delta_tables.PARTITION)
     )
 
 
@@ -171,21 +173,24 @@ def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
 
 def _rows(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int, classes: tuple[str, ...]
-) -> Judged | str:
+) -> LabelledPredictions | str:
     """The rows of ``mine`` with their labels; or why there are none."""
     import numpy as np
 
     every = max(1, -(-rows // MAX_ROWS))
-    keys = ", ".join(f"mine.{identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
+    keys = ", ".join(f"mine.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
     # A list is judged as a whole: what is left out is left out by list.
-    chosen = keys if spec.group is None else f"g.{identifier(spec.group)}"
+    chosen = keys if spec.group is None else f"g.{quote_identifier(spec.group)}"
     where = f"AND hash({chosen}) % {every} = 0" if every > 1 else ""
     join, order, extra = "", "", ""
     if spec.group is not None:
         if not _published(con, spec):
             return "the published rows of this window are gone"
         join = f"JOIN groups g ON {_on(spec, 'mine', 'g')}"
-        extra, order = f", g.{identifier(spec.group)} AS grp", f"ORDER BY mine.{delta_tables.PARTITION}, grp"
+        extra, order = (
+            f", g.{quote_identifier(spec.group)} AS grp",
+            f"ORDER BY mine.{delta_tables.PARTITION}, grp",
+        )
     scores = ", mine.probabilities AS scores" if spec.task == "multiclass" else ""
     names = [str(r[0]) for r in con.execute("DESCRIBE mine").fetchall()]
     if spec.task == "multiclass" and "probabilities" not in names:
@@ -203,7 +208,9 @@ def _rows(
         if len(flat) != len(label) * len(classes):
             return "the predictions' probabilities do not fit the champion's classes"
         known = label >= 0  # a class that training never saw
-        return Judged(label[known], flat.reshape(len(label), len(classes))[known], None, night[known])
+        return LabelledPredictions(
+            label[known], flat.reshape(len(label), len(classes))[known], None, night[known]
+        )
     y = np.asarray(table.column("label").cast("double").to_numpy(), dtype=np.float64)
     predicted = np.asarray(table.column("prediction").cast("double").to_numpy(), dtype=np.float64)
     fine = np.isfinite(y) & np.isfinite(predicted)
@@ -212,8 +219,8 @@ def _rows(
     group = None
     if spec.group is not None:
         group = np.asarray(table.column("grp").to_pandas().factorize()[0])[fine]
-    return Judged(y[fine], predicted[fine], group, night[fine])
+    return LabelledPredictions(y[fine], predicted[fine], group, night[fine])
 
 
 def _published(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> bool:
-    return duckdb_session.relation(con, "groups", delta_tables.table("published", spec.name))
+    return duckdb_session.relation(con, "groups", delta_tables.table_uri("published", spec.name))

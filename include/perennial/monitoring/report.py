@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     import pandas as pd
     import pyarrow as pa
 
-    from perennial.monitoring.drift_verdict import Finding
+    from perennial.monitoring.drift_verdict import ColumnDrift
 
     Sample = Mapping[str, "pa.ChunkedArray"]
 
@@ -54,8 +54,8 @@ def plain(text: object) -> str:
     return "".join(c if c.isprintable() else "·" for c in cut.translate({60: "‹", 62: "›", 38: "＆"}))
 
 
-def picture(
-    findings: Sequence[Finding],
+def evidently_drift_report(
+    findings: Sequence[ColumnDrift],
     reference: Sample,
     current: Sample,
     categorical: Sequence[str],
@@ -175,7 +175,7 @@ def _drawn_once() -> Iterator[None]:
 def _run(
     frames: Mapping[str, tuple[pd.Series, pd.Series]],
     shown: Mapping[str, str],
-    findings: Mapping[str, Finding],
+    findings: Mapping[str, ColumnDrift],
     categorical: Sequence[str],
     drift_share: float,
 ) -> tuple[str, dict[str, Any]]:
@@ -207,10 +207,10 @@ def _run(
         _scores.reset(token)
 
 
-def compose(
+def render_page(
     title: str,
     result: Mapping[str, Any],
-    findings: Sequence[Finding],
+    findings: Sequence[ColumnDrift],
     left_out: Mapping[str, str],
     page: str,
     trial_summary: str = "",
@@ -241,7 +241,7 @@ def _share(value: float | None) -> str:
 def _top(
     title: str,
     result: Mapping[str, Any],
-    findings: Sequence[Finding],
+    findings: Sequence[ColumnDrift],
     left_out: Mapping[str, str],
     trial_summary: str,
 ) -> str:
@@ -302,7 +302,7 @@ def _signals(signals: Mapping[str, Mapping[str, Any]]) -> str:
     return "<h2>Signals</h2>" + _table(("Signal", "State", "Since", "Why"), rows) if rows else ""
 
 
-def _row(f: Finding) -> list[str]:
+def _row(f: ColumnDrift) -> list[str]:
     prediction = f.role == "prediction"
     note = ' <span class="soft">(what the model says)</span>' if prediction else ""
     return [

@@ -14,7 +14,7 @@ from perennial.storage import delta_tables, duckdb_session
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from perennial.monitoring.drift_verdict import Finding
+    from perennial.monitoring.drift_verdict import ColumnDrift
 
 _TEXTS = ("role", "column", "status", "reason", "model_version", delta_tables.PARTITION)
 _NUMBERS = ("value", "limit", "level", "effect",
@@ -22,14 +22,21 @@ _NUMBERS = ("value", "limit", "level", "effect",
             "loss_at_training")  # fmt: skip
 
 
-def earlier(spec: ModelSpec, champion: registry.Version | None, as_of: str) -> list[tuple[str, bool | None]]:
+def previous_verdicts(
+    spec: ModelSpec, champion: registry.ModelVersion | None, as_of: str
+) -> list[tuple[str, bool | None]]:
     """Date, and whether drift was suspected: this champion's verdicts, latest first."""
     wanted = spec.monitoring.persistence[1] - 1
     if champion is None or not wanted:
         return []
     con = duckdb_session.connect()
     if not duckdb_session.relation(
-        con, "monitoring", delta_tables.table("monitoring", spec.name), None, None, dates.shift(as_of, -1)
+        con,
+        "monitoring",
+        delta_tables.table_uri("monitoring", spec.name),
+        None,
+        None,
+        dates.add_days(as_of, -1),
     ):
         return []
     # Windows that could not be judged are passed over, so more than m - 1 rows may have to be looked at.
@@ -41,7 +48,7 @@ def earlier(spec: ModelSpec, champion: registry.Version | None, as_of: str) -> l
     return [(str(day), suspicious) for day, suspicious in found]
 
 
-def rows(as_of: str, result: dict[str, Any], findings: Sequence[Finding]) -> pa.Table:
+def to_table(as_of: str, result: dict[str, Any], findings: Sequence[ColumnDrift]) -> pa.Table:
     """The partition of one date: a row for the verdict, one for performance, one a signal, one a column."""
     import pyarrow as pa
 

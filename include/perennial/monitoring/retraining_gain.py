@@ -17,10 +17,10 @@ from perennial.modeling.metrics import losses
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.monitoring.nightly_sample import Evidence
+    from perennial.monitoring.nightly_sample import NightlySample
 
 #: Nights that a correction learns from, and after how many of them a night counts half.
-LOOK = 14
+LOOKBACK_NIGHTS = 14
 HALF_LIFE = 3.0
 ROUNDS = 10
 #: Nights that there must be before a correction is tried.
@@ -36,8 +36,8 @@ _PARAMETERS = {
 }
 
 
-def gains(
-    task: str, metric: str, objective: str, evidence: Evidence, classes: int = 0, since: int = 0
+def nightly_retraining_gain(
+    task: str, metric: str, objective: str, evidence: NightlySample, classes: int = 0, since: int = 0
 ) -> np.ndarray:
     """Mean loss saved by a correction, night by night, shape (nights,); NaN where it could not be tried.
 
@@ -54,7 +54,7 @@ def gains(
     nights = [i for i in range(len(evidence.dates)) if edges[i + 1] - edges[i] >= 1]
 
     def judge(place: int) -> None:
-        night, first = nights[place], nights[max(0, place - LOOK)]
+        night, first = nights[place], nights[max(0, place - LOOKBACK_NIGHTS)]
         past, now = slice(edges[first], edges[night]), slice(edges[night], edges[night + 1])
         corrected = _corrected(parameters, evidence, past, now)
         alone = losses(task, metric, evidence.y[now], evidence.predicted[now])
@@ -67,7 +67,7 @@ def gains(
     return found
 
 
-def _corrected(parameters: dict[str, Any], evidence: Evidence, past: slice, now: slice) -> np.ndarray:
+def _corrected(parameters: dict[str, Any], evidence: NightlySample, past: slice, now: slice) -> np.ndarray:
     """What the champion says of the rows ``now``, corrected by what the rows ``past`` taught."""
     import numpy as np
     import xgboost

@@ -11,20 +11,20 @@ from typing import TYPE_CHECKING
 
 from perennial.core import dates
 from perennial.core.errors import DataError
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.monitoring import retraining_gain, signals
-from perennial.monitoring.nightly_sample import MIN_ROWS, Evidence, gather
+from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample, sample_nights
 from perennial.monitoring.signals import Signal
 from perennial.monitoring.train_serve_skew import skew
-from perennial.spec.constraints import NIGHTS, State
+from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
 from perennial.storage import delta_tables
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.modeling.trained_model import Model
-    from perennial.monitoring.baseline import Watch
+    from perennial.modeling.trained_model import TrainedModel
+    from perennial.monitoring.baseline import MonitoringBaseline
     from perennial.spec.model_spec import ModelSpec
 
 #: Nights that the bounds on single nights look at, the latest first: those since a weekly verdict.
@@ -38,11 +38,11 @@ _UNITS = {
 }
 
 
-def observe(
+def evaluate_signals(
     spec: ModelSpec,
-    champion: registry.Version,
-    model: Model,
-    watched: Watch,
+    champion: registry.ModelVersion,
+    model: TrainedModel,
+    watched: MonitoringBaseline,
     start: str,
     as_of: str,
     labels_until: str,
@@ -55,7 +55,7 @@ def observe(
     """
     trained = registry.spec(champion)
     quiet_from, quiet_to = champion.tags["judged_on"].split("..")
-    first = max(start, dates.shift(quiet_to, 1))
+    first = max(start, dates.add_days(quiet_to, 1))
     rows = _rows(spec, champion.tags["trained_on"].split("..")[0], as_of)
     found = {
         "volume": volume(rows, quiet_to, as_of, spec.monitoring.volume_factor),
@@ -63,11 +63,11 @@ def observe(
     }
     try:
         # A correction learns from earlier nights, but from none that the champion itself has learned from.
-        seen = gather(
+        seen = sample_nights(
             spec,
             model,
-            Features(trained),
-            max(quiet_from, dates.shift(first, -retraining_gain.LOOK)),
+            FeatureQuery(trained),
+            max(quiet_from, dates.add_days(first, -retraining_gain.LOOKBACK_NIGHTS)),
             as_of,
             labels_until=labels_until,
             columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
@@ -80,14 +80,16 @@ def observe(
     found["labels"] = _labels(seen, labels_until)
     recent = seen.where(seen.night >= max(skip, len(seen.dates) - RECENT))
     found |= _columns(spec, model, watched, recent)
-    found["skew"] = skew(spec, champion, model, max(start, dates.shift(as_of, 1 - RECENT)), as_of)
+    found["skew"] = skew(spec, champion, model, max(start, dates.add_days(as_of, 1 - RECENT)), as_of)
     return found
 
 
-def _followed(spec: ModelSpec, model: Model, watched: Watch, seen: Evidence, skip: int) -> dict[str, Signal]:
+def _followed(
+    spec: ModelSpec, model: TrainedModel, watched: MonitoringBaseline, seen: NightlySample, skip: int
+) -> dict[str, Signal]:
     """The numbers that are followed; slices and groups as one signal each, that of the worst."""
     attributed = signals.attributions(model, seen, skip)
-    series = signals.nightly(
+    series = signals.nightly_series(
         spec, model, seen, watched.expected, attributed, watched.shares, watched.groups, skip
     )
     dates = seen.dates[skip:]
@@ -99,7 +101,7 @@ def _followed(spec: ModelSpec, model: Model, watched: Watch, seen: Evidence, ski
         unit = _UNITS.get(
             kind, f"{what}: loss beyond the expected one" if kind == "slice" else f"{what}: distance"
         )
-        answer = signals.judge(values[skip:], dates, quiet, unit)
+        answer = signals.signal_from_series(values[skip:], dates, quiet, unit)
         if what:
             parts.setdefault({"slice": "slices"}.get(kind, kind), []).append((what, answer))
         else:
@@ -117,18 +119,18 @@ def _followed(spec: ModelSpec, model: Model, watched: Watch, seen: Evidence, ski
 
 
 def _worst(answers: Sequence[tuple[str, Signal]]) -> Signal:
-    order: list[State] = ["undetermined", "ok", "suspected", "bad"]
+    order: list[SignalState] = ["undetermined", "ok", "suspected", "bad"]
     _, worst = max(answers, key=lambda a: (order.index(a[1].state), a[1].level or 0.0))
     return worst
 
 
 def _rows(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
     """Published rows by date."""
-    held = delta_tables.contents(delta_tables.table("published", spec.name))
+    held = delta_tables.files_by_partition(delta_tables.table_uri("published", spec.name))
     return {day: sum(f.rows for f in held[day]) for day in held if start <= day <= end}
 
 
-def new_rows(spec: ModelSpec, champion: registry.Version, as_of: str) -> float:
+def new_rows(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) -> float:
     """Rows published since the champion was trained, as a share of those that it learned from."""
     first, last = champion.tags["trained_on"].split("..")
     rows = _rows(spec, first, as_of)
@@ -145,9 +147,11 @@ def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) ->
         factor: times beyond the extremes of the quiet nights.
     """
     quiet = {d: n for d, n in rows.items() if d <= quiet_to}
-    if len(quiet) < NIGHTS:
-        return Signal("undetermined", f"{len(quiet)} nights to compare with, {NIGHTS} are needed")
-    recent = {d: n for d, n in rows.items() if max(quiet_to, dates.shift(as_of, -RECENT)) < d <= as_of}
+    if len(quiet) < MIN_BASELINE_NIGHTS:
+        return Signal(
+            "undetermined", f"{len(quiet)} nights to compare with, {MIN_BASELINE_NIGHTS} are needed"
+        )
+    recent = {d: n for d, n in rows.items() if max(quiet_to, dates.add_days(as_of, -RECENT)) < d <= as_of}
     if not recent:
         return Signal("undetermined", "no night to judge")
     spread = max(abs(math.log(max(n, 1) / _usual(quiet, d))) for d, n in quiet.items())
@@ -169,7 +173,7 @@ def _usual(quiet: Mapping[str, int], day: str) -> float:
 def freshness(rows: Mapping[str, int], as_of: str) -> Signal:
     """Whether each recent night has come; a weekday that never had one is not waited for."""
     first = min(rows, default="")
-    wanted = [d for d in dates.dates(dates.shift(as_of, 1 - RECENT), as_of) if d >= first]
+    wanted = [d for d in dates.dates(dates.add_days(as_of, 1 - RECENT), as_of) if d >= first]
     known = {date.fromisoformat(d).weekday() for d in rows}
     missing = [d for d in wanted if not rows.get(d) and date.fromisoformat(d).weekday() in known]
     if not rows or not wanted:
@@ -179,7 +183,7 @@ def freshness(rows: Mapping[str, int], as_of: str) -> Signal:
     return Signal("ok", f"all of the {len(wanted)} latest nights have come", 0.0, 0.0)
 
 
-def _labels(seen: Evidence, labels_until: str) -> Signal:
+def _labels(seen: NightlySample, labels_until: str) -> Signal:
     """Whether the labels that should be known by now have come."""
     import numpy as np
 
@@ -194,12 +198,14 @@ def _labels(seen: Evidence, labels_until: str) -> Signal:
     return Signal("bad" if len(missing) > 1 else "suspected", said, float(len(missing)), 0.0, missing[0])
 
 
-def _columns(spec: ModelSpec, model: Model, watched: Watch, recent: Evidence) -> dict[str, Signal]:
+def _columns(
+    spec: ModelSpec, model: TrainedModel, watched: MonitoringBaseline, recent: NightlySample
+) -> dict[str, Signal]:
     """Empty values and unseen categories of single nights, against the worst quiet night of each column."""
     if not watched.nulls:
         unknown = Signal("undetermined", "the champion has nothing to compare with: train again")
         return {"nulls": unknown, "categories": unknown}
-    empty, unseen = signals.gaps(model, recent)
+    empty, unseen = signals.null_and_unseen_shares(model, recent)
     policy = spec.monitoring
     found = {"nulls": _jump(empty, watched.nulls, policy.null_jump, recent.dates, "empty values")}
     if unseen:

@@ -11,15 +11,15 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.monitoring import retraining_gain
-from perennial.monitoring.change_detection import Baseline, follow
-from perennial.monitoring.nightly_sample import MIN_ROWS, Evidence
-from perennial.spec.constraints import NIGHTS, State
+from perennial.monitoring.change_detection import CusumBaseline, detect_change
+from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample
+from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.modeling.trained_model import Model
-    from perennial.monitoring.loss_estimation import Expected
+    from perennial.modeling.trained_model import TrainedModel
+    from perennial.monitoring.loss_estimation import LossEstimator
     from perennial.spec.model_spec import ModelSpec
 
 #: Rows of a night whose attributions are computed: TreeSHAP costs a hundred predictions.
@@ -39,7 +39,7 @@ class Signal:
         since: the night on which it began; empty where nothing did.
     """
 
-    state: State
+    state: SignalState
     reason: str
     value: float | None = None
     limit: float | None = None
@@ -51,11 +51,11 @@ class Signal:
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
-def nightly(
+def nightly_series(
     spec: ModelSpec,
-    model: Model,
-    seen: Evidence,
-    expected: Expected,
+    model: TrainedModel,
+    seen: NightlySample,
+    expected: LossEstimator,
     attributed: tuple[np.ndarray, np.ndarray],
     shares: np.ndarray,
     groups: Mapping[str, list[str]],
@@ -82,7 +82,7 @@ def nightly(
     found = {"performance": known.mean(excess)}
     if spec.task != "ranking":  # whose loss is a list's: it cannot be corrected or expected row by row
         found["calibration"] = known.mean(_residuals(spec.task, known))
-        found["value"] = retraining_gain.gains(
+        found["value"] = retraining_gain.nightly_retraining_gain(
             spec.task, spec.metric, spec.objective, known, len(model.classes), since
         )
         guess = expected.losses(seen.x, seen.predicted)
@@ -98,7 +98,7 @@ def nightly(
     return found
 
 
-def _residuals(task: str, known: Evidence) -> np.ndarray:
+def _residuals(task: str, known: NightlySample) -> np.ndarray:
     """What happened less what was said: the label less the prediction, or being right less the confidence."""
     import numpy as np
 
@@ -108,7 +108,9 @@ def _residuals(task: str, known: Evidence) -> np.ndarray:
     return np.asarray((best == known.y) - known.predicted.max(axis=1))
 
 
-def gaps(model: Model, seen: Evidence) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+def null_and_unseen_shares(
+    model: TrainedModel, seen: NightlySample
+) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Shares of each night's rows without a value, and with a category that training did not see, by column.
 
     Returns:
@@ -125,7 +127,7 @@ def gaps(model: Model, seen: Evidence) -> tuple[dict[str, np.ndarray], dict[str,
     return empty, unseen
 
 
-def attributions(model: Model, seen: Evidence, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
+def attributions(model: TrainedModel, seen: NightlySample, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
     """Mean size of XGBoost's own contributions (TreeSHAP; Lundberg et al., 2020) by night and column, and the nights.
 
     Args:
@@ -165,7 +167,7 @@ def _moved(attributed: tuple[np.ndarray, np.ndarray], nights: int, shares: np.nd
     return found
 
 
-def _gap(seen: Evidence, column: str, names: list[str]) -> np.ndarray:
+def _gap(seen: NightlySample, column: str, names: list[str]) -> np.ndarray:
     """Distance between the groups' highest and lowest mean prediction, night by night, shape (nights,).
 
     The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
@@ -183,7 +185,7 @@ def _gap(seen: Evidence, column: str, names: list[str]) -> np.ndarray:
     return nothing
 
 
-def groups(seen: Evidence) -> dict[str, list[str]]:
+def groups(seen: NightlySample) -> dict[str, list[str]]:
     """For each column kept as text, the values that enough rows have, the most frequent first."""
     import numpy as np
 
@@ -191,11 +193,13 @@ def groups(seen: Evidence) -> dict[str, list[str]]:
     for column, values in seen.texts.items():
         names, counts = np.unique(values.astype(str), return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        found[column] = [str(names[i]) for i in order if counts[i] >= NIGHTS * MIN_ROWS][:SLICES]
+        found[column] = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_NIGHTS * MIN_ROWS][:SLICES]
     return found
 
 
-def judge(values: np.ndarray, dates: tuple[str, ...], quiet: Baseline | None, unit: str) -> Signal:
+def signal_from_series(
+    values: np.ndarray, dates: tuple[str, ...], quiet: CusumBaseline | None, unit: str
+) -> Signal:
     """Follow one number.
 
     Args:
@@ -206,15 +210,16 @@ def judge(values: np.ndarray, dates: tuple[str, ...], quiet: Baseline | None, un
 
     if quiet is None:
         return Signal(
-            "undetermined", f"fewer than {NIGHTS} held-out nights at training: nothing to compare with"
+            "undetermined",
+            f"fewer than {MIN_BASELINE_NIGHTS} held-out nights at training: nothing to compare with",
         )
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
         return Signal(
             "undetermined", "no night to judge by: too few rows, or no label yet", None, quiet.limit
         )
-    trace = follow(values, quiet)
-    state: State = (
+    trace = detect_change(values, quiet)
+    state: SignalState = (
         "bad" if trace.level >= quiet.limit else "suspected" if trace.level >= quiet.limit / 2 else "ok"
     )
     usual = f"{quiet.mean:.4g} ± {quiet.sd:.2g} on quiet nights"

@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError, StorageError
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import serving_log
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.monitoring.signals import Signal
 from perennial.storage import delta_tables, duckdb_session, manifests
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from perennial.modeling.trained_model import Model
+    from perennial.modeling.trained_model import TrainedModel
     from perennial.spec.model_spec import ModelSpec
 
 #: Predictions of the same features may differ by this share of their size: another processor may add in another order.
@@ -42,7 +42,9 @@ class Night:
     differ: Mapping[str, int]
 
 
-def skew(spec: ModelSpec, champion: registry.Version, model: Model, start: str, as_of: str) -> Signal:
+def skew(
+    spec: ModelSpec, champion: registry.ModelVersion, model: TrainedModel, start: str, as_of: str
+) -> Signal:
     """Whether the champion was given on the nights ``start`` to ``as_of`` what the training code gives.
 
     Nights that another version scored, or whose rows were published anew since, are passed over.
@@ -68,18 +70,18 @@ def skew(spec: ModelSpec, champion: registry.Version, model: Model, start: str, 
 
 
 def _compared(
-    spec: ModelSpec, champion: registry.Version, model: Model, start: str, as_of: str
+    spec: ModelSpec, champion: registry.ModelVersion, model: TrainedModel, start: str, as_of: str
 ) -> Iterator[Night]:
     """Each night that can be compared, in order."""
-    published = delta_tables.table("published", spec.name)
+    published = delta_tables.table_uri("published", spec.name)
     names = {
-        d: delta_tables.names(held)
-        for d, held in delta_tables.contents(published).items()
+        d: delta_tables.files_digest(held)
+        for d, held in delta_tables.files_by_partition(published).items()
         if start <= d <= as_of
     }
     logged = set(delta_tables.partitions(serving_log.uri(spec.name)))
     trained = registry.spec(champion)
-    made: dict[str, Features] = {}
+    made: dict[str, FeatureQuery] = {}
     con = duckdb_session.connect()
     for day in sorted(names.keys() & logged):
         scored = manifests.read(spec.name, "score", day)
@@ -89,12 +91,12 @@ def _compared(
             or scored.inputs["rows"] != names[day]
         ):
             continue
-        log = _log(con, spec, champion.version, day, serving_log.origin(scored.inputs))
+        log = _log(con, spec, champion.version, day, serving_log.inputs_digest(scored.inputs))
         if not len(log):
             continue
         versions = scored.inputs["references"]
         try:
-            features = made.get(str(versions)) or Features(trained, versions)
+            features = made.get(str(versions)) or FeatureQuery(trained, versions)
             made[str(versions)] = features
             again = model.encoding.matrix(features.apply(_rows(con, spec, day, log)))
         except StorageError:
@@ -115,7 +117,7 @@ def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str
 
 def _rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
-    duckdb_session.relation(con, "r", delta_tables.table("published", spec.name), None, day, day)
+    duckdb_session.relation(con, "r", delta_tables.table_uri("published", spec.name), None, day, day)
     con.register("logged", log.select(list(spec.data.key)))
     return con.sql(
         f"SELECT * FROM r SEMI JOIN logged USING ({_key(spec)}) ORDER BY {_key(spec)}"
@@ -123,10 +125,10 @@ def _rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Tab
 
 
 def _key(spec: ModelSpec) -> str:
-    return ", ".join(map(identifier, spec.data.key))
+    return ", ".join(map(quote_identifier, spec.data.key))
 
 
-def _differences(model: Model, log: pa.Table, again: np.ndarray) -> dict[str, int]:
+def _differences(model: TrainedModel, log: pa.Table, again: np.ndarray) -> dict[str, int]:
     """Rows that differ, by column; ``again`` are the features that the training code gives, shape (rows, columns)."""
     import numpy as np
 
@@ -141,7 +143,7 @@ def _differences(model: Model, log: pa.Table, again: np.ndarray) -> dict[str, in
     return found | ({PREDICTION: wrong} if wrong else {})
 
 
-def _wrong(model: Model, said: list[Any], given: np.ndarray) -> int:
+def _wrong(model: TrainedModel, said: list[Any], given: np.ndarray) -> int:
     """Rows of which the model says something else today than it said of the same features then."""
     import numpy as np
 

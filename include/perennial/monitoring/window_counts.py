@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import reference_tables
 from perennial.features.engine import first_line, query
-from perennial.monitoring.histograms import PREDICTION, Column, Counts, count, sample
+from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, count, sample
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -26,9 +26,9 @@ if TYPE_CHECKING:
 GROUP_ROWS = 1_000_000
 
 
-def features(
-    trained: ModelSpec, reference: Mapping[str, Column], start: str, as_of: str, n: int
-) -> tuple[Counts, Sample]:
+def count_features(
+    trained: ModelSpec, reference: Mapping[str, ReferenceColumn], start: str, as_of: str, n: int
+) -> tuple[BinCounts, Sample]:
     """Counts of the window's features, and a sample of about ``n`` rows without personal columns.
 
     DuckDB computes the features and counts them in one statement, so that no row leaves it: half the time of counting
@@ -43,22 +43,22 @@ def features(
     import duckdb
 
     columns = {c: s for c, s in reference.items() if c != PREDICTION}
-    uri = delta_tables.table("published", trained.name)
+    uri = delta_tables.table_uri("published", trained.name)
     groups = list(_groups(uri, start, as_of))
     total = sum(rows for _, _, rows, _ in groups)
     step = max(1, total // max(n, 1))
-    counts: list[Counts] = []
+    counts: list[BinCounts] = []
     parts: list[pa.Table] = []
     if not total:
-        return Counts(0, dict.fromkeys(columns)), {}
+        return BinCounts(0, dict.fromkeys(columns)), {}
     con = duckdb_session.connect()
-    reference_tables.register(con, trained, reference_tables.refresh(trained))
+    reference_tables.load_into(con, trained, reference_tables.sync_to_lake(trained))
     # The SQL can read what was registered and the lake's own files, and nothing else.
     con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
     con.execute("SET enable_external_access=false; SET lock_configuration=true")
     hidden = {trained.label.expression} if trained.label.source is None else set()
-    listed = ", ".join(identifier(c) for c in trained.data.columns if c not in hidden)
-    keys = ", ".join(identifier(k) for k in trained.data.key)
+    listed = ", ".join(quote_identifier(c) for c in trained.data.columns if c not in hidden)
+    keys = ", ".join(quote_identifier(k) for k in trained.data.key)
     for first, last, rows, _ in groups:
         duckdb_session.relation(con, "window_rows", uri, None, first, last)
         try:
@@ -85,15 +85,15 @@ def features(
     return replace(_sum(counts), days=sum(days for *_, days in groups)), _together(parts)
 
 
-def predictions(
-    spec: ModelSpec, reference: Mapping[str, Column], version: str, start: str, as_of: str, n: int
-) -> tuple[Counts, Sample]:
+def count_predictions(
+    spec: ModelSpec, reference: Mapping[str, ReferenceColumn], version: str, start: str, as_of: str, n: int
+) -> tuple[BinCounts, Sample]:
     """Counts and a sample of what this very version predicted in the window."""
     con = duckdb_session.connect()
     shape = reference.get(PREDICTION)
-    uri = delta_tables.table("predictions", spec.name)
+    uri = delta_tables.table_uri("predictions", spec.name)
     if shape is None or not duckdb_session.relation(con, "predictions", uri, None, start, as_of):
-        return Counts(0, {PREDICTION: None}), {}
+        return BinCounts(0, {PREDICTION: None}), {}
     mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")
     days = con.execute(
@@ -128,17 +128,19 @@ def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, i
         yield group[0], group[-1], sum(rows[d] for d in group), len(group)
 
 
-def _shown(con: duckdb.DuckDBPyConnection, columns: Mapping[str, Column], trained: ModelSpec) -> list[str]:
+def _shown(
+    con: duckdb.DuckDBPyConnection, columns: Mapping[str, ReferenceColumn], trained: ModelSpec
+) -> list[str]:
     names = [str(r[0]) for r in con.execute("DESCRIBE window_features").fetchall()]
     return [c for c in names if c in columns and c not in trained.data.personal]
 
 
-def _sum(counts: list[Counts]) -> Counts:
+def _sum(counts: list[BinCounts]) -> BinCounts:
     columns: dict[str, list[int] | None] = {}
     for column in counts[0].columns:
         parts = [c.columns[column] for c in counts]
         columns[column] = [sum(p) for p in zip(*[p for p in parts if p], strict=True)] if all(parts) else None
-    return Counts(sum(c.rows for c in counts), columns)
+    return BinCounts(sum(c.rows for c in counts), columns)
 
 
 def _together(parts: list[pa.Table]) -> Sample:

@@ -27,11 +27,13 @@ def left_behind(spec: ModelSpec, day: str) -> list[str]:
     One look only: a night that still cannot be scored then, or that a later one overtook within `PATIENCE`, is for a
     person's backfill.
     """
-    scored = [d for d in delta_tables.partitions(delta_tables.table("predictions", spec.name)) if d < day]
+    scored = [d for d in delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) if d < day]
     if not scored:
         return []
     found = [
-        d for d in delta_tables.partitions(delta_tables.table("published", spec.name)) if scored[-1] < d < day
+        d
+        for d in delta_tables.partitions(delta_tables.table_uri("published", spec.name))
+        if scored[-1] < d < day
     ]
     before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - PATIENCE))
     done = {d: manifests.read(spec.name, "data", d) for d in found}

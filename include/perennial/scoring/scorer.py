@@ -10,10 +10,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.core.errors import DataError
 from perennial.features import reference_tables, serving_log
-from perennial.features.engine import PART, Features
-from perennial.features.scan_units import Query, Unit
+from perennial.features.engine import STREAM_ROWS, FeatureQuery
+from perennial.features.scan_units import ParameterisedQuery, ScanUnit
 from perennial.modeling import registry
-from perennial.modeling.trained_model import prediction
+from perennial.modeling.trained_model import prediction_column
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, object_store
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
     import numpy as np
     import pyarrow as pa
 
-    from perennial.lifecycle.ab_test import Split
-    from perennial.modeling.trained_model import Model
+    from perennial.lifecycle.ab_test import ABSplit
+    from perennial.modeling.trained_model import TrainedModel
 
 #: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
-MATRIX = 2 * PART
+MATRIX = 2 * STREAM_ROWS
 
 
 class Night(NamedTuple):
@@ -42,22 +42,22 @@ class Night(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Arm:
+class ServingVersion:
     """A version that serves rows.
 
     Attributes:
         spec: the one that it was trained from. references: version of each reference table.
     """
 
-    version: registry.Version
+    version: registry.ModelVersion
     spec: ModelSpec
     references: dict[str, int]
 
     @classmethod
-    def of(cls, version: registry.Version) -> Arm:
+    def of(cls, version: registry.ModelVersion) -> ServingVersion:
         """The version with its reference tables as they are now."""
         trained = registry.spec(version)
-        return cls(version, trained, reference_tables.refresh(trained))
+        return cls(version, trained, reference_tables.sync_to_lake(trained))
 
 
 class Scorer:
@@ -75,14 +75,14 @@ class Scorer:
 
     def __init__(
         self,
-        champion: Arm,
-        challenger: Arm | None,
-        split: Split | None,
+        champion: ServingVersion,
+        challenger: ServingVersion | None,
+        split: ABSplit | None,
         uri: str,
-        sampling: serving_log.Sampling,
+        sampling: serving_log.LogSampling,
         run_id: str,
         threads: int,
-        work: Sequence[Unit],
+        work: Sequence[ScanUnit],
     ) -> None:
         self.spec = champion.spec
         self._split = split if challenger else None
@@ -90,19 +90,19 @@ class Scorer:
         rows, longest = sum(u.rows for u in work), max(u.rows for u in work)
         self._models = [registry.load(arm.version, threads=1).readied(rows, threads=1) for arm in self._arms]
         self._sampling = sampling
-        self._free = SimpleQueue[list[Features]]()
+        self._free = SimpleQueue[list[FeatureQuery]]()
         folder = None if object_store.is_remote(uri) else uri
         # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
-        first = [Features(arm.spec, arm.references, folder) for arm in self._arms]
+        first = [FeatureQuery(arm.spec, arm.references, folder) for arm in self._arms]
         self._free.put(first)
         for _ in range(threads - 1):
-            self._free.put([Features(f.spec, f.versions, folder, like=f) for f in first])
+            self._free.put([FeatureQuery(f.spec, f.versions, folder, like=f) for f in first])
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         same = {"model_version": champion.version.version, "run_id": run_id, "scored_at": now}
         #: Columns with the same value in each row.
         self._same = {name: _repeated(value, longest) for name, value in same.items()}
 
-    def score(self, unit: Unit) -> list[Night]:
+    def score(self, unit: ScanUnit) -> list[Night]:
         """A unit's rows with their predictions, by partition.
 
         Raises:
@@ -122,13 +122,13 @@ class Scorer:
         # Each by itself: one of them is to blame, or they have keys in common.
         return [batch for night in nights for batch in self.score(night)]
 
-    def _score(self, unit: Unit, features: list[Features]) -> list[Night]:
+    def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[Night]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
         split = self._split if self._split and unit.nights[0][0] > self._split.since else None
         source = (
             unit.read(columns) if split else unit.source(columns)
         )  # each version picks from rows read once
-        keys = unit.read(names) if isinstance(source, Query) else source
+        keys = unit.read(names) if isinstance(source, ParameterisedQuery) else source
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
@@ -147,7 +147,7 @@ class Scorer:
         return made
 
     def _shared(
-        self, split: Split, features: list[Features], rows: pa.Table, picked: np.ndarray
+        self, split: ABSplit, features: list[FeatureQuery], rows: pa.Table, picked: np.ndarray
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """As `_served`, each row by the version that serves it, and with its ``model_version``."""
         import numpy as np
@@ -169,7 +169,7 @@ class Scorer:
         return whole.append_column("model_version", column), log
 
     def _served(
-        self, arm: int, features: Features, source: str | pa.Table, keys: pa.Table, picked: np.ndarray
+        self, arm: int, features: FeatureQuery, source: str | pa.Table, keys: pa.Table, picked: np.ndarray
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Key, prediction (and probabilities) of rows that one arm serves, and the log of those picked."""
         import pyarrow as pa
@@ -178,7 +178,7 @@ class Scorer:
         keys = keys.select(names)
         predicted, given = _predicted(model, features.of(source, keys), picked)
         columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
-        columns["prediction"] = prediction(model, predicted)
+        columns["prediction"] = prediction_column(model, predicted)
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
             columns["probabilities"] = values.cast(pa.list_(pa.float32()))
@@ -203,7 +203,9 @@ class Scorer:
         )
 
 
-def _predicted(model: Model, parts: Iterable[pa.Table], wanted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def _predicted(
+    model: TrainedModel, parts: Iterable[pa.Table], wanted: np.ndarray
+) -> tuple[np.ndarray, np.ndarray]:
     """Predictions for features that come in parts, as `Model.predict` gives them, and the matrix of some rows.
 
     Args:
@@ -226,8 +228,8 @@ def _predicted(model: Model, parts: Iterable[pa.Table], wanted: np.ndarray) -> t
         filled, before = 0, before + filled
 
     for part in parts:
-        for start in range(0, max(len(part), 1), PART):
-            some = part.slice(start, PART)
+        for start in range(0, max(len(part), 1), STREAM_ROWS):
+            some = part.slice(start, STREAM_ROWS)
             if filled + len(some) > MATRIX:
                 flush()
             model.encoding.matrix(some, matrix[filled : filled + len(some)])

@@ -10,7 +10,7 @@ from typing import Annotated, Literal, Self
 
 from pydantic import Field, StringConstraints, ValidationError, model_validator
 
-from perennial.spec.sections import Name, Strict
+from perennial.spec.sections import Name, StrictModel
 
 log = logging.getLogger(__name__)
 #: The name of the channel that `PERENNIAL_ALERT_URL` is.
@@ -32,7 +32,7 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
 _CONNECTIONS = {"slack": "slack_api_default", "email": "smtp_default", "webhook": "http_default", "sns": None}
 
 
-class Channel(Strict):
+class Channel(StrictModel):
     """One way to tell people."""
 
     name: Name = Field(description="What it is called in messages and logs; each channel has its own.")
@@ -83,7 +83,7 @@ class Channel(Strict):
         return (severity == "bad" or self.severity == "suspected") and matches(self.signals, signal)
 
 
-class Mute(Strict):
+class Mute(StrictModel):
     """Signals that nobody is told of for a while. They are recorded, and listed in the morning's digest."""
 
     signals: list[Pattern] = Field(
@@ -93,7 +93,7 @@ class Mute(Strict):
     reason: str = Field(min_length=3, max_length=500, description="Why; kept in the ledger.")
 
 
-class AlertsSpec(Strict):
+class AlertsSpec(StrictModel):
     """Who is told when a signal turns bad, and when it is well again."""
 
     channels: list[Channel] = Field([], description="Ways to tell people, beside PERENNIAL_ALERT_URL.")

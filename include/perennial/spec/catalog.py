@@ -10,9 +10,9 @@ from perennial.core.errors import SpecError
 from perennial.core.settings import settings
 from perennial.spec import compute_profile
 from perennial.spec.model_spec import FeatureSet, ModelSpec
-from perennial.spec.yaml_reader import _Loader, _text, line, parse, show
+from perennial.spec.yaml_reader import Yaml12Loader, _text, line, parse, show
 
-_Loader.add_implicit_resolver(
+Yaml12Loader.add_implicit_resolver(
     "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
 )
 
@@ -29,7 +29,7 @@ def _folders(filename: str) -> list[Path]:
     return [path.parent for root in settings().models for path in sorted(root.glob(f"*/{filename}"))]
 
 
-def load(name: str) -> ModelSpec:
+def load_model_by_name(name: str) -> ModelSpec:
     """The model called ``name``.
 
     Raises:

@@ -18,7 +18,7 @@ from pydantic import Field, StringConstraints, model_validator
 from perennial import __version__
 from perennial.core.errors import SpecError
 from perennial.core.settings import ROOT
-from perennial.spec.sections import Name, Strict
+from perennial.spec.sections import Name, StrictModel
 
 LOCAL = "local"
 Quantity = Annotated[str, StringConstraints(pattern=r"^\d+(\.\d+)?(Ki|Mi|Gi|Ti|k|M|G|T)?$")]
@@ -34,7 +34,7 @@ def to_bytes(quantity: str) -> int:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-class Gpu(Strict):
+class Gpu(StrictModel):
     """GPUs that a pod asks for."""
 
     count: int = Field(1, ge=1, le=16, description="How many.")
@@ -46,7 +46,7 @@ class Gpu(Strict):
     )
 
 
-class SecretKey(Strict):
+class SecretKey(StrictModel):
     """One environment variable of the pod, from a Kubernetes secret."""
 
     env: str = Field(pattern=r"^[A-Z][A-Z0-9_]*$", description="The variable.")
@@ -54,7 +54,7 @@ class SecretKey(Strict):
     key: str = Field(min_length=1, description="Its key.")
 
 
-class Profile(Strict):
+class ComputeProfile(StrictModel):
     """A compute profile: ``include/compute/<name>.yaml``."""
 
     name: Name = Field(description="The file's name without .yaml.")
@@ -166,7 +166,7 @@ class Profile(Strict):
     def image_name(self) -> str:
         """The image, with the library's version."""
         image = self.image
-        if image == Profile.model_fields["image"].default:
+        if image == ComputeProfile.model_fields["image"].default:
             image = os.environ.get("PERENNIAL_TRAINER_IMAGE", "").strip() or image
         return image.replace("{version}", __version__)
 
@@ -190,14 +190,14 @@ def find() -> dict[str, Path]:
     return {path.stem: path for folder in reversed(folders()) for path in sorted(folder.glob("*.yaml"))}
 
 
-def load(name: str) -> Profile:
+def load(name: str) -> ComputeProfile:
     """The profile called ``name``.
 
     Raises:
         SpecError: there is none, or its file is broken.
     """
     if name == LOCAL:
-        return Profile(name=LOCAL, kind="local")
+        return ComputeProfile(name=LOCAL, kind="local")
     if name not in (found := find()):
         names = [LOCAL, *found]
         close = difflib.get_close_matches(name, names, 1)
@@ -210,11 +210,11 @@ def load(name: str) -> Profile:
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: Path, _changed: int) -> Profile:
+def _read(path: Path, _changed: int) -> ComputeProfile:
     """A profile's file; read once as long as it does not change, since the DAG files of all models ask for it."""
     from perennial.spec import yaml_reader
 
-    profile = yaml_reader.parse(path, Profile, model=None)
+    profile = yaml_reader.parse(path, ComputeProfile, model=None)
     if profile.name != path.stem:
         raise SpecError(
             f"{yaml_reader.show(path)}: name is {profile.name!r}, the file is {path.name!r}",
@@ -228,7 +228,7 @@ def _read(path: Path, _changed: int) -> Profile:
     return profile
 
 
-def template(profile: Profile) -> dict[str, Any]:
+def template(profile: ComputeProfile) -> dict[str, Any]:
     """The pod that a profile is laid over; empty where it names none."""
     import yaml
 

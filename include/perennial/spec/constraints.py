@@ -6,10 +6,10 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
-State = Literal["ok", "suspected", "bad", "undetermined"]
+SignalState = Literal["ok", "suspected", "bad", "undetermined"]
 
 #: Quiet nights that a baseline needs.
-NIGHTS = 5
+MIN_BASELINE_NIGHTS = 5
 
 #: The metrics a gate may judge by. Each is a mean of one loss a row (a group, for ranking), so that champion and
 #: challenger can be compared by a paired bootstrap; lower is better.
@@ -47,7 +47,7 @@ PARAMETERS: dict[str, tuple[float, float]] = {
     "max_delta_step": (0, 100),
     "scale_pos_weight": (1e-3, 1e4),
 }
-WHOLE = {"max_depth", "max_bin", "max_leaves"}
+INTEGER_PARAMETERS = {"max_depth", "max_bin", "max_leaves"}
 #: Held-out days of which `gate.resample: days` can say anything.
 MIN_DAYS = 10
 #: Metrics of the held-out rows that `gate.bounds` may bound.
@@ -63,7 +63,7 @@ RESERVED = frozenset({
     "row_values", "reasons", "features", "scored_from",
 })  # fmt: skip
 #: Names that the SQL of features, or the reader of files, uses itself.
-TAKEN = {
+RESERVED_NAMES = {
     "references": {"rows", "published"},
     "columns": {"partition_date", "file_index", "file_row_number", "filename"},
 }
@@ -76,7 +76,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
         ValueError: with the name.
     """
     for column in columns:
-        if column.lower() in TAKEN["columns"] or column.startswith("__"):
+        if column.lower() in RESERVED_NAMES["columns"] or column.startswith("__"):
             raise ValueError(f"columns must not hold {column!r}: the bundle uses that name itself")
     if len({c.lower() for c in columns}) < len(columns):
         raise ValueError("columns: two differ in case only, which SQL cannot tell apart")
@@ -121,5 +121,5 @@ def check_parameter(name: str, value: float) -> None:
     low, high = PARAMETERS[name]
     if not low <= value <= high:
         raise ValueError(f"parameter {name} is {value:g}; allowed: {low:g} to {high:g}")
-    if name in WHOLE and value != int(value):
+    if name in INTEGER_PARAMETERS and value != int(value):
         raise ValueError(f"parameter {name} is {value:g}; a whole number is needed")

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from perennial.spec.alerts import AlertsSpec
-from perennial.spec.constraints import GATE_METRICS, METRICS, MIN_DAYS, OBJECTIVES, WHOLE
+from perennial.spec.constraints import GATE_METRICS, METRICS, MIN_DAYS, OBJECTIVES
 from perennial.spec.policies import GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
@@ -25,14 +25,13 @@ from perennial.spec.sections import (
     ScheduleSpec,
     Step,
     StepSpec,
-    Strict,
+    StrictModel,
     Task,
     TrainingSpec,
 )
 
 __all__ = [
     "GATE_METRICS",
-    "WHOLE",
     "FeatureSet",
     "ModelSpec",
     "MonitoringSpec",
@@ -49,7 +48,7 @@ _DECIDES_NOTHING: Any = {
 }
 
 
-class ModelSpec(Strict):
+class ModelSpec(StrictModel):
     """``model.yaml``: everything that is said about one model."""
 
     name: Name = Field(

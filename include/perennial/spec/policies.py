@@ -8,11 +8,11 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
-from perennial.spec.constraints import MIN_DAYS, NIGHTS
-from perennial.spec.sections import Column, Share, Strict
+from perennial.spec.constraints import MIN_BASELINE_NIGHTS, MIN_DAYS
+from perennial.spec.sections import Column, Fraction, StrictModel
 
 
-class GateSpec(Strict):
+class GateSpec(StrictModel):
     """What a challenger must show before it becomes champion."""
 
     metric: str | None = Field(
@@ -39,7 +39,7 @@ class GateSpec(Strict):
     )
 
 
-class MonitoringSpec(Strict):
+class MonitoringSpec(StrictModel):
     """When a model counts as drifted."""
 
     window_days: int = Field(28, ge=1, le=366, description="Days that are compared with the reference.")
@@ -55,11 +55,11 @@ class MonitoringSpec(Strict):
     noise_floor: bool = Field(
         True, description="A column drifts only beyond what windows inside its own training data showed."
     )
-    null_jump: Share = Field(0.1, description="Rise of a column's null share that is drift by itself.")
-    drift_share: Share = Field(
+    null_jump: Fraction = Field(0.1, description="Rise of a column's null share that is drift by itself.")
+    drift_share: Fraction = Field(
         0.1, description="Importance-weighted share of drifted columns that is suspicious."
     )
-    judged_share: Share = Field(
+    judged_share: Fraction = Field(
         0.5, description="Weight that must be judged, or the verdict is undetermined."
     )
     persistence: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=52)]] = Field(
@@ -77,12 +77,12 @@ class MonitoringSpec(Strict):
     fairness: list[Column] = Field(
         [], max_length=10, description="Columns of the rows whose groups must be treated alike."
     )
-    fairness_gap: Share = Field(
+    fairness_gap: Fraction = Field(
         0.05,
         description="Rise of the distance between groups that does no harm: in probability, or in standard deviations "
         "of the label.",
     )
-    new_categories: Share = Field(
+    new_categories: Fraction = Field(
         0.05, description="Rise of a night's share of categories unseen at training that is bad."
     )
     volume_factor: float = Field(
@@ -97,7 +97,7 @@ class MonitoringSpec(Strict):
         return self
 
 
-class Freeze(Strict):
+class Freeze(StrictModel):
     """A span of dates, both included."""
 
     start: date = Field(description="First date.")
@@ -111,7 +111,7 @@ class Freeze(Strict):
         return self
 
 
-class QuietHours(Strict):
+class QuietHours(StrictModel):
     """Hours of each day, over midnight where the first is the later one."""
 
     from_hour: int = Field(ge=0, le=23, description="First hour.")
@@ -144,7 +144,7 @@ class QuietHours(Strict):
         return datetime.combine(day, time(self.to_hour), local.tzinfo).astimezone(UTC)
 
 
-class RetrainingSpec(Strict):
+class RetrainingSpec(StrictModel):
     """When a verdict leads to a retraining."""
 
     on: list[Literal["value", "performance", "drift", "age", "rows", "spec", "code"]] = Field(
@@ -210,9 +210,10 @@ class RetrainingSpec(Strict):
 
     @model_validator(mode="after")
     def _answered(self) -> Self:
-        if self.split and self.shadow_nights < NIGHTS:
+        if self.split and self.shadow_nights < MIN_BASELINE_NIGHTS:
             raise ValueError(
-                f"split is {self.split:g} and shadow_nights {self.shadow_nights}: a split is judged on {NIGHTS} nights "
-                f"or more, set shadow_nights to {NIGHTS} at least, better to some weeks"
+                f"split is {self.split:g} and shadow_nights {self.shadow_nights}: a split is judged on "
+                f"{MIN_BASELINE_NIGHTS} nights "
+                f"or more, set shadow_nights to {MIN_BASELINE_NIGHTS} at least, better to some weeks"
             )
         return self

@@ -11,7 +11,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
-from perennial.spec.constraints import RESERVED, TAKEN, check_columns, check_parameter, check_template
+from perennial.spec.constraints import (
+    RESERVED,
+    RESERVED_NAMES,
+    check_columns,
+    check_parameter,
+    check_template,
+)
 
 ColumnType = Literal["string", "integer", "number", "boolean", "date", "timestamp"]
 Task = Literal["binary", "multiclass", "regression", "ranking"]
@@ -19,10 +25,10 @@ Step = Literal["data", "train", "score", "monitor"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
 Column = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Cron = Annotated[str, StringConstraints(pattern=r"^(@(daily|weekly|monthly|hourly)|(\S+\s+){4}\S+)$")]
-Share = Annotated[float, Field(ge=0, le=1)]
+Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
-class Strict(BaseModel):
+class StrictModel(BaseModel):
     """Base of every section: unknown keys are refused, values are not changed after loading."""
 
     # Defaults are validated too: a 10 that is declared as a float is then 10.0 here as it is after a trip through JSON,
@@ -30,7 +36,7 @@ class Strict(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
 
 
-class ReferenceTable(Strict):
+class ReferenceTable(StrictModel):
     """A table that features join to: a file in the landing area, or one partition a date."""
 
     name: Name = Field(description="The name by which SQL joins it.")
@@ -39,7 +45,7 @@ class ReferenceTable(Strict):
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if value in TAKEN["references"]:
+        if value in RESERVED_NAMES["references"]:
             raise ValueError("this name stands for the model's own rows: choose another")
         return value
 
@@ -51,7 +57,7 @@ class ReferenceTable(Strict):
         return check_template(value, dated=False)
 
 
-class FeatureSet(Strict):
+class FeatureSet(StrictModel):
     """``feature_set.yaml``: features that several models share. ``features.sql`` beside it adds columns to ``rows``."""
 
     name: Name = Field(description="The folder's name.")
@@ -72,7 +78,7 @@ class FeatureSet(Strict):
         return self._sql
 
 
-class DataSpec(Strict):
+class DataSpec(StrictModel):
     """Where partitions come from and what they hold."""
 
     source: str = Field(
@@ -101,7 +107,7 @@ class DataSpec(Strict):
         le=72,
         description="With wait: hours after which a partition that did not land is a failure.",
     )
-    quarantine_limit: Share = Field(
+    quarantine_limit: Fraction = Field(
         0.05, description="Share of rows in quarantine above which the partition stops."
     )
 
@@ -135,7 +141,7 @@ class DataSpec(Strict):
         return self
 
 
-class LabelSpec(Strict):
+class LabelSpec(StrictModel):
     """What is predicted, and when it becomes known."""
 
     expression: str = Field(min_length=1, max_length=2000, description="SQL over the label feed's columns.")
@@ -161,7 +167,7 @@ class LabelSpec(Strict):
         return value
 
 
-class FeaturesSpec(Strict):
+class FeaturesSpec(StrictModel):
     """What ``features.sql`` is built upon, and how categories are encoded."""
 
     sets: list[Name] = Field(
@@ -177,7 +183,7 @@ class FeaturesSpec(Strict):
     )
 
 
-class Range(Strict):
+class Range(StrictModel):
     """A range, or a choice, that the search draws a parameter from."""
 
     low: float | None = Field(None, description="Lowest value; with high.")
@@ -201,7 +207,7 @@ class Range(Strict):
         return self
 
 
-class SearchSpec(Strict):
+class SearchSpec(StrictModel):
     """The budget and the space of the hyperparameter search (Optuna)."""
 
     trials: int = Field(
@@ -229,7 +235,7 @@ class SearchSpec(Strict):
         return self
 
 
-class TrainingSpec(Strict):
+class TrainingSpec(StrictModel):
     """How a challenger is made."""
 
     engine: Literal["xgboost"] = Field("xgboost", description="What fits the model.")
@@ -262,7 +268,7 @@ class TrainingSpec(Strict):
         return self
 
 
-class ScheduleSpec(Strict):
+class ScheduleSpec(StrictModel):
     """When DAGs run by themselves (UTC)."""
 
     data: Cron = Field(
@@ -290,7 +296,7 @@ class ScheduleSpec(Strict):
         return self
 
 
-class StepSpec(Strict):
+class StepSpec(StrictModel):
     """Limits of the tasks of a stage."""
 
     retries: int = Field(2, ge=0, le=10, description="Times that a failed task is tried again.")

@@ -41,7 +41,7 @@ _DEEPER = {
 _READ = "see the model folder's README.md, or run `perennial check`"
 
 
-class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
+class Yaml12Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
     """YAML 1.2's idea of a boolean: ``on``, ``yes`` and ``no`` are words (``retraining.on`` is a key of the spec).
 
     Dates stay text until their key is known, so that a wrong one is told with it.
@@ -59,7 +59,7 @@ class _Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[mi
 def line(path: Path, *key: str) -> str:
     """``file:line`` of a key of a file that `load_model` read, for problems found later on."""
     lines: _Lines = {}
-    node = _Loader(_text(path, path.parent.name)).get_single_node()
+    node = Yaml12Loader(_text(path, path.parent.name)).get_single_node()
     for _ in _walk(node, (), lines, set()):
         pass
     near = next((key[:i] for i in range(len(key), -1, -1) if key[:i] in lines), ())
@@ -108,7 +108,7 @@ def parse(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
     lines: _Lines = {}
     try:
         _refuse_depth(text)
-        loader = _Loader(text)
+        loader = Yaml12Loader(text)
         node = loader.get_single_node()
         problems = list(_walk(node, (), lines, set())) if node else ["the file is empty"]
         values = loader.construct_document(node) if not problems else None
@@ -136,7 +136,7 @@ def _refuse_depth(text: str) -> None:
         ValueError: deeper than any spec is.
     """
     depth = 0
-    for token in yaml.scan(text, Loader=_Loader):
+    for token in yaml.scan(text, Loader=Yaml12Loader):
         depth += _DEEPER.get(type(token), 0)
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")

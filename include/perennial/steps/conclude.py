@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from perennial.core.errors import DataError
-from perennial.lifecycle.trials import BEGUN, FAILED, KIND, _Result, end, said, state
+from perennial.lifecycle.trials import BEGUN, FAILED, KIND, _Result, end, state, summarise
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
@@ -37,14 +37,14 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> _Result:
     if seen["state"] == BEGUN:
         return {
             "promoted": False,
-            "reason": f"version {seen['version']} is still on trial: {said(seen, spec.metric)}",
+            "reason": f"version {seen['version']} is still on trial: {summarise(seen, spec.metric)}",
         }
     if state(spec, seen["version"]) == BEGUN:
         ledger.append(
             spec.name,
             kind=KIND,
             decision=seen["state"],
-            reason=said(seen, spec.metric),
+            reason=summarise(seen, spec.metric),
             actor=actor,
             partition=seen["as_of"],
             model_version=seen["version"],
@@ -53,8 +53,8 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> _Result:
     if seen["state"] == FAILED:
         return {
             "promoted": False,
-            "reason": f"version {seen['version']} was not surely better: {said(seen, spec.metric)}",
+            "reason": f"version {seen['version']} was not surely better: {summarise(seen, spec.metric)}",
         }
     return promote(
-        spec, as_of=seen["as_of"], actor=actor, reason=f"better on trial: {said(seen, spec.metric)}"
+        spec, as_of=seen["as_of"], actor=actor, reason=f"better on trial: {summarise(seen, spec.metric)}"
     )

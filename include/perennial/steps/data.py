@@ -17,7 +17,7 @@ from perennial.core import dates, runtime
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.core.settings import settings
 from perennial.ingestion.rows import _rows
-from perennial.ingestion.run import REMEDY, STEP, Night, Work, _labelled
+from perennial.ingestion.run import REMEDY, STEP, PartitionRun, PartitionState, _labelled
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import duckdb_session, landing, manifests, object_store
 from perennial.storage.manifests import Manifest
@@ -44,20 +44,20 @@ def data(
     started = time.monotonic()
     days = dates.dates(start, end)
     suite = _suite(spec)
-    nights: dict[str, Night] = {}
+    nights: dict[str, PartitionState] = {}
     done: list[Manifest] = []
     for day in days:
         inputs = _inputs(spec, day)
         if spec.label.source:
             inputs["labelled_rows"] = _labelled(spec, day, nights)
-        finished = None if force else manifests.finished(spec.name, STEP, day, inputs)
+        finished = None if force else manifests.find_completed(spec.name, STEP, day, inputs)
         if finished:
             done.append(finished)
         else:
-            nights[day] = Night(day, inputs)
+            nights[day] = PartitionState(day, inputs)
     if nights:
         with workplace(settings().home) as folder:
-            work = Work(spec, duckdb_session.connect(memory_share=_share()), folder, run_id, nights)
+            work = PartitionRun(spec, duckdb_session.connect(memory_share=_share()), folder, run_id, nights)
             _rows(work, suite)
             _labels(work)
             _profile(work)
@@ -91,14 +91,14 @@ def _inputs(spec: ModelSpec, day: str) -> dict[str, Any]:
     )  # how long it was waited for decides nothing
     what = json.dumps([rows, spec.label.model_dump()], sort_keys=True)
     inputs: dict[str, Any] = {
-        "source": _digest(landing.expand(spec.data.source, day)),
+        "source": _digest(landing.source_uri(spec.data.source, day)),
         "spec": hashlib.sha256(what.encode()).hexdigest(),
         "suite": hashlib.sha256(spec.suite.encode()).hexdigest(),
         "code": __version__,
     }
     if spec.label.source:
-        label_day = dates.shift(day, -spec.label.arrives_after_days)
-        inputs["labels"] = _digest(landing.expand(spec.label.source, label_day))
+        label_day = dates.add_days(day, -spec.label.arrives_after_days)
+        inputs["labels"] = _digest(landing.source_uri(spec.label.source, label_day))
     return inputs
 
 
@@ -109,15 +109,15 @@ def _digest(uri: str) -> str | None:
         return None
 
 
-def _labels(work: Work) -> None:
+def _labels(work: PartitionRun) -> None:
     """Publish the labels that are due with the nights."""
     from perennial.ingestion import labels
 
     if work.spec.label.source is not None:
-        labels.publish(work)
+        labels.publish_due_labels(work)
 
 
-def _profile(work: Work) -> None:
+def _profile(work: PartitionRun) -> None:
     """Give people a summary of what was published."""
     from perennial.ingestion import data_profile
 
@@ -126,7 +126,7 @@ def _profile(work: Work) -> None:
         data_profile.write(work.con, work.spec, days[0], days[-1], work.versions["published"])
 
 
-def _record(work: Work, night: Night) -> Manifest:
+def _record(work: PartitionRun, night: PartitionState) -> Manifest:
     """What is written down of one date."""
     if work.spec.label.source:
         night.inputs["labelled_rows"] = _labelled(work.spec, night.day, work.nights)
@@ -145,7 +145,7 @@ def _record(work: Work, night: Night) -> Manifest:
     )  # fmt: skip
 
 
-def _failure(spec: ModelSpec, failed: list[Night], days: list[str]) -> PerennialError:
+def _failure(spec: ModelSpec, failed: list[PartitionState], days: list[str]) -> PerennialError:
     errors = [n.error for n in failed if n.error]
     if len(errors) == 1:
         return errors[0]

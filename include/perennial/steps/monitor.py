@@ -19,13 +19,13 @@ from perennial.storage.manifests import Manifest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from perennial.modeling.trained_model import Model
+    from perennial.modeling.trained_model import TrainedModel
     from perennial.monitoring import drift_verdict
-    from perennial.monitoring.baseline import Watch
-    from perennial.monitoring.drift_verdict import Finding
-    from perennial.monitoring.histograms import Column, Counts
+    from perennial.monitoring.baseline import MonitoringBaseline
+    from perennial.monitoring.drift_verdict import ColumnDrift
+    from perennial.monitoring.histograms import BinCounts, ReferenceColumn
     from perennial.monitoring.signals import Signal
-    from perennial.spec.constraints import State
+    from perennial.spec.constraints import SignalState
 
 _Result = dict[str, Any]
 #: Drifted columns that the result names at most; the table has them all.
@@ -47,15 +47,15 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
     """
     started = time.monotonic()
     dates.parse_date(as_of, "as_of")
-    start = dates.shift(as_of, 1 - spec.monitoring.window_days)
+    start = dates.add_days(as_of, 1 - spec.monitoring.window_days)
     champion = registry.champion(spec)
     inputs = _inputs(spec, champion, start, as_of)
-    done = None if force else manifests.finished(spec.name, "monitor", as_of, inputs)
+    done = None if force else manifests.find_completed(spec.name, "monitor", as_of, inputs)
     if done:
         return done.result | {"status": "unchanged"}
     if champion is None:
         result = _blank(start, as_of) | {"reason": "there is no champion yet: train and promote one first"}
-        findings: list[Finding] = []
+        findings: list[ColumnDrift] = []
         report: _Result = {}
         page = ""
         left_out: dict[str, str] = {}
@@ -63,7 +63,9 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
         result, findings, page, report, left_out = _judge(spec, champion, start, as_of)
     result |= _report(spec, result, findings, page, report, left_out)
     version = delta_tables.replace(
-        delta_tables.table("monitoring", spec.name), results_table.rows(as_of, result, findings), as_of
+        delta_tables.table_uri("monitoring", spec.name),
+        results_table.to_table(as_of, result, findings),
+        as_of,
     )
     rows = len(findings) + len(result["signals"]) + 2
     manifests.write(
@@ -84,28 +86,30 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
     return result
 
 
-def _inputs(spec: ModelSpec, champion: registry.Version | None, start: str, as_of: str) -> _Result:
+def _inputs(spec: ModelSpec, champion: registry.ModelVersion | None, start: str, as_of: str) -> _Result:
     from perennial.lifecycle import trials
     from perennial.monitoring import retraining_gain
-    from perennial.monitoring.performance import matured
+    from perennial.monitoring.performance import last_labelled_date
 
-    published = delta_tables.table("published", spec.name)
-    first = dates.shift(
-        start, -retraining_gain.LOOK
+    published = delta_tables.table_uri("published", spec.name)
+    first = dates.add_days(
+        start, -retraining_gain.LOOKBACK_NIGHTS
     )  # a correction learns from nights before the window, too
     found = {
         "champion": champion.version if champion else None,
         "digest": champion.digest if champion else None,
         "spec": spec.digest,
         "rows": delta_tables.fingerprint(published, first, as_of),
-        "predictions": delta_tables.fingerprint(delta_tables.table("predictions", spec.name), start, as_of),
-        "served": delta_tables.fingerprint(delta_tables.table("served", spec.name), start, as_of),
-        "shadow": (trials.standing(spec) or {}).get("model_version"),
-        "earlier": [list(e) for e in results_table.earlier(spec, champion, as_of)],
+        "predictions": delta_tables.fingerprint(
+            delta_tables.table_uri("predictions", spec.name), start, as_of
+        ),
+        "served": delta_tables.fingerprint(delta_tables.table_uri("served", spec.name), start, as_of),
+        "shadow": (trials.active_trial(spec) or {}).get("model_version"),
+        "earlier": [list(e) for e in results_table.previous_verdicts(spec, champion, as_of)],
     }
     if spec.label.source is not None:
         found["labels"] = delta_tables.fingerprint(
-            delta_tables.table("labels", spec.name), first, matured(spec, as_of)
+            delta_tables.table_uri("labels", spec.name), first, last_labelled_date(spec, as_of)
         )
     if spec.monitoring.reference != "training":
         found["reference"] = delta_tables.fingerprint(published, _earlier(spec, start), _earlier(spec, as_of))
@@ -133,25 +137,29 @@ def _blank(start: str, as_of: str) -> _Result:
 
 
 def _judge(
-    spec: ModelSpec, champion: registry.Version, start: str, as_of: str
-) -> tuple[_Result, list[Finding], str, _Result, dict[str, str]]:
+    spec: ModelSpec, champion: registry.ModelVersion, start: str, as_of: str
+) -> tuple[_Result, list[ColumnDrift], str, _Result, dict[str, str]]:
     from perennial.monitoring import baseline, drift_verdict, histograms, report, window_counts
 
     model = registry.load(champion)
-    _, reference = histograms.read_reference(registry.stored(champion, "reference.json"))
+    _, reference = histograms.read_reference(registry.load_json_artifact(champion, "reference.json"))
     n = spec.monitoring.report_rows
-    features, seen = window_counts.features(registry.spec(champion), reference, start, as_of, n)
-    predictions, said = window_counts.predictions(spec, reference, champion.version, start, as_of, n)
+    features, seen = window_counts.count_features(registry.spec(champion), reference, start, as_of, n)
+    predictions, said = window_counts.count_predictions(spec, reference, champion.version, start, as_of, n)
     compared = _compared(spec, champion, reference, start, as_of)
-    findings = drift_verdict.judge(
-        compared, features, predictions, registry.stored(champion, "importance.json"), spec.monitoring
+    findings = drift_verdict.compare_columns(
+        compared,
+        features,
+        predictions,
+        registry.load_json_artifact(champion, "importance.json"),
+        spec.monitoring,
     )
-    watched = baseline.of(champion, spec)
+    watched = baseline.load_baseline(champion, spec)
     findings = [_weighed(f, reference, features, watched) for f in findings]
     # Evidently draws in Python while the signals are counted by libraries that do not hold its lock.
     with ThreadPoolExecutor(1, thread_name_prefix="report") as pool:
         drawn = pool.submit(
-            report.picture,
+            report.evidently_drift_report,
             [f for f in findings if f.column not in spec.data.personal],
             _sample(champion),
             seen | said,
@@ -164,10 +172,10 @@ def _judge(
 
 def _found(
     spec: ModelSpec,
-    champion: registry.Version,
-    model: Model,
-    watched: Watch,
-    findings: Sequence[Finding],
+    champion: registry.ModelVersion,
+    model: TrainedModel,
+    watched: MonitoringBaseline,
+    findings: Sequence[ColumnDrift],
     start: str,
     as_of: str,
 ) -> _Result:
@@ -176,18 +184,20 @@ def _found(
     from perennial.monitoring import drift_verdict, performance, signal_evaluation
 
     summary = drift_verdict.summarize(findings, spec.monitoring)
-    earlier = results_table.earlier(spec, champion, as_of)
-    tier, said_of_tier = drift_verdict.tier(summary.suspicious, [e[1] for e in earlier], spec.monitoring)
+    earlier = results_table.previous_verdicts(spec, champion, as_of)
+    tier, said_of_tier = drift_verdict.verdict_with_persistence(
+        summary.suspicious, [e[1] for e in earlier], spec.monitoring
+    )
     measured = performance.measure(
         spec,
         start=start,
         as_of=as_of,
         model_version=champion.version,
-        held_out=registry.stored(champion, "evaluation.json").get("metrics", {}),
+        held_out=registry.load_json_artifact(champion, "evaluation.json").get("metrics", {}),
         classes=model.classes,
     )
-    observed = signal_evaluation.observe(
-        spec, champion, model, watched, start, as_of, performance.matured(spec, as_of)
+    observed = signal_evaluation.evaluate_signals(
+        spec, champion, model, watched, start, as_of, performance.last_labelled_date(spec, as_of)
     )
     lost = observed["performance"]
     degraded = None if lost.state == "undetermined" else lost.state == "bad"
@@ -211,19 +221,23 @@ def _found(
         "changed": _changed(spec, champion),
         "new_rows": signal_evaluation.new_rows(spec, champion, as_of),
         "signals": told,
-        "shadow": shadow_test.compare(spec, champion, as_of, performance.matured(spec, as_of)),
+        "shadow": shadow_test.compare(spec, champion, as_of, performance.last_labelled_date(spec, as_of)),
     }
 
 
 def _earlier(spec: ModelSpec, day: str) -> str:
     """The date that a date is compared with; 52 weeks make a year, so that weekdays fall on weekdays."""
     days = spec.monitoring.window_days if spec.monitoring.reference == "rolling" else 364
-    return dates.shift(day, -days)
+    return dates.add_days(day, -days)
 
 
 def _compared(
-    spec: ModelSpec, champion: registry.Version, reference: Mapping[str, Column], start: str, as_of: str
-) -> Mapping[str, Column]:
+    spec: ModelSpec,
+    champion: registry.ModelVersion,
+    reference: Mapping[str, ReferenceColumn],
+    start: str,
+    as_of: str,
+) -> Mapping[str, ReferenceColumn]:
     """The columns with the counts of the window that the policy compares with, on the bins of training.
 
     Where nothing was published then, no column can be judged.
@@ -236,8 +250,8 @@ def _compared(
     if spec.monitoring.reference == "training":
         return reference
     first, last = _earlier(spec, start), _earlier(spec, as_of)
-    then, _ = window_counts.features(registry.spec(champion), reference, first, last, 1)
-    said, _ = window_counts.predictions(spec, reference, champion.version, first, last, 1)
+    then, _ = window_counts.count_features(registry.spec(champion), reference, first, last, 1)
+    said, _ = window_counts.count_predictions(spec, reference, champion.version, first, last, 1)
     found = {}
     for column, shape in reference.items():
         counts = (said if column == PREDICTION else then).columns.get(column)
@@ -245,7 +259,12 @@ def _compared(
     return found
 
 
-def _weighed(finding: Finding, reference: Mapping[str, Column], window: Counts, watched: Watch) -> Finding:
+def _weighed(
+    finding: ColumnDrift,
+    reference: Mapping[str, ReferenceColumn],
+    window: BinCounts,
+    watched: MonitoringBaseline,
+) -> ColumnDrift:
     """The finding with what its drift does to the expected loss."""
     from dataclasses import replace
 
@@ -254,18 +273,18 @@ def _weighed(finding: Finding, reference: Mapping[str, Column], window: Counts, 
     now, losses = window.columns.get(finding.column), watched.bins.get(finding.column)
     if not now or not losses or not watched.loss:
         return finding
-    rise = drift_attribution.explained(reference[finding.column].counts, now, losses)
+    rise = drift_attribution.loss_attributable_to_drift(reference[finding.column].counts, now, losses)
     return finding if rise is None else replace(finding, effect=round(rise / watched.loss, 6))
 
 
-def _changed(spec: ModelSpec, champion: registry.Version) -> list[str]:
+def _changed(spec: ModelSpec, champion: registry.ModelVersion) -> list[str]:
     """What of ``spec`` and ``code`` is another than the champion was trained by."""
     now = {"spec": ("spec_digest", spec.digest), "code": ("code_version", runtime.code_version())}
     return [what for what, (tag, value) in now.items() if champion.tags.get(tag, value) != value]
 
 
 def _drift(
-    tier: drift_verdict.Tier, reason: str, findings: Sequence[Finding], harmless: bool
+    tier: drift_verdict.Tier, reason: str, findings: Sequence[ColumnDrift], harmless: bool
 ) -> dict[str, Signal]:
     """Drift of the features taken together, and of the predictions, as signals; bad only where it harms the model.
 
@@ -273,9 +292,9 @@ def _drift(
     """
     from perennial.monitoring.signals import Signal
 
-    bad: State = "suspected" if harmless else "bad"
+    bad: SignalState = "suspected" if harmless else "bad"
     reason += "; no harm to the model is seen" if harmless else ""
-    states: dict[str, State] = {"drifted": bad, "stable": "ok", "ok": "ok", "suspected": "suspected"}
+    states: dict[str, SignalState] = {"drifted": bad, "stable": "ok", "ok": "ok", "suspected": "suspected"}
     found = {"features": Signal(states.get(tier, "undetermined"), reason)}
     for f in findings:
         if f.role == "prediction":
@@ -288,7 +307,7 @@ def _rounded(value: float | None) -> float | None:
     return None if value is None else round(value, 6)
 
 
-def _sample(champion: registry.Version) -> dict[str, pa.ChunkedArray]:
+def _sample(champion: registry.ModelVersion) -> dict[str, pa.ChunkedArray]:
     """The kept sample of training rows; nothing where it cannot be read: the verdict does not need it."""
     import pyarrow as pa
     import pyarrow.parquet as pq
@@ -305,7 +324,7 @@ def _sample(champion: registry.Version) -> dict[str, pa.ChunkedArray]:
 def _report(
     spec: ModelSpec,
     result: _Result,
-    findings: Sequence[Finding],
+    findings: Sequence[ColumnDrift],
     page: str,
     picture: _Result,
     left_out: dict[str, str],
@@ -318,8 +337,10 @@ def _report(
 
     place = f"{settings().lake}/reports/{spec.name}/monitor/{result['as_of']}"
     title = f"{spec.name}, {spec.monitoring.window_days} days to {result['as_of']}"
-    trial = trials.said(result["shadow"], spec.metric) if result["shadow"] else ""
-    object_store.write_text(f"{place}.html", report.compose(title, result, findings, left_out, page, trial))
+    trial = trials.summarise(result["shadow"], spec.metric) if result["shadow"] else ""
+    object_store.write_text(
+        f"{place}.html", report.render_page(title, result, findings, left_out, page, trial)
+    )
     content = {
         "result": result,
         "findings": [asdict(f) for f in findings],

@@ -15,13 +15,13 @@ from perennial.storage import object_store
 
 
 @dataclass
-class Kept:
+class StepOutcome:
     """A result that is still to come."""
 
     result: dict[str, Any] = field(default_factory=dict)
 
 
-def require(digest: str | None) -> None:
+def check_library_digest(digest: str | None) -> None:
     """Stop before any work where this library is not the one that the caller has.
 
     Raises:
@@ -37,13 +37,13 @@ def require(digest: str | None) -> None:
 
 
 @contextmanager
-def kept(uri: str | None) -> Iterator[Kept]:
+def step_outcome(uri: str | None) -> Iterator[StepOutcome]:
     """Write what the block results in to ``uri``, last of all; nothing where that is None.
 
     Raises:
         PerennialError: whatever the block raises, once it is written.
     """
-    here = Kept()
+    here = StepOutcome()
     try:
         yield here
     except PerennialError as error:

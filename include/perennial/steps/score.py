@@ -22,7 +22,7 @@ from perennial.features.scan_units import units
 from perennial.lifecycle import ab_test
 from perennial.modeling import registry
 from perennial.scoring.planning import UNIT_ROWS, _alike, _runs, left_behind
-from perennial.scoring.scorer import Arm, Scorer
+from perennial.scoring.scorer import Scorer, ServingVersion
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
 from perennial.storage.manifests import Manifest
@@ -83,9 +83,9 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     """As `score`, of the partitions asked for alone."""
     started = time.monotonic()
     wanted = dates.dates(start, end)
-    published = delta_tables.table("published", spec.name)
+    published = delta_tables.table_uri("published", spec.name)
     version = delta_tables.version(published)  # what is published while this runs is for the next run
-    held = delta_tables.contents(published, version)
+    held = delta_tables.files_by_partition(published, version)
     present = [d for d in wanted if d in held]
     where = start if len(wanted) == 1 else f"{start}..{end}"
     if not present:
@@ -103,13 +103,13 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     }
     if champion is None:
         return result
-    arm = Arm.of(champion)
+    arm = ServingVersion.of(champion)
     shared = ab_test.standing(spec, champion)
     challenger = _challenger(spec, arm, shared) if shared and present[-1] > shared.since else None
     inputs = {day: _inputs(day, held[day], arm, challenger, shared) for day in present}
     if shared and challenger:
         result["challenger"] = shared.version
-    todo = [d for d in present if force or not manifests.finished(spec.name, "score", d, inputs[d])]
+    todo = [d for d in present if force or not manifests.find_completed(spec.name, "score", d, inputs[d])]
     if not todo:
         return result | {"status": "unchanged"}
     sizes = {day: sum(f.rows for f in held[day]) for day in present}
@@ -122,10 +122,10 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
-    sampling = serving_log.Sampling({day: held[day] for day in todo})
+    sampling = serving_log.LogSampling({day: held[day] for day in todo})
     scorer = Scorer(arm, challenger, shared, published, sampling, run_id, threads, work)
     table = delta_tables.Writer(
-        delta_tables.table("predictions", spec.name), distinct=[*spec.data.key, "prediction"]
+        delta_tables.table_uri("predictions", spec.name), distinct=[*spec.data.key, "prediction"]
     )
     counts = dict.fromkeys(todo, 0)
     logged: dict[str, list[pa.RecordBatch]] = {}
@@ -189,11 +189,15 @@ def _manifest(
 
 
 def _inputs(
-    day: str, held: list[File], champion: Arm, challenger: Arm | None, shared: ab_test.Split | None
+    day: str,
+    held: list[File],
+    champion: ServingVersion,
+    challenger: ServingVersion | None,
+    shared: ab_test.ABSplit | None,
 ) -> dict[str, Any]:
     """What the predictions of a night depend on."""
     found = {
-        "rows": delta_tables.names(held),
+        "rows": delta_tables.files_digest(held),
         "champion": champion.version.digest,
         "version": champion.version.version,
         "references": champion.references,
@@ -204,7 +208,7 @@ def _inputs(
     return found | {"split": part | {"references": challenger.references}}
 
 
-def _challenger(spec: ModelSpec, champion: Arm, shared: ab_test.Split) -> Arm:
+def _challenger(spec: ModelSpec, champion: ServingVersion, shared: ab_test.ABSplit) -> ServingVersion:
     """The challenger of a split.
 
     Raises:
@@ -212,7 +216,7 @@ def _challenger(spec: ModelSpec, champion: Arm, shared: ab_test.Split) -> Arm:
     """
     remedy = "set retraining.split to 0, and the champion goes on alone"
     try:
-        found = Arm.of(registry.version(spec.name, shared.version))
+        found = ServingVersion.of(registry.version(spec.name, shared.version))
         registry.load(found.version, threads=1)
     except ArtifactError as error:
         raise ArtifactError(
@@ -278,7 +282,7 @@ def _log(
     """Replace the nights of ``logged`` in the table of what was served, and forget them."""
     for days in _runs(sorted(logged), present, dict.fromkeys(logged, 0), 1) if logged else ():
         nights = {day: logged.pop(day) for day in days}
-        serving_log.write(spec, nights, {day: serving_log.origin(inputs[day]) for day in days})
+        serving_log.write(spec, nights, {day: serving_log.inputs_digest(inputs[day]) for day in days})
 
 
 @contextmanager

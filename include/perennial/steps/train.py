@@ -14,7 +14,7 @@ from perennial.core import runtime
 from perennial.core.errors import DataError, PerennialError, StorageError
 from perennial.core.settings import settings
 from perennial.features import reference_tables
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, ledger, manifests
@@ -53,7 +53,10 @@ def train(
         Absent: a worker did not come. Interrupted: one was lost.
     """
     started = time.monotonic()
-    published, labels = delta_tables.table("published", spec.name), delta_tables.table("labels", spec.name)
+    published, labels = (
+        delta_tables.table_uri("published", spec.name),
+        delta_tables.table_uri("labels", spec.name),
+    )
     own = spec.label.source is None
     version, labels_version = delta_tables.version(published), None if own else delta_tables.version(labels)
     if version is None or (not own and labels_version is None):
@@ -77,26 +80,26 @@ def train(
         "rows": delta_tables.fingerprint(published, first, last, version),
         "spec": spec.digest,
         "labels": "" if own else delta_tables.fingerprint(labels, first, last, labels_version),
-        "references": reference_tables.refresh(spec),
+        "references": reference_tables.sync_to_lake(spec),
         "since": since,
     }
-    done = None if force else manifests.finished(spec.name, "train", as_of, inputs)
+    done = None if force else manifests.find_completed(spec.name, "train", as_of, inputs)
     if done and _stands(spec, done, champion):
         return done.result | {"status": "unchanged"}
 
     from perennial.training import candidates, challenger_evaluation
-    from perennial.training.tracking import Recorder
+    from perennial.training.tracking import TrainingRun
 
-    features = Features(spec, inputs["references"])
+    features = FeatureQuery(spec, inputs["references"])
     # Other workers have other shares, and bin them otherwise: what so many began only so many go on with.
     begun = inputs | ({"workers": workers} if workers > 1 else {})
     checkpoints = {kind: Checkpoint.of(spec.name, as_of, begun | {"window": kind}) for kind in splits}
-    recorder = Recorder(spec, as_of, reason)
+    recorder = TrainingRun(spec, as_of, reason)
     try:
         with _workspace() as name:
             folder = Path(name)
-            source = challenger_evaluation.Source(spec, features, version, labels_version)
-            best = candidates.best(
+            source = challenger_evaluation.TrainingSource(spec, features, version, labels_version)
+            best = candidates.fit_best_candidate(
                 source, splits, champion, folder, checkpoints, recorder.trial, workers, meeting
             )
             split, fitted, model = best.split, best.fitted, best.model
@@ -105,7 +108,7 @@ def train(
                 _ = best.judged
             with ThreadPoolExecutor(1, thread_name_prefix="companions") as pool:
                 # With features of its own: the judge uses the others meanwhile.
-                apart = replace(source, features=Features(spec, features.versions))
+                apart = replace(source, features=FeatureQuery(spec, features.versions))
                 made = pool.submit(_companions, apart, model, split, folder, champion)
                 judged = best.judged
                 told = {"evaluation.json": judged | {"champion": champion.version if champion else None}}
@@ -212,7 +215,7 @@ def _since(spec: ModelSpec, as_of: str) -> str:
     return str(asked[-1]["evidence"].get("since") or "") if asked else ""
 
 
-def _stands(spec: ModelSpec, done: Manifest, champion: registry.Version | None) -> bool:
+def _stands(spec: ModelSpec, done: Manifest, champion: registry.ModelVersion | None) -> bool:
     """Whether a finished training need not be done again.
 
     One that passed the gate against a champion that is none any more cannot be promoted, so it is.

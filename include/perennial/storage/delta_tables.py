@@ -30,7 +30,7 @@ PARTITION = "partition_date"
 ATTEMPTS = 12
 
 
-def table(kind: str, model: str) -> str:
+def table_uri(kind: str, model: str) -> str:
     """The URI of a model's table of one kind: published, labels, quarantine, predictions, served, monitoring."""
     return f"{settings().lake}/{kind}/{model}"
 
@@ -82,7 +82,7 @@ class File(NamedTuple):
     rows: int
 
 
-def contents(uri: str, version: int | None = None) -> dict[str, list[File]]:
+def files_by_partition(uri: str, version: int | None = None) -> dict[str, list[File]]:
     """The files of each partition, by date, both in order; the table is opened once."""
     found = open_table(uri, version)
     files: dict[str, list[File]] = {}
@@ -102,11 +102,13 @@ def fingerprint(
     Returns:
         As `names` of the files that hold them; empty where none do.
     """
-    held = contents(uri, version)
-    return names(f for day, found in held.items() if (start or day) <= day <= (end or day) for f in found)
+    held = files_by_partition(uri, version)
+    return files_digest(
+        f for day, found in held.items() if (start or day) <= day <= (end or day) for f in found
+    )
 
 
-def names(held: Iterable[File]) -> str:
+def files_digest(held: Iterable[File]) -> str:
     """SHA-256 over the names of files (Delta never writes a file twice); empty where there are none."""
     found = sorted(f.path.rsplit("/", 1)[1] for f in held)
     return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote
 
 from perennial.core.settings import Settings, settings
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.storage import object_store
 from perennial.storage.delta_tables import PARTITION, open_table
 
@@ -78,7 +78,7 @@ def relation(
         return True
     listed = ", ".join(text_literal(unquote(p.removeprefix("file://"))) for p in paths)
     con.execute(
-        f"CREATE OR REPLACE TEMP VIEW {identifier(view)} AS SELECT * FROM read_parquet([{listed}], "
+        f"CREATE OR REPLACE TEMP VIEW {quote_identifier(view)} AS SELECT * FROM read_parquet([{listed}], "
         f"hive_partitioning=true, hive_types={{'{PARTITION}': VARCHAR}}, union_by_name=true)"
     )
     return True
@@ -109,7 +109,7 @@ def stream(
     con = connect(threads=1)  # whoever consumes the stream keeps the other cores busy
     if not relation(con, "t", uri, version, start, end):
         return None
-    listed = ", ".join(identifier(c) for c in columns) if columns else "*"
+    listed = ", ".join(quote_identifier(c) for c in columns) if columns else "*"
     source = con.sql(f"SELECT {listed} FROM t").to_arrow_reader(rows)
 
     def batches() -> Iterator[pa.RecordBatch]:

@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.core import dates
 from perennial.core.errors import DataError, PerennialError, StorageError
 from perennial.core.settings import settings
-from perennial.core.sql import SQL_TYPES, identifier, text_literal
+from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
 from perennial.storage import object_store
 
 if TYPE_CHECKING:
@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 #: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
-UNTIL_DAY = 2
+MAX_DAY_OFFSET = 2
 
 #: The longest line of a text file.
 LINE_BYTES = 16 << 20
@@ -39,7 +39,7 @@ _VIRTUAL = ("file_index", "file_row_number", "filename")
 
 
 @dataclass(frozen=True)
-class Landed:
+class LandedFile:
     """One partition's file.
 
     Attributes:
@@ -55,7 +55,7 @@ class Landed:
 
 
 @dataclass
-class Feed:
+class FeedSchema:
     """What one kind of file must hold.
 
     Attributes:
@@ -89,7 +89,9 @@ def workplace(home: Path) -> Iterator[Path]:
         yield Path(folder)
 
 
-def land(feed: Feed, day: str, uri: str, folder: Path, con: duckdb.DuckDBPyConnection) -> Landed:
+def fetch_file(
+    feed: FeedSchema, day: str, uri: str, folder: Path, con: duckdb.DuckDBPyConnection
+) -> LandedFile:
     """Fetch one partition's file, if it must be fetched, and check its columns.
 
     Raises:
@@ -110,7 +112,7 @@ def land(feed: Feed, day: str, uri: str, folder: Path, con: duckdb.DuckDBPyConne
         path = _stage(feed, day, uri, path, folder, con)
     schema, rows = _footer(feed, day, uri, path)
     _check_columns(feed, day, uri, schema, text)
-    return Landed(day, uri, path, list(schema.names), rows)
+    return LandedFile(day, uri, path, list(schema.names), rows)
 
 
 def _fetch(uri: str, path: Path) -> None:
@@ -127,7 +129,9 @@ def _fetch(uri: str, path: Path) -> None:
                            "room; then run it again") from error  # fmt: skip
 
 
-def _stage(feed: Feed, day: str, uri: str, path: Path, folder: Path, con: duckdb.DuckDBPyConnection) -> Path:
+def _stage(
+    feed: FeedSchema, day: str, uri: str, path: Path, folder: Path, con: duckdb.DuckDBPyConnection
+) -> Path:
     """A text file as parquet, every cell still text: read, split and checked for its shape once."""
     import duckdb
 
@@ -158,7 +162,7 @@ def _stage(feed: Feed, day: str, uri: str, path: Path, folder: Path, con: duckdb
 
 
 def unreadable(
-    feed: Feed, day: str, uri: str, error: Exception, what: str = "cannot be read to its end"
+    feed: FeedSchema, day: str, uri: str, error: Exception, what: str = "cannot be read to its end"
 ) -> PerennialError:
     """The failure that an engine's error stands for: of this machine, or of the file."""
     text = str(error)
@@ -183,7 +187,7 @@ def _told(error: Exception) -> str:
     return " ".join(kept[:2])[:300]
 
 
-def _footer(feed: Feed, day: str, uri: str, path: Path) -> tuple[pa.Schema, int]:
+def _footer(feed: FeedSchema, day: str, uri: str, path: Path) -> tuple[pa.Schema, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -195,7 +199,7 @@ def _footer(feed: Feed, day: str, uri: str, path: Path) -> tuple[pa.Schema, int]
                          "ask the feed to deliver it again", day) from error  # fmt: skip
 
 
-def _check_columns(feed: Feed, day: str, uri: str, schema: pa.Schema, text: bool) -> None:
+def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, text: bool) -> None:
     """Refuse missing, retyped, ambiguous and (if the spec says so) extra columns, all in one message."""
     found = {f.name: f.type for f in schema}
     lower = [n.lower() for n in schema.names]
@@ -248,7 +252,7 @@ def _fits(found: Any, kind: str) -> bool:
 
 
 def view(
-    con: duckdb.DuckDBPyConnection, feed: Feed, landed: list[Landed], name: str = "rows"
+    con: duckdb.DuckDBPyConnection, feed: FeedSchema, landed: list[LandedFile], name: str = "rows"
 ) -> dict[str, str]:
     """Make the files the view ``name``: typed columns, ``__file`` (index into ``landed``), ``__row`` (its place in the
     file), ``__future`` (the first moment that is too late for a row of the partition).
@@ -265,7 +269,7 @@ def view(
     unread: dict[str, str] = {}
     selected = ["file_index::BIGINT AS __file", "file_row_number AS __row", f"{_future(landed)} AS __future"]
     for i, (column, kind) in enumerate(feed.columns.items()):
-        cell = identifier(column)
+        cell = quote_identifier(column)
         value = _text_value(cell, kind) if text else _value(cell, kind, raw[column])
         selected.append(f"{value} AS {cell}")
         given = f"trim({cell}) NOT IN {_MISSING_TEXTS}" if text else "TRUE"
@@ -273,14 +277,14 @@ def view(
             selected.append(f"{cell} IS NOT NULL AND {given} AND ({value}) IS NULL AS __unread_{i}")
             unread[column] = f"__unread_{i}"
     if text:
-        selected += [f"{identifier(c)} AS {identifier('__text_' + c)}" for c in unread]
+        selected += [f"{quote_identifier(c)} AS {quote_identifier('__text_' + c)}" for c in unread]
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(selected)} FROM {source}")
     return unread
 
 
-def _future(landed: list[Landed]) -> str:
+def _future(landed: list[LandedFile]) -> str:
     """SQL of the first moment that is too late for a row of its partition."""
-    limits = ", ".join(f"TIMESTAMP '{dates.shift(file.day, UNTIL_DAY)} 00:00:00'" for file in landed)
+    limits = ", ".join(f"TIMESTAMP '{dates.add_days(file.day, MAX_DAY_OFFSET)} 00:00:00'" for file in landed)
     return f"({limits})" if len(landed) == 1 else f"([{limits}])[file_index::BIGINT + 1]"
 
 
@@ -317,7 +321,7 @@ def _text_value(cell: str, kind: str) -> str:
     return f"TRY_CAST({found} AS BOOLEAN)"
 
 
-def expand(template: str, day: str | None = None) -> str:
+def source_uri(template: str, day: str | None = None) -> str:
     """Fill a spec's path template for one partition date."""
     values = {"landing": settings().landing}
     if day:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from perennial.core.errors import BusyError, StorageError
+from perennial.core.errors import LockHeldError, StorageError
 from perennial.core.settings import settings
 from perennial.storage import object_store
 
@@ -44,8 +44,8 @@ def hold(name: str, timeout: float = 60) -> Iterator[None]:
         yield
 
 
-def _busy(name: str) -> BusyError:
-    return BusyError(
+def _busy(name: str) -> LockHeldError:
+    return LockHeldError(
         f"the lock {name} is held by another run", "wait for the other run to end, then run this again"
     )
 
@@ -69,7 +69,7 @@ def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
 @contextmanager
 def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
     with _told(name):
-        lease = _Lease(lake, name)
+        lease = _S3Lease(lake, name)
         while not lease.take():
             if time.monotonic() > deadline:
                 raise _busy(name)
@@ -85,13 +85,13 @@ def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
         renewing.join()
         lease.give_back()
         if done and lease.lost:
-            raise BusyError(
+            raise LockHeldError(
                 f"the lock {name} was lost while it was held: {lease.lost}",
                 "check the connection to the lake, and what the other run did; then run this again",
             )
 
 
-class _Lease:
+class _S3Lease:
     """The object on S3 that is the lock: who holds it, and until when.
 
     Nothing but conditional writes change it, so whoever holds it, one write decides. A write that S3 carried out and

@@ -70,7 +70,7 @@ def read(model: str, step: str, key: str) -> Manifest | None:
         ) from error
 
 
-def finished(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
+def find_completed(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
     """The manifest, if the step finished from these very inputs; None: there is work to do."""
     found = read(model, step, key)
     return found if found and found.inputs == json.loads(json.dumps(inputs)) else None

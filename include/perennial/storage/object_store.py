@@ -186,7 +186,7 @@ def remove(uri: str) -> None:
         raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error
 
 
-def empty(uri: str) -> None:
+def delete_files(uri: str) -> None:
     """Remove the files of a folder, if there are any. One that somebody else is about to write there stays.
 
     Raises:

@@ -9,26 +9,30 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.sql import text_literal
 from perennial.features.labelled_rows import labelled
 from perennial.modeling import registry
-from perennial.modeling.trained_model import Model, prediction
+from perennial.modeling.trained_model import TrainedModel, prediction_column
 from perennial.storage import delta_tables, duckdb_session
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
-    from perennial.training.challenger_evaluation import Source
+    from perennial.training.challenger_evaluation import TrainingSource
 
 
 def _companions(
-    source: Source, model: Model, split: Windows, folder: Path, champion: registry.Version | None
+    source: TrainingSource,
+    model: TrainedModel,
+    split: Windows,
+    folder: Path,
+    champion: registry.ModelVersion | None,
 ) -> tuple[dict[str, Any], list[Path]]:
     """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
     from perennial.monitoring import baseline, histograms
-    from perennial.monitoring.nightly_sample import gather
+    from perennial.monitoring.nightly_sample import sample_nights
 
     spec = source.spec
     gains = model.booster.get_score(importance_type="total_gain")
     whole = sum(gains.values()) or 1.0
     importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in model.encoding.columns}
-    quiet = gather(
+    quiet = sample_nights(
         spec,
         model,
         source.features,
@@ -42,12 +46,12 @@ def _companions(
     # The one is counted by DuckDB, the other simulated by numpy: neither has work for all cores.
     with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
         counted = pool.submit(_reference, source, model, split, folder)
-        watched, errors = baseline.make(
+        watched, errors = baseline.build_baseline(
             spec, model, quiet, lambda: histograms.read_reference(counted.result()[0])[1]
         )
         reference, sample = counted.result()
     if champion is not None and len(split.holdout) < spec.training.holdout_days:
-        watched = baseline.inherit(watched, baseline.left(champion))
+        watched = baseline.inherit_from_champion(watched, baseline.stored_baseline(champion))
     kept = [sample]
     if errors is not None:
         errors.save_model(folder / baseline.ERRORS)
@@ -56,7 +60,9 @@ def _companions(
     return made | {baseline.NAME: watched}, kept
 
 
-def _reference(source: Source, model: Model, split: Windows, folder: Path) -> tuple[dict[str, Any], Path]:
+def _reference(
+    source: TrainingSource, model: TrainedModel, split: Windows, folder: Path
+) -> tuple[dict[str, Any], Path]:
     """The training rows' columns and predictions as `histograms.make_reference` counts them; a file with some rows."""
     import pyarrow.parquet as pq
 
@@ -67,7 +73,7 @@ def _reference(source: Source, model: Model, split: Windows, folder: Path) -> tu
     writer = None
     for table in labelled(spec, split.fit + split.valid, source.version, source.labels_version):
         rows = features.apply(table)
-        rows = rows.append_column("prediction", prediction(model, model.predict(rows)))
+        rows = rows.append_column("prediction", prediction_column(model, model.predict(rows)))
         rows = rows.append_column(delta_tables.PARTITION, table.column(delta_tables.PARTITION))
         writer = writer or pq.ParquetWriter(path, rows.schema)
         writer.write_table(rows)

@@ -11,13 +11,15 @@ if TYPE_CHECKING:
     import numpy as np
 
     from perennial.training.dataset import Dataset
-    from perennial.training.distributed_dataset import Shares
+    from perennial.training.distributed_dataset import DistributedDataset
 
 
 BASELINE_ROWS = 20_000
 
 
-def baselines(spec: ModelSpec, data: Dataset | Shares) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def baselines(
+    spec: ModelSpec, data: Dataset | DistributedDataset
+) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Simple models fitted on an even sample of the same rows, by name.
 
     ``constant`` says the same of every row (class shares, or the mean); ``linear`` is a logistic or ridge regression on

@@ -12,7 +12,7 @@ import json
 import logging
 from typing import TYPE_CHECKING, Any
 
-from perennial.core.errors import Interrupted
+from perennial.core.errors import StepInterruptedError
 from perennial.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -54,10 +54,12 @@ def boost(
     cache = [train] if valid is None else [train, valid]
     booster = xgboost.Booster(params, cache, model_file=found)
     for i in range(booster.num_boosted_rounds(), rounds):
-        if exhausted(losses, patience, maximize):
+        if should_stop_early(losses, patience, maximize):
             break
         if checkpoint.halted:
-            raise Interrupted(f"{name} was stopped after {i} rounds", "train again: it goes on from there")
+            raise StepInterruptedError(
+                f"{name} was stopped after {i} rounds", "train again: it goes on from there"
+            )
         booster.update(train, iteration=i)
         if valid is not None:
             told = str(booster.eval_set([(valid, "valid")], iteration=i))
@@ -66,7 +68,7 @@ def boost(
     return booster.reset(), losses
 
 
-def exhausted(losses: list[float], patience: int, maximize: bool) -> bool:
+def should_stop_early(losses: list[float], patience: int, maximize: bool) -> bool:
     """Whether the metric, by round, has not become better for ``patience`` rounds; never where that is 0."""
     if not patience or not losses:
         return False

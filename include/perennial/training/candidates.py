@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.modeling import registry
-from perennial.modeling.trained_model import Model
-from perennial.training.challenger_evaluation import Source, judge
+from perennial.modeling.trained_model import TrainedModel
+from perennial.training.challenger_evaluation import TrainingSource, evaluate_challenger
 from perennial.training.checkpoint import Checkpoint, Trial
 from perennial.training.dataset import Dataset, build
 from perennial.training.windows import Windows
@@ -19,8 +19,8 @@ from perennial.training.windows import Windows
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.training.dask_cluster import Crew
-    from perennial.training.distributed_dataset import Shares
+    from perennial.training.dask_cluster import WorkerPool
+    from perennial.training.distributed_dataset import DistributedDataset
     from perennial.training.search import Fitted
 
 
@@ -36,7 +36,7 @@ class Candidate:
     kind: str
     split: Windows
     fitted: Fitted
-    model: Model
+    model: TrainedModel
     judge: Callable[[], dict[str, Any]]
     example: np.ndarray
     fit: int
@@ -53,10 +53,10 @@ class Candidate:
         return float(self.judged["loss"])
 
 
-def best(
-    source: Source,
+def fit_best_candidate(
+    source: TrainingSource,
     splits: Mapping[str, Windows],
-    champion: registry.Version | None,
+    champion: registry.ModelVersion | None,
     folder: Path,
     checkpoints: Mapping[str, Checkpoint],
     on_trial: Callable[[Trial], None],
@@ -79,38 +79,42 @@ def best(
 
 
 @contextlib.contextmanager
-def _crew(workers: int, meeting: str | None) -> Iterator[Crew | None]:
+def _crew(workers: int, meeting: str | None) -> Iterator[WorkerPool | None]:
     if workers == 1:
         yield None
         return
-    from perennial.training.dask_cluster import crew
+    from perennial.training.dask_cluster import worker_pool
 
-    with crew(workers, meeting) as found:
+    with worker_pool(workers, meeting) as found:
         yield found
 
 
 def _fit(
-    source: Source,
+    source: TrainingSource,
     kind: str,
     split: Windows,
-    champion: registry.Version | None,
+    champion: registry.ModelVersion | None,
     folder: Path,
     checkpoint: Checkpoint,
     on_trial: Callable[[Trial], None],
-    crew: Crew | None,
+    crew: WorkerPool | None,
 ) -> Candidate:
     from perennial.training import baseline_models
     from perennial.training import search as fitting
 
     spec = source.spec
     data = _rows(source, split, folder, crew)
-    fitted = fitting.fit(spec, data, on_trial=on_trial, checkpoint=checkpoint)
-    model = Model(fitted.booster, data.encoding, spec.task, data.classes)
-    judging = partial(judge, source, split, model, baseline_models.baselines(spec, data), champion)
+    fitted = fitting.search_and_fit(spec, data, on_trial=on_trial, checkpoint=checkpoint)
+    model = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes)
+    judging = partial(
+        evaluate_challenger, source, split, model, baseline_models.baselines(spec, data), champion
+    )
     return Candidate(kind, split, fitted, model, judging, data.head(5), data.fit, data.rows)
 
 
-def _rows(source: Source, split: Windows, folder: Path, crew: Crew | None) -> Dataset | Shares:
+def _rows(
+    source: TrainingSource, split: Windows, folder: Path, crew: WorkerPool | None
+) -> Dataset | DistributedDataset:
     """The rows that are fitted on: here in ``folder``, or on the crew's workers."""
     spec, features = source.spec, source.features
     if crew is None:
@@ -118,5 +122,5 @@ def _rows(source: Source, split: Windows, folder: Path, crew: Crew | None) -> Da
         return build(spec, features, split, folder, source.version, source.labels_version)
     from perennial.training import distributed_dataset
 
-    place = distributed_dataset.Source(spec, features.versions, source.version, source.labels_version)
+    place = distributed_dataset.DatasetRef(spec, features.versions, source.version, source.labels_version)
     return distributed_dataset.build(crew, place, split, tuple(features.columns))

@@ -6,12 +6,12 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import labelled
 from perennial.features.targets import Lists, targets
 from perennial.modeling import registry
 from perennial.modeling.comparison import Comparison
-from perennial.modeling.trained_model import Model
+from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.constraints import MIN_DAYS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     import numpy as np
 
 
-def gate(
+def gate_decision(
     spec: ModelSpec, values: dict[str, float], baselines: dict[str, Comparison], champion: Comparison | None
 ) -> tuple[bool, list[str]]:
     """Whether a challenger passes, and a reason for each thing that was looked at.
@@ -60,21 +60,21 @@ def gate(
 
 
 @dataclass(frozen=True)
-class Source:
+class TrainingSource:
     """Where the rows come from: the versions of the published rows and of their labels, and their features."""
 
     spec: ModelSpec
-    features: Features
+    features: FeatureQuery
     version: int | None
     labels_version: int | None
 
 
-def judge(
-    source: Source,
+def evaluate_challenger(
+    source: TrainingSource,
     split: Windows,
-    challenger: Model,
+    challenger: TrainedModel,
     baselines: dict[str, Any],
-    champion: registry.Version | None,
+    champion: registry.ModelVersion | None,
 ) -> dict[str, Any]:
     """Champion, challenger and baseline on the held-out rows, each with its own features and encoding."""
     import numpy as np
@@ -84,7 +84,7 @@ def judge(
     spec, features = source.spec, source.features
     old = registry.load(champion) if champion else None
     old_spec = registry.spec(champion) if champion else spec
-    old_features = features if old_spec.digest == spec.digest else Features(old_spec)
+    old_features = features if old_spec.digest == spec.digest else FeatureQuery(old_spec)
     y: list[np.ndarray] = []
     mine: list[np.ndarray] = []
     theirs: list[np.ndarray] = []
@@ -133,10 +133,12 @@ def judge(
         "days": np.concatenate(days) if days else None,
     }
     own = loss(mine)
-    to_baselines = {name: comparison.compare(own, loss(parts), **how) for name, parts in simple.items()}
-    to_champion = comparison.compare(own, loss(theirs), **how) if theirs else None
+    to_baselines = {
+        name: comparison.paired_bootstrap(own, loss(parts), **how) for name, parts in simple.items()
+    }
+    to_champion = comparison.paired_bootstrap(own, loss(theirs), **how) if theirs else None
     values = metrics.metrics(spec.task, truth, np.concatenate(mine), lists)
-    passed, reasons = gate(spec, values, to_baselines, to_champion)
+    passed, reasons = gate_decision(spec, values, to_baselines, to_champion)
     return {
         "passed": passed,
         "reasons": reasons,
@@ -148,7 +150,7 @@ def judge(
     }
 
 
-def _same_classes(found: np.ndarray, old: Model, new: Model) -> np.ndarray:
+def _same_classes(found: np.ndarray, old: TrainedModel, new: TrainedModel) -> np.ndarray:
     """The champion's probabilities in the challenger's order of classes; zero for one it does not know."""
     if old.classes == new.classes:
         return found

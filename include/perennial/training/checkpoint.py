@@ -119,7 +119,7 @@ class Checkpoint:
     def clear(self) -> None:
         """Forget it: the training is registered."""
         if self.uri:
-            object_store.empty(self.uri)
+            object_store.delete_files(self.uri)
 
     def _place(self, name: str) -> str:
         return f"{self.uri}/{_file(name)}"

@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perennial.core.errors import Absent, Interrupted, PerennialError
+from perennial.core.errors import PerennialError, StepInterruptedError, WorkersUnavailableError
 from perennial.core.settings import settings
 from perennial.storage import object_store
 
@@ -46,7 +46,7 @@ _CONFIG = {
 
 
 @dataclass(frozen=True)
-class Crew:
+class WorkerPool:
     """Workers at work.
 
     Attributes:
@@ -65,7 +65,7 @@ class Crew:
 
 
 @contextmanager
-def crew(count: int, meeting: str | None = None) -> Iterator[Crew]:
+def worker_pool(count: int, meeting: str | None = None) -> Iterator[WorkerPool]:
     """So many workers, as long as the block runs.
 
     Args:
@@ -92,7 +92,7 @@ def crew(count: int, meeting: str | None = None) -> Iterator[Crew]:
         try:
             object_store.write_text(at, json.dumps({"scheduler": cluster.scheduler_address}))
             log.info("The scheduler is %s; %d workers are waited for", cluster.scheduler_address, count)
-            here = Crew(client, _come(client, count), meeting is None)
+            here = WorkerPool(client, _wait_for_workers(client, count), meeting is None)
             cluster.scheduler.add_plugin(_watch(here, lost, over))
             yield here
         except PerennialError:
@@ -104,7 +104,7 @@ def crew(count: int, meeting: str | None = None) -> Iterator[Crew]:
                 time.sleep(0.1)
             if not lost:
                 raise
-            raise Interrupted(
+            raise StepInterruptedError(
                 f"{len(lost)} of {count} workers lost ({', '.join(lost)}): {str(error).strip()[:300]}",
                 "look at the worker's node and memory; another attempt goes on from the checkpoint",
             ) from error
@@ -135,7 +135,7 @@ def _processes(count: int, meeting: str) -> Iterator[None]:
                 process.wait()
 
 
-def serve(meeting: str, rank: int) -> None:
+def run_worker(meeting: str, rank: int) -> None:
     """Be a worker of the trainer whose address is at ``meeting``, until it has done.
 
     Raises:
@@ -155,7 +155,7 @@ def serve(meeting: str, rank: int) -> None:
         try:
             asyncio.run(work())
         except (OSError, TimeoutError) as error:
-            raise Absent(
+            raise WorkersUnavailableError(
                 f"the trainer cannot be reached: {error}",
                 "see the trainer's own log, and whether network policies let workers reach it",
             ) from error
@@ -172,7 +172,7 @@ def _folder() -> str:
     return str(place)
 
 
-def _come(client: Client, count: int) -> tuple[str, ...]:
+def _wait_for_workers(client: Client, count: int) -> tuple[str, ...]:
     """Addresses of the workers, in the order of their ranks, once all are there."""
     late = False
     try:
@@ -181,7 +181,7 @@ def _come(client: Client, count: int) -> tuple[str, ...]:
         late = True
     found = client.scheduler_info(n_workers=-1)["workers"]
     if late:
-        raise Absent(
+        raise WorkersUnavailableError(
             f"{len(found)} of {count} workers came within {patience() / 60:g} minutes",
             "if the others run, let them reach this one (network policies); else ask for fewer or smaller ones",
         )
@@ -189,7 +189,7 @@ def _come(client: Client, count: int) -> tuple[str, ...]:
     return tuple(sorted(found, key=lambda address: int(found[address]["name"])))
 
 
-def _watch(crew: Crew, lost: list[str], over: threading.Event) -> Any:
+def _watch(crew: WorkerPool, lost: list[str], over: threading.Event) -> Any:
     """A plugin of the scheduler that ends all waiting when a worker is ``lost`` before all is ``over``.
 
     XGBoost fails then by itself, but what only one worker can do would be waited for without end.
@@ -213,7 +213,7 @@ def _address(meeting: str) -> str:
             return str(json.loads(object_store.read_text(meeting))["scheduler"])
         except FileNotFoundError:
             time.sleep(LOOK_SECONDS)
-    raise Absent(
+    raise WorkersUnavailableError(
         f"no trainer came to {meeting} within {patience() / 60:g} minutes",
         "see the trainer's own log",
     )

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
-from perennial.features.engine import BATCH, Features
+from perennial.features.engine import BATCH, FeatureQuery
 from perennial.features.labelled_rows import labelled
 from perennial.features.targets import Lists, classes_of, in_order, targets
 from perennial.modeling.encoding import Encoding, categories
@@ -49,7 +49,7 @@ class Encoder:
         lists: numbers the lists of a ranking task.
     """
 
-    def __init__(self, spec: ModelSpec, features: Features, classes: tuple[str, ...]) -> None:
+    def __init__(self, spec: ModelSpec, features: FeatureQuery, classes: tuple[str, ...]) -> None:
         self.known: dict[str, list[str]] = {c: [] for c in features.categorical}
         self.lists = Lists(spec)
         self._spec, self._features, self._classes = spec, features, classes
@@ -88,7 +88,7 @@ def recode(matrix: np.ndarray, lookup: dict[int, np.ndarray]) -> None:
 
 
 @dataclass
-class Spool:
+class EncodedRowFile:
     """Encoded rows on disk: float32, row by row, beside labels and groups in memory."""
 
     path: Path
@@ -130,7 +130,7 @@ class Dataset:
         fit: rows of the spool that are fitted on; the rest, up to ``spool.rows``, are for early stopping.
     """
 
-    spool: Spool
+    spool: EncodedRowFile
     fit: int
     encoding: Encoding
     classes: tuple[str, ...]
@@ -216,7 +216,7 @@ def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.D
 
 def build(
     spec: ModelSpec,
-    features: Features,
+    features: FeatureQuery,
     split: Windows,
     folder: Path,
     version: int | None,
@@ -232,7 +232,7 @@ def build(
     days = split.fit + split.valid
     classes = in_order(spec, classes_of(spec, days, version, labels_version))
     encoder = Encoder(spec, features, classes)
-    spool = Spool(folder / "rows.f32", len(features.columns))
+    spool = EncodedRowFile(folder / "rows.f32", len(features.columns))
     fit = 0
     for part, days in (("fit", split.fit), ("valid", split.valid)):
         for i, table in enumerate(labelled(spec, days, version, labels_version)):

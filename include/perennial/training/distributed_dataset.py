@@ -14,15 +14,15 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import GROUP_ROWS, groups, labelled
 from perennial.features.targets import classes_of, in_order
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.training.boosting import exhausted, ran_on
+from perennial.training.boosting import ran_on, should_stop_early
 from perennial.training.checkpoint import Checkpoint
-from perennial.training.dask_cluster import Crew
+from perennial.training.dask_cluster import WorkerPool
 from perennial.training.dataset import BYTES_A_CELL, Binning, Encoder, ranks, recode, require
 from perennial.training.windows import Windows
 
@@ -38,7 +38,7 @@ _METRIC, _RAN = "valid", "perennial_ran_on"
 
 
 @dataclass(frozen=True)
-class Source:
+class DatasetRef:
     """What workers read: a model's labelled rows, at pinned versions."""
 
     spec: ModelSpec
@@ -49,7 +49,7 @@ class Source:
 
 
 @dataclass(frozen=True)
-class Block:
+class WorkerBlock:
     """Some adjacent partitions as one worker holds them: categories have provisional codes."""
 
     matrix: np.ndarray
@@ -66,7 +66,7 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Part:
+class WorkerPartition:
     """Rows ``first`` to ``first + rows`` of all, with their worker: matrix, labels and lists, as futures."""
 
     first: int
@@ -78,15 +78,15 @@ class Part:
 
 
 @dataclass(frozen=True)
-class Shares:
+class DistributedDataset:
     """What a training run fits on, as `perennial.training.dataset.Dataset`; good for as long as its crew is there.
 
     Attributes:
         fit: rows that are fitted on; the rest, up to ``rows``, are for early stopping.
     """
 
-    crew: Crew
-    parts: tuple[Part, ...]
+    crew: WorkerPool
+    parts: tuple[WorkerPartition, ...]
     fit: int
     rows: int
     encoding: Encoding
@@ -161,7 +161,7 @@ class Shares:
         found, losses = checkpoint.booster(name)
         before = xgboost.Booster(model_file=found) if found else None
         left = rounds - (before.num_boosted_rounds() if before else 0)
-        if before and exhausted(losses, patience, maximize):
+        if before and should_stop_early(losses, patience, maximize):
             return before, losses
         if self.crew.together and len(self.crew.addresses) > 1 and params["device"] == "cuda":
             raise PerennialError(
@@ -227,7 +227,7 @@ def _keeper(name: str, uri: str | None, losses: list[float], patience: int, maxi
             for history in evals_log.get(_METRIC, {}).values():
                 self._losses.append(float(history[-1]))  # the same on all workers
             self._checkpoint.keep(name, model, self._losses)
-            return exhausted(self._losses, patience, maximize)
+            return should_stop_early(self._losses, patience, maximize)
 
         def after_training(self, model: xgboost.Booster) -> xgboost.Booster:
             # The trainer, which has no GPU, could not tell any more.
@@ -237,7 +237,9 @@ def _keeper(name: str, uri: str | None, losses: list[float], patience: int, maxi
     return Keeper()
 
 
-def build(crew: Crew, source: Source, split: Windows, columns: tuple[str, ...]) -> Shares:
+def build(
+    crew: WorkerPool, source: DatasetRef, split: Windows, columns: tuple[str, ...]
+) -> DistributedDataset:
     """Have each worker read, join, compute features of and encode its share of ``split.fit`` and ``split.valid``.
 
     Args:
@@ -250,7 +252,7 @@ def build(crew: Crew, source: Source, split: Windows, columns: tuple[str, ...]) 
     wanted = [
         (part, days, worker)
         for part, whole in (("fit", split.fit), ("valid", split.valid))
-        for days, worker in _deal(source, whole, crew.addresses)
+        for days, worker in _assign_partitions(source, whole, crew.addresses)
     ]
 
     def each(function: Callable[..., Any], *arguments: list[Any]) -> list[Future]:
@@ -263,10 +265,10 @@ def build(crew: Crew, source: Source, split: Windows, columns: tuple[str, ...]) 
     days = [d for _, d, _ in wanted]
     if spec.task == "multiclass":
         found = client.gather(each(_classes, [source] * len(days), days))
-        source = Source(spec, source.references, source.version, source.labels_version,
+        source = DatasetRef(spec, source.references, source.version, source.labels_version,
                         in_order(spec, set().union(*found)))  # fmt: skip
     blocks = each(_read, [source] * len(days), days, [i == 0 for i in range(len(days))])
-    facts = client.gather(each(Block.facts, blocks))
+    facts = client.gather(each(WorkerBlock.facts, blocks))
     fit = sum(rows for (rows, *_), (part, *_) in zip(facts, wanted, strict=True) if part == "fit")
     rows = sum(count for count, *_ in facts)
     labels = set().union(*(some for (_, some, *_), (p, *_) in zip(facts, wanted, strict=True) if p == "fit"))
@@ -281,20 +283,22 @@ def build(crew: Crew, source: Source, split: Windows, columns: tuple[str, ...]) 
     parts, first = [], 0
     for i, (count, *_) in enumerate(facts):
         if count:
-            parts.append(Part(first, count, wanted[i][2], x[i], y[i], group[i] if spec.group else None))
+            parts.append(
+                WorkerPartition(first, count, wanted[i][2], x[i], y[i], group[i] if spec.group else None)
+            )
         first += count
     held = {w: sum(p.rows for p in parts if p.worker == w) for w in crew.addresses}
     log.info("Rows of the workers: %s", ", ".join(map(str, held.values())))
-    return Shares(
+    return DistributedDataset(
         crew, tuple(parts), fit, rows, Encoding(columns, order, spec.features.unseen), source.classes
     )
 
 
-def _deal(
-    source: Source, days: tuple[str, ...], workers: tuple[str, ...]
+def _assign_partitions(
+    source: DatasetRef, days: tuple[str, ...], workers: tuple[str, ...]
 ) -> list[tuple[tuple[str, ...], str]]:
     """Runs of adjacent dates, in order, each for the worker that has least so far; the same each time."""
-    uri = delta_tables.table("published", source.spec.name)
+    uri = delta_tables.table_uri("published", source.spec.name)
     whole = sum(rows for *_, rows in groups(uri, days, source.version, GROUP_ROWS))
     most = min(GROUP_ROWS, max(1, whole // (PARTS * len(workers))))
     held, dealt = dict.fromkeys(workers, 0), []
@@ -305,15 +309,15 @@ def _deal(
     return dealt
 
 
-def _classes(source: Source, days: tuple[str, ...]) -> set[str]:
+def _classes(source: DatasetRef, days: tuple[str, ...]) -> set[str]:
     return classes_of(source.spec, days, source.version, source.labels_version)
 
 
-def _read(source: Source, days: tuple[str, ...], check: bool) -> Block:
+def _read(source: DatasetRef, days: tuple[str, ...], check: bool) -> WorkerBlock:
     """Runs on a worker."""
     import numpy as np
 
-    features = Features(source.spec, source.references)
+    features = FeatureQuery(source.spec, source.references)
     encoder = Encoder(source.spec, features, source.classes)
     found = []
     for i, table in enumerate(labelled(source.spec, days, source.version, source.labels_version)):
@@ -321,16 +325,16 @@ def _read(source: Source, days: tuple[str, ...], check: bool) -> Block:
             features.check_rowwise(table.slice(0, 2000))
         found.append(encoder.encode(table))
     if not found:
-        return Block(
+        return WorkerBlock(
             np.zeros((0, len(features.columns)), np.float32), np.zeros(0, np.float32), None, encoder.known
         )
     x, y, group = zip(*found, strict=True)
     lists = np.concatenate(group) if source.spec.group else None
-    return Block(np.concatenate(x), np.concatenate(y), lists, encoder.known)
+    return WorkerBlock(np.concatenate(x), np.concatenate(y), lists, encoder.known)
 
 
 def _settle(
-    block: Block, lookup: dict[int, np.ndarray], lists: int
+    block: WorkerBlock, lookup: dict[int, np.ndarray], lists: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Matrix, labels and lists with the codes and numbers that all workers share; runs on a worker."""
     matrix = block.matrix.copy()  # a task's arguments are not its own

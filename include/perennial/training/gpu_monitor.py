@@ -18,7 +18,7 @@ _QUERY = ["--query-gpu=name,memory.total,memory.used,utilization.gpu", "--format
 EVERY, PATIENCE = 1.0, 10.0
 
 
-class Watch:
+class GpuMonitor:
     """Watches the GPUs of this machine (``CUDA_VISIBLE_DEVICES`` of a pod are all it has) while a block runs.
 
     It asks ``nvidia-smi``, which every GPU container has from the host's driver. Without one it watches nothing.
@@ -82,7 +82,7 @@ class Watch:
         self._used.append(used / max(1, len(rows)))
 
 
-_here: Watch | None = None
+_here: GpuMonitor | None = None
 
 
 @contextmanager
@@ -98,7 +98,7 @@ def watched(ask: Callable[..., list[Any]], wanted: bool) -> Iterator[list[dict[s
 
 def _begin(wanted: bool) -> None:
     global _here
-    _here = Watch(wanted).__enter__()
+    _here = GpuMonitor(wanted).__enter__()
 
 
 def _end() -> dict[str, Any] | None:

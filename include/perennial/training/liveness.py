@@ -10,7 +10,7 @@ import contextlib
 import itertools
 from typing import TYPE_CHECKING
 
-from perennial.core.errors import BusyError
+from perennial.core.errors import LockHeldError
 from perennial.storage import locks
 
 if TYPE_CHECKING:
@@ -20,17 +20,17 @@ if TYPE_CHECKING:
 TAG = "lock"
 
 
-def take(model: str, held: contextlib.ExitStack) -> str:
+def hold_liveness_lock(model: str, held: contextlib.ExitStack) -> str:
     """Hold the first lock that is free among those of a model's trainings until ``held`` closes; returns its name."""
     for number in itertools.count(1):
         name = f"training-{model}-{number}"
-        with contextlib.suppress(BusyError):
+        with contextlib.suppress(LockHeldError):
             held.enter_context(locks.hold(name, timeout=0))
             return name
     raise AssertionError("unreachable")
 
 
-def close_dead(client: MlflowClient, experiment: str, own: str) -> None:
+def close_stale_runs(client: MlflowClient, experiment: str, own: str) -> None:
     """Mark as KILLED the runs that say RUNNING and whose training is gone, and the trials they had under way.
 
     Args:
@@ -45,7 +45,7 @@ def close_dead(client: MlflowClient, experiment: str, own: str) -> None:
         if name is None:
             continue
         free = contextlib.nullcontext() if name == own else locks.hold(name, timeout=0)
-        with contextlib.suppress(BusyError), free:
+        with contextlib.suppress(LockHeldError), free:
             # It may have ended since the runs were listed.
             if client.get_run(run.info.run_id).info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, "KILLED")

@@ -12,7 +12,8 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.modeling.metrics import EVAL_METRICS
-from perennial.spec.model_spec import WHOLE, ModelSpec
+from perennial.spec.constraints import INTEGER_PARAMETERS
+from perennial.spec.model_spec import ModelSpec
 from perennial.training import gpu_monitor
 from perennial.training.boosting import ran_on
 from perennial.training.checkpoint import Checkpoint, Trial, trial_name
@@ -24,10 +25,10 @@ if TYPE_CHECKING:
 
     from perennial.spec.sections import Range
     from perennial.training.dataset import Dataset
-    from perennial.training.distributed_dataset import Shares
+    from perennial.training.distributed_dataset import DistributedDataset
 
 #: Trials that Optuna's TPE draws at random, before it learns from results (its own default).
-BLIND = 10
+N_STARTUP_TRIALS = 10
 
 
 @dataclass
@@ -75,7 +76,7 @@ def device(asked: str) -> str:
     return found
 
 
-def _device(data: Dataset | Shares, asked: str) -> str:
+def _device(data: Dataset | DistributedDataset, asked: str) -> str:
     found = sorted(set(data.ask(device, asked)))
     if len(found) > 1:
         raise PerennialError(
@@ -102,12 +103,12 @@ def parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
 
 
 def _typed(params: dict[str, float]) -> dict[str, float]:
-    return {k: int(v) if k in WHOLE else v for k, v in params.items()}
+    return {k: int(v) if k in INTEGER_PARAMETERS else v for k, v in params.items()}
 
 
-def fit(
+def search_and_fit(
     spec: ModelSpec,
-    data: Dataset | Shares,
+    data: Dataset | DistributedDataset,
     *,
     on_trial: Callable[[Trial], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
@@ -151,7 +152,7 @@ def fit(
 
 def _trials(
     spec: ModelSpec,
-    data: Dataset | Shares,
+    data: Dataset | DistributedDataset,
     base: dict[str, Any],
     how: Binning,
     on_trial: Callable[[Trial], None],
@@ -159,7 +160,7 @@ def _trials(
 ) -> list[Trial]:
     """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
     alone = base["device"] != "cpu" or how.external
-    abreast = 1 if alone else data.abreast(min(spec.training.search.trials, BLIND))
+    abreast = 1 if alone else data.abreast(min(spec.training.search.trials, N_STARTUP_TRIALS))
     share = max(1, how.threads // abreast)
     free = SimpleQueue[tuple[Any, Any]]()
 
@@ -169,7 +170,7 @@ def _trials(
 
     ranking = spec.task == "ranking"
     # Of an interrupted search: its blind trials ran side by side too.
-    spent = sum(t.seconds / (abreast if t.number < BLIND else 1) for t in checkpoint.trials)
+    spent = sum(t.seconds / (abreast if t.number < N_STARTUP_TRIALS else 1) for t in checkpoint.trials)
 
     def run(number: int, chosen: dict[str, float], late: bool) -> Trial | None:
         return checkpoint.trial(number, chosen) or (None if late else fresh(number, chosen))
@@ -179,7 +180,8 @@ def _trials(
         matrices = train, valid = free.get()
         try:
             _, losses = data.boost(
-                trial_name(number), base | {"nthread": share if number < BLIND else how.threads} | _typed(chosen),
+                trial_name(number),
+                base | {"nthread": share if number < N_STARTUP_TRIALS else how.threads} | _typed(chosen),
                 train, spec.training.rounds, checkpoint,
                 valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
             )  # fmt: skip
@@ -234,7 +236,7 @@ def _search(
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     search = spec.training.search
-    sampler = optuna.samplers.TPESampler(seed=spec.training.seed, n_startup_trials=BLIND)
+    sampler = optuna.samplers.TPESampler(seed=spec.training.seed, n_startup_trials=N_STARTUP_TRIALS)
     study = optuna.create_study(sampler=sampler)
     given = {k: v for k, v in spec.training.params.items() if k in search.space and search.space[k].holds(v)}
     if len(given) == len(search.space):
@@ -244,7 +246,7 @@ def _search(
     def within(trial: optuna.Trial, chosen: dict[str, float]) -> Trial | None:
         return run(trial.number, chosen, trial.number > 0 and time.monotonic() >= end)
 
-    for count in (min(BLIND, search.trials), *[1] * (search.trials - BLIND)):
+    for count in (min(N_STARTUP_TRIALS, search.trials), *[1] * (search.trials - N_STARTUP_TRIALS)):
         asked = [study.ask() for _ in range(count)]
         chosen = [_chosen(trial, search.space) for trial in asked]
         late = False
@@ -263,7 +265,7 @@ def _chosen(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, float]
     for name, item in space.items():
         if item.choices:
             chosen[name] = float(trial.suggest_categorical(name, item.choices))
-        elif name in WHOLE:
+        elif name in INTEGER_PARAMETERS:
             chosen[name] = trial.suggest_int(name, int(item.low or 0), int(item.high or 0), log=item.log)
         else:
             chosen[name] = trial.suggest_float(name, item.low or 0, item.high or 0, log=item.log)

@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.core import runtime
-from perennial.core.errors import ArtifactError, BusyError, RegistryError
+from perennial.core.errors import ArtifactError, LockHeldError, RegistryError
 from perennial.core.settings import settings
 from perennial.modeling import registry
-from perennial.modeling.trained_model import Model
+from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import liveness
 from perennial.training.checkpoint import Trial
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from mlflow.entities import Run
 
 
-class Recorder:
+class TrainingRun:
     """One training run in MLflow: its trials as nested runs while they happen, everything else at its end.
 
     Runs of the model that say RUNNING, and of which the training was killed, are closed first.
@@ -45,9 +45,9 @@ class Recorder:
         mlflow.set_tracking_uri(settings().mlflow_uri)
         self.spec, self.client = spec, mlflow.MlflowClient()
         with contextlib.ExitStack() as held, self._told():
-            own = liveness.take(spec.name, held)
+            own = liveness.hold_liveness_lock(spec.name, held)
             self._experiment = self._open_experiment()
-            liveness.close_dead(self.client, self._experiment, own)
+            liveness.close_stale_runs(self.client, self._experiment, own)
             self.run: Run = self.client.create_run(
                 self._experiment,
                 run_name=f"{spec.name} {as_of}",
@@ -122,7 +122,9 @@ class Recorder:
 
     def _end(self) -> None:
         """No longer count as alive; after the run's status is written, or another training would write it."""
-        with contextlib.suppress(BusyError):  # on S3 it may have been lost: the training is done all the same
+        with contextlib.suppress(
+            LockHeldError
+        ):  # on S3 it may have been lost: the training is done all the same
             self._alive.close()
 
     @contextlib.contextmanager
@@ -142,14 +144,14 @@ class Recorder:
 
     def register(
         self,
-        model: Model,
+        model: TrainedModel,
         fitted: Fitted,
         example: np.ndarray,
         metrics: dict[str, float],
         tags: dict[str, str],
         description: str,
         companions: Callable[[], tuple[dict[str, Any], list[Path]]],
-    ) -> registry.Version:
+    ) -> registry.ModelVersion:
         """Log everything and register the version, alias ``challenger``.
 
         Args:
@@ -167,14 +169,14 @@ class Recorder:
 
     def _register(
         self,
-        model: Model,
+        model: TrainedModel,
         fitted: Fitted,
         example: np.ndarray,
         metrics: dict[str, float],
         tags: dict[str, str],
         description: str,
         companions: Callable[[], tuple[dict[str, Any], list[Path]]],
-    ) -> registry.Version:
+    ) -> registry.ModelVersion:
         import mlflow
         import pandas as pd
         import xgboost

@@ -32,10 +32,10 @@ def windows(
     Raises:
         DataError: too few partitions.
     """
-    last = dates.shift(as_of, -spec.label.arrives_after_days)
+    last = dates.add_days(as_of, -spec.label.arrives_after_days)
     days = [d for d in available if d <= last]
     fresh = [d for d in days if since and d >= since]
-    holdout_from = dates.shift(last, 1 - spec.training.holdout_days)
+    holdout_from = dates.add_days(last, 1 - spec.training.holdout_days)
     if fresh:
         least = MIN_DAYS if spec.gate.resample == "days" else 1
         held = days[-max(least, len(fresh) // 3) :]
@@ -45,7 +45,7 @@ def windows(
     if kind == "since_change":
         before = [d for d in before if d >= since]
     elif kind == "sliding" and spec.training.window_days:
-        before = [d for d in before if d >= dates.shift(holdout_from, -spec.training.window_days)]
+        before = [d for d in before if d >= dates.add_days(holdout_from, -spec.training.window_days)]
     cut = max(1, min(7, len(before) // 5)) if len(before) > 1 else 0
     if not holdout or not cut:
         raise DataError(

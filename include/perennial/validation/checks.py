@@ -14,8 +14,8 @@ from dataclasses import dataclass, field
 from datetime import date, datetime
 from typing import Any
 
-from perennial.core.sql import condition, identifier, literal, text_literal
-from perennial.storage.landing import UNTIL_DAY
+from perennial.core.sql import condition, quote_identifier, sql_literal, text_literal
+from perennial.storage.landing import MAX_DAY_OFFSET
 from perennial.validation.sql_aggregates import both, count_where, only_where, table_level
 from perennial.validation.suite import Expectation
 
@@ -85,7 +85,7 @@ class Check:
     @property
     def filled_sql(self) -> str:
         """Rows whose (first) column has a value."""
-        return f"count({identifier(self.columns[0])})" + only_where(self.where)
+        return f"count({quote_identifier(self.columns[0])})" + only_where(self.where)
 
     @property
     def considered_sql(self) -> str:
@@ -98,7 +98,7 @@ class Check:
         where = both(self.where, self.considered)
         if not self.unique:
             return count_where(both(where, self.bad))
-        hashed = f"hash({', '.join(identifier(c) for c in self.unique)})"
+        hashed = f"hash({', '.join(quote_identifier(c) for c in self.unique)})"
         return f"count(DISTINCT {hashed})" + (f" FILTER (WHERE {where})" if where != "TRUE" else "")
 
     @property
@@ -195,7 +195,7 @@ def checks(
     for name in never_null:
         if ("expect_column_values_to_not_be_null", (name,)) not in present:
             found.append(_given("expect_column_values_to_not_be_null", {"column": name}, [name], columns,
-                                bad=f"{identifier(name)} IS NULL", considered="TRUE"))  # fmt: skip
+                                bad=f"{quote_identifier(name)} IS NULL", considered="TRUE"))  # fmt: skip
     keyed = next(
         (c for c in found if c.unique and c.critical and not c.where and set(c.unique) == set(key)), None
     )
@@ -211,7 +211,7 @@ def checks(
     for name in [n for n, t in columns.items() if t == "number"]:
         found.append(_given("expect_column_values_to_be_between",
                             {"column": name, "min_value": -LARGEST, "max_value": LARGEST}, [name], columns, quiet=True,
-                            bad=f"coalesce(isinf({identifier(name)}), FALSE)",
+                            bad=f"coalesce(isinf({quote_identifier(name)}), FALSE)",
                             label=f"not a finite number: {name}"))  # fmt: skip
     for name, bad in (unread or {}).items():
         kind = columns[name]
@@ -220,9 +220,9 @@ def checks(
                             considered="TRUE"))  # fmt: skip
     if event_time:
         found.append(_given("expect_column_values_to_be_between", {"column": event_time}, [event_time], columns,
-                            quiet=True, bad=f"coalesce({identifier(event_time)} >= __future, FALSE)",
+                            quiet=True, bad=f"coalesce({quote_identifier(event_time)} >= __future, FALSE)",
                             label=f"later than its partition: {event_time}"))  # fmt: skip
-        found[-1].until_day = UNTIL_DAY
+        found[-1].until_day = MAX_DAY_OFFSET
     return found
 
 
@@ -243,7 +243,7 @@ def _given(
     return Check(
         label=label or f"{type_}({', '.join(names)})", type=type_, level="row", declared=False, columns=names,
         config={"type": type_, "kwargs": kwargs, "meta": {"built_in": True}, "severity": "critical"},
-        considered=considered or f"{identifier(names[0])} IS NOT NULL", bad=bad, unique=unique, quiet=quiet,
+        considered=considered or f"{quote_identifier(names[0])} IS NOT NULL", bad=bad, unique=unique, quiet=quiet,
         types=columns,
     )  # fmt: skip
 
@@ -264,7 +264,7 @@ def _declared(expectation: Expectation, columns: Mapping[str, str], exact: bool)
 
 
 def _row_level(check: Check, kwargs: dict[str, Any]) -> None:
-    name, types, columns = check.type, check.types, [identifier(c) for c in check.columns]
+    name, types, columns = check.type, check.types, [quote_identifier(c) for c in check.columns]
     if "column_list" in kwargs:
         check.considered = _ignoring(check.columns, kwargs.get("ignore_row_if", "all_values_are_missing"))
     elif "column_B" in kwargs:
@@ -280,7 +280,7 @@ def _row_level(check: Check, kwargs: dict[str, Any]) -> None:
         check.bad = "(" + " OR ".join(f"{c} IS DISTINCT FROM {columns[0]}" for c in columns[1:]) + ")"
     elif name == "expect_multicolumn_sum_to_equal":
         total = " + ".join(f"{c}::DOUBLE" for c in columns)
-        check.bad = _fails(f"({total}) = {literal(kwargs['sum_total'], 'number')}", missing="TRUE")
+        check.bad = _fails(f"({total}) = {sql_literal(kwargs['sum_total'], 'number')}", missing="TRUE")
     elif name == "expect_column_pair_values_to_be_equal":
         check.bad = _fails(f"{columns[0]} = {columns[1]}", missing="TRUE")
     elif name == "expect_column_pair_values_a_to_be_greater_than_b":
@@ -289,7 +289,7 @@ def _row_level(check: Check, kwargs: dict[str, Any]) -> None:
     elif name == "expect_column_pair_values_to_be_in_set":
         pairs_sql = [
             "(" + " AND ".join(
-                f"{c} IS NULL" if v is None else f"coalesce({c} = {literal(v, types[n])}, FALSE)"
+                f"{c} IS NULL" if v is None else f"coalesce({c} = {sql_literal(v, types[n])}, FALSE)"
                 for c, n, v in zip(columns, check.columns, pair, strict=True)
             ) + ")"
             for pair in kwargs["value_pairs_set"]
@@ -310,9 +310,9 @@ def _column_level(name: str, column: str, kind: str, kwargs: dict[str, Any]) -> 
     if name == "expect_column_value_lengths_to_be_between":
         return _fails(_within(f"length({column})", "number", kwargs))
     if name == "expect_column_value_lengths_to_equal":
-        return _fails(f"length({column}) = {literal(kwargs['value'], 'number')}")
+        return _fails(f"length({column}) = {sql_literal(kwargs['value'], 'number')}")
     if name in ("expect_column_values_to_be_in_set", "expect_column_values_to_not_be_in_set"):
-        inside = f"{column} IN ({', '.join(literal(v, kind) for v in kwargs['value_set'])})"
+        inside = f"{column} IN ({', '.join(sql_literal(v, kind) for v in kwargs['value_set'])})"
         return _fails(inside if name.endswith("to_be_in_set") else f"NOT {inside}")
     patterns = [kwargs["regex"]] if "regex" in kwargs else kwargs["regex_list"]
     word = " AND " if kwargs.get("match_on") == "all" else " OR "
@@ -324,18 +324,18 @@ def _within(value: str, kind: str, kwargs: dict[str, Any]) -> str:
     parts = []
     if "min_value" in kwargs:
         parts.append(
-            f"{value} {'>' if kwargs.get('strict_min') else '>='} {literal(kwargs['min_value'], kind)}"
+            f"{value} {'>' if kwargs.get('strict_min') else '>='} {sql_literal(kwargs['min_value'], kind)}"
         )
     if "max_value" in kwargs:
         parts.append(
-            f"{value} {'<' if kwargs.get('strict_max') else '<='} {literal(kwargs['max_value'], kind)}"
+            f"{value} {'<' if kwargs.get('strict_max') else '<='} {sql_literal(kwargs['max_value'], kind)}"
         )
     return "(" + " AND ".join(parts) + ")"
 
 
 def _ignoring(columns: list[str], rule: str) -> str:
     """SQL condition of the rows that ``ignore_row_if`` leaves."""
-    missing = [f"{identifier(c)} IS NULL" for c in columns]
+    missing = [f"{quote_identifier(c)} IS NULL" for c in columns]
     if rule in ("neither", "never"):
         return "TRUE"
     return f"NOT ({(' AND ' if rule.startswith(('both', 'all')) else ' OR ').join(missing)})"

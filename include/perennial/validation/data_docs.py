@@ -14,8 +14,8 @@ from typing import Any
 
 from perennial.core.settings import settings
 from perennial.storage import object_store
-from perennial.storage.landing import Feed
-from perennial.validation.gx_evaluator import Outcome
+from perennial.storage.landing import FeedSchema
+from perennial.validation.gx_evaluator import ValidationOutcome
 
 #: Characters with a meaning in HTML or in Great Expectations' string templates, and stand-ins from Unicode's private
 #: use area that pass through rendering untouched.
@@ -53,7 +53,7 @@ def place(model: str, day: str, extension: str, what: str = "rows") -> str:
     return f"{settings().lake}/reports/{model}/validation/{day}{'' if what == 'rows' else '-' + what}.{extension}"
 
 
-def suite_json(outcome: Outcome, feed: Feed, suite_name: str) -> dict[str, Any]:
+def suite_json(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) -> dict[str, Any]:
     """Great Expectations' result of the whole suite, as JSON; its success is that the partition may be published."""
     import great_expectations
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
@@ -86,7 +86,7 @@ def suite_json(outcome: Outcome, feed: Feed, suite_name: str) -> dict[str, Any]:
     return {**suite.to_json_dict(), "results": [result.to_json_dict() for result in outcome.results]}
 
 
-def write(outcome: Outcome, feed: Feed, suite_name: str, *, page: bool) -> str:
+def write(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str, *, page: bool) -> str:
     """Keep the result as JSON and, if asked for, as a page; returns where a person looks."""
     result = suite_json(outcome, feed, suite_name)
     kept = object_store.write_text(

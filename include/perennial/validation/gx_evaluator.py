@@ -20,7 +20,7 @@ HIDDEN = "(personal data)"
 
 
 @dataclass
-class Outcome:
+class ValidationOutcome:
     """What validation found in one partition.
 
     Attributes:
@@ -41,7 +41,7 @@ class Outcome:
     evaluated: int = 0
 
 
-class Judge:
+class ExpectationEvaluator:
     """Judges one check, for one file after the other.
 
     Raises:
@@ -55,7 +55,12 @@ class Judge:
         self._memory: dict[tuple[str, int], Any] = {}
 
     def decide(
-        self, outcome: Outcome, profile: dict[str, Any], columns: list[str], bad: int, examples: list[Any]
+        self,
+        outcome: ValidationOutcome,
+        profile: dict[str, Any],
+        columns: list[str],
+        bad: int,
+        examples: list[Any],
     ) -> None:
         """Add the result to the outcome of a partition, and what follows from it.
 
@@ -92,7 +97,12 @@ class Judge:
             )
 
     def _result(
-        self, outcome: Outcome, profile: dict[str, Any], columns: list[str], bad: int, examples: list[Any]
+        self,
+        outcome: ValidationOutcome,
+        profile: dict[str, Any],
+        columns: list[str],
+        bad: int,
+        examples: list[Any],
     ) -> Any:
         from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 
@@ -100,7 +110,7 @@ class Judge:
             self._expectation, self._memory = expectation(self.check, outcome.day), {}
         judge = self._expectation
         asked = {"result_format": {"result_format": "BASIC", "partial_unexpected_count": EXAMPLES}}
-        with _remembered(type(judge), self._memory):
+        with _patched_gx_cache(type(judge), self._memory):
             try:
                 needed = judge.get_validation_dependencies(runtime_configuration=dict(asked))
                 answer = self.check.metrics(profile.__getitem__, columns, bad, examples)
@@ -141,7 +151,7 @@ def expectation(check: Check, day: str) -> Any:
 
     config = {k: v for k, v in check.config.items() if v is not None and k != "rendered_content"}
     if check.until_day:
-        limit = f"{dates.shift(day, check.until_day)}T00:00:00"
+        limit = f"{dates.add_days(day, check.until_day)}T00:00:00"
         config = {**config, "kwargs": {**check.kwargs, "max_value": limit, "strict_max": True}}
     try:
         return ExpectationConfiguration(**config).to_domain_obj()
@@ -152,7 +162,7 @@ def expectation(check: Check, day: str) -> Any:
 
 
 @contextmanager
-def _remembered(kind: type, memory: dict[tuple[str, int], Any]) -> Iterator[None]:
+def _patched_gx_cache(kind: type, memory: dict[tuple[str, int], Any]) -> Iterator[None]:
     """An expectation's configuration, and the metrics that it needs, are worked out once and kept in ``memory``.
 
     Great Expectations (1.24) works the one out anew at each of the eighty times that it asks for it to judge one

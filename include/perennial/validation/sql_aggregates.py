@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from perennial.core.sql import identifier, literal
+from perennial.core.sql import quote_identifier, sql_literal
 
 
 def table_level(
@@ -15,7 +15,7 @@ def table_level(
     only = only_where(where)
     if "column" not in kwargs or type_ == "expect_column_to_exist":
         return {"table.row_count": "count(*)"}
-    kind, column = types[kwargs["column"]], identifier(kwargs["column"])
+    kind, column = types[kwargs["column"]], quote_identifier(kwargs["column"])
     # statistics are of finite values: a row with an infinite one goes to quarantine
     finite = f"CASE WHEN isfinite({column}) THEN {column} END" if kind == "number" else column
     middle = f"median({finite})" if exact else f"approx_quantile({finite}, 0.5)"
@@ -40,7 +40,7 @@ def table_level(
         return {"column.distinct_values.count": distinct}
     if what.startswith("proportion_of"):
         return {"distinct": distinct, "filled": f"count({column}){only}", "rows": f"count(*){only}"}
-    values = [literal(v, kind) for v in kwargs["value_set"]]
+    values = [sql_literal(v, kind) for v in kwargs["value_set"]]
     outside = only_where(both(where, f"{column} NOT IN ({', '.join(values)})"))
     index = " ".join(f"WHEN {v} THEN {i}" for i, v in enumerate(values))
     inside = only_where(both(where, f"{column} IN ({', '.join(values)})"))

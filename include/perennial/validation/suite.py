@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.core.sql import NUMERIC, condition, is_number, literal, short
+from perennial.core.sql import NUMERIC, condition, is_number, short, sql_literal
 
 MAX_EXPECTATIONS = 1000
 COMPARABLE = ("integer", "number", "date", "timestamp")  # Great Expectations takes no text as a bound
@@ -367,6 +367,6 @@ def _check_quantiles(ranges: Any) -> Iterator[str]:
 
 def _unreadable(value: Any, kind: str, what: str) -> Iterator[str]:
     try:
-        literal(value, kind)
+        sql_literal(value, kind)
     except ValueError as error:
         yield f"{what}: {error}"

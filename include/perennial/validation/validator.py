@@ -11,20 +11,20 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from perennial.core.sql import identifier
+from perennial.core.sql import quote_identifier
 from perennial.validation.checks import EXAMPLES, Check
-from perennial.validation.gx_evaluator import Judge, Outcome
+from perennial.validation.gx_evaluator import ExpectationEvaluator, ValidationOutcome
 
 if TYPE_CHECKING:
     import duckdb
 
-    from perennial.storage.landing import Feed, Landed
+    from perennial.storage.landing import FeedSchema, LandedFile
 
 _TEXT_EXAMPLE = 120
 
 
 @dataclass
-class Findings:
+class ValidationFindings:
     """The outcome of each partition, and how to tell its bad rows.
 
     Attributes:
@@ -32,7 +32,7 @@ class Findings:
         reasons: SQL condition of a bad row, by label; no entry: no row is bad.
     """
 
-    outcomes: list[Outcome]
+    outcomes: list[ValidationOutcome]
     source: str
     reasons: dict[str, str]
 
@@ -43,9 +43,9 @@ class Findings:
 
 
 def validate(
-    con: duckdb.DuckDBPyConnection, feed: Feed, landed: list[Landed], checks: list[Check], limit: float,
+    con: duckdb.DuckDBPyConnection, feed: FeedSchema, landed: list[LandedFile], checks: list[Check], limit: float,
     view: str = "rows",
-) -> Findings:  # fmt: skip
+) -> ValidationFindings:  # fmt: skip
     """Validate the files of ``view`` (see `perennial.storage.landing.view`).
 
     Args:
@@ -65,19 +65,19 @@ def validate(
     shown = [i for i, c in enumerate(checks) if c.level == "row" and any(row[i] for row in counts)]
     extra = _second_pass(con, feed, checks, shown, reasons, source, len(landed)) if shown else {}
     outcomes = []
-    judges = [Judge(check, feed.personal) for check in checks]
+    judges = [ExpectationEvaluator(check, feed.personal) for check in checks]
     for f, (file, profile) in enumerate(zip(landed, profiles, strict=True)):
         quarantined, examples = extra.get(f, (0, {}))
-        outcome = Outcome(file.day, profile["count(*)"], quarantined)
+        outcome = ValidationOutcome(file.day, profile["count(*)"], quarantined)
         for i, judge in enumerate(judges):
             judge.decide(outcome, profile, file.columns, counts[f][i], examples.get(i, []))
         _decide(outcome, limit)
         outcomes.append(outcome)
-    return Findings(outcomes, source, reasons)
+    return ValidationFindings(outcomes, source, reasons)
 
 
 def _profile(
-    con: duckdb.DuckDBPyConnection, landed: list[Landed], checks: list[Check], view: str
+    con: duckdb.DuckDBPyConnection, landed: list[LandedFile], checks: list[Check], view: str
 ) -> list[dict[str, Any]]:
     """All aggregates of all checks, by their SQL, for each file: one query."""
     wanted = dict.fromkeys(["count(*)", *(sql for c in checks for sql in _needed(c))])
@@ -94,7 +94,7 @@ def _profile(
     return [dict(zip(wanted, rows.get(i, empty), strict=True)) for i in range(len(landed))]
 
 
-def _has_empty(landed: list[Landed]) -> bool:
+def _has_empty(landed: list[LandedFile]) -> bool:
     return any(not file.rows for file in landed)
 
 
@@ -131,7 +131,7 @@ def _duplicates(
         ]
         if not suspects:
             continue
-        names = [identifier(c) for c in check.unique]
+        names = [quote_identifier(c) for c in check.unique]
         where = " AND ".join(w for w in (check.where, check.considered, f"__file IN {_tuple(suspects)}") if w)
         hashed = f"hash({', '.join(names)})"
         # by hash first: texts as group keys would cost twice as much; then exactly, among the few that share one
@@ -163,7 +163,7 @@ def _tuple(numbers: list[int]) -> str:
 
 
 def _second_pass(
-    con: duckdb.DuckDBPyConnection, feed: Feed, checks: list[Check], shown: list[int], reasons: dict[str, str],
+    con: duckdb.DuckDBPyConnection, feed: FeedSchema, checks: list[Check], shown: list[int], reasons: dict[str, str],
     source: str, files: int,
 ) -> dict[int, tuple[int, dict[int, list[Any]]]]:  # fmt: skip
     """Rows to put aside, and examples of what is bad, for each file."""
@@ -177,7 +177,7 @@ def _second_pass(
         condition = f"__twice_{i}" if check.unique else check.bad_row
         texts = check.types
         values = [
-            f"left({identifier(c)}, {_TEXT_EXAMPLE})" if texts[c] == "string" else identifier(c)
+            f"left({quote_identifier(c)}, {_TEXT_EXAMPLE})" if texts[c] == "string" else quote_identifier(c)
             for c in check.columns
         ]
         packed = values[0] if len(values) == 1 else f"[{', '.join(f'{v}::VARCHAR' for v in values)}]"
@@ -199,7 +199,7 @@ def _plain(value: Any, check: Check) -> Any:
     return value
 
 
-def _decide(outcome: Outcome, limit: float) -> None:
+def _decide(outcome: ValidationOutcome, limit: float) -> None:
     if outcome.evaluated < outcome.declared and not outcome.stopped:
         outcome.stopped.append(f"{outcome.evaluated} of {outcome.declared} expectations were evaluated")
     if outcome.rows and outcome.quarantined / outcome.rows > limit:

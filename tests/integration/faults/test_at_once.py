@@ -13,7 +13,7 @@ from perennial.steps import dispatch
 from perennial.storage import ledger, manifests
 from support import processes, toys
 
-END = dates.shift(toys.FIRST, 1)
+END = dates.add_days(toys.FIRST, 1)
 
 
 def twice(spec: ModelSpec, step: str, **arguments: Any) -> None:

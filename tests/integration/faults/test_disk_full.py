@@ -46,7 +46,7 @@ def fill(ballast: Path, leave: int) -> None:
 def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     toys.land(spec, days=3)
-    second = dates.shift(toys.FIRST, 1)
+    second = dates.add_days(toys.FIRST, 1)
     dispatch.run("data", spec, start=toys.FIRST)
     before = toys.content_of("published", "toy")
     fill(small_disk, leave)
@@ -69,7 +69,7 @@ def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: in
     import shutil
 
     shutil.copytree(world.home / "lake", settings().lake)
-    spec, (one, two) = world.spec, (toys.FIRST, dates.shift(toys.FIRST, 1))
+    spec, (one, two) = world.spec, (toys.FIRST, dates.add_days(toys.FIRST, 1))
     dispatch.run("score", spec, start=one)
     before = toys.content_of("predictions", spec.name)
     records = ledger.verify(spec.name)

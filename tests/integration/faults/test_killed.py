@@ -18,7 +18,7 @@ from perennial.steps import dispatch
 from perennial.storage import delta_tables, landing, ledger, locks, manifests, object_store
 from support import processes, toys
 
-END = dates.shift(toys.FIRST, 2)
+END = dates.add_days(toys.FIRST, 2)
 BAD = 2  # rows of each day that go to quarantine
 KINDS = ("published", "labels", "quarantine")
 
@@ -59,7 +59,7 @@ def landed(house: Path, models: Path) -> ModelSpec:
         table = toys.rows("binary", day)
         x = table["x"].to_pylist()
         x[:BAD] = [99.0] * BAD
-        toys.write(landing.expand(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
+        toys.write(landing.source_uri(spec.data.source, day), table.set_column(2, "x", pa.array(x)))
     return spec
 
 
@@ -196,7 +196,7 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
     ],
 )
 def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> None:
-    spec, end = world.spec, dates.shift(toys.FIRST, 1)
+    spec, end = world.spec, dates.add_days(toys.FIRST, 1)
     shutil.rmtree(settings().home / "cache", ignore_errors=True)
     before: list[dict[str, Any]] = []
     if again:
@@ -227,7 +227,7 @@ def test_score(world: Any, place: str, moment: str, nth: int, again: bool) -> No
 )
 def test_monitor(world: Any, place: str, moment: str, nth: int) -> None:
     spec = world.spec
-    dispatch.run("score", spec, start=dates.shift(toys.LAST, -6), end=toys.LAST)
+    dispatch.run("score", spec, start=dates.add_days(toys.LAST, -6), end=toys.LAST)
     killed(spec, "monitor", place, moment, nth, as_of=toys.LAST)
     manifests_whole()
     result = dispatch.run("monitor", spec, as_of=toys.LAST)

@@ -127,5 +127,5 @@ def _models(root: Path) -> dict[str, ModelSpec]:
         )
     for spec in specs.values():
         toys.land(spec, n=MANY_ROWS if spec.name.endswith("little_memory") else toys.ROWS)
-    assert object_store.is_remote(landing.expand(next(iter(specs.values())).data.source))
+    assert object_store.is_remote(landing.source_uri(next(iter(specs.values())).data.source))
     return specs

@@ -19,7 +19,7 @@ from support.live import PLAN, Live, await_
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 NAME, TASK = "toy_asked", "approve_retraining"
 MONITOR, TRAIN = f"{NAME}.monitor", f"{NAME}.train"
-DAYS = dates.dates(dates.shift(PLAN.trained_until, 2), toys.LAST)
+DAYS = dates.dates(dates.add_days(PLAN.trained_until, 2), toys.LAST)
 
 
 @pytest.fixture
@@ -30,7 +30,7 @@ def waiting(live: Live, champion: Any) -> Any:
     def run() -> tuple[str, str]:
         asked = {r["partition"] for r in ledger.records(NAME, "retraining")}
         trained = max(r["partition"] for r in ledger.records(NAME, "training"))
-        day = next(d for d in DAYS if d not in asked and d >= dates.shift(trained, 2))
+        day = next(d for d in DAYS if d not in asked and d >= dates.add_days(trained, 2))
         found = live.airflow.trigger(MONITOR, key=day)
         await_(lambda: state(live, found, TASK) == "awaiting_input", 150, lambda: states(live, found))
         # no person is so quick to answer that the scheduler takes the waiting task for a killed one (airflow 72716)
@@ -114,7 +114,7 @@ def test_no_answer_in_time_is_a_no(live: Live, waiting: Any) -> None:
 
 def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: Live, waiting: Any) -> None:
     day, run = waiting()
-    after = dates.shift(day, 1)
+    after = dates.add_days(day, 1)
     meanwhile = live.airflow.trigger(MONITOR, key=after)
     assert ended(live, meanwhile)["ask_retraining"] == "skipped"
     (left,) = [r for r in ledger.records(NAME, "retraining") if r["partition"] == after]

@@ -58,7 +58,7 @@ def trainings() -> list[str]:
 
 def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> None:
     spec = champion(NAME)
-    days = [dates.shift(PLAN.trained_until, n) for n in (1, 2)]
+    days = [dates.add_days(PLAN.trained_until, n) for n in (1, 2)]
     sent = {day: [f"first wish of {day}", f"second wish of {day}"] for day in days}
     for day in days:
         emit(live, "retraining", day, reason=sent[day][0])
@@ -82,8 +82,8 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
 
 def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, champion: Any) -> None:
     champion(NAME)
-    day = dates.shift(max(trainings()), 2)
-    night = dates.shift(day, 1)
+    day = dates.add_days(max(trainings()), 2)
+    night = dates.add_days(day, 1)
     assert night <= toys.LAST
     live.airflow.call("PATCH", f"/dags/{TRAIN}", json={"is_paused": True})
     monitored(live, day)
@@ -99,7 +99,7 @@ def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, 
 
 def test_nights_that_scoring_never_heard_of_are_scored_with_the_next(live: Live, champion: Any) -> None:
     spec = champion(NAME)
-    first, *lost, last = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 3))
+    first, *lost, last = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
     dispatch.run("score", spec, start=first)
     for night in lost:  # published two hours ago
         done = manifests.write(manifests.Manifest(NAME, "data", night, {}, {}), 0)

@@ -42,14 +42,14 @@ def test_every_model_has_its_five_dags_and_a_broken_one_takes_none_away(live: Li
 
 
 def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
-    nights = dates.dates(dates.shift(PLAN.trained_until, 1), PLAN.latest)
+    nights = dates.dates(dates.add_days(PLAN.trained_until, 1), PLAN.latest)
     for night in nights:
         data, score = manifests.read(PLAN.model, "data", night), manifests.read(PLAN.model, "score", night)
         assert data and score
         assert data.rows_in == data.rows_out + data.quarantined
         assert score.rows_in == score.rows_out == data.rows_out
     rows = duckdb_session.stream(
-        delta_tables.table("predictions", PLAN.model), start=nights[0], end=nights[-1]
+        delta_tables.table_uri("predictions", PLAN.model), start=nights[0], end=nights[-1]
     ).read_all()
     keys = set(zip(rows["id"].to_pylist(), rows[delta_tables.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
@@ -60,7 +60,7 @@ def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
 
 
 def test_each_night_is_a_run_of_its_own_partition(played: Live) -> None:
-    nights = set(dates.dates(dates.shift(PLAN.trained_until, 1), PLAN.latest))
+    nights = set(dates.dates(dates.add_days(PLAN.trained_until, 1), PLAN.latest))
     for stage in ("data", "score"):
         keys = [
             r["partition_key"] for r in played.airflow.runs(f"{PLAN.model}.{stage}") if r["partition_key"]
@@ -94,7 +94,7 @@ def test_a_training_by_hand_is_told_with_who_and_why(played: Live) -> None:
 
 
 def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
-    late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.shift(PLAN.latest, 1), False)
+    late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.add_days(PLAN.latest, 1), False)
     with played.board() as board, pytest.raises(RunFailed) as error:
         demo.play(played.config, (late,), board)
     told = str(error.value)
@@ -105,7 +105,7 @@ def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
 def test_a_driver_stops_when_asked(live: Live) -> None:
     halt = threading.Event()
     halt.set()
-    ahead = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.shift(PLAN.latest, 5), False)
+    ahead = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.add_days(PLAN.latest, 5), False)
     with live.board() as board, pytest.raises((Interrupted, PerennialError)):
         Driver(ahead, live.airflow, board, halt).play()
 

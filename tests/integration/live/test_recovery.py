@@ -24,7 +24,7 @@ def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     leader.kill()
     psutil.wait_procs([leader], timeout=10)
 
-    night = dates.shift(PLAN.latest, 1)
+    night = dates.add_days(PLAN.latest, 1)
     toys.land(live.spec, night, 1)
     longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
     with live.board() as board:

@@ -13,7 +13,7 @@ import pytest
 
 from perennial.alerting import incidents
 from perennial.core import dates
-from perennial.core.errors import BusyError, DataError, StorageError
+from perennial.core.errors import DataError, LockHeldError, StorageError
 from perennial.modeling import registry
 from perennial.steps import dispatch
 from perennial.storage import delta_tables, duckdb_session, ledger, manifests, object_store
@@ -49,7 +49,7 @@ def test_the_loop_works_on_s3(
     assert dispatch.run("promote", spec, as_of=toys.LAST, actor="test")["promoted"]
     assert ledger.verify(spec.name) == 2
 
-    scored = dispatch.run("score", spec, start=dates.shift(toys.LAST, -7), end=toys.LAST)
+    scored = dispatch.run("score", spec, start=dates.add_days(toys.LAST, -7), end=toys.LAST)
     assert scored["rows_out"] == 8 * toys.ROWS
     assert len(toys.content_of("predictions", spec.name)) == 8 * toys.ROWS
     assert dispatch.run("score", spec, start=toys.LAST)["status"] == "unchanged"
@@ -71,7 +71,7 @@ def test_the_loop_works_on_s3(
 def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
     import pyarrow as pa
 
-    uri = delta_tables.table("published", "toy")
+    uri = delta_tables.table_uri("published", "toy")
     assert delta_tables.version(uri) is None
 
     def put(day: str, value: int) -> int:
@@ -86,7 +86,7 @@ def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
 
 
 def test_writers_at_once_lose_nothing(bucket: Any) -> None:
-    uri = delta_tables.table("published", "toy")
+    uri = delta_tables.table_uri("published", "toy")
     days = dates.dates("2024-01-01", "2024-01-04")
     writers = [processes.start(processes.write_ids, uri, day, n, 1) for n, day in enumerate(days)]
     assert processes.wait(*writers) == [0] * 4
@@ -109,7 +109,7 @@ def test_a_folder_is_emptied_of_its_files(bucket: Any) -> None:
     for name in ("a/x.json", "a/y.ubj", "ab.json"):
         object_store.write_text(f"{root}/{name}", "1")
     for _ in range(2):
-        object_store.empty(f"{root}/a")
+        object_store.delete_files(f"{root}/a")
         assert [object_store.exists(f"{root}/{n}") for n in ("a/x.json", "a/y.ubj", "ab.json")] == [
             False,
             False,
@@ -125,7 +125,7 @@ def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.Mon
         object_store.write_text("s3://no-such-bucket/lake/x.json", "x")
     with pytest.raises(StorageError, match="What to do"):
         delta_tables.replace(
-            delta_tables.table("published", "toy"),
+            delta_tables.table_uri("published", "toy"),
             pa.table({"id": [1], "partition_date": ["2024-01-01"]}),
             "2024-01-01",
         )
@@ -155,12 +155,15 @@ def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> Non
     while not (tmp_path / "held").exists():
         assert time.monotonic() < deadline
         time.sleep(0.05)
-    with pytest.raises(BusyError, match="held by another run"), locks_module.hold("promote-toy", timeout=0.5):
+    with (
+        pytest.raises(LockHeldError, match="held by another run"),
+        locks_module.hold("promote-toy", timeout=0.5),
+    ):
         pass
     assert holder.pid is not None
     os.kill(holder.pid, signal.SIGKILL)
     processes.wait(holder)
-    with pytest.raises(BusyError), locks_module.hold("promote-toy", timeout=0.5):
+    with pytest.raises(LockHeldError), locks_module.hold("promote-toy", timeout=0.5):
         pass  # a dead holder's lease still runs
     (held,) = locks(bucket)
     content = json.loads(held.get()["Body"].read())
@@ -173,7 +176,7 @@ def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> Non
 
 def test_a_lock_that_was_overtaken_is_not_taken_from_its_new_holder(bucket: Any) -> None:
     theirs = {"until": time.time() + 60, "token": "somebody else's"}
-    with pytest.raises(BusyError, match="lock x was lost while it was held: another run overtook it"):  # noqa: SIM117
+    with pytest.raises(LockHeldError, match="lock x was lost while it was held: another run overtook it"):  # noqa: SIM117
         with locks_module.hold("x"):
             locks(bucket)[0].put(Body=json.dumps(theirs))
     assert content_of(bucket) == theirs
@@ -196,7 +199,7 @@ def test_a_lock_is_renewed_while_it_is_held(bucket: Any, monkeypatch: pytest.Mon
     with locks_module.hold("x"):
         until = content_of(bucket)["until"]
         time.sleep(2.5)
-        with pytest.raises(BusyError), locks_module.hold("x", timeout=0):
+        with pytest.raises(LockHeldError), locks_module.hold("x", timeout=0):
             pass
         assert content_of(bucket)["until"] > until + 1
     with locks_module.hold("x", timeout=0):

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial.core.errors import BusyError, StorageError
+from perennial.core.errors import LockHeldError, StorageError
 from perennial.steps import dispatch
 from perennial.storage import delta_tables, duckdb_session, locks, manifests, object_store
 from support import toys
@@ -111,7 +111,7 @@ def test_a_small_file_is_written_whole_or_not_at_all(
     ],
 )
 def test_a_partition_is_there_once_whatever_passes(proxy: Proxy, bucket: Any, kind: Any, path: str) -> None:
-    uri = delta_tables.table("published", "toy")
+    uri = delta_tables.table_uri("published", "toy")
     proxy.add(kind, 1, "PUT", path)
     delta_tables.replace(uri, rows(1, 2, 3), DAY)
     assert len(proxy.done) == 1
@@ -122,7 +122,7 @@ def test_a_partition_is_there_once_whatever_passes(proxy: Proxy, bucket: Any, ki
 
 @pytest.mark.parametrize("kind", ["busy", "silent", "short"])
 def test_a_table_is_read_whole_whatever_passes(proxy: Proxy, bucket: Any, kind: Any) -> None:
-    uri = delta_tables.table("published", "toy")
+    uri = delta_tables.table_uri("published", "toy")
     delta_tables.replace(uri, rows(*range(5000)), DAY)
     for path in (r"_delta_log/.*\.json", r"\.parquet"):
         proxy.add(kind, 1, "GET", path)
@@ -137,7 +137,7 @@ def test_a_table_is_read_whole_whatever_passes(proxy: Proxy, bucket: Any, kind: 
 def test_a_partition_that_cannot_be_written_stays_as_it_was(
     proxy: Proxy, bucket: Any, kind: Any, path: str, impatient: None
 ) -> None:
-    uri = delta_tables.table("published", "toy")
+    uri = delta_tables.table_uri("published", "toy")
     before = delta_tables.replace(uri, rows(1), DAY)
     proxy.add(kind, 99, "PUT", path, seconds=2)
     with pytest.raises(StorageError, match="What to do"):
@@ -160,7 +160,7 @@ def test_a_lock_is_had_whatever_passes(
     for method in ("PUT", "GET"):
         proxy.add(kind, 1, method, r"\.lock", seconds=1.3)
         # had at once: what was written under a false report is known as one's own
-        with locks.hold("x", timeout=0), pytest.raises(BusyError), locks.hold("x", timeout=0):
+        with locks.hold("x", timeout=0), pytest.raises(LockHeldError), locks.hold("x", timeout=0):
             pass
         proxy.add(kind, 1, method, r"\.lock", seconds=1.3)
         with locks.hold("x", timeout=0):  # overtaken by If-Match this time
@@ -209,7 +209,7 @@ def test_a_lock_that_cannot_be_renewed_is_lost_and_told(
     proxy: Proxy, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(locks, "LEASE_SECONDS", 1.5)
-    with pytest.raises(BusyError, match="was lost while it was held"):  # noqa: SIM117
+    with pytest.raises(LockHeldError, match="was lost while it was held"):  # noqa: SIM117
         with locks.hold("x", timeout=0):
             proxy.add("busy", 999, "", r"\.lock")
             time.sleep(4)
@@ -254,6 +254,6 @@ def test_a_truncated_partition_is_not_taken_for_a_whole_one(
     with pytest.raises(StorageError, match=r"cannot be (copied|read): AWS Error NETWORK_CONNECTION"):
         dispatch.run("data", spec, start=toys.FIRST)
     assert manifests.read(spec.name, "data", toys.FIRST) is None
-    assert delta_tables.version(delta_tables.table("published", spec.name)) is None
+    assert delta_tables.version(delta_tables.table_uri("published", spec.name)) is None
     proxy.faults.clear()
     assert dispatch.run("data", spec, start=toys.FIRST)["rows_out"] == toys.ROWS

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from perennial.alerting import daily_summary, incidents
-from perennial.alerting.incidents import Sighting
+from perennial.alerting.incidents import SignalObservation
 from perennial.spec.alerts import Mute
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
@@ -35,11 +35,13 @@ def test_where_there_is_nothing_to_tell_it_is_one_line(specs: dict[str, ModelSpe
 
 def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[str, ModelSpec]) -> None:
     for day, x in (("2024-03-03", "bad"), ("2024-03-10", "bad")):
-        incidents.update(specs["loud"], day, {"drift": Sighting(x, f"x moved by {day}")})  # type: ignore[arg-type]
+        incidents.record_signals(specs["loud"], day, {"drift": SignalObservation(x, f"x moved by {day}")})  # type: ignore[arg-type]
     incidents.mute("other", Mute(signals=["failure:*"], until="2024-04-01", reason="a move"), "ann")  # type: ignore[arg-type]
-    incidents.update(specs["other"], "2024-03-03", {"failure:data": Sighting("bad", "disk full")})
-    incidents.update(specs["quiet"], "2024-03-03", {"drift": Sighting("bad")})
-    incidents.update(specs["quiet"], "2024-03-10", {"drift": Sighting("ok")})
+    incidents.record_signals(
+        specs["other"], "2024-03-03", {"failure:data": SignalObservation("bad", "disk full")}
+    )
+    incidents.record_signals(specs["quiet"], "2024-03-03", {"drift": SignalObservation("bad")})
+    incidents.record_signals(specs["quiet"], "2024-03-10", {"drift": SignalObservation("ok")})
     ledger.append("loud", kind="retraining", decision="requested", reason="drift: x", actor="scheduler",
                   partition="2024-03-10")  # fmt: skip
     ledger.append("loud", kind="retraining", decision="declined", reason="calm", actor="scheduler")
@@ -62,11 +64,11 @@ def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[s
         "Muted",
         "- other: failure:* until 2024-04-01: a move",
     ]
-    daily_summary.told(found)
+    daily_summary.mark_sent(found)
     later = daily_summary.compose(specs, datetime.now(UTC) + timedelta(seconds=5))
     assert later.facts["since"] == found.until
     old = daily_summary.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=3))
-    daily_summary.told(old)
+    daily_summary.mark_sent(old)
     assert (
         "all is well"
         in daily_summary.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=4)).text

@@ -11,7 +11,7 @@ import yaml
 from typer.testing import CliRunner
 
 from perennial.alerting import incidents
-from perennial.alerting.incidents import Notice, Sighting
+from perennial.alerting.incidents import Notice, SignalObservation
 from perennial.cli.app import app
 from perennial.core.errors import PerennialError, StorageError
 from perennial.core.settings import ROOT
@@ -34,8 +34,8 @@ def told(notices: list[Notice]) -> list[tuple[str, str]]:
     return [(n.channel, n.kind) for n in notices]
 
 
-def drift(state: str, reason: str = "") -> dict[str, Sighting]:
-    return {"drift": Sighting(state, reason)}  # type: ignore[arg-type]
+def drift(state: str, reason: str = "") -> dict[str, SignalObservation]:
+    return {"drift": SignalObservation(state, reason)}  # type: ignore[arg-type]
 
 
 def deliver(spec: ModelSpec) -> list[tuple[str, str]]:
@@ -51,17 +51,17 @@ def deliver(spec: ModelSpec) -> list[tuple[str, str]]:
 
 
 def test_an_incident_opens_once_counts_and_ends(spec: ModelSpec) -> None:
-    assert incidents.update(spec, D1, drift("ok")) == []
-    (opened,) = incidents.update(spec, D2, drift("bad", "x moved"))
+    assert incidents.record_signals(spec, D1, drift("ok")) == []
+    (opened,) = incidents.record_signals(spec, D2, drift("bad", "x moved"))
     assert (opened.kind, opened.title) == ("opened", f"toy: drift is bad, partition {D2}")
     assert "x moved" in opened.text and "Owner: tests" in opened.text
     assert deliver(spec) == [("team", "opened")]
-    assert incidents.update(spec, D3, drift("bad", "x and z moved")) == []
+    assert incidents.record_signals(spec, D3, drift("bad", "x and z moved")) == []
     (item,) = incidents.read("toy").open
     assert (item.count, item.first, item.last, item.reason, item.worst_reason) == (
         2, D2, D3, "x and z moved", "x moved",
     )  # fmt: skip
-    (closed,) = incidents.update(spec, D4, drift("ok", "all is as it was"))
+    (closed,) = incidents.record_signals(spec, D4, drift("ok", "all is as it was"))
     assert (closed.kind, closed.title) == ("closed", f"toy: drift is well again, partition {D4}")
     assert "seen 2 times since 2024-03-10" in closed.text
     assert incidents.read("toy").open == []
@@ -69,7 +69,7 @@ def test_an_incident_opens_once_counts_and_ends(spec: ModelSpec) -> None:
 
 def test_it_is_reopened_as_another_incident(spec: ModelSpec) -> None:
     for day, state in ((D1, "bad"), (D2, "ok"), (D3, "bad")):
-        incidents.update(spec, day, drift(state))
+        incidents.record_signals(spec, day, drift(state))
     assert [(n.kind, n.number) for n in incidents.read("toy").outbox] == [
         ("opened", 1), ("closed", 1), ("opened", 2),
     ]  # fmt: skip
@@ -77,26 +77,26 @@ def test_it_is_reopened_as_another_incident(spec: ModelSpec) -> None:
 
 @pytest.mark.parametrize("again", [D1, D2])
 def test_a_rerun_and_a_backfill_change_nothing(spec: ModelSpec, again: str) -> None:
-    incidents.update(spec, D1, drift("bad", "x"))
-    incidents.update(spec, D2, drift("ok"))
+    incidents.record_signals(spec, D1, drift("bad", "x"))
+    incidents.record_signals(spec, D2, drift("ok"))
     deliver(spec)
     before = Path(incidents.uri("toy")).read_text()
     state = "bad" if again == D1 else "ok"
-    assert incidents.update(spec, again, drift(state, "x")) == []
+    assert incidents.record_signals(spec, again, drift(state, "x")) == []
     assert Path(incidents.uri("toy")).read_text() == before
 
 
 def test_a_rerun_of_the_date_that_is_bad_counts_once(spec: ModelSpec) -> None:
     for _ in range(3):
-        incidents.update(spec, D1, drift("bad", "x"))
+        incidents.record_signals(spec, D1, drift("bad", "x"))
     assert told(incidents.read("toy").outbox) == [("team", "opened")]
     assert incidents.read("toy").open[0].count == 1
 
 
 def test_undetermined_neither_opens_nor_ends(spec: ModelSpec) -> None:
-    assert incidents.update(spec, D1, drift("undetermined")) == []
-    incidents.update(spec, D1, drift("bad"))
-    incidents.update(spec, D2, drift("undetermined"))
+    assert incidents.record_signals(spec, D1, drift("undetermined")) == []
+    incidents.record_signals(spec, D1, drift("bad"))
+    incidents.record_signals(spec, D2, drift("undetermined"))
     (item,) = incidents.read("toy").open
     assert (item.count, item.last) == (1, D1)
     assert incidents.read("toy").judged == {"drift": D1}
@@ -107,16 +107,16 @@ def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
 ) -> None:
     data = TEAM | {"name": "data", "signals": ["failure:*", "deadline:*"]}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY, data]})
-    assert told(incidents.update(spec, D1, drift("suspected", "a little"))) == [("early", "opened")]
+    assert told(incidents.record_signals(spec, D1, drift("suspected", "a little"))) == [("early", "opened")]
     deliver(spec)
-    worse = incidents.update(spec, D2, drift("bad", "a lot"))
+    worse = incidents.record_signals(spec, D2, drift("bad", "a lot"))
     assert told(worse) == [("team", "opened"), ("early", "updated")]
     assert worse[1].title == f"toy: drift got worse, is bad, partition {D2}"
     deliver(spec)
-    incidents.update(spec, D3, drift("suspected", "less"))
-    assert incidents.update(spec, D4, drift("bad", "again")) == []
-    closed = incidents.update(
-        spec, "2024-03-31", drift("ok") | {"failure:score": Sighting("bad", "disk full")}
+    incidents.record_signals(spec, D3, drift("suspected", "less"))
+    assert incidents.record_signals(spec, D4, drift("bad", "again")) == []
+    closed = incidents.record_signals(
+        spec, "2024-03-31", drift("ok") | {"failure:score": SignalObservation("bad", "disk full")}
     )
     assert told(closed) == [
         ("early", "closed"), ("team", "closed"), ("team", "opened"), ("early", "opened"), ("data", "opened"),
@@ -124,28 +124,28 @@ def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
 
 
 def test_a_failure_is_one_whatever_its_date_and_the_next_success_ends_it(spec: ModelSpec) -> None:
-    late = {"failure:data": Sighting("bad", "did not land")}
-    well = {"failure:data": Sighting("ok")}
-    assert incidents.update(spec, D2, well) == []
+    late = {"failure:data": SignalObservation("bad", "did not land")}
+    well = {"failure:data": SignalObservation("ok")}
+    assert incidents.record_signals(spec, D2, well) == []
     assert not Path(incidents.uri("toy")).exists(), "a success that ends nothing writes nothing"
-    assert told(incidents.update(spec, D1, late)) == [("team", "opened")]
+    assert told(incidents.record_signals(spec, D1, late)) == [("team", "opened")]
     deliver(spec)
-    incidents.update(spec, "2024-03-02", well)
+    incidents.record_signals(spec, "2024-03-02", well)
     assert len(incidents.read("toy").open) == 1, "a success of an earlier date says nothing"
-    assert told(incidents.update(spec, D1, well)) == [("team", "closed")]
+    assert told(incidents.record_signals(spec, D1, well)) == [("team", "closed")]
 
 
 def test_a_part_that_is_well_does_not_end_what_another_part_failed_in(spec: ModelSpec) -> None:
-    incidents.update(spec, D1, {"failure:score": Sighting("bad", "evicted", part=3)})
-    incidents.update(spec, D1, {"failure:score": Sighting("ok", part=4)})
+    incidents.record_signals(spec, D1, {"failure:score": SignalObservation("bad", "evicted", part=3)})
+    incidents.record_signals(spec, D1, {"failure:score": SignalObservation("ok", part=4)})
     assert len(incidents.read("toy").open) == 1
-    incidents.update(spec, D1, {"failure:score": Sighting("ok", part=3)})
+    incidents.record_signals(spec, D1, {"failure:score": SignalObservation("ok", part=3)})
     assert incidents.read("toy").open == []
 
 
 def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(house: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY]})
-    incidents.update(spec, D1, drift("bad"))
+    incidents.record_signals(spec, D1, drift("bad"))
     assert incidents.send(spec, lambda channel, _: channel.name == "early") == 1
     assert told(incidents.read("toy").outbox) == [("team", "opened")]
     assert deliver(spec) == [("team", "opened")]
@@ -153,7 +153,7 @@ def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(house: Path,
 
 
 def test_one_that_is_killed_while_it_delivers_delivers_again(spec: ModelSpec) -> None:
-    incidents.update(spec, D1, drift("bad"))
+    incidents.record_signals(spec, D1, drift("bad"))
 
     def die(channel: Channel, notice: Notice) -> bool:
         raise KeyboardInterrupt
@@ -164,7 +164,7 @@ def test_one_that_is_killed_while_it_delivers_delivers_again(spec: ModelSpec) ->
 
 
 def test_a_removed_channel_blocks_nothing(spec: ModelSpec, tmp_path: Path) -> None:
-    incidents.update(spec, D1, drift("bad"))
+    incidents.record_signals(spec, D1, drift("bad"))
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [EARLY]})
     assert deliver(spec) == []
     assert incidents.read("toy").outbox == []
@@ -173,25 +173,27 @@ def test_a_removed_channel_blocks_nothing(spec: ModelSpec, tmp_path: Path) -> No
 def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: Path, tmp_path: Path) -> None:
     mute = {"signals": ["drift"], "until": D2, "reason": "a strike"}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM], "mute": [mute]})
-    assert incidents.update(spec, D1, drift("bad")) == []
-    assert told(incidents.update(spec, D1, {"performance": Sighting("bad")})) == [("team", "opened")]
-    assert incidents.update(spec, D2, drift("bad"))[1:] == []
+    assert incidents.record_signals(spec, D1, drift("bad")) == []
+    assert told(incidents.record_signals(spec, D1, {"performance": SignalObservation("bad")})) == [
+        ("team", "opened")
+    ]
+    assert incidents.record_signals(spec, D2, drift("bad"))[1:] == []
     (item,) = [i for i in incidents.read("toy").open if i.signal == "drift"]
     assert item.count == 2
     (record,) = ledger.records("toy", "alerting")
     assert (record["decision"], record["reason"], record["actor"]) == ("muted", "a strike", "model.yaml")
     assert record["evidence"] == {"signals": ["drift"], "until": D2}
     deliver(spec)
-    assert told(incidents.update(spec, D3, drift("bad"))) == [("team", "opened")]
+    assert told(incidents.record_signals(spec, D3, drift("bad"))) == [("team", "opened")]
 
 
 def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
     run = CliRunner()
     assert run.invoke(app, ["incidents"], env={"COLUMNS": "200"}).output.strip() == "No incident is open."
-    incidents.update(spec, D1, drift("bad", "x moved"))
+    incidents.record_signals(spec, D1, drift("bad", "x moved"))
     done = run.invoke(app, ["mute", "toy", "drift", "--until", D3, "--reason", "known: a new shop"])
     assert done.exit_code == 0, done.output
-    assert incidents.update(spec, D2, {"drift": Sighting("bad")})[1:] == []
+    assert incidents.record_signals(spec, D2, {"drift": SignalObservation("bad")})[1:] == []
     shown = run.invoke(app, ["incidents", "toy"], env={"COLUMNS": "200"}).output
     for piece in ("toy", "drift", "bad, muted", D1, D2, "x moved", "until 2024-03-17: known: a new shop",
                   "1 notice could not be delivered yet"):  # fmt: skip
@@ -220,7 +222,7 @@ def test_a_file_that_holds_something_else_is_told(spec: ModelSpec) -> None:
     path.parent.mkdir(parents=True)
     path.write_text("[1]")
     with pytest.raises(StorageError, match=r"does not hold incidents(.|\n)*remove it"):
-        incidents.update(spec, D1, drift("bad"))
+        incidents.record_signals(spec, D1, drift("bad"))
 
 
 def test_several_writers_lose_nothing_and_tell_once(spec: ModelSpec) -> None:

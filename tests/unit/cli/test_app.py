@@ -176,7 +176,7 @@ def test_run_tells_errors_in_words(toy: Path, arguments: list[str], message: str
 def test_a_pod_gets_the_spec_with_the_call(
     toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    spec = catalog.load("flight_late")
+    spec = catalog.load_model_by_name("flight_late")
     seen = []
     monkeypatch.setattr(dispatch, "run", lambda step, given, **_: seen.append(given) or {})
     bundle = json.dumps(spec.bundle())
@@ -208,7 +208,7 @@ def test_a_bundle_that_is_none(toy: Path, text: str) -> None:
 def test_models_lists_them(toy: Path) -> None:
     assert "flight_delay" in call("models").output
     rows = {row["name"]: row for row in json.loads(call("models", "--json").stdout)}
-    assert rows["toy"]["digest"] == catalog.load("toy").digest
+    assert rows["toy"]["digest"] == catalog.load_model_by_name("toy").digest
 
 
 def test_models_goes_on_past_a_broken_one(toy: Path) -> None:

@@ -16,7 +16,7 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.cli.doctor import cluster, doctor, finding
-from perennial.spec.compute_profile import Profile
+from perennial.spec.compute_profile import ComputeProfile
 from support import servers, toys, trouble
 
 
@@ -134,7 +134,7 @@ def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
     import boto3
 
     said = {"name": "p", "kind": "eks", "cluster": "night", "region": "eu-central-1"}
-    profile = Profile.model_validate(said)
+    profile = ComputeProfile.model_validate(said)
     (found,) = cluster._eks(profile)
     assert found.state == "missing"
     assert "eks:DescribeCluster" in found.remedy
@@ -232,7 +232,7 @@ def test_broken_models_profiles_and_settings_are_told(
     ],
 )
 def test_an_image_is_pinned_and_names_its_registry(image: str, state: str) -> None:
-    profile = Profile.model_validate({"name": "p", "kind": "kubernetes", "image": image})
+    profile = ComputeProfile.model_validate({"name": "p", "kind": "kubernetes", "image": image})
     assert cluster._image(profile).state == state
 
 

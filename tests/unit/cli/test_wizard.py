@@ -14,7 +14,7 @@ from typer.testing import CliRunner, Result
 from perennial.cli.app import app
 from perennial.cli.check import preflight
 from perennial.cli.new import sample_reader, templates, wizard
-from perennial.cli.new.wizard import Asked
+from perennial.cli.new.wizard import GivenAnswers
 from perennial.core.errors import PerennialError
 from perennial.spec import catalog
 from perennial.steps import dispatch
@@ -48,7 +48,7 @@ def test_a_csv_becomes_a_model_that_runs(registry_house: Path, wine: Path) -> No
     """new, check, data, train, promote, score: without a line written by hand."""
     done = new("wine", "--sample", wine, "--label", "cultivar", "--yes", "--owner", "cellar")
     assert done.exit_code == 0, done.output
-    spec = catalog.load("wine")
+    spec = catalog.load_model_by_name("wine")
     assert (spec.task, spec.data.key, spec.data.event_time) == ("multiclass", ["sample_id"], "tasted_on")
     assert spec.data.personal == ["grower_name"]
     assert spec.data.columns["alcohol"] == "number"
@@ -70,7 +70,7 @@ def test_personal_data_reaches_no_file_and_no_output(house: Path, wine: Path, tm
     texts = [p.read_text("utf-8") for p in (tmp_path / "models" / "wine").iterdir()]
     assert len(texts) == 4
     assert not any("Grower 1" in text for text in (*texts, done.output))
-    assert '"grower_name": personal data' in catalog.load("wine").sql
+    assert '"grower_name": personal data' in catalog.load_model_by_name("wine").sql
 
 
 def test_a_person_is_asked(house: Path, wine: Path, tmp_path: Path) -> None:
@@ -85,7 +85,7 @@ def test_a_person_is_asked(house: Path, wine: Path, tmp_path: Path) -> None:
     for question in ("Sample file", "Event time", "Key", "Label", "'nonsense' does not fit", "Task", "Owner",
                      "Is grower_name personal data?", "Copy the sample"):  # fmt: skip
         assert question in done.output
-    spec = catalog.load("wine")
+    spec = catalog.load_model_by_name("wine")
     assert (spec.owner, spec.description, spec.data.personal) == ("cellar", "Which cultivar is it?", [])
     assert (house / "landing" / "wine" / "2024-03-01.csv").is_file()
 
@@ -142,7 +142,7 @@ def test_nothing_half_written_is_left(
               "rename": (Path, "rename")}[place]  # fmt: skip
     monkeypatch.setattr(*target, fail)
     with pytest.raises((OSError, PerennialError)):
-        wizard.make("wine", [wine], Asked(label="cultivar"), ask=False)
+        wizard.create_model_folder("wine", [wine], GivenAnswers(label="cultivar"), ask=False)
     assert list((tmp_path / "models").iterdir()) == []
     assert "wine" not in catalog.find()
 

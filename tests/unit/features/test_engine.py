@@ -14,7 +14,7 @@ import pytest
 from perennial.core import dates
 from perennial.core.errors import DataError, SpecError
 from perennial.features import reference_tables, scan_units
-from perennial.features.engine import Features, reader
+from perennial.features.engine import FeatureQuery, reader
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, landing
 from support import toys
@@ -26,20 +26,20 @@ DAY = toys.FIRST
 def make(house: Path, tmp_path: Path) -> Any:
     def make(sql: str = toys.SQL, **changes: Any) -> ModelSpec:
         spec = toys.model(tmp_path / "models", "toy", sql=sql, **changes)
-        toys.write(landing.expand("{landing}/toy_places.parquet"), toys.places())
+        toys.write(landing.source_uri("{landing}/toy_places.parquet"), toys.places())
         return spec
 
     return make
 
 
 def features(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
-    return Features(spec).apply(rows).to_pylist()  # type: ignore[no-any-return]
+    return FeatureQuery(spec).apply(rows).to_pylist()  # type: ignore[no-any-return]
 
 
-def one_unit(spec: ModelSpec) -> scan_units.Unit:
+def one_unit(spec: ModelSpec) -> scan_units.ScanUnit:
     """All that is published, as one unit."""
     (unit,) = scan_units.units(
-        delta_tables.contents(delta_tables.table("published", spec.name)), 100_000, 100_000
+        delta_tables.files_by_partition(delta_tables.table_uri("published", spec.name)), 100_000, 100_000
     )
     return unit
 
@@ -49,7 +49,7 @@ def test_whole_slice_and_single_row_agree(make: Any) -> None:
     whole = features(spec, rows)
     assert len(whole) == len(rows)
     assert list(whole[0]) == ["x", "z", "k", "hour", "size"]
-    found = Features(spec)
+    found = FeatureQuery(spec)
     assert found.apply(rows.slice(7, 20)).to_pylist() == whole[7:27]
     assert [found.apply(rows.slice(i, 1)).to_pylist()[0] for i in range(len(rows))] == whole
     assert found.apply(rows.slice(0, 0)).to_pylist() == []
@@ -58,12 +58,12 @@ def test_whole_slice_and_single_row_agree(make: Any) -> None:
 def test_order_is_kept_through_joins(make: Any) -> None:
     spec, rows = make(), toys.rows("binary", DAY, 5000)
     shuffled = rows.take(np.random.default_rng(3).permutation(len(rows)))
-    assert Features(spec).apply(shuffled)["x"].to_pylist() == shuffled["x"].to_pylist()
+    assert FeatureQuery(spec).apply(shuffled)["x"].to_pylist() == shuffled["x"].to_pylist()
 
 
 def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
     spec = make()
-    known = dt.datetime.fromisoformat(dates.shift(DAY, 9))
+    known = dt.datetime.fromisoformat(dates.add_days(DAY, 9))
     at = [known - dt.timedelta(microseconds=1), known, known + dt.timedelta(days=1), dt.datetime(2023, 1, 1)]
     rows = pa.table(
         {"id": ["before", "at", "after", "too early"], "seen_at": at, "x": [0.0] * 4, "z": [0.0] * 4, "k": ["a"] * 4,
@@ -74,29 +74,29 @@ def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
 
 def test_a_pinned_reference_does_not_move(make: Any) -> None:
     spec, rows = make(), toys.rows("binary", DAY)
-    pinned = reference_tables.refresh(spec)
-    before = Features(spec, pinned).apply(rows).to_pylist()
+    pinned = reference_tables.sync_to_lake(spec)
+    before = FeatureQuery(spec, pinned).apply(rows).to_pylist()
     new = toys.places().set_column(2, "size", pa.array([7.0] * 4))
-    toys.write(landing.expand(spec.references[0].source), new)
-    assert reference_tables.refresh(spec) != pinned
-    assert Features(spec, pinned).apply(rows).to_pylist() == before
+    toys.write(landing.source_uri(spec.references[0].source), new)
+    assert reference_tables.sync_to_lake(spec) != pinned
+    assert FeatureQuery(spec, pinned).apply(rows).to_pylist() == before
     assert {r["size"] for r in features(spec, rows)} == {7.0}
 
 
 def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_so(make: Any) -> None:
     spec = make()
-    place = Path(landing.expand(spec.references[0].source))
+    place = Path(landing.source_uri(spec.references[0].source))
     good = place.read_bytes()
     place.write_bytes(good[: len(good) // 2])
     with pytest.raises(DataError, match=r"places: .* cannot be read"):
-        Features(spec)
+        FeatureQuery(spec)
     place.unlink()
     with pytest.raises(DataError, match=r"places: .* is missing"):
-        Features(spec)
+        FeatureQuery(spec)
     place.write_bytes(good)
-    versions = reference_tables.refresh(spec)
+    versions = reference_tables.sync_to_lake(spec)
     place.unlink()
-    assert reference_tables.refresh(spec) == versions
+    assert reference_tables.sync_to_lake(spec) == versions
 
 
 def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> None:
@@ -108,7 +108,7 @@ def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> No
         "SELECT id, twice, k FROM rows", features={"sets": ["shared"], "references": [], "categorical": ["k"]}
     )
     rows = toys.rows("binary", DAY, 3)
-    assert Features(spec).apply(rows)["twice"].to_pylist() == [2 * x for x in rows["x"].to_pylist()]
+    assert FeatureQuery(spec).apply(rows)["twice"].to_pylist() == [2 * x for x in rows["x"].to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -138,7 +138,7 @@ def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message
     spec = make(sql, features={"categorical": []})
     toys.publish(spec, days=1)
     unit = one_unit(spec)
-    found = Features(spec, None, delta_tables.table("published", "toy"))
+    found = FeatureQuery(spec, None, delta_tables.table_uri("published", "toy"))
     for run in (
         lambda: found.apply(toys.rows("binary", DAY)),
         lambda: list(found.of(unit.source(list(spec.data.columns)), unit.read(["id"]))),
@@ -186,7 +186,7 @@ def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message
 )
 def test_sql_that_cannot_give_the_same_again_is_refused(make: Any, sql: str, message: str) -> None:
     with pytest.raises(SpecError, match=message) as error:
-        Features(make(sql, features={"categorical": []}))
+        FeatureQuery(make(sql, features={"categorical": []}))
     assert error.value.model == "toy"
 
 
@@ -199,17 +199,17 @@ def test_sql_reads_no_file(make: Any, read: str, folder: str | None, tmp_path: P
     secret.write_text("word\nhush\n")
     sql = f"SELECT id, (SELECT count(*) FROM {read.format(secret)}) AS x FROM rows"
     with pytest.raises(SpecError, match=r"features.sql") as error:
-        Features(
+        FeatureQuery(
             make(sql, features={"categorical": []}),
             None,
-            delta_tables.table(folder, "toy") if folder else None,
+            delta_tables.table_uri(folder, "toy") if folder else None,
         )
     assert "hush" not in str(error.value)
 
 
 def test_the_engine_cannot_be_reconfigured(make: Any) -> None:
     with pytest.raises(SpecError):
-        Features(make("SET enable_external_access=true", features={"categorical": []}))
+        FeatureQuery(make("SET enable_external_access=true", features={"categorical": []}))
 
 
 @pytest.mark.parametrize(
@@ -222,7 +222,7 @@ def test_the_engine_cannot_be_reconfigured(make: Any) -> None:
     ],
 )
 def test_sql_that_looks_at_other_rows_is_refused(make: Any, sql: str) -> None:
-    found = Features(make(sql, features={"categorical": []}))
+    found = FeatureQuery(make(sql, features={"categorical": []}))
     with pytest.raises(SpecError, match="depends on the other rows"):
         found.check_rowwise(toys.rows("binary", DAY))
 
@@ -230,15 +230,15 @@ def test_sql_that_looks_at_other_rows_is_refused(make: Any, sql: str) -> None:
 def test_sql_that_minds_its_row_passes(make: Any) -> None:
     rows = toys.rows("binary", DAY)
     nulls = rows.set_column(2, "x", pa.array([None, float("nan")] * 30, pa.float64()))
-    Features(make()).check_rowwise(rows)
-    Features(make()).check_rowwise(nulls)
+    FeatureQuery(make()).check_rowwise(rows)
+    FeatureQuery(make()).check_rowwise(nulls)
 
 
 def test_a_label_that_is_a_column_is_hidden(make: Any) -> None:
     own = {"source": None, "columns": {}, "expression": "z", "arrives_after_days": 0}
     with pytest.raises(SpecError, match="z"):
-        Features(make("SELECT id, z FROM rows", label=own, features={"categorical": []}))
-    found = Features(make("SELECT id, x FROM rows", label=own, features={"categorical": []}))
+        FeatureQuery(make("SELECT id, z FROM rows", label=own, features={"categorical": []}))
+    found = FeatureQuery(make("SELECT id, x FROM rows", label=own, features={"categorical": []}))
     assert found.apply(toys.rows("binary", DAY)).num_rows == toys.ROWS
 
 
@@ -251,13 +251,13 @@ def test_keys_of_several_columns_and_types(make: Any) -> None:
     )
     rows = toys.rows("binary", DAY)
     rows = rows.set_column(0, "id", pa.array(["one", "two"] * 30))
-    assert Features(spec).apply(rows)["x"].to_pylist() == rows["x"].to_pylist()
+    assert FeatureQuery(spec).apply(rows)["x"].to_pylist() == rows["x"].to_pylist()
 
 
 def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
     spec = make()
     toys.publish(spec, days=3)
-    stream = reader(spec, DAY, dates.shift(DAY, 2))
+    stream = reader(spec, DAY, dates.add_days(DAY, 2))
     assert stream is not None
     table = stream.read_all()
     assert table.column_names == ["id", delta_tables.PARTITION, "x", "z", "k", "hour", "size"]
@@ -275,9 +275,9 @@ def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
 def test_files_give_what_their_rows_give(make: Any, sql: str) -> None:
     spec = make(sql)
     toys.publish(spec, days=3, n=5000)
-    found = Features(spec, None, delta_tables.table("published", "toy"))
+    found = FeatureQuery(spec, None, delta_tables.table_uri("published", "toy"))
     unit = one_unit(spec)
-    assert unit.nights == [(dates.shift(DAY, i), 5000) for i in range(3)]
+    assert unit.nights == [(dates.add_days(DAY, i), 5000) for i in range(3)]
     rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.nights])
     keys = unit.read(["id"])
     parts = found.of(unit.source(list(spec.data.columns)), keys)
@@ -295,7 +295,7 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
         data={"columns": {**spec.data.columns, "later": "timestamp"}},
         features={"categorical": []},
     )
-    found = Features(more, None, delta_tables.table("published", "toy"))
+    found = FeatureQuery(more, None, delta_tables.table_uri("published", "toy"))
     unit = one_unit(more)
     for source in (unit.source(list(more.data.columns)), toys.rows("binary", DAY)):
         table = pa.concat_tables(found.of(source, unit.read(["id"])))
@@ -306,7 +306,7 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
 def test_files_of_other_columns_and_types_follow_one_another(make: Any, tmp_path: Path) -> None:
     """The statement is planned once; what the files hold is asked for each time."""
     spec = make("SELECT id, x + 1 AS more FROM rows", features={"categorical": []})
-    found = Features(spec, None, str(tmp_path))
+    found = FeatureQuery(spec, None, str(tmp_path))
     for number, x in enumerate(([1.5, None], [1, 2], None, [2.5, 3.5])):
         path, ids = tmp_path / f"{number}.parquet", [f"{number}a", f"{number}b"]
         pyarrow.parquet.write_table(pa.table({"id": ids} | ({"x": x} if x else {})), path)
@@ -320,7 +320,7 @@ def test_sql_that_fails_on_a_late_row_is_told_and_the_next_rows_go_on(make: Any)
     spec = make("SELECT id, CAST(k AS DOUBLE) AS x FROM rows", features={"categorical": []})
     rows = toys.rows("binary", DAY, 400_000)
     rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["1"] * (len(rows) - 1) + ["one"]))
-    found = Features(spec)
+    found = FeatureQuery(spec)
     with pytest.raises(DataError, match=r"features.sql failed: .*Conversion Error"):
         list(found.of(rows, rows.select(["id"])))
     good = rows.slice(0, 10)
@@ -336,6 +336,6 @@ def test_personal_values_stay_out_of_the_message(make: Any) -> None:
             data={"personal": personal},
         )
         with pytest.raises(DataError, match=r"features.sql failed") as error:
-            list(Features(spec).of(rows, rows.select(["id"])))
+            list(FeatureQuery(spec).of(rows, rows.select(["id"])))
         quoted = [f"'{value}'" in str(error.value) for value in "abc"]
         assert any(quoted) is not bool(personal)

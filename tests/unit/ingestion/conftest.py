@@ -93,7 +93,7 @@ class Place:
 
     def table(self, kind: str = "published", order: str = "id") -> list[dict[str, Any]]:
         """What a table of the lake holds, in order."""
-        reader = duckdb_session.stream(delta_tables.table(kind, "small"))
+        reader = duckdb_session.stream(delta_tables.table_uri(kind, "small"))
         found = reader.read_all().to_pylist() if reader else []
         return sorted(found, key=lambda r: (r["partition_date"], str(r.get(order))))
 

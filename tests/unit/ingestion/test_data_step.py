@@ -262,7 +262,7 @@ def test_a_range_gives_what_its_nights_give(
     assert whole["tables"] == nights["tables"]
     assert whole["documents"] == nights["documents"]
     assert whole["manifests"] == nights["manifests"]
-    assert delta_tables.partitions(delta_tables.table("published", "small")) == [
+    assert delta_tables.partitions(delta_tables.table_uri("published", "small")) == [
         DAY,
         NEXT,
         "2020-03-04",

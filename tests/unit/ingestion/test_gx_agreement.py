@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perennial.storage import duckdb_session
-from perennial.storage.landing import Feed, land, view
+from perennial.storage.landing import FeedSchema, fetch_file, view
 from perennial.validation.checks import checks
 from perennial.validation.suite import SUPPORTED, parse_suite
 from perennial.validation.validator import validate
@@ -132,9 +132,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     suite = {"name": "s", "expectations": [{"type": t, "kwargs": k, "meta": {}} for t, k in CASES]}
     expectations, problems = parse_suite(json.dumps(suite), COLUMNS)
     assert not problems
-    feed = Feed("m", "rows", COLUMNS)
+    feed = FeedSchema("m", "rows", COLUMNS)
     con = duckdb_session.connect()
-    landed = [land(feed, "2020-01-01", str(path), folder, con)]
+    landed = [fetch_file(feed, "2020-01-01", str(path), folder, con)]
     view(con, feed, landed)
     found = validate(con, feed, landed, checks(expectations, COLUMNS, ["id"]), 1.0)
     assert found.outcomes[0].evaluated == len(CASES)
@@ -184,8 +184,8 @@ def test_all_null_columns_and_no_rows_agree_on_success(tmp_path: Path) -> None:
     ]}  # fmt: skip
     expectations, problems = parse_suite(json.dumps(suite), columns)
     assert not problems
-    feed, con = Feed("m", "rows", columns), duckdb_session.connect()
-    landed = [land(feed, "2020-01-01", str(path), tmp_path, con)]
+    feed, con = FeedSchema("m", "rows", columns), duckdb_session.connect()
+    landed = [fetch_file(feed, "2020-01-01", str(path), tmp_path, con)]
     view(con, feed, landed)
     outcome = validate(con, feed, landed, checks(expectations, columns, ["id"]), 1.0).outcomes[0]
     assert [r.success for r in outcome.results[:2]] == [True, False]

@@ -12,10 +12,10 @@ import pytest
 
 from perennial.core import dates
 from perennial.core.errors import ArtifactError
-from perennial.lifecycle.ab_test import Split, interval, judge
-from perennial.lifecycle.explanation import why
+from perennial.lifecycle.ab_test import ABSplit, interval, trial_state
+from perennial.lifecycle.explanation import explain_decision
 from perennial.lifecycle.promotion import promote, rollback
-from perennial.lifecycle.trials import said, standing
+from perennial.lifecycle.trials import active_trial, summarise
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.conclude import conclude
@@ -25,8 +25,8 @@ from perennial.steps.train import train
 from perennial.storage import delta_tables, duckdb_session, ledger, manifests, object_store
 from support import toys
 
-EARLY, LATE = dates.shift(toys.LAST, -1), toys.LAST
-FIRST, LAST = dates.shift(LATE, 1), dates.shift(LATE, 9)
+EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
+FIRST, LAST = dates.add_days(LATE, 1), dates.add_days(LATE, 9)
 ROWS, SHARE, NIGHTS = 400, 0.4, 8
 
 
@@ -57,11 +57,11 @@ def test_a_real_difference_is_found_soon(effect: float, within: int) -> None:
 def test_few_nights_are_sure_of_nothing() -> None:
     for n in range(5):
         assert interval(np.full(n, 3.0) + 1e-9 * np.arange(n), 0.95) == (-np.inf, np.inf)
-    assert judge(-np.inf, np.inf, 0.0, False) == "begun"
-    assert judge(-np.inf, np.inf, 0.0, True) == "failed"
-    assert judge(0.01, 0.02, 0.0, True) == "passed"
-    assert judge(0.01, 0.02, 0.03, False) == "failed", "surely better, but not by the margin"
-    assert judge(0.01, 0.05, 0.03, False) == "begun"
+    assert trial_state(-np.inf, np.inf, 0.0, False) == "begun"
+    assert trial_state(-np.inf, np.inf, 0.0, True) == "failed"
+    assert trial_state(0.01, 0.02, 0.0, True) == "passed"
+    assert trial_state(0.01, 0.02, 0.03, False) == "failed", "surely better, but not by the margin"
+    assert trial_state(0.01, 0.05, 0.03, False) == "begun"
 
 
 def belongs(spec: ModelSpec, version: str, key: str, share: float) -> bool:
@@ -76,7 +76,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
     from perennial.training import challenger_evaluation
 
     def make(task: str = "binary", better: bool = True, **retraining: Any) -> tuple[ModelSpec, str]:
-        monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (True, ["let through"]))
+        monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
         policy = {"split": SHARE, "shadow_nights": NIGHTS} | retraining
         spec = make_model(task, training={"rounds": 8}, retraining=policy)
         toys.publish(spec, shuffled=better)
@@ -110,7 +110,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         judged = monitor(spec, as_of=day)
         seen = judged["shadow"]
         page = object_store.read_text(judged["report"])
-        assert "Challenger on trial" in page and said(seen, spec.metric).split("[")[0] in page
+        assert "Challenger on trial" in page and summarise(seen, spec.metric).split("[")[0] in page
         concluded = conclude(spec, as_of=day, actor="scheduler")
         if seen["state"] != "begun":
             break
@@ -125,11 +125,11 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
     ledger.verify(spec.name)
     decided = {"kind": "retraining", "decision": "requested", "reason": "value", "actor": "test"}
     ledger.append(spec.name, partition=LATE, **decided)
-    lines = why(spec, LATE)
+    lines = explain_decision(spec, LATE)
     begun = "it serves 40% of the rows for 8 nights at most, beside version 1"
     assert f"  Version {challenger} is on trial: {begun}" in lines
     came = "passed its trial" if better else "was given up after its trial"
-    assert f"  Version {challenger} {came}: {said(seen, spec.metric)}" in lines
+    assert f"  Version {challenger} {came}: {summarise(seen, spec.metric)}" in lines
     assert ledger.records(spec.name, "shadow")[-1]["evidence"]["low"] == seen["low"]
     # From then on one version serves all rows, and is judged alone.
     score(spec, start=LAST)
@@ -141,7 +141,7 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     begin: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec, challenger = begin()
-    last = dates.shift(FIRST, 2)
+    last = dates.add_days(FIRST, 2)
     score(spec, start=LATE, end=last)
     before = toys.content_of("predictions", spec.name)
     wanted = {
@@ -155,13 +155,13 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     assert abs(sum(v == challenger for v in found.values()) / (3 * ROWS) - SHARE) < 0.05
     assert score(spec, start=LATE, end=last)["status"] == "unchanged"
     # Each row has what its own version says of it.
-    from perennial.features.engine import Features
+    from perennial.features.engine import FeatureQuery
 
     rows = toys.rows("binary", FIRST, ROWS)
     said = {}
     for version in ("1", challenger):
         at_work = registry.version(spec.name, version)
-        said[version] = registry.load(at_work).predict(Features(registry.spec(at_work)).apply(rows))
+        said[version] = registry.load(at_work).predict(FeatureQuery(registry.spec(at_work)).apply(rows))
     for i, row in enumerate(r for r in before if r[delta_tables.PARTITION] == FIRST):
         assert row["prediction"] == said[row["model_version"]][i]
     log = toys.content_of("served", spec.name)
@@ -201,7 +201,7 @@ def test_a_manifest_names_both_versions_and_a_changed_split_is_scored_anew(begin
 @pytest.mark.parametrize("task", ["multiclass", "regression", "ranking"])
 def test_every_task_can_be_split(begin: Callable[..., Any], task: str) -> None:
     spec, challenger = begin(task)
-    last = dates.shift(FIRST, 5)
+    last = dates.add_days(FIRST, 5)
     assert score(spec, start=FIRST, end=last)["rows_out"] == 6 * ROWS
     found = arms(spec)
     assert set(found.values()) == {"1", challenger}
@@ -222,10 +222,10 @@ def _lists(day: str) -> list[tuple[str, int]]:
 def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..., Any]) -> None:
     """Nights without labels count, too: a trial must not last for ever."""
     spec, challenger = begin(shadow_nights=5)
-    end = dates.shift(FIRST, 6)
-    delta_tables.replace(delta_tables.table("labels", spec.name), _none(spec), FIRST, end)
+    end = dates.add_days(FIRST, 6)
+    delta_tables.replace(delta_tables.table_uri("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
-    assert monitor(spec, as_of=dates.shift(FIRST, 4))["shadow"]["state"] == "begun"
+    assert monitor(spec, as_of=dates.add_days(FIRST, 4))["shadow"]["state"] == "begun"
     seen = monitor(spec, as_of=end)["shadow"]
     assert (seen["nights"], seen["served"], seen["state"], seen["gain"]) == (0, 6, "failed", None)
     assert conclude(spec, as_of=end, actor="scheduler")["promoted"] is False
@@ -236,7 +236,7 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
 
 
 def _none(spec: ModelSpec) -> Any:
-    stream = duckdb_session.stream(delta_tables.table("labels", spec.name), start=FIRST, end=FIRST)
+    stream = duckdb_session.stream(delta_tables.table_uri("labels", spec.name), start=FIRST, end=FIRST)
     assert stream is not None
     return stream.schema.empty_table()
 
@@ -246,7 +246,7 @@ def test_a_champion_that_was_moved_ends_the_split(begin: Callable[..., Any]) -> 
     rollback(spec, actor="operator", reason="sure of it", to_version=challenger)
     told = ledger.records(spec.name, "shadow")[-1]
     assert (told["decision"], told["model_version"]) == ("ended", challenger)
-    assert standing(spec) is None
+    assert active_trial(spec) is None
     rollback(spec, actor="operator", reason="not so sure", to_version="1")
     score(spec, start=FIRST)
     assert set(arms(spec).values()) == {"1"}, "it does not begin again"
@@ -276,10 +276,10 @@ def test_a_damaged_challenger_is_named_with_what_to_do(
 
 
 def test_a_row_is_given_by_all_columns_of_its_key_and_no_night_before_the_training() -> None:
-    split = Split("m", "2", ("a", "b"), 0.5, "2024-01-01")
+    split = ABSplit("m", "2", ("a", "b"), 0.5, "2024-01-01")
     import pyarrow as pa
 
     table = pa.table({"a": ["x", "y"] * 500, "b": [i // 2 for i in range(1000)]})
     found = split.rows(table)
     assert 0.4 < found.mean() < 0.6 and (found[::2] != found[1::2]).any()
-    assert not (found == Split("m", "3", ("a", "b"), 0.5, "2024-01-01").rows(table)).all()
+    assert not (found == ABSplit("m", "3", ("a", "b"), 0.5, "2024-01-01").rows(table)).all()

@@ -23,7 +23,7 @@ from perennial.storage import ledger, manifests
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
-EARLY, LATE = dates.shift(toys.LAST, -1), toys.LAST
+EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
 
 
 def champion(spec: ModelSpec) -> str | None:
@@ -45,7 +45,7 @@ def passing(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """A model of which every challenger passes, and trains quickly: here the moves matter, not the models."""
     from perennial.training import challenger_evaluation
 
-    monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (True, ["let through"]))
+    monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
     return spec
@@ -56,7 +56,7 @@ def test_a_worse_challenger_is_refused_and_a_better_one_passes(make_model: Make)
     spec = make_model()
     learn, judge = 14, 5
     toys.publish(spec, days=learn, shuffled=True)
-    toys.publish(spec, dates.shift(toys.FIRST, learn), judge + 1)
+    toys.publish(spec, dates.add_days(toys.FIRST, learn), judge + 1)
     bad = train(spec, as_of=LATE)
     assert not bad["gate"]["passed"]  # no better than a constant
     assert promote(spec, as_of=LATE, actor="test")["promoted"] is False
@@ -86,7 +86,7 @@ def test_a_worse_challenger_is_refused_and_a_better_one_passes(make_model: Make)
 def test_a_better_challenger_takes_the_place_of_a_weak_champion(make_model: Make) -> None:
     spec = make_model(gate={"beat_baseline": False})
     toys.publish(spec, days=14, shuffled=True)
-    toys.publish(spec, dates.shift(toys.FIRST, 14), 6)
+    toys.publish(spec, dates.add_days(toys.FIRST, 14), 6)
     weak = train(spec, as_of=LATE)
     assert promote(spec, as_of=LATE, actor="test")["promoted"]
     toys.publish(spec)
@@ -196,7 +196,7 @@ def test_a_refused_challenger_that_somebody_made_champion_is_reported(
 ) -> None:
     from perennial.training import challenger_evaluation
 
-    monkeypatch.setattr(challenger_evaluation, "gate", lambda *_: (False, ["no"]))
+    monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (False, ["no"]))
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
     result = train(spec, as_of=LATE)
@@ -371,7 +371,7 @@ def test_a_challenger_takes_over_after_its_nights_in_the_shadow_if_it_was_better
     assert champion(spec) == "1" and promote(spec, as_of=LATE, actor="test")["promoted"] is False
 
     toys.publish(spec, LATE, 8)
-    soon, end = dates.shift(LATE, 3), dates.shift(LATE, 7)
+    soon, end = dates.add_days(LATE, 3), dates.add_days(LATE, 7)
     for day in (soon, end):
         seen = monitor(spec, as_of=day)["shadow"]
         assert seen["version"] == challenger

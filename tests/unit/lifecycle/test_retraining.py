@@ -13,7 +13,7 @@ import pytest
 
 import perennial
 from perennial.core.errors import DataError, PerennialError
-from perennial.lifecycle.explanation import why
+from perennial.lifecycle.explanation import explain_decision
 from perennial.lifecycle.retraining import answer, decide, in_flight
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
@@ -265,7 +265,7 @@ def test_why_tells_the_evidence_of_a_proposal_once() -> None:
     spec = retraining(mode="ask")
     asked("2024-02-01", spec, signals=signals("bad", 0.1))
     answer(spec, as_of="2024-02-01", approved=False, actor=None)
-    told = why(spec, "2024-02-01")
+    told = explain_decision(spec, "2024-02-01")
     assert told[0] == "2024-02-01: a retraining was proposed by test (version 1)."
     assert told[-1] == "2024-02-01: nobody answered in time."
     assert sum(line.startswith("  value:") for line in told) == 1
@@ -343,13 +343,13 @@ def test_new_rows_another_spec_and_other_code_ask_where_the_policy_says_so() -> 
 def test_why_tells_the_latest_decision_and_what_came_of_it() -> None:
     asked("2024-02-01", verdict="ok", signals=signals("bad", 0.1, performance=WORSE))
     trained("2024-02-01")
-    told = "\n".join(why(make_spec(), "2024-02-03"))
+    told = "\n".join(explain_decision(make_spec(), "2024-02-03"))
     assert "Nothing was decided for 2024-02-03 itself" in told
     assert "2024-02-01: a retraining was asked for by test (version 1)" in told
     assert "It began on 2024-01-30" in told and "performance: BAD: worse" in told
     assert "was refused by the gate" in told
     with pytest.raises(DataError, match="nothing was decided"):
-        why(make_spec(), "2024-01-01")
+        explain_decision(make_spec(), "2024-01-01")
 
 
 def test_why_tells_who_had_a_model_trained_in_spite_of_a_no() -> None:
@@ -360,7 +360,7 @@ def test_why_tells_who_had_a_model_trained_in_spite_of_a_no() -> None:
             "toy", kind="training", decision="refused", reason="-0.7%", actor="gate", partition="2024-02-01",
             model_version="2", evidence={"asked": {"by": by, "because": because}},
         )  # fmt: skip
-    told = why(make_spec(), "2024-02-01")
+    told = explain_decision(make_spec(), "2024-02-01")
     assert told[-3:] == [
         "  Version 2 was refused by the gate: -0.7%",
         "    It was asked for by ada: the sales began",

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pyarrow as pa
 
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.spec import catalog
 from perennial.storage import landing
 from support import toys
@@ -25,11 +25,11 @@ def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) 
     rows = [(origin, hours(h), float(h)) for origin, found in observed.items() for h in found]
     weather = {"origin": [r[0] for r in rows], "observed_at": [r[1] for r in rows]}
     toys.write(
-        landing.expand("{landing}/weather.parquet"),
+        landing.source_uri("{landing}/weather.parquet"),
         pa.table(weather | {name: [r[2] for r in rows] for name in WEATHER}),
     )
     toys.write(
-        landing.expand("{landing}/planes.parquet"),
+        landing.source_uri("{landing}/planes.parquet"),
         pa.table({"tailnum": ["N1"], "year": [2003], "seats": [150]}),
     )
     wanted = [
@@ -44,7 +44,7 @@ def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) 
         ("EWR", 3, None),
         ("JFK", -99, None),
     ]
-    spec = catalog.load("flight_late")
+    spec = catalog.load_model_by_name("flight_late")
     flights = pa.Table.from_pylist(
         [
             {
@@ -55,7 +55,7 @@ def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) 
             for i, (origin, h, _) in enumerate(wanted)
         ]
     )  # fmt: skip
-    features = Features(spec)
+    features = FeatureQuery(spec)
     found = features.apply(flights)
     assert found["temp"].to_pylist() == [t for *_, t in wanted]
     assert found["precip"].to_pylist() == found["temp"].to_pylist()

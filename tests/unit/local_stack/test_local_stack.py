@@ -13,7 +13,7 @@ import psutil
 import pytest
 from rich.console import Console
 
-from perennial.core.errors import BusyError, PerennialError, StorageError
+from perennial.core.errors import LockHeldError, PerennialError, StorageError
 from perennial.core.settings import ROOT
 from perennial.local_stack import __main__ as command
 from perennial.local_stack import processes, servers
@@ -144,7 +144,11 @@ class _Instead:
 
 
 def test_only_one_run_at_a_time(config: Stack) -> None:
-    with command.only_one(config), pytest.raises(BusyError, match=str(os.getpid())), command.only_one(config):
+    with (
+        command.only_one(config),
+        pytest.raises(LockHeldError, match=str(os.getpid())),
+        command.only_one(config),
+    ):
         pass
     with command.only_one(config):
         pass

@@ -74,7 +74,9 @@ def test_metrics_hold_every_gate_metric_and_nothing_infinite(task: str) -> None:
 
 
 def compare(mine: Any, other: Any, **more: Any) -> comparison.Comparison:
-    return comparison.compare(mine, other, **{"confidence": 0.95, "resamples": 500, "seed": 1} | more)
+    return comparison.paired_bootstrap(
+        mine, other, **{"confidence": 0.95, "resamples": 500, "seed": 1} | more
+    )
 
 
 def test_a_clear_improvement_lies_wholly_above_zero_and_noise_does_not() -> None:
@@ -180,7 +182,7 @@ def judge(
     spec: ModelSpec, champion: comparison.Comparison | None, values: dict[str, float] | None = None
 ) -> Any:
     simple = {"constant": better(0.01), "linear model": better(0.01)}
-    return challenger_evaluation.gate(spec, values or {}, simple, champion)
+    return challenger_evaluation.gate_decision(spec, values or {}, simple, champion)
 
 
 def test_the_interval_must_lie_above_the_margin(spec_of: Any) -> None:
@@ -201,7 +203,9 @@ def test_simple_models(spec_of: Any) -> None:
     def passes(
         constant: comparison.Comparison, linear: comparison.Comparison, spec: ModelSpec = spec
     ) -> bool:
-        return challenger_evaluation.gate(spec, {}, {"constant": constant, "linear model": linear}, None)[0]
+        return challenger_evaluation.gate_decision(
+            spec, {}, {"constant": constant, "linear model": linear}, None
+        )[0]
 
     assert passes(better(0.01), better(0.01))
     assert passes(better(0.01), unsure)

@@ -9,8 +9,8 @@ import pytest
 import xgboost
 
 from perennial.modeling.encoding import Encoding
-from perennial.modeling.missing_value_rewrite import dense
-from perennial.modeling.trained_model import Model
+from perennial.modeling.missing_value_rewrite import rewrite_without_missing
+from perennial.modeling.trained_model import TrainedModel
 
 MANY = 10**9
 TASKS = {
@@ -41,9 +41,9 @@ def train(task: str = "binary", labels: Any = None, **params: Any) -> xgboost.Bo
     return xgboost.train(TASKS[task] | {"max_depth": 4, "nthread": 1} | params, data, 20)
 
 
-def model(booster: xgboost.Booster, task: str = "binary") -> Model:
+def model(booster: xgboost.Booster, task: str = "binary") -> TrainedModel:
     columns = tuple("abcde")[: booster.num_features()]
-    return Model(booster, Encoding(columns, {}), task, ("x", "y", "z") if task == "multiclass" else ())
+    return TrainedModel(booster, Encoding(columns, {}), task, ("x", "y", "z") if task == "multiclass" else ())
 
 
 @pytest.mark.parametrize(("task", "depth"), [*((task, 4) for task in TASKS), ("binary", 1), ("binary", 9)])
@@ -72,8 +72,8 @@ def test_a_model_of_leaves_alone_predicts_too() -> None:
 def test_it_is_done_for_many_rows_only() -> None:
     """The deeper the trees, the more rows it takes to pay."""
     shallow, deep = train(), train("regression", max_depth=9)
-    assert dense(shallow, 1000, 1) is None
-    assert dense(shallow, 300_000, 1) and not dense(deep, 300_000, 1)
+    assert rewrite_without_missing(shallow, 1000, 1) is None
+    assert rewrite_without_missing(shallow, 300_000, 1) and not rewrite_without_missing(deep, 300_000, 1)
 
 
 def test_a_large_booster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -81,4 +81,4 @@ def test_a_large_booster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     raw = len(booster.save_raw("json"))
     for most, done in ((raw, True), (raw - 1, False)):
         monkeypatch.setattr("perennial.modeling.missing_value_rewrite.BYTES", most)
-        assert bool(dense(booster, MANY, 1)) is done
+        assert bool(rewrite_without_missing(booster, MANY, 1)) is done

@@ -42,7 +42,7 @@ def test_what_is_not_there_is_told(world: Any) -> None:
 def test_a_version_that_somebody_else_registered_is_not_loaded(world: Any) -> None:
     champion = registry.champion(world.spec)
     assert champion is not None
-    other = registry.Version(champion.name, champion.version, champion.run_id, champion.model_id, {})
+    other = registry.ModelVersion(champion.name, champion.version, champion.run_id, champion.model_id, {})
     with pytest.raises(ArtifactError, match="has no digest"):
         registry.load(other)
 
@@ -158,4 +158,4 @@ def test_how_an_earlier_release_told_people_does_not_keep_its_champion_from_scor
     bundle["model"]["alerts"] = ["https://example.com/hook"]
     (tmp_path / "spec.json").write_text(json.dumps(bundle))
     monkeypatch.setattr(registry, "artifact", lambda run_id, name: tmp_path / name)
-    assert registry.spec(registry.Version("toy", "1", "run", "model", {})).digest == spec.digest
+    assert registry.spec(registry.ModelVersion("toy", "1", "run", "model", {})).digest == spec.digest

@@ -4,18 +4,25 @@ from typing import Any
 
 import pytest
 
-from perennial.monitoring.drift_verdict import Finding, judge, summarize, tier
-from perennial.monitoring.histograms import Column, Counts
+from perennial.monitoring.drift_verdict import (
+    ColumnDrift,
+    compare_columns,
+    summarize,
+    verdict_with_persistence,
+)
+from perennial.monitoring.histograms import BinCounts, ReferenceColumn
 from perennial.spec.model_spec import MonitoringSpec
 
 POLICY = MonitoringSpec(min_rows=100)
-EVEN = Column("numeric", [500, 500, 0], edges=[0.5])
+EVEN = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5])
 
 
-def one(counts: list[int] | None, shape: Column = EVEN, **policy: Any) -> Finding:
+def one(counts: list[int] | None, shape: ReferenceColumn = EVEN, **policy: Any) -> ColumnDrift:
     rows = sum(counts) if counts is not None else 1000
     chosen = POLICY.model_copy(update=policy)
-    return judge({"x": shape}, Counts(rows, {"x": counts}), Counts(0, {}), {"x": 1.0}, chosen)[0]
+    return compare_columns(
+        {"x": shape}, BinCounts(rows, {"x": counts}), BinCounts(0, {}), {"x": 1.0}, chosen
+    )[0]
 
 
 @pytest.mark.parametrize(
@@ -27,19 +34,34 @@ def one(counts: list[int] | None, shape: Column = EVEN, **policy: Any) -> Findin
         (None, EVEN, "undetermined", "not there"),
         ([500, 500, 120], EVEN, "drifted", "without a value"),
         ([0, 0, 1000], EVEN, "drifted", "without a value"),
-        ([500, 500, 0], Column("numeric", [0, 1000], edges=[]), "undetermined", "empty in the reference"),
         (
             [500, 500, 0],
-            Column("numeric", [1000, 0, 0], edges=[0.5]),
+            ReferenceColumn("numeric", [0, 1000], edges=[]),
+            "undetermined",
+            "empty in the reference",
+        ),
+        (
+            [500, 500, 0],
+            ReferenceColumn("numeric", [1000, 0, 0], edges=[0.5]),
             "undetermined",
             "constant in the reference",
         ),
-        ([800, 0, 200], Column("numeric", [1000, 0, 0], edges=[0.5]), "drifted", "without a value"),
-        ([50, 0, 950], Column("numeric", [50, 50, 900], edges=[0.5]), "undetermined", "rows with a value"),
-        ([500, 500, 0], Column("numeric", [20, 20, 0], edges=[0.5]), "undetermined", "rows to compare with"),
+        ([800, 0, 200], ReferenceColumn("numeric", [1000, 0, 0], edges=[0.5]), "drifted", "without a value"),
+        (
+            [50, 0, 950],
+            ReferenceColumn("numeric", [50, 50, 900], edges=[0.5]),
+            "undetermined",
+            "rows with a value",
+        ),
+        (
+            [500, 500, 0],
+            ReferenceColumn("numeric", [20, 20, 0], edges=[0.5]),
+            "undetermined",
+            "rows to compare with",
+        ),
     ],
 )
-def test_a_column(counts: list[int] | None, shape: Column, status: str, reason: str) -> None:
+def test_a_column(counts: list[int] | None, shape: ReferenceColumn, status: str, reason: str) -> None:
     if shape.edges == [] and counts is not None:
         counts = [sum(counts), 0]
     found = one(counts, shape)
@@ -47,13 +69,13 @@ def test_a_column(counts: list[int] | None, shape: Column, status: str, reason: 
 
 
 def test_a_column_drifts_beyond_what_the_reference_did_by_itself() -> None:
-    noisy = Column("numeric", [500, 500, 0], edges=[0.5], floors={28: 5.0})
+    noisy = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5], floors={28: 5.0})
     assert one([100, 900, 0], noisy).status == "stable"
     assert one([100, 900, 0], noisy, noise_floor=False).status == "drifted"
 
 
-def finding(column: str, status: Any, weight: float, role: str = "feature") -> Finding:
-    return Finding(column, role, status, "why", 0.1, 0.2, 0.0, 0.0, 1000, weight)
+def finding(column: str, status: Any, weight: float, role: str = "feature") -> ColumnDrift:
+    return ColumnDrift(column, role, status, "why", 0.1, 0.2, 0.0, 0.0, 1000, weight)
 
 
 def test_columns_weigh_by_their_importance() -> None:
@@ -79,10 +101,10 @@ def test_predictions_count_on_their_own() -> None:
 
 
 def test_without_importances_all_columns_weigh_the_same() -> None:
-    found = judge(
+    found = compare_columns(
         {"a": EVEN, "b": EVEN},
-        Counts(1000, {"a": [500, 500, 0], "b": [500, 500, 0]}),
-        Counts(0, {}),
+        BinCounts(1000, {"a": [500, 500, 0], "b": [500, 500, 0]}),
+        BinCounts(0, {}),
         {},
         POLICY,
     )
@@ -90,8 +112,8 @@ def test_without_importances_all_columns_weigh_the_same() -> None:
 
 
 def test_importances_of_columns_that_are_gone_do_not_count() -> None:
-    found = judge(
-        {"a": EVEN}, Counts(1000, {"a": [500, 500, 0]}), Counts(0, {}), {"a": 0.2, "gone": 0.8}, POLICY
+    found = compare_columns(
+        {"a": EVEN}, BinCounts(1000, {"a": [500, 500, 0]}), BinCounts(0, {}), {"a": 0.2, "gone": 0.8}, POLICY
     )
     assert found[0].weight == 1.0
 
@@ -111,15 +133,17 @@ def test_importances_of_columns_that_are_gone_do_not_count() -> None:
     ],
 )
 def test_two_of_three(now: bool | None, earlier: list[bool | None], expected: str) -> None:
-    assert tier(now, earlier, POLICY)[0] == expected
+    assert verdict_with_persistence(now, earlier, POLICY)[0] == expected
 
 
 def test_one_of_one_needs_no_past() -> None:
-    assert tier(True, [], POLICY.model_copy(update={"persistence": (1, 1)}))[0] == "drifted"
+    assert (
+        verdict_with_persistence(True, [], POLICY.model_copy(update={"persistence": (1, 1)}))[0] == "drifted"
+    )
 
 
 def test_a_window_of_few_days_is_judged_by_what_few_days_do() -> None:
-    shape = Column("numeric", [500, 500, 0], edges=[0.5], floors={1: 5.0, 28: 0.0})
+    shape = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5], floors={1: 5.0, 28: 0.0})
     for days, status in ((1, "stable"), (28, "drifted")):
-        window = Counts(1000, {"x": [100, 900, 0]}, days=days)
-        assert judge({"x": shape}, window, Counts(0, {}), {}, POLICY)[0].status == status
+        window = BinCounts(1000, {"x": [100, 900, 0]}, days=days)
+        assert compare_columns({"x": shape}, window, BinCounts(0, {}), {}, POLICY)[0].status == status

@@ -28,7 +28,7 @@ def con() -> duckdb.DuckDBPyConnection:
 
 def reference(
     con: duckdb.DuckDBPyConnection, numeric: list[str], categorical: list[str], **more: Any
-) -> dict[str, histograms.Column]:
+) -> dict[str, histograms.ReferenceColumn]:
     made = histograms.make_reference(con, "rows", numeric, categorical, **more)
     return histograms.read_reference(json.loads(json.dumps(made)))[1]
 
@@ -217,6 +217,6 @@ def test_no_column_at_all(con: duckdb.DuckDBPyConnection) -> None:
 
 
 def test_the_floor_of_a_length_that_is_not_known_is_that_of_the_next_shorter() -> None:
-    shape = histograms.Column("numeric", [1, 1, 0], edges=[0.5], floors={2: 0.9, 7: 0.4})
+    shape = histograms.ReferenceColumn("numeric", [1, 1, 0], edges=[0.5], floors={2: 0.9, 7: 0.4})
     assert [shape.floor(n) for n in (1, 2, 6, 7, 28)] == [0.9, 0.9, 0.9, 0.4, 0.4]
-    assert histograms.Column("numeric", []).floor(7) == 0.0
+    assert histograms.ReferenceColumn("numeric", []).floor(7) == 0.0

@@ -21,7 +21,7 @@ LATER = "2024-01-22"
 
 def table(world: World) -> list[dict[str, Any]]:
     con = duckdb_session.connect()
-    duckdb_session.relation(con, "m", delta_tables.table("monitoring", world.spec.name))
+    duckdb_session.relation(con, "m", delta_tables.table_uri("monitoring", world.spec.name))
     return con.sql("SELECT * FROM m ORDER BY ALL").to_arrow_table().to_pylist()
 
 
@@ -160,20 +160,20 @@ def test_a_rise_of_the_loss_is_certain_after_some_nights_and_not_after_one(world
     world.publish(LATER, 7)
     world.label(LATER, 4, TRUTH)
     for n in range(3):  # what was rare has become the rule
-        world.label(dates.shift(LATER, 4 + n), 1, f"1 - {TRUTH}")
-    found = [monitor(world.spec, as_of=dates.shift(LATER, n))["signals"]["performance"] for n in (4, 5, 7)]
+        world.label(dates.add_days(LATER, 4 + n), 1, f"1 - {TRUTH}")
+    found = [monitor(world.spec, as_of=dates.add_days(LATER, n))["signals"]["performance"] for n in (4, 5, 7)]
     assert [f["state"] for f in found] == ["ok", "suspected", "bad"]
-    assert found[-1]["since"] == dates.shift(LATER, 4)
-    result = monitor(world.spec, as_of=dates.shift(LATER, 7))
+    assert found[-1]["since"] == dates.add_days(LATER, 4)
+    result = monitor(world.spec, as_of=dates.add_days(LATER, 7))
     assert result["performance"]["verdict"] == "dropped" and result["performance"]["degraded"] is True
 
 
 def test_a_second_run_is_a_no_op_and_new_data_is_not(world: World) -> None:
     world.publish(LATER, 7)
     first = monitor(world.spec, as_of="2024-01-28")
-    version = delta_tables.version(delta_tables.table("monitoring", "toy"))
+    version = delta_tables.version(delta_tables.table_uri("monitoring", "toy"))
     assert monitor(world.spec, as_of="2024-01-28")["status"] == "unchanged"
-    assert delta_tables.version(delta_tables.table("monitoring", "toy")) == version
+    assert delta_tables.version(delta_tables.table_uri("monitoring", "toy")) == version
     world.publish("2024-01-28", 1, shift=9)
     again = monitor(world.spec, as_of="2024-01-28")
     assert again["status"] == "monitored" and first["status"] == "monitored"
@@ -253,4 +253,4 @@ def test_a_date_is_needed(world: World, as_of: str) -> None:
 
 def test_a_window_may_reach_back_before_everything(world: World) -> None:
     assert monitor(world.spec, as_of="2024-01-03")["verdict"] in ("ok", "suspected")
-    assert dates.shift("2024-01-03", -6) == "2023-12-28"
+    assert dates.add_days("2024-01-03", -6) == "2023-12-28"

@@ -133,4 +133,4 @@ def test_a_version_that_looks_like_sql(make_world: Make) -> None:
     world.predict(FIRST, 7)
     world.label(FIRST, 7)
     assert measure(world, model_version="1' OR '1'='1")["scored"] == 0
-    assert delta_tables.partitions(delta_tables.table("predictions", "toy"))
+    assert delta_tables.partitions(delta_tables.table_uri("predictions", "toy"))

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
+
 from bench import replay
 from bench.streams import Stream
-
 from support.monitored import make_spec
 
 

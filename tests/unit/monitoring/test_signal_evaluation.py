@@ -54,9 +54,11 @@ def test_features_that_were_served_otherwise_are_skew_without_a_value_of_them_to
     score(world.spec, start=LATER, end=AS_OF)
     assert look(world)["skew"]["state"] == "ok"
     con = duckdb_session.connect()
-    duckdb_session.relation(con, "log", delta_tables.table("served", "toy"), None, "2024-01-25", "2024-01-25")
+    duckdb_session.relation(
+        con, "log", delta_tables.table_uri("served", "toy"), None, "2024-01-25", "2024-01-25"
+    )
     given = con.sql("SELECT * REPLACE ([features[1], features[2], features[3] + 1] AS features) FROM log")
-    delta_tables.replace(delta_tables.table("served", "toy"), given.to_arrow_table(), "2024-01-25")
+    delta_tables.replace(delta_tables.table_uri("served", "toy"), given.to_arrow_table(), "2024-01-25")
     found = look(world)["skew"]
     assert found["state"] == "bad" and found["since"] == "2024-01-25" and found["value"] == ROWS
     assert found["reason"].startswith(f"who, and 1 more: {ROWS} of 1,400 logged rows differ"), found

@@ -7,16 +7,16 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
+
 from bench import replay
 from bench.streams import Stream
-
-from perennial.modeling.trained_model import Model
+from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline as baseline_module
 from perennial.monitoring import drift_attribution, signals
 from perennial.monitoring.change_detection import BETS, CLIP, baseline, levels
-from perennial.monitoring.histograms import Column
-from perennial.monitoring.loss_estimation import Expected, learn
-from perennial.monitoring.nightly_sample import Evidence, margin
+from perennial.monitoring.histograms import ReferenceColumn
+from perennial.monitoring.loss_estimation import LossEstimator, fit_error_model
+from perennial.monitoring.nightly_sample import NightlySample, margin
 from perennial.monitoring.signals import Signal
 from support.monitored import make_spec
 
@@ -24,19 +24,19 @@ QUIET, LIVE = range(46, 60), range(60, 74)
 POLICY = {"window_days": 28, "min_rows": 100, "slices": ["region"], "fairness": ["sex"]}
 COLUMNS = {"id": "string", "at": "timestamp", "region": "string", "sex": "string"}
 SPEC = make_spec(monitoring=POLICY, data={"columns": COLUMNS, "personal": []})
-Change = Callable[[Evidence, Model], Evidence]
+Change = Callable[[NightlySample, TrainedModel], NightlySample]
 
 
 @dataclass(frozen=True)
 class Seen:
     """A model and what it is watched by."""
 
-    model: Model
-    watched: baseline_module.Watch
-    live: Evidence
+    model: TrainedModel
+    watched: baseline_module.MonitoringBaseline
+    live: NightlySample
 
 
-def evidence(model: Model, nights: range) -> Evidence:
+def evidence(model: TrainedModel, nights: range) -> NightlySample:
     drawn = [Stream("none", 0).draw(n) for n in nights]
     x, y = np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn])
     night = np.repeat(np.arange(len(nights)), [len(d[1]) for d in drawn])
@@ -46,7 +46,7 @@ def evidence(model: Model, nights: range) -> Evidence:
         for c, names in (("region", ["n", "s"]), ("sex", ["f", "m"]))
     }
     dates = tuple(f"night {n}" for n in nights)
-    return Evidence(dates, night, x, margin(model, x), model.predict_matrix(x), y, None, texts)
+    return NightlySample(dates, night, x, margin(model, x), model.predict_matrix(x), y, None, texts)
 
 
 @pytest.fixture(scope="module")
@@ -54,24 +54,24 @@ def seen() -> Seen:
     stream = Stream("none", 0)
     drawn = [stream.draw(n) for n in range(46)]
     model = replay.fit(np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn]))
-    content, _ = baseline_module.make(SPEC, model, evidence(model, QUIET), dict)
+    content, _ = baseline_module.build_baseline(SPEC, model, evidence(model, QUIET), dict)
     return Seen(model, baseline_module.read(content, SPEC, None), evidence(model, LIVE))
 
 
-def look(seen: Seen, nights: Evidence) -> dict[str, Signal]:
+def look(seen: Seen, nights: NightlySample) -> dict[str, Signal]:
     w = seen.watched
     attributed = signals.attributions(seen.model, nights)
-    series = signals.nightly(SPEC, seen.model, nights, w.expected, attributed, w.shares, w.groups)
-    return {n: signals.judge(v, nights.dates, w.baselines.get(n), n) for n, v in series.items()}
+    series = signals.nightly_series(SPEC, seen.model, nights, w.expected, attributed, w.shares, w.groups)
+    return {n: signals.signal_from_series(v, nights.dates, w.baselines.get(n), n) for n, v in series.items()}
 
 
-def again(seen: Seen, nights: Evidence, x: np.ndarray) -> Evidence:
+def again(seen: Seen, nights: NightlySample, x: np.ndarray) -> NightlySample:
     """The same nights with other features, as the model sees them."""
     x = x.astype(np.float32)
     return replace(nights, x=x, margin=margin(seen.model, x), predicted=seen.model.predict_matrix(x))
 
 
-def last(nights: Evidence, n: int = 5) -> np.ndarray:
+def last(nights: NightlySample, n: int = 5) -> np.ndarray:
     return nights.night >= len(nights.dates) - n
 
 
@@ -147,20 +147,22 @@ def test_groups_that_are_treated_apart_raise_fairness(seen: Seen) -> None:
 
 
 def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
-    content, _ = baseline_module.make(SPEC, seen.model, evidence(seen.model, range(56, 60)), dict)
+    content, _ = baseline_module.build_baseline(SPEC, seen.model, evidence(seen.model, range(56, 60)), dict)
     watched = baseline_module.read(content, SPEC, None)
     assert watched.baselines == {}
     assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}
 
 
 def test_a_model_judged_on_few_nights_is_watched_by_what_the_champion_left(seen: Seen) -> None:
-    old, _ = baseline_module.make(SPEC, seen.model, evidence(seen.model, QUIET), dict)
-    new, _ = baseline_module.make(SPEC, seen.model, evidence(seen.model, range(58, 60)), dict)
-    both = baseline_module.inherit(new, old)
+    old, _ = baseline_module.build_baseline(SPEC, seen.model, evidence(seen.model, QUIET), dict)
+    new, _ = baseline_module.build_baseline(SPEC, seen.model, evidence(seen.model, range(58, 60)), dict)
+    both = baseline_module.inherit_from_champion(new, old)
     assert both["baselines"] == old["baselines"] and both["groups"]["region"] == ["n", "s"]
     assert all(both["nulls"][c] >= share for c, share in old["nulls"].items())
     assert (
-        baseline_module.inherit(new, None) == baseline_module.inherit(new, {"format": 0}) == new
+        baseline_module.inherit_from_champion(new, None)
+        == baseline_module.inherit_from_champion(new, {"format": 0})
+        == new
     )  # one of an earlier release
 
 
@@ -188,8 +190,8 @@ def test_the_error_model_of_a_regression_knows_where_errors_are_large() -> None:
     rng = np.random.default_rng(0)
     x = rng.random((4000, 2)).astype(np.float32)
     losses = (rng.normal(size=4000) * (1 + 3 * (x[:, 0] > 0.5))) ** 2
-    booster, apart = learn(x, losses, np.repeat(np.arange(8), 500))
-    found = Expected("regression", "squared_error", booster).losses(x, x[:, 0])
+    booster, apart = fit_error_model(x, losses, np.repeat(np.arange(8), 500))
+    found = LossEstimator("regression", "squared_error", booster).losses(x, x[:, 0])
     assert found is not None
     for guess in (found, apart):
         assert guess[x[:, 0] > 0.5].mean() == pytest.approx(losses[x[:, 0] > 0.5].mean(), rel=0.15)
@@ -197,8 +199,10 @@ def test_the_error_model_of_a_regression_knows_where_errors_are_large() -> None:
 
 
 def test_the_loss_that_a_column_explains_is_that_of_its_bins() -> None:
-    shape = Column("numeric", [50, 50, 0], edges=[0.5])
+    shape = ReferenceColumn("numeric", [50, 50, 0], edges=[0.5])
     losses = [0.2, 0.6, 0.4]
-    assert drift_attribution.explained(shape.counts, [50, 50, 0], losses) == pytest.approx(0)
-    assert drift_attribution.explained(shape.counts, [0, 100, 0], losses) == pytest.approx(0.2)
-    assert drift_attribution.explained(shape.counts, [0, 0, 0], losses) is None
+    assert drift_attribution.loss_attributable_to_drift(shape.counts, [50, 50, 0], losses) == pytest.approx(0)
+    assert drift_attribution.loss_attributable_to_drift(shape.counts, [0, 100, 0], losses) == pytest.approx(
+        0.2
+    )
+    assert drift_attribution.loss_attributable_to_drift(shape.counts, [0, 0, 0], losses) is None

@@ -21,7 +21,7 @@ from perennial.steps.train import train
 from perennial.storage import delta_tables, duckdb_session, landing, manifests
 from support import toys
 
-FIRST, LAST = dates.shift(toys.LAST, 1), dates.shift(toys.LAST, 4)
+FIRST, LAST = dates.add_days(toys.LAST, 1), dates.add_days(toys.LAST, 4)
 
 
 def look(spec: ModelSpec) -> Signal:
@@ -57,16 +57,16 @@ def test_of_every_task(make_model: Callable[..., ModelSpec], task: str) -> None:
     train(spec, as_of=toys.LAST)
     assert promote(spec, as_of=toys.LAST, actor="test")["promoted"]
     toys.publish(spec, FIRST, 2)
-    score(spec, start=FIRST, end=dates.shift(FIRST, 1))
+    score(spec, start=FIRST, end=dates.add_days(FIRST, 1))
     assert look(spec).state == "ok"
 
 
 def test_a_reference_revised_after_scoring_is_no_skew(scored: ModelSpec) -> None:
     places = toys.places()
     moved = places.set_column(2, "size", pa.array([7.0] * len(places)))
-    toys.write(landing.expand(scored.references[0].source), moved)
+    toys.write(landing.source_uri(scored.references[0].source), moved)
     before = manifests.read(scored.name, "score", FIRST)
-    assert before is not None and reference_tables.refresh(scored) != before.inputs["references"]
+    assert before is not None and reference_tables.sync_to_lake(scored) != before.inputs["references"]
     assert look(scored).state == "ok"
     log_before = log(scored)
     assert score(scored, start=FIRST)["status"] == "scored"
@@ -77,7 +77,7 @@ def test_a_night_published_anew_waits_for_its_scoring(scored: ModelSpec) -> None
     rows = toys.rows(scored.task, LAST)
     rows = rows.set_column(2, "x", pa.array(np.full(len(rows), 9.0)))
     rows = rows.append_column(delta_tables.PARTITION, pa.array([LAST] * len(rows)))
-    delta_tables.replace(delta_tables.table("published", scored.name), rows, LAST)
+    delta_tables.replace(delta_tables.table_uri("published", scored.name), rows, LAST)
     found = look(scored)
     assert found.state == "ok" and f" {3 * toys.ROWS} logged rows" in found.reason
     score(scored, start=FIRST, end=LAST)
@@ -86,9 +86,9 @@ def test_a_night_published_anew_waits_for_its_scoring(scored: ModelSpec) -> None
 
 def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The serving side computes x in another way than training did, on one night."""
-    bad, real = dates.shift(FIRST, 2), registry.spec
+    bad, real = dates.add_days(FIRST, 2), registry.spec
 
-    def other(found: registry.Version) -> ModelSpec:
+    def other(found: registry.ModelVersion) -> ModelSpec:
         spec = real(found)
         spec._sql = spec.sql.replace(
             "rows.id, x,", "rows.id, CASE WHEN x > 0 THEN x * 1.0001 ELSE x END AS x,"
@@ -140,12 +140,12 @@ def test_without_a_log_nothing_can_be_told(world: Any) -> None:
     assert look(world.spec).state == "ok"
     champion = registry.champion(world.spec)
     assert champion is not None
-    later = registry.Version(champion.name, "99", champion.run_id, champion.model_id, champion.tags)
+    later = registry.ModelVersion(champion.name, "99", champion.run_id, champion.model_id, champion.tags)
     assert skew(world.spec, later, registry.load(champion), FIRST, LAST).state == "undetermined"
 
 
 def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
-    few, many = FIRST, dates.shift(FIRST, 1)
+    few, many = FIRST, dates.add_days(FIRST, 1)
     toys.publish(world.spec, few, 1, n=150)
     toys.publish(world.spec, many, 1, n=1001)
     score(world.spec, start=few, end=many)
@@ -169,5 +169,5 @@ def test_the_log_is_the_same_however_nights_are_scored(
     monkeypatch.setattr("perennial.steps.score.LOG_NIGHTS", nights)
     score(scored, start=FIRST, end=LAST, force=True)
     assert log(scored) == before
-    score(scored, start=dates.shift(FIRST, 1), force=True)
+    score(scored, start=dates.add_days(FIRST, 1), force=True)
     assert log(scored) == before

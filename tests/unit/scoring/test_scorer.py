@@ -12,7 +12,7 @@ import pyarrow.parquet
 import pytest
 
 from perennial.features import scan_units
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.scoring import planning
 from perennial.steps import score
 from perennial.storage import delta_tables, duckdb_session
@@ -44,10 +44,10 @@ def test_long_rows_come_in_smaller_batches(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_fingerprints_are_those_of_each_partition(nights: str) -> None:
-    found = delta_tables.contents(nights)
+    found = delta_tables.files_by_partition(nights)
     assert len(found) == 30
     assert (
-        delta_tables.names(found["2024-01-07"])
+        delta_tables.files_digest(found["2024-01-07"])
         == delta_tables.fingerprint(nights, "2024-01-07", "2024-01-07")
         != ""
     )
@@ -99,12 +99,12 @@ def test_each_row_of_a_large_file_is_read_once(tmp_path: Path, folder: str) -> N
     con, ids = duckdb.connect(), []
     for unit in scan_units.units({"01": [delta_tables.File(str(path), 1000)]}, 170, 170):
         source = unit.source(["id", "not there"])
-        assert isinstance(source, scan_units.Query) is (folder == "plain")
-        if isinstance(source, scan_units.Query):
+        assert isinstance(source, scan_units.ParameterisedQuery) is (folder == "plain")
+        if isinstance(source, scan_units.ParameterisedQuery):
             for name, value in source.variables.items():
                 con.execute(f"SET VARIABLE {name} = {value}")
         rows = con.sql(
-            source.text if isinstance(source, scan_units.Query) else "FROM source"
+            source.text if isinstance(source, scan_units.ParameterisedQuery) else "FROM source"
         ).to_arrow_table()
         assert len(rows) == unit.rows
         ids.extend(rows["id"].to_pylist())
@@ -140,7 +140,7 @@ class _Spec:
 
 def test_rows_are_put_back_in_order() -> None:
     wanted = pa.table({"a": [f"k{i}" for i in range(5000)], "b": list(range(5000))})
-    features = object.__new__(Features)
+    features = object.__new__(FeatureQuery)
     features.spec = _Spec()  # type: ignore[assignment]
     order = np.random.default_rng(1).permutation(len(wanted))
     found = wanted.append_column("x", wanted.column("b")).take(pa.array(order))

@@ -75,9 +75,9 @@ def test_two_of_one_name(roots: tuple[Path, Path]) -> None:
 
 def test_unknown_model(roots: tuple[Path, Path]) -> None:
     with pytest.raises(SpecError, match="did you mean flight_late"):
-        catalog.load("flight_lat")
+        catalog.load_model_by_name("flight_lat")
     with pytest.raises(SpecError, match="there are: digits"):
-        catalog.load("zzz")
+        catalog.load_model_by_name("zzz")
 
 
 def test_feature_sets_of_another_root(roots: tuple[Path, Path]) -> None:
@@ -87,10 +87,10 @@ def test_feature_sets_of_another_root(roots: tuple[Path, Path]) -> None:
     shared.mkdir(parents=True)
     (shared / "features.sql").write_text("SELECT *, x * 2 AS twice FROM rows")
     with pytest.raises(SpecError, match=r"features\.sets names 'shared'"):
-        catalog.load("toy")
+        catalog.load_model_by_name("toy")
     (shared / "feature_set.yaml").write_text("name: shared\nowner: tests\ndescription: Doubles.\n")
     (folder / "features.sql").write_text("SELECT id, twice FROM rows")
-    assert [s.name for s in catalog.load("toy").feature_sets] == ["shared"]
+    assert [s.name for s in catalog.load_model_by_name("toy").feature_sets] == ["shared"]
     (report,) = preflight.check(["toy"])
     assert (report.problems, report.features) == ([], 1)
 

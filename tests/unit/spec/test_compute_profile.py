@@ -110,14 +110,14 @@ def test_quantities(text: str, value: int) -> None:
 def test_a_result_comes_back(tmp_path: Path) -> None:
     place = str(tmp_path / "result.json")
     assert result_file.read(place) is None
-    with result_file.kept(place) as kept:
+    with result_file.step_outcome(place) as kept:
         kept.result = {"rows_in": 3, "partitions": ["2024-01-01"]}
     assert result_file.read(place) == {"rows_in": 3, "partitions": ["2024-01-01"]}
 
 
 def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
     place = str(tmp_path / "result.json")
-    with pytest.raises(DataError), result_file.kept(place):
+    with pytest.raises(DataError), result_file.step_outcome(place):
         raise DataError("no rows", "land some", model="toy", partition="2024-01-01")
     with pytest.raises(DataError) as error:
         result_file.read(place)
@@ -125,7 +125,7 @@ def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
 
 
 def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), result_file.kept(str(tmp_path / "result.json")):
+    with pytest.raises(ZeroDivisionError), result_file.step_outcome(str(tmp_path / "result.json")):
         raise ZeroDivisionError
     assert result_file.read(str(tmp_path / "result.json")) is None
 

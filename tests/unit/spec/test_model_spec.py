@@ -163,7 +163,7 @@ def test_on_is_a_key_and_no_is_a_word(folder: Path) -> None:
 def test_bundle_is_the_whole_model(folder: Path) -> None:
     import json
 
-    for spec in (catalog.load_model(folder), catalog.load("flight_late")):
+    for spec in (catalog.load_model(folder), catalog.load_model_by_name("flight_late")):
         again = ModelSpec.from_bundle(json.loads(json.dumps(spec.bundle())))
         assert again.model_dump() == spec.model_dump()
         assert again.digest == spec.digest

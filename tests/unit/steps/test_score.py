@@ -22,7 +22,7 @@ from perennial.steps.train import train
 from perennial.storage import delta_tables, duckdb_session, manifests
 from support import processes, toys
 
-DAY = dates.shift(toys.FIRST, 15)
+DAY = dates.add_days(toys.FIRST, 15)
 
 
 def predictions(world: Any) -> list[dict[str, Any]]:
@@ -35,7 +35,7 @@ def test_every_row_once(world: Any) -> None:
         "partitions": [DAY], "missing": [], "rows_in": toys.ROWS, "rows_out": toys.ROWS,
         "model_version": world.result["version"], "status": "scored",
     }  # fmt: skip
-    stream = duckdb_session.stream(delta_tables.table("predictions", world.spec.name))
+    stream = duckdb_session.stream(delta_tables.table_uri("predictions", world.spec.name))
     assert stream is not None
     table = stream.read_all()
     assert sorted(table["id"].to_pylist()) == toys.rows("binary", DAY)["id"].to_pylist()
@@ -54,13 +54,13 @@ def test_every_row_once(world: Any) -> None:
 
 def test_predictions_are_the_boosters_own(world: Any) -> None:
     """Through the lake, by batches: the same numbers that the loaded model gives for the rows' features."""
-    from perennial.features.engine import Features
+    from perennial.features.engine import FeatureQuery
 
     score(world.spec, start=DAY)
     champion = registry.champion(world.spec)
     assert champion is not None
     rows = toys.rows("binary", DAY)
-    direct = registry.load(champion).predict(Features(world.spec).apply(rows))
+    direct = registry.load(champion).predict(FeatureQuery(world.spec).apply(rows))
     found = {r["id"]: r["prediction"] for r in predictions(world)}
     assert np.array_equal(np.float32([found[i] for i in rows["id"].to_pylist()]), direct)
     truth = np.asarray(toys.labels("binary", rows)["y"])
@@ -85,20 +85,20 @@ def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> Non
     score(world.spec, start=DAY)
     before, version = (
         predictions(world),
-        delta_tables.version(delta_tables.table("predictions", world.spec.name)),
+        delta_tables.version(delta_tables.table_uri("predictions", world.spec.name)),
     )
     again = score(world.spec, start=DAY)
     assert again["status"] == "unchanged"
     assert again["partitions"] == []
-    assert delta_tables.version(delta_tables.table("predictions", world.spec.name)) == version
+    assert delta_tables.version(delta_tables.table_uri("predictions", world.spec.name)) == version
     assert score(world.spec, start=DAY, force=True)["status"] == "scored"
     assert predictions(world) == before
 
 
 def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
-    end = dates.shift(DAY, 2)
+    end = dates.add_days(DAY, 2)
     score(world.spec, start=DAY, end=end)
-    uri, middle = delta_tables.table("published", world.spec.name), dates.shift(DAY, 1)
+    uri, middle = delta_tables.table_uri("published", world.spec.name), dates.add_days(DAY, 1)
     rows = toys.rows("binary", middle, 10)
     delta_tables.replace(uri, rows.append_column(delta_tables.PARTITION, pa.array([middle] * 10)), middle)
     result = score(world.spec, start=DAY, end=end)
@@ -108,7 +108,7 @@ def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
 
 
 def test_a_range_gives_what_its_nights_give(world: Any) -> None:
-    days = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 7))
+    days = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 7))
     for day in days:
         score(world.spec, start=day)
     night_by_night = predictions(world)
@@ -121,7 +121,7 @@ def test_units_and_commits_of_any_size_give_the_same(
     world: Any, monkeypatch: pytest.MonkeyPatch, rows: int
 ) -> None:
     """Stretches of a partition, single ones, several together."""
-    end = dates.shift(DAY, 4)
+    end = dates.add_days(DAY, 4)
     score(world.spec, start=DAY, end=end)
     before = predictions(world)
     monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", rows)
@@ -135,7 +135,7 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Nights are marked as done while the later ones are scored."""
-    days = dates.dates(DAY, dates.shift(DAY, 4))
+    days = dates.dates(DAY, dates.add_days(DAY, 4))
     monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", toys.ROWS)
     monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", toys.ROWS)
     monkeypatch.setattr("perennial.steps.score.LOG_NIGHTS", 2)
@@ -153,7 +153,7 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     result = score(world.spec, start=days[0], end=days[-1], run_id="second")
     assert result["partitions"] == days[4:]
     assert len(predictions(world)) == 5 * toys.ROWS
-    stream = duckdb_session.stream(delta_tables.table("predictions", world.spec.name))
+    stream = duckdb_session.stream(delta_tables.table_uri("predictions", world.spec.name))
     assert stream is not None
     found = stream.read_all().group_by(["partition_date", "run_id"]).aggregate([])
     assert sorted(zip(*found.to_pydict().values(), strict=True)) == [
@@ -164,7 +164,7 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
 
 def test_nights_may_have_keys_in_common(world: Any) -> None:
     """Joins give the rows of several nights in another order; by the key alone they cannot be told apart."""
-    uri, days = delta_tables.table("published", world.spec.name), dates.dates(DAY, dates.shift(DAY, 2))
+    uri, days = delta_tables.table_uri("published", world.spec.name), dates.dates(DAY, dates.add_days(DAY, 2))
     first = toys.rows("binary", DAY)
     for day in days[1:]:
         rows = toys.rows("binary", day)
@@ -186,7 +186,7 @@ def strict(make_model: Callable[..., ModelSpec]) -> ModelSpec:
     toys.publish(spec)
     train(spec, as_of=toys.LAST)
     promote(spec, as_of=toys.LAST, actor="test")
-    uri = delta_tables.table("published", spec.name)
+    uri = delta_tables.table_uri("published", spec.name)
     rows = toys.rows("binary", DAY)
     rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["new"] * len(rows)))
     delta_tables.replace(uri, rows.append_column(delta_tables.PARTITION, pa.array([DAY] * len(rows))), DAY)
@@ -204,19 +204,19 @@ def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., 
     with pytest.raises(DataError, match="category that training did not see") as error:
         score(spec, start=toys.FIRST, end=toys.LAST)
     assert (error.value.model, error.value.partition) == (spec.name, DAY)
-    assert delta_tables.partitions(delta_tables.table("predictions", spec.name)) == []
+    assert delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) == []
     assert manifests.read(spec.name, "score", toys.FIRST) is None
 
 
 def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    days = dates.dates(DAY, dates.shift(DAY, 3))
-    published(world.spec, dates.dates(dates.shift(DAY, -3), days[-1]))
+    days = dates.dates(DAY, dates.add_days(DAY, 3))
+    published(world.spec, dates.dates(dates.add_days(DAY, -3), days[-1]))
     assert "late" not in score(world.spec, start=days[0], catch_up=True)  # nothing was scored before
     assert "late" not in score(world.spec, start=days[-1], catch_up=True)  # published this minute
     monkeypatch.setattr("perennial.scoring.planning.PATIENCE", -60)
     result = score(world.spec, start=days[-1], force=True, catch_up=True)
     assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], days[1:3], toys.ROWS)
-    assert delta_tables.partitions(delta_tables.table("predictions", world.spec.name)) == days
+    assert delta_tables.partitions(delta_tables.table_uri("predictions", world.spec.name)) == days
     by_itself = predictions(world)
     score(world.spec, start=days[0], end=days[-1], force=True)
     assert predictions(world) == by_itself
@@ -228,7 +228,7 @@ def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
 ) -> None:
     spec = strict(make_model)
     monkeypatch.setattr("perennial.scoring.planning.PATIENCE", -60)
-    days = dates.dates(dates.shift(DAY, -1), dates.shift(DAY, 2))
+    days = dates.dates(dates.add_days(DAY, -1), dates.add_days(DAY, 2))
     published(spec, days)
     score(spec, start=days[0])
     with caplog.at_level("WARNING", "perennial"):
@@ -253,13 +253,13 @@ def test_a_commit_that_another_writer_won_is_written_again_whole(
         write(uri, rows, **how)
 
     monkeypatch.setattr(deltalake, "write_deltalake", late)
-    result = score(world.spec, start=DAY, end=dates.shift(DAY, 1))
+    result = score(world.spec, start=DAY, end=dates.add_days(DAY, 1))
     assert lost == [2 * toys.ROWS] == [result["rows_out"]]
     assert len({r["id"] for r in predictions(world)}) == len(predictions(world)) == 2 * toys.ROWS
 
 
 def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
-    days = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 4))
+    days = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 4))
     score(world.spec, start=days[2])
     kept = manifests.read(world.spec.name, "score", days[2])
     result = score(world.spec, start=days[0], end=days[4], run_id="later")
@@ -271,16 +271,16 @@ def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
 def test_a_missing_partition_is_told_and_a_gap_is_named(world: Any) -> None:
     with pytest.raises(DataError, match=r"partition 2030-01-01: no published rows"):
         score(world.spec, start="2030-01-01")
-    result = score(world.spec, start=toys.LAST, end=dates.shift(toys.LAST, 2))
+    result = score(world.spec, start=toys.LAST, end=dates.add_days(toys.LAST, 2))
     assert result["partitions"] == [toys.LAST]
-    assert result["missing"] == [dates.shift(toys.LAST, 1), dates.shift(toys.LAST, 2)]
+    assert result["missing"] == [dates.add_days(toys.LAST, 1), dates.add_days(toys.LAST, 2)]
 
 
 def test_without_a_champion_nothing_is_written(make_model: Callable[..., ModelSpec]) -> None:
     spec = make_model()
     toys.publish(spec, days=1)
     assert score(spec, start=toys.FIRST)["status"] == "no champion"
-    assert delta_tables.version(delta_tables.table("predictions", spec.name)) is None
+    assert delta_tables.version(delta_tables.table_uri("predictions", spec.name)) is None
     assert manifests.read(spec.name, "score", toys.FIRST) is None
 
 
@@ -292,7 +292,7 @@ def test_two_runs_at_once_leave_every_row_once(world: Any) -> None:
     assert processes.wait(*runs) == [0, 0]
     found = predictions(world)
     assert len(found) == len({r["id"] for r in found}) == toys.ROWS
-    stream = duckdb_session.stream(delta_tables.table("predictions", world.spec.name), columns=["run_id"])
+    stream = duckdb_session.stream(delta_tables.table_uri("predictions", world.spec.name), columns=["run_id"])
     assert stream is not None
     assert len(set(stream.read_all()["run_id"].to_pylist())) == 1  # one run's rows, not a mixture
     assert score(world.spec, start=DAY)["status"] == "unchanged"
@@ -328,7 +328,7 @@ def test_an_artifact_with_one_flipped_byte_is_refused(
             score(spec, start=DAY)
         assert error.value.model == spec.name
         assert "roll the champion back" in error.value.remedy
-    assert delta_tables.version(delta_tables.table("predictions", spec.name)) is None
+    assert delta_tables.version(delta_tables.table_uri("predictions", spec.name)) is None
     stored.unlink()
     with pytest.raises(ArtifactError, match="no artifact"):
         score(spec, start=DAY)
@@ -336,7 +336,7 @@ def test_an_artifact_with_one_flipped_byte_is_refused(
 
 def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelSpec]) -> None:
     specs = {unseen: make_model(features={"unseen": unseen}) for unseen in ("missing", "stop")}
-    day = dates.shift(toys.LAST, 1)
+    day = dates.add_days(toys.LAST, 1)
     for unseen, spec in specs.items():
         toys.publish(spec)
         train(spec, as_of=toys.LAST)
@@ -344,7 +344,7 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
         rows = toys.rows("binary", day)
         rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["=1+1"] * len(rows)))
         delta_tables.replace(
-            delta_tables.table("published", spec.name),
+            delta_tables.table_uri("published", spec.name),
             rows.append_column(delta_tables.PARTITION, pa.array([day] * len(rows))),
             day,
         )
@@ -355,19 +355,19 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
         with pytest.raises(DataError, match="category that training did not see") as error:
             score(spec, start=day)
         assert (error.value.model, error.value.partition) == (spec.name, day)
-        assert delta_tables.partitions(delta_tables.table("predictions", spec.name)) == [toys.LAST]
+        assert delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) == [toys.LAST]
         assert manifests.read(spec.name, "score", day) is None
 
 
 def test_values_that_are_no_numbers_are_scored_as_missing(world: Any) -> None:
-    day = dates.shift(toys.LAST, 1)
+    day = dates.add_days(toys.LAST, 1)
     rows = toys.rows("binary", day, 4)
     rows = rows.set_column(2, "x", pa.array([None, float("nan"), float("inf"), float("-inf")], pa.float64()))
     rows = rows.set_column(3, "z", pa.array([0.5] * 4)).set_column(4, "k", pa.array([None] * 4, pa.string()))
     rows = rows.set_column(1, "seen_at", pa.array([rows["seen_at"][0].as_py()] * 4))
     rows = rows.set_column(5, "place", pa.array(["north"] * 4))
     delta_tables.replace(
-        delta_tables.table("published", world.spec.name),
+        delta_tables.table_uri("published", world.spec.name),
         rows.append_column(delta_tables.PARTITION, pa.array([day] * 4)),
         day,
     )
@@ -389,4 +389,4 @@ def test_mlflow_down_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RegistryError, match=r"does not answer(.|\n)*What to do: start it"):
         score(world.spec, start=DAY)
-    assert delta_tables.version(delta_tables.table("predictions", world.spec.name)) is None
+    assert delta_tables.version(delta_tables.table_uri("predictions", world.spec.name)) is None

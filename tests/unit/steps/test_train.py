@@ -89,7 +89,7 @@ def test_how_the_lake_lies_changes_no_byte(make_model: Make) -> None:
     spec = make_model()
     toys.publish(spec)
     one = train(spec, as_of=toys.LAST)
-    uri = delta_tables.table("published", spec.name)
+    uri = delta_tables.table_uri("published", spec.name)
     for day in delta_tables.partitions(uri):
         stream = duckdb_session.stream(uri, start=day, end=day)
         assert stream is not None
@@ -105,13 +105,13 @@ def test_a_pinned_version_trains_although_rows_change_meanwhile(
     spec = make_model()
     toys.publish(spec)
     one = train(spec, as_of=toys.LAST)
-    real = search.fit
+    real = search.search_and_fit
 
     def slow(*args: Any, **kwargs: Any) -> Any:
         toys.publish(spec, shuffled=True)
         return real(*args, **kwargs)
 
-    monkeypatch.setattr(search, "fit", slow)
+    monkeypatch.setattr(search, "search_and_fit", slow)
     two = train(spec, as_of=toys.LAST, force=True)
     assert two["digest"] == one["digest"]
     assert two["metrics"] == one["metrics"]
@@ -133,7 +133,7 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
 def test_the_gate_draws_whole_days_where_it_is_told_to(make_model: Make) -> None:
     spec = make_model(gate={"resample": "days"}, training={"rounds": 3, "holdout_days": 10})
     toys.publish(spec, days=9)
-    toys.publish(spec, dates.shift(toys.LAST, -5), 6)
+    toys.publish(spec, dates.add_days(toys.LAST, -5), 6)
     with pytest.raises(DataError, match=r"fewer than 10 of the days .* have labels"):
         train(spec, as_of=toys.LAST)
     toys.publish(spec)
@@ -186,7 +186,7 @@ def test_a_champion_of_every_task_can_be_watched(make_model: Make, task: str) ->
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)
     assert promote(spec, as_of=toys.LAST, actor="test")["promoted"]
-    end = dates.shift(toys.LAST, 7)
+    end = dates.add_days(toys.LAST, 7)
     toys.publish(spec, toys.LAST, 8)
     score(spec, start=toys.LAST, end=end)
     found = monitor(spec, as_of=end)
@@ -212,7 +212,7 @@ def test_nothing_published_and_no_label_are_told(make_model: Make) -> None:
         train(spec, as_of=toys.LAST)
     table = toys.rows("binary", toys.FIRST)
     delta_tables.replace(
-        delta_tables.table("published", spec.name),
+        delta_tables.table_uri("published", spec.name),
         table.append_column(delta_tables.PARTITION, [[toys.FIRST] * len(table)]),
         toys.FIRST,
     )
@@ -230,7 +230,7 @@ def test_as_of_is_a_date(make_model: Make) -> None:
 def relabel(spec: ModelSpec, values: Any) -> None:
     import pyarrow as pa
 
-    uri = delta_tables.table("labels", spec.name)
+    uri = delta_tables.table_uri("labels", spec.name)
     table = duckdb_session.stream(uri).read_all()  # type: ignore[union-attr]
     new = table.set_column(table.column_names.index("label"), "label", pa.array(values(table)))
     days = delta_tables.partitions(uri)

@@ -10,7 +10,7 @@ import pytest
 
 from perennial.core import dates
 from perennial.core.errors import PerennialError, StorageError
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.storage import delta_tables, duckdb_session
 from support import processes
 
@@ -26,7 +26,7 @@ def ids(uri: str, **where: Any) -> list[int]:
 
 @pytest.fixture
 def uri(house: Path) -> str:
-    return delta_tables.table("published", "toy")
+    return delta_tables.table_uri("published", "toy")
 
 
 def test_nothing_is_there_at_first(uri: str) -> None:
@@ -113,7 +113,7 @@ def test_a_column_that_comes_later_is_added(uri: str) -> None:
 @pytest.mark.parametrize("name", ["with space", "it's", "glob*", "what?", "ümlaut", "#hash", "{brace}"])
 def test_any_folder_will_do(name: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
-    uri = delta_tables.table("published", "toy")
+    uri = delta_tables.table_uri("published", "toy")
     delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
     delta_tables.replace(uri, table("2024-01-02", 2), "2024-01-02")
     assert ids(uri) == [1, 2]
@@ -128,7 +128,7 @@ def test_a_folder_that_delta_tables_cannot_have_is_told(
     """deltalake panics, or reads another folder than it writes."""
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
     with pytest.raises(StorageError, match=r"Delta tables cannot have(.|\n)*PERENNIAL_LAKE"):
-        delta_tables.replace(delta_tables.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
+        delta_tables.replace(delta_tables.table_uri("published", "toy"), table("2024-01-01", 1), "2024-01-01")
 
 
 def test_dates_are_checked_before_they_reach_a_query(uri: str) -> None:
@@ -176,7 +176,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / "file"))
     with pytest.raises(StorageError, match="What to do"):
-        delta_tables.replace(delta_tables.table("published", "toy"), table("2024-01-01", 1), "2024-01-01")
+        delta_tables.replace(delta_tables.table_uri("published", "toy"), table("2024-01-01", 1), "2024-01-01")
 
 
 def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:
@@ -187,4 +187,4 @@ def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:
 
 def test_quoting() -> None:
     assert text_literal("it's") == "'it''s'"
-    assert identifier('say "x"') == '"say ""x"""'
+    assert quote_identifier('say "x"') == '"say ""x"""'

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from perennial.core.errors import BusyError
+from perennial.core.errors import LockHeldError
 from perennial.storage import locks
 from support import processes
 
@@ -25,7 +25,7 @@ def test_one_holder_at_a_time(house: Path, tmp_path: Path) -> None:
     holder = processes.start(processes.hold, "promote-toy", str(tmp_path / "held"), 60.0)
     appear(tmp_path / "held")
     with (
-        pytest.raises(BusyError, match="promote-toy is held by another run"),
+        pytest.raises(LockHeldError, match="promote-toy is held by another run"),
         locks.hold("promote-toy", timeout=0.2),
     ):
         pass

@@ -36,15 +36,17 @@ def test_counts_must_add_up(house: Path) -> None:
 
 def test_unchanged_inputs_are_a_finished_step(house: Path) -> None:
     manifests.write(DONE, time.monotonic())
-    assert manifests.finished("toy", "data", "2024-01-01", {"n": 1, "rows": "abc"}) is not None
-    assert manifests.finished("toy", "data", "2024-01-01", {"n": 2, "rows": "abc"}) is None
-    assert manifests.finished("toy", "data", "2024-01-01", {"rows": "abc"}) is None
-    assert manifests.finished("toy", "data", "2024-01-02", {"n": 1, "rows": "abc"}) is None
+    assert manifests.find_completed("toy", "data", "2024-01-01", {"n": 1, "rows": "abc"}) is not None
+    assert manifests.find_completed("toy", "data", "2024-01-01", {"n": 2, "rows": "abc"}) is None
+    assert manifests.find_completed("toy", "data", "2024-01-01", {"rows": "abc"}) is None
+    assert manifests.find_completed("toy", "data", "2024-01-02", {"n": 1, "rows": "abc"}) is None
 
 
 def test_inputs_are_compared_as_json_keeps_them(house: Path) -> None:
     manifests.write(replace(DONE, inputs={"pairs": [("a", 1)], "by": {1: 2}}), time.monotonic())
-    assert manifests.finished("toy", "data", "2024-01-01", {"pairs": [("a", 1)], "by": {1: 2}}) is not None
+    assert (
+        manifests.find_completed("toy", "data", "2024-01-01", {"pairs": [("a", 1)], "by": {1: 2}}) is not None
+    )
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "toy"}', '{"unknown": 1}', "null"])

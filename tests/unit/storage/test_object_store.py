@@ -16,7 +16,7 @@ from perennial.storage import object_store
 def test_dates() -> None:
     assert dates.dates("2024-02-28", "2024-03-01") == ["2024-02-28", "2024-02-29", "2024-03-01"]
     assert dates.dates("2024-01-01") == ["2024-01-01"]
-    assert dates.shift("2024-01-01", -1) == "2023-12-31"
+    assert dates.add_days("2024-01-01", -1) == "2023-12-31"
 
 
 @pytest.mark.parametrize(
@@ -37,13 +37,14 @@ def test_ranges_are_bounded() -> None:
 def test_templates(house: Path) -> None:
     landing = str(house / "landing")
     assert (
-        landing_module.expand("{landing}/a/{date}.parquet", "2024-03-04") == f"{landing}/a/2024-03-04.parquet"
+        landing_module.source_uri("{landing}/a/{date}.parquet", "2024-03-04")
+        == f"{landing}/a/2024-03-04.parquet"
     )
     assert (
-        landing_module.expand("{landing}/{year}/{month}/{day}.csv", "2024-03-04")
+        landing_module.source_uri("{landing}/{year}/{month}/{day}.csv", "2024-03-04")
         == f"{landing}/2024/03/04.csv"
     )
-    assert landing_module.expand("s3://b/places.parquet") == "s3://b/places.parquet"
+    assert landing_module.source_uri("s3://b/places.parquet") == "s3://b/places.parquet"
 
 
 def test_a_file_is_replaced_whole(tmp_path: Path) -> None:
@@ -76,10 +77,10 @@ def test_a_folder_is_emptied_of_whole_files(tmp_path: Path) -> None:
     for name in ("a/x.json", "a/.y.json.1f", "ab.json"):
         object_store.write_text(f"{tmp_path}/{name}", "1")
     for _ in range(2):
-        object_store.empty(f"{tmp_path}/a")
-        object_store.empty(f"{tmp_path}/never")
+        object_store.delete_files(f"{tmp_path}/a")
+        object_store.delete_files(f"{tmp_path}/never")
         # Another run writes there at the same time.
         assert [p.name for p in (tmp_path / "a").iterdir()] == [".y.json.1f"]
         assert (tmp_path / "ab.json").exists()
     with pytest.raises(StorageError, match="cannot be read"):
-        object_store.empty(f"{tmp_path}/ab.json")
+        object_store.delete_files(f"{tmp_path}/ab.json")

@@ -15,10 +15,10 @@ from perennial.features.targets import Lists, targets
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training import dataset
-from perennial.training.dataset import Spool
+from perennial.training.dataset import EncodedRowFile
 from support import toys
 
-DAYS = dates.dates(toys.FIRST, dates.shift(toys.FIRST, 3))
+DAYS = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
 
 
 @pytest.fixture
@@ -29,8 +29,8 @@ def spec(house: Path, tmp_path: Path) -> ModelSpec:
 def test_rows_come_by_date_and_key_with_their_label(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     toys.publish(spec, days=4)
     published, labels = (
-        delta_tables.version(delta_tables.table("published", "toy")),
-        delta_tables.version(delta_tables.table("labels", "toy")),
+        delta_tables.version(delta_tables.table_uri("published", "toy")),
+        delta_tables.version(delta_tables.table_uri("labels", "toy")),
     )
     whole = pa.concat_tables(labelled(spec, tuple(DAYS), published, labels)).combine_chunks()
     assert whole["id"].to_pylist() == sorted(whole["id"].to_pylist())
@@ -49,7 +49,7 @@ def test_rows_without_a_label_and_labels_without_a_row_do_not_train(spec: ModelS
     some = pa.table(
         {"id": [*rows["id"].to_pylist()[:9], "nobody's"], "label": y, "partition_date": [DAYS[0]] * 10}
     )
-    delta_tables.replace(delta_tables.table("labels", "toy"), some, DAYS[0])
+    delta_tables.replace(delta_tables.table_uri("labels", "toy"), some, DAYS[0])
     found = pa.concat_tables(labelled(spec, (DAYS[0],), None, None))
     assert found["id"].to_pylist() == rows["id"].to_pylist()[1:9]
 
@@ -71,7 +71,7 @@ def test_lists_end_with_their_date_and_go_on_across_tables(house: Path, tmp_path
 
 def test_a_spool_gives_back_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(dataset, "BATCH", 7)
-    spool = Spool(tmp_path / "rows", 3)
+    spool = EncodedRowFile(tmp_path / "rows", 3)
     matrix = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     matrix[3, 1] = np.nan
     spool.append(matrix[:12], np.zeros(12), None)
@@ -82,7 +82,7 @@ def test_a_spool_gives_back_what_it_took(tmp_path: Path, monkeypatch: pytest.Mon
 
 
 def test_categories_get_their_rank_however_they_came(tmp_path: Path) -> None:
-    spool = Spool(tmp_path / "rows", 1)
+    spool = EncodedRowFile(tmp_path / "rows", 1)
     spool.append(np.float32([[0], [2], [np.nan], [1]]), np.zeros(4), None)
     spool.lookup[0] = np.float32([2, 0, 1, np.nan])  # seen as c, a, b
     ((found, _),) = spool.batches(0, 4)

@@ -18,20 +18,20 @@ import pytest
 import xgboost
 
 from perennial.core import runtime
-from perennial.core.errors import Absent, DataError, Interrupted, PerennialError
-from perennial.features.engine import Features
+from perennial.core.errors import DataError, PerennialError, StepInterruptedError, WorkersUnavailableError
+from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
-from perennial.modeling.trained_model import Model
+from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
 from perennial.storage import delta_tables, duckdb_session, manifests, object_store
 from perennial.training import dask_cluster, distributed_dataset
 from perennial.training.baseline_models import baselines
 from perennial.training.checkpoint import Checkpoint
-from perennial.training.dask_cluster import Crew, crew
+from perennial.training.dask_cluster import WorkerPool, worker_pool
 from perennial.training.dataset import Binning, build
-from perennial.training.distributed_dataset import Shares, Source
-from perennial.training.search import Fitted, fit
+from perennial.training.distributed_dataset import DatasetRef, DistributedDataset
+from perennial.training.search import Fitted, search_and_fit
 from perennial.training.windows import Windows, windows
 from support import toys
 
@@ -44,11 +44,11 @@ SEARCH = {
 
 
 @pytest.fixture(scope="module")
-def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Crew]:
+def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Two workers, for all tests that do not lose them."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("PERENNIAL_HOME", str(tmp_path_factory.mktemp("crew")))
-        with crew(2) as found:
+        with worker_pool(2) as found:
             yield found
 
 
@@ -63,22 +63,22 @@ def make(house: Path, tmp_path: Path) -> Make:
 
 
 def split(spec: ModelSpec) -> Windows:
-    return windows(spec, toys.LAST, delta_tables.partitions(delta_tables.table("labels", spec.name)))
+    return windows(spec, toys.LAST, delta_tables.partitions(delta_tables.table_uri("labels", spec.name)))
 
 
-def source(spec: ModelSpec) -> tuple[Source, Features]:
-    features = Features(spec)
-    at = (delta_tables.version(delta_tables.table(kind, spec.name)) for kind in ("published", "labels"))
-    return Source(spec, features.versions, *at), features
+def source(spec: ModelSpec) -> tuple[DatasetRef, FeatureQuery]:
+    features = FeatureQuery(spec)
+    at = (delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels"))
+    return DatasetRef(spec, features.versions, *at), features
 
 
-def share(spec: ModelSpec, two: Crew) -> Shares:
+def share(spec: ModelSpec, two: WorkerPool) -> DistributedDataset:
     known, features = source(spec)
     _tell(two)
     return distributed_dataset.build(two, known, split(spec), tuple(features.columns))
 
 
-def _tell(two: Crew, **more: str) -> None:
+def _tell(two: WorkerPool, **more: str) -> None:
     """Workers read the lake of this test, not that of the first."""
     mine = {k: v for k, v in os.environ.items() if k.startswith("PERENNIAL_")}
     two.client.run(lambda told: os.environ.update(told), mine | more)
@@ -91,14 +91,16 @@ def here(spec: ModelSpec, folder: Path) -> Any:
 
 def loss(spec: ModelSpec, fitted: Fitted, data: Any, x: np.ndarray, y: np.ndarray) -> float:
     """A plain loss of the fitted model on some rows, whatever the task."""
-    found = Model(fitted.booster, data.encoding, spec.task, data.classes).predict_matrix(x)
+    found = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes).predict_matrix(x)
     if found.ndim == 2:
         return float(-np.log(np.clip(found[np.arange(len(y)), y.astype(int)], 1e-6, 1)).mean())
     return float(((found - y) ** 2).mean())
 
 
 @pytest.mark.parametrize("task", ["binary", "multiclass", "regression", "ranking"])
-def test_two_workers_learn_what_one_process_learns(make: Make, two: Crew, tmp_path: Path, task: str) -> None:
+def test_two_workers_learn_what_one_process_learns(
+    make: Make, two: WorkerPool, tmp_path: Path, task: str
+) -> None:
     spec = make(task)
     one, both = here(spec, tmp_path), share(spec, two)
     assert (both.fit, both.rows, both.classes, both.encoding) == (
@@ -110,7 +112,7 @@ def test_two_workers_learn_what_one_process_learns(make: Make, two: Crew, tmp_pa
     for mine, theirs in zip(both.sample(300), one.sample(300), strict=True):
         assert np.array_equal(mine, theirs, equal_nan=True)
     assert np.array_equal(both.head(5), one.head(5), equal_nan=True)
-    alone, together = fit(spec, one), fit(spec, both)
+    alone, together = search_and_fit(spec, one), search_and_fit(spec, both)
     assert together.device == "cpu" and together.booster.attributes() == {}
     assert together.booster.feature_names == list(one.encoding.columns)
     assert together.trials[0].loss == pytest.approx(alone.trials[0].loss, rel=0.1, abs=0.02)
@@ -122,7 +124,7 @@ def test_two_workers_learn_what_one_process_learns(make: Make, two: Crew, tmp_pa
     assert set(baselines(spec, both)) == set(baselines(spec, one))
 
 
-def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: Crew) -> None:
+def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: WorkerPool) -> None:
     both = share(make(), two)
     held = {w: sum(p.rows for p in both.parts if p.worker == w) for w in two.addresses}
     assert max(held.values()) - min(held.values()) <= 2 * toys.ROWS
@@ -133,38 +135,38 @@ def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: Cr
     }
 
 
-def test_the_same_again_gives_the_same_model(make: Make, two: Crew) -> None:
+def test_the_same_again_gives_the_same_model(make: Make, two: WorkerPool) -> None:
     spec = make(training={"rounds": 5, "search": SEARCH})
-    one, again = (fit(spec, share(spec, two)) for _ in range(2))
+    one, again = (search_and_fit(spec, share(spec, two)) for _ in range(2))
     assert [t.params for t in one.trials] == [t.params for t in again.trials] and len(one.trials) == 2
     assert one.booster.save_raw("ubj") == again.booster.save_raw("ubj")
 
 
-def test_rounds_stop_where_the_validation_rows_say(make: Make, two: Crew) -> None:
+def test_rounds_stop_where_the_validation_rows_say(make: Make, two: WorkerPool) -> None:
     spec = make(training={"rounds": 200, "early_stopping_rounds": 3, "params": {"learning_rate": 1.0}})
-    found = fit(spec, share(spec, two))
+    found = search_and_fit(spec, share(spec, two))
     assert found.rounds < 100 and found.booster.num_boosted_rounds() == found.rounds
 
 
-def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: Crew) -> None:
+def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: WorkerPool) -> None:
     spec = make()
-    table = duckdb_session.stream(delta_tables.table("published", spec.name)).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(delta_tables.table_uri("published", spec.name)).read_all()  # type: ignore[union-attr]
     import pyarrow as pa
 
     last = table["partition_date"].to_pylist()
     k = ["aa" if day == toys.FIRST else old for day, old in zip(last, table["k"].to_pylist(), strict=True)]
     table = table.set_column(table.column_names.index("k"), "k", pa.array(k))
-    delta_tables.replace(delta_tables.table("published", spec.name), table, toys.FIRST, toys.LAST)
+    delta_tables.replace(delta_tables.table_uri("published", spec.name), table, toys.FIRST, toys.LAST)
     both = share(spec, two)
     assert both.encoding.categories == {"k": ["a", "aa", "b", "c"]}
     at = both.encoding.columns.index("k")
     assert set(both.head(toys.ROWS)[:, at]) == {1.0}
 
 
-def test_what_was_interrupted_goes_on(make: Make, two: Crew, tmp_path: Path, monkeypatch: Any) -> None:
+def test_what_was_interrupted_goes_on(make: Make, two: WorkerPool, tmp_path: Path, monkeypatch: Any) -> None:
     spec = make(training={"rounds": 40, "early_stopping_rounds": 40})
     both, place = share(spec, two), str(tmp_path / "checkpoint")
-    whole = fit(spec, both)
+    whole = search_and_fit(spec, both)
     base = {k: v for k, v in whole.params.items() if k not in whole.trials[0].params}
     train_rows = both.dmatrix(0, both.fit, HOW)
     valid = both.dmatrix(both.fit, both.rows, HOW, ref=train_rows)
@@ -183,17 +185,17 @@ def test_what_was_interrupted_goes_on(make: Make, two: Crew, tmp_path: Path, mon
     assert both.boost("trial 1", base, train_rows, 90, Checkpoint(place), patience=2)[1] == [0.1, 0.2, 0.3]
 
 
-def test_errors_of_workers_keep_their_words(make: Make, two: Crew) -> None:
+def test_errors_of_workers_keep_their_words(make: Make, two: WorkerPool) -> None:
     spec = make()
-    table = duckdb_session.stream(delta_tables.table("labels", spec.name)).read_all()  # type: ignore[union-attr]
+    table = duckdb_session.stream(delta_tables.table_uri("labels", spec.name)).read_all()  # type: ignore[union-attr]
     import pyarrow as pa
 
     same = table.set_column(table.column_names.index("label"), "label", pa.array([1] * len(table)))
-    delta_tables.replace(delta_tables.table("labels", spec.name), same, toys.FIRST, toys.LAST)
+    delta_tables.replace(delta_tables.table_uri("labels", spec.name), same, toys.FIRST, toys.LAST)
     with pytest.raises(DataError, match="training rows have the same label"):
         share(spec, two)
     with pytest.raises(PerennialError, match=r"training\.device is cuda, but XGBoost found no GPU"):
-        fit(make(training={"device": "cuda"}), share(make(), two))
+        search_and_fit(make(training={"device": "cuda"}), share(make(), two))
 
 
 def test_the_step_says_how_many_workers_ran(registry_house: Path, tmp_path: Path) -> None:
@@ -216,7 +218,7 @@ def test_a_lost_worker_is_an_interruption(make: Make, monkeypatch: pytest.Monkey
     monkeypatch.setenv("PERENNIAL_CHECKPOINT_SECONDS", "0")
     place = Checkpoint.of(spec.name, toys.LAST, {"workers": 2})
     began = time.monotonic()
-    with pytest.raises(Interrupted, match="1 of 2 workers lost"), crew(2) as found:
+    with pytest.raises(StepInterruptedError, match="1 of 2 workers lost"), worker_pool(2) as found:
         (pid,) = found.client.run(os.getpid, workers=[found.addresses[1]]).values()
         if when == "reading":
             asleep = found.client.submit(time.sleep, 600, workers=[found.addresses[1]])
@@ -226,7 +228,7 @@ def test_a_lost_worker_is_an_interruption(make: Make, monkeypatch: pytest.Monkey
             known, features = source(spec)
             both = distributed_dataset.build(found, known, split(spec), tuple(features.columns))
             threading.Thread(target=_kill_once_it_boosts, args=(pid, place), daemon=True).start()
-            fit(spec, both, checkpoint=place)
+            search_and_fit(spec, both, checkpoint=place)
     assert time.monotonic() - began < 90
     if when == "boosting":
         again = Checkpoint.of(spec.name, toys.LAST, {"workers": 2})
@@ -255,10 +257,12 @@ def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meetin
     spec = make(training={"rounds": 3})
     started = [worker(meeting, rank, "--library", runtime.library_digest()) for rank in (0, 1)]
     try:
-        with crew(2, meeting) as found:
+        with worker_pool(2, meeting) as found:
             assert json.loads(object_store.read_text(meeting))["scheduler"].startswith("tcp://")
             known, features = source(spec)
-            fitted = fit(spec, distributed_dataset.build(found, known, split(spec), tuple(features.columns)))
+            fitted = search_and_fit(
+                spec, distributed_dataset.build(found, known, split(spec), tuple(features.columns))
+            )
             assert fitted.booster.num_boosted_rounds() == fitted.rounds
         assert [process.wait(30) for process in started] == [0, 0]
         assert not object_store.exists(meeting)
@@ -269,13 +273,16 @@ def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meetin
 
 def test_who_does_not_come_is_told(meeting: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_WORKERS_MINUTES", "0.02")
-    with pytest.raises(Absent, match=r"0 of 2 workers came within 0\.02 minutes"), crew(2, meeting):
+    with (
+        pytest.raises(WorkersUnavailableError, match=r"0 of 2 workers came within 0\.02 minutes"),
+        worker_pool(2, meeting),
+    ):
         pass
-    with pytest.raises(Absent, match="no trainer came to"):
-        dask_cluster.serve(meeting, 0)
+    with pytest.raises(WorkersUnavailableError, match="no trainer came to"):
+        dask_cluster.run_worker(meeting, 0)
     object_store.write_text(meeting, '{"scheduler": "tcp://127.0.0.1:9"}')  # where nobody listens
-    with pytest.raises(Absent, match="the trainer cannot be reached"):
-        dask_cluster.serve(meeting, 0)
+    with pytest.raises(WorkersUnavailableError, match="the trainer cannot be reached"):
+        dask_cluster.run_worker(meeting, 0)
 
 
 def test_a_worker_of_another_library_does_not_begin(meeting: str) -> None:

@@ -21,7 +21,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 def test_figures_are_of_all_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, monkeypatch, "echo 'NVIDIA H200, 143771, 1000, 90'; echo 'NVIDIA H200, 143771, 3000, 50'")
-    with gpu_monitor.Watch() as watch:
+    with gpu_monitor.GpuMonitor() as watch:
         time.sleep(0.2)
     report = watch.report()
     assert report is not None and report.pop("seconds") > 0
@@ -38,17 +38,17 @@ def test_a_tool_that_does_not_work_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     tool(tmp_path, monkeypatch, script)
-    with gpu_monitor.Watch() as watch:
+    with gpu_monitor.GpuMonitor() as watch:
         pass
     assert watch.report() is None
 
 
 def test_without_a_gpu_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with gpu_monitor.Watch() as watch:
+    with gpu_monitor.GpuMonitor() as watch:
         pass
     assert watch.report() is None
-    with gpu_monitor.Watch(wanted=False) as watch:
+    with gpu_monitor.GpuMonitor(wanted=False) as watch:
         pass
     assert watch.report() is None
 

@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-from perennial.core.errors import Interrupted, StorageError
+from perennial.core.errors import StepInterruptedError, StorageError
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import baseline_models, boosting
 from perennial.training import search as fitting
 from perennial.training.baseline_models import baselines
 from perennial.training.checkpoint import Checkpoint
-from perennial.training.dataset import Dataset, Spool
-from perennial.training.search import BLIND, Trial, fit
+from perennial.training.dataset import Dataset, EncodedRowFile
+from perennial.training.search import N_STARTUP_TRIALS, Trial, search_and_fit
 from support import toys
 
 SPACE = {
@@ -44,7 +44,7 @@ def data(folder: Path, y: Any = None, rows: int = 600, classes: tuple[str, ...] 
     matrix[::17, 0] = np.nan
     if y is None:
         y = (np.nan_to_num(matrix[:, 0]) > 0) == (matrix[:, 1] > 0)
-    spool = Spool(folder / toys.unique("rows"), 3)
+    spool = EncodedRowFile(folder / toys.unique("rows"), 3)
     spool.append(matrix, np.asarray(y, np.float32), None)
     encoding = Encoding(("a", "b", "c"), {"c": ["x", "y", "z"]})
     return Dataset(spool, rows * 3 // 4, encoding, classes, np.concatenate(spool.y), None)
@@ -53,7 +53,7 @@ def data(folder: Path, y: Any = None, rows: int = 600, classes: tuple[str, ...] 
 def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make: Any, tmp_path: Path) -> None:
     spec = make(search={"trials": 6, "space": SPACE}, rounds=10, seed=3)
     told: list[Trial] = []
-    one = fit(spec, data(tmp_path), on_trial=told.append)
+    one = search_and_fit(spec, data(tmp_path), on_trial=told.append)
     assert told == one.trials
     assert [t.number for t in one.trials] == list(range(6))
     for trial in one.trials:
@@ -64,7 +64,7 @@ def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make: Any, tmp_path
     best = min(one.trials, key=lambda t: t.loss)
     assert {k: one.params[k] for k in SPACE} == best.params
     assert one.rounds == best.rounds == one.booster.num_boosted_rounds()
-    two = fit(spec, data(tmp_path))
+    two = search_and_fit(spec, data(tmp_path))
     assert [t.params for t in two.trials] == [t.params for t in one.trials]
     assert two.booster.save_raw("ubj") == one.booster.save_raw("ubj")
 
@@ -77,8 +77,8 @@ def test_trials_side_by_side_are_those_one_by_one(
     for threads in ("1", "4"):
         monkeypatch.setenv("PERENNIAL_THREADS", threads)
         rows, told = data(tmp_path, rows=2000), list[Trial]()
-        assert rows.abreast(BLIND) == int(threads)
-        one = fit(spec, rows, on_trial=told.append)
+        assert rows.abreast(N_STARTUP_TRIALS) == int(threads)
+        one = search_and_fit(spec, rows, on_trial=told.append)
         found.append(([(t.number, t.params, t.loss, t.rounds) for t in told], one.booster.save_raw("ubj")))
     assert found[0] == found[1]
     assert [number for number, *_ in found[0][0]] == list(range(12))
@@ -111,31 +111,31 @@ def test_one_trial_that_fails_ends_those_beside_it(
         began.set()
         try:
             return real(name, *args, **named)
-        except Interrupted as error:
+        except StepInterruptedError as error:
             beside[name] = error.cause
             raise
 
     monkeypatch.setattr(Dataset, "boost", staticmethod(boost))
     with pytest.raises(StorageError, match="the disk is full"):
-        fit(spec, data(tmp_path))
+        search_and_fit(spec, data(tmp_path))
     assert beside["trial 1"].startswith("trial 1 was stopped after ")
 
 
 def test_the_specs_own_parameters_are_tried_first(make: Any, tmp_path: Path) -> None:
     params = {"max_depth": 2, "learning_rate": 0.3, "subsample": 1.0}
     spec = make(search={"trials": 2, "space": SPACE}, params=params, rounds=5)
-    assert fit(spec, data(tmp_path)).trials[0].params == params
+    assert search_and_fit(spec, data(tmp_path)).trials[0].params == params
 
 
 def test_parameters_that_the_search_cannot_draw_are_no_trial(make: Any, tmp_path: Path) -> None:
     params = {"max_depth": 2, "learning_rate": 0.1, "subsample": 0.9}
-    found = fit(make(params=params, search={"trials": 2, "space": SPACE}), data(tmp_path))
+    found = search_and_fit(make(params=params, search={"trials": 2, "space": SPACE}), data(tmp_path))
     assert {t.params["subsample"] for t in found.trials} <= {0.7, 1.0}
 
 
 def test_time_ends_a_search(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make(search={"trials": 500, "minutes": 0.01, "space": SPACE}, rounds=5)
-    assert 1 <= len(fit(spec, data(tmp_path)).trials) < 500
+    assert 1 <= len(search_and_fit(spec, data(tmp_path)).trials) < 500
 
 
 @pytest.mark.parametrize(("threads", "left"), [("1", 0), ("2", 1)])
@@ -145,16 +145,16 @@ def test_an_interrupted_search_has_the_time_that_is_left(
     """Two trials of 40 seconds each used up a minute one by one, and not side by side."""
     monkeypatch.setenv("PERENNIAL_THREADS", threads)
     spec = make(search={"trials": 3, "minutes": 1, "space": SPACE}, rounds=5)
-    first = fit(spec, data(tmp_path)).trials
+    first = search_and_fit(spec, data(tmp_path)).trials
     checkpoint = Checkpoint(None)
     checkpoint.trials = [replace(t, seconds=40) for t in first[:2]]
     now = iter([0.0, *[5.0] * 100])  # the second time that anything is asked for, five seconds have gone
     monkeypatch.setattr(fitting, "time", SimpleNamespace(monotonic=lambda: next(now)))
-    assert len(fit(spec, data(tmp_path), checkpoint=checkpoint).trials) == 2 + left
+    assert len(search_and_fit(spec, data(tmp_path), checkpoint=checkpoint).trials) == 2 + left
 
 
 def test_without_a_search_the_parameters_are_taken_as_they_are(make: Any, tmp_path: Path) -> None:
-    found = fit(make(params={"max_depth": 2, "learning_rate": 0.2}, rounds=5), data(tmp_path))
+    found = search_and_fit(make(params={"max_depth": 2, "learning_rate": 0.2}, rounds=5), data(tmp_path))
     assert len(found.trials) == 1
     assert (found.params["max_depth"], found.params["learning_rate"]) == (2, 0.2)
 
@@ -162,7 +162,7 @@ def test_without_a_search_the_parameters_are_taken_as_they_are(make: Any, tmp_pa
 def test_rounds_stop_where_the_validation_rows_say(make: Any, tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 2, 600)
     spec = make(rounds=200, early_stopping_rounds=3, params={"max_depth": 6, "learning_rate": 0.5})
-    assert fit(spec, data(tmp_path, noise)).rounds < 50
+    assert search_and_fit(spec, data(tmp_path, noise)).rounds < 50
 
 
 def test_the_last_rows_are_learned_from_too(make: Any, tmp_path: Path) -> None:
@@ -172,7 +172,9 @@ def test_the_last_rows_are_learned_from_too(make: Any, tmp_path: Path) -> None:
     flipped[one.fit :] = 1 - flipped[one.fit :]
     two = data(tmp_path, flipped)
     spec = make(rounds=1, early_stopping_rounds=1)
-    assert fit(spec, one).booster.save_raw("ubj") != fit(spec, two).booster.save_raw("ubj")
+    assert search_and_fit(spec, one).booster.save_raw("ubj") != search_and_fit(spec, two).booster.save_raw(
+        "ubj"
+    )
 
 
 def test_baselines_know_what_they_can(make: Any, tmp_path: Path) -> None:
@@ -213,8 +215,8 @@ def test_a_column_that_is_all_missing_hurts_nobody(make: Any, tmp_path: Path) ->
     rows = data(tmp_path)
     matrix = next(rows.spool.batches(0, 600))[0]
     matrix[:, 0] = np.nan
-    spool = Spool(tmp_path / "missing", 3)
+    spool = EncodedRowFile(tmp_path / "missing", 3)
     spool.append(matrix, rows.y, None)
     missing = Dataset(spool, rows.fit, rows.encoding, (), rows.y, None)
     assert np.isfinite(baselines(make(), missing)["linear"](matrix)).all()
-    assert fit(make(rounds=3), missing).rounds >= 1
+    assert search_and_fit(make(rounds=3), missing).rounds >= 1

@@ -17,7 +17,7 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
 from perennial.storage import delta_tables, manifests
 from perennial.training import search
-from perennial.training.tracking import Recorder
+from perennial.training.tracking import TrainingRun
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
@@ -40,11 +40,12 @@ def test_the_version_carries_what_made_it(world: Any) -> None:
     assert tags["spec_digest"] == world.spec.digest
     assert tags["code_version"] == runtime.code_version()
     published, labels = (
-        delta_tables.version(delta_tables.table(kind, world.spec.name)) for kind in ("published", "labels")
+        delta_tables.version(delta_tables.table_uri(kind, world.spec.name))
+        for kind in ("published", "labels")
     )
     assert tags["dataset_version"] == f"published@{published} labels@{labels}"
-    assert tags["trained_on"] == f"{toys.FIRST}..{dates.shift(toys.FIRST, 13)}"
-    assert tags["judged_on"] == f"{dates.shift(toys.FIRST, 14)}..{dates.shift(toys.FIRST, 18)}"
+    assert tags["trained_on"] == f"{toys.FIRST}..{dates.add_days(toys.FIRST, 13)}"
+    assert tags["judged_on"] == f"{dates.add_days(toys.FIRST, 14)}..{dates.add_days(toys.FIRST, 18)}"
     assert tags["device"] == "cpu"
     assert tags["reason"] == "first"
     said = client().get_model_version(world.spec.name, champion.version).description
@@ -91,7 +92,7 @@ def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make
     """Killed in the midst of a trial; two other trainings of the same model are alive meanwhile, one ends."""
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
-    alive, ending = (Recorder(spec, toys.LAST, name) for name in ("alive", "ending"))
+    alive, ending = (TrainingRun(spec, toys.LAST, name) for name in ("alive", "ending"))
     place = "perennial.training.tracking.Recorder._log"
     killed = processes.start(
         processes.killed_step,
@@ -137,7 +138,7 @@ def test_mlflow_that_dies_in_the_midst_of_a_training_is_told(
 ) -> None:
     spec = make_model()
     toys.publish(spec)
-    real = search.fit
+    real = search.search_and_fit
 
     def fit_then_lose(*args: Any, **kwargs: Any) -> Any:
         import mlflow
@@ -152,7 +153,7 @@ def test_mlflow_that_dies_in_the_midst_of_a_training_is_told(
 
     url = os.environ["MLFLOW_TRACKING_URI"]
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
-    monkeypatch.setattr(search, "fit", fit_then_lose)
+    monkeypatch.setattr(search, "search_and_fit", fit_then_lose)
     with pytest.raises(RegistryError, match="MLflow"):
         train(spec, as_of=toys.LAST)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)  # MLflow's client writes the variable

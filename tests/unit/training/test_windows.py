@@ -23,9 +23,9 @@ def test_judged_rows_are_later_than_all_that_was_learned_from(make_model: Make) 
     days = dates.dates(toys.FIRST, toys.LAST)
     split = windows(spec, toys.LAST, days)
     assert max(split.fit) < min(split.valid) <= max(split.valid) < min(split.holdout)
-    assert max(split.holdout) == dates.shift(toys.LAST, -1)  # the last day's labels are not there yet
+    assert max(split.holdout) == dates.add_days(toys.LAST, -1)  # the last day's labels are not there yet
     with pytest.raises(DataError, match="0 to judge on"):
-        windows(spec, dates.shift(toys.LAST, 30), days)
+        windows(spec, dates.add_days(toys.LAST, 30), days)
     short = windows(make_model(training={"window_days": 4, "holdout_days": 2}), toys.LAST, days)
     assert (len(short.fit) + len(short.valid), len(short.holdout)) == (4, 2)
 
@@ -54,7 +54,7 @@ def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_si
 ) -> None:
     spec = make_model(training={"rounds": 10, "holdout_days": 5})
     toys.publish(spec)
-    change = dates.shift(toys.LAST, -8)
+    change = dates.add_days(toys.LAST, -8)
     ledger.append(
         spec.name, kind="retraining", decision="requested", reason="value", actor="test", partition=toys.LAST,
         evidence={"since": change},
@@ -63,7 +63,7 @@ def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_si
     assert result["since"] == change and result["window"] in ("sliding", "since_change")
     version = registry.version(spec.name, result["version"])
     # Eight labelled days since the change: a third of them judges.
-    assert version.tags["judged_on"] == f"{dates.shift(toys.LAST, -2)}..{dates.shift(toys.LAST, -1)}"
+    assert version.tags["judged_on"] == f"{dates.add_days(toys.LAST, -2)}..{dates.add_days(toys.LAST, -1)}"
     first = change if result["window"] == "since_change" else toys.FIRST
     assert version.tags["trained_on"].startswith(first)
 
@@ -73,4 +73,4 @@ def test_too_few_days_are_told(make_model: Make, days: int) -> None:
     spec = make_model()
     toys.publish(spec, days=days)
     with pytest.raises(DataError, match="too few"):
-        train(spec, as_of=dates.shift(toys.FIRST, days - 1))
+        train(spec, as_of=dates.add_days(toys.FIRST, days - 1))

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError, PerennialError, SpecError
-from perennial.core.sql import identifier
+from perennial.core.sql import quote_identifier
 from perennial.spec import catalog, yaml_reader
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import landing, object_store
@@ -18,7 +18,7 @@ from perennial.storage import landing, object_store
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from perennial.storage.landing import Feed
+    from perennial.storage.landing import FeedSchema
 
 MADE_UP = 96
 #: What a task can use of a label, by the type that label.expression gives.
@@ -63,7 +63,7 @@ def check(names: Sequence[str] = ()) -> list[Report]:
         broken.setdefault(name, Report(name)).problems += error.cause.splitlines()
     for name in names:
         if name not in models and name not in broken:
-            catalog.load(name)
+            catalog.load_model_by_name(name)
     wanted = [*models, *(n for n in broken if n not in models)]
     reports = []
     for name in sorted(n for n in wanted if not names or n in names):
@@ -164,35 +164,35 @@ def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
 
     The labels of that partition are compared with what is declared of them, too.
     """
-    from perennial.storage.landing import Feed
+    from perennial.storage.landing import FeedSchema
 
     day = _first_day(spec)
     if day is None:
         report.notes.append("no partition has landed here: declared columns were not compared with a file")
         return None
-    if spec.label.source and Path(landing.expand(spec.label.source, day)).is_file():
-        feed = Feed(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
+    if spec.label.source and Path(landing.source_uri(spec.label.source, day)).is_file():
+        feed = FeedSchema(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
         _some(spec, feed, spec.label.source, day, report)
-    feed = Feed(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
+    feed = FeedSchema(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
     found = _some(spec, feed, spec.data.source, day, report)
     return found if found is not None and found.num_rows else None
 
 
-def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) -> pa.Table | None:
+def _some(spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Report) -> pa.Table | None:
     """Some rows of a landed file; None, and it is reported: it is not what the spec declares, or cannot be read."""
     import duckdb
 
     from perennial.cli.check import sql_checks
-    from perennial.storage.landing import land, view
+    from perennial.storage.landing import fetch_file, view
 
-    uri = landing.expand(template, day)
+    uri = landing.source_uri(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
         try:
-            view(con, feed, [land(feed, day, uri, Path(folder), con)])
-            key = ", ".join(identifier(k) for k in spec.data.key)
-            filled = " AND ".join(f"{identifier(k)} IS NOT NULL" for k in spec.data.key)
-            listed = ", ".join(identifier(c) for c in feed.columns)
+            view(con, feed, [fetch_file(feed, day, uri, Path(folder), con)])
+            key = ", ".join(quote_identifier(k) for k in spec.data.key)
+            filled = " AND ".join(f"{quote_identifier(k)} IS NOT NULL" for k in spec.data.key)
+            listed = ", ".join(quote_identifier(c) for c in feed.columns)
             some = f"SELECT * FROM rows WHERE {filled} LIMIT {sql_checks.ROWS}"
             return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:
@@ -206,10 +206,10 @@ def _some(spec: ModelSpec, feed: Feed, template: str, day: str, report: Report) 
 
 def _first_day(spec: ModelSpec) -> str | None:
     """The first partition date, of the first weeks, whose file lies on this machine."""
-    if object_store.is_remote(landing.expand(spec.data.source, spec.schedule.start.isoformat())):
+    if object_store.is_remote(landing.source_uri(spec.data.source, spec.schedule.start.isoformat())):
         return None
     days = ((spec.schedule.start + timedelta(days=i)).isoformat() for i in range(31))
-    return next((day for day in days if Path(landing.expand(spec.data.source, day)).is_file()), None)
+    return next((day for day in days if Path(landing.source_uri(spec.data.source, day)).is_file()), None)
 
 
 def made_up(spec: ModelSpec) -> pa.Table:

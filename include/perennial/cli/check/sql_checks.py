@@ -13,9 +13,9 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError, PerennialError, SpecError
-from perennial.core.sql import identifier
+from perennial.core.sql import quote_identifier
 from perennial.features import reference_tables
-from perennial.features.engine import Features, query
+from perennial.features.engine import FeatureQuery, query
 from perennial.spec.model_spec import ModelSpec, ReferenceTable
 from perennial.storage import delta_tables, duckdb_session, landing, object_store
 
@@ -39,7 +39,7 @@ class Findings:
     columns: list[str] = field(default_factory=list)
 
 
-class _Trial(Features):
+class _Trial(FeatureQuery):
     """Features over tables that were registered beforehand, writing nothing into the lake."""
 
     def __init__(self, spec: ModelSpec, con: duckdb.DuckDBPyConnection) -> None:
@@ -134,7 +134,9 @@ def _load_references(con: duckdb.DuckDBPyConnection, spec: ModelSpec, found: Fin
             missing.append(reference.name)
             continue
         con.register("_reference", content)
-        con.execute(f"CREATE OR REPLACE TEMP TABLE {identifier(reference.name)} AS SELECT * FROM _reference")
+        con.execute(
+            f"CREATE OR REPLACE TEMP TABLE {quote_identifier(reference.name)} AS SELECT * FROM _reference"
+        )
         con.unregister("_reference")
     return missing
 
@@ -144,7 +146,7 @@ def _reference(reference: ReferenceTable) -> pa.Table | None:
     import pyarrow.csv
     import pyarrow.parquet
 
-    source = landing.expand(reference.source)
+    source = landing.source_uri(reference.source)
     if object_store.exists(source):
         system, path = (
             object_store.filesystem() if object_store.is_remote(source) else None,
@@ -299,7 +301,7 @@ def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, found: Findings) -> b
 
     hidden = spec.label.expression if spec.label.source is None else None
     listed = ", ".join(
-        f"CAST(NULL AS {SQL_TYPES[t]}) AS {identifier(c)}"
+        f"CAST(NULL AS {SQL_TYPES[t]}) AS {quote_identifier(c)}"
         for c, t in spec.data.columns.items()
         if c != hidden
     )

@@ -13,7 +13,7 @@ from perennial.cli.doctor import finding
 from perennial.cli.doctor.finding import Finding, brief
 from perennial.core.settings import settings
 from perennial.spec import compute_profile
-from perennial.spec.compute_profile import Profile
+from perennial.spec.compute_profile import ComputeProfile
 from perennial.storage import object_store
 
 #: What Airflow does with pods: verb, resource, subresource.
@@ -26,7 +26,7 @@ _NANO = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9,
          "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}  # fmt: skip
 
 
-def examine(profiles: list[Profile]) -> list[Finding]:
+def examine(profiles: list[ComputeProfile]) -> list[Finding]:
     """Check the cluster for each profile whose steps are pods."""
     found: list[Finding] = []
     for profile in profiles:
@@ -37,7 +37,7 @@ def examine(profiles: list[Profile]) -> list[Finding]:
     return found
 
 
-def _image(profile: Profile) -> Finding:
+def _image(profile: ComputeProfile) -> Finding:
     name, what = profile.image_name, f"{profile.name}: image"
     if re.search(r"@sha256:[0-9a-f]{64}$", name):
         return Finding(what, "ok", name)
@@ -53,7 +53,7 @@ def _image(profile: Profile) -> Finding:
     return Finding(what, "ok", name)
 
 
-def _eks(profile: Profile) -> Iterator[Finding]:
+def _eks(profile: ComputeProfile) -> Iterator[Finding]:
     what = f"{profile.name}: EKS {profile.cluster}"
     try:
         eks = object_store.client("eks", patience=finding.ANSWER, attempts=2, region=profile.region)
@@ -75,7 +75,7 @@ def _eks(profile: Profile) -> Iterator[Finding]:
 class Cluster:
     """The cluster and the namespace of one profile."""
 
-    def __init__(self, profile: Profile) -> None:
+    def __init__(self, profile: ComputeProfile) -> None:
         self.profile = profile
         self.api: Any = None
         self.core: Any = None
@@ -296,7 +296,7 @@ class Cluster:
         yield self._found("pod", "ok", "accepted by the API server (dry run)")
 
 
-def pod(profile: Profile) -> dict[str, Any]:
+def pod(profile: ComputeProfile) -> dict[str, Any]:
     """A pod with all of a profile that admission looks at, which does nothing."""
     amounts = {"cpu": profile.cpu, "memory": profile.memory, "ephemeral-storage": profile.scratch}
     if profile.gpu:
@@ -334,7 +334,7 @@ def pod(profile: Profile) -> dict[str, Any]:
     return {"apiVersion": "v1", "kind": "Pod", "metadata": meta, "spec": spec}
 
 
-def _needs(profile: Profile) -> dict[str, float]:
+def _needs(profile: ComputeProfile) -> dict[str, float]:
     """What one pod takes of a quota, by the quota's names."""
     memory, scratch = (
         float(compute_profile.to_bytes(profile.memory)),

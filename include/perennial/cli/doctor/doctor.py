@@ -20,7 +20,7 @@ from perennial.spec import compute_profile
 from perennial.storage import object_store
 
 if TYPE_CHECKING:
-    from perennial.spec.compute_profile import Profile
+    from perennial.spec.compute_profile import ComputeProfile
     from perennial.spec.model_spec import ModelSpec
 
 
@@ -31,7 +31,7 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
         profiles: compute profiles that are checked beside those that the models use.
     """
     found: list[Finding] = []
-    used: dict[str, Profile] = {}
+    used: dict[str, ComputeProfile] = {}
     found += bounded("models", lambda: _models(profiles, used))
     pods = [p for p in used.values() if p.pods]
     found = bounded("settings", lambda: _settings(pods)) + found
@@ -52,7 +52,7 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
 # --- settings, models, profiles
 
 
-def _settings(pods: list[Profile]) -> Iterator[Finding]:
+def _settings(pods: list[ComputeProfile]) -> Iterator[Finding]:
     try:
         here = settings()
     except PerennialError as error:
@@ -86,7 +86,7 @@ def _settings(pods: list[Profile]) -> Iterator[Finding]:
                       "set MLFLOW_TRACKING_URI to the server's address")  # fmt: skip
 
 
-def _models(asked: Sequence[str], used: dict[str, Profile]) -> Iterator[Finding]:
+def _models(asked: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[Finding]:
     """Load models, and into ``used`` the profiles that they name."""
     from perennial.spec import catalog
 

@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError, PerennialError
-from perennial.core.sql import identifier, text_literal
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.spec.sections import ColumnType
 from perennial.storage import duckdb_session, landing, object_store
 
 if TYPE_CHECKING:
     import duckdb
 
-    from perennial.storage.landing import Landed
+    from perennial.storage.landing import LandedFile
 
 #: Columns with more values than this are not listed value by value.
 LISTED = 50
@@ -45,7 +45,7 @@ _DATES = (
 
 
 @dataclass(frozen=True)
-class Column:
+class SampleColumn:
     """One column of a sample.
 
     Attributes:
@@ -78,7 +78,7 @@ class Sample:
     """
 
     paths: tuple[Path, ...]
-    columns: dict[str, Column]
+    columns: dict[str, SampleColumn]
     left_out: dict[str, str]
     days: tuple[str, ...]
     template: str | None
@@ -98,7 +98,7 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
     Raises:
         PerennialError: a file is missing, empty, malformed or of an unknown kind, or they do not belong together.
     """
-    from perennial.storage.landing import Feed, land, view
+    from perennial.storage.landing import FeedSchema, fetch_file, view
 
     found = tuple(Path(p).expanduser().absolute() for p in paths)
     days, template, landed = _places(found, landing)
@@ -107,13 +107,13 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
         kinds, left_out = _kinds(con, found)
         files_ = []
         for i, path in enumerate(found):
-            feed = Feed("the sample", "rows", kinds)
+            feed = FeedSchema("the sample", "rows", kinds)
             day = days[i] if days else "2000-01-01"
             inner = Path(folder) / str(i)
             inner.mkdir()
-            files_.append(land(feed, day, str(path), inner, con))
-        kinds = _settle(con, kinds, files_)
-        view(con, Feed("the sample", "rows", kinds), files_)
+            files_.append(fetch_file(feed, day, str(path), inner, con))
+        kinds = _widen_types(con, kinds, files_)
+        view(con, FeedSchema("the sample", "rows", kinds), files_)
         rows = dict(con.execute("SELECT __file, count(*) FROM rows GROUP BY 1").fetchall())
         columns = {name: _look(con, name, kind) for name, kind in kinds.items()}
         alone = [c for c in columns.values() if c.unique and c.kind in ("string", "integer")]
@@ -211,21 +211,21 @@ def _kinds(
     return kinds, left_out
 
 
-def _settle(
-    con: duckdb.DuckDBPyConnection, kinds: dict[str, ColumnType], landed: list[Landed]
+def _widen_types(
+    con: duckdb.DuckDBPyConnection, kinds: dict[str, ColumnType], landed: list[LandedFile]
 ) -> dict[str, ColumnType]:
     """The types by which the data step will be able to read every cell of the sample."""
-    from perennial.storage.landing import Feed, view
+    from perennial.storage.landing import FeedSchema, view
 
     wider: dict[ColumnType, ColumnType] = {"integer": "number", "number": "string", "date": "timestamp"}
     for _ in range(len(wider) + 1):
-        unread = view(con, Feed("the sample", "rows", kinds), landed)
+        unread = view(con, FeedSchema("the sample", "rows", kinds), landed)
         changed: dict[str, ColumnType] = {}
         for column, flag in unread.items():
             zeros = "FALSE"
             if kinds[column] in ("integer", "number") and landed[0].path.name.endswith(".staged.parquet"):
                 # 01234 is a code, not a number
-                zeros = f"regexp_full_match({identifier('__text_' + column)}, '0[0-9]+')"
+                zeros = f"regexp_full_match({quote_identifier('__text_' + column)}, '0[0-9]+')"
             row = con.execute(f"SELECT bool_or({flag}), bool_or({zeros}) FROM rows").fetchone()
             if row and row[1]:
                 changed[column] = "string"
@@ -237,8 +237,8 @@ def _settle(
     return kinds
 
 
-def _look(con: duckdb.DuckDBPyConnection, name: str, kind: ColumnType) -> Column:
-    cell = identifier(name)
+def _look(con: duckdb.DuckDBPyConnection, name: str, kind: ColumnType) -> SampleColumn:
+    cell = quote_identifier(name)
     number = f"min({cell}) FILTER (isfinite({cell}::DOUBLE)), max({cell}) FILTER (isfinite({cell}::DOUBLE))"
     row = con.execute(
         f"SELECT count(*), count({cell}), count(DISTINCT {cell}), count(DISTINCT (__file, {cell})), "
@@ -255,20 +255,19 @@ def _look(con: duckdb.DuckDBPyConnection, name: str, kind: ColumnType) -> Column
                 f"SELECT DISTINCT {cell} FROM rows WHERE {cell} IS NOT NULL ORDER BY 1"
             ).fetchall()
         ]
-    return Column(
+    return SampleColumn(
         name, kind, rows - filled, distinct, low, high, values, float(length or 0), filled == rows == in_files
     )
 
 
-def _pairs(con: duckdb.DuckDBPyConnection, columns: dict[str, Column]) -> list[tuple[str, str]]:
+def _pairs(con: duckdb.DuckDBPyConnection, columns: dict[str, SampleColumn]) -> list[tuple[str, str]]:
     """Two columns that name a row together, where no column does alone."""
     able = [c for c in columns.values() if c.kind != "number" and not c.nulls and c.distinct > 1]
     able = sorted(able, key=lambda c: -c.distinct)[:8]
     for i, a in enumerate(able):
         for b in able[i + 1 :]:
-            row = con.execute(
-                f"SELECT count(*) = count(DISTINCT (__file, {identifier(a.name)}, {identifier(b.name)})) FROM rows"
-            )
+            key = f"(__file, {quote_identifier(a.name)}, {quote_identifier(b.name)})"
+            row = con.execute(f"SELECT count(*) = count(DISTINCT {key}) FROM rows")
             if (row.fetchone() or (False,))[0]:
                 return [(a.name, b.name)]
     return []
@@ -285,7 +284,7 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
     """
     if sample.days:
         for path, day in zip(sample.paths, sample.days, strict=True):
-            _put(path, landing.expand(template, day))
+            _put(path, landing.source_uri(template, day))
         return sorted(sample.days)
     with tempfile.TemporaryDirectory(prefix="perennial-sample-") as folder, duckdb_session.connect() as con:
         listed = ", ".join(text_literal(str(p)) for p in sample.paths)
@@ -295,7 +294,7 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
             if text
             else f"read_parquet([{listed}])"
         )
-        moment = f"try_cast({identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
+        moment = f"try_cast({quote_identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
         con.execute(
             f"CREATE TEMP TABLE sample AS SELECT *, coalesce({moment}::DATE, (SELECT min({moment})::DATE FROM "
             f"{source})) AS __day FROM {source}"
@@ -315,7 +314,7 @@ def copy(sample: Sample, template: str, event_time: str) -> list[str]:
                 f"{text_literal(str(path))} "
                 f"(FORMAT {kind})"
             )
-            _put(path, landing.expand(template, day))
+            _put(path, landing.source_uri(template, day))
     return days
 
 
@@ -330,7 +329,7 @@ def counts_by_day(sample: Sample, event_time: str) -> dict[str, int]:
         if text
         else f"read_parquet([{listed}])"
     )
-    moment = f"try_cast({identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
+    moment = f"try_cast({quote_identifier(event_time)} AS {'TIMESTAMPTZ' if text else 'TIMESTAMP'})"
     with duckdb_session.connect() as con:
         found = con.execute(
             f"SELECT {moment}::DATE, count(*) FROM {source} GROUP BY 1 ORDER BY 1 NULLS LAST"

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from statistics import median
 from typing import Any
 
-from perennial.cli.new.sample_reader import Column, Sample
-from perennial.core.sql import identifier
+from perennial.cli.new.sample_reader import Sample, SampleColumn
+from perennial.core.sql import quote_identifier
 from perennial.spec.sections import ColumnType
 
 #: A text with more different values than this is no category.
@@ -80,7 +80,7 @@ def features(sample: Sample, choice: Choice) -> tuple[list[Feature], dict[str, s
     return found, left_out
 
 
-def _unfit(column: Column, sample: Sample, choice: Choice) -> str:
+def _unfit(column: SampleColumn, sample: Sample, choice: Choice) -> str:
     """Why a column is no feature; empty: it is one."""
     if column.name == choice.label:
         return "the label"
@@ -105,7 +105,9 @@ def _unfit(column: Column, sample: Sample, choice: Choice) -> str:
 
 
 def _sql_name(name: str) -> str:
-    return name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED else identifier(name)
+    return (
+        name if re.fullmatch(r"[a-z_][a-z0-9_]*", name) and name not in _RESERVED else quote_identifier(name)
+    )
 
 
 #: Words that DuckDB does not take for a column's name (``duckdb_keywords()``).
@@ -187,7 +189,7 @@ def model_text(sample: Sample, choice: Choice) -> str:
             "  columns:",
             *(f"    {word(k)}: {types[k]}" for k in choice.key),
             f"    {word(choice.label)}: {label.kind}",
-            f"  expression: {json.dumps(f'{identifier(choice.label)} = {value}', ensure_ascii=False)}",
+            f"  expression: {json.dumps(f'{quote_identifier(choice.label)} = {value}', ensure_ascii=False)}",
         ]
     lines += ["", "features:", f"  categorical: {_list(categorical)}"] if categorical else []
     lines += [
@@ -246,7 +248,7 @@ def suite(sample: Sample, choice: Choice) -> dict[str, Any]:
     return {"name": choice.name, "expectations": entries, "meta": {}}
 
 
-def _column(column: Column, sample: Sample, *, is_class: bool) -> list[dict[str, Any]]:
+def _column(column: SampleColumn, sample: Sample, *, is_class: bool) -> list[dict[str, Any]]:
     """What is expected of one column."""
     found, rows = [], sum(sample.rows)
     if not column.nulls:
@@ -298,7 +300,7 @@ def _column(column: Column, sample: Sample, *, is_class: bool) -> list[dict[str,
     return found
 
 
-def _slack(column: Column) -> tuple[float, float]:
+def _slack(column: SampleColumn) -> tuple[float, float]:
     """Bounds wider than the sample's by its whole range; what is never negative stays so."""
     assert column.low is not None and column.high is not None
     span = (column.high - column.low) or abs(column.high) or 1.0

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from perennial.cli.new import sample_reader, templates
-from perennial.cli.new.sample_reader import Column, Sample
+from perennial.cli.new.sample_reader import Sample, SampleColumn
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.core.settings import ROOT, settings
 from perennial.spec import catalog
@@ -46,7 +46,7 @@ _LABELS = (
 
 
 @dataclass
-class Asked:
+class GivenAnswers:
     """What the caller has decided already; None, or empty: ask."""
 
     task: str | None = None
@@ -71,8 +71,8 @@ class Made:
     remarks: list[str]
 
 
-def make(
-    name: str, paths: Sequence[Path], asked: Asked, into: Path | None = None, *, ask: bool = True
+def create_model_folder(
+    name: str, paths: Sequence[Path], asked: GivenAnswers, into: Path | None = None, *, ask: bool = True
 ) -> Made:
     """Make a model's folder from sample files.
 
@@ -126,7 +126,7 @@ def _check_name(name: str, root: Path) -> None:
 
 
 def _decide(
-    name: str, sample: Sample, asked: Asked, landing: str, root: Path, *, ask: bool
+    name: str, sample: Sample, asked: GivenAnswers, landing: str, root: Path, *, ask: bool
 ) -> tuple[templates.Choice, list[str]]:
     """Every decision, from what was given, asked or suggested."""
     columns, remarks = sample.columns, [f"left out: {n} ({why})" for n, why in sample.left_out.items()]
@@ -193,7 +193,7 @@ def _searched(root: Path) -> bool:
     return root.resolve() in settings().models
 
 
-def _event_time(columns: dict[str, Column], asked: Asked, ask: bool) -> str:
+def _event_time(columns: dict[str, SampleColumn], asked: GivenAnswers, ask: bool) -> str:
     able = [c.name for c in columns.values() if c.kind in ("timestamp", "date")]
     if not able:
         raise SpecError(
@@ -204,7 +204,7 @@ def _event_time(columns: dict[str, Column], asked: Asked, ask: bool) -> str:
     return _choose("Event time: when a row happened", asked.event_time, best[0], able, ask, "--event-time")
 
 
-def _key(sample: Sample, asked: Asked, ask: bool) -> list[str]:
+def _key(sample: Sample, asked: GivenAnswers, ask: bool) -> list[str]:
     columns = sample.columns
     unique = [
         c.name
@@ -241,7 +241,7 @@ def _key(sample: Sample, asked: Asked, ask: bool) -> list[str]:
     return chosen
 
 
-def _suggest_label(columns: dict[str, Column], key: list[str], event_time: str) -> str | None:
+def _suggest_label(columns: dict[str, SampleColumn], key: list[str], event_time: str) -> str | None:
     able = [
         c
         for c in columns.values()
@@ -251,7 +251,7 @@ def _suggest_label(columns: dict[str, Column], key: list[str], event_time: str) 
     return named[0] if named else able[-1].name if able else None
 
 
-def _suggest_task(label: Column) -> str:
+def _suggest_task(label: SampleColumn) -> str:
     if label.kind == "boolean" or label.distinct == 2:
         return "binary"
     if label.kind == "string" or (label.kind == "integer" and label.distinct <= 20):
@@ -259,7 +259,7 @@ def _suggest_task(label: Column) -> str:
     return "regression"
 
 
-def _positive(label: Column, task: str, asked: Asked, ask: bool) -> Any:
+def _positive(label: SampleColumn, task: str, asked: GivenAnswers, ask: bool) -> Any:
     """Which of a label's two values counts as yes, where they are not 0 and 1."""
     if task == "regression" and label.kind not in ("integer", "number"):
         raise SpecError(
@@ -298,7 +298,7 @@ def _positive(label: Column, task: str, asked: Asked, ask: bool) -> Any:
     ]
 
 
-def _personal(columns: dict[str, Column], asked: Asked, label: str, ask: bool) -> list[str]:
+def _personal(columns: dict[str, SampleColumn], asked: GivenAnswers, label: str, ask: bool) -> list[str]:
     """Columns of personal data: those named, or those whose names suggest it, each asked about."""
     if asked.personal is not None:
         if unknown := [p for p in asked.personal if p not in columns]:

@@ -181,7 +181,7 @@ def _digits() -> dict[str, pa.Table]:
     found = load_digits()
     total = len(found.target)
     tables = {}
-    for number, day in enumerate(dates.dates(DIGITS_FIRST, dates.shift(DIGITS_FIRST, DIGITS_DAYS - 1))):
+    for number, day in enumerate(dates.dates(DIGITS_FIRST, dates.add_days(DIGITS_FIRST, DIGITS_DAYS - 1))):
         low, high = number * total // DIGITS_DAYS, (number + 1) * total // DIGITS_DAYS
         noon = datetime.fromisoformat(day) + timedelta(hours=12)
         columns: dict[str, pa.Array] = {
