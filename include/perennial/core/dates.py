@@ -1,25 +1,95 @@
-"""Partition dates as text, YYYY-MM-DD: parsing, ranges, shifts."""
+"""Partition dates as text, YYYY-MM-DD: parsing, shifting, ranges."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from datetime import date, timedelta
 from itertools import pairwise
+from typing import Self
 
 from perennial.core.errors import PerennialError
 
+#: The longest range that is written out as single dates.
+MAX_DAYS = 3660
 
-def parse_date(text: str, what: str = "a partition date") -> date:
-    """``YYYY-MM-DD`` as a date.
+
+@dataclass(frozen=True, order=True)
+class DateRange:
+    """A range of partition dates, written ``start..end``.
+
+    Args:
+        start: first date, YYYY-MM-DD.
+        end: last date, YYYY-MM-DD; part of the range.
 
     Raises:
-        PerennialError: anything else.
+        PerennialError: one of them is not a date, or end is before start.
+    """
+
+    start: str
+    end: str
+
+    def __post_init__(self) -> None:
+        if parse_date(self.end, "end") < parse_date(self.start, "start"):
+            raise PerennialError(f"end {self.end} is before start {self.start}", "swap them")
+
+    @classmethod
+    def parse(cls, text: str) -> Self:
+        """Read ``start..end``, or one date as the range of that day.
+
+        Raises:
+            PerennialError: the text is neither, or end is before start.
+        """
+        start, separator, end = text.partition("..")
+        return cls(start, end if separator else start)
+
+    def __str__(self) -> str:
+        return f"{self.start}..{self.end}"
+
+    def __contains__(self, day: object) -> bool:
+        return isinstance(day, str) and self.start <= day <= self.end
+
+    @property
+    def days(self) -> int:
+        """The number of dates in the range."""
+        return (date.fromisoformat(self.end) - date.fromisoformat(self.start)).days + 1
+
+    @property
+    def compact(self) -> str:
+        """The range as ``start..end``; one date where it has only one."""
+        return self.start if self.start == self.end else str(self)
+
+    def dates(self) -> list[str]:
+        """Every date of the range, in order.
+
+        Raises:
+            PerennialError: there are more than `MAX_DAYS`.
+        """
+        if self.days > MAX_DAYS:
+            raise PerennialError(f"{self.start} to {self.end} is more than ten years", "give a shorter range")
+        first = date.fromisoformat(self.start)
+        return [(first + timedelta(days=i)).isoformat() for i in range(self.days)]
+
+    def shift(self, days: int) -> Self:
+        """The same number of dates, ``days`` later."""
+        return type(self)(add_days(self.start, days), add_days(self.end, days))
+
+
+def parse_date(text: str, what: str = "a partition date") -> date:
+    """Read a date written as YYYY-MM-DD.
+
+    Args:
+        text: the date.
+        what: what the date is, for the message.
+
+    Raises:
+        PerennialError: the text is anything else.
     """
     try:
-        found = date.fromisoformat(text)
-        if found.isoformat() != text:  # Python also reads 20240101 and 2024-W01-1
+        day = date.fromisoformat(text)
+        if day.isoformat() != text:  # Python also reads 20240101 and 2024-W01-1
             raise ValueError
-        return found
+        return day
     except (TypeError, ValueError):
         raise PerennialError(f"{what} is {str(text)[:40]!r}, not a date", "write it as YYYY-MM-DD") from None
 
@@ -28,14 +98,9 @@ def dates(start: str, end: str | None = None) -> list[str]:
     """Every partition date from ``start`` to ``end``, both included.
 
     Raises:
-        PerennialError: not dates, end before start, or more than 3,660 days.
+        PerennialError: not dates, end before start, or more than `MAX_DAYS` dates.
     """
-    first, last = parse_date(start, "start"), parse_date(end or start, "end")
-    if last < first:
-        raise PerennialError(f"end {end} is before start {start}", "swap them")
-    if (last - first).days > 3660:
-        raise PerennialError(f"{start} to {end} is more than ten years", "give a shorter range")
-    return [(first + timedelta(days=i)).isoformat() for i in range((last - first).days + 1)]
+    return DateRange(start, end or start).dates()
 
 
 def add_days(day: str, days: int) -> str:
@@ -43,14 +108,14 @@ def add_days(day: str, days: int) -> str:
     return (parse_date(day) + timedelta(days=days)).isoformat()
 
 
-def contiguous_ranges(days: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Dates as ranges without gaps, first and last of each."""
+def contiguous_ranges(days: Iterable[str]) -> Iterator[DateRange]:
+    """Group dates into ranges without gaps, in order."""
     ordered = sorted(set(days))
     if not ordered:
         return
     start = ordered[0]
-    for day, after in pairwise(ordered):
-        if add_days(day, 1) != after:
-            yield start, day
-            start = after
-    yield start, ordered[-1]
+    for day, following in pairwise(ordered):
+        if add_days(day, 1) != following:
+            yield DateRange(start, day)
+            start = following
+    yield DateRange(start, ordered[-1])

@@ -70,11 +70,11 @@ def _publish(
         night.labels_quarantined = aside.get(day, 0)
         night.labels = rows[day] - night.labels_quarantined
     uri = delta_tables.table_uri("labels", spec.name)
-    for first, last in dates.contiguous_ranges(good):
-        days = {d for d in good if first <= d <= last}
+    for span in dates.contiguous_ranges(good):
+        days = {d for d in good if d in span}
         sql = publishing.labels(spec, landed, source, bad, days, kind, late)
         expected = sum(rows[d] - aside.get(d, 0) for d in days)
-        work.versions["labels"] = publishing.replace(work.con, uri, sql, first, last, expected)
+        work.versions["labels"] = publishing.replace(work.con, uri, sql, span.start, span.end, expected)
     _quarantine(work, feed, landed, source, reasons, {d for d in good if aside.get(d)}, unread)
 
 
@@ -93,15 +93,15 @@ def _quarantine(
 
     spec, late, con = work.spec, work.spec.label.arrives_after_days, work.con
     uri = delta_tables.table_uri("quarantine", spec.name)
-    for first, last in dates.contiguous_ranges(days):
-        within = {d for d in days if first <= d <= last}
+    for span in dates.contiguous_ranges(days):
+        within = {d for d in days if d in span}
         sql = publishing.quarantined(
             spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
         )
-        start, end = dates.add_days(first, late), dates.add_days(last, late)
-        if duckdb_session.relation(con, "quarantine_held", uri, start=start, end=end):
+        nights = span.shift(late)
+        if duckdb_session.relation(con, "quarantine_held", uri, start=nights.start, end=nights.end):
             sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
-        publishing.replace(con, uri, sql, start, end)
+        publishing.replace(con, uri, sql, nights.start, nights.end)
 
 
 def _suspects(

@@ -66,18 +66,18 @@ def _publish_rows(
         )
     aside = {o.day for o in findings.outcomes if o.day in good and (o.quarantined or o.day in held)}
     by_day = {o.day: o for o in findings.outcomes}
-    for first, last in dates.contiguous_ranges(aside):
-        days = {d for d in aside if first <= d <= last}
+    for span in dates.contiguous_ranges(aside):
+        days = {d for d in aside if d in span}
         sql = publishing.quarantined(
             spec, feed, landed, findings.source, findings.reasons, days, work.run_id, unread
         )
-        publishing.replace(work.con, uri, sql, first, last, sum(by_day[d].quarantined for d in days))
-    for first, last in dates.contiguous_ranges(good):
-        days = {d for d in good if first <= d <= last}
+        publishing.replace(work.con, uri, sql, span.start, span.end, sum(by_day[d].quarantined for d in days))
+    for span in dates.contiguous_ranges(good):
+        days = {d for d in good if d in span}
         sql = publishing.published(feed.columns, landed, findings.source, findings.bad, days)
         rows = sum(by_day[d].rows - by_day[d].quarantined for d in days)
         work.versions["published"] = publishing.replace(
-            work.con, delta_tables.table_uri("published", spec.name), sql, first, last, rows
+            work.con, delta_tables.table_uri("published", spec.name), sql, span.start, span.end, rows
         )
     if spec.label.source is None:
         _own_labels(work, landed, findings, good)
@@ -98,12 +98,12 @@ def _own_labels(
 
     spec = work.spec
     kind = publishing.label_type(spec, spec.data.columns)
-    for first, last in dates.contiguous_ranges(good):
-        days = {d for d in good if first <= d <= last}
+    for span in dates.contiguous_ranges(good):
+        days = {d for d in good if d in span}
         sql = publishing.labels(spec, landed, findings.source, findings.bad, days, kind, 0)
         rows = sum(work.nights[d].rows_out for d in days)
         work.versions["labels"] = publishing.replace(
-            work.con, delta_tables.table_uri("labels", spec.name), sql, first, last, rows
+            work.con, delta_tables.table_uri("labels", spec.name), sql, span.start, span.end, rows
         )
     for day in good:
         work.nights[day].labels, work.nights[day].label_state = work.nights[day].rows_out, "in the rows"

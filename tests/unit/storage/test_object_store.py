@@ -1,4 +1,4 @@
-"""Dates, templates, and small files written whole or not at all."""
+"""Templates, and small files written whole or not at all."""
 
 from __future__ import annotations
 
@@ -7,31 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from perennial.core import dates
-from perennial.core.errors import PerennialError, StorageError
+from perennial.core.errors import StorageError
 from perennial.storage import landing as landing_module
 from perennial.storage import object_store
-
-
-def test_dates() -> None:
-    assert dates.dates("2024-02-28", "2024-03-01") == ["2024-02-28", "2024-02-29", "2024-03-01"]
-    assert dates.dates("2024-01-01") == ["2024-01-01"]
-    assert dates.add_days("2024-01-01", -1) == "2023-12-31"
-
-
-@pytest.mark.parametrize(
-    "text", ["", "2024-1-1", "20240101", "2024-02-30", "2024-W01-1", "../../x", "2024-01-01T00", None]
-)
-def test_what_is_no_date_is_refused(text: str) -> None:
-    with pytest.raises(PerennialError, match="not a date"):
-        dates.parse_date(text)
-
-
-def test_ranges_are_bounded() -> None:
-    with pytest.raises(PerennialError, match="before start"):
-        dates.dates("2024-01-02", "2024-01-01")
-    with pytest.raises(PerennialError, match="ten years"):
-        dates.dates("2024-01-01", "2999-01-01")
 
 
 def test_templates(house: Path) -> None:
