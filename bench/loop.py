@@ -163,8 +163,8 @@ def _flights() -> _Result:
     """All policies on the nights of 2013, from the second quarter on."""
     from perennial.core.settings import settings
     from perennial.features.engine import FeatureQuery
-    from perennial.features.labelled_rows import labelled
-    from perennial.features.targets import targets
+    from perennial.features.labelled_rows import read_labelled_rows
+    from perennial.features.targets import encode_targets
     from perennial.local_stack.sample import landing
     from perennial.modeling.encoding import Encoding, categories
 
@@ -179,7 +179,7 @@ def _flights() -> _Result:
         from perennial.steps import data
         from perennial.storage import delta_tables
 
-        landing.land(settings().landing)
+        landing.land_sample(settings().landing)
         data.data(spec, start="2013-01-01", end="2013-12-31")
         features = FeatureQuery(spec)
         days = dates.dates("2013-01-01", "2013-12-30")
@@ -189,13 +189,13 @@ def _flights() -> _Result:
             delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels")
         ]
         for day in days:
-            table = next(labelled(spec, (day,), *versions))
+            table = next(read_labelled_rows(spec, (day,), *versions))
             rows = features.apply(table)
             for column in features.categorical:  # those of the first quarter; later ones are unseen
                 if day < "2013-04-01":
                     seen = known.setdefault(column, [])
                     seen += [c for c in categories(rows.column(column)) if c not in seen]
-            nights.append((rows, targets(spec, table.column("__label"), ()).astype(np.float64)))
+            nights.append((rows, encode_targets(spec, table.column("__label"), ()).astype(np.float64)))
         encoding = Encoding(tuple(features.columns), {c: sorted(v) for c, v in known.items()})
     world = replay.World(spec, [(encoding.matrix(x), y) for x, y in nights], days.index("2013-04-01"))
     return {p: replay.numbers(replay.play(world, p)) for p in replay.POLICIES}

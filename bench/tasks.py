@@ -59,7 +59,7 @@ def prepare() -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
-    landing.land(settings().landing)
+    landing.land_sample(settings().landing)
     spec = catalog.load_model_by_name(MODEL)
     dispatch.run("data", spec, start="2013-01-01", end="2013-12-31")
     trained = dispatch.run("train", spec, as_of="2013-03-31")
@@ -76,7 +76,7 @@ def replicate(lake: str, copies: int) -> dict[str, Any]:
 
     con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
-        duckdb_session.relation(con, "source", tables.table_uri(kind, MODEL))
+        duckdb_session.create_view(con, "source", tables.table_uri(kind, MODEL))
         for first, last in (("2013-01-01", "2013-06-30"), ("2013-07-01", "2013-12-31")):
             query = (
                 "SELECT flight_id || '-' || copy AS flight_id, source.* EXCLUDE (flight_id) "
@@ -277,10 +277,12 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     con.execute("SET TimeZone='UTC'")
     reference_tables.load_into(con, spec, reference_tables.sync_to_lake(spec))
     clock = Clock()
-    duckdb_session.relation(con, "published", delta_tables.table_uri("published", MODEL), None, first, last)
-    con.execute(f"CREATE TEMP VIEW found AS {sql.query(spec)}")
+    duckdb_session.create_view(
+        con, "published", delta_tables.table_uri("published", MODEL), None, first, last
+    )
+    con.execute(f"CREATE TEMP VIEW found AS {sql.compose_query(spec)}")
     counts = histograms.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
-    duckdb_session.relation(
+    duckdb_session.create_view(
         con, "predictions", delta_tables.table_uri("predictions", MODEL), None, first, last
     )
     histograms.count(con, "predictions", {"prediction": reference["prediction"]})

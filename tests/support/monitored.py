@@ -120,7 +120,7 @@ class World:
     def train(self, version: str = "1", days: int = 21, metrics: dict[str, float] | None = None) -> None:
         """Make the rows published so far the reference of a champion."""
         con = duckdb_session.connect()
-        assert duckdb_session.relation(
+        assert duckdb_session.create_view(
             con,
             "rows",
             delta_tables.table_uri("published", self.spec.name),

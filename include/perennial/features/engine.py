@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-BATCH = 131_072
+BATCH_ROWS = 131_072
 #: Rows that a statement hands over at a time: few enough for what is made of them to stay in the processor's caches.
 STREAM_ROWS = 8_192
 _SQL_TYPES = {
@@ -80,7 +80,7 @@ class FeatureQuery:
             self._con.execute(f"SET allowed_directories=[{text_literal(folder)}]")
         # From here on the SQL can read what was registered and nothing else: no other file, no address.
         self._con.execute("SET enable_external_access=false; SET lock_configuration=true")
-        self._query = query(spec)
+        self._query = compose_query(spec)
         self._planned: dict[str, duckdb.DuckDBPyRelation] = {}
         self.columns: list[str] = like.columns if like else self._check()
         self.categorical = list(spec.features.categorical)
@@ -266,7 +266,7 @@ _NUMBERS = {
 }  # fmt: skip
 
 
-def query(spec: ModelSpec) -> str:
+def compose_query(spec: ModelSpec) -> str:
     """The SQL of a model: each feature set, then ``features.sql``, reading the one before it as ``rows``."""
     text = "SELECT * FROM published"
     for sql in (*(s.sql for s in spec.feature_sets), spec.sql):
@@ -373,7 +373,7 @@ def reader(
     import pyarrow as pa
 
     source = duckdb_session.stream(
-        delta_tables.table_uri("published", spec.name), version, start, end, rows=BATCH
+        delta_tables.table_uri("published", spec.name), version, start, end, rows=BATCH_ROWS
     )
     if source is None:
         return None

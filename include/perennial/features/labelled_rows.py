@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from perennial.core.sql import quote_identifier
-from perennial.features.engine import BATCH
+from perennial.features.engine import BATCH_ROWS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 GROUP_ROWS = 400_000
 
 
-def labelled(
+def read_labelled_rows(
     spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
 ) -> Iterator[pa.Table]:
     """Published rows that have a label, with a column ``__label``, by date and key, in tables of a bounded size.
@@ -32,12 +32,12 @@ def labelled(
     con = duckdb_session.connect(memory_share=0.3)
     own = spec.label.source is None
     for start, end, _ in groups(uri, days, version, GROUP_ROWS):
-        if not duckdb_session.relation(con, "r", uri, version, start, end):
+        if not duckdb_session.create_view(con, "r", uri, version, start, end):
             continue
         if own:
             text = f"SELECT *, {quote_identifier(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
         else:
-            if not duckdb_session.relation(
+            if not duckdb_session.create_view(
                 con, "l", delta_tables.table_uri("labels", spec.name), labels_version, start, end
             ):
                 continue
@@ -52,7 +52,7 @@ def labelled(
         )
         import pyarrow as pa
 
-        for batch in con.sql(f"{text} ORDER BY {order}").to_arrow_reader(BATCH):
+        for batch in con.sql(f"{text} ORDER BY {order}").to_arrow_reader(BATCH_ROWS):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
 

@@ -110,7 +110,7 @@ def load_into(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[st
                 f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false)"
             )
             continue
-        filesystem = duckdb_session.ds_filesystem(place) if object_store.is_remote(place) else None
+        filesystem = duckdb_session.table_filesystem(place) if object_store.is_remote(place) else None
         con.register("_reference", table.to_pyarrow_table(filesystem=filesystem))
         con.execute(f"CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM _reference")
         con.unregister("_reference")

@@ -107,7 +107,7 @@ class ScanUnit:
         return pa.concat_tables(parts, promote_options="default")
 
 
-def units(partitions: Mapping[str, list[File]], size: int, cut: int) -> Iterator[ScanUnit]:
+def plan_units(partitions: Mapping[str, list[File]], size: int, cut: int) -> Iterator[ScanUnit]:
     """The rows of partitions in units of up to ``size`` rows; files of more than ``cut`` rows in stretches of that."""
     held: list[tuple[str, File]] = []
     for day, found in partitions.items():

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from perennial.storage.delta_tables import File
 
 #: Rows of a night that are logged at most, and half as many at least of a larger night.
-ROWS = 200
+MAX_ROWS_PER_PARTITION = 200
 
 
 def uri(model: str) -> str:
@@ -50,7 +50,7 @@ class LogSampling:
             for file in held:
                 self._begins[file.path] = rows
                 rows += file.rows
-            self._every[day] = max(1, -(-rows // ROWS))
+            self._every[day] = max(1, -(-rows // MAX_ROWS_PER_PARTITION))
 
     def of(self, unit: ScanUnit) -> np.ndarray:
         """The rows to log, by their place in the unit, in order."""
@@ -65,7 +65,9 @@ class LogSampling:
         return np.concatenate(found)
 
 
-def batch(keys: pa.RecordBatch, features: np.ndarray, prediction: pa.Array, version: str) -> pa.RecordBatch:
+def to_record_batch(
+    keys: pa.RecordBatch, features: np.ndarray, prediction: pa.Array, version: str
+) -> pa.RecordBatch:
     """Logged rows of one version.
 
     Args:

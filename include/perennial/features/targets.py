@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError
-from perennial.features.labelled_rows import labelled
+from perennial.features.labelled_rows import read_labelled_rows
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 
-def targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
+def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
     """Labels as float32, shape (rows,): 0 or 1, class index, value, or grade.
 
     Raises:
@@ -53,7 +53,7 @@ def targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) 
     return y
 
 
-class Lists:
+class ListNumbering:
     """Numbers the lists of a ranking task in tables that come one after another.
 
     A list is one value of the group column on one date; its rows are adjacent, and it may go on in the next table.
@@ -80,7 +80,7 @@ class Lists:
         return numbers
 
 
-def classes_of(
+def read_classes(
     spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
 ) -> set[str]:
     """The classes that the labels of a multiclass task have on these days; none for any other task."""
@@ -89,12 +89,12 @@ def classes_of(
 
     found: set[str] = set()
     if spec.task == "multiclass":
-        for table in labelled(spec, days, version, labels_version):
+        for table in read_labelled_rows(spec, days, version, labels_version):
             found |= set(pc.unique(table.column("__label").cast(pa.string())).to_pylist())
     return found
 
 
-def in_order(spec: ModelSpec, classes: set[str]) -> tuple[str, ...]:
+def order_classes(spec: ModelSpec, classes: set[str]) -> tuple[str, ...]:
     """The classes in the order of their codes.
 
     Raises:

@@ -87,7 +87,7 @@ def _sample(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int
 ) -> pd.DataFrame:
     """Some of the rows, the same at every run."""
-    duckdb_session.relation(
+    duckdb_session.create_view(
         con, "summarised", delta_tables.table_uri("published", spec.name), version, start, end
     )
     names = [c for c in spec.data.columns if c not in spec.data.personal][:COLUMNS]

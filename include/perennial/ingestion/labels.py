@@ -99,7 +99,7 @@ def _quarantine(
             spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
         )
         nights = span.shift(late)
-        if duckdb_session.relation(con, "quarantine_held", uri, start=nights.start, end=nights.end):
+        if duckdb_session.create_view(con, "quarantine_held", uri, start=nights.start, end=nights.end):
             sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
         publishing.replace(con, uri, sql, nights.start, nights.end)
 
@@ -122,7 +122,7 @@ def _suspects(
             reasons[INFINITE] = infinite
     keys, days = [quote_identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
     uri = delta_tables.table_uri("published", spec.name)
-    if not duckdb_session.relation(con, "published_rows", uri, start=days[0], end=days[-1]):
+    if not duckdb_session.create_view(con, "published_rows", uri, start=days[0], end=days[-1]):
         return source, {**reasons, UNKNOWN: "TRUE"}
     same = " AND ".join(
         [f"p.partition_date = {publishing.day_of(landed)}", *(f"p.{k} = l.{k}" for k in keys)]

@@ -137,7 +137,7 @@ def trial_state(low: float, high: float, margin: float, over: bool) -> str:
 def _served(spec: ModelSpec, version: str, start: str, end: str) -> int:
     """Nights of which a version served rows."""
     con = duckdb_session.connect()
-    if start > end or not duckdb_session.relation(
+    if start > end or not duckdb_session.create_view(
         con, "p", delta_tables.table_uri("predictions", spec.name), None, start, end
     ):
         return 0

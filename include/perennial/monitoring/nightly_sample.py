@@ -121,7 +121,7 @@ def sample_nights(
     import numpy as np
     import pyarrow as pa
 
-    from perennial.features.targets import Lists, targets
+    from perennial.features.targets import ListNumbering, encode_targets
 
     dates = tuple(dates_module.dates(start, end)) if start <= end else ()
     table = _sample(spec, start, end, labels_until, version, labels_version) if dates else None
@@ -148,7 +148,7 @@ def sample_nights(
     known = np.asarray(label.is_valid())
     if known.any():
         try:
-            y[known] = targets(spec, label.filter(pa.array(known)), model.classes)
+            y[known] = encode_targets(spec, label.filter(pa.array(known)), model.classes)
         except DataError as error:
             raise DataError(
                 error.cause, error.remedy, model=spec.name, partition=f"{start}..{end}"
@@ -160,7 +160,7 @@ def sample_nights(
         margin(model, x),
         model.predict_matrix(x),
         y,
-        Lists(spec).number(table) if spec.group else None,
+        ListNumbering(spec).number(table) if spec.group else None,
         {c: _texts(table.column(c)) for c in columns},
         {
             c: np.asarray(rows.column(c).is_valid()) & np.isnan(x[:, j])
@@ -201,7 +201,7 @@ def _sample(
         for d, held in delta_tables.files_by_partition(uri, version).items()
         if start <= d <= end
     }
-    if not sizes or not duckdb_session.relation(con, "r", uri, version, start, end):
+    if not sizes or not duckdb_session.create_view(con, "r", uri, version, start, end):
         return None
     # A list is judged as a whole, so it is chosen as a whole. A night is thinned by its own size: a thousandfold one
     # must not drive out the others.
@@ -215,7 +215,7 @@ def _sample(
     if spec.label.source is None:
         label = quote_identifier(spec.label.expression)
         query = f"SELECT *, CASE WHEN {known} THEN {label} END AS __label FROM ({kept})"
-    elif labels_until >= start and duckdb_session.relation(
+    elif labels_until >= start and duckdb_session.create_view(
         con, "l", delta_tables.table_uri("labels", spec.name), labels_version, start, min(end, labels_until)
     ):
         on = " AND ".join(

@@ -120,12 +120,12 @@ def _views(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, as_of: str, last: str, model_version: str
 ) -> bool:
     """Views ``scored`` (all versions), ``mine`` (the champion's) and ``known_labels`` (of matured dates)."""
-    if not duckdb_session.relation(
+    if not duckdb_session.create_view(
         con, "scored", delta_tables.table_uri("predictions", spec.name), None, start, as_of
     ):
         return False
     own = spec.label.source is None
-    if not duckdb_session.relation(
+    if not duckdb_session.create_view(
         con, "known", delta_tables.table_uri("published" if own else "labels", spec.name), None, start, last
     ):
         return False
@@ -223,4 +223,4 @@ def _rows(
 
 
 def _published(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> bool:
-    return duckdb_session.relation(con, "groups", delta_tables.table_uri("published", spec.name))
+    return duckdb_session.create_view(con, "groups", delta_tables.table_uri("published", spec.name))

@@ -30,7 +30,7 @@ def previous_verdicts(
     if champion is None or not wanted:
         return []
     con = duckdb_session.connect()
-    if not duckdb_session.relation(
+    if not duckdb_session.create_view(
         con,
         "monitoring",
         delta_tables.table_uri("monitoring", spec.name),

@@ -108,7 +108,7 @@ def _compared(
 
 def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, origin: str) -> pa.Table:
     """The rows logged by the very scoring that the manifest tells of, ordered by key."""
-    duckdb_session.relation(con, "log", serving_log.uri(spec.name), None, day, day)
+    duckdb_session.create_view(con, "log", serving_log.uri(spec.name), None, day, day)
     return con.sql(
         f"SELECT * FROM log WHERE scored_from = {text_literal(origin)} AND model_version = {text_literal(version)} "
         f"ORDER BY {_key(spec)}"
@@ -117,7 +117,7 @@ def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str
 
 def _rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
-    duckdb_session.relation(con, "r", delta_tables.table_uri("published", spec.name), None, day, day)
+    duckdb_session.create_view(con, "r", delta_tables.table_uri("published", spec.name), None, day, day)
     con.register("logged", log.select(list(spec.data.key)))
     return con.sql(
         f"SELECT * FROM r SEMI JOIN logged USING ({_key(spec)}) ORDER BY {_key(spec)}"

@@ -10,7 +10,7 @@ from perennial.core.errors import DataError
 from perennial.core.settings import settings
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import reference_tables
-from perennial.features.engine import first_line, query
+from perennial.features.engine import compose_query, first_line
 from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, count, sample
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
@@ -60,10 +60,10 @@ def count_features(
     listed = ", ".join(quote_identifier(c) for c in trained.data.columns if c not in hidden)
     keys = ", ".join(quote_identifier(k) for k in trained.data.key)
     for first, last, rows, _ in groups:
-        duckdb_session.relation(con, "window_rows", uri, None, first, last)
+        duckdb_session.create_view(con, "window_rows", uri, None, first, last)
         try:
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
-            con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {query(trained)}")
+            con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {compose_query(trained)}")
             counts.append(count(con, "window_features", columns))
             few = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {few}")
@@ -92,7 +92,7 @@ def count_predictions(
     con = duckdb_session.connect()
     shape = reference.get(PREDICTION)
     uri = delta_tables.table_uri("predictions", spec.name)
-    if shape is None or not duckdb_session.relation(con, "predictions", uri, None, start, as_of):
+    if shape is None or not duckdb_session.create_view(con, "predictions", uri, None, start, as_of):
         return BinCounts(0, {PREDICTION: None}), {}
     mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")

@@ -16,10 +16,10 @@ COMMIT_ROWS = 2 * UNIT_ROWS
 
 
 #: Seconds after which a night that was published and not scored is left behind, and not just about to be scored.
-PATIENCE = 3600
+CATCH_UP_DELAY_SECONDS = 3600
 
 
-def left_behind(spec: ModelSpec, day: str) -> list[str]:
+def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
     """Nights before ``day`` that were published and not scored, since the last one that was.
 
     A night is left behind where nobody heard of its publication: Airflow drops events for a DAG that is paused
@@ -35,19 +35,21 @@ def left_behind(spec: ModelSpec, day: str) -> list[str]:
         for d in delta_tables.partitions(delta_tables.table_uri("published", spec.name))
         if scored[-1] < d < day
     ]
-    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - PATIENCE))
+    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - CATCH_UP_DELAY_SECONDS))
     done = {d: manifests.read(spec.name, "data", d) for d in found}
     return [d for d, m in done.items() if m and m.finished_at < before]
 
 
-def _alike(todo: list[str], since: str) -> Iterator[list[str]]:
+def split_at_date(todo: list[str], since: str) -> Iterator[list[str]]:
     """The partitions up to ``since`` and those after it, which other arms serve, where there are any."""
     for days in ([d for d in todo if d <= since], [d for d in todo if d > since]):
         if days:
             yield days
 
 
-def _runs(todo: list[str], present: list[str], rows: dict[str, int], size: int) -> Iterator[list[str]]:
+def group_into_commits(
+    todo: list[str], present: list[str], rows: dict[str, int], size: int
+) -> Iterator[list[str]]:
     """Stretches of ``todo`` with no other published partition between: one commit each.
 
     A stretch has up to `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it

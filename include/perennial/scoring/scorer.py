@@ -25,15 +25,15 @@ if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
 
 #: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
-MATRIX = 2 * STREAM_ROWS
+MATRIX_ROWS = 2 * STREAM_ROWS
 
 
-class Night(NamedTuple):
+class ScoredPartition(NamedTuple):
     """Rows of one night.
 
     Attributes:
         rows: key, prediction (and probabilities), and model_version where two versions share the night.
-        served: those that are logged, as `serving_log.batch` gives them.
+        served: those that are logged, as `serving_log.to_record_batch` gives them.
     """
 
     day: str
@@ -102,7 +102,7 @@ class Scorer:
         #: Columns with the same value in each row.
         self._same = {name: _repeated(value, longest) for name, value in same.items()}
 
-    def score(self, unit: ScanUnit) -> list[Night]:
+    def score(self, unit: ScanUnit) -> list[ScoredPartition]:
         """A unit's rows with their predictions, by partition.
 
         Raises:
@@ -122,7 +122,7 @@ class Scorer:
         # Each by itself: one of them is to blame, or they have keys in common.
         return [batch for night in nights for batch in self.score(night)]
 
-    def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[Night]:
+    def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[ScoredPartition]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
         split = self._split if self._split and unit.nights[0][0] > self._split.since else None
         source = (
@@ -142,7 +142,7 @@ class Scorer:
         made, at, done = [], 0, 0
         for day, rows in unit.nights:
             count = int(picked.searchsorted(at + rows)) - done
-            made.append(Night(day, whole.slice(at, rows), log.slice(done, count)))
+            made.append(ScoredPartition(day, whole.slice(at, rows), log.slice(done, count)))
             at, done = at + rows, done + count
         return made
 
@@ -185,9 +185,9 @@ class Scorer:
         whole = pa.RecordBatch.from_pydict(columns)
         few = whole.take(pa.array(picked))
         version = self._arms[arm].version.version
-        return whole, serving_log.batch(few.select(names), given, few.column("prediction"), version)
+        return whole, serving_log.to_record_batch(few.select(names), given, few.column("prediction"), version)
 
-    def rows(self, night: Night) -> pa.RecordBatch:
+    def rows(self, night: ScoredPartition) -> pa.RecordBatch:
         """Rows as the lake has them: with model_version, run_id, scored_at and partition_date.
 
         In batches of a single partition each: the lake's writer takes twice the time to take them apart.
@@ -216,8 +216,8 @@ def _predicted(
     found: list[np.ndarray] = []
     given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
     # One for all, since memory that is given back and taken again costs more than filling it; by column, as they come.
-    matrix = np.empty((MATRIX, len(model.encoding.columns)), np.float32, order="F")
-    space = model.dense.space(MATRIX) if model.dense else None
+    matrix = np.empty((MATRIX_ROWS, len(model.encoding.columns)), np.float32, order="F")
+    space = model.dense.space(MATRIX_ROWS) if model.dense else None
     filled = before = 0
 
     def flush() -> None:
@@ -230,7 +230,7 @@ def _predicted(
     for part in parts:
         for start in range(0, max(len(part), 1), STREAM_ROWS):
             some = part.slice(start, STREAM_ROWS)
-            if filled + len(some) > MATRIX:
+            if filled + len(some) > MATRIX_ROWS:
                 flush()
             model.encoding.matrix(some, matrix[filled : filled + len(some)])
             filled += len(some)

@@ -18,10 +18,10 @@ from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, PerennialError, StorageError
 from perennial.core.settings import settings
 from perennial.features import serving_log
-from perennial.features.scan_units import units
+from perennial.features.scan_units import plan_units
 from perennial.lifecycle import ab_test
 from perennial.modeling import registry
-from perennial.scoring.planning import UNIT_ROWS, _alike, _runs, left_behind
+from perennial.scoring.planning import UNIT_ROWS, find_unscored_partitions, group_into_commits, split_at_date
 from perennial.scoring.scorer import Scorer, ServingVersion
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
@@ -30,7 +30,7 @@ from perennial.storage.manifests import Manifest
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from perennial.scoring.scorer import Night
+    from perennial.scoring.scorer import ScoredPartition
     from perennial.storage.delta_tables import File
 
 #: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
@@ -68,7 +68,7 @@ def score(
     """
     result = _score(spec, start, end, force, run_id)
     late: list[str] = []
-    for day in left_behind(spec, start) if catch_up and result["model_version"] else ():
+    for day in find_unscored_partitions(spec, start) if catch_up and result["model_version"] else ():
         try:
             late += _score(spec, day, None, False, run_id)["partitions"]
         except DataError as error:
@@ -116,9 +116,9 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     most = UNIT_ROWS // 2 if challenger else UNIT_ROWS  # rows that are shared are held, not streamed
     size = max(UNIT_ROWS // 4, min(most, sum(sizes[d] for d in todo) // (2 * settings().threads)))
     commits = [
-        (days, list(units({d: held[d] for d in days}, size, most)))
-        for alike in _alike(todo, shared.since if shared else "")
-        for days in _runs(alike, present, sizes, size)
+        (days, list(plan_units({d: held[d] for d in days}, size, most)))
+        for alike in split_at_date(todo, shared.since if shared else "")
+        for days in group_into_commits(alike, present, sizes, size)
     ]
     work = [unit for _, found in commits for unit in found]
     threads = min(settings().threads, len(work))
@@ -238,7 +238,7 @@ def _commit(
     table: delta_tables.Writer,
     scorer: Scorer,
     days: list[str],
-    scored: Iterator[list[Night]],
+    scored: Iterator[list[ScoredPartition]],
     counts: dict[str, int],
 ) -> list[tuple[str, pa.RecordBatch]]:
     """Replace the partitions ``days`` of a model by what was scored, in one commit; returns what is logged of each.
@@ -249,9 +249,9 @@ def _commit(
     import pyarrow as pa
 
     failed: list[PerennialError] = []
-    kept: list[Night] = []
+    kept: list[ScoredPartition] = []
 
-    def nights() -> Iterator[Night]:
+    def nights() -> Iterator[ScoredPartition]:
         yield from list(kept)  # where another writer won, all of it is written once more
         try:
             for found in scored:
@@ -280,7 +280,7 @@ def _log(
     spec: ModelSpec, logged: dict[str, list[pa.RecordBatch]], present: list[str], inputs: dict[str, Any]
 ) -> None:
     """Replace the nights of ``logged`` in the table of what was served, and forget them."""
-    for days in _runs(sorted(logged), present, dict.fromkeys(logged, 0), 1) if logged else ():
+    for days in group_into_commits(sorted(logged), present, dict.fromkeys(logged, 0), 1) if logged else ():
         nights = {day: logged.pop(day) for day in days}
         serving_log.write(spec, nights, {day: serving_log.inputs_digest(inputs[day]) for day in days})
 

@@ -41,7 +41,7 @@ def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.Duc
     return con
 
 
-def relation(
+def create_view(
     con: duckdb.DuckDBPyConnection,
     view: str,
     uri: str,
@@ -67,7 +67,7 @@ def relation(
         import pyarrow.dataset as ds
 
         source = found.to_pyarrow_dataset(
-            filesystem=ds_filesystem(uri) if object_store.is_remote(uri) else None
+            filesystem=table_filesystem(uri) if object_store.is_remote(uri) else None
         )
         keep = None
         for op, day in ((">=", start), ("<=", end)):
@@ -84,7 +84,7 @@ def relation(
     return True
 
 
-def ds_filesystem(uri: str) -> Any:
+def table_filesystem(uri: str) -> Any:
     """The filesystem of a table on S3, rooted at the table, as ``to_pyarrow_dataset`` wants it."""
     from pyarrow.fs import SubTreeFileSystem
 
@@ -107,7 +107,7 @@ def stream(
     import pyarrow as pa
 
     con = connect(threads=1)  # whoever consumes the stream keeps the other cores busy
-    if not relation(con, "t", uri, version, start, end):
+    if not create_view(con, "t", uri, version, start, end):
         return None
     listed = ", ".join(quote_identifier(c) for c in columns) if columns else "*"
     source = con.sql(f"SELECT {listed} FROM t").to_arrow_reader(rows)

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.sql import text_literal
-from perennial.features.labelled_rows import labelled
+from perennial.features.labelled_rows import read_labelled_rows
 from perennial.modeling import registry
 from perennial.modeling.trained_model import TrainedModel, prediction_column
 from perennial.storage import delta_tables, duckdb_session
@@ -71,7 +71,7 @@ def _reference(
     spec, features = source.spec, source.features
     path = folder / "reference_rows.parquet"
     writer = None
-    for table in labelled(spec, split.fit + split.valid, source.version, source.labels_version):
+    for table in read_labelled_rows(spec, split.fit + split.valid, source.version, source.labels_version):
         rows = features.apply(table)
         rows = rows.append_column("prediction", prediction_column(model, model.predict(rows)))
         rows = rows.append_column(delta_tables.PARTITION, table.column(delta_tables.PARTITION))

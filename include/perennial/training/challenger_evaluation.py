@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError
 from perennial.features.engine import FeatureQuery
-from perennial.features.labelled_rows import labelled
-from perennial.features.targets import Lists, targets
+from perennial.features.labelled_rows import read_labelled_rows
+from perennial.features.targets import ListNumbering, encode_targets
 from perennial.modeling import registry
 from perennial.modeling.comparison import Comparison
 from perennial.modeling.trained_model import TrainedModel
@@ -91,10 +91,10 @@ def evaluate_challenger(
     group: list[np.ndarray] = []
     days: list[np.ndarray] = []
     simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
-    numbering = Lists(spec)
-    for table in labelled(spec, split.holdout, source.version, source.labels_version):
+    numbering = ListNumbering(spec)
+    for table in read_labelled_rows(spec, split.holdout, source.version, source.labels_version):
         rows = features.apply(table)
-        target = targets(spec, table.column("__label"), challenger.classes)
+        target = encode_targets(spec, table.column("__label"), challenger.classes)
         known = np.isfinite(target)  # a class that training never saw cannot be judged
         matrix = challenger.encoding.matrix(rows)
         y.append(target[known])

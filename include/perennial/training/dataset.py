@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
-from perennial.features.engine import BATCH, FeatureQuery
-from perennial.features.labelled_rows import labelled
-from perennial.features.targets import Lists, classes_of, in_order, targets
+from perennial.features.engine import BATCH_ROWS, FeatureQuery
+from perennial.features.labelled_rows import read_labelled_rows
+from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
 from perennial.modeling.encoding import Encoding, categories
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import boosting
@@ -51,7 +51,7 @@ class Encoder:
 
     def __init__(self, spec: ModelSpec, features: FeatureQuery, classes: tuple[str, ...]) -> None:
         self.known: dict[str, list[str]] = {c: [] for c in features.categorical}
-        self.lists = Lists(spec)
+        self.lists = ListNumbering(spec)
         self._spec, self._features, self._classes = spec, features, classes
 
     def encode(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
@@ -62,7 +62,7 @@ class Encoder:
             listed += [c for c in categories(found.column(name)) if c not in seen]
         matrix = Encoding(tuple(self._features.columns), self.known).matrix(found)
         group = self.lists.number(table) if self._spec.group else None
-        return matrix, targets(self._spec, table.column("__label"), self._classes), group
+        return matrix, encode_targets(self._spec, table.column("__label"), self._classes), group
 
 
 def ranks(
@@ -112,8 +112,8 @@ class EncodedRowFile:
         """Matrices of at most `BATCH` rows between two rows, each with the rows it holds."""
         import numpy as np
 
-        for first in range(start, stop, BATCH):
-            last = min(first + BATCH, stop)
+        for first in range(start, stop, BATCH_ROWS):
+            last = min(first + BATCH_ROWS, stop)
             matrix = np.fromfile(
                 self.path, np.float32, (last - first) * self.columns, offset=first * self.columns * 4
             )
@@ -230,12 +230,12 @@ def build(
     import numpy as np
 
     days = split.fit + split.valid
-    classes = in_order(spec, classes_of(spec, days, version, labels_version))
+    classes = order_classes(spec, read_classes(spec, days, version, labels_version))
     encoder = Encoder(spec, features, classes)
     spool = EncodedRowFile(folder / "rows.f32", len(features.columns))
     fit = 0
     for part, days in (("fit", split.fit), ("valid", split.valid)):
-        for i, table in enumerate(labelled(spec, days, version, labels_version)):
+        for i, table in enumerate(read_labelled_rows(spec, days, version, labels_version)):
             if part == "fit" and i == 0:
                 features.check_rowwise(table.slice(0, 2000))
             spool.append(*encoder.encode(table))

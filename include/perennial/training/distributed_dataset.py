@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.features.engine import FeatureQuery
-from perennial.features.labelled_rows import GROUP_ROWS, groups, labelled
-from perennial.features.targets import classes_of, in_order
+from perennial.features.labelled_rows import GROUP_ROWS, groups, read_labelled_rows
+from perennial.features.targets import order_classes, read_classes
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
@@ -266,7 +266,7 @@ def build(
     if spec.task == "multiclass":
         found = client.gather(each(_classes, [source] * len(days), days))
         source = DatasetRef(spec, source.references, source.version, source.labels_version,
-                        in_order(spec, set().union(*found)))  # fmt: skip
+                        order_classes(spec, set().union(*found)))  # fmt: skip
     blocks = each(_read, [source] * len(days), days, [i == 0 for i in range(len(days))])
     facts = client.gather(each(WorkerBlock.facts, blocks))
     fit = sum(rows for (rows, *_), (part, *_) in zip(facts, wanted, strict=True) if part == "fit")
@@ -310,7 +310,7 @@ def _assign_partitions(
 
 
 def _classes(source: DatasetRef, days: tuple[str, ...]) -> set[str]:
-    return classes_of(source.spec, days, source.version, source.labels_version)
+    return read_classes(source.spec, days, source.version, source.labels_version)
 
 
 def _read(source: DatasetRef, days: tuple[str, ...], check: bool) -> WorkerBlock:
@@ -320,7 +320,7 @@ def _read(source: DatasetRef, days: tuple[str, ...], check: bool) -> WorkerBlock
     features = FeatureQuery(source.spec, source.references)
     encoder = Encoder(source.spec, features, source.classes)
     found = []
-    for i, table in enumerate(labelled(source.spec, days, source.version, source.labels_version)):
+    for i, table in enumerate(read_labelled_rows(source.spec, days, source.version, source.labels_version)):
         if check and i == 0:
             features.check_rowwise(table.slice(0, 2000))
         found.append(encoder.encode(table))

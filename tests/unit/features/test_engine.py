@@ -38,7 +38,7 @@ def features(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
 
 def one_unit(spec: ModelSpec) -> scan_units.ScanUnit:
     """All that is published, as one unit."""
-    (unit,) = scan_units.units(
+    (unit,) = scan_units.plan_units(
         delta_tables.files_by_partition(delta_tables.table_uri("published", spec.name)), 100_000, 100_000
     )
     return unit
@@ -310,7 +310,7 @@ def test_files_of_other_columns_and_types_follow_one_another(make: Any, tmp_path
     for number, x in enumerate(([1.5, None], [1, 2], None, [2.5, 3.5])):
         path, ids = tmp_path / f"{number}.parquet", [f"{number}a", f"{number}b"]
         pyarrow.parquet.write_table(pa.table({"id": ids} | ({"x": x} if x else {})), path)
-        (unit,) = scan_units.units({DAY: [delta_tables.File(str(path), 2)]}, 2, 2)
+        (unit,) = scan_units.plan_units({DAY: [delta_tables.File(str(path), 2)]}, 2, 2)
         table = pa.concat_tables(found.of(unit.source(["id", "x"]), unit.read(["id"])))
         assert table["id"].to_pylist() == ids
         assert table["more"].to_pylist() == [None if v is None else v + 1 for v in x or [None, None]]

@@ -21,7 +21,7 @@ LATER = "2024-01-22"
 
 def table(world: World) -> list[dict[str, Any]]:
     con = duckdb_session.connect()
-    duckdb_session.relation(con, "m", delta_tables.table_uri("monitoring", world.spec.name))
+    duckdb_session.create_view(con, "m", delta_tables.table_uri("monitoring", world.spec.name))
     return con.sql("SELECT * FROM m ORDER BY ALL").to_arrow_table().to_pylist()
 
 

@@ -54,7 +54,7 @@ def test_features_that_were_served_otherwise_are_skew_without_a_value_of_them_to
     score(world.spec, start=LATER, end=AS_OF)
     assert look(world)["skew"]["state"] == "ok"
     con = duckdb_session.connect()
-    duckdb_session.relation(
+    duckdb_session.create_view(
         con, "log", delta_tables.table_uri("served", "toy"), None, "2024-01-25", "2024-01-25"
     )
     given = con.sql("SELECT * REPLACE ([features[1], features[2], features[3] + 1] AS features) FROM log")

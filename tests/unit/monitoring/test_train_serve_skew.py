@@ -160,7 +160,7 @@ def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
 def test_the_log_is_the_same_however_nights_are_scored(
     scored: ModelSpec, monkeypatch: pytest.MonkeyPatch, unit: int, commit: int, nights: int
 ) -> None:
-    monkeypatch.setattr("perennial.features.serving_log.ROWS", 13)
+    monkeypatch.setattr("perennial.features.serving_log.MAX_ROWS_PER_PARTITION", 13)
     score(scored, start=FIRST, end=LAST, force=True)
     before = log(scored)
     assert len(before) == 4 * 12

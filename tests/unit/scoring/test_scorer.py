@@ -59,13 +59,13 @@ def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest
     days = ["01", "02", "03", "04", "05", "07", "08", "09"]
     rows = {**dict.fromkeys(days, 100), "07": 900}
     found = [["01", "02"], ["03", "04"], ["05"], ["07"], ["08", "09"]]
-    assert list(planning._runs(days, days, rows, 125)) == found
+    assert list(planning.group_into_commits(days, days, rows, 125)) == found
     # a partition that is not to be scored lies between
-    assert list(planning._runs(["01", "03"], days, rows, 125)) == [["01"], ["03"]]
+    assert list(planning.group_into_commits(["01", "03"], days, rows, 125)) == [["01"], ["03"]]
     # five nights would have room, two units of two nights each have four: none is cut short where a commit ends
     monkeypatch.setattr(planning, "COMMIT_ROWS", 500)
     found = [["01", "02", "03", "04"], ["05"], ["07"], ["08", "09"]]
-    assert list(planning._runs(days, days, rows, 250)) == found
+    assert list(planning.group_into_commits(days, days, rows, 250)) == found
 
 
 def test_units_are_whole_nights_or_stretches_of_a_large_file() -> None:
@@ -73,7 +73,7 @@ def test_units_are_whole_nights_or_stretches_of_a_large_file() -> None:
         day: [delta_tables.File(f"{day}/{i}", n) for i, n in enumerate(sizes)]
         for day, sizes in {"01": [40], "02": [40, 30], "03": [250], "04": [10], "05": [120]}.items()
     }
-    found = list(scan_units.units(held, 100, 100))
+    found = list(scan_units.plan_units(held, 100, 100))
     assert [(u.nights, u.first, u.rows) for u in found] == [
         ([("01", 40), ("02", 40)], None, 80),
         ([("02", 30)], None, 30),
@@ -97,7 +97,7 @@ def test_each_row_of_a_large_file_is_read_once(tmp_path: Path, folder: str) -> N
     table = pa.table({"id": list(range(1000)), "other": ["x"] * 1000})
     pyarrow.parquet.write_table(table, path, row_group_size=150)
     con, ids = duckdb.connect(), []
-    for unit in scan_units.units({"01": [delta_tables.File(str(path), 1000)]}, 170, 170):
+    for unit in scan_units.plan_units({"01": [delta_tables.File(str(path), 1000)]}, 170, 170):
         source = unit.source(["id", "not there"])
         assert isinstance(source, scan_units.ParameterisedQuery) is (folder == "plain")
         if isinstance(source, scan_units.ParameterisedQuery):

@@ -213,7 +213,7 @@ def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.M
     published(world.spec, dates.dates(dates.add_days(DAY, -3), days[-1]))
     assert "late" not in score(world.spec, start=days[0], catch_up=True)  # nothing was scored before
     assert "late" not in score(world.spec, start=days[-1], catch_up=True)  # published this minute
-    monkeypatch.setattr("perennial.scoring.planning.PATIENCE", -60)
+    monkeypatch.setattr("perennial.scoring.planning.CATCH_UP_DELAY_SECONDS", -60)
     result = score(world.spec, start=days[-1], force=True, catch_up=True)
     assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], days[1:3], toys.ROWS)
     assert delta_tables.partitions(delta_tables.table_uri("predictions", world.spec.name)) == days
@@ -227,7 +227,7 @@ def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
     make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = strict(make_model)
-    monkeypatch.setattr("perennial.scoring.planning.PATIENCE", -60)
+    monkeypatch.setattr("perennial.scoring.planning.CATCH_UP_DELAY_SECONDS", -60)
     days = dates.dates(dates.add_days(DAY, -1), dates.add_days(DAY, 2))
     published(spec, days)
     score(spec, start=days[0])

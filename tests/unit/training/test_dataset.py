@@ -10,8 +10,8 @@ import pytest
 
 from perennial.core import dates
 from perennial.features import labelled_rows as labels_of
-from perennial.features.labelled_rows import labelled
-from perennial.features.targets import Lists, targets
+from perennial.features.labelled_rows import read_labelled_rows
+from perennial.features.targets import ListNumbering, encode_targets
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training import dataset
@@ -32,14 +32,18 @@ def test_rows_come_by_date_and_key_with_their_label(spec: ModelSpec, monkeypatch
         delta_tables.version(delta_tables.table_uri("published", "toy")),
         delta_tables.version(delta_tables.table_uri("labels", "toy")),
     )
-    whole = pa.concat_tables(labelled(spec, tuple(DAYS), published, labels)).combine_chunks()
+    whole = pa.concat_tables(read_labelled_rows(spec, tuple(DAYS), published, labels)).combine_chunks()
     assert whole["id"].to_pylist() == sorted(whole["id"].to_pylist())
     for day in DAYS:
         rows = toys.rows("binary", day)
         mine = whole.filter(pa.compute.equal(whole[delta_tables.PARTITION], day))
         assert mine["__label"].to_pylist() == toys.labels("binary", rows)["y"].to_pylist()
     monkeypatch.setattr(labels_of, "GROUP_ROWS", toys.ROWS + 1)  # one partition at a time
-    assert pa.concat_tables(labelled(spec, tuple(DAYS), published, labels)).combine_chunks().equals(whole)
+    assert (
+        pa.concat_tables(read_labelled_rows(spec, tuple(DAYS), published, labels))
+        .combine_chunks()
+        .equals(whole)
+    )
 
 
 def test_rows_without_a_label_and_labels_without_a_row_do_not_train(spec: ModelSpec) -> None:
@@ -50,7 +54,7 @@ def test_rows_without_a_label_and_labels_without_a_row_do_not_train(spec: ModelS
         {"id": [*rows["id"].to_pylist()[:9], "nobody's"], "label": y, "partition_date": [DAYS[0]] * 10}
     )
     delta_tables.replace(delta_tables.table_uri("labels", "toy"), some, DAYS[0])
-    found = pa.concat_tables(labelled(spec, (DAYS[0],), None, None))
+    found = pa.concat_tables(read_labelled_rows(spec, (DAYS[0],), None, None))
     assert found["id"].to_pylist() == rows["id"].to_pylist()[1:9]
 
 
@@ -62,7 +66,7 @@ def test_lists_end_with_their_date_and_go_on_across_tables(house: Path, tmp_path
             {"partition_date": [r[0] for r in rows], "list": pa.array([r[1] for r in rows], pa.int64())}
         )
 
-    lists = Lists(spec)
+    lists = ListNumbering(spec)
     one, two = DAYS[:2]
     assert lists.number(table((one, 7), (one, 7), (one, 8))).tolist() == [1, 1, 2]
     assert lists.number(table((one, 8), (two, 8), (two, None), (two, None))).tolist() == [2, 3, 4, 4]
@@ -91,7 +95,7 @@ def test_categories_get_their_rank_however_they_came(tmp_path: Path) -> None:
 
 def test_targets(house: Path, tmp_path: Path) -> None:
     def of(task: str, values: pa.Array, classes: tuple[str, ...] = ()) -> list[float]:
-        return targets(
+        return encode_targets(
             toys.model(tmp_path / "models", task, task), pa.chunked_array([values]), classes
         ).tolist()  # type: ignore[no-any-return]
 

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.core.sql import quote_identifier
 from perennial.features import reference_tables
-from perennial.features.engine import FeatureQuery, query
+from perennial.features.engine import FeatureQuery, compose_query
 from perennial.spec.model_spec import ModelSpec, ReferenceTable
 from perennial.storage import delta_tables, duckdb_session, landing, object_store
 
@@ -43,7 +43,7 @@ class _Trial(FeatureQuery):
     """Features over tables that were registered beforehand, writing nothing into the lake."""
 
     def __init__(self, spec: ModelSpec, con: duckdb.DuckDBPyConnection) -> None:
-        self.spec, self.versions, self._con, self._query = spec, {}, con, query(spec)
+        self.spec, self.versions, self._con, self._query = spec, {}, con, compose_query(spec)
         self.columns = self._check()
         self.categorical = list(spec.features.categorical)
 
@@ -165,7 +165,7 @@ def _reference(reference: ReferenceTable) -> pa.Table | None:
         return None
     place = reference_tables.uri(reference)
     rows = table.to_pyarrow_dataset(
-        filesystem=duckdb_session.ds_filesystem(place) if object_store.is_remote(place) else None
+        filesystem=duckdb_session.table_filesystem(place) if object_store.is_remote(place) else None
     )
     return rows.head(REFERENCE_ROWS) if not object_store.is_remote(place) else rows.schema.empty_table()
 
