@@ -1,0 +1,106 @@
+"""Patches of other people's libraries, each with library, version, upstream issue, and when to delete it.
+
+All are context managers: outside of them the libraries are as their makers ship them. tests/unit/core/test_patches.py
+has a test for each that fails once the library no longer needs it. The libraries are imported inside the functions,
+because everything imports ``core``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+#: Statistics of a column whose plots Evidently's data summary never shows.
+_HIDDEN_PLOTS = (
+    "Maximum value of ",
+    "Mean value of ",
+    "Std value of ",
+    "Median value of ",
+    "Quantile ",
+    "Sum of ",
+)
+
+
+@contextmanager
+def great_expectations_cache(kind: type, cache: dict[tuple[str, int], Any]) -> Iterator[None]:
+    """Compute the configuration and the metric dependencies of an expectation once.
+
+    Library: Great Expectations 1.24.1, ``expectations/expectation.py``. Upstream issue: none is known.
+    ``Expectation.configuration`` is built anew at each of about eighty reads during one evaluation, and
+    ``get_validation_dependencies`` is called twice; that is nine tenths of the evaluation's time, and neither changes
+    meanwhile. Delete this when ``configuration`` is cached upstream.
+
+    Args:
+        kind: class of the expectation that is evaluated in the ``with`` block.
+        cache: filled here; pass the same one again for the same expectation.
+    """
+    from great_expectations.expectations.expectation import Expectation
+
+    original, dependencies = Expectation.configuration, kind.get_validation_dependencies  # type: ignore[attr-defined]
+    overridden = "get_validation_dependencies" in vars(kind)
+
+    def cached(name: str, expectation: Any, compute: Callable[[], Any]) -> Any:
+        if (name, id(expectation)) not in cache:
+            cache[name, id(expectation)] = (
+                expectation,
+                compute(),
+            )  # a reference to it: its id is not used again
+        return cache[name, id(expectation)][1]
+
+    def cached_configuration(self: Any) -> Any:
+        return cached("configuration", self, lambda: original.fget(self))
+
+    def cached_dependencies(self: Any, *_: Any, **options: Any) -> Any:
+        return cached("dependencies", self, lambda: dependencies(self, **options))
+
+    Expectation.configuration = property(cached_configuration)
+    kind.get_validation_dependencies = cached_dependencies  # type: ignore[attr-defined]
+    try:
+        yield
+    finally:
+        Expectation.configuration = original
+        if overridden:
+            kind.get_validation_dependencies = dependencies  # type: ignore[attr-defined]
+        else:
+            del kind.get_validation_dependencies  # type: ignore[attr-defined]
+
+
+@contextmanager
+def evidently_single_summary_plot() -> Iterator[None]:
+    """Plot each column of Evidently's data summary once.
+
+    Library: Evidently 0.7.23, ``metrics/column_statistics.py``: ``StatisticsCalculation.calculate``. Upstream issue:
+    none is known. The same distribution is plotted for each statistic of a column, and only the minimum's plot is
+    shown; the others are two thirds of the preset's time. Delete this when the preset no longer plots them.
+    """
+    from evidently.metrics import column_statistics
+
+    original = column_statistics.distribution
+
+    def distribution(title: str, current: Any, reference: Any) -> Any:
+        return [] if title.startswith(_HIDDEN_PLOTS) else original(title, current, reference)
+
+    column_statistics.distribution = distribution
+    try:
+        yield
+    finally:
+        column_statistics.distribution = original
+
+
+@contextmanager
+def evidently_drift_table_only() -> Iterator[None]:
+    """Plot each column of Evidently's drift report in the preset's table only.
+
+    Library: Evidently 0.7.23, ``metrics/column_statistics.py``: ``ValueDriftCalculation._render``; since
+    https://github.com/evidentlyai/evidently/pull/1421. Each column is also plotted as a metric of its own, which the
+    preset leaves out of the page: a quarter of the time. Delete this when the preset no longer plots them.
+    """
+    from evidently.metrics.column_statistics import ValueDriftCalculation
+
+    original = ValueDriftCalculation._render
+    ValueDriftCalculation._render = lambda *_: []
+    try:
+        yield
+    finally:
+        ValueDriftCalculation._render = original

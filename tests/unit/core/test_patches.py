@@ -1,0 +1,108 @@
+"""Each patch of a library is still needed: these tests show the fault in the library as it is.
+
+When one fails, the library has changed: delete the patch, or adapt it.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from perennial.core import patches
+
+
+@pytest.fixture
+def configurations(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every expectation whose configuration is built, once for each time."""
+    from great_expectations.expectations.expectation import Expectation
+
+    built: list[Any] = []
+    original = Expectation.configuration.fget
+
+    def build(self: Any) -> Any:
+        built.append(self)
+        return original(self)
+
+    monkeypatch.setattr(Expectation, "configuration", property(build))
+    return built
+
+
+def evaluate(expectation: Any) -> Any:
+    metrics = expectation.get_validation_dependencies().metric_configurations
+    values = {"table.row_count": 10, "column_values.nonnull.unexpected_count": 0}
+    return expectation.metrics_validate(
+        {metric.id: values.get(name, 0) for name, metric in metrics.items()},
+        runtime_configuration={"result_format": {"result_format": "BASIC", "partial_unexpected_count": 20}},
+    )
+
+
+def test_great_expectations_builds_a_configuration_many_times(configurations: list[Any]) -> None:
+    from great_expectations.expectations.core import ExpectColumnMaxToBeBetween
+
+    expectation = ExpectColumnMaxToBeBetween(column="x", max_value=1)
+    plain = evaluate(expectation)
+    assert len(configurations) > 10, "it is cached upstream: delete great_expectations_cache"
+    configurations.clear()
+    cache: dict[tuple[str, int], Any] = {}
+    for _ in range(2):
+        with patches.great_expectations_cache(type(expectation), cache):
+            cached = evaluate(expectation)
+    assert len(configurations) == len({id(c) for c in configurations}), "once for each object"
+    assert cached.to_json_dict() == plain.to_json_dict()
+    configurations.clear()
+    evaluate(expectation)
+    assert len(configurations) > 10, "outside of the patch, the library is as it was"
+
+
+@pytest.fixture
+def frame() -> Any:
+    import pandas as pd
+
+    return pd.DataFrame({"x": [float(i % 10) for i in range(100)]})
+
+
+@pytest.fixture
+def plots(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Every distribution of one column that Evidently plots."""
+    from evidently.metrics import column_statistics
+
+    drawn: list[Any] = []
+    original = column_statistics.plot_distr_with_perc_button
+
+    def plot(**options: Any) -> Any:
+        drawn.append(options)
+        return original(**options)
+
+    monkeypatch.setattr(column_statistics, "plot_distr_with_perc_button", plot)
+    return drawn
+
+
+def test_evidently_plots_a_column_once_for_each_statistic(frame: Any, plots: list[Any]) -> None:
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataSummaryPreset
+
+    data = Dataset.from_pandas(frame, DataDefinition(numerical_columns=["x"]))
+    plain = Report([DataSummaryPreset()]).run(data, None)
+    assert len(plots) > 1, "it is plotted once upstream: delete evidently_single_summary_plot"
+    plots.clear()
+    with patches.evidently_single_summary_plot():
+        patched = Report([DataSummaryPreset()]).run(data, None)
+    assert len(plots) == 1
+    assert patched.dict()["metrics"] == plain.dict()["metrics"]
+    assert len(patched.get_html_str(as_iframe=False)) == len(plain.get_html_str(as_iframe=False))
+
+
+def test_evidently_plots_drift_that_it_does_not_show(frame: Any, plots: list[Any]) -> None:
+    from evidently import DataDefinition, Dataset, Report
+    from evidently.presets import DataDriftPreset
+
+    data = Dataset.from_pandas(frame, DataDefinition(numerical_columns=["x"]))
+    plain = Report([DataDriftPreset()]).run(data, data)
+    assert plots, "it is not plotted upstream: delete evidently_drift_table_only"
+    plots.clear()
+    with patches.evidently_drift_table_only():
+        patched = Report([DataDriftPreset()]).run(data, data)
+    assert not plots
+    assert patched.dict()["metrics"] == plain.dict()["metrics"]
+    assert len(patched.get_html_str(as_iframe=False)) == len(plain.get_html_str(as_iframe=False))
