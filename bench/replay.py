@@ -202,7 +202,7 @@ class _Ours:
             baseline.inherit_from_champion(content, self.content) if last - first + 1 < HOLDOUT else content
         )
         self.watch = baseline.read(self.content, world.spec, None)
-        self.since, self.numbers = last + 1, {"performance": [], "value": []}
+        self.since, self.numbers = last + 1, {"performance": [], "gain": []}
 
     def night(self, night: int) -> Iterator[str]:
         """What happens after a night has been scored: ``alarms``, ``trained``, ``promoted``."""
@@ -221,7 +221,7 @@ class _Ours:
         if bad and not self.alarmed:
             yield "alarms"
         self.alarmed = bad
-        triggers = retraining.from_signals({n: s.as_dict() for n, s in found.items()})
+        triggers = retraining.triggers_from_signals({n: s.as_dict() for n, s in found.items()})
         if not triggers or night - self.asked < world.spec.retraining.cooldown_days:
             return
         self.asked = night
@@ -231,7 +231,7 @@ class _Ours:
             yield "promoted"
 
     def _number(self, name: str, recent: NightlySample) -> float:
-        if name == "value":
+        if name == "gain":
             last = len(recent.dates) - 1
             return float(
                 retraining_gain.nightly_retraining_gain(

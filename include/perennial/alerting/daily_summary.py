@@ -44,10 +44,10 @@ def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> Dail
         StorageError: the lake cannot be read.
     """
     until = (now or datetime.now(UTC)).strftime(FORMAT)
-    since = _since() or ((now or datetime.now(UTC)) - timedelta(days=1)).strftime(FORMAT)
+    since = _last_sent() or ((now or datetime.now(UTC)) - timedelta(days=1)).strftime(FORMAT)
     found: dict[str, list[str]] = {"Open incidents": [], "Ended": [], "Decided": [], "Muted": []}
     for name, spec in specs.items():
-        book = incidents.read(name)
+        book = incidents.read_log(name)
         found["Open incidents"] += [f"{name}: {line}" for line in _open(spec, book)]
         ended = [i for i in book.incidents.values() if i.closed and i.changed_at >= since]
         found["Ended"] += [f"{name}: {i.signal}, bad from {i.first} to {i.last}" for i in ended]
@@ -69,7 +69,7 @@ def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> Dail
 def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
     """The channels that get the digest, each place once."""
     common = everywhere()
-    found = [*([common] if common else []), *(c for s in specs for c in s.alerts.channels if c.digest)]
+    found = [*([common] if common else []), *(c for s in specs for c in s.alerts.channels if c.daily_summary)]
     return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in found}.values())
 
 
@@ -82,7 +82,7 @@ def _uri() -> str:
     return f"{settings().lake}/digest.json"
 
 
-def _since() -> str | None:
+def _last_sent() -> str | None:
     try:
         return str(json.loads(object_store.read_text(_uri()))["until"])
     except FileNotFoundError:

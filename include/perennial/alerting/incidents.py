@@ -23,9 +23,9 @@ from perennial.storage import ledger, locks, object_store
 
 #: Signals that tell of a run and not of the model. A verdict of an old date says nothing about today; a run that failed
 #: did fail, whatever its date.
-RUNS = ("failure:", "deadline:")
+RUN_SIGNAL_PREFIXES = ("failure:", "deadline:")
 #: Notices kept for channels that do not take them; the oldest go first.
-KEPT = 200
+MAX_OUTBOX_NOTICES = 200
 
 
 @dataclass(frozen=True)
@@ -147,19 +147,19 @@ class IncidentLog:
         return next((m for m in both if day <= m.until.isoformat() and matches(m.signals, signal)), None)
 
 
-def uri(model: str) -> str:
+def log_uri(model: str) -> str:
     """Where a model's incidents are kept."""
     return f"{settings().lake}/incidents/{model}.json"
 
 
-def read(model: str) -> IncidentLog:
+def read_log(model: str) -> IncidentLog:
     """A model's incidents.
 
     Raises:
         StorageError: they cannot be read.
     """
     try:
-        found = json.loads(object_store.read_text(uri(model)))
+        found = json.loads(object_store.read_text(log_uri(model)))
         found["incidents"] = {name: Incident(**item) for name, item in found["incidents"].items()}
         found["outbox"] = [Notice(**item) for item in found["outbox"]]
         return IncidentLog(**found)
@@ -167,7 +167,7 @@ def read(model: str) -> IncidentLog:
         return IncidentLog()
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(
-            f"{uri(model)} does not hold incidents: {error}",
+            f"{log_uri(model)} does not hold incidents: {error}",
             "remove it: open incidents are then told anew, and mutes made by hand are lost",
             model=model,
         ) from error
@@ -189,27 +189,29 @@ def record_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObse
     """
     if as_of:
         dates.parse_date(as_of, "as_of")
-    book = read(spec.name)
+    book = read_log(spec.name)
     if not _apply_signals(book, spec, as_of, signals):
         return book.outbox
     with locks.hold(f"incidents-{spec.name}"):
-        book = read(spec.name)
+        book = read_log(spec.name)
         _apply_signals(book, spec, as_of, signals)
-        for mute in _unrecorded(book, spec):
+        for mute in _mutes_to_record(book, spec):
             _record(spec.name, mute, "model.yaml")
-            book.recorded.append(_key(mute))
+            book.recorded.append(_mute_key(mute))
         _write(spec.name, book)
     return book.outbox
 
 
-def unrecorded(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> list[Notice]:
+def notices_without_history(
+    spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
+) -> list[Notice]:
     """The notices that `update` would make if nothing had happened before, where the lake cannot be asked."""
     book = IncidentLog()
     _apply_signals(book, spec, as_of, signals)
     return book.outbox
 
 
-def verdicts(result: Mapping[str, Any]) -> dict[str, SignalObservation]:
+def observations_from_verdict(result: Mapping[str, Any]) -> dict[str, SignalObservation]:
     """The signals of a monitor step's result."""
     found = result.get("signals") or {}
     return {
@@ -217,7 +219,7 @@ def verdicts(result: Mapping[str, Any]) -> dict[str, SignalObservation]:
     }
 
 
-def send(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:
+def deliver_notices(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:
     """Deliver what is in the outbox; returns how many notices are left there for another time.
 
     Args:
@@ -229,11 +231,11 @@ def send(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:
     channels = {c.name: c for c in spec.alerts.all()}
     left = 0
     with locks.hold(f"notices-{spec.name}"):  # what two tasks send at once would come twice
-        for notice in read(spec.name).outbox:
+        for notice in read_log(spec.name).outbox:
             channel = channels.get(notice.channel)  # a channel that was removed takes nothing more
             if channel is None or deliver(channel, notice):
                 with locks.hold(f"incidents-{spec.name}"):
-                    book = read(spec.name)
+                    book = read_log(spec.name)
                     book.outbox = [n for n in book.outbox if n.id != notice.id]
                     _write(spec.name, book)
             else:
@@ -241,10 +243,10 @@ def send(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:
     return left
 
 
-def mute(model: str, mute: Mute, actor: str) -> None:
+def mute_signals(model: str, mute: Mute, actor: str) -> None:
     """Mute signals by hand; a mute of the same signals takes the place of the one before. The ledger records it."""
     with locks.hold(f"incidents-{model}"):
-        book = read(model)
+        book = read_log(model)
         book.mutes = [m for m in book.mutes if m["signals"] != mute.signals] + [mute.model_dump(mode="json")]
         _record(model, mute, actor)
         _write(model, book)
@@ -261,17 +263,17 @@ def _record(model: str, mute: Mute, actor: str) -> None:
     )
 
 
-def _key(mute: Mute) -> str:
+def _mute_key(mute: Mute) -> str:
     return mute.model_dump_json()
 
 
-def _unrecorded(book: IncidentLog, spec: ModelSpec) -> list[Mute]:
-    return [m for m in spec.alerts.mute if _key(m) not in book.recorded]
+def _mutes_to_record(book: IncidentLog, spec: ModelSpec) -> list[Mute]:
+    return [m for m in spec.alerts.mute if _mute_key(m) not in book.recorded]
 
 
 def _write(model: str, book: IncidentLog) -> None:
-    book.outbox = book.outbox[-KEPT:]
-    object_store.write_text(uri(model), json.dumps(asdict(book), indent=1, sort_keys=True, default=str))
+    book.outbox = book.outbox[-MAX_OUTBOX_NOTICES:]
+    object_store.write_text(log_uri(model), json.dumps(asdict(book), indent=1, sort_keys=True, default=str))
 
 
 def _apply_signals(
@@ -286,25 +288,25 @@ def _apply_signals(
             )
         if signal.state == "undetermined":
             continue
-        if not name.startswith(RUNS):
+        if not name.startswith(RUN_SIGNAL_PREFIXES):
             if as_of < book.judged.get(name, ""):
                 continue
             book.judged[name] = as_of
         found = book.incidents.get(name)
         if signal.state == "ok":
-            if found and not found.closed and _ends(found, as_of, signal):
+            if found and not found.closed and _ends_incident(found, as_of, signal):
                 _close(book, spec, found, as_of, signal)
         else:
-            _see(book, spec, name, as_of, signal, signal.state)
-    return json.dumps(asdict(book), default=str) != before or bool(_unrecorded(book, spec))
+            _open_or_continue(book, spec, name, as_of, signal, signal.state)
+    return json.dumps(asdict(book), default=str) != before or bool(_mutes_to_record(book, spec))
 
 
-def _ends(incident: Incident, as_of: str, signal: SignalObservation) -> bool:
+def _ends_incident(incident: Incident, as_of: str, signal: SignalObservation) -> bool:
     """Whether being well at a date ends it: not if it was bad at a later one, or in another part of the same one."""
     return as_of > incident.last or (as_of == incident.last and signal.part == incident.part)
 
 
-def _see(
+def _open_or_continue(
     book: IncidentLog, spec: ModelSpec, name: str, as_of: str, signal: SignalObservation, state: Severity
 ) -> None:
     """Open an incident, or go on with the one that is open."""
@@ -333,9 +335,9 @@ def _see(
         if channel.wants(name, found.worst):
             if channel.name not in found.told:
                 found.told.append(channel.name)
-                _put(book, spec, found, channel.name, "opened", signal)
+                _add_notice(book, spec, found, channel.name, "opened", signal)
             elif worse:
-                _put(book, spec, found, channel.name, "updated", signal)
+                _add_notice(book, spec, found, channel.name, "updated", signal)
 
 
 def _close(
@@ -344,10 +346,10 @@ def _close(
     incident.closed, incident.changed_at = as_of, _now()
     if not book.muted(spec, incident.signal, as_of):
         for channel in incident.told:
-            _put(book, spec, incident, channel, "closed", signal)
+            _add_notice(book, spec, incident, channel, "closed", signal)
 
 
-def _put(
+def _add_notice(
     book: IncidentLog,
     spec: ModelSpec,
     incident: Incident,

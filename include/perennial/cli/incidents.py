@@ -29,7 +29,7 @@ def incidents(
     from perennial.spec import catalog
 
     specs = {model: catalog.load_model_by_name(model)} if model else catalog.load_models()[0]
-    books = {name: its.read(name) for name in specs}
+    books = {name: its.read_log(name) for name in specs}
     if as_json:
         print(json.dumps({name: asdict(book) for name, book in books.items()}, default=str))  # noqa: T201
         return
@@ -100,5 +100,5 @@ def mute(
             f"perennial mute {model} drift --until 2026-01-31 --reason 'why'",
             model=model,
         ) from None
-    its.mute(spec.name, wanted, terminal.user())
+    its.mute_signals(spec.name, wanted, terminal.user())
     terminal.console().print(f"{model}: {signal} is muted until {wanted.until}.")

@@ -1,7 +1,7 @@
 """An A/B split: a challenger serves a share of each night's rows, and is judged by what came of them.
 
 A challenger in the shadow is judged on rows that the champion served. Where what is served changes what happens (an
-offer that is made, a flight that is rebooked) that says little; so with ``retraining.split`` the challenger serves that
+offer that is made, a flight that is rebooked) that says little; so with ``retraining.ab_share`` the challenger serves that
 share of the rows of the nights after its training, and each version is judged on its own rows.
 
 Which of them serves a row hangs on its key alone (for ranking, on its list): on the first half of the MD5 of model,
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 #: The difference that the test is keenest on, in standard deviations of a night's difference.
-EFFECT = 1.0
+TARGET_EFFECT = 1.0
 
 
 @dataclass(frozen=True)
@@ -68,16 +68,16 @@ class ABSplit:
         return np.asarray(found["served"], bool)
 
 
-def standing(spec: ModelSpec, champion: registry.ModelVersion) -> ABSplit | None:
-    """The split of this champion's nights; None where there is none, or ``retraining.split`` has been set to 0."""
-    record = trials.active_trial(spec) if spec.retraining.split else None
+def active_split(spec: ModelSpec, champion: registry.ModelVersion) -> ABSplit | None:
+    """The split of this champion's nights; None where there is none, or ``retraining.ab_share`` has been set to 0."""
+    record = trials.active_trial(spec) if spec.retraining.ab_share else None
     if record is None or record["evidence"]["champion"] != champion.version:
         return None
     columns = (spec.group,) if spec.group else tuple(spec.data.key)
-    return ABSplit(spec.name, record["model_version"], columns, spec.retraining.split, record["partition"])
+    return ABSplit(spec.name, record["model_version"], columns, spec.retraining.ab_share, record["partition"])
 
 
-def compare(
+def compare_arms(
     spec: ModelSpec,
     champion: registry.ModelVersion,
     challenger: registry.ModelVersion,
@@ -97,28 +97,28 @@ def compare(
     nights = sorted(old.keys() & new.keys())
     saved = np.array([old[d] - new[d] for d in nights])
     scale = max(float(np.mean([old[d] for d in nights])), 1e-12) if nights else 1.0
-    low, high = (bound / scale for bound in interval(saved, spec.gate.confidence))
+    low, high = (bound / scale for bound in confidence_interval(saved, spec.gate.confidence))
     served = _served(spec, challenger.version, first, performance.last_labelled_date(spec, as_of))
     return {
-        "split": spec.retraining.split,
+        "split": spec.retraining.ab_share,
         "first": first,
         "nights": len(nights),
         "served": served,
         "gain": round(float(saved.mean()) / scale, 6) if nights else None,
         "low": round(low, 6) if math.isfinite(low) else None,
         "high": round(high, 6) if math.isfinite(high) else None,
-        "state": trial_state(low, high, spec.gate.margin, served >= spec.retraining.shadow_nights),
+        "state": trial_state(low, high, spec.gate.margin, served >= spec.retraining.trial_days),
     }
 
 
-def interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
+def confidence_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
     """The mean of the nights so far lies within, at this and at all earlier and later looks, with ``confidence``.
 
     Args:
         values: one a night, shape (nights,).
     """
     n = len(values)
-    spread = 1 + n * EFFECT**2
+    spread = 1 + n * TARGET_EFFECT**2
     reach = (spread / (1 - confidence) ** 2) ** (1 / max(n, 1))
     if n < MIN_BASELINE_NIGHTS or reach >= spread:
         return -math.inf, math.inf

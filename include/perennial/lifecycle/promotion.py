@@ -56,10 +56,10 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             return answer | {"reason": why}
         if (
             before is not None
-            and spec.retraining.shadow_nights
-            and trials.state(spec, version) != trials.PASSED
+            and spec.retraining.trial_days
+            and trials.latest_decision(spec, version) != trials.PASSED
         ):
-            trials.begin(spec, version=version, champion=before, as_of=as_of, actor=actor)
+            trials.start_trial(spec, version=version, champion=before, as_of=as_of, actor=actor)
             why = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
             return answer | {"reason": why}
         _move(spec, version, now)
@@ -71,7 +71,7 @@ def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dic
             "asked": reason,
         }
         _record(spec, "promotion", version, reason=why, actor=actor, evidence=evidence, as_of=as_of)
-        trials.end(spec, champion=version, actor=actor)
+        trials.end_outdated_trial(spec, champion=version, actor=actor)
     return answer | {"promoted": True}
 
 
@@ -180,11 +180,13 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
     with locks.hold(f"promote-{spec.name}"):
         now = _read_champion_state(spec)
         number, known = now.champion, now.known
-        if number not in (None, known) and number == now.begun == (to_version or _previous(now.moves, known)):
+        if number not in (None, known) and number == now.begun == (
+            to_version or _predecessor(now.moves, known)
+        ):
             target, number = str(number), known  # killed between the move and its record: complete it
             found = registry.version(spec.name, target)
         else:
-            target = str(to_version or (_previous(now.moves, number) if number == known else known) or "")
+            target = str(to_version or (_predecessor(now.moves, number) if number == known else known) or "")
             if not target or target == number:
                 raise RegistryError(
                     f"no version to go back to (the champion is {number})",
@@ -192,15 +194,15 @@ def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None
                     model=spec.name,
                 )
             found = registry.version(spec.name, target)
-            check(found)
+            check_servable(found)
             _move(spec, target, now)
         evidence = {"previous": number, "digest": found.digest}
         _record(spec, "rollback", target, reason=reason, actor=actor, evidence=evidence)
-        trials.end(spec, champion=target, actor=actor)
+        trials.end_outdated_trial(spec, champion=target, actor=actor)
     return {"version": target, "previous": number}
 
 
-def _previous(moves: list[dict[str, Any]], number: str | None) -> str | None:
+def _predecessor(moves: list[dict[str, Any]], number: str | None) -> str | None:
     """The champion that a version took the place of when it was promoted."""
     for record in reversed(moves):
         if record["model_version"] == number and record["decision"] == "promoted":
@@ -208,7 +210,7 @@ def _previous(moves: list[dict[str, Any]], number: str | None) -> str | None:
     return None
 
 
-def check(found: registry.ModelVersion) -> None:
+def check_servable(found: registry.ModelVersion) -> None:
     """Load a version (digest checked) and have it predict a row of nothing but missing values.
 
     Raises:

@@ -14,8 +14,8 @@ from perennial.storage import ledger, locks, manifests
 KIND = "retraining"
 REQUESTED, DECLINED, PROPOSED = "requested", "declined", "proposed"
 #: The actor of the no that comes of no answer.
-NOBODY = "nobody, in time"
-GPU_DAYS = 30
+NO_ANSWER = "nobody, in time"
+GPU_BUDGET_DAYS = 30
 #: What the record at the end of a training may say.
 ENDED = frozenset({"trained", "refused", "failed", "unchanged", "promoted"})
 _Records = list[dict[str, Any]]
@@ -66,7 +66,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
             )
         decision = DECLINED
         if triggers and against is None:
-            decision = PROPOSED if spec.retraining.mode == "ask" else REQUESTED
+            decision = PROPOSED if spec.retraining.mode == "approval" else REQUESTED
         why = "; ".join(triggers.values()) or _no_trigger_reason(verdict)
         reason = why if against is None else f"{against} ({why})"
         record = ledger.append(
@@ -94,7 +94,7 @@ def decide(spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: s
         return _answer(record)
 
 
-def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) -> dict[str, Any]:
+def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) -> dict[str, Any]:
     """A person's answer to the retraining that was proposed for ``as_of``; an answer stands, a second one is not heard.
 
     Args:
@@ -121,7 +121,7 @@ def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) ->
                 kind=KIND,
                 decision=REQUESTED if approved else DECLINED,
                 reason=f"{said} ({last['reason']})",
-                actor=actor or NOBODY,
+                actor=actor or NO_ANSWER,
                 partition=as_of,
                 model_version=last["model_version"],
                 evidence=last["evidence"],
@@ -129,10 +129,10 @@ def answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) ->
         return _answer(last)
 
 
-def in_flight(spec: ModelSpec, as_of: str) -> dict[str, Any] | None:
+def request_in_flight(spec: ModelSpec, as_of: str) -> dict[str, Any] | None:
     """The record of the retraining that was asked for before ``as_of`` and has not ended; None where there is none."""
     found = _open_request(ledger.records(spec.name))
-    old = found is not None and _days(found["partition"], as_of) > spec.retraining.lost_after_days
+    old = found is not None and _days(found["partition"], as_of) > spec.retraining.abandoned_after_days
     return None if found is None or old or found["partition"] >= as_of else found
 
 
@@ -160,7 +160,7 @@ def _open_request(records: _Records) -> dict[str, Any] | None:
 
 def _unanswered(spec: ModelSpec, records: _Records, as_of: str) -> str | None:
     """The partition of a retraining that a person has still time to answer to."""
-    patience = -(-spec.retraining.answer_hours // 24)
+    patience = -(-spec.retraining.approval_hours // 24)
     latest = {r["partition"]: r["decision"] for r in _real(records)}
     waiting = [p for p, said in latest.items() if said == PROPOSED and abs(_days(p, as_of)) <= patience]
     return max(waiting, default=None)
@@ -191,8 +191,8 @@ def _days(start: str, end: str) -> int:
 def _triggers(spec: ModelSpec, verdict: dict[str, Any], as_of: str) -> dict[str, str]:
     """What speaks for a retraining, each in a sentence. An undetermined verdict speaks for nothing."""
     signals = verdict.get("signals") or {}
-    found = from_signals(signals)
-    if verdict.get("verdict") == "drifted" and (why := harm(spec, signals)):
+    found = triggers_from_signals(signals)
+    if verdict.get("verdict") == "drifted" and (why := harm_reason(spec, signals)):
         found["drift"] = f"drift: {verdict.get('reason', '')}; {why}"
     trained = verdict.get("champion_as_of")
     if trained and (age := _days(trained, as_of)) > spec.retraining.max_age_days:
@@ -201,36 +201,36 @@ def _triggers(spec: ModelSpec, verdict: dict[str, Any], as_of: str) -> dict[str,
         found["rows"] = f"rows: {share:.0%} as many new rows as the champion learned from"
     for what in verdict.get("changed") or []:
         found[what] = f"{what}: the champion was trained by another {what}"
-    return {k: v for k, v in found.items() if k in spec.retraining.on}
+    return {k: v for k, v in found.items() if k in spec.retraining.triggers}
 
 
-def from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def triggers_from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
     """What labels say for a retraining, each in a sentence.
 
     A rise of the loss alone does not ask for one: where recent labels teach nothing, a new model would do no better.
     Where that cannot be told (ranking, too few labels), it does.
     """
-    value, performance = signals.get("value", {}), signals.get("performance", {})
+    gain, performance = signals.get("gain", {}), signals.get("performance", {})
     found = {}
-    if value.get("state") == "bad":
-        found["value"] = f"value: {value.get('reason', '')}"
-    if performance.get("state") == "bad" and value.get("state") != "ok":
+    if gain.get("state") == "bad":
+        found["gain"] = f"gain: {gain.get('reason', '')}"
+    if performance.get("state") == "bad" and gain.get("state") != "ok":
         found["performance"] = f"performance: {performance.get('reason', '')}"
     return found
 
 
-def harm(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
+def harm_reason(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
     """Why drifted rows matter to the model, as far as can be told; empty where they do not.
 
     Rows that drifted make harm likely, so that less evidence is asked for than without: the mean of what recent labels
     promise. Where there are no labels, the expected loss has to speak.
     """
-    value, estimated = signals.get("value", {}), signals.get("estimated", {})
-    if value.get("state", "undetermined") != "undetermined":
-        gain = value.get("value") or 0.0
-        if gain < spec.retraining.worth:
+    gain, estimated = signals.get("gain", {}), signals.get("estimated", {})
+    if gain.get("state", "undetermined") != "undetermined":
+        expected_gain = gain.get("value") or 0.0
+        if expected_gain < spec.retraining.min_gain:
             return ""
-        return f"recent labels promise {gain:.1%} less loss, worth it from {spec.retraining.worth:.1%}"
+        return f"recent labels promise {expected_gain:.1%} less loss, worth it from {spec.retraining.min_gain:.1%}"
     if estimated.get("state", "undetermined") == "undetermined":
         return "what it does to the model cannot be told yet"
     if estimated["state"] == "ok":
@@ -243,13 +243,13 @@ def _no_trigger_reason(verdict: dict[str, Any]) -> str:
     tier = verdict.get("verdict", "undetermined")
     signals = verdict.get("signals") or {}
     said = [f"the verdict is {tier}: {verdict.get('reason') or 'nothing was found'}"]
-    value = signals.get("value", {})
+    gain = signals.get("gain", {})
     if tier == "drifted":
-        said.append(f"it does no harm that a retraining would mend: {value.get('reason', '')}")
+        said.append(f"it does no harm that a retraining would mend: {gain.get('reason', '')}")
     if signals.get("performance", {}).get("state") == "bad":
         said.append(
             f"the loss rose ({signals['performance']['reason']}), but recent labels teach nothing better "
-            f"({value.get('reason', 'not known')}): look at the data"
+            f"({gain.get('reason', 'not known')}): look at the data"
         )
     return "; ".join(said)
 
@@ -273,12 +273,12 @@ def _blocking_reason(
         return "the budget of retrainings is 0" if policy.budget == 0 else None
     last = max(requests, key=lambda r: r["partition"])
     days = _days(last["partition"], as_of)
-    if _open_request(records) is not None and days <= policy.lost_after_days:
+    if _open_request(records) is not None and days <= policy.abandoned_after_days:
         return f"the retraining asked for on {last['partition']} is still in flight"
     if days < policy.cooldown_days:
         return f"the last retraining was asked for {days} days ago, and {policy.cooldown_days} must pass"
     if policy.gpu_hours is not None and (used := _gpu_hours(records, as_of)) >= policy.gpu_hours:
-        return f"the GPU budget is used up: {used:.1f} hours within {GPU_DAYS} days"
+        return f"the GPU budget is used up: {used:.1f} hours within {GPU_BUDGET_DAYS} days"
     spent = sum(1 for r in requests if _days(r["partition"], as_of) < policy.budget_days)
     if spent >= policy.budget:
         return f"the budget is used up: {spent} retrainings within {policy.budget_days} days"
@@ -295,5 +295,7 @@ def _active_trial_reason(verdict: dict[str, Any]) -> str | None:
 
 def _gpu_hours(records: _Records, as_of: str) -> float:
     """GPU hours of the trainings of the last `GPU_DAYS` partition days."""
-    recent = [r for r in records if r["kind"] == "training" and 0 <= _days(r["partition"], as_of) < GPU_DAYS]
+    recent = [
+        r for r in records if r["kind"] == "training" and 0 <= _days(r["partition"], as_of) < GPU_BUDGET_DAYS
+    ]
     return sum(float(r["evidence"].get("gpu_seconds") or 0.0) for r in recent) / 3600

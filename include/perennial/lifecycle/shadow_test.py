@@ -7,7 +7,7 @@ from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 
 
-def compare(
+def evaluate_trial(
     spec: ModelSpec, champion: registry.ModelVersion, as_of: str, labels_until: str
 ) -> _Result | None:
     """Champion and challenger on the nights that neither has learned from or was judged on.
@@ -16,7 +16,7 @@ def compare(
         None where no challenger is on trial beside this champion; else ``version``, ``as_of`` (of its training),
         ``nights``, ``gain`` with its interval ``low`` to ``high`` (shares of the champion's loss), and ``state``:
         ``begun`` while nights are missing, then ``passed`` or ``failed``; of a split also what
-        `ab_test.compare` returns.
+        `ab_test.compare_arms` returns.
     """
     import numpy as np
     from scipy import stats
@@ -37,8 +37,8 @@ def compare(
         "first": first,
         "state": BEGUN,
     }
-    if spec.retraining.split:
-        return found | ab_test.compare(spec, champion, challenger, record["partition"], as_of)
+    if spec.retraining.ab_share:
+        return found | ab_test.compare_arms(spec, champion, challenger, record["partition"], as_of)
     sides = []
     for version in (champion, challenger):
         trained = registry.spec(version)
@@ -49,7 +49,7 @@ def compare(
     old, new = sides
     known = np.isfinite(old) & np.isfinite(new)
     nights = int(known.sum())
-    if nights < max(2, spec.retraining.shadow_nights):
+    if nights < max(2, spec.retraining.trial_days):
         return found | {"nights": nights, "gain": None, "low": None, "high": None}
     saved, scale = (old - new)[known], max(float(old[known].mean()), 1e-12)
     low, high = stats.t.interval(spec.gate.confidence, nights - 1, saved.mean(), max(stats.sem(saved), 1e-12))

@@ -1,8 +1,8 @@
 """A challenger on trial: it scores the champion's nights without being seen, and takes over on paired evidence.
 
-A challenger that passed the gate was better on nights that are over. With ``retraining.shadow_nights`` it has to be so
+A challenger that passed the gate was better on nights that are over. With ``retraining.trial_days`` it has to be so
 on nights that neither has seen, too: both score the same rows of each night, and what counts is the mean over the
-nights of the difference in loss (a paired t interval, one number a night, looked at once). With ``retraining.split`` it
+nights of the difference in loss (a paired t interval, one number a night, looked at once). With ``retraining.ab_share`` it
 serves a share of the rows instead, and `split` judges what came of them. One challenger is on trial at a time.
 """
 
@@ -19,7 +19,7 @@ BEGUN, PASSED, FAILED, ENDED = "begun", "passed", "failed", "ended"
 _Result = dict[str, Any]
 
 
-def state(spec: ModelSpec, version: str) -> str | None:
+def latest_decision(spec: ModelSpec, version: str) -> str | None:
     """What the ledger says of a version's time in the shadow; None: it has not begun."""
     records = [r for r in ledger.records(spec.name, KIND) if r["model_version"] == version]
     return str(records[-1]["decision"]) if records else None
@@ -34,14 +34,14 @@ def active_trial(spec: ModelSpec) -> _Result | None:
 def describe_policy(spec: ModelSpec) -> str:
     """What the policy asks of a challenger that passed the gate, in words."""
     policy = spec.retraining
-    if policy.split:
-        return f"serves {policy.split:.0%} of the rows for {policy.shadow_nights} nights at most"
-    return f"scores {policy.shadow_nights} nights unseen"
+    if policy.ab_share:
+        return f"serves {policy.ab_share:.0%} of the rows for {policy.trial_days} nights at most"
+    return f"scores {policy.trial_days} nights unseen"
 
 
-def begin(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: str) -> None:
+def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: str) -> None:
     """Put a version on trial; one that is, or was, stays as it is."""
-    if state(spec, version) is None:
+    if latest_decision(spec, version) is None:
         ledger.append(
             spec.name,
             kind=KIND,
@@ -54,7 +54,7 @@ def begin(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: st
         )
 
 
-def end(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
+def end_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
     """End the trial of a challenger whose champion is champion no more; returns whether there was one."""
     record = active_trial(spec)
     if record is None or record["evidence"]["champion"] == champion:

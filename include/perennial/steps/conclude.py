@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from perennial.core.errors import DataError
-from perennial.lifecycle.trials import BEGUN, FAILED, KIND, _Result, end, state, summarise
+from perennial.lifecycle.trials import (
+    BEGUN,
+    FAILED,
+    KIND,
+    _Result,
+    end_outdated_trial,
+    latest_decision,
+    summarise,
+)
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
@@ -21,7 +29,7 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> _Result:
     from perennial.lifecycle.promotion import promote
 
     champion = registry.champion(spec)
-    if end(spec, champion=champion.version if champion else None, actor=actor):
+    if end_outdated_trial(spec, champion=champion.version if champion else None, actor=actor):
         return {"promoted": False, "reason": "the champion has changed since: the trial is over"}
     found = manifests.read(spec.name, "monitor", as_of)
     if found is None:
@@ -39,7 +47,7 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> _Result:
             "promoted": False,
             "reason": f"version {seen['version']} is still on trial: {summarise(seen, spec.metric)}",
         }
-    if state(spec, seen["version"]) == BEGUN:
+    if latest_decision(spec, seen["version"]) == BEGUN:
         ledger.append(
             spec.name,
             kind=KIND,

@@ -59,7 +59,7 @@ def step_outcome(uri: str | None) -> Iterator[StepOutcome]:
         )
 
 
-def read(uri: str) -> dict[str, Any] | None:
+def read_result(uri: str) -> dict[str, Any] | None:
     """The result at ``uri``; None where the step left nothing.
 
     Raises:

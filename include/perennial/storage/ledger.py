@@ -128,7 +128,7 @@ def verify(model: str) -> int:
         previous = row["hash"]
     table = delta_tables.open_table(uri())
     for commit in table.history() if table else []:
-        if not _harmless(commit):
+        if not _only_adds_rows(commit):
             raise LedgerError(
                 f"the ledger's table was changed by {commit.get('operation')} in its version {commit.get('version')}: "
                 "records may be missing",
@@ -138,7 +138,7 @@ def verify(model: str) -> int:
     return len(rows)
 
 
-def _harmless(commit: dict[str, Any]) -> bool:
+def _only_adds_rows(commit: dict[str, Any]) -> bool:
     """Whether a commit only added rows, or left them as they are: a chain cannot show that its last link is gone."""
     mode = str(commit.get("operationParameters", {}).get("mode", "")).lower()
     return commit.get("operation") in ("OPTIMIZE", "VACUUM START", "VACUUM END") or mode in (

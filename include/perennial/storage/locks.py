@@ -68,7 +68,7 @@ def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
 
 @contextmanager
 def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
-    with _told(name):
+    with _translate_s3_errors(name):
         lease = _S3Lease(lake, name)
         while not lease.take():
             if time.monotonic() > deadline:
@@ -199,7 +199,7 @@ class _S3Lease:
 
 
 @contextmanager
-def _told(name: str) -> Iterator[None]:
+def _translate_s3_errors(name: str) -> Iterator[None]:
     """Turn what S3's client raises into our own error."""
     from botocore.exceptions import BotoCoreError, ClientError
 

@@ -15,11 +15,11 @@ from perennial.core.settings import endpoint_url
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-BLOCK = 1 << 20
+BLOCK_BYTES = 1 << 20
 #: How often S3 is asked before an error counts (with growing pauses: half a minute in all), and how long an answer may
 #: take to go on, in seconds.
-ATTEMPTS = 6
-PATIENCE = 30.0
+MAX_ATTEMPTS = 6
+TIMEOUT_SECONDS = 30.0
 _REMEDY = (
     "check that the disk has room, that the place exists and that this user may use it; then run it again"
 )
@@ -40,8 +40,8 @@ def filesystem() -> Any:
         scheme="http" if endpoint and endpoint.startswith("http://") else "https",
         region=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION") or "us-east-1",
         connect_timeout=5,
-        request_timeout=PATIENCE,
-        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=ATTEMPTS),
+        request_timeout=TIMEOUT_SECONDS,
+        retry_strategy=AwsStandardS3RetryStrategy(max_attempts=MAX_ATTEMPTS),
     )
 
 
@@ -58,7 +58,9 @@ def client(
         region: the environment's where none is given.
     """
     told = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
-    return _client(service, PATIENCE if patience is None else patience, attempts or ATTEMPTS, region, told)
+    return _client(
+        service, TIMEOUT_SECONDS if patience is None else patience, attempts or MAX_ATTEMPTS, region, told
+    )
 
 
 @functools.lru_cache(maxsize=8)  # to make one costs more than most of what it is asked
@@ -105,7 +107,7 @@ def _blocks(uri: str) -> Iterator[bytes]:
             if is_remote(uri)
             else Path(uri).open("rb") as file
         ):
-            while block := file.read(BLOCK):
+            while block := file.read(BLOCK_BYTES):
                 yield block
     except FileNotFoundError:
         raise

@@ -21,8 +21,8 @@ HOOK = {"kind": "webhook", "url": "http://127.0.0.1:9/team"}
 def specs(house: Path, tmp_path: Path) -> dict[str, ModelSpec]:
     said = {
         "quiet": {"channels": [HOOK | {"name": "a"}]},
-        "loud": {"channels": [HOOK | {"name": "b", "digest": True}]},
-        "other": {"channels": [HOOK | {"name": "c", "digest": True, "signals": ["drift"]}]},
+        "loud": {"channels": [HOOK | {"name": "b", "daily_summary": True}]},
+        "other": {"channels": [HOOK | {"name": "c", "daily_summary": True, "signals": ["drift"]}]},
     }
     return {name: toys.model(tmp_path / "models", name, alerts=alerts) for name, alerts in said.items()}
 
@@ -36,7 +36,7 @@ def test_where_there_is_nothing_to_tell_it_is_one_line(specs: dict[str, ModelSpe
 def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[str, ModelSpec]) -> None:
     for day, x in (("2024-03-03", "bad"), ("2024-03-10", "bad")):
         incidents.record_signals(specs["loud"], day, {"drift": SignalObservation(x, f"x moved by {day}")})  # type: ignore[arg-type]
-    incidents.mute("other", Mute(signals=["failure:*"], until="2024-04-01", reason="a move"), "ann")  # type: ignore[arg-type]
+    incidents.mute_signals("other", Mute(signals=["failure:*"], until="2024-04-01", reason="a move"), "ann")  # type: ignore[arg-type]
     incidents.record_signals(
         specs["other"], "2024-03-03", {"failure:data": SignalObservation("bad", "disk full")}
     )

@@ -46,7 +46,7 @@ def deliver(spec: ModelSpec) -> list[tuple[str, str]]:
         got.append((channel.name, notice.kind))
         return True
 
-    assert incidents.send(spec, take) == 0
+    assert incidents.deliver_notices(spec, take) == 0
     return got
 
 
@@ -57,20 +57,20 @@ def test_an_incident_opens_once_counts_and_ends(spec: ModelSpec) -> None:
     assert "x moved" in opened.text and "Owner: tests" in opened.text
     assert deliver(spec) == [("team", "opened")]
     assert incidents.record_signals(spec, D3, drift("bad", "x and z moved")) == []
-    (item,) = incidents.read("toy").open
+    (item,) = incidents.read_log("toy").open
     assert (item.count, item.first, item.last, item.reason, item.worst_reason) == (
         2, D2, D3, "x and z moved", "x moved",
     )  # fmt: skip
     (closed,) = incidents.record_signals(spec, D4, drift("ok", "all is as it was"))
     assert (closed.kind, closed.title) == ("closed", f"toy: drift is well again, partition {D4}")
     assert "seen 2 times since 2024-03-10" in closed.text
-    assert incidents.read("toy").open == []
+    assert incidents.read_log("toy").open == []
 
 
 def test_it_is_reopened_as_another_incident(spec: ModelSpec) -> None:
     for day, state in ((D1, "bad"), (D2, "ok"), (D3, "bad")):
         incidents.record_signals(spec, day, drift(state))
-    assert [(n.kind, n.number) for n in incidents.read("toy").outbox] == [
+    assert [(n.kind, n.number) for n in incidents.read_log("toy").outbox] == [
         ("opened", 1), ("closed", 1), ("opened", 2),
     ]  # fmt: skip
 
@@ -80,26 +80,26 @@ def test_a_rerun_and_a_backfill_change_nothing(spec: ModelSpec, again: str) -> N
     incidents.record_signals(spec, D1, drift("bad", "x"))
     incidents.record_signals(spec, D2, drift("ok"))
     deliver(spec)
-    before = Path(incidents.uri("toy")).read_text()
+    before = Path(incidents.log_uri("toy")).read_text()
     state = "bad" if again == D1 else "ok"
     assert incidents.record_signals(spec, again, drift(state, "x")) == []
-    assert Path(incidents.uri("toy")).read_text() == before
+    assert Path(incidents.log_uri("toy")).read_text() == before
 
 
 def test_a_rerun_of_the_date_that_is_bad_counts_once(spec: ModelSpec) -> None:
     for _ in range(3):
         incidents.record_signals(spec, D1, drift("bad", "x"))
-    assert told(incidents.read("toy").outbox) == [("team", "opened")]
-    assert incidents.read("toy").open[0].count == 1
+    assert told(incidents.read_log("toy").outbox) == [("team", "opened")]
+    assert incidents.read_log("toy").open[0].count == 1
 
 
 def test_undetermined_neither_opens_nor_ends(spec: ModelSpec) -> None:
     assert incidents.record_signals(spec, D1, drift("undetermined")) == []
     incidents.record_signals(spec, D1, drift("bad"))
     incidents.record_signals(spec, D2, drift("undetermined"))
-    (item,) = incidents.read("toy").open
+    (item,) = incidents.read_log("toy").open
     assert (item.count, item.last) == (1, D1)
-    assert incidents.read("toy").judged == {"drift": D1}
+    assert incidents.read_log("toy").judged == {"drift": D1}
 
 
 def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
@@ -127,27 +127,27 @@ def test_a_failure_is_one_whatever_its_date_and_the_next_success_ends_it(spec: M
     late = {"failure:data": SignalObservation("bad", "did not land")}
     well = {"failure:data": SignalObservation("ok")}
     assert incidents.record_signals(spec, D2, well) == []
-    assert not Path(incidents.uri("toy")).exists(), "a success that ends nothing writes nothing"
+    assert not Path(incidents.log_uri("toy")).exists(), "a success that ends nothing writes nothing"
     assert told(incidents.record_signals(spec, D1, late)) == [("team", "opened")]
     deliver(spec)
     incidents.record_signals(spec, "2024-03-02", well)
-    assert len(incidents.read("toy").open) == 1, "a success of an earlier date says nothing"
+    assert len(incidents.read_log("toy").open) == 1, "a success of an earlier date says nothing"
     assert told(incidents.record_signals(spec, D1, well)) == [("team", "closed")]
 
 
 def test_a_part_that_is_well_does_not_end_what_another_part_failed_in(spec: ModelSpec) -> None:
     incidents.record_signals(spec, D1, {"failure:score": SignalObservation("bad", "evicted", part=3)})
     incidents.record_signals(spec, D1, {"failure:score": SignalObservation("ok", part=4)})
-    assert len(incidents.read("toy").open) == 1
+    assert len(incidents.read_log("toy").open) == 1
     incidents.record_signals(spec, D1, {"failure:score": SignalObservation("ok", part=3)})
-    assert incidents.read("toy").open == []
+    assert incidents.read_log("toy").open == []
 
 
 def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(house: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY]})
     incidents.record_signals(spec, D1, drift("bad"))
-    assert incidents.send(spec, lambda channel, _: channel.name == "early") == 1
-    assert told(incidents.read("toy").outbox) == [("team", "opened")]
+    assert incidents.deliver_notices(spec, lambda channel, _: channel.name == "early") == 1
+    assert told(incidents.read_log("toy").outbox) == [("team", "opened")]
     assert deliver(spec) == [("team", "opened")]
     assert deliver(spec) == []
 
@@ -159,7 +159,7 @@ def test_one_that_is_killed_while_it_delivers_delivers_again(spec: ModelSpec) ->
         raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        incidents.send(spec, die)
+        incidents.deliver_notices(spec, die)
     assert deliver(spec) == [("team", "opened")]
 
 
@@ -167,7 +167,7 @@ def test_a_removed_channel_blocks_nothing(spec: ModelSpec, tmp_path: Path) -> No
     incidents.record_signals(spec, D1, drift("bad"))
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [EARLY]})
     assert deliver(spec) == []
-    assert incidents.read("toy").outbox == []
+    assert incidents.read_log("toy").outbox == []
 
 
 def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: Path, tmp_path: Path) -> None:
@@ -178,7 +178,7 @@ def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: P
         ("team", "opened")
     ]
     assert incidents.record_signals(spec, D2, drift("bad"))[1:] == []
-    (item,) = [i for i in incidents.read("toy").open if i.signal == "drift"]
+    (item,) = [i for i in incidents.read_log("toy").open if i.signal == "drift"]
     assert item.count == 2
     (record,) = ledger.records("toy", "alerting")
     assert (record["decision"], record["reason"], record["actor"]) == ("muted", "a strike", "model.yaml")
@@ -204,8 +204,8 @@ def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
     as_json = json.loads(run.invoke(app, ["incidents", "toy", "--json"]).output)
     assert as_json["toy"]["incidents"]["drift"]["count"] == 2
     assert run.invoke(app, ["mute", "toy", "drift", "--until", D1, "--reason", "over"]).exit_code == 0
-    assert len(incidents.read("toy").mutes) == 1
-    assert incidents.read("toy").muted(spec, "drift", D2) is None
+    assert len(incidents.read_log("toy").mutes) == 1
+    assert incidents.read_log("toy").muted(spec, "drift", D2) is None
 
 
 @pytest.mark.parametrize(
@@ -218,7 +218,7 @@ def test_a_mute_needs_a_date_and_a_reason(spec: ModelSpec, wrong: list[str]) -> 
 
 
 def test_a_file_that_holds_something_else_is_told(spec: ModelSpec) -> None:
-    path = Path(incidents.uri("toy"))
+    path = Path(incidents.log_uri("toy"))
     path.parent.mkdir(parents=True)
     path.write_text("[1]")
     with pytest.raises(StorageError, match=r"does not hold incidents(.|\n)*remove it"):
@@ -231,7 +231,7 @@ def test_several_writers_lose_nothing_and_tell_once(spec: ModelSpec) -> None:
         processes.start(processes.incident, str(spec.folder), D1, ("drift", f"failure:{n}")) for n in names
     ]
     assert processes.wait(*found) == [0] * 6
-    book = incidents.read("toy")
+    book = incidents.read_log("toy")
     assert {i.signal for i in book.open} == {"drift", *(f"failure:{n}" for n in names)}
     assert [n.signal for n in book.outbox].count("drift") == 1
 

@@ -12,7 +12,7 @@ import pytest
 
 from perennial.core import dates
 from perennial.core.errors import ArtifactError
-from perennial.lifecycle.ab_test import ABSplit, interval, trial_state
+from perennial.lifecycle.ab_test import ABSplit, confidence_interval, trial_state
 from perennial.lifecycle.explanation import explain_decision
 from perennial.lifecycle.promotion import promote, rollback
 from perennial.lifecycle.trials import active_trial, summarise
@@ -41,7 +41,7 @@ def test_the_interval_is_wrong_no_oftener_than_stated_at_all_looks_together() ->
     for kind, values in draws.items():
         wrong = 0
         for stream in values:
-            bounds = [interval(stream[:n], 0.95) for n in range(1, nights + 1)]
+            bounds = [confidence_interval(stream[:n], 0.95) for n in range(1, nights + 1)]
             wrong += any(not low <= 0 <= high for low, high in bounds)
         # 5% is allowed; three standard errors of the simulation on top.
         assert wrong / streams <= 0.05 + 3 * (0.05 * 0.95 / streams) ** 0.5, (kind, wrong / streams)
@@ -50,13 +50,13 @@ def test_the_interval_is_wrong_no_oftener_than_stated_at_all_looks_together() ->
 @pytest.mark.parametrize(("effect", "within"), [(1.0, 30), (2.0, 14)])
 def test_a_real_difference_is_found_soon(effect: float, within: int) -> None:
     rng = np.random.default_rng(2)
-    found = [interval(rng.normal(effect, 1, within), 0.95)[0] > 0 for _ in range(300)]
+    found = [confidence_interval(rng.normal(effect, 1, within), 0.95)[0] > 0 for _ in range(300)]
     assert np.mean(found) > 0.9
 
 
 def test_few_nights_are_sure_of_nothing() -> None:
     for n in range(5):
-        assert interval(np.full(n, 3.0) + 1e-9 * np.arange(n), 0.95) == (-np.inf, np.inf)
+        assert confidence_interval(np.full(n, 3.0) + 1e-9 * np.arange(n), 0.95) == (-np.inf, np.inf)
     assert trial_state(-np.inf, np.inf, 0.0, False) == "begun"
     assert trial_state(-np.inf, np.inf, 0.0, True) == "failed"
     assert trial_state(0.01, 0.02, 0.0, True) == "passed"
@@ -77,7 +77,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
 
     def make(task: str = "binary", better: bool = True, **retraining: Any) -> tuple[ModelSpec, str]:
         monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
-        policy = {"split": SHARE, "shadow_nights": NIGHTS} | retraining
+        policy = {"ab_share": SHARE, "trial_days": NIGHTS} | retraining
         spec = make_model(task, training={"rounds": 8}, retraining=policy)
         toys.publish(spec, shuffled=better)
         train(spec, as_of=EARLY)
@@ -86,9 +86,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
         challenger = train(spec, as_of=LATE)["version"]
         answer = promote(spec, as_of=LATE, actor="test")
         assert answer["promoted"] is False
-        assert (
-            f"serves 40% of the rows for {policy['shadow_nights']} nights at most first" in answer["reason"]
-        )
+        assert f"serves 40% of the rows for {policy['trial_days']} nights at most first" in answer["reason"]
         toys.publish(spec, FIRST, 10, n=ROWS)
         return spec, challenger
 
@@ -123,7 +121,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
     told = [r["decision"] for r in ledger.records(spec.name, "shadow")]
     assert told == ["begun", "passed" if better else "failed"]
     ledger.verify(spec.name)
-    decided = {"kind": "retraining", "decision": "requested", "reason": "value", "actor": "test"}
+    decided = {"kind": "retraining", "decision": "requested", "reason": "gain", "actor": "test"}
     ledger.append(spec.name, partition=LATE, **decided)
     lines = explain_decision(spec, LATE)
     begun = "it serves 40% of the rows for 8 nights at most, beside version 1"
@@ -188,12 +186,12 @@ def test_a_manifest_names_both_versions_and_a_changed_split_is_scored_anew(begin
     digest = registry.version(spec.name, challenger).digest
     assert (part["version"], part["digest"], part["share"]) == (challenger, digest, SHARE)
     assert shared.result["challenger"] == challenger
-    changed = spec.model_copy(update={"retraining": spec.retraining.model_copy(update={"split": 0.1})})
+    changed = spec.model_copy(update={"retraining": spec.retraining.model_copy(update={"ab_share": 0.1})})
     result = score(changed, start=LATE, end=FIRST)
     assert result["partitions"] == [FIRST]
     few = sum(v == challenger for i, v in arms(spec).items() if i.startswith(FIRST))
     assert few == sum(belongs(spec, challenger, f"{FIRST}-{i:05d}", 0.1) for i in range(ROWS))
-    off = spec.model_copy(update={"retraining": spec.retraining.model_copy(update={"split": 0.0})})
+    off = spec.model_copy(update={"retraining": spec.retraining.model_copy(update={"ab_share": 0.0})})
     assert "challenger" not in score(off, start=FIRST)
     assert set(arms(spec).values()) == {"1"}
 
@@ -221,7 +219,7 @@ def _lists(day: str) -> list[tuple[str, int]]:
 
 def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..., Any]) -> None:
     """Nights without labels count, too: a trial must not last for ever."""
-    spec, challenger = begin(shadow_nights=5)
+    spec, challenger = begin(trial_days=5)
     end = dates.add_days(FIRST, 6)
     delta_tables.replace(delta_tables.table_uri("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
@@ -272,7 +270,7 @@ def test_a_damaged_challenger_is_named_with_what_to_do(
         copy.unlink()
     with pytest.raises(ArtifactError, match=f"version {challenger} is to serve 40% of the rows") as error:
         score(spec, start=FIRST)
-    assert "set retraining.split to 0" in error.value.remedy
+    assert "set retraining.ab_share to 0" in error.value.remedy
 
 
 def test_a_row_is_given_by_all_columns_of_its_key_and_no_night_before_the_training() -> None:

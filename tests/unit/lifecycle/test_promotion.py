@@ -359,7 +359,7 @@ def test_a_challenger_takes_over_after_its_nights_in_the_shadow_if_it_was_better
     passing: ModelSpec, better: bool
 ) -> None:
     """Labels shuffled among the rows make a bad model; here both it and a good one pass the gate."""
-    policy = passing.retraining.model_copy(update={"shadow_nights": 4})
+    policy = passing.retraining.model_copy(update={"trial_days": 4})
     spec = passing.model_copy(update={"retraining": policy})
     toys.publish(spec, shuffled=better)
     train(spec, as_of=EARLY)

@@ -14,7 +14,7 @@ import pytest
 import perennial
 from perennial.core.errors import DataError, PerennialError
 from perennial.lifecycle.explanation import explain_decision
-from perennial.lifecycle.retraining import answer, decide, in_flight
+from perennial.lifecycle.retraining import decide, record_answer, request_in_flight
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
 from perennial.storage.manifests import Manifest
@@ -80,21 +80,21 @@ WORSE = {"state": "bad", "reason": "worse", "since": "2024-01-30", "value": 0.2}
 
 def signals(value: str, gain: float = 0.0, **others: Any) -> dict[str, Any]:
     return {
-        "value": {"state": value, "reason": "it would save", "since": "2024-01-31", "value": gain}
+        "gain": {"state": value, "reason": "it would save", "since": "2024-01-31", "value": gain}
     } | others
 
 
 def test_the_spec_says_on_what() -> None:
     bad = {"verdict": "ok", "signals": signals("bad", 0.1, performance=WORSE)}
-    assert asked("2024-02-01", retraining(on=["age"]), **bad)["retrain"] is False
-    found = asked("2024-02-02", retraining(on=["performance"]), **bad)
+    assert asked("2024-02-01", retraining(triggers=["age"]), **bad)["retrain"] is False
+    found = asked("2024-02-02", retraining(triggers=["performance"]), **bad)
     assert found["retrain"] is True and found["reason"] == "performance: worse"
-    assert asked("2024-02-20", retraining(on=["drift"]), **bad)["retrain"] is False
+    assert asked("2024-02-20", retraining(triggers=["drift"]), **bad)["retrain"] is False
 
 
 def test_what_recent_labels_promise_asks_for_a_retraining_since_the_change() -> None:
     found = asked("2024-02-02", verdict="ok", signals=signals("bad", 0.1, performance=WORSE))
-    assert found["triggers"] == ["performance", "value"]
+    assert found["triggers"] == ["performance", "gain"]
     assert ledger.records("toy")[-1]["evidence"]["since"] == "2024-01-30"
 
 
@@ -125,7 +125,7 @@ def test_drift_asks_only_where_it_harms_the_model(seen: dict[str, Any], retrain:
 
 
 def test_age_counts_partition_days() -> None:
-    spec = retraining(on=["age"], max_age_days=30)
+    spec = retraining(triggers=["age"], max_age_days=30)
     assert asked("2024-01-31", spec, verdict="ok")["retrain"] is False
     assert "31 days ago" in asked("2024-02-01", spec, verdict="ok")["reason"]
 
@@ -156,7 +156,7 @@ def test_only_one_at_a_time() -> None:
 
 
 def test_one_that_never_ended_counts_as_lost() -> None:
-    spec = retraining(cooldown_days=0, lost_after_days=5)
+    spec = retraining(cooldown_days=0, abandoned_after_days=5)
     asked("2024-02-01", spec)
     assert asked("2024-02-06", spec)["retrain"] is False
     assert asked("2024-02-07", spec)["retrain"] is True
@@ -238,13 +238,13 @@ def test_it_is_light() -> None:
 
 
 def test_a_person_is_asked_where_the_policy_says_so_and_the_answer_stands() -> None:
-    spec = retraining(mode="ask")
+    spec = retraining(mode="approval")
     found = asked("2024-02-01", spec)
     assert (found["retrain"], found["proposed"]) == (False, True)
     assert ask(spec, "2024-02-01")["proposed"] is True
-    assert answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
+    assert record_answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
     assert (
-        answer(spec, as_of="2024-02-01", approved=False, actor="bob")["retrain"] is True
+        record_answer(spec, as_of="2024-02-01", approved=False, actor="bob")["retrain"] is True
     )  # the first answer stands
     assert [(r["decision"], r["actor"]) for r in ledger.records("toy")] == [
         ("proposed", "test"),
@@ -254,25 +254,25 @@ def test_a_person_is_asked_where_the_policy_says_so_and_the_answer_stands() -> N
 
 
 def test_a_no_is_written_down_and_costs_no_cooldown() -> None:
-    spec = retraining(mode="ask")
+    spec = retraining(mode="approval")
     asked("2024-02-01", spec)
-    assert answer(spec, as_of="2024-02-01", approved=False, actor="ada")["retrain"] is False
+    assert record_answer(spec, as_of="2024-02-01", approved=False, actor="ada")["retrain"] is False
     assert ledger.records("toy")[-1]["reason"].startswith("turned down by ada (drift")
     assert asked("2024-02-02", spec)["proposed"] is True
 
 
 def test_why_tells_the_evidence_of_a_proposal_once() -> None:
-    spec = retraining(mode="ask")
+    spec = retraining(mode="approval")
     asked("2024-02-01", spec, signals=signals("bad", 0.1))
-    answer(spec, as_of="2024-02-01", approved=False, actor=None)
+    record_answer(spec, as_of="2024-02-01", approved=False, actor=None)
     told = explain_decision(spec, "2024-02-01")
     assert told[0] == "2024-02-01: a retraining was proposed by test (version 1)."
     assert told[-1] == "2024-02-01: nobody answered in time."
-    assert sum(line.startswith("  value:") for line in told) == 1
+    assert sum(line.startswith("  gain:") for line in told) == 1
 
 
 def test_nothing_else_is_proposed_while_an_answer_may_come() -> None:
-    spec = retraining(mode="ask", answer_hours=30)
+    spec = retraining(mode="approval", approval_hours=30)
     asked("2024-02-01", spec)
     assert asked("2024-02-03", spec)["reason"].startswith(
         "the retraining proposed on 2024-02-01 waits for an answer"
@@ -281,27 +281,27 @@ def test_nothing_else_is_proposed_while_an_answer_may_come() -> None:
 
 
 def test_a_backfill_is_no_answer_to_a_proposal() -> None:
-    spec = retraining(mode="ask")
+    spec = retraining(mode="approval")
     asked("2024-02-01", spec)
     assert ask(spec, "2024-02-01", backfill=True)["proposed"] is False
-    assert answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
+    assert record_answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
 
 
 def test_a_request_is_in_flight_until_its_training_ends() -> None:
-    spec = retraining(lost_after_days=5)
+    spec = retraining(abandoned_after_days=5)
     asked("2024-02-01", spec)
-    assert in_flight(spec, "2024-02-01") is None  # its own date is no later look
-    found = in_flight(spec, "2024-02-06")
+    assert request_in_flight(spec, "2024-02-01") is None  # its own date is no later look
+    found = request_in_flight(spec, "2024-02-06")
     assert found is not None and found["partition"] == "2024-02-01"
-    assert in_flight(spec, "2024-02-07") is None  # lost
+    assert request_in_flight(spec, "2024-02-07") is None  # lost
     trained("2024-02-01")
-    assert in_flight(spec, "2024-02-06") is None
+    assert request_in_flight(spec, "2024-02-06") is None
 
 
 def test_nothing_can_be_approved_that_was_not_proposed() -> None:
     asked("2024-02-01")
     with pytest.raises(DataError, match="no retraining was proposed"):
-        answer(make_spec(), as_of="2024-02-01", approved=True, actor="ada")
+        record_answer(make_spec(), as_of="2024-02-01", approved=True, actor="ada")
 
 
 def test_a_freeze_forbids_with_its_reason() -> None:
@@ -336,7 +336,7 @@ def test_a_challenger_in_the_shadow_comes_first(state: str, retrain: bool) -> No
 def test_new_rows_another_spec_and_other_code_ask_where_the_policy_says_so() -> None:
     seen = {"verdict": "ok", "new_rows": 0.6, "changed": ["spec", "code"]}
     assert asked("2024-02-01", **seen)["retrain"] is False
-    found = asked("2024-02-02", retraining(on=["rows", "spec"]), **seen)
+    found = asked("2024-02-02", retraining(triggers=["rows", "spec"]), **seen)
     assert found["triggers"] == ["rows", "spec"] and "60% as many new rows" in found["reason"]
 
 
