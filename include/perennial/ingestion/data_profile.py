@@ -31,18 +31,18 @@ MANY = 100
 _TEXT = 80
 
 
-def place(model: str, key: str, extension: str) -> str:
+def profile_uri(model: str, key: str, extension: str) -> str:
     """Where the summary of a date (or ``start..end``) is kept."""
     return f"{settings().lake}/reports/{model}/profile/{key}.{extension}"
 
 
-def write(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int) -> str:
+def write_profile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int) -> str:
     """Summarise the partitions ``start`` to ``end`` of a published version; returns the page's address.
 
     Columns of personal data are left out.
     """
     rows = _sample(con, spec, start, end, version)
-    page, content = draw(rows, {c: spec.data.columns[c] for c in rows.columns}, spec.data.key)
+    page, content = summarise(rows, {c: spec.data.columns[c] for c in rows.columns}, spec.data.key)
     key = start if start == end else f"{start}..{end}"
     content["perennial"] = {
         "model": spec.name,
@@ -50,11 +50,11 @@ def write(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str,
         "version": version,
         "rows_sampled": len(rows),
     }
-    object_store.write_text(place(spec.name, key, "json"), json.dumps(content, indent=1))
-    return object_store.write_text(place(spec.name, key, "html"), _page(page))
+    object_store.write_text(profile_uri(spec.name, key, "json"), json.dumps(content, indent=1))
+    return object_store.write_text(profile_uri(spec.name, key, "html"), _page(page))
 
 
-def draw(rows: pd.DataFrame, kinds: Mapping[str, str], key: Sequence[str]) -> tuple[str, dict[str, Any]]:
+def summarise(rows: pd.DataFrame, kinds: Mapping[str, str], key: Sequence[str]) -> tuple[str, dict[str, Any]]:
     """Evidently's summary of rows: the page, with stand-ins in it, and the numbers.
 
     Args:

@@ -72,9 +72,11 @@ def _publish(
     uri = delta_tables.table_uri("labels", spec.name)
     for span in dates.contiguous_ranges(good):
         days = {d for d in good if d in span}
-        sql = publishing.labels(spec, landed, source, bad, days, kind, late)
+        sql = publishing.labels_sql(spec, landed, source, bad, days, kind, late)
         expected = sum(rows[d] - aside.get(d, 0) for d in days)
-        work.versions["labels"] = publishing.replace(work.con, uri, sql, span.start, span.end, expected)
+        work.versions["labels"] = publishing.replace_partitions(
+            work.con, uri, sql, span.start, span.end, expected
+        )
     _quarantine(work, feed, landed, source, reasons, {d for d in good if aside.get(d)}, unread)
 
 
@@ -95,13 +97,13 @@ def _quarantine(
     uri = delta_tables.table_uri("quarantine", spec.name)
     for span in dates.contiguous_ranges(days):
         within = {d for d in days if d in span}
-        sql = publishing.quarantined(
+        sql = publishing.quarantined_rows_sql(
             spec, feed, landed, source, reasons, within, work.run_id, unread, shift=late
         )
         nights = span.shift(late)
         if duckdb_session.create_view(con, "quarantine_held", uri, start=nights.start, end=nights.end):
             sql = f"{sql} UNION ALL BY NAME SELECT * FROM quarantine_held WHERE feed <> '{feed.what}'"
-        publishing.replace(con, uri, sql, nights.start, nights.end)
+        publishing.replace_partitions(con, uri, sql, nights.start, nights.end)
 
 
 def _suspects(
@@ -117,7 +119,7 @@ def _suspects(
     spec, con, source = work.spec, work.con, findings.source
     reasons = dict(findings.reasons)
     if kind == "DOUBLE":
-        infinite = f"coalesce(isinf({publishing.label_value(spec.label.expression, kind)}), FALSE)"
+        infinite = f"coalesce(isinf({publishing.label_value_sql(spec.label.expression, kind)}), FALSE)"
         if con.execute(f"SELECT count(*) FROM {source} WHERE {infinite}").fetchall()[0][0]:
             reasons[INFINITE] = infinite
     keys, days = [quote_identifier(k) for k in spec.data.key], sorted(file.day for file in landed)
@@ -125,7 +127,7 @@ def _suspects(
     if not duckdb_session.create_view(con, "published_rows", uri, start=days[0], end=days[-1]):
         return source, {**reasons, UNKNOWN: "TRUE"}
     same = " AND ".join(
-        [f"p.partition_date = {publishing.day_of(landed)}", *(f"p.{k} = l.{k}" for k in keys)]
+        [f"p.partition_date = {publishing.partition_date_sql(landed)}", *(f"p.{k} = l.{k}" for k in keys)]
     )
     unknown = con.execute(f"SELECT count(*) FROM {source} l ANTI JOIN published_rows p ON {same}").fetchall()[
         0

@@ -29,7 +29,7 @@ class UnreadableError(Exception):
     """Rows that were validated cannot be read again."""
 
 
-def day_of(landed: list[LandedFile], shift: int = 0) -> str:
+def partition_date_sql(landed: list[LandedFile], shift: int = 0) -> str:
     """SQL of the partition date of a row."""
     days = [dates.add_days(file.day, shift) for file in landed]
     if len(days) == 1:
@@ -37,22 +37,22 @@ def day_of(landed: list[LandedFile], shift: int = 0) -> str:
     return f"([{', '.join(text_literal(d) for d in days)}])[__file + 1]"
 
 
-def only(landed: list[LandedFile], days: set[str]) -> str:
+def partitions_condition(landed: list[LandedFile], days: set[str]) -> str:
     """SQL condition of the rows of some dates."""
     wanted = [str(i) for i, file in enumerate(landed) if file.day in days]
     return "TRUE" if len(wanted) == len(landed) else f"__file IN ({', '.join(wanted) or '-1'})"
 
 
-def published(
+def published_rows_sql(
     columns: Mapping[str, str], landed: list[LandedFile], source: str, bad: str, days: set[str]
 ) -> str:
     """SQL of the rows that are published."""
     listed = ", ".join(quote_identifier(c) for c in columns)
-    return (f"SELECT {listed}, {day_of(landed)} AS partition_date FROM {source} "
-            f"WHERE {only(landed, days)} AND NOT coalesce(({bad}), FALSE)")  # fmt: skip
+    return (f"SELECT {listed}, {partition_date_sql(landed)} AS partition_date FROM {source} "
+            f"WHERE {partitions_condition(landed, days)} AND NOT coalesce(({bad}), FALSE)")  # fmt: skip
 
 
-def quarantined(
+def quarantined_rows_sql(
     spec: ModelSpec, feed: FeedSchema, landed: list[LandedFile], source: str, reasons: dict[str, str], days: set[str],
     run_id: str, unread: Iterable[str] = (), shift: int = 0,
 ) -> str:  # fmt: skip
@@ -71,11 +71,11 @@ def quarantined(
     why = ", ".join(f"CASE WHEN ({sql}) THEN {text_literal(label)} END" for label, sql in reasons.items())
     bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
     return (
-        f"SELECT {keys}, {text_literal(feed.what)} AS feed, {day_of(landed)} AS feed_date, "
+        f"SELECT {keys}, {text_literal(feed.what)} AS feed, {partition_date_sql(landed)} AS feed_date, "
         f"to_json({{{cells}}})::VARCHAR AS row_values, "
         f"list_filter([{why or 'NULL'}], lambda r: r IS NOT NULL) AS reasons, "
-        f"{text_literal(run_id)} AS run_id, {day_of(landed, shift)} AS partition_date "
-        f"FROM {source} WHERE {only(landed, days)} AND coalesce(({bad}), FALSE)"
+        f"{text_literal(run_id)} AS run_id, {partition_date_sql(landed, shift)} AS partition_date "
+        f"FROM {source} WHERE {partitions_condition(landed, days)} AND coalesce(({bad}), FALSE)"
     )
 
 
@@ -102,7 +102,7 @@ def stopped_partition_sql(spec: ModelSpec, day: str, reasons: list[str], run_id:
             f"[{why}] AS reasons, {text_literal(run_id)} AS run_id, {text_literal(day)} AS partition_date")  # fmt: skip
 
 
-def replace(
+def replace_partitions(
     con: duckdb.DuckDBPyConnection, uri: str, sql: str, start: str, end: str, expected: int | None = None
 ) -> int:
     """Replace the partitions ``start`` to ``end`` of a table by the rows of a query, streaming.
@@ -185,21 +185,21 @@ def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
                     model=spec.name)  # fmt: skip
 
 
-def label_value(expression: str, kind: str) -> str:
+def label_value_sql(expression: str, kind: str) -> str:
     """SQL of a label; NaN is a missing one."""
     value = f"({expression})::{kind}"
     return f"CASE WHEN NOT isnan({value}) THEN {value} END" if kind == "DOUBLE" else value
 
 
-def labels(
+def labels_sql(
     spec: ModelSpec, landed: list[LandedFile], source: str, bad: str, days: set[str], kind: str, arrives: int
 ) -> str:
     """SQL of the labels that are published: key, label, the partition that brought them."""
     keys = ", ".join(quote_identifier(k) for k in spec.data.key)
     return (
-        f"SELECT {keys}, {label_value(spec.label.expression, kind)} AS label, {day_of(landed, arrives)} AS arrived, "
-        f"{day_of(landed)} AS partition_date FROM {source} "
-        f"WHERE {only(landed, days)} AND NOT coalesce(({bad}), FALSE)"
+        f"SELECT {keys}, {label_value_sql(spec.label.expression, kind)} AS label, {partition_date_sql(landed, arrives)} AS arrived, "
+        f"{partition_date_sql(landed)} AS partition_date FROM {source} "
+        f"WHERE {partitions_condition(landed, days)} AND NOT coalesce(({bad}), FALSE)"
     )
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 PAGES = 7
 
 
-def _rows(work: PartitionRun, suite: list[Expectation]) -> None:
+def publish_rows(work: PartitionRun, suite: list[Expectation]) -> None:
     """Read, validate and publish the rows of all nights."""
     from perennial.storage.landing import FeedSchema
 
@@ -51,7 +51,7 @@ def _publish_rows(
     for outcome in findings.outcomes:
         night = work.nights[outcome.day]
         page = len(work.nights) <= PAGES or bool(outcome.quarantined or outcome.stopped)
-        night.doc = data_docs.write(outcome, feed, name, page=page)
+        night.doc = data_docs.write_data_doc(outcome, feed, name, page=page)
         night.rows_in, night.quarantined = outcome.rows, outcome.quarantined
         night.rows_out = outcome.rows - outcome.quarantined
         if outcome.stopped:
@@ -61,22 +61,24 @@ def _publish_rows(
     uri = delta_tables.table_uri("quarantine", spec.name)
     held = set(delta_tables.partitions(uri))
     for day, outcome in stopped.items():
-        publishing.replace(
+        publishing.replace_partitions(
             work.con, uri, publishing.stopped_partition_sql(spec, day, outcome.stopped, work.run_id), day, day
         )
     aside = {o.day for o in findings.outcomes if o.day in good and (o.quarantined or o.day in held)}
     by_day = {o.day: o for o in findings.outcomes}
     for span in dates.contiguous_ranges(aside):
         days = {d for d in aside if d in span}
-        sql = publishing.quarantined(
+        sql = publishing.quarantined_rows_sql(
             spec, feed, landed, findings.source, findings.reasons, days, work.run_id, unread
         )
-        publishing.replace(work.con, uri, sql, span.start, span.end, sum(by_day[d].quarantined for d in days))
+        publishing.replace_partitions(
+            work.con, uri, sql, span.start, span.end, sum(by_day[d].quarantined for d in days)
+        )
     for span in dates.contiguous_ranges(good):
         days = {d for d in good if d in span}
-        sql = publishing.published(feed.columns, landed, findings.source, findings.bad, days)
+        sql = publishing.published_rows_sql(feed.columns, landed, findings.source, findings.bad, days)
         rows = sum(by_day[d].rows - by_day[d].quarantined for d in days)
-        work.versions["published"] = publishing.replace(
+        work.versions["published"] = publishing.replace_partitions(
             work.con, delta_tables.table_uri("published", spec.name), sql, span.start, span.end, rows
         )
     if spec.label.source is None:
@@ -100,9 +102,9 @@ def _own_labels(
     kind = publishing.label_type(spec, spec.data.columns)
     for span in dates.contiguous_ranges(good):
         days = {d for d in good if d in span}
-        sql = publishing.labels(spec, landed, findings.source, findings.bad, days, kind, 0)
+        sql = publishing.labels_sql(spec, landed, findings.source, findings.bad, days, kind, 0)
         rows = sum(work.nights[d].rows_out for d in days)
-        work.versions["labels"] = publishing.replace(
+        work.versions["labels"] = publishing.replace_partitions(
             work.con, delta_tables.table_uri("labels", spec.name), sql, span.start, span.end, rows
         )
     for day in good:

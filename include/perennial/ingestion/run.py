@@ -60,7 +60,7 @@ class PartitionRun:
         return [n for n in self.nights.values() if n.error is None]
 
 
-def _labelled(spec: ModelSpec, day: str, nights: dict[str, PartitionState]) -> str | None:
+def labelled_rows_digest(spec: ModelSpec, day: str, nights: dict[str, PartitionState]) -> str | None:
     """The rows that the labels of one night are matched with, by the digest of their file; none: there are none."""
     label_day = dates.add_days(day, -spec.label.arrives_after_days)
     if label_day in nights and nights[label_day].error is None:
@@ -89,11 +89,11 @@ def validate_and_publish(
 
 
 def _unreadable(work: PartitionRun, feed: FeedSchema, file: LandedFile, error: Exception) -> None:
-    from perennial.storage.landing import unreadable
+    from perennial.storage.landing import read_error
 
     late = 0 if feed.what == "rows" else work.spec.label.arrives_after_days
     day = dates.add_days(file.day, late)
-    work.nights[day].error = unreadable(feed, day, file.uri, error)
+    work.nights[day].error = read_error(feed, day, file.uri, error)
 
 
 def land_file(
@@ -136,15 +136,15 @@ def _validate(
     """
     import duckdb
 
-    from perennial.storage.landing import view
-    from perennial.validation.checks import EXACT_QUANTILE_ROWS, checks
+    from perennial.storage.landing import create_view
+    from perennial.validation.checks import EXACT_QUANTILE_ROWS, build_checks
     from perennial.validation.validator import validate
 
     spec, rows = work.spec, feed.what == "rows"
     try:
-        unread = view(work.con, feed, batch, feed.what)
+        unread = create_view(work.con, feed, batch, feed.what)
         exact = (batch[0].rows or 0) <= EXACT_QUANTILE_ROWS
-        found: list[Check] = checks(
+        found: list[Check] = build_checks(
             suite, feed.columns, spec.data.key, spec.data.event_time if rows else None, unread, exact
         )
         yield batch, validate(work.con, feed, batch, found, spec.data.quarantine_limit, feed.what), unread

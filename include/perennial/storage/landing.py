@@ -76,7 +76,7 @@ class FeedSchema:
 
 
 @contextmanager
-def workplace(home: Path) -> Iterator[Path]:
+def temporary_folder(home: Path) -> Iterator[Path]:
     """A folder that is gone afterwards; what a killed run left is removed a day later."""
     import tempfile
 
@@ -121,7 +121,7 @@ def _fetch(uri: str, path: Path) -> None:
             object_store.filesystem().open_input_stream(uri.removeprefix("s3://")) as source,
             path.open("wb") as copy,
         ):
-            shutil.copyfileobj(source, copy, object_store.BLOCK)
+            shutil.copyfileobj(source, copy, object_store.BLOCK_BYTES)
     except FileNotFoundError:
         raise
     except OSError as error:
@@ -157,11 +157,11 @@ def _stage(
             f"allow_quoted_nulls=false)) TO {text_literal(str(staged))} (FORMAT parquet, COMPRESSION snappy)"
         )
     except duckdb.Error as error:
-        raise unreadable(feed, day, uri, error, "is malformed") from error
+        raise read_error(feed, day, uri, error, "is malformed") from error
     return staged
 
 
-def unreadable(
+def read_error(
     feed: FeedSchema, day: str, uri: str, error: Exception, what: str = "cannot be read to its end"
 ) -> PerennialError:
     """The failure that an engine's error stands for: of this machine, or of the file."""
@@ -214,7 +214,7 @@ def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, text
             problems.append(
                 f"column {column!r} is there more than once (names that differ in case only count as one)"
             )
-        elif not text and not _fits(found[column], kind):
+        elif not text and not type_matches(found[column], kind):
             problems.append(f"column {column!r} is declared {kind}; the file has {found[column]}")
     extra = [n for n in schema.names if n not in feed.columns]
     if feed.extra == "stop" and extra:
@@ -230,7 +230,7 @@ def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, text
                          "mend the feed, or change data.columns and the model that is built upon it", day)  # fmt: skip
 
 
-def _fits(found: Any, kind: str) -> bool:
+def type_matches(found: Any, kind: str) -> bool:
     import pyarrow.types as t
 
     if t.is_dictionary(found):
@@ -251,7 +251,7 @@ def _fits(found: Any, kind: str) -> bool:
     return bool(t.is_timestamp(found))
 
 
-def view(
+def create_view(
     con: duckdb.DuckDBPyConnection, feed: FeedSchema, landed: list[LandedFile], name: str = "rows"
 ) -> dict[str, str]:
     """Make the files the view ``name``: typed columns, ``__file`` (index into ``landed``), ``__row`` (its place in the

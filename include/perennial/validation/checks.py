@@ -16,7 +16,7 @@ from typing import Any
 
 from perennial.core.sql import condition, quote_identifier, sql_literal, text_literal
 from perennial.storage.landing import MAX_DAY_OFFSET
-from perennial.validation.sql_aggregates import both, count_where, only_where, table_level
+from perennial.validation._sql_aggregates import both, count_where, only_where, table_level
 from perennial.validation.suite import Expectation
 
 #: Examples of bad values that a data doc shows.
@@ -171,7 +171,7 @@ def _statistic(check: Check, name: str, value: Value) -> Any:
     return found
 
 
-def checks(
+def build_checks(
     suite: Iterable[Expectation],
     columns: Mapping[str, str],
     key: list[str],

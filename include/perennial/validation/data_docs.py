@@ -48,7 +48,7 @@ a[href^=".."]{color:inherit;pointer-events:none}
 """
 
 
-def place(model: str, day: str, extension: str, what: str = "rows") -> str:
+def data_doc_uri(model: str, day: str, extension: str, what: str = "rows") -> str:
     """Where the data doc of a partition is kept."""
     return f"{settings().lake}/reports/{model}/validation/{day}{'' if what == 'rows' else '-' + what}.{extension}"
 
@@ -86,18 +86,20 @@ def suite_json(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) ->
     return {**suite.to_json_dict(), "results": [result.to_json_dict() for result in outcome.results]}
 
 
-def write(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str, *, page: bool) -> str:
+def write_data_doc(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str, *, page: bool) -> str:
     """Keep the result as JSON and, if asked for, as a page; returns where a person looks."""
     result = suite_json(outcome, feed, suite_name)
     kept = object_store.write_text(
-        place(feed.model, outcome.day, "json", feed.what), json.dumps(result, indent=1, default=str)
+        data_doc_uri(feed.model, outcome.day, "json", feed.what), json.dumps(result, indent=1, default=str)
     )
     if not page:
         return kept
-    return object_store.write_text(place(feed.model, outcome.day, "html", feed.what), render(result))
+    return object_store.write_text(
+        data_doc_uri(feed.model, outcome.day, "html", feed.what), render_data_doc(result)
+    )
 
 
-def render(content: dict[str, Any]) -> str:
+def render_data_doc(content: dict[str, Any]) -> str:
     """The page of a suite's result (as JSON): Great Expectations' own, guarded, without anything from elsewhere."""
     from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer

@@ -11,7 +11,7 @@ from typing import Any
 from perennial.core import dates
 from perennial.core.errors import SpecError
 from perennial.validation.checks import EXAMPLES, Check
-from perennial.validation.suite import Expectation, Problem
+from perennial.validation.suite import Expectation, SuiteProblem
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
 #: Table-level expectations whose observed value says nothing of a single row.
@@ -127,7 +127,7 @@ class ExpectationEvaluator:
                 )
 
 
-def refused(suite: list[Expectation]) -> list[Problem]:
+def refused(suite: list[Expectation]) -> list[SuiteProblem]:
     """What Great Expectations itself refuses of a suite that `parse_suite` could read (imports it: seconds)."""
     problems = []
     for entry in suite:
@@ -137,7 +137,7 @@ def refused(suite: list[Expectation]) -> list[Problem]:
         try:
             expectation(check, "2000-01-01")
         except SpecError as error:
-            problems.append(Problem(entry.line, error.cause.removeprefix("expectations.json: ")))
+            problems.append(SuiteProblem(entry.line, error.cause.removeprefix("expectations.json: ")))
     return problems
 
 

@@ -25,7 +25,7 @@ _BETWEEN = ("min_value", "max_value", "strict_min", "strict_max")
 
 
 @dataclass(frozen=True)
-class Kind:
+class ExpectationSignature:
     """What one expectation type accepts.
 
     Attributes:
@@ -41,25 +41,27 @@ class Kind:
     types: tuple[str, ...] = ANY
 
 
-def _column(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> Kind:
-    return Kind("row", ("column", *needs), (*may, "mostly", "row_condition"), types)
+def _column(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> ExpectationSignature:
+    return ExpectationSignature("row", ("column", *needs), (*may, "mostly", "row_condition"), types)
 
 
-def _pair(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> Kind:
-    return Kind(
+def _pair(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> ExpectationSignature:
+    return ExpectationSignature(
         "row", ("column_A", "column_B", *needs), (*may, "mostly", "ignore_row_if", "row_condition"), types
     )
 
 
-def _many(types: tuple[str, ...], *needs: str) -> Kind:
-    return Kind("row", ("column_list", *needs), ("mostly", "ignore_row_if", "row_condition"), types)
+def _many(types: tuple[str, ...], *needs: str) -> ExpectationSignature:
+    return ExpectationSignature(
+        "row", ("column_list", *needs), ("mostly", "ignore_row_if", "row_condition"), types
+    )
 
 
-def _aggregate(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> Kind:
-    return Kind("table", ("column", *needs), (*may, "row_condition"), types)
+def _aggregate(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> ExpectationSignature:
+    return ExpectationSignature("table", ("column", *needs), (*may, "row_condition"), types)
 
 
-SUPPORTED: dict[str, Kind] = {
+SUPPORTED: dict[str, ExpectationSignature] = {
     "expect_column_values_to_not_be_null": _column(ANY),
     "expect_column_values_to_be_null": _column(ANY),
     "expect_column_values_to_be_unique": _column(ANY),
@@ -79,13 +81,13 @@ SUPPORTED: dict[str, Kind] = {
     "expect_select_column_values_to_be_unique_within_record": _many(ANY),
     "expect_multicolumn_values_to_be_equal": _many(ANY),
     "expect_multicolumn_sum_to_equal": _many(NUMERIC, "sum_total"),
-    "expect_table_row_count_to_be_between": Kind("table", (), _BETWEEN),
-    "expect_table_row_count_to_equal": Kind("table", ("value",)),
-    "expect_table_column_count_to_be_between": Kind("table", (), ("min_value", "max_value")),
-    "expect_table_column_count_to_equal": Kind("table", ("value",)),
-    "expect_table_columns_to_match_set": Kind("table", ("column_set",), ("exact_match",)),
-    "expect_table_columns_to_match_ordered_list": Kind("table", ("column_list",)),
-    "expect_column_to_exist": Kind("table", ("column",), ("column_index",)),
+    "expect_table_row_count_to_be_between": ExpectationSignature("table", (), _BETWEEN),
+    "expect_table_row_count_to_equal": ExpectationSignature("table", ("value",)),
+    "expect_table_column_count_to_be_between": ExpectationSignature("table", (), ("min_value", "max_value")),
+    "expect_table_column_count_to_equal": ExpectationSignature("table", ("value",)),
+    "expect_table_columns_to_match_set": ExpectationSignature("table", ("column_set",), ("exact_match",)),
+    "expect_table_columns_to_match_ordered_list": ExpectationSignature("table", ("column_list",)),
+    "expect_column_to_exist": ExpectationSignature("table", ("column",), ("column_index",)),
     "expect_column_min_to_be_between": _aggregate(COMPARABLE, may=_BETWEEN),
     "expect_column_max_to_be_between": _aggregate(COMPARABLE, may=_BETWEEN),
     "expect_column_mean_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
@@ -152,7 +154,7 @@ class Expectation:
 
 
 @dataclass(frozen=True)
-class Problem:
+class SuiteProblem:
     """Something in a suite that cannot be used."""
 
     line: int
@@ -162,7 +164,7 @@ class Problem:
         return f"expectations.json:{self.line}: {self.message}"
 
 
-def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation], list[Problem]]:
+def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation], list[SuiteProblem]]:
     """Read a suite.
 
     Args:
@@ -175,22 +177,24 @@ def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation
     try:
         suite = json.loads(text)
     except ValueError as error:
-        return [], [Problem(getattr(error, "lineno", 1), f"is not JSON: {getattr(error, 'msg', error)}")]
+        return [], [SuiteProblem(getattr(error, "lineno", 1), f"is not JSON: {getattr(error, 'msg', error)}")]
     if not isinstance(suite, dict) or not isinstance(suite.get("expectations"), list):
-        return [], [Problem(1, "a suite is an object with 'name' and a list 'expectations'")]
+        return [], [SuiteProblem(1, "a suite is an object with 'name' and a list 'expectations'")]
     if not isinstance(suite.get("name"), str) or not suite["name"]:
-        return [], [Problem(1, "the suite has no 'name'")]
+        return [], [SuiteProblem(1, "the suite has no 'name'")]
     problems = []
     if suite.get("suite_parameters"):
         problems.append(
-            Problem(1, "suite_parameters are not supported: write the values into the expectations")
+            SuiteProblem(1, "suite_parameters are not supported: write the values into the expectations")
         )
     if len(suite["expectations"]) > MAX_EXPECTATIONS:
-        return [], [Problem(1, f"{len(suite['expectations'])} expectations; {MAX_EXPECTATIONS} are allowed")]
+        return [], [
+            SuiteProblem(1, f"{len(suite['expectations'])} expectations; {MAX_EXPECTATIONS} are allowed")
+        ]
     found = []
     for entry, line in zip(suite["expectations"], _lines(text), strict=True):
         wrong = list(_check(entry, columns))
-        problems += [Problem(line, w) for w in wrong]
+        problems += [SuiteProblem(line, w) for w in wrong]
         if not wrong:
             severity = entry.get("severity") or "critical"
             kwargs = {k: v for k, v in entry["kwargs"].items() if v is not None}
@@ -198,7 +202,7 @@ def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation
     return found, problems
 
 
-def check_suite(text: str, columns: Mapping[str, str]) -> list[Problem]:
+def check_suite(text: str, columns: Mapping[str, str]) -> list[SuiteProblem]:
     """What is wrong with a suite; nothing: it can be used. See `parse_suite`."""
     return parse_suite(text, columns)[1]
 
@@ -262,7 +266,7 @@ def _check(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
 
 
 def _check_columns(
-    name: str, kind: Kind, kwargs: dict[str, Any], columns: Mapping[str, str]
+    name: str, kind: ExpectationSignature, kwargs: dict[str, Any], columns: Mapping[str, str]
 ) -> Iterator[str]:
     for argument in ("column_list", "column_set"):
         if argument in kwargs and not (isinstance(kwargs[argument], list) and kwargs[argument]):

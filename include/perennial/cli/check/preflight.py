@@ -183,13 +183,13 @@ def _some(spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Re
     import duckdb
 
     from perennial.cli.check import sql_checks
-    from perennial.storage.landing import fetch_file, view
+    from perennial.storage.landing import create_view, fetch_file
 
     uri = landing.source_uri(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
         try:
-            view(con, feed, [fetch_file(feed, day, uri, Path(folder), con)])
+            create_view(con, feed, [fetch_file(feed, day, uri, Path(folder), con)])
             key = ", ".join(quote_identifier(k) for k in spec.data.key)
             filled = " AND ".join(f"{quote_identifier(k)} IS NOT NULL" for k in spec.data.key)
             listed = ", ".join(quote_identifier(c) for c in feed.columns)

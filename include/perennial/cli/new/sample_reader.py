@@ -98,7 +98,7 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
     Raises:
         PerennialError: a file is missing, empty, malformed or of an unknown kind, or they do not belong together.
     """
-    from perennial.storage.landing import FeedSchema, fetch_file, view
+    from perennial.storage.landing import FeedSchema, create_view, fetch_file
 
     found = tuple(Path(p).expanduser().absolute() for p in paths)
     days, template, landed = _places(found, landing)
@@ -113,7 +113,7 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
             inner.mkdir()
             files_.append(fetch_file(feed, day, str(path), inner, con))
         kinds = _widen_types(con, kinds, files_)
-        view(con, FeedSchema("the sample", "rows", kinds), files_)
+        create_view(con, FeedSchema("the sample", "rows", kinds), files_)
         rows = dict(con.execute("SELECT __file, count(*) FROM rows GROUP BY 1").fetchall())
         columns = {name: _look(con, name, kind) for name, kind in kinds.items()}
         alone = [c for c in columns.values() if c.unique and c.kind in ("string", "integer")]
@@ -178,7 +178,7 @@ def _kinds(
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    from perennial.storage.landing import _fits
+    from perennial.storage.landing import type_matches
 
     path = paths[0]
     left_out: dict[str, str] = {}
@@ -203,7 +203,7 @@ def _kinds(
     order: tuple[ColumnType, ...] = ("string", "boolean", "integer", "number", "date", "timestamp")
     kinds: dict[str, ColumnType] = {}
     for item in schema:
-        kind = next((k for k in order if _fits(item.type, k)), None)
+        kind = next((k for k in order if type_matches(item.type, k)), None)
         if kind is None:
             left_out[item.name] = f"columns of type {item.type} are not supported"
         else:
@@ -215,11 +215,11 @@ def _widen_types(
     con: duckdb.DuckDBPyConnection, kinds: dict[str, ColumnType], landed: list[LandedFile]
 ) -> dict[str, ColumnType]:
     """The types by which the data step will be able to read every cell of the sample."""
-    from perennial.storage.landing import FeedSchema, view
+    from perennial.storage.landing import FeedSchema, create_view
 
     wider: dict[ColumnType, ColumnType] = {"integer": "number", "number": "string", "date": "timestamp"}
     for _ in range(len(wider) + 1):
-        unread = view(con, FeedSchema("the sample", "rows", kinds), landed)
+        unread = create_view(con, FeedSchema("the sample", "rows", kinds), landed)
         changed: dict[str, ColumnType] = {}
         for column, flag in unread.items():
             zeros = "FALSE"
