@@ -51,26 +51,26 @@ def main() -> int:
     settings().home.mkdir(parents=True, exist_ok=True)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))  # servers are ended, the work folder is removed
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings().home) as scratch:
-        place = (asked.work or Path(scratch)).resolve()
-        place.mkdir(parents=True, exist_ok=True)
-        return run(place, wanted, QUICK_COPIES if asked.quick else COPIES, asked.out)
+        work = (asked.work or Path(scratch)).resolve()
+        work.mkdir(parents=True, exist_ok=True)
+        return run(work, wanted, QUICK_COPIES if asked.quick else COPIES, asked.out)
 
 
-def run(place: Path, wanted: list[str], copies: int, out: Path) -> int:
+def run(work: Path, wanted: list[str], copies: int, out: Path) -> int:
     """Run some parts in a work folder and report."""
     console = Console(highlight=False)
-    found: list[Figure] = []
+    figures: list[Figure] = []
     failed: dict[str, str] = {}
     began = time.monotonic()
-    with world.World(place, copies, console) as here:
+    with world.World(work, copies, console) as here:
         for part in wanted:
             console.print(f"{time.monotonic() - began:5.0f} s  {part}")
             try:
-                found += PARTS[part](here)
+                figures += PARTS[part](here)
             except Exception as error:  # the other parts are still worth having
                 failed[part] = f"{type(error).__name__}: {error}"
                 console.print(f"{part} failed: {error}", markup=False)
-    show(console, found)
+    show(console, figures)
     machine = {
         "processor": platform.processor() or platform.machine(),
         "cores": os.cpu_count(),
@@ -81,21 +81,21 @@ def run(place: Path, wanted: list[str], copies: int, out: Path) -> int:
         "rows": copies * world.FLIGHTS,
         "machine": machine,
         "seconds": round(time.monotonic() - began, 1),
-        "figures": [f.as_dict() for f in found],
+        "figures": [f.as_dict() for f in figures],
         "failed": failed,
     }
     out.parent.mkdir(parents=True, exist_ok=True)
     out.write_text(json.dumps(content, indent=1) + "\n")
     console.print(f"Written to {out}", soft_wrap=True)
-    return 1 if failed or any(f.met is False for f in found) else 0
+    return 1 if failed or any(f.met is False for f in figures) else 0
 
 
-def show(console: Console, found: list[Figure]) -> None:
+def show(console: Console, figures: list[Figure]) -> None:
     """The table."""
     table = Table(title="make bench")
     for name in ("Part", "What", "Measured", "Target", "", "How"):
         table.add_column(name, justify="right" if name in ("Measured", "Target") else "left")
-    for f in found:
+    for f in figures:
         mark = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[f.met]
         table.add_row(f.part, f.what, f.shown, f.wanted, mark, f.detail)
     console.print(table)

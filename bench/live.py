@@ -53,7 +53,7 @@ def loop(world: World) -> list[Figure]:
     plain, alive, light = [], [], []
     parts: list[str] = []
     for i in range(1 if world.quick else 3):
-        home = _empty(world.place / f"plain-{i}")
+        home = _empty(world.folder / f"plain-{i}")
         done = world.measure(
             "loop", env={"PERENNIAL_HOME": str(home), "MLFLOW_TRACKING_URI": world.start_mlflow(home)}
         )
@@ -98,7 +98,7 @@ class Live:
 
     def __init__(self, world: World, number: int) -> None:
         self.world = world
-        self.home = _empty(world.place / f"live-{number}")
+        self.home = _empty(world.folder / f"live-{number}")
         self.config = Stack(self.home, free_port(), free_port(), (free_port(), free_port()))
 
     def __enter__(self) -> Live:
@@ -109,14 +109,14 @@ class Live:
         os.environ["PERENNIAL_HOME"] = str(self.home)
         os.environ["PERENNIAL_LANDING"] = str(self.world.landing)
         with Board(self.world.console) as board:
-            servers.up(self.config, board)
+            servers.start_all(self.config, board)
         self.airflow: Airflow = servers.client(self.config)
         self._await_dags()
         return self
 
     def __exit__(self, *_: object) -> None:
         self.airflow.close()
-        servers.down(self.config)
+        servers.stop_all(self.config)
         os.environ.clear()
         os.environ.update(self.before)
 
@@ -148,7 +148,9 @@ class Live:
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     name, dag, run = running.pop(future)
                     if future.result() == "failed":
-                        raise PerennialError(f"{dag} failed: {self.airflow.why(dag, run)}", "see the log")
+                        raise PerennialError(
+                            f"{dag} failed: {self.airflow.failure_reason(dag, run)}", "see the log"
+                        )
                     done[name] = dag, run
         seconds: dict[str, float] = {}
         for task in (task for dag, run in done.values() for task in self.airflow.tasks(dag, run)):

@@ -16,7 +16,7 @@ MODELS = 100
 
 def parse(world: World) -> list[Figure]:
     """What the DAG processor does for a hundred models: run each DAG file in a process of its own."""
-    folder = world.place / "models"
+    folder = world.folder / "models"
     shutil.rmtree(folder, ignore_errors=True)
     for i in range(MODELS):
         copy = shutil.copytree(ROOT / "include" / "models" / MODEL, folder / f"copy_{i:03d}")
@@ -25,14 +25,14 @@ def parse(world: World) -> list[Figure]:
         (copy / "expectations.json").write_text(
             (copy / "expectations.json").read_text().replace(MODEL, copy.name)
         )
-    env = {"PERENNIAL_MODELS": str(folder), "AIRFLOW_HOME": str(world.place / "parse")}
+    env = {"PERENNIAL_MODELS": str(folder), "AIRFLOW_HOME": str(world.folder / "parse")}
     seconds = wall = 0.0
     dags = 0
     for file in sorted((ROOT / "dags").glob("*.py")):
-        found = world.measure("parse", env=env, file=str(file))
-        seconds += found["cpu"]
-        wall += found["wall"]
-        dags += found["dags"]
+        measured = world.measure("parse", env=env, file=str(file))
+        seconds += measured["cpu"]
+        wall += measured["wall"]
+        dags += measured["dags"]
     models = dags / 5
     detail = f"{dags} DAGs of {models:.0f} models, all files of dags/; wall {wall / models * 1000:.1f} ms"
     return [Figure("parse", "CPU a model", seconds / models * 1000, "ms", 20, detail=detail)]
@@ -71,18 +71,19 @@ def score(world: World) -> list[Figure]:
 def validate(world: World) -> list[Figure]:
     """One partition of all rows through the data step, against one aggregate over the same file."""
     path = world.large_file()
-    env = {"PERENNIAL_LAKE": str(world.place / "lake-validate")}
+    env = {"PERENNIAL_LAKE": str(world.folder / "lake-validate")}
     shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
-    found = world.measure("validate", env=env, folder=str(path.parent), day=path.stem)
+    measured = world.measure("validate", env=env, folder=str(path.parent), day=path.stem)
     plain = world.measure("aggregate_checks", path=str(path))
     shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
     detail = (
-        f"{found['validation']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
-        f"{found['validation_cpu'] / plain['cpu']:.2f}; the whole step, publishing included: {found['wall']:.1f} s"
+        f"{measured['validation']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
+        f"{measured['validation_cpu'] / plain['cpu']:.2f}; the whole step, publishing included: "
+        f"{measured['wall']:.1f} s"
     )
     return [
-        Figure("validate", f"{found['rows']:,} rows", found["validation"] / plain["wall"], "×", 3, detail=detail),
-        Figure("validate", "peak memory", found["memory_mb"], "MiB", 1024,
+        Figure("validate", f"{measured['rows']:,} rows", measured["validation"] / plain["wall"], "×", 3, detail=detail),
+        Figure("validate", "peak memory", measured["memory_mb"], "MiB", 1024,
                detail=f"the whole data step; the aggregate: {plain.memory_mb:.0f} MiB"),
     ]  # fmt: skip
 
@@ -93,15 +94,15 @@ def drift(world: World) -> list[Figure]:
     scored = Path(env["PERENNIAL_LAKE"], "predictions", MODEL).exists()
     if not scored:
         world.measure("score", env=env, first=FIRST, last=LAST)
-    found = world.measure("drift", env=env, as_of=LAST)
+    measured = world.measure("drift", env=env, as_of=LAST)
     plain = world.measure("aggregate_drift", env=env, first=FIRST, last=LAST)
     detail = (
-        f"{found['counting']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
-        f"{found['counting_cpu'] / plain['cpu']:.2f}; the whole step: {found['wall']:.1f} s"
+        f"{measured['counting']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
+        f"{measured['counting_cpu'] / plain['cpu']:.2f}; the whole step: {measured['wall']:.1f} s"
     )
     return [
-        Figure("drift", f"{plain['rows']:,} rows", found["counting"] / plain["wall"], "×", 3, detail=detail),
-        Figure("drift", "peak memory", found["memory_mb"], "MiB", 1024,
+        Figure("drift", f"{plain['rows']:,} rows", measured["counting"] / plain["wall"], "×", 3, detail=detail),
+        Figure("drift", "peak memory", measured["memory_mb"], "MiB", 1024,
                detail=f"the whole monitor step; the query: {plain.memory_mb:.0f} MiB"),
     ]  # fmt: skip
 
@@ -110,14 +111,14 @@ def verdict(world: World) -> list[Figure]:
     """The monitor step on ten million rows of a hundred columns, and on a quarter of them (a tenth with --quick)."""
     rows = 1_000_000 if world.quick else 10_000_000
     world.mlflow()
-    found = []
+    measured = []
     for share in (4, 1):
-        env = {"PERENNIAL_LAKE": str(world.place / f"lake-wide-{rows // share}")}
+        env = {"PERENNIAL_LAKE": str(world.folder / f"lake-wide-{rows // share}")}
         if not (done := Path(env["PERENNIAL_LAKE"], "done")).exists():
             world.measure("wide_make", env=env, rows=rows // share)
             done.touch()
-        found.append(world.measure("wide_verdict", env=env, rows=rows // share))
-    small, large = found
+        measured.append(world.measure("wide_verdict", env=env, rows=rows // share))
+    small, large = measured
     states = sorted(set(large["signals"].values()))
     detail = f"verdict {large['verdict']}, signals {', '.join(states)}; {large['wall']:.0f} s"
     growth = large["cpu"] / small["cpu"] / 4

@@ -131,8 +131,8 @@ def score(first: str, last: str) -> dict[str, Any]:
     trained_model.import_xgboost_without_sklearn()
     spec = catalog.load_model_by_name(MODEL)
     clock = Clock()
-    found = dispatch.run("score", spec, start=first, end=last, force=True)
-    return clock.read() | {"rows": found["rows_in"], "memory_mb": peak_mb()}
+    result = dispatch.run("score", spec, start=first, end=last, force=True)
+    return clock.read() | {"rows": result["rows_in"], "memory_mb": peak_mb()}
 
 
 def predict(first: str, last: str, rows: int) -> dict[str, Any]:
@@ -184,11 +184,11 @@ def validate(folder: str, day: str) -> dict[str, Any]:
     spec._suite = json.dumps(suite)
     timed = _timed(validation, "validate")
     clock = Clock()
-    found = dispatch.run("data", spec, start=day, force=True)
+    result = dispatch.run("data", spec, start=day, force=True)
     whole = clock.read()
     seconds, cpu = max(zip(timed["wall"], timed["cpu"], strict=True))  # the other call is for the labels
     return whole | {
-        "rows": found["rows_in"],
+        "rows": result["rows_in"],
         "validation": seconds,
         "validation_cpu": cpu,
         "memory_mb": peak_mb(),
@@ -299,11 +299,11 @@ def train(as_of: str) -> dict[str, Any]:
     training = spec.training.model_copy(update={"rounds": 10, "search": search, "window_days": None})
     spec = spec.model_copy(update={"training": training})
     clock = Clock()
-    found = dispatch.run("train", spec, as_of=as_of, force=True)
+    result = dispatch.run("train", spec, as_of=as_of, force=True)
     return clock.read() | {
-        "digest": found["digest"],
-        "rows": sum(found["rows"].values()),
-        "external": "external memory" if found["external_memory"] else "in memory",
+        "digest": result["digest"],
+        "rows": sum(result["rows"].values()),
+        "external": "external memory" if result["external_memory"] else "in memory",
         "memory_mb": peak_mb(),
     }
 

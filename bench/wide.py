@@ -20,7 +20,7 @@ def spec(rows: int) -> Any:
 
     numbers, categories = _names()
     columns = dict.fromkeys(numbers, "number") | dict.fromkeys(categories, "string")
-    found = ModelSpec.model_validate(
+    model = ModelSpec.model_validate(
         {
             "name": f"wide_{rows}",
             "task": "binary",
@@ -44,8 +44,8 @@ def spec(rows: int) -> Any:
             "schedule": {"start": FIRST},
         }
     )
-    found._sql, found._suite = f"SELECT id, {', '.join(columns)} FROM rows", "{}"
-    return found
+    model._sql, model._suite = f"SELECT id, {', '.join(columns)} FROM rows", "{}"
+    return model
 
 
 def _names() -> tuple[list[str], list[str]]:
@@ -93,6 +93,6 @@ def wide_verdict(rows: int) -> dict[str, Any]:
     import evidently  # noqa: F401
 
     clock = Clock()
-    found = dispatch.run("monitor", spec(rows), as_of=LAST, force=True)
-    told = {name: signal["state"] for name, signal in found["signals"].items()}
-    return clock.read() | {"verdict": found["verdict"], "signals": told, "memory_mb": peak_mb()}
+    result = dispatch.run("monitor", spec(rows), as_of=LAST, force=True)
+    states = {name: signal["state"] for name, signal in result["signals"].items()}
+    return clock.read() | {"verdict": result["verdict"], "signals": states, "memory_mb": peak_mb()}

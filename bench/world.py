@@ -41,7 +41,7 @@ class Measured:
 class World:
     """A work folder; MLflow starts when it is first needed and ends with the world."""
 
-    place: Path
+    folder: Path
     copies: int
     console: Console
     _mlflow: str = ""
@@ -57,12 +57,12 @@ class World:
     @property
     def home(self) -> Path:
         """Home of everything but the live stack."""
-        return self.place / "home"
+        return self.folder / "home"
 
     @property
     def landing(self) -> Path:
         """Where the sample lands, for all."""
-        return self.place / "landing"
+        return self.folder / "landing"
 
     @property
     def quick(self) -> bool:
@@ -78,7 +78,7 @@ class World:
         """The environment of a measured process."""
         inherited = {k: v for k, v in os.environ.items() if not k.startswith(("PERENNIAL_", "AIRFLOW"))}
         paths = [ROOT / "include", ROOT / "plugins", ROOT / "tests", ROOT]
-        own = {
+        variables = {
             "PYTHONPATH": os.pathsep.join(map(str, paths)),
             "PERENNIAL_HOME": str(self.home),
             "PERENNIAL_LANDING": str(self.landing),
@@ -91,7 +91,7 @@ class World:
             "NO_PROXY": "localhost,127.0.0.1",
             "no_proxy": "localhost,127.0.0.1",
         }
-        return inherited | own | more
+        return inherited | variables | more
 
     def measure(self, task: str, *, env: dict[str, str] | None = None, **arguments: Any) -> Measured:
         """Run a function of `bench.tasks` in a process of its own.
@@ -99,12 +99,12 @@ class World:
         Raises:
             RuntimeError: it failed, with the end of what it said.
         """
-        with tempfile.TemporaryDirectory(dir=self.place) as scratch:
+        with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             answer = Path(scratch, "answer.json")
             command = [sys.executable, "-m", "bench.tasks", task, json.dumps(arguments), str(answer)]
             began = time.monotonic()
             done = subprocess.run(
-                command, env=self.environment(**(env or {})), cwd=self.place, capture_output=True, text=True
+                command, env=self.environment(**(env or {})), cwd=self.folder, capture_output=True, text=True
             )
             seconds = time.monotonic() - began
             if done.returncode or not answer.exists():
@@ -123,7 +123,7 @@ class World:
     def large(self) -> dict[str, str]:
         """As `prepared`, with a lake that holds the year's rows and labels many times over."""
         self.prepared()
-        lake = self.place / f"lake-{self.copies}"
+        lake = self.folder / f"lake-{self.copies}"
         if not (lake / "done").exists():
             self.measure("replicate", lake=str(lake), copies=self.copies)
             (lake / "done").touch()
@@ -132,7 +132,7 @@ class World:
     def large_file(self) -> Path:
         """One landed partition with all those rows in it."""
         self.prepared()
-        path = self.place / f"flights-{self.copies}" / f"{LAST}.parquet"
+        path = self.folder / f"flights-{self.copies}" / f"{LAST}.parquet"
         if not path.exists():
             self.measure("one_file", path=str(path), copies=self.copies)
         return path

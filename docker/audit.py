@@ -49,7 +49,7 @@ def main() -> int:
     known: set[str] = set()
     for lock in LOCKS:
         for service in ("osv", "pypi"):
-            found, missing = audit(lock, service)
+            vulnerabilities, missing = audit(lock, service)
             if not missing:
                 break
         if missing:
@@ -58,8 +58,8 @@ def main() -> int:
                 "  What to do: run this where api.osv.dev or pypi.org/pypi/*/json can be reached\n"
             )
             return 2
-        print(f"{lock}: {len(found)} known vulnerabilities")  # noqa: T201
-        known |= set(found)
+        print(f"{lock}: {len(vulnerabilities)} known vulnerabilities")  # noqa: T201
+        known |= set(vulnerabilities)
     for line in sorted(known):
         print(f"  {line}")  # noqa: T201
     return 1 if known else 0

@@ -22,9 +22,9 @@ IMAGES = ("trainer", "trainer-gpu", "airflow", "mlflow", "s3")
 def version() -> str:
     """The library's version, which is the images' tag."""
     text = (ROOT / "include" / "perennial" / "__init__.py").read_text("utf-8")
-    found = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
-    assert found
-    return found[1]
+    version = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
+    assert version
+    return version[1]
 
 
 def reference(image: str) -> str:
@@ -46,9 +46,9 @@ def metadata(image: str, folder: Path) -> None:
     with tempfile.TemporaryFile() as archive:
         done = subprocess.run(command, stdout=archive, stderr=subprocess.PIPE)
         if done.returncode:
-            told = done.stderr.decode(errors="replace").strip().splitlines()[:1]
+            error_lines = done.stderr.decode(errors="replace").strip().splitlines()[:1]
             raise SystemExit(
-                f"error: {reference(image)}: {' '.join(told)}\n  What to do: make images IMAGES={image}"
+                f"error: {reference(image)}: {' '.join(error_lines)}\n  What to do: make images IMAGES={image}"
             )
         archive.seek(0)
         with tarfile.open(fileobj=archive) as packed:

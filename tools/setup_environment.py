@@ -108,16 +108,16 @@ def uv_settings(pip_config: str, environ: Mapping[str, str]) -> dict[str, str]:
         "trusted-host": "UV_INSECURE_HOST",
     }
     ranks = {"global": 0, "install": 1, ":env:": 2}
-    found: dict[str, tuple[int, str]] = {}
+    options: dict[str, tuple[int, str]] = {}
     for line in pip_config.splitlines():
         match = re.fullmatch(r"(:env:|global|install)\.([a-z-]+)='(.*)'", line.strip())
         if not match or match[2] not in names:
             continue
         rank = ranks[match[1]]
-        if match[2] not in found or rank >= found[match[2]][0]:
-            found[match[2]] = (rank, match[3])
+        if match[2] not in options or rank >= options[match[2]][0]:
+            options[match[2]] = (rank, match[3])
     settings = {}
-    for key, (_, value) in found.items():
+    for key, (_, value) in options.items():
         # pip writes lists over several lines, which `pip config list` shows as a literal \n
         separator = "," if key == "find-links" else " "
         settings[names[key]] = separator.join(value.replace("\\n", " ").split())

@@ -23,7 +23,7 @@ from support import toys
 
 BROKEN = "broken_on_purpose"
 #: Twelve days of history, three nights, of which the second is monitored, and trained for by hand.
-PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False, doubted="2024-01-14")
+PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False, manual_training_on="2024-01-14")
 
 
 @dataclass(frozen=True)
@@ -81,7 +81,7 @@ def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
 def await_(what: Callable[[], Any], patience: float, why: Callable[[], object]) -> Any:
     """What ``what`` returns once that is true; fails, and says why, after ``patience`` seconds."""
     end = time.monotonic() + patience
-    while not (found := what()):
+    while not (value := what()):
         assert time.monotonic() < end, why()
         time.sleep(0.3)
-    return found
+    return value

@@ -130,7 +130,7 @@ class Pods:
     def succeeds(self, dag: str, run: str, patience: float = 300) -> None:
         """Wait for a run, which must succeed."""
         state = self.ended(dag, run, patience)
-        assert state == "success", self.airflow.why(dag, run)
+        assert state == "success", self.airflow.failure_reason(dag, run)
 
     def log(self, dag: str, run: str, task: str, attempt: int = 1) -> str:
         """The log of one attempt of a task."""
@@ -144,11 +144,11 @@ class Pods:
 def wait_for(look: Any, what: str, patience: float = 120, every: float = 0.5) -> Any:
     """What ``look`` gives, once it gives something."""
     deadline = time.monotonic() + patience
-    while not (found := look()):
+    while not (value := look()):
         if time.monotonic() > deadline:
             raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
         time.sleep(every)
-    return found
+    return value
 
 
 def pod_host() -> str:

@@ -61,13 +61,13 @@ def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") ->
     from perennial.steps import dispatch
 
     try:
-        said: dict[str, Any] = {"result": dispatch.run(name, load_model(Path(folder)), **arguments)}
+        outcome: dict[str, Any] = {"result": dispatch.run(name, load_model(Path(folder)), **arguments)}
     except PerennialError as error:
-        said = {"error": type(error).__name__, "text": str(error)}
+        outcome = {"error": type(error).__name__, "text": str(error)}
     if answer:
-        Path(answer).write_text(json.dumps(said))
-    if "error" in said:
-        sys.stderr.write(said["text"])  # which pytest shows where a test fails of it
+        Path(answer).write_text(json.dumps(outcome))
+    if "error" in outcome:
+        sys.stderr.write(outcome["text"])  # which pytest shows where a test fails of it
         sys.exit(3)
 
 
@@ -81,38 +81,38 @@ def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
     )
 
 
-def killed_step(folder: str, name: str, arguments: dict[str, Any], place: str, moment: str, nth: int) -> None:
+def killed_step(folder: str, name: str, arguments: dict[str, Any], function: str, moment: str, nth: int) -> None:
     """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
 
     Args:
         moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of
             `delta_tables.Writer.replace` are read.
     """
-    _deadly(place, moment, nth)
+    _deadly(function, moment, nth)
     step(folder, name, arguments)
 
 
 def night(
-    spec: str, suite: str, day: str, answer: str = "", place: str = "", moment: str = "", nth: int = 1
+    spec: str, suite: str, day: str, answer: str = "", function: str = "", moment: str = "", nth: int = 1
 ) -> None:
     """Run the data step of a spec (as JSON) without a summary; killed as `killed_step`, where there is a ``place``."""
     from perennial.ingestion import data_profile
     from perennial.spec.model_spec import ModelSpec
     from perennial.steps import data
 
-    found = ModelSpec.model_validate_json(spec)
-    found._suite = suite
-    if place != "perennial.ingestion.data_profile.write":  # Evidently's summary is half the time of a night
-        data_profile.write = lambda *_: ""
-    if place:
-        _deadly(place, moment, nth)
-    result = data.data(found, start=day, end=day)
+    model = ModelSpec.model_validate_json(spec)
+    model._suite = suite
+    if function != "perennial.ingestion.data_profile.write_profile":  # Evidently's summary is half the time of a night
+        data_profile.write_profile = lambda *_: ""
+    if function:
+        _deadly(function, moment, nth)
+    result = data.data(model, start=day, end=day)
     if answer:
         Path(answer).write_text(json.dumps(result))
 
 
-def _deadly(place: str, moment: str, nth: int) -> None:
-    owner, function = _resolve(place)
+def _deadly(dotted_name: str, moment: str, nth: int) -> None:
+    owner, function = _resolve(dotted_name)
     real, calls = getattr(owner, function), 0
 
     def die() -> None:
@@ -134,9 +134,9 @@ def _deadly(place: str, moment: str, nth: int) -> None:
     setattr(owner, function, deadly)
 
 
-def _resolve(place: str) -> tuple[Any, str]:
+def _resolve(dotted_name: str) -> tuple[Any, str]:
     """The module or class that holds the function of a dotted name, and the function's own name."""
-    parts = place.split(".")
+    parts = dotted_name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         try:
             owner: Any = importlib.import_module(".".join(parts[:cut]))
@@ -145,7 +145,7 @@ def _resolve(place: str) -> tuple[Any, str]:
         for part in parts[cut:-1]:
             owner = getattr(owner, part)
         return owner, parts[-1]
-    raise LookupError(place)
+    raise LookupError(dotted_name)
 
 
 def _ending(data: Any, end: Callable[[], None]) -> Callable[[], Any]:

@@ -53,7 +53,7 @@ def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
         "k": "string",
         "place": "string",
     }
-    said: dict[str, Any] = {
+    content: dict[str, Any] = {
         "name": name, "task": task, "owner": "tests", "description": "A toy.",
         "data": {"source": f"{{landing}}/{name}/{{date}}.parquet", "key": ["id"], "event_time": "seen_at",
                  "columns": columns | ({"list": "integer"} if task == "ranking" else {})},
@@ -63,15 +63,15 @@ def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
                      "references": [{"name": "places", "source": f"{{landing}}/{name}_places.parquet"}]},
         "training": {"holdout_days": 5, "rounds": 25, "early_stopping_rounds": 5,
                      "params": {"max_depth": 3, "learning_rate": 0.3}},
-        "gate": {"resamples": 200},
+        "gate": {"bootstrap_samples": 200},
         "monitoring": {"window_days": 7, "min_rows": 50, "report_rows": 100},
         "schedule": {"start": FIRST},
     }  # fmt: skip
     if task == "ranking":
-        said["group"] = "list"
+        content["group"] = "list"
     for key, value in changes.items():
-        said[key] = said.get(key, {}) | value if isinstance(value, dict) else value
-    return said
+        content[key] = content.get(key, {}) | value if isinstance(value, dict) else value
+    return content
 
 
 def model(root: Path, name: str, task: str = "binary", sql: str = SQL, **changes: Any) -> ModelSpec:
@@ -151,17 +151,17 @@ def publish(
     if spec.references:
         write(landing.source_uri(spec.references[0].source), places())
     whole = dates.dates(start, dates.add_days(start, days - 1))
-    parts, found = [], []
+    parts, tables = [], []
     for day in whole:
         table = rows(spec.task, day, n)
         parts.append(table.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
         y = labels(spec.task, table, shuffled=shuffled).rename_columns(["id", "label"])
-        found.append(y.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
+        tables.append(y.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
     delta_tables.replace(
         delta_tables.table_uri("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1]
     )
     delta_tables.replace(
-        delta_tables.table_uri("labels", spec.name), pa.concat_tables(found), whole[0], whole[-1]
+        delta_tables.table_uri("labels", spec.name), pa.concat_tables(tables), whole[0], whole[-1]
     )
 
 
@@ -180,10 +180,10 @@ def content_of(
 def nothing_half_written(spec: ModelSpec) -> None:
     """No table shows a part of a partition, and no manifest or report is cut off."""
     for kind in ("published", "predictions"):
-        seen: dict[str, int] = {}
+        counts: dict[str, int] = {}
         for row in content_of(kind, spec.name):
-            seen[row[delta_tables.PARTITION]] = seen.get(row[delta_tables.PARTITION], 0) + 1
-        assert set(seen.values()) <= {ROWS}, (kind, seen)
+            counts[row[delta_tables.PARTITION]] = counts.get(row[delta_tables.PARTITION], 0) + 1
+        assert set(counts.values()) <= {ROWS}, (kind, counts)
     here = settings().lake
     if not object_store.is_remote(here):
         for path in Path(here, "manifests").rglob("*.json"):

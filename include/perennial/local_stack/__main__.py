@@ -1,4 +1,4 @@
-"""What make calls: ``python -m perennial.local_stack run | start | stop | status | clean``."""
+"""The commands behind make: ``python -m perennial.local_stack run | start | stop | status | clean``."""
 
 from __future__ import annotations
 
@@ -30,8 +30,8 @@ def main(arguments: list[str] | None = None) -> int:
         if command == "stop":
             return stop(config, console)
         if command == "clean":
-            servers.forget(config)
-            console.print(f"Stopped; {config.home} is forgotten.", soft_wrap=True)
+            servers.remove_everything(config)
+            console.print(f"Stopped; everything in {config.home} was removed.", soft_wrap=True)
             return 0
         with only_one(config):
             if command == "run":
@@ -39,24 +39,24 @@ def main(arguments: list[str] | None = None) -> int:
 
                 return run(config, console)
             with Board() as board:
-                servers.up(config, board)
+                servers.start_all(config, board)
             return status(config, console)
     except PerennialError as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         Console(stderr=True).print(
-            "\nInterrupted. What is done stays done: `make run` goes on from here, `make stop` ends the servers."
+            "\nInterrupted. `make run` continues from here, `make stop` stops the servers."
         )
         return 130
 
 
 @contextmanager
 def only_one(config: Stack) -> Iterator[None]:
-    """Let one `make run` at a time work on a home; the kernel lets go when its holder dies.
+    """Hold a home's lock, so that one `make run` at a time uses it; the kernel releases it if the process dies.
 
     Raises:
-        BusyError: another one is at work.
+        LockHeldError: another process holds it.
     """
     config.home.mkdir(parents=True, exist_ok=True)
     with (config.home / ".running").open("a+") as file:
@@ -66,7 +66,7 @@ def only_one(config: Stack) -> Iterator[None]:
             file.seek(0)
             raise LockHeldError(
                 f"process {file.read().strip()} is already running this stack",
-                "wait for its end, or press Ctrl-C there",
+                "wait until it ends, or stop it with Ctrl-C",
             ) from None
         file.seek(0)
         file.truncate()
@@ -76,21 +76,21 @@ def only_one(config: Stack) -> Iterator[None]:
 
 
 def stop(config: Stack, console: Console) -> int:
-    """End the servers."""
-    count = servers.down(config)
+    """Stop the servers."""
+    count = servers.stop_all(config)
     console.print(f"Stopped {count} processes; none is left." if count else "Nothing was running.")
     return 0
 
 
 def status(config: Stack, console: Console) -> int:
-    """Say what runs and where; 0 when both servers work, else 3."""
+    """Print what runs and where; returns 0 if both servers work, else 3."""
     airflow = servers.client(config)
     try:
-        missing = servers.airflow_works(config, airflow)
+        missing = servers.unhealthy_component(config, airflow)
     finally:
         airflow.close()
     mlflow = servers.mlflow_works(config)
-    count = len(processes.members(config.home))
+    count = len(processes.stack_processes(config.home))
     console.print(
         f"Airflow  {config.airflow_url}  {'works' if missing is None else f'does not work ({missing})'}"
     )

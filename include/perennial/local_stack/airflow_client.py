@@ -1,4 +1,4 @@
-"""Airflow's REST API, as far as the stack needs it. The library talks to Airflow over HTTP only, like any client."""
+"""A client of Airflow's REST API, with what the local stack needs. The library never imports Airflow."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from perennial.core.errors import PerennialError
 DONE = ("success", "failed")
 ATTEMPTS = 6
 #: Two triggers at once can block each other in a server that keeps its records in SQLite.
-_ONE_AT_A_TIME = threading.Lock()
+_TRIGGER_LOCK = threading.Lock()
 
 
 class Airflow:
@@ -33,22 +33,22 @@ class Airflow:
         self._http = httpx.Client(base_url=url, timeout=60, trust_env=False)
 
     def close(self) -> None:
-        """Let the connections go."""
+        """Close the connections."""
         self._http.close()
 
     def health(self) -> dict[str, str]:
         """The state of each component; empty while the server does not answer."""
         try:
             answer = self._http.get("/api/v2/monitor/health", timeout=5)
-            found = answer.json() if answer.status_code == 200 else {}
-            return {name: str(item.get("status")) for name, item in found.items() if isinstance(item, dict)}
+            health = answer.json() if answer.status_code == 200 else {}
+            return {name: str(item.get("status")) for name, item in health.items() if isinstance(item, dict)}
         except (httpx.HTTPError, ValueError):
             return {}
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """One call of the REST API, tried again while the server is too busy; returns the decoded answer.
+        """Call the REST API, with retries while the server is busy; returns the decoded answer.
 
-        Every call made here may be repeated: a run that is triggered has its id from the caller.
+        All calls made here are idempotent: the caller chooses the id of a run that it triggers.
 
         Raises:
             PerennialError: the server refuses, with its reason, or cannot be reached.
@@ -60,7 +60,7 @@ class Airflow:
             except httpx.HTTPError as error:
                 if last:
                     raise PerennialError(f"Airflow at {self.url} does not answer: {error!r}",
-                                         "look into logs/airflow.log, then: make stop run") from error  # fmt: skip
+                                         "read logs/airflow.log, then run `make stop run`") from error  # fmt: skip
                 time.sleep(1)
                 continue
             if answer.status_code == 401 and attempt == 0:
@@ -87,22 +87,22 @@ class Airflow:
 
     def paused(self) -> dict[str, bool]:
         """The DAGs that Airflow knows, and whether each is paused."""
-        found: dict[str, bool] = {}
+        paused: dict[str, bool] = {}
         while True:  # a page has a hundred at most, however many are asked for
             page = self.call(
-                "GET", "/dags", params={"limit": 100, "offset": len(found), "order_by": "dag_id"}
+                "GET", "/dags", params={"limit": 100, "offset": len(paused), "order_by": "dag_id"}
             )
-            found |= {str(dag["dag_id"]): bool(dag["is_paused"]) for dag in page["dags"]}
-            if not page["dags"] or len(found) >= page["total_entries"]:
-                return found
+            paused |= {str(dag["dag_id"]): bool(dag["is_paused"]) for dag in page["dags"]}
+            if not page["dags"] or len(paused) >= page["total_entries"]:
+                return paused
 
     def import_errors(self) -> list[str]:
         """What could not be loaded, in Airflow's words."""
-        found = self.call("GET", "/importErrors", params={"limit": 100})
-        return [f"{item['filename']}: {str(item['stack_trace']).strip()}" for item in found["import_errors"]]
+        answer = self.call("GET", "/importErrors", params={"limit": 100})
+        return [f"{item['filename']}: {str(item['stack_trace']).strip()}" for item in answer["import_errors"]]
 
     def unpause(self, dag: str) -> None:
-        """Let a DAG run."""
+        """Unpause a DAG."""
         self.call("PATCH", f"/dags/{dag}", json={"is_paused": False})
 
     def trigger(self, dag: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> str:
@@ -113,19 +113,19 @@ class Airflow:
         body["run_after"] = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
         if key is not None:
             body["partition_key"] = key
-        with _ONE_AT_A_TIME:
+        with _TRIGGER_LOCK:
             self.call("POST", f"/dags/{dag}/dagRuns", json=body)
         return run
 
     def runs(self, dag: str, limit: int = 100) -> list[dict[str, Any]]:
         """The latest runs of a DAG, newest first."""
-        found = self.call("GET", f"/dags/{dag}/dagRuns", params={"limit": limit, "order_by": "-id"})
-        return list(found["dag_runs"])
+        answer = self.call("GET", f"/dags/{dag}/dagRuns", params={"limit": limit, "order_by": "-id"})
+        return list(answer["dag_runs"])
 
     def wait(self, dag: str, run: str) -> str:
-        """Wait for the end of a run that was triggered here, for which the server looks; returns its state.
+        """Wait, with the server's own long poll, for the end of a run that was triggered here; returns its state.
 
-        A run that is asked for again and again costs the server 15 ms of CPU each time, ten times as much.
+        Polling the run's state costs the server 15 ms of CPU a call, ten times as much.
 
         Raises:
             PerennialError: the server refuses.
@@ -158,28 +158,30 @@ class Airflow:
                 lines.append(str(item))
         return lines
 
-    def why(self, dag: str, run: str) -> str:
-        """Why a run failed: its failed task, and the error from that task's log."""
+    def failure_reason(self, dag: str, run: str) -> str:
+        """Why a run failed: the failed task and the error in its log."""
         failed = [t for t in self.tasks(dag, run) if t["state"] == "failed"]
         if not failed:
             return "no task failed; it may have timed out or been marked failed by hand"
-        return self._told(dag, run, failed[0], max(1, int(failed[0]["try_number"])))
+        return self._log_errors(dag, run, failed[0], max(1, int(failed[0]["try_number"])))
 
-    def retrying(self, dag: str, run: str) -> str | None:
-        """What made a task of the run fail that is to be tried again; None where there is none."""
+    def retry_reason(self, dag: str, run: str) -> str | None:
+        """The error of a task that waits for its retry; None if none does."""
         waiting = [t for t in self.tasks(dag, run) if t["state"] == "up_for_retry"]
-        return self._told(dag, run, waiting[0], max(1, int(waiting[0]["try_number"]))) if waiting else None
+        return (
+            self._log_errors(dag, run, waiting[0], max(1, int(waiting[0]["try_number"]))) if waiting else None
+        )
 
-    def _told(self, dag: str, run: str, task: dict[str, Any], attempt: int) -> str:
-        """The errors in the log of one attempt of a task."""
+    def _log_errors(self, dag: str, run: str, task: dict[str, Any], attempt: int) -> str:
+        """The error lines in the log of one attempt of a task."""
         try:
             lines = self.log(dag, run, task["task_id"], attempt)
         except PerennialError as error:
             lines = [f"(its log cannot be read: {error.cause})"]
-        told = [line for line in lines if re.search(r"\w(Error|Exception): ", line)] or [
+        errors = [line for line in lines if re.search(r"\w(Error|Exception): ", line)] or [
             line for line in lines if line and not line.startswith("::")
         ][-5:]
-        return f"task {task['task_id']}: " + "\n".join(told[-3:])
+        return f"task {task['task_id']}: " + "\n".join(errors[-3:])
 
 
 def _detail(answer: httpx.Response) -> str:

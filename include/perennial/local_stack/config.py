@@ -1,4 +1,4 @@
-"""Where the local stack's servers listen and keep their things, and the environment they run in."""
+"""Ports, folders and environment variables of the local stack's servers."""
 
 from __future__ import annotations
 
@@ -25,10 +25,11 @@ class Stack:
 
     Attributes:
         home: the working folder; two stacks never share one.
-        airflow_port: of Airflow's UI and REST API. mlflow_port: of MLflow's UI and API.
+        airflow_port: port of Airflow's UI and REST API.
+        mlflow_port: port of MLflow's UI and API.
         log_ports: where Airflow's scheduler and triggerer serve the logs of running tasks.
         task_port: of the server that Airflow's tasks talk to.
-        mlflow_host: address that MLflow listens at; another than this machine's own loopback where pods ask it.
+        mlflow_host: address that MLflow listens at; not the loopback address if pods must reach it.
     """
 
     home: Path
@@ -60,7 +61,7 @@ class Stack:
 
     @property
     def password_file(self) -> Path:
-        """Where the admin's password of the UI is kept."""
+        """File that holds the password of the UI's admin user."""
         return self.home / "airflow" / "password.json"
 
 
@@ -100,13 +101,13 @@ def check_disk(home: Path, needed_mb: int = NEEDED_MB) -> None:
         )
 
 
-def _secret(place: Path, make: Callable[[], str] = lambda: secrets.token_hex(64)) -> str:
-    """A random secret that is made once, readable by this user only."""
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with open(place, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+def _secret(path: Path, make: Callable[[], str] = lambda: secrets.token_hex(64)) -> str:
+    """A random secret, created on first use, readable by this user only."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             file.write(make())
-    return place.read_text().strip()
+    return path.read_text().strip()
 
 
 def _fernet_key() -> str:
@@ -118,7 +119,7 @@ def environment(config: Stack) -> dict[str, str]:
     airflow = config.home / "airflow"
     caches = config.home / "cache"
     near = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
-    own = {
+    stack_variables = {
         # Airflow starts its components as plain "airflow"
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
         "PYTHONPATH": os.pathsep.join([str(ROOT / "include"), str(ROOT / "plugins")]),
@@ -131,7 +132,7 @@ def environment(config: Stack) -> dict[str, str]:
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares eight processes
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *near])),
         "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), *near])),
-        # nobody is told that this runs, and nothing is kept in the user's home folder
+        # no telemetry, and nothing is written to the user's home folder
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",
@@ -140,8 +141,8 @@ def environment(config: Stack) -> dict[str, str]:
         "XDG_CACHE_HOME": str(caches),
         "XDG_CONFIG_HOME": str(caches / "config"),
         "XDG_DATA_HOME": str(caches / "data"),
-        # threads that spin while they wait take the cores from the forked tasks beside them; not to spin at all makes
-        # two threads no quicker than one, for XGBoost's threads wait for each other every few microseconds
+        # Threads that spin while they wait take cores from the forked tasks beside them. Without any spinning two
+        # threads are no faster than one, because XGBoost's threads wait for each other every few microseconds.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
         "AIRFLOW_HOME": str(airflow),
@@ -152,7 +153,7 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__CORE__PARALLELISM": "4",
         "AIRFLOW__CORE__MAX_ACTIVE_RUNS_PER_DAG": "16",
         "AIRFLOW__CORE__DAGS_ARE_PAUSED_AT_CREATION": "False",
-        # a broken model.yaml then reads as its message, without Python's stack
+        # a broken model.yaml shows as its message, without a traceback
         "AIRFLOW__CORE__DAGBAG_IMPORT_ERROR_TRACEBACKS": "False",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_USERS": "admin:admin",
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(config.password_file),
@@ -168,17 +169,17 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(config.logs / "airflow"),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(config.log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(config.log_ports[1]),
-        # a task starts and ends without the default seconds of waiting
+        # tasks start and end without the default polling delays of seconds
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
-        # the models' folders are read again once a minute, which spares most of a core
+        # DAG files are parsed once a minute, which saves most of a core
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__DAG_PROCESSOR__PRINT_STATS_INTERVAL": "300",
     }
-    # A shell that is set up for another Airflow must not lead this one to that one's database: its AIRFLOW__ settings
-    # are left behind. Connections and variables (AIRFLOW_CONN_, AIRFLOW_VAR_) come along.
+    # AIRFLOW__ settings of the caller's shell are dropped: they could point at another Airflow's database. Connections
+    # and variables (AIRFLOW_CONN_, AIRFLOW_VAR_) are passed on.
     inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
-    return inherited | own
+    return inherited | stack_variables
 
 
 def sqlite(file: Path) -> str:
@@ -187,10 +188,10 @@ def sqlite(file: Path) -> str:
 
 
 def password(config: Stack) -> str:
-    """The password of Airflow's user ``admin``, made at the first call and readable by this user only."""
-    place = config.password_file
-    if not place.exists():
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with open(place, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+    """The password of Airflow's user ``admin``, created on first use, readable by this user only."""
+    path = config.password_file
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             json.dump({"admin": secrets.token_urlsafe(9)}, file)
-    return str(json.loads(place.read_text())["admin"])
+    return str(json.loads(path.read_text())["admin"])

@@ -1,4 +1,4 @@
-"""The whole of `make run`: servers up, sample landed, the loop of every model side by side, and what came of it."""
+"""`make run`: start the servers, land the sample, run every model's loop side by side, print a summary."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from perennial.core.settings import settings
 from perennial.local_stack import servers
 from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import Stack, environment, password
-from perennial.local_stack.driver import Driver, Interrupted
+from perennial.local_stack.driver import Driver, DriverStopped
 from perennial.local_stack.progress import Board
 from perennial.local_stack.sample import landing
 from perennial.local_stack.sample.plan import PLANS, Plan
-from perennial.local_stack.summary import show
+from perennial.local_stack.summary import print_summary
 from perennial.storage import ledger
 
 STAGES = ("data", "train", "score", "monitor")
@@ -28,18 +28,18 @@ WAIT_FOR_DAGS = 120.0
 
 
 def run(config: Stack, console: Console) -> int:
-    """Play the loop to its end; returns 0, with both servers left up.
+    """Run the demonstration to its end; returns 0 and leaves both servers running.
 
     Raises:
-        PerennialError: whatever stopped it, with what to do.
+        PerennialError: what stopped it, with what to do.
     """
     began = time.monotonic()
-    with same_environment(config), Board() as board:
-        servers.up(config, board, meanwhile=lambda: _land(board))
+    with task_environment(config), Board() as board:
+        servers.start_all(config, board, meanwhile=lambda: _land(board))
         ready = time.monotonic() - began
-        play(config, PLANS, board)
-    with same_environment(config):
-        show(console, PLANS)
+        play_plans(config, PLANS, board)
+    with task_environment(config):
+        print_summary(console, PLANS)
     console.print()
     console.print(f"Airflow  {config.airflow_url}   user admin, password {password(config)}")
     console.print(f"MLflow   {config.mlflow_url}")
@@ -48,17 +48,17 @@ def run(config: Stack, console: Console) -> int:
         "They stay up; `make stop` ends them.",
         soft_wrap=True,
     )
-    if not any(_retrained(plan) for plan in PLANS if plan.until_retrained):
+    if not any(_has_retrained(plan) for plan in PLANS if plan.stop_after_retraining):
         raise PerennialError(
-            "no drift verdict has fired a retraining that brought a new champion",
+            "no retraining that monitoring requested brought a new champion",
             "compare the verdicts above with monitoring and retraining in the models' model.yaml",
         )
     return 0
 
 
 @contextlib.contextmanager
-def same_environment(config: Stack) -> Iterator[None]:
-    """Look at the lake and at MLflow as the tasks do."""
+def task_environment(config: Stack) -> Iterator[None]:
+    """Use the environment variables of Airflow's tasks, for the lake and for MLflow."""
     before = dict(os.environ)
     os.environ.update(environment(config))
     try:
@@ -70,15 +70,15 @@ def same_environment(config: Stack) -> Iterator[None]:
 
 def _land(board: Board) -> None:
     board.working("Sample", "landing the flights of 2013")
-    done = landing.land(settings().landing)
+    done = landing.land_sample(settings().landing)
     board.done("Sample", f"{done.rows:,} rows in {done.files} files" if done.files else "landed before")
 
 
-def play(config: Stack, plans: tuple[Plan, ...], board: Board) -> None:
-    """Let every plan be played, side by side, so that the cores stay busy.
+def play_plans(config: Stack, plans: tuple[Plan, ...], board: Board) -> None:
+    """Run all plans side by side, so that the cores stay busy.
 
     Raises:
-        PerennialError: the first failure; the other models stop at their next look.
+        PerennialError: the first failure; the other models stop at their next check.
     """
     airflow = servers.client(config)
     await_dags(airflow, plans, board)
@@ -101,7 +101,7 @@ def _raise_first(futures: list[Future[None]], halt: threading.Event) -> None:
     failures = [error for future in futures if future.done() and (error := future.exception())]
     halt.set()
     if failures:
-        raise next((error for error in failures if not isinstance(error, Interrupted)), failures[0])
+        raise next((error for error in failures if not isinstance(error, DriverStopped)), failures[0])
 
 
 def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
@@ -116,9 +116,9 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
     while missing := wanted - set(paused):
         board.working("Airflow", f"reading the DAGs, {len(missing)} to go")
         if time.monotonic() > end:
-            told = "\n".join(airflow.import_errors()) or "Airflow reports no import error"
-            raise PerennialError(f"Airflow does not know {', '.join(sorted(missing))}: {told}",
-                                 "perennial check tells what is wrong with a model")  # fmt: skip
+            errors = "\n".join(airflow.import_errors()) or "Airflow reports no import error"
+            raise PerennialError(f"Airflow does not know {', '.join(sorted(missing))}: {errors}",
+                                 "run `perennial check` to see what is wrong with a model")  # fmt: skip
         time.sleep(0.5)
         paused = airflow.paused()
     for dag in sorted(wanted):
@@ -127,6 +127,6 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
     board.done("Airflow", f"{len(wanted)} DAGs of {len(plans)} models")
 
 
-def _retrained(plan: Plan) -> bool:
+def _has_retrained(plan: Plan) -> bool:
     asked = {r["partition"] for r in ledger.records(plan.model, "retraining") if r["decision"] == "requested"}
     return any(r["partition"] in asked for r in ledger.records(plan.model, "promotion"))

@@ -1,7 +1,7 @@
-"""Let one model live through the sample's nights, as a scheduler would, through Airflow's REST API.
+"""Run one sample model through its nights with Airflow's REST API, as a schedule would.
 
-What is done is read from the manifests and the ledger, so a loop that was interrupted goes on where it stopped, and
-one that is finished does nothing.
+What is done already is read from the manifests and the ledger: an interrupted demonstration continues where it
+stopped, and a finished one does nothing.
 """
 
 from __future__ import annotations
@@ -16,42 +16,45 @@ from perennial.core import dates
 from perennial.core.errors import PerennialError
 from perennial.local_stack.airflow_client import DONE, Airflow
 from perennial.local_stack.progress import Board
-from perennial.local_stack.sample.plan import NIGHTS_AFTER, Plan
+from perennial.local_stack.sample.plan import NIGHTS_AFTER_RETRAINING, Plan
 from perennial.spec import catalog
 from perennial.storage import ledger, manifests
 
 WAIT_FOR_EVENT = 90.0
 
 
-class Interrupted(Exception):
-    """Somebody asked to stop."""
+class DriverStopped(Exception):
+    """The driver was stopped from outside, by another driver's failure or by Ctrl-C."""
 
 
-class RunFailed(PerennialError):
+class RunFailedError(PerennialError):
     """A DAG run failed."""
 
 
 class Driver:
-    """Plays one plan.
+    """Runs one plan.
 
     Args:
-        plan: what to do. airflow: a client of its own; the drivers run side by side.
-        board: where progress is shown. halt: set to make the driver stop at its next look.
+        plan: what to do.
+        airflow: a client of this driver alone; drivers run side by side.
+        board: where progress is shown.
+        halt: set it to make the driver stop at its next check.
     """
 
     def __init__(self, plan: Plan, airflow: Airflow, board: Board, halt: threading.Event) -> None:
         self.plan, self.airflow, self.board, self.halt = plan, airflow, board, halt
         self.model = plan.model
         self.spec = catalog.load_model_by_name(plan.model)
-        self._looked: set[str] = set()
-        self._told: set[str] = set()
-        self._seen: dict[str, int] = {}
+        self._searched_stages: set[str] = set()
+        self._reported_retries: set[str] = set()
+        self._checks: dict[str, int] = {}
 
     def play(self) -> None:
         """Do everything that is not done yet.
 
         Raises:
-            RunFailed: a DAG run failed, with its cause. Interrupted: halt was set.
+            RunFailedError: a DAG run failed, with its cause.
+            DriverStopped: halt was set.
         """
         self._history()
         self._first_champion()
@@ -60,9 +63,9 @@ class Driver:
             self._night(night)
             if self._is_monitored(night):
                 self._monitor(night)
-            if self.plan.until_retrained and self._closed(night):
+            if self.plan.stop_after_retraining and self._loop_is_closed(night):
                 break
-        self.board.done(self.model, f"the loop is done at {night}")
+        self.board.done(self.model, f"done, up to {night}")
 
     def _history(self) -> None:
         first, last = self.plan.first, self.plan.trained_until
@@ -70,9 +73,9 @@ class Driver:
             return
         self.board.working(self.model, f"publishing {first} to {last} in one run", milestone=True)
         self._run("data", conf={"start": first, "end": last})
-        found = [manifests.read(self.model, "data", day) for day in dates.dates(first, last)]
-        rows, bad = (sum(getattr(m, name) for m in found if m) for name in ("rows_out", "quarantined"))
-        self.board.done(self.model, f"{len(found)} nights published: {rows:,} rows, {bad:,} in quarantine")
+        records = [manifests.read(self.model, "data", day) for day in dates.dates(first, last)]
+        rows, bad = (sum(getattr(m, name) for m in records if m) for name in ("rows_out", "quarantined"))
+        self.board.done(self.model, f"{len(records)} nights published: {rows:,} rows, {bad:,} in quarantine")
 
     def _first_champion(self) -> None:
         day = self.plan.trained_until
@@ -80,12 +83,14 @@ class Driver:
             return
         self.board.working(self.model, f"training the first model on data up to {day}", milestone=True)
         self._run("train", key=day, conf={"reason": "the first model"})
-        self._tell_training(day)
+        self._report_training(day)
         if not self._promoted(day):
-            found = manifests.read(self.model, "train", day)
-            reasons = "; ".join(found.result["gate"]["reasons"]) if found else "it left no manifest"
+            training = manifests.read(self.model, "train", day)
+            reasons = (
+                "; ".join(training.result["gate"]["reasons"]) if training else "the step wrote no manifest"
+            )
             raise PerennialError(f"the first model did not pass its gate: {reasons}",
-                                 "look at training and gate in its model.yaml, then: make run",
+                                 "change training or gate in its model.yaml, then run `make run` again",
                                  model=self.model, partition=day)  # fmt: skip
 
     def _night(self, night: str) -> None:
@@ -106,7 +111,7 @@ class Driver:
                     continue
                 self._check("score", scoring["dag_run_id"])
                 if scoring["state"] in DONE and not self._done("score", night):
-                    raise RunFailed(f"{self.model}.score skipped the night {night}: there is no champion",
+                    raise RunFailedError(f"{self.model}.score skipped the night {night}: there is no champion",
                                     f"promote a version first: trigger {self.model}.train",
                                     model=self.model, partition=night)  # fmt: skip
 
@@ -118,31 +123,39 @@ class Driver:
         if decision is None:
             raise PerennialError("monitoring ended without a decision in the ledger", f"look at {self.model}.monitor",
                                  model=self.model, partition=night)  # fmt: skip
-        found = manifests.read(self.model, "monitor", night)
-        verdict = found.result["verdict"] if found else "?"
+        monitored = manifests.read(self.model, "monitor", night)
+        verdict = monitored.result["verdict"] if monitored else "?"
         asked = decision["decision"] == "requested"
         self.board.done(self.model, f"{night}: {verdict}; retraining {decision['decision']}")
         if asked and not self._trained(night):
-            self.board.working(self.model, f"retraining by itself on data up to {night}", milestone=True)
-            self._await("train", self._event_run("train", night, decision["reason"]))
-            self._tell_training(night)
-        elif night == self.plan.doubted and not self._trained(night):
             self.board.working(
-                self.model, f"training on data up to {night} all the same, by hand", milestone=True
+                self.model, f"retraining, requested by monitoring, on data up to {night}", milestone=True
             )
-            self._run("train", key=night, conf={"reason": "by hand: would a new model not do better?"})
-            self._tell_training(night)
+            self._await("train", self._event_run("train", night, decision["reason"]))
+            self._report_training(night)
+        elif night == self.plan.manual_training_on and not self._trained(night):
+            self.board.working(
+                self.model, f"training on data up to {night}, triggered by hand", milestone=True
+            )
+            self._run(
+                "train",
+                key=night,
+                conf={"reason": "triggered by hand to compare with the declined retraining"},
+            )
+            self._report_training(night)
 
-    def _tell_training(self, day: str) -> None:
-        found = manifests.read(self.model, "train", day)
-        if not found:
+    def _report_training(self, day: str) -> None:
+        training = manifests.read(self.model, "train", day)
+        if not training:
             return
-        figure = found.result["metrics"].get(self.spec.metric)
-        told = f"{self.spec.metric} {figure:.4g}" if isinstance(figure, float) else ""
+        figure = training.result["metrics"].get(self.spec.metric)
+        figure_text = f"{self.spec.metric} {figure:.4g}" if isinstance(figure, float) else ""
         outcome = "new champion" if self._promoted(day) else "refused by the gate, the champion stays"
-        self.board.done(self.model, f"version {found.model_version} trained up to {day}, {told}: {outcome}")
+        self.board.done(
+            self.model, f"version {training.model_version} trained up to {day}, {figure_text}: {outcome}"
+        )
 
-    # What is done, by manifests and ledger.
+    # --- what is done, from manifests and ledger
 
     def _done(self, step: str, key: str) -> bool:
         return manifests.read(self.model, step, key) is not None
@@ -155,12 +168,12 @@ class Driver:
 
     def _trained(self, day: str) -> bool:
         """Whether the training of that date has ended, its promotion included."""
-        found = manifests.read(self.model, "train", day)
-        return found is not None and (not found.result["gate"]["passed"] or self._promoted(day))
+        training = manifests.read(self.model, "train", day)
+        return training is not None and (not training.result["gate"]["passed"] or self._promoted(day))
 
     def _decision(self, day: str) -> dict[str, Any] | None:
-        found = self._records("retraining", day)
-        return found[-1] if found else None
+        decisions = self._records("retraining", day)
+        return decisions[-1] if decisions else None
 
     def _is_monitored(self, night: str) -> bool:
         """Whether the monitoring schedule fires on the day after this partition, when it is handled."""
@@ -170,14 +183,17 @@ class Driver:
         fires: datetime = croniter(self.spec.schedule.monitor, day - timedelta(minutes=1)).get_next(datetime)
         return fires.date() == day.date()
 
-    def _closed(self, night: str) -> bool:
+    def _loop_is_closed(self, night: str) -> bool:
         asked = {
             r["partition"] for r in ledger.records(self.model, "retraining") if r["decision"] == "requested"
         }
         new = [r["partition"] for r in ledger.records(self.model, "promotion") if r["partition"] in asked]
-        return any((date.fromisoformat(night) - date.fromisoformat(day)).days >= NIGHTS_AFTER for day in new)
+        return any(
+            (date.fromisoformat(night) - date.fromisoformat(day)).days >= NIGHTS_AFTER_RETRAINING
+            for day in new
+        )
 
-    # Airflow's runs.
+    # --- Airflow's runs
 
     def _run(self, stage: str, *, key: str | None = None, conf: dict[str, Any] | None = None) -> None:
         active = self._active(stage, key)
@@ -191,22 +207,22 @@ class Driver:
         return [run for run in runs if run.get("partition_key") == key]
 
     def _active(self, stage: str, key: str | None) -> str | None:
-        """A run of an interrupted loop that is still at work; looked for once a stage, as later ones are our own."""
-        if stage in self._looked:
+        """A run left by an interrupted demonstration; searched once a stage, since later runs are this driver's own."""
+        if stage in self._searched_stages:
             return None
-        self._looked.add(stage)
+        self._searched_stages.add(stage)
         return next((str(r["dag_run_id"]) for r in self._runs_of(stage, key) if r["state"] not in DONE), None)
 
     def _event_run(self, stage: str, key: str, reason: str) -> str:
-        """The run that an asset event starts; started by hand if the event was lost with Airflow's database."""
-        found: list[str] = []
+        """The run that an asset event started; triggered here if the event was lost with Airflow's database."""
+        runs: list[str] = []
 
         def look() -> bool:
-            found.extend(str(run["dag_run_id"]) for run in self._runs_of(stage, key))
-            return bool(found)
+            runs.extend(str(run["dag_run_id"]) for run in self._runs_of(stage, key))
+            return bool(runs)
 
         if self._until(look, WAIT_FOR_EVENT):
-            return found[0]
+            return runs[0]
         self.board.note(
             f"{self.model}: no event started {stage} for {key}; starting it with the recorded reason."
         )
@@ -217,29 +233,29 @@ class Driver:
             self._pause(0.5)
 
     def _check(self, stage: str, run: str) -> str:
-        """The state of a run; one that is tried again is told, as it takes a while.
+        """The state of a run; a task that waits for its retry is reported, since that takes a while.
 
         Raises:
-            RunFailed: it failed.
+            RunFailedError: the run failed.
         """
         dag = f"{self.model}.{stage}"
         state = str(self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
         if state == "failed":
-            raise RunFailed(
-                f"DAG {dag}, run {run} failed: {self.airflow.why(dag, run)}",
-                f"mend the cause, then: make run (it goes on from here); or clear the task at "
+            raise RunFailedError(
+                f"DAG {dag}, run {run} failed: {self.airflow.failure_reason(dag, run)}",
+                f"correct the cause, then run `make run` again (it continues from here), or clear the task at "
                 f"{self.airflow.url}/dags/{dag}/runs/{run}",
                 model=self.model,
             )
-        looks = self._seen[run] = self._seen.get(run, 0) + 1
+        checks = self._checks[run] = self._checks.get(run, 0) + 1
         if (
             state not in DONE
-            and looks % 10 == 0
-            and run not in self._told
-            and (why := self.airflow.retrying(dag, run))
+            and checks % 10 == 0
+            and run not in self._reported_retries
+            and (why := self.airflow.retry_reason(dag, run))
         ):
-            self._told.add(run)
-            self.board.note(f"{dag}, run {run}: will be tried again. {why}")
+            self._reported_retries.add(run)
+            self.board.note(f"{dag}, run {run}: will be retried. {why}")
         return state
 
     def _until(self, look: Callable[[], bool], seconds: float) -> bool:
@@ -252,4 +268,4 @@ class Driver:
 
     def _pause(self, seconds: float) -> None:
         if self.halt.wait(seconds):
-            raise Interrupted
+            raise DriverStopped

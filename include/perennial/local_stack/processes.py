@@ -1,4 +1,4 @@
-"""Start servers so that all their processes can be found and ended again, also after a crash or a reboot."""
+"""Start servers so that all their processes can be found and stopped, also after a crash or a reboot."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ import psutil
 from perennial.core.errors import PerennialError
 
 #: Variable that every process of a stack carries, with the stack's home as its value.
-MARK = "PERENNIAL_STACK"
+ENVIRONMENT_MARK = "PERENNIAL_STACK"
 
 
 def start(
@@ -45,14 +45,14 @@ def start(
             f"{name} cannot be started: {error}", "make setup, then run this again"
         ) from error
     process = psutil.Process(child.pid)
-    # a number alone may belong to somebody else tomorrow; with its start time it is this process
+    # a process id may be reused; together with its start time it is unique
     note = {"pid": child.pid, "created": process.create_time(), "command": command}
     (state / f"{name}.json").write_text(json.dumps(note))
     return process
 
 
-def find(name: str, state: Path) -> psutil.Process | None:
-    """The server that was noted, if that very process still runs."""
+def find_server(name: str, state: Path) -> psutil.Process | None:
+    """The recorded server, if that process still runs."""
     try:
         note = json.loads((state / f"{name}.json").read_text())
         process = psutil.Process(int(note["pid"]))
@@ -62,30 +62,30 @@ def find(name: str, state: Path) -> psutil.Process | None:
         return None
 
 
-def members(home: Path) -> list[psutil.Process]:
-    """Every process of the stack at `home`, also those that outlived their parent or left its session.
+def stack_processes(home: Path) -> list[psutil.Process]:
+    """Every process of the stack at `home`, including those that outlived their parent or left its session.
 
-    A process belongs by its mark, by its working folder (nothing else works in ``run``), or by the session of a
-    noted server. Airflow renames its processes, which overwrites the place where the mark is read.
+    A process belongs to the stack by its environment mark, by its working folder (only the stack uses ``run``), or by
+    the session of a recorded server. Airflow renames its processes, which overwrites the memory that holds the mark.
     """
     state = str(home / "run")
     sessions = _sessions(home / "run")
     mine = os.getpid()
-    found = {}
+    processes = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
             if process.pid == mine or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             by_session = sessions.get(os.getsid(process.pid), float("inf")) <= process.create_time() + 1
-            if by_session or process.environ().get(MARK) == str(home) or process.cwd() == state:
-                found[process.pid] = process
-                found |= {child.pid: child for child in process.children(recursive=True)}
-    return list(found.values())
+            if by_session or process.environ().get(ENVIRONMENT_MARK) == str(home) or process.cwd() == state:
+                processes[process.pid] = process
+                processes |= {child.pid: child for child in process.children(recursive=True)}
+    return list(processes.values())
 
 
 def _sessions(state: Path) -> dict[int, float]:
-    """Sessions of the noted servers, with the time when each began; without those whose number is another's by now."""
-    found = {}
+    """Sessions of the recorded servers and when each began, except those whose process id was reused."""
+    sessions = {}
     for note in state.glob("*.json"):
         with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
             content = json.loads(note.read_text())
@@ -94,9 +94,9 @@ def _sessions(state: Path) -> dict[int, float]:
                 if abs(psutil.Process(leader).create_time() - created) >= 1:
                     continue
             except psutil.Error:
-                pass  # it is gone; while one of its session lives the kernel gives its number to nobody
-            found[leader] = created
-    return found
+                pass  # it has ended; the kernel does not reuse its id while a process of its session lives
+            sessions[leader] = created
+    return sessions
 
 
 def lost_child(server: psutil.Process) -> bool:
@@ -107,30 +107,30 @@ def lost_child(server: psutil.Process) -> bool:
 
 
 def stop(home: Path, names: Iterable[str], *, patience: float = 30) -> int:
-    """End a stack: interrupt its servers, then terminate and at last kill what is left. Returns how many were ended.
+    """Stop a stack: interrupt its servers, then terminate and finally kill what is left. Returns how many there were.
 
-    Airflow's standalone orphans its children on SIGTERM and ends them on SIGINT, so that comes first.
+    Airflow's standalone orphans its children on SIGTERM and stops them on SIGINT, so SIGINT comes first.
 
     Raises:
         PerennialError: a process could not be ended.
     """
     state = home / "run"
-    servers = [process for name in names if (process := find(name, state))]
-    everything = members(home)
+    servers = [process for name in names if (process := find_server(name, state))]
+    everything = stack_processes(home)
     for process in servers:
         _signal(process, signal.SIGINT)
     _wait(servers, patience)
     for kind, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
-        left = members(home)
+        left = stack_processes(home)
         if not left:
             break
         for process in left:
             _signal(process, kind)
         _wait(left, seconds)
-    if left := members(home):
+    if left := stack_processes(home):
         shown = ", ".join(f"{p.pid}" for p in left)
         raise PerennialError(
-            f"these processes do not end: {shown}", f"end them by hand: kill -9 {shown.replace(',', '')}"
+            f"these processes do not stop: {shown}", f"stop them by hand: kill -9 {shown.replace(',', '')}"
         )
     for name in names:
         (state / f"{name}.json").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""What is going on, one line a subject: redrawn in place on a terminal, appended as plain lines elsewhere."""
+"""Progress, one line for each subject: redrawn in place on a terminal, appended as plain lines elsewhere."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from rich.text import Text
 
 
 class Board:
-    """A context in which subjects report; safe to use from several threads."""
+    """A context manager that shows the progress of several subjects; thread-safe."""
 
     def __init__(self, console: Console | None = None) -> None:
         self.console = console or Console(stderr=True, highlight=False)
@@ -42,15 +42,15 @@ class Board:
         return time.monotonic() - self._began
 
     def working(self, subject: str, text: str, *, milestone: bool = False) -> None:
-        """Say what a subject is doing. Where lines are appended, only a milestone is printed."""
+        """Show what a subject is doing. Off a terminal, only milestones are printed."""
         self._set(subject, text, False, milestone)
 
     def done(self, subject: str, text: str) -> None:
-        """Say that a subject is finished, and with what."""
+        """Show that a subject is finished, and its outcome."""
         self._set(subject, text, True, True)
 
     def note(self, text: str) -> None:
-        """Print a line that stays."""
+        """Print a permanent line."""
         self.console.print(f"{self.seconds:5.0f} s  {text}", markup=False, soft_wrap=True)
 
     def _set(self, subject: str, text: str, done: bool, milestone: bool) -> None:

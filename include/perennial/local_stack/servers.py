@@ -1,4 +1,4 @@
-"""Bring MLflow and Airflow up, wait until they really work, and end them."""
+"""Start MLflow and Airflow, wait until they work, and stop them."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from perennial.local_stack.progress import Board
 #: Airflow's standalone, the server that its tasks talk to, and MLflow.
 NAMES = ("airflow", "tasks", "mlflow")
 COMPONENTS = ("metadatabase", "scheduler", "dag_processor", "triggerer")
-PATIENCE = 300.0
+START_TIMEOUT = 300.0
 LOG_BYTES = 20_000_000
 
 
@@ -45,23 +45,23 @@ def mlflow_works(config: Stack) -> bool:
         return False
 
 
-def airflow_works(config: Stack, airflow: Airflow) -> str | None:
-    """None when every component is healthy; else what is awaited."""
+def unhealthy_component(config: Stack, airflow: Airflow) -> str | None:
+    """The first component that is not healthy; None if all are."""
     health = airflow.health()
     if not health:
         return "API server"
     return next((name.replace("_", " ") for name in COMPONENTS if health.get(name) != "healthy"), None)
 
 
-def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None) -> None:
+def start_all(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None) -> None:
     """Start what does not run yet and wait until both servers work; `meanwhile` runs while they start.
 
     Raises:
-        PerennialError: a port is taken, the disk is full, or a server does not come up; with the end of its log.
+        PerennialError: a port is in use, the disk is full, or a server does not start, with the end of its log.
     """
-    running = {name: processes.find(name, config.state) for name in NAMES}
+    running = {name: processes.find_server(name, config.state) for name in NAMES}
     killed = [name for name in NAMES if not running[name] and (config.state / f"{name}.json").exists()]
-    if (killed or not any(running.values())) and (left := processes.members(config.home)):
+    if (killed or not any(running.values())) and (left := processes.stack_processes(config.home)):
         board.note(f"{len(left)} processes of a run that was killed are still there; ending them.")
         processes.stop(config.home, NAMES)
         running = dict.fromkeys(NAMES)
@@ -81,43 +81,45 @@ def up(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None)
         command = [*python, "mlflow", "server", *store, *address]
         processes.start("mlflow", command, environ, config.state, _log(config, "mlflow"))
     log = _log(config, "airflow")
-    seen = log.stat().st_size if log.exists() and not running["airflow"] else 0
+    log_size = log.stat().st_size if log.exists() and not running["airflow"] else 0
     if not running["airflow"]:
         processes.start("airflow", [*python, "airflow", "standalone"], environ, config.state, log)
     with ThreadPoolExecutor(1) as beside:
         work = beside.submit(meanwhile) if meanwhile else None
-        _complete(config, board, environ, seen, not running["tasks"])
+        _start_task_api_and_wait(config, board, environ, log_size, not running["tasks"])
         if work:
             work.result()
 
 
-def _complete(config: Stack, board: Board, environ: dict[str, str], seen: int, tasks: bool) -> None:
-    """Start the server for tasks, where it does not run yet, and wait until everything works."""
+def _start_task_api_and_wait(
+    config: Stack, board: Board, environ: dict[str, str], log_size: int, tasks: bool
+) -> None:
+    """Start the server for tasks if it does not run yet, and wait until everything works."""
     if tasks:
-        _await_database(config, board, seen)
-        # With SQLite, one server for people and tasks stalls for five seconds now and then: an audited call (a trigger)
-        # waits, on the event loop, for the lock of a task's call, which needs the event loop to commit. Hence a server
-        # for tasks alone; with another database it may go.
+        _await_database(config, board, log_size)
+        # With SQLite, one server for users and tasks sometimes stalls for five seconds: an audited call (a trigger)
+        # waits on the event loop for the lock of a task's call, which needs the event loop to commit. Hence a separate
+        # server for tasks; another database would not need it.
         command = [sys.executable, "-m", "airflow", "api-server", "--apps", "execution"]
         command += ["--port", str(config.task_port)]
         processes.start("tasks", command, environ, config.state, _log(config, "tasks"))
-    _await(config, board)
+    _await_servers(config, board)
 
 
-def _await_database(config: Stack, board: Board, seen: int) -> None:
-    """Wait until standalone, whose log has grown from `seen` bytes, has made or migrated Airflow's database."""
+def _await_database(config: Stack, board: Board, log_size: int) -> None:
+    """Wait until standalone has created or migrated Airflow's database; `log_size` is where its log began."""
     board.working("Airflow", "preparing its database", milestone=True)
     began = time.monotonic()
-    while b"Database ready" not in (config.logs / "airflow.log").read_bytes()[seen:]:
-        if processes.find("airflow", config.state) is None:
-            raise _failed(config, "airflow", "ended while it was making its database")
-        if time.monotonic() - began > PATIENCE:
-            raise _failed(config, "airflow", f"has no database after {PATIENCE:.0f} seconds")
+    while b"Database ready" not in (config.logs / "airflow.log").read_bytes()[log_size:]:
+        if processes.find_server("airflow", config.state) is None:
+            raise _start_error(config, "airflow", "ended while creating its database")
+        if time.monotonic() - began > START_TIMEOUT:
+            raise _start_error(config, "airflow", f"has no database after {START_TIMEOUT:.0f} seconds")
         time.sleep(0.1)
 
 
 def _log(config: Stack, name: str) -> Path:
-    """The server's log; one that has grown large is set aside once."""
+    """The server's log; a large one is rotated once."""
     log = config.logs / f"{name}.log"
     if log.exists() and log.stat().st_size > LOG_BYTES:
         log.replace(log.with_suffix(".log.1"))
@@ -142,7 +144,7 @@ def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> St
         return (
             replace(config, task_port=ports[0], log_ports=(ports[1], ports[2])) if len(ports) == 3 else config
         )
-    # nobody types the addresses of these, so a taken port is simply passed over
+    # these addresses are internal, so a port in use is skipped
     free: list[int] = []
     for port in (config.task_port, *config.log_ports):
         while port in (*free, config.airflow_port, config.mlflow_port) or processes.port_user(port):
@@ -153,12 +155,12 @@ def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> St
     return replace(config, task_port=free[0], log_ports=(free[1], free[2]))
 
 
-def _await(config: Stack, board: Board) -> None:
+def _await_servers(config: Stack, board: Board) -> None:
     airflow = client(config)
     began = time.monotonic()
     waiting = dict.fromkeys(NAMES)
     built = threading.Event()
-    threading.Thread(target=_build_task_api, args=(config, built), daemon=True).start()
+    threading.Thread(target=_warm_up_task_api, args=(config, built), daemon=True).start()
     try:
         while waiting:
             if "mlflow" in waiting:
@@ -170,7 +172,7 @@ def _await(config: Stack, board: Board) -> None:
             if built.is_set():
                 waiting.pop("tasks", None)
             if "airflow" in waiting:
-                missing = airflow_works(config, airflow) or (
+                missing = unhealthy_component(config, airflow) or (
                     "API of the tasks" if "tasks" in waiting else None
                 )
                 if missing is None:
@@ -179,52 +181,52 @@ def _await(config: Stack, board: Board) -> None:
                 else:
                     board.working("Airflow", f"starting, waiting for the {missing}", milestone=True)
             for name in waiting:
-                server = processes.find(name, config.state)
+                server = processes.find_server(name, config.state)
                 if server is None:
-                    raise _failed(config, name, "ended while it was starting")
+                    raise _start_error(config, name, "ended while it was starting")
                 # standalone goes on without a component that could not start
                 if name == "airflow" and processes.lost_child(server):
-                    raise _failed(config, name, "lost a component while it was starting")
-                if time.monotonic() - began > PATIENCE:
-                    raise _failed(config, name, f"does not work after {PATIENCE:.0f} seconds")
+                    raise _start_error(config, name, "lost a component while it was starting")
+                if time.monotonic() - began > START_TIMEOUT:
+                    raise _start_error(config, name, f"does not work after {START_TIMEOUT:.0f} seconds")
             time.sleep(0.3)
     finally:
         airflow.close()
 
 
-def _build_task_api(config: Stack, built: threading.Event) -> None:
-    """Have the API that tasks talk to built, which its first call does; the first task would wait for it otherwise."""
-    end = time.monotonic() + PATIENCE
+def _warm_up_task_api(config: Stack, built: threading.Event) -> None:
+    """Make the first call of the task API, which builds it (5 to 40 s); otherwise the first task would wait."""
+    end = time.monotonic() + START_TIMEOUT
     while time.monotonic() < end:
         with contextlib.suppress(httpx.HTTPError):
             url = f"http://127.0.0.1:{config.task_port}/execution/health"
-            if httpx.get(url, timeout=PATIENCE, trust_env=False).status_code == 200:
+            if httpx.get(url, timeout=START_TIMEOUT, trust_env=False).status_code == 200:
                 built.set()
                 return
         time.sleep(0.3)
 
 
-def _failed(config: Stack, name: str, what: str) -> PerennialError:
+def _start_error(config: Stack, name: str, what: str) -> PerennialError:
     log = config.logs / f"{name}.log"
     try:
         lines = log.read_text(errors="replace").splitlines()[-400:]
     except OSError:
         lines = []
-    told = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)][-3:] or lines[-10:]
-    shown = "".join(f"\n    {line.strip()[:300]}" for line in told)
+    errors = [line for line in lines if re.search(r"(Error|Exception)\b.*:", line)][-3:] or lines[-10:]
+    shown = "".join(f"\n    {line.strip()[:300]}" for line in errors)
     full = "no space" in shown.lower() or "disk is full" in shown.lower()
-    remedy = "free some space" if full else f"read {log} and mend what it names"
-    return PerennialError(f"{name} {what}; its log says:{shown}", f"{remedy}, then: make stop run")
+    remedy = "free some space" if full else f"read {log} and correct what it names"
+    return PerennialError(f"{name} {what}; its log says:{shown}", f"{remedy}, then run `make stop run`")
 
 
-def down(config: Stack) -> int:
-    """End both servers and every process they started; returns how many there were."""
+def stop_all(config: Stack) -> int:
+    """Stop the servers and every process they started; returns how many there were."""
     return processes.stop(config.home, NAMES)
 
 
-def forget(config: Stack) -> None:
-    """End everything and remove what the stack has made below its home."""
-    down(config)
+def remove_everything(config: Stack) -> None:
+    """Stop everything and remove what the stack has written below its home."""
+    stop_all(config)
     for name in ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "tmp"):
         shutil.rmtree(config.home / name, ignore_errors=True)
     (config.home / ".running").unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""The table of what happened, read from the manifests and the ledger."""
+"""The table that `make run` prints at its end, read from the manifests and the ledger."""
 
 from __future__ import annotations
 
@@ -27,8 +27,8 @@ class Event:
     why: str = ""
 
 
-def show(console: Console, plans: tuple[Plan, ...]) -> None:
-    """Print one table with every model's story."""
+def print_summary(console: Console, plans: tuple[Plan, ...]) -> None:
+    """Print one table with the events of all models."""
     table = Table(title="What happened", title_justify="left", show_lines=False)
     for name, options in (
         ("date", {"no_wrap": True}),
@@ -48,27 +48,27 @@ def show(console: Console, plans: tuple[Plan, ...]) -> None:
 
 
 def events(plan: Plan) -> list[Event]:
-    """Everything that happened to one model, in the order of the partitions."""
+    """The events of one model, in partition order."""
     spec = catalog.load_model_by_name(plan.model)
-    found: list[Event] = []
+    events: list[Event] = []
     history = _manifests(spec, "data", dates.dates(plan.first, plan.trained_until))
     if history:
         bad = sum(m.quarantined for m in history)
         figures = f"{sum(m.rows_out for m in history):,} rows, {bad:,} in quarantine"
-        found.append(Event(_span([m.key for m in history]), f"{len(history)} nights published", figures))
-    found += _training(spec, plan.trained_until)
+        events.append(Event(_span([m.key for m in history]), f"{len(history)} nights published", figures))
+    events += _training(spec, plan.trained_until)
     scored: list[Manifest] = []
     for night in dates.dates(dates.add_days(plan.trained_until, 1), plan.latest):
         scored += _manifests(spec, "score", [night])
-        watched = _watched(spec, night)
-        if watched:
-            found += [*_scored(scored), watched, *_training(spec, night)]
+        monitored = _monitored(spec, night)
+        if monitored:
+            events += [*_scored(scored), monitored, *_training(spec, night)]
             scored = []
-    return found + _scored(scored)
+    return events + _scored(scored)
 
 
 def _manifests(spec: ModelSpec, step: str, days: list[str]) -> list[Manifest]:
-    return [found for day in days if (found := manifests.read(spec.name, step, day))]
+    return [manifest for day in days if (manifest := manifests.read(spec.name, step, day))]
 
 
 def _span(days: list[str]) -> str:
@@ -76,7 +76,7 @@ def _span(days: list[str]) -> str:
 
 
 def _scored(nights: list[Manifest]) -> list[Event]:
-    """One line for the nights that one version scored."""
+    """One line for each version and the nights that it scored."""
     lines = []
     for version in dict.fromkeys(m.model_version for m in nights):
         mine = [m for m in nights if m.model_version == version]
@@ -88,15 +88,15 @@ def _scored(nights: list[Manifest]) -> list[Event]:
     return lines
 
 
-def _nights(found: list[Manifest]) -> str:
-    return "night" if len(found) == 1 else "nights"
+def _nights(scored: list[Manifest]) -> str:
+    return "night" if len(scored) == 1 else "nights"
 
 
 def _training(spec: ModelSpec, day: str) -> list[Event]:
-    found = manifests.read(spec.name, "train", day)
-    if found is None:
+    training = manifests.read(spec.name, "train", day)
+    if training is None:
         return []
-    result, gate = found.result, found.result["gate"]
+    result, gate = training.result, training.result["gate"]
     metric = spec.metric
     figures = f"{metric} {_number(result['metrics'].get(metric))}"
     if versus := gate.get("against_champion"):
@@ -109,7 +109,7 @@ def _training(spec: ModelSpec, day: str) -> list[Event]:
     return [
         Event(
             day,
-            f"version {found.model_version} trained",
+            f"version {training.model_version} trained",
             figures,
             f"{outcome}: {escape(_decisive(gate['reasons']))}",
         )
@@ -117,24 +117,24 @@ def _training(spec: ModelSpec, day: str) -> list[Event]:
 
 
 def _decisive(reasons: list[str]) -> str:
-    """The checks of the gate that failed, or else its last one, which is the one against the champion."""
+    """The gate's failed checks; if none failed, its last one, which compares with the champion."""
     failed = [reason for reason in reasons if reason.startswith("FAILED")]
     return "; ".join(reason.partition(": ")[2] for reason in failed or reasons[-1:])
 
 
-def _watched(spec: ModelSpec, day: str) -> Event | None:
-    found = manifests.read(spec.name, "monitor", day)
-    if found is None:
+def _monitored(spec: ModelSpec, day: str) -> Event | None:
+    monitored = manifests.read(spec.name, "monitor", day)
+    if monitored is None:
         return None
-    share = found.result.get("drift_share")
-    drifted = ", ".join(found.result.get("drifted") or []) or "none"
+    share = monitored.result.get("drift_share")
+    drifted = ", ".join(monitored.result.get("drifted") or []) or "none"
     figures = f"drift share {_number(share)} ({escape(drifted)})"
-    performance = (found.result.get("performance") or {}).get("verdict")
+    performance = (monitored.result.get("performance") or {}).get("verdict")
     decisions = [r for r in ledger.records(spec.name, "retraining") if r["partition"] == day]
     why = f"retraining {decisions[-1]['decision']}: {escape(decisions[-1]['reason'])}" if decisions else ""
-    colour = {"ok": "green", "suspected": "yellow", "drifted": "red"}.get(found.result["verdict"], "dim")
-    told = f"[{colour}]{found.result['verdict']}[/{colour}]"
-    return Event(day, f"monitored: {told}", f"{figures}; performance {performance}", why)
+    colour = {"ok": "green", "suspected": "yellow", "drifted": "red"}.get(monitored.result["verdict"], "dim")
+    verdict = f"[{colour}]{monitored.result['verdict']}[/{colour}]"
+    return Event(day, f"monitored: {verdict}", f"{figures}; performance {performance}", why)
 
 
 def _number(value: Any) -> str:

@@ -30,15 +30,15 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
     Args:
         hook: where ``toy_late`` and ``toy_asked`` tell things.
     """
-    channels = {"channels": [{"name": "hook", "kind": "webhook", "url": hook, "digest": True}]}
-    aging = {"on": ["age"], "max_age_days": 1, "cooldown_days": 0}
+    channels = {"channels": [{"name": "hook", "kind": "webhook", "url": hook, "daily_summary": True}]}
+    aging = {"triggers": ["age"], "max_age_days": 1, "cooldown_days": 0}
     no_retries = {"data": {"retries": 0}, "score": {"retries": 0}}
     quick: dict[str, Any] = {"schedule": PAST, "limits": no_retries, "training": {"rounds": 5}}
     # the next night is 22 hours away: none comes while the tests run
     due = datetime.now(UTC) - timedelta(hours=2)
     found = [
         toys.model(root, PLAN.model, limits=no_retries, schedule=PAST),
-        toys.model(root, "toy_asked", retraining=aging | {"mode": "ask"}, alerts=channels, **quick),
+        toys.model(root, "toy_asked", retraining=aging | {"mode": "approval"}, alerts=channels, **quick),
         toys.model(root, "toy_eager", retraining=aging, **quick),
         # its first nightly run starts with Airflow; it may take a minute
         toys.model(
@@ -76,7 +76,7 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
             toys.land(specs[PLAN.model], days=len(dates.dates(PLAN.first, PLAN.latest)))
             log = root / "board.txt"
             with Board(Console(file=log.open("a"), width=200)) as board:
-                servers.up(config, board)
+                servers.start_all(config, board)
                 airflow = servers.client(config)
                 demo.await_dags(airflow, (PLAN,), board)
             os.environ.clear()
@@ -87,7 +87,7 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
         os.environ.clear()
         os.environ.update(before)
         processes.stop(home, servers.NAMES, patience=5)
-        assert processes.members(home) == []
+        assert processes.stack_processes(home) == []
 
 
 @pytest.fixture
@@ -95,7 +95,7 @@ def live(live_stack: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
     """The running stack, with this process looking at the same lake, models and MLflow as its tasks."""
     monkeypatch.setenv("PERENNIAL_HOME", str(live_stack.config.home))
     monkeypatch.setenv("PERENNIAL_MODELS", str(live_stack.spec.folder.parent))
-    with demo.same_environment(live_stack.config):
+    with demo.task_environment(live_stack.config):
         yield live_stack
 
 

@@ -1,4 +1,4 @@
-"""`retraining.mode: ask` in a real Airflow: a person says yes, a person says no, nobody says anything in time."""
+"""`retraining.mode: approval` in a real Airflow: a person says yes, a person says no, nobody says anything in time."""
 
 from __future__ import annotations
 
@@ -108,7 +108,7 @@ def test_no_answer_in_time_is_a_no(live: Live, waiting: Any) -> None:
         assert changed.rowcount == 1
     assert ended(live, run)["ask_retraining"] == "skipped"
     assert live.airflow.call("GET", question(run))["responded_by_user"] is None
-    assert decisions(day)[-1] == ("declined", retraining.NOBODY)
+    assert decisions(day)[-1] == ("declined", retraining.NO_ANSWER)
     assert live.runs_of(TRAIN, day) == []
 
 

@@ -123,7 +123,7 @@ def monitored(live: Live, day: str) -> None:
 
     def over() -> bool:
         (found,) = [r for r in live.airflow.runs(MONITOR) if r["dag_run_id"] == run]
-        assert found["state"] != "failed", live.airflow.why(MONITOR, run)
+        assert found["state"] != "failed", live.airflow.failure_reason(MONITOR, run)
         return str(found["state"]) == "success"
 
     await_(over, 150, lambda: live.airflow.tasks(MONITOR, run))

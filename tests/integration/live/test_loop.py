@@ -11,7 +11,7 @@ from rich.console import Console
 from perennial.core import dates
 from perennial.core.errors import PerennialError
 from perennial.local_stack import demo, processes, servers, summary
-from perennial.local_stack.driver import Driver, Interrupted, RunFailed
+from perennial.local_stack.driver import Driver, DriverStopped, RunFailedError
 from perennial.local_stack.sample.plan import Plan
 from perennial.storage import delta_tables, duckdb_session, ledger, manifests
 from support.live import BROKEN, PLAN, Live
@@ -24,7 +24,7 @@ STAGES = ("data", "train", "score", "monitor", "rollback")
 def played(live: Live) -> Live:
     """The toy's loop is done; the first test that needs it plays it."""
     with live.board() as board:
-        demo.play(live.config, (PLAN,), board)
+        demo.play_plans(live.config, (PLAN,), board)
     return live
 
 
@@ -71,20 +71,20 @@ def test_each_night_is_a_run_of_its_own_partition(played: Live) -> None:
 def test_playing_again_repeats_nothing(played: Live) -> None:
     before = runs(played)
     with played.board() as board:
-        demo.play(played.config, (PLAN,), board)
+        demo.play_plans(played.config, (PLAN,), board)
     assert runs(played) == before
 
 
 def test_the_outcome_names_nights_versions_and_decisions(played: Live) -> None:
     console = Console(record=True, width=180)
-    summary.show(console, (PLAN,))
+    summary.print_summary(console, (PLAN,))
     text = console.export_text()
     assert "12 nights published" in text and "version 1 trained" in text and "promoted" in text
     assert "retraining" in text
 
 
 def test_a_training_by_hand_is_told_with_who_and_why(played: Live) -> None:
-    day = PLAN.doubted
+    day = PLAN.manual_training_on
     said = [r["decision"] for r in ledger.records(PLAN.model, "retraining") if r["partition"] == day]
     trained = [r for r in ledger.records(PLAN.model, "training") if r["partition"] == day]
     assert set(said) == {"declined"} and len(trained) == 1
@@ -95,8 +95,8 @@ def test_a_training_by_hand_is_told_with_who_and_why(played: Live) -> None:
 
 def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
     late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.add_days(PLAN.latest, 1), False)
-    with played.board() as board, pytest.raises(RunFailed) as error:
-        demo.play(played.config, (late,), board)
+    with played.board() as board, pytest.raises(RunFailedError) as error:
+        demo.play_plans(played.config, (late,), board)
     told = str(error.value)
     assert f"{PLAN.model}.data" in told and "task data" in told and late.latest in told
     assert "make run" in told and f"/dags/{PLAN.model}.data/runs/" in told
@@ -106,7 +106,7 @@ def test_a_driver_stops_when_asked(live: Live) -> None:
     halt = threading.Event()
     halt.set()
     ahead = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.add_days(PLAN.latest, 5), False)
-    with live.board() as board, pytest.raises((Interrupted, PerennialError)):
+    with live.board() as board, pytest.raises((DriverStopped, PerennialError)):
         Driver(ahead, live.airflow, board, halt).play()
 
 
@@ -118,10 +118,10 @@ def test_nobody_gets_in_without_the_password(live: Live) -> None:
 
 
 def test_starting_again_while_it_runs_changes_nothing(live: Live) -> None:
-    before = {name: processes.find(name, live.config.state) for name in servers.NAMES}
+    before = {name: processes.find_server(name, live.config.state) for name in servers.NAMES}
     with live.board() as board:
-        servers.up(live.config, board)
-    assert {name: processes.find(name, live.config.state) for name in servers.NAMES} == before
+        servers.start_all(live.config, board)
+    assert {name: processes.find_server(name, live.config.state) for name in servers.NAMES} == before
 
 
 def test_nothing_is_written_to_the_users_folder(played: Live) -> None:

@@ -17,9 +17,9 @@ pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
 def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     with live.board() as board:
-        demo.play(live.config, (PLAN,), board)
-    before = {process.pid for process in processes.members(live.config.home)}
-    leader = processes.find("airflow", live.config.state)
+        demo.play_plans(live.config, (PLAN,), board)
+    before = {process.pid for process in processes.stack_processes(live.config.home)}
+    leader = processes.find_server("airflow", live.config.state)
     assert leader
     leader.kill()
     psutil.wait_procs([leader], timeout=10)
@@ -28,9 +28,9 @@ def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     toys.land(live.spec, night, 1)
     longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
     with live.board() as board:
-        servers.up(live.config, board)
-        demo.play(live.config, (longer,), board)
+        servers.start_all(live.config, board)
+        demo.play_plans(live.config, (longer,), board)
     assert manifests.read(PLAN.model, "score", night)
     assert "a run that was killed" in live.log.read_text()
-    after = {process.pid for process in processes.members(live.config.home)}
+    after = {process.pid for process in processes.stack_processes(live.config.home)}
     assert not before & after

@@ -132,6 +132,6 @@ def test_why_a_run_failed_is_read_from_its_log(client: Callable[[Answers], Airfl
         assert request.url.path.endswith("/taskInstances/data/logs/2")
         return httpx.Response(200, json={"content": log})
 
-    told = client(answers).why("a.data", "r1")
+    told = client(answers).failure_reason("a.data", "r1")
     assert told == "task data: DataError: model a, partition 2024-01-05: file is missing"
-    assert client(answers).retrying("a.data", "r1") is None
+    assert client(answers).retry_reason("a.data", "r1") is None

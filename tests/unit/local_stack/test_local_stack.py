@@ -43,10 +43,10 @@ def quiet() -> Board:
 def test_a_port_in_use_is_told_with_the_way_out(config: Stack, name: str) -> None:
     port = getattr(config, f"{name}_port")
     with socket.create_server(("127.0.0.1", port)), pytest.raises(PerennialError) as error:
-        servers.up(config, quiet())
+        servers.start_all(config, quiet())
     assert f"port {port}" in str(error.value) and f"process {os.getpid()}" in str(error.value)
     assert f"make run {name.upper()}_PORT={port + 10}" in str(error.value)
-    assert processes.members(config.home) == []
+    assert processes.stack_processes(config.home) == []
 
 
 def test_taken_ports_that_nobody_types_are_passed_over(config: Stack) -> None:
@@ -127,7 +127,7 @@ def test_a_server_that_dies_at_once_is_told_with_its_log(
 
     monkeypatch.setattr(servers, "processes", _Instead(processes, start=start))
     with pytest.raises(PerennialError, match="ended while it was making its database") as error:
-        servers.up(config, quiet())
+        servers.start_all(config, quiet())
     assert "the database is of a newer version" in str(error.value) and "make stop run" in str(error.value)
     processes.stop(config.home, servers.NAMES, patience=5)
 
@@ -179,5 +179,5 @@ def test_forgetting_leaves_what_the_stack_did_not_make(config: Stack) -> None:
     (config.home / "lake").mkdir()
     (config.home / ".running").write_text("1")
     (config.home / "mine.txt").write_text("keep")
-    servers.forget(config)
+    servers.remove_everything(config)
     assert [path.name for path in config.home.iterdir()] == ["mine.txt"]

