@@ -1,4 +1,7 @@
-"""Small files (manifests, reports) and the digests of big ones, in a folder or on S3."""
+"""Read and write small files (manifests, reports), whole or not at all, in a folder or on S3; digests of any file.
+
+A URI is a path of this machine, or ``s3://bucket/key``.
+"""
 
 from __future__ import annotations
 
@@ -16,12 +19,12 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK_BYTES = 1 << 20
-#: How often S3 is asked before an error counts (with growing pauses: half a minute in all), and how long an answer may
-#: take to go on, in seconds.
+#: Requests made to S3 before its error is raised, with growing pauses: half a minute in all.
 MAX_ATTEMPTS = 6
+#: Seconds without a byte after which a request to S3 counts as failed.
 TIMEOUT_SECONDS = 30.0
 _REMEDY = (
-    "check that the disk has room, that the place exists and that this user may use it; then run it again"
+    "check that the disk has room, that the folder or bucket exists and that this user may use it; then run it again"
 )
 
 
@@ -47,42 +50,48 @@ def filesystem() -> Any:
 
 def client(
     service: str = "s3",
-    patience: float | None = None,
-    attempts: int | None = None,
+    timeout: float | None = None,
+    max_attempts: int | None = None,
     region: str | None = None,
 ) -> Any:
-    """A client of AWS's own library, for what one request must decide; patient as `filesystem` where not told.
+    """A boto3 client, for requests that Arrow's filesystem cannot make, such as conditional writes.
 
     Args:
-        patience: seconds that an answer may take. attempts: how often a request is made before an error counts.
-        region: the environment's where none is given.
+        service: AWS's name of the service.
+        timeout: seconds that an answer may take; `TIMEOUT_SECONDS` by default.
+        max_attempts: requests made before an error is raised; `MAX_ATTEMPTS` by default.
+        region: AWS region; the environment's by default.
     """
-    told = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
+    environment = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
     return _client(
-        service, TIMEOUT_SECONDS if patience is None else patience, attempts or MAX_ATTEMPTS, region, told
+        service,
+        TIMEOUT_SECONDS if timeout is None else timeout,
+        max_attempts or MAX_ATTEMPTS,
+        region,
+        environment,
     )
 
 
-@functools.lru_cache(maxsize=8)  # to make one costs more than most of what it is asked
+@functools.lru_cache(maxsize=8)  # making a client costs more than most requests
 def _client(
-    service: str, patience: float, attempts: int, region: str | None, _environ: tuple[tuple[str, str], ...]
+    service: str, timeout: float, max_attempts: int, region: str | None, _environ: tuple[tuple[str, str], ...]
 ) -> Any:
     import boto3
     from botocore.config import Config
 
     config = Config(
-        connect_timeout=min(5.0, patience),
-        read_timeout=patience,
-        retries={"mode": "standard", "total_max_attempts": attempts},
+        connect_timeout=min(5.0, timeout),
+        read_timeout=timeout,
+        retries={"mode": "standard", "total_max_attempts": max_attempts},
     )
     return boto3.session.Session().client(service, region_name=region, config=config)
 
 
 def exists(uri: str) -> bool:
-    """Whether a file is there.
+    """Whether a file exists.
 
     Raises:
-        StorageError: the place cannot be asked.
+        StorageError: S3 cannot be reached.
     """
     if not is_remote(uri):
         return Path(uri).is_file()
@@ -93,11 +102,16 @@ def exists(uri: str) -> bool:
 
 
 def digest(uri: str) -> str:
-    """SHA-256 of a file's bytes, read in blocks."""
-    found = hashlib.sha256()
+    """SHA-256 of a file's bytes, read in blocks.
+
+    Raises:
+        FileNotFoundError: there is no such file.
+        StorageError: it cannot be read.
+    """
+    sha256 = hashlib.sha256()
     for block in _blocks(uri):
-        found.update(block)
-    return found.hexdigest()
+        sha256.update(block)
+    return sha256.hexdigest()
 
 
 def _blocks(uri: str) -> Iterator[bytes]:
@@ -116,17 +130,17 @@ def _blocks(uri: str) -> Iterator[bytes]:
 
 
 def read_text(uri: str) -> str:
-    """The text of a small file.
+    """Read the text of a small file.
 
     Raises:
-        FileNotFoundError: it is not there.
-        StorageError: the place cannot be read.
+        FileNotFoundError: there is no such file.
+        StorageError: it cannot be read.
     """
     return read_bytes(uri).decode()
 
 
 def read_bytes(uri: str) -> bytes:
-    """As `read_text`, for bytes."""
+    """Read the bytes of a small file; raises what `read_text` does."""
     return b"".join(_blocks(uri))
 
 
@@ -134,16 +148,16 @@ def write_text(uri: str, text: str) -> str:
     """Write a small file whole or not at all; returns ``uri``.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be written.
     """
     return write_bytes(uri, text.encode())
 
 
 def write_bytes(uri: str, content: bytes) -> str:
-    """As `write_text`, for bytes."""
+    """Write bytes whole or not at all; returns ``uri``, and raises what `write_text` does."""
     try:
         if is_remote(uri):
-            _put(uri, content)
+            _write_to_s3(uri, content)
             return uri
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -161,8 +175,8 @@ def write_bytes(uri: str, content: bytes) -> str:
         raise StorageError(f"{uri} cannot be written: {error}", _REMEDY) from error
 
 
-def _put(uri: str, content: bytes) -> None:
-    """Write to S3 in one request. Arrow's stream would write what it holds when it is closed by an error, too."""
+def _write_to_s3(uri: str, content: bytes) -> None:
+    """Write to S3 in one request: Arrow's stream, closed by an error, would write the part it has."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")
@@ -172,11 +186,11 @@ def _put(uri: str, content: bytes) -> None:
         raise OSError(str(error)) from error
 
 
-def remove(uri: str) -> None:
-    """Remove a file, if it is there.
+def delete_file(uri: str) -> None:
+    """Delete a file, if it exists.
 
     Raises:
-        StorageError: the place cannot be written.
+        StorageError: it cannot be deleted.
     """
     try:
         if is_remote(uri):
@@ -185,22 +199,22 @@ def remove(uri: str) -> None:
         else:
             Path(uri).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{uri} cannot be removed: {error}", _REMEDY) from error
+        raise StorageError(f"{uri} cannot be deleted: {error}", _REMEDY) from error
 
 
 def delete_files(uri: str) -> None:
-    """Remove the files of a folder, if there are any. One that somebody else is about to write there stays.
+    """Delete the files of a folder, if there are any, except those that another process is writing.
 
     Raises:
-        StorageError: the place cannot be read or written.
+        StorageError: the folder cannot be read, or a file cannot be deleted.
     """
     from pyarrow.fs import FileSelector, LocalFileSystem
 
     store = filesystem() if is_remote(uri) else LocalFileSystem()
     try:
-        held = store.get_file_info(FileSelector(uri.removeprefix("s3://"), allow_not_found=True))
+        files = store.get_file_info(FileSelector(uri.removeprefix("s3://"), allow_not_found=True))
     except OSError as error:
         raise StorageError(f"{uri} cannot be read: {error}", _REMEDY) from error
-    for file in held:
+    for file in files:
         if file.is_file and not file.base_name.startswith("."):
-            remove(f"{uri}/{file.base_name}")
+            delete_file(f"{uri}/{file.base_name}")

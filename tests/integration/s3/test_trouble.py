@@ -35,8 +35,8 @@ def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
     """Give up soon, so that what happens then is seen soon."""
     from perennial.core.settings import Settings
 
-    monkeypatch.setattr(object_store, "ATTEMPTS", 2)
-    monkeypatch.setattr(object_store, "PATIENCE", 1.0)
+    monkeypatch.setattr(object_store, "MAX_ATTEMPTS", 2)
+    monkeypatch.setattr(object_store, "TIMEOUT_SECONDS", 1.0)
     patient = Settings.storage_options.fget  # type: ignore[attr-defined]
     monkeypatch.setattr(
         Settings,
@@ -54,7 +54,7 @@ def test_a_small_file_survives_what_passes(
     proxy: Proxy, bucket: Any, kind: Any, method: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     place = f"s3://{bucket.name}/x.json"
-    monkeypatch.setattr(object_store, "PATIENCE", 0.5)
+    monkeypatch.setattr(object_store, "TIMEOUT_SECONDS", 0.5)
     proxy.add(kind, method=method, seconds=1)
     object_store.write_text(place, TEXT)
     assert object_store.read_text(place) == TEXT

@@ -56,7 +56,7 @@ def _image(profile: ComputeProfile) -> Finding:
 def _eks(profile: ComputeProfile) -> Iterator[Finding]:
     what = f"{profile.name}: EKS {profile.cluster}"
     try:
-        eks = object_store.client("eks", patience=finding.ANSWER, attempts=2, region=profile.region)
+        eks = object_store.client("eks", timeout=finding.ANSWER, max_attempts=2, region=profile.region)
         state = eks.describe_cluster(name=profile.cluster)["cluster"]["status"]
     except Exception as error:
         yield Finding(

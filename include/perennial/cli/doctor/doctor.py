@@ -213,7 +213,7 @@ def _bucket(what: str, place: str) -> tuple[Any, str, str, Finding | None]:
     """Client, bucket, prefix (ending in a slash, or empty), and what is wrong with it."""
     bucket, _, prefix = place.removeprefix("s3://").partition("/")
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    s3 = object_store.client("s3", patience=ANSWER, attempts=2)
+    s3 = object_store.client("s3", timeout=ANSWER, max_attempts=2)
     try:
         s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         return s3, bucket, prefix, None
