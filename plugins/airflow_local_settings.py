@@ -28,7 +28,7 @@ HEAVY = (
     "perennial.training.candidates", "perennial.monitoring.baseline", "perennial.steps.score",
     "perennial.steps.monitor", "perennial.monitoring.window_counts", "perennial.monitoring.drift_verdict",
     "perennial.monitoring.signal_evaluation", "perennial.monitoring.report", "perennial.lifecycle.retraining",
-    "perennial.lifecycle.promotion", "airflow.dag_processing.dagbag", "perennial_airflow.factory",
+    "perennial.lifecycle.promotion", "airflow.dag_processing.dagbag", "perennial_airflow.dag_factory.factory",
 )  # fmt: skip
 #: Nobody's usage is reported to the makers of libraries; threads that wait must not spin for long on a machine
 #: with few cores.
@@ -58,9 +58,9 @@ def forks_tasks(argv: list[str]) -> bool:
 def in_pods() -> tuple[str, ...]:
     """The module that runs steps in pods, which takes seconds to import, where a model needs it."""
     try:
-        from perennial_airflow import maintenance
+        from perennial_airflow.execution import maintenance
 
-        return ("perennial_airflow.pods",) if maintenance.used() else ()
+        return ("perennial_airflow.execution.pods",) if maintenance.used() else ()
     except Exception as error:  # a broken profile is told where it is used
         logging.getLogger("perennial").warning("compute profiles could not be read: %s", error)
         return ()
@@ -105,7 +105,9 @@ def draw_pages() -> None:
 
         rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
         day = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
-        data_profile.draw(pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ())
+        data_profile.summarise(
+            pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ()
+        )
         sample = {name: pa.chunked_array([values]) for name, values in rows.items()}
         findings = [ColumnDrift(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
         report.evidently_drift_report(findings, sample, sample, ["text"], 0.5)

@@ -54,7 +54,7 @@ def test_loading_the_plugin_loads_nothing_heavy_and_no_web_server() -> None:
         "airflow_local_settings",
         "perennial_airflow.timetables",
     } <= modules  # Airflow found both by itself
-    assert not modules & {"perennial_airflow.reports", *airflow_local_settings.HEAVY}
+    assert not modules & {"perennial_airflow.web.reports", *airflow_local_settings.HEAVY}
 
 
 @pytest.mark.parametrize(
@@ -87,7 +87,7 @@ def test_the_pod_operator_is_loaded_ahead_where_a_step_runs_in_pods(
     monkeypatch.delenv("PERENNIAL_PROFILE", raising=False)
     assert airflow_local_settings.in_pods() == ()
     monkeypatch.setenv("PERENNIAL_PROFILE", "kubernetes")
-    assert airflow_local_settings.in_pods() == ("perennial_airflow.pods",)
+    assert airflow_local_settings.in_pods() == ("perennial_airflow.execution.pods",)
     monkeypatch.setenv("PERENNIAL_PROFILE", "no_such_profile")
     assert airflow_local_settings.in_pods() == ()
 
@@ -135,7 +135,7 @@ def test_pages_that_cannot_be_drawn_ahead_stop_nothing(
     def fail(*_: Any) -> None:
         raise RuntimeError("another Evidently")
 
-    monkeypatch.setattr("perennial.ingestion.data_profile.draw", fail)
+    monkeypatch.setattr("perennial.ingestion.data_profile.summarise", fail)
     airflow_local_settings.draw_pages()
     assert "another Evidently" in caplog.text
 

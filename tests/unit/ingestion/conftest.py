@@ -114,7 +114,7 @@ def place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.Fixtu
     for name in ("PERENNIAL_MEMORY_MB", "PERENNIAL_MODELS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
     if not request.node.get_closest_marker("summary"):  # Evidently's summary is half the time of a night
-        monkeypatch.setattr("perennial.ingestion.data_profile.write", lambda *_: "")
+        monkeypatch.setattr("perennial.ingestion.data_profile.write_profile", lambda *_: "")
     yield Place(tmp_path)
 
 
