@@ -14,7 +14,7 @@ MAX_ROWS = 200_000
 
 
 #: Rows that the bootstrap draws at a time: what they take stays in the processor's cache.
-CELLS = 250_000
+BATCH_CELLS = 250_000
 
 
 @dataclass(frozen=True)
@@ -74,7 +74,7 @@ def paired_bootstrap(
             n_resamples=resamples,
             confidence_level=confidence,
             method="percentile",
-            batch=max(1, CELLS // len(difference)),
+            batch=max(1, BATCH_CELLS // len(difference)),
             rng=rng,
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)

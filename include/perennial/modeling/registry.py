@@ -20,7 +20,7 @@ from perennial.spec.model_spec import ModelSpec
 if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
 
-FOLDER = "perennial"  # of a run's artifacts
+ARTIFACT_FOLDER = "perennial"  # of a run's artifacts
 TIMEOUT = 30
 
 
@@ -156,7 +156,7 @@ def artifact(run_id: str, name: str) -> Path:
         ArtifactError: the run has no such file.
     """
     target = settings().home / "cache" / "runs" / run_id / name
-    return _download("/get-artifact", {"run_uuid": run_id, "path": f"{FOLDER}/{name}"}, target)
+    return _download("/get-artifact", {"run_uuid": run_id, "path": f"{ARTIFACT_FOLDER}/{name}"}, target)
 
 
 def load_json_artifact(found: ModelVersion, name: str) -> Any:

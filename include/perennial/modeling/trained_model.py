@@ -11,8 +11,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any, cast
 
 from perennial.core.errors import ArtifactError
+from perennial.modeling._missing_value_rewrite import DenseBooster, rewrite_without_missing
 from perennial.modeling.encoding import Encoding
-from perennial.modeling.missing_value_rewrite import DenseBooster, rewrite_without_missing
 
 if TYPE_CHECKING:
     import numpy as np

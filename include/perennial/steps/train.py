@@ -19,12 +19,12 @@ from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, ledger, manifests
 from perennial.storage.manifests import Manifest
-from perennial.training.artifacts import _companions
+from perennial.training.artifacts import build_artifacts
 from perennial.training.checkpoint import Checkpoint
-from perennial.training.windows import Windows, choices
+from perennial.training.windows import Windows, candidate_windows
 
 if TYPE_CHECKING:
-    from perennial.training.search import Fitted
+    from perennial.training.search import FitResult
 
 
 def train(
@@ -67,7 +67,7 @@ def train(
             partition=as_of,
         )
     since = _since(spec, as_of)
-    splits = choices(
+    splits = candidate_windows(
         spec,
         as_of,
         delta_tables.partitions(published if own else labels, version if own else labels_version),
@@ -109,7 +109,7 @@ def train(
             with ThreadPoolExecutor(1, thread_name_prefix="companions") as pool:
                 # With features of its own: the judge uses the others meanwhile.
                 apart = replace(source, features=FeatureQuery(spec, features.versions))
-                made = pool.submit(_companions, apart, model, split, folder, champion)
+                made = pool.submit(build_artifacts, apart, model, split, folder, champion)
                 judged = best.judged
                 told = {"evaluation.json": judged | {"champion": champion.version if champion else None}}
                 registered = recorder.register(
@@ -234,7 +234,12 @@ def _workspace() -> tempfile.TemporaryDirectory[str]:
 
 
 def _tags(
-    spec: ModelSpec, as_of: str, split: Windows, fitted: Fitted, reason: str, versions: dict[str, int | None]
+    spec: ModelSpec,
+    as_of: str,
+    split: Windows,
+    fitted: FitResult,
+    reason: str,
+    versions: dict[str, int | None],
 ) -> dict[str, str]:
     return {
         "as_of": as_of,

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from perennial.training.challenger_evaluation import TrainingSource
 
 
-def _companions(
+def build_artifacts(
     source: TrainingSource,
     model: TrainedModel,
     split: Windows,
@@ -45,7 +45,7 @@ def _companions(
     )
     # The one is counted by DuckDB, the other simulated by numpy: neither has work for all cores.
     with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        counted = pool.submit(_reference, source, model, split, folder)
+        counted = pool.submit(_build_reference, source, model, split, folder)
         watched, errors = baseline.build_baseline(
             spec, model, quiet, lambda: histograms.read_reference(counted.result()[0])[1]
         )
@@ -54,13 +54,13 @@ def _companions(
         watched = baseline.inherit_from_champion(watched, baseline.stored_baseline(champion))
     kept = [sample]
     if errors is not None:
-        errors.save_model(folder / baseline.ERRORS)
-        kept.append(folder / baseline.ERRORS)
+        errors.save_model(folder / baseline.ERROR_MODEL_ARTIFACT)
+        kept.append(folder / baseline.ERROR_MODEL_ARTIFACT)
     made = {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}
-    return made | {baseline.NAME: watched}, kept
+    return made | {baseline.ARTIFACT: watched}, kept
 
 
-def _reference(
+def _build_reference(
     source: TrainingSource, model: TrainedModel, split: Windows, folder: Path
 ) -> tuple[dict[str, Any], Path]:
     """The training rows' columns and predictions as `histograms.make_reference` counts them; a file with some rows."""
@@ -95,7 +95,7 @@ def _reference(
     )
     sample = folder / "reference.parquet"
     pq.write_table(
-        histograms.sample(
+        histograms.sample_rows(
             con,
             "reference",
             n=spec.monitoring.report_rows,

@@ -11,17 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 from perennial.modeling import registry
 from perennial.modeling.trained_model import TrainedModel
+from perennial.training._dataset import Dataset
 from perennial.training.challenger_evaluation import TrainingSource, evaluate_challenger
 from perennial.training.checkpoint import Checkpoint, Trial
-from perennial.training.dataset import Dataset, build
+from perennial.training.dataset import build_dataset
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
     import numpy as np
 
+    from perennial.training._distributed_dataset import DistributedDataset
     from perennial.training.dask_cluster import WorkerPool
-    from perennial.training.distributed_dataset import DistributedDataset
-    from perennial.training.search import Fitted
+    from perennial.training.search import FitResult
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Candidate:
 
     kind: str
     split: Windows
-    fitted: Fitted
+    fitted: FitResult
     model: TrainedModel
     judge: Callable[[], dict[str, Any]]
     example: np.ndarray
@@ -107,7 +108,7 @@ def _fit(
     fitted = fitting.search_and_fit(spec, data, on_trial=on_trial, checkpoint=checkpoint)
     model = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes)
     judging = partial(
-        evaluate_challenger, source, split, model, baseline_models.baselines(spec, data), champion
+        evaluate_challenger, source, split, model, baseline_models.fit_baselines(spec, data), champion
     )
     return Candidate(kind, split, fitted, model, judging, data.head(5), data.fit, data.rows)
 
@@ -119,8 +120,8 @@ def _rows(
     spec, features = source.spec, source.features
     if crew is None:
         folder.mkdir()
-        return build(spec, features, split, folder, source.version, source.labels_version)
-    from perennial.training import distributed_dataset
+        return build_dataset(spec, features, split, folder, source.version, source.labels_version)
+    from perennial.training import _distributed_dataset, distributed_dataset
 
-    place = distributed_dataset.DatasetRef(spec, features.versions, source.version, source.labels_version)
-    return distributed_dataset.build(crew, place, split, tuple(features.columns))
+    place = _distributed_dataset.DatasetRef(spec, features.versions, source.version, source.labels_version)
+    return distributed_dataset.build_distributed_dataset(crew, place, split, tuple(features.columns))

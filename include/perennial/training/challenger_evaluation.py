@@ -101,7 +101,7 @@ def evaluate_challenger(
         mine.append(challenger.predict_matrix(matrix)[known])
         for name, predict in baselines.items():
             simple[name].append(predict(matrix)[known])
-        if spec.gate.resample == "days":
+        if spec.gate.bootstrap_unit == "days":
             days.append(table.column(delta_tables.PARTITION).cast("date32").cast("int32").to_numpy()[known])
         if spec.group:
             group.append(numbering.number(table)[known])
@@ -117,7 +117,7 @@ def evaluate_challenger(
     if days and len(np.unique(np.concatenate(days))) < MIN_DAYS:
         raise DataError(
             f"fewer than {MIN_DAYS} of the days {split.holdout[0]} to {split.holdout[-1]} have labels",
-            "wait for labels, or set gate.resample to rows",
+            "wait for labels, or set gate.bootstrap_unit to rows",
             model=spec.name,
         )
     truth = np.concatenate(y)
@@ -128,7 +128,7 @@ def evaluate_challenger(
 
     how: dict[str, Any] = {
         "confidence": spec.gate.confidence,
-        "resamples": spec.gate.resamples,
+        "resamples": spec.gate.bootstrap_samples,
         "seed": spec.training.seed,
         "days": np.concatenate(days) if days else None,
     }

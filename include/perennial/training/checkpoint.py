@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 log = logging.getLogger("perennial")
 
 #: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS says another number.
-EVERY_SECONDS = 60.0
+CHECKPOINT_SECONDS = 60.0
 
 
 _LOSSES = "perennial_losses"
@@ -63,7 +63,7 @@ class Checkpoint:
         self.uri = uri
         self.resumed = 0
         self.halted = False
-        self._every = float(os.environ.get("PERENNIAL_CHECKPOINT_SECONDS") or EVERY_SECONDS)
+        self._every = float(os.environ.get("PERENNIAL_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
         self._lock = threading.Lock()
         self._began, self._saved = time.monotonic(), dict[str, float]()
         found = self._read("trials.json")
@@ -91,7 +91,7 @@ class Checkpoint:
                 object_store.write_text(
                     f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self.trials])
                 )
-                object_store.remove(self._place(trial.name))
+                object_store.delete_file(self._place(trial.name))
 
     def booster(self, name: str) -> tuple[bytearray | None, list[float]]:
         """The booster under way that is called ``name``, if there is one, and its losses so far."""

@@ -30,11 +30,11 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perennial")
 #: Minutes that trainer and workers wait for each other, unless PERENNIAL_WORKERS_MINUTES says another number.
-PATIENCE_MINUTES = 10.0
+WAIT_MINUTES = 10.0
 #: Seconds between two looks for the meeting, and after which a worker that failed the others is known to be lost.
-LOOK_SECONDS, NOTICE_SECONDS = 1.0, 5.0
+POLL_SECONDS, LOST_WORKER_SECONDS = 1.0, 5.0
 #: Seconds that workers have to leave when the work is done.
-LEAVE_SECONDS = 10.0
+SHUTDOWN_SECONDS = 10.0
 #: Dask's own status pages cannot be left out, but need not be reached from elsewhere.
 _NO_PAGES = "127.0.0.1:0"
 _CONFIG = {
@@ -99,7 +99,7 @@ def worker_pool(count: int, meeting: str | None = None) -> Iterator[WorkerPool]:
             raise
         except Exception as error:
             # The error of those that are left comes a moment before the scheduler misses the one that is not.
-            deadline = time.monotonic() + NOTICE_SECONDS
+            deadline = time.monotonic() + LOST_WORKER_SECONDS
             while not lost and time.monotonic() < deadline:
                 time.sleep(0.1)
             if not lost:
@@ -110,7 +110,7 @@ def worker_pool(count: int, meeting: str | None = None) -> Iterator[WorkerPool]:
             ) from error
         finally:
             over.set()
-            object_store.remove(at)
+            object_store.delete_file(at)
             client.close()
             cluster.close()  # workers leave when their scheduler does
 
@@ -129,7 +129,7 @@ def _processes(count: int, meeting: str) -> Iterator[None]:
     finally:
         for process in started:
             try:
-                process.wait(LEAVE_SECONDS)
+                process.wait(SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
@@ -147,7 +147,7 @@ def run_worker(meeting: str, rank: int) -> None:
     async def work() -> None:
         async with Worker(
             _address(meeting), nthreads=1, name=rank, memory_limit=0, local_directory=_folder(),
-            death_timeout=patience(), dashboard_address=_NO_PAGES,
+            death_timeout=wait_seconds(), dashboard_address=_NO_PAGES,
         ) as worker:  # fmt: skip
             await worker.finished()
 
@@ -161,9 +161,9 @@ def run_worker(meeting: str, rank: int) -> None:
             ) from error
 
 
-def patience() -> float:
+def wait_seconds() -> float:
     """Seconds that trainer and workers wait for each other."""
-    return float(os.environ.get("PERENNIAL_WORKERS_MINUTES") or PATIENCE_MINUTES) * 60
+    return float(os.environ.get("PERENNIAL_WORKERS_MINUTES") or WAIT_MINUTES) * 60
 
 
 def _folder() -> str:
@@ -176,13 +176,13 @@ def _wait_for_workers(client: Client, count: int) -> tuple[str, ...]:
     """Addresses of the workers, in the order of their ranks, once all are there."""
     late = False
     try:
-        client.wait_for_workers(count, timeout=patience())
+        client.wait_for_workers(count, timeout=wait_seconds())
     except TimeoutError:
         late = True
     found = client.scheduler_info(n_workers=-1)["workers"]
     if late:
         raise WorkersUnavailableError(
-            f"{len(found)} of {count} workers came within {patience() / 60:g} minutes",
+            f"{len(found)} of {count} workers came within {wait_seconds() / 60:g} minutes",
             "if the others run, let them reach this one (network policies); else ask for fewer or smaller ones",
         )
     # XGBoost ranks them by name: the same shares of the rows in the same order give the same model.
@@ -207,13 +207,13 @@ def _watch(crew: WorkerPool, lost: list[str], over: threading.Event) -> Any:
 
 
 def _address(meeting: str) -> str:
-    deadline = time.monotonic() + patience()
+    deadline = time.monotonic() + wait_seconds()
     while time.monotonic() < deadline:
         try:
             return str(json.loads(object_store.read_text(meeting))["scheduler"])
         except FileNotFoundError:
-            time.sleep(LOOK_SECONDS)
+            time.sleep(POLL_SECONDS)
     raise WorkersUnavailableError(
-        f"no trainer came to {meeting} within {patience() / 60:g} minutes",
+        f"no trainer came to {meeting} within {wait_seconds() / 60:g} minutes",
         "see the trainer's own log",
     )

@@ -14,30 +14,30 @@ from perennial.core.settings import settings
 from perennial.modeling.metrics import EVAL_METRICS
 from perennial.spec.constraints import INTEGER_PARAMETERS
 from perennial.spec.model_spec import ModelSpec
-from perennial.training import gpu_monitor
-from perennial.training.boosting import ran_on
+from perennial.training import _gpu_monitor, gpu_monitor
+from perennial.training._boosting import ran_on
+from perennial.training._dataset import Binning
 from perennial.training.checkpoint import Checkpoint, Trial, trial_name
-from perennial.training.dataset import Binning
 
 if TYPE_CHECKING:
     import optuna
     import xgboost
 
     from perennial.spec.sections import Range
-    from perennial.training.dataset import Dataset
-    from perennial.training.distributed_dataset import DistributedDataset
+    from perennial.training._dataset import Dataset
+    from perennial.training._distributed_dataset import DistributedDataset
 
 #: Trials that Optuna's TPE draws at random, before it learns from results (its own default).
 N_STARTUP_TRIALS = 10
 
 
 @dataclass
-class Fitted:
+class FitResult:
     """The outcome of a search and the last fit.
 
     Attributes:
         resumed: rounds that an interrupted training had done before.
-        gpu: what the GPU did meanwhile (`gpu_monitor.summary`); None where there is none.
+        gpu: what the GPU did meanwhile (`gpu_monitor.combine_reports`); None where there is none.
     """
 
     booster: xgboost.Booster
@@ -50,7 +50,7 @@ class Fitted:
     gpu: dict[str, Any] | None = None
 
 
-def device(asked: str) -> str:
+def resolve_device(asked: str) -> str:
     """The device XGBoost really uses when ``asked`` for one: ``cpu`` or ``cuda``.
 
     Raises:
@@ -77,7 +77,7 @@ def device(asked: str) -> str:
 
 
 def _device(data: Dataset | DistributedDataset, asked: str) -> str:
-    found = sorted(set(data.ask(device, asked)))
+    found = sorted(set(data.ask(resolve_device, asked)))
     if len(found) > 1:
         raise PerennialError(
             f"some workers have a GPU and some have none ({', '.join(found)})",
@@ -86,7 +86,7 @@ def _device(data: Dataset | DistributedDataset, asked: str) -> str:
     return str(found[0])
 
 
-def parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
+def xgboost_parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
     """XGBoost's parameters, without those of the search."""
     values: dict[str, Any] = {
         "objective": spec.objective,
@@ -112,7 +112,7 @@ def search_and_fit(
     *,
     on_trial: Callable[[Trial], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
-) -> Fitted:
+) -> FitResult:
     """Search within the budget, then fit on all training rows with the best parameters and its number of rounds.
 
     Args:
@@ -124,9 +124,9 @@ def search_and_fit(
     """
     where = _device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
-    base = parameters(spec, where, len(data.classes))
+    base = xgboost_parameters(spec, where, len(data.classes))
     how = Binning(int(base.get("max_bin", 256)), settings().threads, external=not data.fits())
-    with gpu_monitor.watched(data.ask, where == "cuda") as reports:
+    with _gpu_monitor.watched(data.ask, where == "cuda") as reports:
         trials = _trials(spec, data, base, how, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _typed(best.params)
@@ -138,7 +138,7 @@ def search_and_fit(
         raise PerennialError(
             f"training began on {where} and ended on {ran}", "check the GPU; then train again"
         )
-    return Fitted(
+    return FitResult(
         booster,
         ran,
         params,
@@ -146,7 +146,7 @@ def search_and_fit(
         how.external,
         trials,
         checkpoint.resumed,
-        gpu_monitor.summary(reports),
+        gpu_monitor.combine_reports(reports),
     )
 
 

@@ -19,7 +19,7 @@ from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import liveness
 from perennial.training.checkpoint import Trial
-from perennial.training.search import Fitted
+from perennial.training.search import FitResult
 
 if TYPE_CHECKING:
     import numpy as np
@@ -145,7 +145,7 @@ class TrainingRun:
     def register(
         self,
         model: TrainedModel,
-        fitted: Fitted,
+        fitted: FitResult,
         example: np.ndarray,
         metrics: dict[str, float],
         tags: dict[str, str],
@@ -170,7 +170,7 @@ class TrainingRun:
     def _register(
         self,
         model: TrainedModel,
-        fitted: Fitted,
+        fitted: FitResult,
         example: np.ndarray,
         metrics: dict[str, float],
         tags: dict[str, str],
@@ -206,7 +206,7 @@ class TrainingRun:
                 Path(folder, name).write_text(json.dumps(content, indent=1, sort_keys=True))
             for path in extra:
                 shutil.copy(path, folder)
-            self.client.log_artifacts(run_id, folder, registry.FOLDER)
+            self.client.log_artifacts(run_id, folder, registry.ARTIFACT_FOLDER)
         found = mlflow.register_model(info.model_uri, self.spec.name, tags=tags)
         version = registry.version(self.spec.name, str(found.version))
         if registry.load(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:

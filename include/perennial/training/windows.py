@@ -19,7 +19,7 @@ class Windows:
     holdout: tuple[str, ...]
 
 
-def windows(
+def split_partitions(
     spec: ModelSpec, as_of: str, available: list[str], *, kind: str = "sliding", since: str = ""
 ) -> Windows:
     """Split the partitions whose labels are known by ``as_of``: later ones judge, earlier ones train.
@@ -37,7 +37,7 @@ def windows(
     fresh = [d for d in days if since and d >= since]
     holdout_from = dates.add_days(last, 1 - spec.training.holdout_days)
     if fresh:
-        least = MIN_DAYS if spec.gate.resample == "days" else 1
+        least = MIN_DAYS if spec.gate.bootstrap_unit == "days" else 1
         held = days[-max(least, len(fresh) // 3) :]
         holdout_from = max(holdout_from, held[0])
     holdout = [d for d in days if d >= holdout_from]
@@ -58,7 +58,7 @@ def windows(
     return Windows(tuple(before[:-cut]), tuple(before[-cut:]), tuple(holdout))
 
 
-def choices(spec: ModelSpec, as_of: str, available: list[str], since: str) -> dict[str, Windows]:
+def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: str) -> dict[str, Windows]:
     """The splits that a training chooses among, by the name of their window; all judge on the same partitions.
 
     Raises:
@@ -69,11 +69,11 @@ def choices(spec: ModelSpec, as_of: str, available: list[str], since: str) -> di
         if kind == "since_change" and not since:
             continue
         try:
-            split = windows(spec, as_of, available, kind=kind, since=since)
+            split = split_partitions(spec, as_of, available, kind=kind, since=since)
         except DataError:
             if kind != "since_change":  # which may well be too young
                 raise
         else:
             if split not in found.values():
                 found[kind] = split
-    return found or {"sliding": windows(spec, as_of, available, since=since)}
+    return found or {"sliding": split_partitions(spec, as_of, available, since=since)}

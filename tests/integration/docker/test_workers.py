@@ -28,7 +28,7 @@ MEETING = "s3://perennial/lake/meeting.json"
 TRAINER = f"""
 import json, sys
 from perennial import lake, shares
-from perennial.training.boosting import Checkpoint
+from perennial.training._boosting import Checkpoint
 from perennial.features.engine import Features
 from perennial.training.search import fit
 from perennial.features.labelled_rows import windows

@@ -104,7 +104,7 @@ def test_the_interval_is_the_same_each_time_and_wider_with_more_confidence() -> 
 def test_how_many_are_drawn_at_a_time_changes_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     mine, other = rng.random(300), rng.random(300)
     found = compare(mine, other)
-    monkeypatch.setattr(comparison, "CELLS", 301)
+    monkeypatch.setattr(comparison, "BATCH_CELLS", 301)
     assert compare(mine, other) == found
 
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import xgboost
 
+from perennial.modeling._missing_value_rewrite import rewrite_without_missing
 from perennial.modeling.encoding import Encoding
-from perennial.modeling.missing_value_rewrite import rewrite_without_missing
 from perennial.modeling.trained_model import TrainedModel
 
 MANY = 10**9
@@ -80,5 +80,5 @@ def test_a_large_booster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     booster = train()
     raw = len(booster.save_raw("json"))
     for most, done in ((raw, True), (raw - 1, False)):
-        monkeypatch.setattr("perennial.modeling.missing_value_rewrite.BYTES", most)
+        monkeypatch.setattr("perennial.modeling._missing_value_rewrite.BYTES", most)
         assert bool(rewrite_without_missing(booster, MANY, 1)) is done

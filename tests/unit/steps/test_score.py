@@ -71,8 +71,8 @@ def test_many_rows_get_the_same_predictions(world: Any, monkeypatch: pytest.Monk
     """A booster that is rewritten for many rows predicts as the one that was registered."""
     score(world.spec, start=DAY)
     few = predictions(world)
-    monkeypatch.setattr(missing_value_rewrite, "ROWS", 0)
-    monkeypatch.setattr(missing_value_rewrite, "ROWS_A_BYTE", 0)
+    monkeypatch.setattr(missing_value_rewrite, "MIN_ROWS", 0)
+    monkeypatch.setattr(missing_value_rewrite, "ROWS_PER_BYTE", 0)
     readied: list[Any] = []
     real = trained_model.dense
     monkeypatch.setattr(trained_model, "dense", lambda *args: readied.append(real(*args)) or readied[-1])

@@ -78,7 +78,7 @@ def test_threads_and_external_memory_change_no_byte(
     assert one["external_memory"] is False
     monkeypatch.setenv("PERENNIAL_THREADS", "2")
     two = train(spec, as_of=toys.LAST, force=True)
-    monkeypatch.setattr(dataset, "BYTES_A_CELL", 1 << 40)
+    monkeypatch.setattr(dataset, "BYTES_PER_CELL", 1 << 40)
     disk = train(spec, as_of=toys.LAST, force=True)
     assert disk["external_memory"] is True
     assert one["digest"] == two["digest"] == disk["digest"]
@@ -118,7 +118,7 @@ def test_a_pinned_version_trains_although_rows_change_meanwhile(
 
 
 def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
-    if search.device("auto") == "cuda":
+    if search.resolve_device("auto") == "cuda":
         pytest.skip("this machine has a GPU")
     spec = make_model(training={"device": "cuda"})
     toys.publish(spec)
@@ -131,22 +131,22 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
 
 
 def test_the_gate_draws_whole_days_where_it_is_told_to(make_model: Make) -> None:
-    spec = make_model(gate={"resample": "days"}, training={"rounds": 3, "holdout_days": 10})
+    spec = make_model(gate={"bootstrap_unit": "days"}, training={"rounds": 3, "holdout_days": 10})
     toys.publish(spec, days=9)
     toys.publish(spec, dates.add_days(toys.LAST, -5), 6)
     with pytest.raises(DataError, match=r"fewer than 10 of the days .* have labels"):
         train(spec, as_of=toys.LAST)
     toys.publish(spec)
     days = train(spec, as_of=toys.LAST)["gate"]["against_baselines"]["constant"]
-    by_rows = spec.model_copy(update={"gate": spec.gate.model_copy(update={"resample": "rows"})})
+    by_rows = spec.model_copy(update={"gate": spec.gate.model_copy(update={"bootstrap_unit": "rows"})})
     rows = train(by_rows, as_of=toys.LAST)["gate"]["against_baselines"]["constant"]
     assert days["improvement"] == rows["improvement"]
     assert (days["low"], days["high"]) != (rows["low"], rows["high"])
 
 
 def test_auto_records_the_device_that_ran() -> None:
-    assert search.device("auto") in ("cpu", "cuda")
-    assert search.device("cpu") == "cpu"
+    assert search.resolve_device("auto") in ("cpu", "cuda")
+    assert search.resolve_device("cpu") == "cpu"
 
 
 @pytest.mark.parametrize(
@@ -159,7 +159,7 @@ def test_auto_records_the_device_that_ran() -> None:
     ],
 )
 def test_every_task_trains_promotes_and_scores(make_model: Make, task: str, metric: str, good: float) -> None:
-    spec = make_model(task, gate={"resamples": 200, "metric": metric})
+    spec = make_model(task, gate={"bootstrap_samples": 200, "metric": metric})
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)
     assert result["metrics"][metric] < good

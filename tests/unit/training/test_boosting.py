@@ -10,7 +10,7 @@ import pytest
 import xgboost
 
 from perennial.training import checkpoint as boosting
-from perennial.training.boosting import boost
+from perennial.training._boosting import boost
 from perennial.training.checkpoint import Checkpoint, Trial
 
 PARAMS: dict[str, Any] = {
@@ -137,7 +137,7 @@ def test_boosters_side_by_side_are_each_kept(tmp_path: Path, every_round: None) 
 
 
 def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> None:
-    assert boosting.EVERY_SECONDS >= 30
+    assert boosting.CHECKPOINT_SECONDS >= 30
     train, _ = matrices()
     boost("t", PARAMS, train, 4, Checkpoint(str(tmp_path / "checkpoint")))
     assert not (tmp_path / "checkpoint").exists()

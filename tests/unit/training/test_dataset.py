@@ -14,8 +14,8 @@ from perennial.features.labelled_rows import read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.training import dataset
-from perennial.training.dataset import EncodedRowFile
+from perennial.training import _dataset
+from perennial.training._dataset import EncodedRowFile
 from support import toys
 
 DAYS = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
@@ -74,7 +74,7 @@ def test_lists_end_with_their_date_and_go_on_across_tables(house: Path, tmp_path
 
 
 def test_a_spool_gives_back_what_it_took(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dataset, "BATCH", 7)
+    monkeypatch.setattr(_dataset, "BATCH", 7)
     spool = EncodedRowFile(tmp_path / "rows", 3)
     matrix = np.random.default_rng(0).normal(size=(20, 3)).astype(np.float32)
     matrix[3, 1] = np.nan

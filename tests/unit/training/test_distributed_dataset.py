@@ -26,13 +26,14 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
 from perennial.storage import delta_tables, duckdb_session, manifests, object_store
 from perennial.training import dask_cluster, distributed_dataset
-from perennial.training.baseline_models import baselines
+from perennial.training._dataset import Binning
+from perennial.training._distributed_dataset import DatasetRef, DistributedDataset
+from perennial.training.baseline_models import fit_baselines
 from perennial.training.checkpoint import Checkpoint
 from perennial.training.dask_cluster import WorkerPool, worker_pool
-from perennial.training.dataset import Binning, build
-from perennial.training.distributed_dataset import DatasetRef, DistributedDataset
-from perennial.training.search import Fitted, search_and_fit
-from perennial.training.windows import Windows, windows
+from perennial.training.dataset import build_dataset
+from perennial.training.search import FitResult, search_and_fit
+from perennial.training.windows import Windows, split_partitions
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -63,7 +64,9 @@ def make(house: Path, tmp_path: Path) -> Make:
 
 
 def split(spec: ModelSpec) -> Windows:
-    return windows(spec, toys.LAST, delta_tables.partitions(delta_tables.table_uri("labels", spec.name)))
+    return split_partitions(
+        spec, toys.LAST, delta_tables.partitions(delta_tables.table_uri("labels", spec.name))
+    )
 
 
 def source(spec: ModelSpec) -> tuple[DatasetRef, FeatureQuery]:
@@ -75,7 +78,7 @@ def source(spec: ModelSpec) -> tuple[DatasetRef, FeatureQuery]:
 def share(spec: ModelSpec, two: WorkerPool) -> DistributedDataset:
     known, features = source(spec)
     _tell(two)
-    return distributed_dataset.build(two, known, split(spec), tuple(features.columns))
+    return distributed_dataset.build_distributed_dataset(two, known, split(spec), tuple(features.columns))
 
 
 def _tell(two: WorkerPool, **more: str) -> None:
@@ -86,10 +89,10 @@ def _tell(two: WorkerPool, **more: str) -> None:
 
 def here(spec: ModelSpec, folder: Path) -> Any:
     known, features = source(spec)
-    return build(spec, features, split(spec), folder, known.version, known.labels_version)
+    return build_dataset(spec, features, split(spec), folder, known.version, known.labels_version)
 
 
-def loss(spec: ModelSpec, fitted: Fitted, data: Any, x: np.ndarray, y: np.ndarray) -> float:
+def loss(spec: ModelSpec, fitted: FitResult, data: Any, x: np.ndarray, y: np.ndarray) -> float:
     """A plain loss of the fitted model on some rows, whatever the task."""
     found = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes).predict_matrix(x)
     if found.ndim == 2:
@@ -121,7 +124,7 @@ def test_two_workers_learn_what_one_process_learns(
         assert loss(spec, together, both, x, y) == pytest.approx(
             loss(spec, alone, one, x, y), rel=0.1, abs=0.01
         )
-    assert set(baselines(spec, both)) == set(baselines(spec, one))
+    assert set(fit_baselines(spec, both)) == set(fit_baselines(spec, one))
 
 
 def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: WorkerPool) -> None:
@@ -226,7 +229,9 @@ def test_a_lost_worker_is_an_interruption(make: Make, monkeypatch: pytest.Monkey
             asleep.result()
         else:
             known, features = source(spec)
-            both = distributed_dataset.build(found, known, split(spec), tuple(features.columns))
+            both = distributed_dataset.build_distributed_dataset(
+                found, known, split(spec), tuple(features.columns)
+            )
             threading.Thread(target=_kill_once_it_boosts, args=(pid, place), daemon=True).start()
             search_and_fit(spec, both, checkpoint=place)
     assert time.monotonic() - began < 90
@@ -261,7 +266,10 @@ def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meetin
             assert json.loads(object_store.read_text(meeting))["scheduler"].startswith("tcp://")
             known, features = source(spec)
             fitted = search_and_fit(
-                spec, distributed_dataset.build(found, known, split(spec), tuple(features.columns))
+                spec,
+                distributed_dataset.build_distributed_dataset(
+                    found, known, split(spec), tuple(features.columns)
+                ),
             )
             assert fitted.booster.num_boosted_rounds() == fitted.rounds
         assert [process.wait(30) for process in started] == [0, 0]

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from perennial.training import gpu_monitor
+from perennial.training import _gpu_monitor, gpu_monitor
 
 
 def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
@@ -21,7 +21,7 @@ def tool(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str) -> None:
 
 def test_figures_are_of_all_cards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     tool(tmp_path, monkeypatch, "echo 'NVIDIA H200, 143771, 1000, 90'; echo 'NVIDIA H200, 143771, 3000, 50'")
-    with gpu_monitor.GpuMonitor() as watch:
+    with _gpu_monitor.GpuMonitor() as watch:
         time.sleep(0.2)
     report = watch.report()
     assert report is not None and report.pop("seconds") > 0
@@ -38,17 +38,17 @@ def test_a_tool_that_does_not_work_stops_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str
 ) -> None:
     tool(tmp_path, monkeypatch, script)
-    with gpu_monitor.GpuMonitor() as watch:
+    with _gpu_monitor.GpuMonitor() as watch:
         pass
     assert watch.report() is None
 
 
 def test_without_a_gpu_nothing_is_watched(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
-    with gpu_monitor.GpuMonitor() as watch:
+    with _gpu_monitor.GpuMonitor() as watch:
         pass
     assert watch.report() is None
-    with gpu_monitor.GpuMonitor(wanted=False) as watch:
+    with _gpu_monitor.GpuMonitor(wanted=False) as watch:
         pass
     assert watch.report() is None
 
@@ -61,17 +61,17 @@ def test_places_are_watched_and_their_reports_become_one(
     def ask(function: Any, *args: Any) -> list[Any]:
         return [function(*args)]
 
-    with gpu_monitor.watched(ask, True) as reports:
+    with _gpu_monitor.watched(ask, True) as reports:
         time.sleep(0.2)
     assert [r["names"] for r in reports] == [["NVIDIA H200"]]
     other = reports[0] | {"utilization": 50.0, "seconds": 99.0}
-    assert gpu_monitor.summary([reports[0], other]) == {
+    assert gpu_monitor.combine_reports([reports[0], other]) == {
         "names": ["NVIDIA H200"] * 2,
         "memory_mb": 287542,
         "peak_memory_mb": 2000,
         "utilization": 70.0,
         "seconds": 99.0,
     }
-    with gpu_monitor.watched(ask, False) as reports:
+    with _gpu_monitor.watched(ask, False) as reports:
         pass
-    assert gpu_monitor.summary(reports) is None
+    assert gpu_monitor.combine_reports(reports) is None

@@ -14,11 +14,11 @@ import pytest
 from perennial.core.errors import StepInterruptedError, StorageError
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
-from perennial.training import baseline_models, boosting
+from perennial.training import _baseline_models, _boosting
 from perennial.training import search as fitting
-from perennial.training.baseline_models import baselines
+from perennial.training._dataset import Dataset, EncodedRowFile
+from perennial.training.baseline_models import fit_baselines
 from perennial.training.checkpoint import Checkpoint
-from perennial.training.dataset import Dataset, EncodedRowFile
 from perennial.training.search import N_STARTUP_TRIALS, Trial, search_and_fit
 from support import toys
 
@@ -102,7 +102,7 @@ def test_one_trial_that_fails_ends_those_beside_it(
 ) -> None:
     spec = make(search={"trials": 4, "space": SPACE}, rounds=10_000, early_stopping_rounds=1000)
     monkeypatch.setenv("PERENNIAL_THREADS", "2")
-    real, began, beside = boosting.boost, threading.Event(), dict[str, str]()
+    real, began, beside = _boosting.boost, threading.Event(), dict[str, str]()
 
     def boost(name: str, *args: Any, **named: Any) -> Any:
         if name == "trial 0":
@@ -180,7 +180,7 @@ def test_the_last_rows_are_learned_from_too(make: Any, tmp_path: Path) -> None:
 def test_baselines_know_what_they_can(make: Any, tmp_path: Path) -> None:
     straight = data(tmp_path)
     y = np.nan_to_num(next(straight.spool.batches(0, 600))[0][:, 1]) > 0
-    found = baselines(make(), rows := data(tmp_path, y))
+    found = fit_baselines(make(), rows := data(tmp_path, y))
     matrix = next(rows.spool.batches(0, 600))[0]
     constant, linear = found["constant"](matrix), found["linear"](matrix)
     assert np.allclose(constant, y.mean(), atol=1e-6)
@@ -190,11 +190,11 @@ def test_baselines_know_what_they_can(make: Any, tmp_path: Path) -> None:
 def test_baselines_of_a_rare_class_that_the_sample_missed(
     make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(baseline_models, "BASELINE_ROWS", 10)
+    monkeypatch.setattr(_baseline_models, "BASELINE_ROWS", 10)
     y = np.zeros(600)
     y[1] = 1  # the sample takes every sixtieth
     rows = data(tmp_path, y)
-    found = baselines(make(), rows)
+    found = fit_baselines(make(), rows)
     matrix = next(rows.spool.batches(0, 600))[0]
     assert set(found) == {"constant"}
     assert found["constant"](matrix).tolist() == [0] * 600
@@ -204,10 +204,10 @@ def test_baselines_of_classes_and_values(make: Any, tmp_path: Path) -> None:
     y = np.arange(600) % 3
     rows = data(tmp_path, y, classes=("a", "b", "c"))
     matrix = next(rows.spool.batches(0, 600))[0]
-    for predict in baselines(make("multiclass"), rows).values():
+    for predict in fit_baselines(make("multiclass"), rows).values():
         assert predict(matrix).shape == (600, 3)
         assert np.allclose(predict(matrix).sum(axis=1), 1)
-    for predict in baselines(make("regression"), data(tmp_path, y)).values():
+    for predict in fit_baselines(make("regression"), data(tmp_path, y)).values():
         assert predict(matrix).shape == (600,)
 
 
@@ -218,5 +218,5 @@ def test_a_column_that_is_all_missing_hurts_nobody(make: Any, tmp_path: Path) ->
     spool = EncodedRowFile(tmp_path / "missing", 3)
     spool.append(matrix, rows.y, None)
     missing = Dataset(spool, rows.fit, rows.encoding, (), rows.y, None)
-    assert np.isfinite(baselines(make(), missing)["linear"](matrix)).all()
+    assert np.isfinite(fit_baselines(make(), missing)["linear"](matrix)).all()
     assert search_and_fit(make(rounds=3), missing).rounds >= 1

@@ -74,7 +74,7 @@ def test_mlflow_holds_signature_example_trials_and_companions(world: Any) -> Non
         assert trial.info.status == "FINISHED"
         assert {"loss", "rounds", "seconds"} <= set(trial.data.metrics)
         assert {"max_depth", "learning_rate"} <= set(trial.data.params)
-    kept = {Path(f.path).name for f in client().list_artifacts(run.info.run_id, registry.FOLDER)}
+    kept = {Path(f.path).name for f in client().list_artifacts(run.info.run_id, registry.ARTIFACT_FOLDER)}
     assert {"spec.json", "importance.json", "reference.json", "reference.parquet", "evaluation.json"} <= kept
     again = registry.spec(registry.version(world.spec.name, world.result["version"]))
     assert again.digest == world.spec.digest

@@ -12,7 +12,7 @@ from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
 from perennial.storage import ledger
-from perennial.training.windows import choices, windows
+from perennial.training.windows import candidate_windows, split_partitions
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -21,12 +21,12 @@ Make = Callable[..., ModelSpec]
 def test_judged_rows_are_later_than_all_that_was_learned_from(make_model: Make) -> None:
     spec = make_model()
     days = dates.dates(toys.FIRST, toys.LAST)
-    split = windows(spec, toys.LAST, days)
+    split = split_partitions(spec, toys.LAST, days)
     assert max(split.fit) < min(split.valid) <= max(split.valid) < min(split.holdout)
     assert max(split.holdout) == dates.add_days(toys.LAST, -1)  # the last day's labels are not there yet
     with pytest.raises(DataError, match="0 to judge on"):
-        windows(spec, dates.add_days(toys.LAST, 30), days)
-    short = windows(make_model(training={"window_days": 4, "holdout_days": 2}), toys.LAST, days)
+        split_partitions(spec, dates.add_days(toys.LAST, 30), days)
+    short = split_partitions(make_model(training={"window_days": 4, "holdout_days": 2}), toys.LAST, days)
     assert (len(short.fit) + len(short.valid), len(short.holdout)) == (4, 2)
 
 
@@ -36,16 +36,16 @@ def test_the_windows_of_a_retraining(make_model: Make) -> None:
         retraining={"windows": ["sliding", "expanding", "since_change"]},
     )
     days = dates.dates("2024-01-01", "2024-01-20")
-    first = choices(spec, "2024-01-20", days, "")
+    first = candidate_windows(spec, "2024-01-20", days, "")
     assert {k: (w.fit[0], w.holdout[0]) for k, w in first.items()} == {
         "sliding": ("2024-01-11", "2024-01-17"), "expanding": ("2024-01-01", "2024-01-17"),
     }  # fmt: skip
-    later = choices(spec, "2024-01-20", days, "2024-01-15")
+    later = candidate_windows(spec, "2024-01-20", days, "2024-01-15")
     assert {k: (w.fit[0], w.holdout[0]) for k, w in later.items()} == {
         "sliding": ("2024-01-13", "2024-01-19"), "expanding": ("2024-01-01", "2024-01-19"),
         "since_change": ("2024-01-15", "2024-01-19"),
     }  # fmt: skip
-    young = choices(spec, "2024-01-20", days, "2024-01-18")
+    young = candidate_windows(spec, "2024-01-20", days, "2024-01-18")
     assert set(young) == {"sliding", "expanding"}, "one day to learn from is none"
 
 

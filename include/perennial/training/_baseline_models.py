@@ -10,14 +10,14 @@ from perennial.spec.model_spec import ModelSpec
 if TYPE_CHECKING:
     import numpy as np
 
-    from perennial.training.dataset import Dataset
-    from perennial.training.distributed_dataset import DistributedDataset
+    from perennial.training._dataset import Dataset
+    from perennial.training._distributed_dataset import DistributedDataset
 
 
 BASELINE_ROWS = 20_000
 
 
-def baselines(
+def fit_baselines(
     spec: ModelSpec, data: Dataset | DistributedDataset
 ) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Simple models fitted on an even sample of the same rows, by name.

@@ -14,7 +14,7 @@ from perennial.features.labelled_rows import read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
 from perennial.modeling.encoding import Encoding, categories
 from perennial.spec.model_spec import ModelSpec
-from perennial.training import boosting
+from perennial.training import _boosting
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 #: Bytes that in-memory training was seen to need for each cell (row by column); above half of the step's memory the
 #: binned matrix stays on disk.
-BYTES_A_CELL = 6
+BYTES_PER_CELL = 6
 
 
 @dataclass(frozen=True)
@@ -65,7 +65,7 @@ class Encoder:
         return matrix, encode_targets(self._spec, table.column("__label"), self._classes), group
 
 
-def ranks(
+def category_ranks(
     columns: tuple[str, ...], known: dict[str, list[str]], order: dict[str, list[str]]
 ) -> dict[int, np.ndarray]:
     """The final code of each provisional one, by the column's place: its category's rank in ``order``; NaN is last."""
@@ -79,7 +79,7 @@ def ranks(
     return found
 
 
-def recode(matrix: np.ndarray, lookup: dict[int, np.ndarray]) -> None:
+def recode_categories(matrix: np.ndarray, lookup: dict[int, np.ndarray]) -> None:
     """Replace provisional category codes by those of `ranks`, in place."""
     import numpy as np
 
@@ -118,7 +118,7 @@ class EncodedRowFile:
                 self.path, np.float32, (last - first) * self.columns, offset=first * self.columns * 4
             )
             matrix = matrix.reshape(-1, self.columns)
-            recode(matrix, self.lookup)
+            recode_categories(matrix, self.lookup)
             yield matrix, slice(first, last)
 
 
@@ -137,7 +137,7 @@ class Dataset:
     y: np.ndarray
     group: np.ndarray | None
 
-    boost, ran_on = staticmethod(boosting.boost), staticmethod(boosting.ran_on)
+    boost, ran_on = staticmethod(_boosting.boost), staticmethod(_boosting.ran_on)
 
     @property
     def rows(self) -> int:
@@ -146,7 +146,7 @@ class Dataset:
 
     def fits(self, times: int = 1) -> bool:
         """Whether so many binned matrices fit into half of the step's memory."""
-        return times * self.rows * self.spool.columns * BYTES_A_CELL <= settings().memory_mb * 2**20 // 2
+        return times * self.rows * self.spool.columns * BYTES_PER_CELL <= settings().memory_mb * 2**20 // 2
 
     def abreast(self, trials: int) -> int:
         """How many trials to boost side by side, each from a matrix of its own and with its share of the threads.
@@ -214,7 +214,7 @@ def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.D
     return Batches()
 
 
-def build(
+def build_dataset(
     spec: ModelSpec,
     features: FeatureQuery,
     split: Windows,
@@ -242,15 +242,15 @@ def build(
         if part == "fit":
             fit = spool.rows
     y = np.concatenate(spool.y) if spool.rows else np.zeros(0, np.float32)
-    require(spec, split, fit, spool.rows, set(np.unique(y[:fit]).tolist()))
+    check_trainable(spec, split, fit, spool.rows, set(np.unique(y[:fit]).tolist()))
     order = {name: sorted(categories) for name, categories in encoder.known.items()}
     columns = tuple(features.columns)
-    spool.lookup = ranks(columns, encoder.known, order)
+    spool.lookup = category_ranks(columns, encoder.known, order)
     encoding = Encoding(columns, order, spec.features.unseen)
     return Dataset(spool, fit, encoding, classes, y, np.concatenate(spool.groups) if spool.groups else None)
 
 
-def require(spec: ModelSpec, split: Windows, fit: int, rows: int, labels: set[float]) -> None:
+def check_trainable(spec: ModelSpec, split: Windows, fit: int, rows: int, labels: set[float]) -> None:
     """Stop where there is nothing to learn.
 
     Args:

@@ -18,11 +18,11 @@ if TYPE_CHECKING:
     import xgboost
 
 #: Fewer rows than this are predicted before any booster is rewritten.
-ROWS = 100_000
+MIN_ROWS = 100_000
 #: Rows that are predicted while a tree of one byte (of JSON) would be rewritten.
-ROWS_A_BYTE = 60
+ROWS_PER_BYTE = 60
 #: Bytes of JSON at most: a booster takes fourteen times as much memory meanwhile.
-BYTES = 2 << 20
+MAX_JSON_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
@@ -62,15 +62,15 @@ def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -
     """
     import xgboost
 
-    if rows < ROWS:
+    if rows < MIN_ROWS:
         return None
     raw = booster.save_raw("json")
-    if len(raw) > BYTES:
+    if len(raw) > MAX_JSON_BYTES:
         return None
     held = json.loads(raw)
     learner = held["learner"]
     trees = learner["gradient_booster"]["model"]["trees"]
-    if rows * len(trees) < ROWS_A_BYTE * len(raw):
+    if rows * len(trees) < ROWS_PER_BYTE * len(raw):
         return None
     features = booster.num_features()
     left = sorted({f for tree in trees for f, goes_left in _splits(tree) if goes_left})

@@ -20,10 +20,11 @@ from perennial.features.targets import order_classes, read_classes
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.training.boosting import ran_on, should_stop_early
+from perennial.training._boosting import ran_on, should_stop_early
+from perennial.training._dataset import Binning, Encoder
 from perennial.training.checkpoint import Checkpoint
 from perennial.training.dask_cluster import WorkerPool
-from perennial.training.dataset import BYTES_A_CELL, Binning, Encoder, ranks, recode, require
+from perennial.training.dataset import BYTES_PER_CELL, category_ranks, check_trainable, recode_categories
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
@@ -79,7 +80,7 @@ class WorkerPartition:
 
 @dataclass(frozen=True)
 class DistributedDataset:
-    """What a training run fits on, as `perennial.training.dataset.Dataset`; good for as long as its crew is there.
+    """What a training run fits on, as `perennial.training._dataset.Dataset`; good for as long as its crew is there.
 
     Attributes:
         fit: rows that are fitted on; the rest, up to ``rows``, are for early stopping.
@@ -154,7 +155,7 @@ class DistributedDataset:
         patience: int = 0,
         maximize: bool = False,
     ) -> tuple[xgboost.Booster, list[float]]:
-        """As `boosting.boost`, by ``xgboost.dask.train``; the worker of rank 0 keeps the checkpoint."""
+        """As `_boosting.boost`, by ``xgboost.dask.train``; the worker of rank 0 keeps the checkpoint."""
         import xgboost
         import xgboost.dask
 
@@ -184,7 +185,7 @@ class DistributedDataset:
     def fits(self) -> bool:
         """Whether each worker's rows fit into its memory: they must, there is no other way for them."""
         largest = max(sum(p.rows for p in self.parts if p.worker == w) for w in self.crew.addresses)
-        needed = largest * len(self.encoding.columns) * (4 + BYTES_A_CELL) // 2**20
+        needed = largest * len(self.encoding.columns) * (4 + BYTES_PER_CELL) // 2**20
         if needed > settings().memory_mb:
             log.warning(
                 "%d rows of one worker need about %d MiB, and it has %d to plan with: give it more memory, "
@@ -237,7 +238,7 @@ def _keeper(name: str, uri: str | None, losses: list[float], patience: int, maxi
     return Keeper()
 
 
-def build(
+def build_distributed_dataset(
     crew: WorkerPool, source: DatasetRef, split: Windows, columns: tuple[str, ...]
 ) -> DistributedDataset:
     """Have each worker read, join, compute features of and encode its share of ``split.fit`` and ``split.valid``.
@@ -272,12 +273,12 @@ def build(
     fit = sum(rows for (rows, *_), (part, *_) in zip(facts, wanted, strict=True) if part == "fit")
     rows = sum(count for count, *_ in facts)
     labels = set().union(*(some for (_, some, *_), (p, *_) in zip(facts, wanted, strict=True) if p == "fit"))
-    require(spec, split, fit, rows, labels)
+    check_trainable(spec, split, fit, rows, labels)
 
     known = [k for *_, k in facts]
     order = {name: sorted(set().union(*(k[name] for k in known))) for name in known[0]}
     lists = [sum(count for _, _, count, _ in facts[:i]) for i in range(len(facts))]
-    settled = each(_settle, blocks, [ranks(columns, k, order) for k in known], lists)
+    settled = each(_settle, blocks, [category_ranks(columns, k, order) for k in known], lists)
     del blocks  # so that no worker holds its share twice
     x, y, group = (each(operator.itemgetter(i), settled) for i in range(3))
     parts, first = [], 0
@@ -338,5 +339,5 @@ def _settle(
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
     """Matrix, labels and lists with the codes and numbers that all workers share; runs on a worker."""
     matrix = block.matrix.copy()  # a task's arguments are not its own
-    recode(matrix, lookup)
+    recode_categories(matrix, lookup)
     return matrix, block.y, None if block.group is None else block.group + lists

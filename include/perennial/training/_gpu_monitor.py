@@ -107,7 +107,7 @@ def _end() -> dict[str, Any] | None:
     return _here.report()
 
 
-def summary(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
+def combine_reports(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
     """Reports of several places as one: all names, memory and its peaks in sum, mean utilization; None without any."""
     if not reports:
         return None
