@@ -22,7 +22,7 @@ from perennial.modeling import comparison, metrics
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, retraining_gain, signals
-from perennial.monitoring.nightly_sample import NightlySample, margin
+from perennial.monitoring.nightly_sample import NightlySample, predict_margin
 from perennial.spec.model_spec import ModelSpec
 
 POLICIES = ("never", "nightly", "calendar", "ours")
@@ -201,7 +201,7 @@ class _Ours:
         self.content = (
             baseline.inherit_from_champion(content, self.content) if last - first + 1 < HOLDOUT else content
         )
-        self.watch = baseline.read(self.content, world.spec, None)
+        self.watch = baseline.parse_baseline(self.content, world.spec, None)
         self.since, self.numbers = last + 1, {"performance": [], "gain": []}
 
     def night(self, night: int) -> Iterator[str]:
@@ -266,7 +266,7 @@ def _evidence(world: World, model: TrainedModel, first: int, last: int) -> Night
     nights = range(max(first, 0), last + 1)
     night = np.repeat(np.arange(len(nights)), [len(world.nights[n][1]) for n in nights])
     return NightlySample(
-        tuple(str(n) for n in nights), night, x, margin(model, x), model.predict_matrix(x), y
+        tuple(str(n) for n in nights), night, x, predict_margin(model, x), model.predict_matrix(x), y
     )
 
 

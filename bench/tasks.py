@@ -281,11 +281,11 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
         con, "published", delta_tables.table_uri("published", MODEL), None, first, last
     )
     con.execute(f"CREATE TEMP VIEW found AS {sql.compose_query(spec)}")
-    counts = histograms.count(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
+    counts = histograms.count_bins(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
     duckdb_session.create_view(
         con, "predictions", delta_tables.table_uri("predictions", MODEL), None, first, last
     )
-    histograms.count(con, "predictions", {"prediction": reference["prediction"]})
+    histograms.count_bins(con, "predictions", {"prediction": reference["prediction"]})
     return clock.read() | {"rows": counts.rows}
 
 

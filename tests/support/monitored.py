@@ -147,7 +147,7 @@ class World:
         place = self.folder / "artifacts" / f"run-{version}"
         place.mkdir(parents=True, exist_ok=True)
         pq.write_table(
-            histograms.sample(con, "training", n=500, personal=self.spec.data.personal),
+            histograms.sample_rows(con, "training", n=500, personal=self.spec.data.personal),
             place / "reference.parquet",
         )
         for name, content in (

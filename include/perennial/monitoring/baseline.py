@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.errors import ArtifactError
 from perennial.modeling import registry
 from perennial.monitoring import drift_attribution, signals
-from perennial.monitoring.change_detection import CusumBaseline, baseline
-from perennial.monitoring.loss_estimation import LossEstimator, fit_error_model
+from perennial.monitoring._change_detection import CusumBaseline, fit_cusum_baseline
+from perennial.monitoring._loss_estimation import LossEstimator, fit_error_model
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 FORMAT = 1
-NAME, ERRORS = "watch.json", "errors.ubj"
-#: Numbers that share the budget of false alarms: performance, calibration, value, estimated, attributions, slices,
+ARTIFACT, ERROR_MODEL_ARTIFACT = "watch.json", "errors.ubj"
+#: Numbers that share the budget of false alarms: performance, calibration, gain, estimated, attributions, slices,
 #: fairness.
-SHARES = 7
+SERIES_KINDS = 7
 #: Deviations that do no harm: of the calibration, in standard deviations of the label; of the attributions, as a share.
-CALIBRATION, ATTRIBUTION = 0.05, 0.05
+CALIBRATION_ALLOWANCE, ATTRIBUTION_ALLOWANCE = 0.05, 0.05
 
 
 @dataclass(frozen=True)
@@ -78,27 +78,27 @@ def build_baseline(
     attributed = signals.attributions(model, quiet)
     total = attributed[0].sum(axis=0)
     shares = total / max(float(total.sum()), 1e-12)
-    groups = signals.groups(known)
+    groups = signals.frequent_groups(known)
     series = signals.nightly_series(spec, model, quiet, expected, attributed, shares, groups)
     if errors is not None:  # judged by what it says of nights that it has not seen
         series["performance"] = known.mean(loss - apart)
     usual = float(loss.mean()) if len(loss) else 0.0
     baselines = {
-        name: _baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
+        name: _series_baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
     }
     empty, odd = signals.null_and_unseen_shares(model, quiet)
     guess = expected.losses(quiet.x, quiet.predicted)
     content = {
         "format": FORMAT,
         "nights": list(quiet.dates),
-        "false_alarms_a_year": spec.monitoring.false_alarms_a_year,
+        "false_alarms_per_year": spec.monitoring.false_alarms_per_year,
         "loss": usual,
         "baselines": {name: found.as_dict() for name, found in baselines.items() if found},
         "series": {n: [None if np.isnan(v) else round(float(v), 6) for v in s] for n, s in series.items()},
         "shares": [round(float(v), 6) for v in shares],
         "groups": groups,
-        "nulls": {c: _highest(nights) for c, nights in empty.items()},
-        "unseen": {c: _highest(nights) for c, nights in odd.items()},
+        "nulls": {c: _max_share(nights) for c, nights in empty.items()},
+        "unseen": {c: _max_share(nights) for c, nights in odd.items()},
         "bins": {}
         if guess is None
         else drift_attribution.expected_loss_by_bin(reference(), model.encoding, quiet.x, guess),
@@ -121,37 +121,38 @@ def inherit_from_champion(content: dict[str, Any], old: Mapping[str, Any] | None
     return content | found
 
 
-def _baseline(
+def _series_baseline(
     spec: ModelSpec, name: str, values: np.ndarray, loss: float, y: np.ndarray, series: dict[str, np.ndarray]
 ) -> CusumBaseline | None:
     import numpy as np
 
     kind = name.split(":")[0] + ":" if ":" in name else name
     drop = spec.monitoring.performance_drop
-    budget = spec.monitoring.false_alarms_a_year / SHARES
+    budget = spec.monitoring.false_alarms_per_year / SERIES_KINDS
     alike = sum(other.startswith(kind) for other in series) if ":" in name else 1
     spread = float(np.std(y)) if len(y) and spec.task != "multiclass" else 1.0
     allowance = {
         "performance": drop * loss,
-        "value": spec.retraining.worth * loss,
+        "gain": spec.retraining.min_gain * loss,
         "estimated": drop * loss,
-        "calibration": CALIBRATION * spread,
-        "attributions": ATTRIBUTION,
-        signals.SLICE: 2 * drop * loss,
-        signals.GAP: spec.monitoring.fairness_gap * (spread if spec.task == "regression" else 1.0),
+        "calibration": CALIBRATION_ALLOWANCE * spread,
+        "attributions": ATTRIBUTION_ALLOWANCE,
+        signals.SLICE_PREFIX: 2 * drop * loss,
+        signals.FAIRNESS_PREFIX: spec.monitoring.fairness_gap
+        * (spread if spec.task == "regression" else 1.0),
     }[kind]
-    return baseline(
+    return fit_cusum_baseline(
         values,
         allowance=allowance,
         false_alarms=budget / alike,
-        mean=0.0 if name == "value" else None,
-        floor=1e-3 * loss if name == "value" else 0.0,
+        mean=0.0 if name == "gain" else None,
+        floor=1e-3 * loss if name == "gain" else 0.0,
         two_sided=name == "calibration",
         seed=spec.training.seed,
     )
 
 
-def _highest(values: np.ndarray) -> float:
+def _max_share(values: np.ndarray) -> float:
     """The highest share that a quiet night had."""
     import numpy as np
 
@@ -166,10 +167,10 @@ def stored_baseline(champion: registry.ModelVersion) -> dict[str, Any] | None:
         ArtifactError: it is damaged.
     """
     try:
-        registry.artifact(champion.run_id, NAME)
+        registry.artifact(champion.run_id, ARTIFACT)
     except ArtifactError:
         return None
-    found: dict[str, Any] = registry.load_json_artifact(champion, NAME)
+    found: dict[str, Any] = registry.load_json_artifact(champion, ARTIFACT)
     return found
 
 
@@ -184,11 +185,11 @@ def load_baseline(champion: registry.ModelVersion, spec: ModelSpec) -> Monitorin
     content = stored_baseline(champion)
     if content is None:
         return MonitoringBaseline(LossEstimator(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
-    errors = registry.artifact(champion.run_id, ERRORS) if spec.task == "regression" else None
-    return read(content, spec, errors)
+    errors = registry.artifact(champion.run_id, ERROR_MODEL_ARTIFACT) if spec.task == "regression" else None
+    return parse_baseline(content, spec, errors)
 
 
-def read(content: Any, spec: ModelSpec, errors: Path | None) -> MonitoringBaseline:
+def parse_baseline(content: Any, spec: ModelSpec, errors: Path | None) -> MonitoringBaseline:
     """The stored watch.
 
     Raises:

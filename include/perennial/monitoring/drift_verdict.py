@@ -9,8 +9,8 @@ from typing import Literal
 from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, psi
 from perennial.spec.model_spec import MonitoringSpec
 
-Status = Literal["stable", "drifted", "undetermined"]
-Tier = Literal["ok", "suspected", "drifted", "undetermined"]
+ColumnStatus = Literal["stable", "drifted", "undetermined"]
+Verdict = Literal["ok", "suspected", "drifted", "undetermined"]
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class ColumnDrift:
 
     column: str
     role: str
-    status: Status
+    status: ColumnStatus
     reason: str
     psi: float | None
     threshold: float
@@ -77,14 +77,14 @@ def compare_columns(
     found = []
     for column, shape in reference.items():
         if column == PREDICTION:
-            found.append(_finding(column, "prediction", shape, predictions, 0.0, policy))
+            found.append(_compare_column(column, "prediction", shape, predictions, 0.0, policy))
         else:
             weight = gains[column] / total if total > 0 else 1 / len(names)
-            found.append(_finding(column, "feature", shape, features, weight, policy))
+            found.append(_compare_column(column, "feature", shape, features, weight, policy))
     return sorted(found, key=lambda f: (f.role == "feature", -f.weight, f.column))
 
 
-def _finding(
+def _compare_column(
     column: str, role: str, shape: ReferenceColumn, window: BinCounts, weight: float, policy: MonitoringSpec
 ) -> ColumnDrift:
     import numpy as np
@@ -94,7 +94,7 @@ def _finding(
     threshold = max(policy.psi_threshold, floor)
     nulls = counts[-1] / window.rows if counts and window.rows else None
     value: float | None = None
-    status: Status = "undetermined"
+    status: ColumnStatus = "undetermined"
     if window.rows < policy.min_rows:
         reason = f"{window.rows} rows in the window, {policy.min_rows} are needed"
     elif counts is None or nulls is None:
@@ -127,7 +127,7 @@ def summarize(findings: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summar
     drifted = sorted((f for f in features if f.status == "drifted"), key=lambda f: -f.weight)
     share = sum(f.weight for f in drifted) / judged if judged > 0 else None
     prediction = next((f for f in findings if f.role == "prediction"), None)
-    known = share is not None and judged >= policy.judged_share
+    known = share is not None and judged >= policy.min_evaluated_share
     if prediction is not None and prediction.status == "drifted":
         return Summary(True, share, judged, f"the predictions drifted: {prediction.reason}")
     if share is None or not known:
@@ -139,7 +139,7 @@ def summarize(findings: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summar
             share,
             judged,
             f"only {judged:.0%} of the model's weight could be judged, "
-            f"{policy.judged_share:.0%} is needed: {why}",
+            f"{policy.min_evaluated_share:.0%} is needed: {why}",
         )
     names = ", ".join(f.column for f in drifted[:5]) + (
         f" and {len(drifted) - 5} more" if len(drifted) > 5 else ""
@@ -150,7 +150,7 @@ def summarize(findings: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summar
 
 def verdict_with_persistence(
     suspicious: bool | None, earlier: Sequence[bool | None], policy: MonitoringSpec
-) -> tuple[Tier, str]:
+) -> tuple[Verdict, str]:
     """The verdict, given those of the same champion before it.
 
     Args:

@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactError
-from perennial.core.sql import quote_identifier, text_literal
+from perennial.core.sql import NUMERIC_SQL_TYPES, quote_identifier, text_literal
 from perennial.storage.delta_tables import PARTITION
 
 if TYPE_CHECKING:
@@ -25,31 +25,16 @@ PREDICTION = "prediction"
 FORMAT = 1
 BINS = 10
 #: Categories with a bin of their own; the rest share one.
-TOP = 50
+MAX_CATEGORIES = 50
 #: Share that an empty bin counts as, where PSI would divide by nothing. Evidently takes the same.
-EMPTY = 1e-4
+EMPTY_BIN_SHARE = 1e-4
 #: Cells that the exact quantiles may read; beyond, they come from a sample of the rows. Counts are always exact.
-CELLS = 4_000_000
+MAX_QUANTILE_CELLS = 4_000_000
 #: Longest category that is kept as it is. Where one is longer, or the column is personal, values are counted in 16
 #: groups by the first digit of their hash, from which none can be told.
-LONGEST = 64
+MAX_CATEGORY_LENGTH = 64
 #: Columns counted by one statement: each takes ten aggregates, and each of those some memory.
-PASS = 64
-_NATIVE = (
-    "BOOLEAN",
-    "TINYINT",
-    "SMALLINT",
-    "INTEGER",
-    "BIGINT",
-    "HUGEINT",
-    "UTINYINT",
-    "USMALLINT",
-    "UINTEGER",
-    "UBIGINT",
-    "FLOAT",
-    "DOUBLE",
-    "DECIMAL",
-)
+COLUMNS_PER_QUERY = 64
 
 
 @dataclass(frozen=True)
@@ -132,7 +117,7 @@ def make_reference(
     columns |= _edges(con, relation, list(numeric), types)
     for column in categorical:
         columns[column] = _categories(con, relation, column, column in personal)
-    days, counts = _count_by_day(con, relation, columns, types)
+    days, counts = _count_by_date(con, relation, columns, types)
     found = {}
     for column, shape in columns.items():
         total = counts[column].sum(axis=0)
@@ -142,7 +127,7 @@ def make_reference(
             "edges": shape.edges,
             "categories": shape.categories,
             "hashed": shape.hashed,
-            "floors": _floors(days, counts[column], window_days, min_rows),
+            "floors": _noise_floors(days, counts[column], window_days, min_rows),
         }
     return {
         "format": FORMAT,
@@ -186,7 +171,9 @@ def read_reference(content: Any) -> tuple[int, dict[str, ReferenceColumn]]:
         ) from error
 
 
-def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, ReferenceColumn]) -> BinCounts:
+def count_bins(
+    con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, ReferenceColumn]
+) -> BinCounts:
     """Count the rows of ``relation`` on a reference's bins, in one pass for every `PASS` columns.
 
     Args:
@@ -195,7 +182,7 @@ def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, R
     types = _types(con, relation)
     found: dict[str, list[int] | None] = dict.fromkeys(columns)
     rows = 0
-    for part in _passes({c: s for c, s in columns.items() if c in types}):
+    for part in _column_batches({c: s for c, s in columns.items() if c in types}):
         expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
         listed = ", ".join(["count(*)", *expressions])
         row = con.execute(f"SELECT {listed} FROM {quote_identifier(relation)}").fetchall()[0]
@@ -204,14 +191,14 @@ def count(con: duckdb.DuckDBPyConnection, relation: str, columns: Mapping[str, R
     return BinCounts(rows, found)
 
 
-def _passes(columns: Mapping[str, ReferenceColumn]) -> Iterator[dict[str, ReferenceColumn]]:
+def _column_batches(columns: Mapping[str, ReferenceColumn]) -> Iterator[dict[str, ReferenceColumn]]:
     """The columns in parts of `PASS`; one empty part where there are none, so that rows are counted."""
     names = list(columns)
-    for i in range(0, max(len(names), 1), PASS):
-        yield {c: columns[c] for c in names[i : i + PASS]}
+    for i in range(0, max(len(names), 1), COLUMNS_PER_QUERY):
+        yield {c: columns[c] for c in names[i : i + COLUMNS_PER_QUERY]}
 
 
-def sample(
+def sample_rows(
     con: duckdb.DuckDBPyConnection,
     relation: str,
     *,
@@ -247,8 +234,8 @@ def psi(reference: np.ndarray, current: np.ndarray) -> np.ndarray:
     import numpy as np
     from scipy.special import rel_entr
 
-    p = np.maximum(reference / max(reference.sum(), 1), EMPTY)
-    q = np.maximum(current / np.maximum(current.sum(axis=-1, keepdims=True), 1), EMPTY)
+    p = np.maximum(reference / max(reference.sum(), 1), EMPTY_BIN_SHARE)
+    q = np.maximum(current / np.maximum(current.sum(axis=-1, keepdims=True), 1), EMPTY_BIN_SHARE)
     return np.asarray((rel_entr(p, q) + rel_entr(q, p)).sum(axis=-1))
 
 
@@ -257,12 +244,12 @@ def _types(con: duckdb.DuckDBPyConnection, relation: str) -> dict[str, str]:
     return {str(r[0]): str(r[1]) for r in found}
 
 
-def _number(column: str, kind: str) -> str:
+def _as_number(column: str, kind: str) -> str:
     # Text where the reference has numbers becomes null where it is no number: a jump in nulls, which is drift.
-    return f"{'' if kind.split('(')[0] in _NATIVE else 'TRY_'}CAST({quote_identifier(column)} AS DOUBLE)"
+    return f"{'' if kind.split('(')[0] in NUMERIC_SQL_TYPES else 'TRY_'}CAST({quote_identifier(column)} AS DOUBLE)"
 
 
-def _text(column: str, hashed: bool) -> str:
+def _as_category(column: str, hashed: bool) -> str:
     text = f"CAST({quote_identifier(column)} AS VARCHAR)"
     return f"md5({text})[1]" if hashed else text
 
@@ -273,10 +260,10 @@ def _expressions(column: str, shape: ReferenceColumn, kind: str) -> list[str]:
         # Counting by comparison was measured a third faster than histogram(), and is clear about NaN: it is above
         # everything, infinity included, and so never counted, as a null is.
         return [
-            f"count_if({_number(column, kind)} <= {e})"
+            f"count_if({_as_number(column, kind)} <= {e})"
             for e in (*map(_literal, shape.edges), "'inf'::DOUBLE")
         ]
-    value = _text(column, shape.hashed)
+    value = _as_category(column, shape.hashed)
     # histogram_exact() puts the unknown ones under the empty string, which can be a category itself: counted apart.
     known = ", ".join(text_literal(c) for c in shape.categories if c)
     return [
@@ -309,12 +296,12 @@ def _edges(
     if not columns:
         return found
     rows = con.execute(f"SELECT count(*) FROM {quote_identifier(relation)}").fetchall()[0][0]
-    every = max(1, math.ceil(rows * len(columns) / CELLS))
+    every = max(1, math.ceil(rows * len(columns) / MAX_QUANTILE_CELLS))
     everything = ", ".join(quote_identifier(c) for c in types)
     where = f" WHERE hash({everything}) % {every} = 0" if every > 1 else ""
     cuts = [i / BINS for i in range(1, BINS)]
-    for part in _passes({c: ReferenceColumn("numeric", []) for c in columns}):
-        numbers = {c: _number(c, types[c]) for c in part}
+    for part in _column_batches({c: ReferenceColumn("numeric", []) for c in columns}):
+        numbers = {c: _as_number(c, types[c]) for c in part}
         asked = [f"quantile_disc({x}, {cuts}) FILTER (WHERE isfinite({x}))" for x in numbers.values()]
         row = con.execute(f"SELECT {', '.join(asked)} FROM {quote_identifier(relation)}{where}").fetchall()[0]
         for column, edges in zip(part, row, strict=True):
@@ -329,20 +316,20 @@ def _categories(
 ) -> ReferenceColumn:
     def top(hashed: bool) -> list[str]:
         rows = con.execute(
-            f"SELECT {_text(column, hashed)} AS c FROM {quote_identifier(relation)} WHERE c IS NOT NULL "
-            f"GROUP BY c ORDER BY count(*) DESC, c LIMIT {TOP}"
+            f"SELECT {_as_category(column, hashed)} AS c FROM {quote_identifier(relation)} WHERE c IS NOT NULL "
+            f"GROUP BY c ORDER BY count(*) DESC, c LIMIT {MAX_CATEGORIES}"
         ).fetchall()
         return [str(r[0]) for r in rows]
 
     if not personal:
         plain = top(False)
         # The null character ends SQL text in places; such values, and long ones, are grouped by their hash.
-        if all(len(c) <= LONGEST and "\0" not in c for c in plain):
+        if all(len(c) <= MAX_CATEGORY_LENGTH and "\0" not in c for c in plain):
             return ReferenceColumn("categorical", [], categories=plain)
     return ReferenceColumn("categorical", [], categories=top(True), hashed=True)
 
 
-def _count_by_day(
+def _count_by_date(
     con: duckdb.DuckDBPyConnection,
     relation: str,
     columns: Mapping[str, ReferenceColumn],
@@ -353,7 +340,7 @@ def _count_by_day(
 
     counts: dict[str, list[list[int]]] = {c: [] for c in columns}
     days: dict[str, int] = {}
-    for part in _passes(columns):
+    for part in _column_batches(columns):
         expressions = [e for c, s in part.items() for e in _expressions(c, s, types[c])]
         listed = ", ".join([quote_identifier(PARTITION), "count(*)", *expressions])
         by_day = f"SELECT {listed} FROM {quote_identifier(relation)} GROUP BY 1 ORDER BY 1"
@@ -367,7 +354,7 @@ def _count_by_day(
     return list(days), found | {"": np.asarray(list(days.values()), dtype=np.int64)}
 
 
-def _floors(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> dict[str, float]:
+def _noise_floors(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> dict[str, float]:
     """Floors by length: a champion's predictions begin with its promotion, and cover less than a window at first."""
     lengths = sorted({n for n in (1, 2, 4, 7, 14, 28, 56, 112, 224) if n < window_days} | {window_days})
     found = {str(n): noise_floor(days, counts, n, min_rows) for n in lengths}

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 #: Rows of a night that are looked at, chosen by the hash of their key: with so many, what differs between two nights
 #: are the nights and not the samples.
-ROWS_A_NIGHT = 1500
+ROWS_PER_NIGHT = 1500
 #: A night with fewer rows than this says nothing.
 MIN_ROWS = 30
 
@@ -157,7 +157,7 @@ def sample_nights(
         dates,
         np.array([index[d] for d in table.column(delta_tables.PARTITION).to_pylist()], np.int64),
         x,
-        margin(model, x),
+        predict_margin(model, x),
         model.predict_matrix(x),
         y,
         ListNumbering(spec).number(table) if spec.group else None,
@@ -170,7 +170,7 @@ def sample_nights(
     )
 
 
-def margin(model: TrainedModel, x: np.ndarray) -> np.ndarray:
+def predict_margin(model: TrainedModel, x: np.ndarray) -> np.ndarray:
     """The booster's raw scores, shape (rows,) or (rows, classes)."""
     import numpy as np
 
@@ -206,7 +206,7 @@ def _sample(
     # A list is judged as a whole, so it is chosen as a whole. A night is thinned by its own size: a thousandfold one
     # must not drive out the others.
     chosen = [spec.group] if spec.group else spec.data.key
-    every = " ".join(f"WHEN {text_literal(d)} THEN {-(-n // ROWS_A_NIGHT)}" for d, n in sizes.items() if n)
+    every = " ".join(f"WHEN {text_literal(d)} THEN {-(-n // ROWS_PER_NIGHT)}" for d, n in sizes.items() if n)
     kept = (
         f"SELECT * FROM r WHERE hash({', '.join(quote_identifier(c) for c in chosen)}) "
         f"% (CASE {delta_tables.PARTITION} {every} ELSE 1 END) = 0"

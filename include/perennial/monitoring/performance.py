@@ -93,7 +93,7 @@ def measure(
     }
 
 
-def nightly(
+def nightly_losses(
     spec: ModelSpec, version: registry.ModelVersion, start: str, as_of: str, least: int
 ) -> dict[str, float]:
     """Mean loss of what a version served, by night; nights with fewer than ``least`` labelled rows are left out."""
@@ -104,7 +104,7 @@ def nightly(
     con, last = duckdb_session.connect(), last_labelled_date(spec, as_of)
     if start > last or not _views(con, spec, start, last, last, version.version):
         return {}
-    rows = _rows(con, spec, _matched(con, spec), registry.load(version).classes)
+    rows = _rows(con, spec, _count_labelled(con, spec), registry.load(version).classes)
     if isinstance(rows, str):
         return {}
     found = {}
@@ -149,7 +149,7 @@ def _on(spec: ModelSpec, left: str, right: str) -> str:
     )
 
 
-def _matched(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
+def _count_labelled(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
     query = (
         f"SELECT count(*) FROM mine JOIN known_labels l ON {_on(spec, 'mine', 'l')} WHERE l.label IS NOT NULL"
     )
@@ -157,7 +157,7 @@ def _matched(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
 
 
 def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
-    scored, matched = con.execute("SELECT count(*) FROM mine").fetchall()[0][0], _matched(con, spec)
+    scored, matched = con.execute("SELECT count(*) FROM mine").fetchall()[0][0], _count_labelled(con, spec)
     # Only dates on which something was scored: the rest was published before there was a champion.
     strangers = con.execute(
         f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {_on(spec, 'l', 'scored')} "

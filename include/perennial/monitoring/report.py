@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 METHOD = "perennial_psi"
 #: Categories drawn; the others fall together.
-DRAWN = 20
-LONGEST = 60
+MAX_CATEGORIES = 20
+MAX_TEXT_LENGTH = 60
 #: Columns drawn, the heaviest first: Evidently needs about 60 ms and 10 kB for each.
-COLUMNS = 100
+MAX_COLUMNS = 100
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("_scores")
 _COLOURS = {
     "ok": "#1a7f37",
@@ -49,7 +49,7 @@ _STYLE = """
 def plain(text: object) -> str:
     """Text from data or a spec as Evidently may show it: it writes names and categories into a script unescaped."""
     cut = str(text)
-    cut = cut if len(cut) <= LONGEST else cut[: LONGEST - 1] + "…"
+    cut = cut if len(cut) <= MAX_TEXT_LENGTH else cut[: MAX_TEXT_LENGTH - 1] + "…"
     # Lookalikes of the characters that could end the script or be markup; what cannot be printed goes.
     return "".join(c if c.isprintable() else "·" for c in cut.translate({60: "‹", 62: "›", 38: "＆"}))
 
@@ -75,8 +75,8 @@ def evidently_drift_report(
     left_out: dict[str, str] = {}
     frames: dict[str, tuple[pd.Series, pd.Series]] = {}
     for column in by_name:
-        if len(frames) == COLUMNS:
-            left_out[column] = f"{COLUMNS} columns are drawn at most"
+        if len(frames) == MAX_COLUMNS:
+            left_out[column] = f"{MAX_COLUMNS} columns are drawn at most"
         elif column not in reference or column not in current:
             left_out[column] = "no sample of it is kept on both sides"
         elif (pair := _series(reference, current, column, column in categorical)) is None:
@@ -124,7 +124,7 @@ def _series(
 
     sides = [s[column].to_pandas() for s in (reference, current)]
     if categorical:
-        top = pd.concat(sides).dropna().astype(str).value_counts().index[:DRAWN]
+        top = pd.concat(sides).dropna().astype(str).value_counts().index[:MAX_CATEGORIES]
         sides = [
             s.where(s.isna() | s.astype(str).isin(top), "(others)").map(plain, na_action="ignore")
             for s in sides

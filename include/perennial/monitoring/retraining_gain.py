@@ -24,7 +24,7 @@ LOOKBACK_NIGHTS = 14
 HALF_LIFE = 3.0
 ROUNDS = 10
 #: Nights that there must be before a correction is tried.
-LEAST = 3
+MIN_NIGHTS = 3
 _PARAMETERS = {
     "max_depth": 2,
     "learning_rate": 0.1,  # cautious: what it saves varies less from night to night than for a bold correction
@@ -56,18 +56,20 @@ def nightly_retraining_gain(
     def judge(place: int) -> None:
         night, first = nights[place], nights[max(0, place - LOOKBACK_NIGHTS)]
         past, now = slice(edges[first], edges[night]), slice(edges[night], edges[night + 1])
-        corrected = _corrected(parameters, evidence, past, now)
+        corrected = _corrected_predictions(parameters, evidence, past, now)
         alone = losses(task, metric, evidence.y[now], evidence.predicted[now])
         found[night] = float((alone - losses(task, metric, evidence.y[now], corrected)).mean())
 
-    judged = [place for place, night in enumerate(nights) if place >= LEAST and night >= since]
+    judged = [place for place, night in enumerate(nights) if place >= MIN_NIGHTS and night >= since]
     # side by side, each in one thread: a booster of so few rows has no use for more
     with ThreadPoolExecutor(settings().threads) as pool:
         list(pool.map(judge, judged))
     return found
 
 
-def _corrected(parameters: dict[str, Any], evidence: NightlySample, past: slice, now: slice) -> np.ndarray:
+def _corrected_predictions(
+    parameters: dict[str, Any], evidence: NightlySample, past: slice, now: slice
+) -> np.ndarray:
     """What the champion says of the rows ``now``, corrected by what the rows ``past`` taught."""
     import numpy as np
     import xgboost

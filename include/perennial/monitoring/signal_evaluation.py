@@ -14,9 +14,9 @@ from perennial.core.errors import DataError
 from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.monitoring import retraining_gain, signals
+from perennial.monitoring._train_serve_skew import skew_signal
 from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample, sample_nights
 from perennial.monitoring.signals import Signal
-from perennial.monitoring.train_serve_skew import skew
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
 from perennial.storage import delta_tables
 
@@ -28,11 +28,11 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 #: Nights that the bounds on single nights look at, the latest first: those since a weekly verdict.
-RECENT = 7
+RECENT_DAYS = 7
 _UNITS = {
     "performance": "loss beyond the expected one",
     "calibration": "what happened less what was said",
-    "value": "loss that a correction by recent labels saves",
+    "gain": "loss that a correction by recent labels saves",
     "estimated": "expected loss",
     "attributions": "share of the attributions that moved to other columns",
 }
@@ -56,10 +56,10 @@ def evaluate_signals(
     trained = registry.spec(champion)
     quiet_from, quiet_to = champion.tags["judged_on"].split("..")
     first = max(start, dates.add_days(quiet_to, 1))
-    rows = _rows(spec, champion.tags["trained_on"].split("..")[0], as_of)
+    rows = _row_counts(spec, champion.tags["trained_on"].split("..")[0], as_of)
     found = {
-        "volume": volume(rows, quiet_to, as_of, spec.monitoring.volume_factor),
-        "freshness": freshness(rows, as_of),
+        "volume": volume_signal(rows, quiet_to, as_of, spec.monitoring.volume_factor),
+        "freshness": freshness_signal(rows, as_of),
     }
     try:
         # A correction learns from earlier nights, but from none that the champion itself has learned from.
@@ -76,15 +76,17 @@ def evaluate_signals(
         unknown = Signal("undetermined", error.cause)
         return found | dict.fromkeys((*_UNITS, "labels", "nulls", "skew"), unknown)
     skip = sum(d < first for d in seen.dates)
-    found |= _followed(spec, model, watched, seen, skip)
-    found["labels"] = _labels(seen, labels_until)
-    recent = seen.where(seen.night >= max(skip, len(seen.dates) - RECENT))
-    found |= _columns(spec, model, watched, recent)
-    found["skew"] = skew(spec, champion, model, max(start, dates.add_days(as_of, 1 - RECENT)), as_of)
+    found |= _series_signals(spec, model, watched, seen, skip)
+    found["labels"] = _label_signal(seen, labels_until)
+    recent = seen.where(seen.night >= max(skip, len(seen.dates) - RECENT_DAYS))
+    found |= _column_signals(spec, model, watched, recent)
+    found["skew"] = skew_signal(
+        spec, champion, model, max(start, dates.add_days(as_of, 1 - RECENT_DAYS)), as_of
+    )
     return found
 
 
-def _followed(
+def _series_signals(
     spec: ModelSpec, model: TrainedModel, watched: MonitoringBaseline, seen: NightlySample, skip: int
 ) -> dict[str, Signal]:
     """The numbers that are followed; slices and groups as one signal each, that of the worst."""
@@ -106,10 +108,10 @@ def _followed(
             parts.setdefault({"slice": "slices"}.get(kind, kind), []).append((what, answer))
         else:
             found[name] = answer
-    if (gain := found.get("value")) and gain.value is not None:  # as the policy has it: a share of the loss
-        found["value"] = replace(gain, value=gain.value / max(watched.loss, 1e-12))
+    if (gain := found.get("gain")) and gain.value is not None:  # as the policy has it: a share of the loss
+        found["gain"] = replace(gain, value=gain.value / max(watched.loss, 1e-12))
     for kind, answers in parts.items():
-        found[kind] = _worst(answers)
+        found[kind] = _worst_signal(answers)
     for kind, columns in (("slices", spec.monitoring.slices), ("fairness", spec.monitoring.fairness)):
         blind = [c for c in columns if not watched.groups.get(c)]
         if blind and (kind not in found or found[kind].state in ("ok", "undetermined")):
@@ -118,28 +120,28 @@ def _followed(
     return found
 
 
-def _worst(answers: Sequence[tuple[str, Signal]]) -> Signal:
+def _worst_signal(answers: Sequence[tuple[str, Signal]]) -> Signal:
     order: list[SignalState] = ["undetermined", "ok", "suspected", "bad"]
     _, worst = max(answers, key=lambda a: (order.index(a[1].state), a[1].level or 0.0))
     return worst
 
 
-def _rows(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
+def _row_counts(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
     """Published rows by date."""
     held = delta_tables.files_by_partition(delta_tables.table_uri("published", spec.name))
     return {day: sum(f.rows for f in held[day]) for day in held if start <= day <= end}
 
 
-def new_rows(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) -> float:
+def new_row_share(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) -> float:
     """Rows published since the champion was trained, as a share of those that it learned from."""
     first, last = champion.tags["trained_on"].split("..")
-    rows = _rows(spec, first, as_of)
+    rows = _row_counts(spec, first, as_of)
     learned = sum(n for d, n in rows.items() if d <= last)
     fresh = sum(n for d, n in rows.items() if d > champion.tags["judged_on"].split("..")[1])
     return round(fresh / max(learned, 1), 6)
 
 
-def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) -> Signal:
+def volume_signal(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) -> Signal:
     """Whether a recent night is far larger or smaller than any quiet one was, of its weekday where that is known.
 
     Args:
@@ -151,12 +153,14 @@ def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) ->
         return Signal(
             "undetermined", f"{len(quiet)} nights to compare with, {MIN_BASELINE_NIGHTS} are needed"
         )
-    recent = {d: n for d, n in rows.items() if max(quiet_to, dates.add_days(as_of, -RECENT)) < d <= as_of}
+    recent = {
+        d: n for d, n in rows.items() if max(quiet_to, dates.add_days(as_of, -RECENT_DAYS)) < d <= as_of
+    }
     if not recent:
         return Signal("undetermined", "no night to judge")
-    spread = max(abs(math.log(max(n, 1) / _usual(quiet, d))) for d, n in quiet.items())
+    spread = max(abs(math.log(max(n, 1) / _usual_row_count(quiet, d))) for d, n in quiet.items())
     limit = spread + math.log(factor)
-    moved = {d: math.log(max(n, 1) / _usual(quiet, d)) for d, n in recent.items()}
+    moved = {d: math.log(max(n, 1) / _usual_row_count(quiet, d)) for d, n in recent.items()}
     worst = max(moved, key=lambda d: abs(moved[d]))
     times = math.exp(abs(moved[worst]))
     way = "more" if moved[worst] > 0 else "fewer"
@@ -164,16 +168,16 @@ def volume(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) ->
     return Signal("bad" if abs(moved[worst]) > limit else "ok", said, times, math.exp(limit), worst)
 
 
-def _usual(quiet: Mapping[str, int], day: str) -> float:
+def _usual_row_count(quiet: Mapping[str, int], day: str) -> float:
     weekday = date.fromisoformat(day).weekday()
     alike = [n for d, n in quiet.items() if date.fromisoformat(d).weekday() == weekday]
     return max(1.0, median(alike if len(alike) >= 2 else quiet.values()))
 
 
-def freshness(rows: Mapping[str, int], as_of: str) -> Signal:
+def freshness_signal(rows: Mapping[str, int], as_of: str) -> Signal:
     """Whether each recent night has come; a weekday that never had one is not waited for."""
     first = min(rows, default="")
-    wanted = [d for d in dates.dates(dates.add_days(as_of, 1 - RECENT), as_of) if d >= first]
+    wanted = [d for d in dates.dates(dates.add_days(as_of, 1 - RECENT_DAYS), as_of) if d >= first]
     known = {date.fromisoformat(d).weekday() for d in rows}
     missing = [d for d in wanted if not rows.get(d) and date.fromisoformat(d).weekday() in known]
     if not rows or not wanted:
@@ -183,7 +187,7 @@ def freshness(rows: Mapping[str, int], as_of: str) -> Signal:
     return Signal("ok", f"all of the {len(wanted)} latest nights have come", 0.0, 0.0)
 
 
-def _labels(seen: NightlySample, labels_until: str) -> Signal:
+def _label_signal(seen: NightlySample, labels_until: str) -> Signal:
     """Whether the labels that should be known by now have come."""
     import numpy as np
 
@@ -198,7 +202,7 @@ def _labels(seen: NightlySample, labels_until: str) -> Signal:
     return Signal("bad" if len(missing) > 1 else "suspected", said, float(len(missing)), 0.0, missing[0])
 
 
-def _columns(
+def _column_signals(
     spec: ModelSpec, model: TrainedModel, watched: MonitoringBaseline, recent: NightlySample
 ) -> dict[str, Signal]:
     """Empty values and unseen categories of single nights, against the worst quiet night of each column."""
@@ -207,15 +211,15 @@ def _columns(
         return {"nulls": unknown, "categories": unknown}
     empty, unseen = signals.null_and_unseen_shares(model, recent)
     policy = spec.monitoring
-    found = {"nulls": _jump(empty, watched.nulls, policy.null_jump, recent.dates, "empty values")}
+    found = {"nulls": _share_signal(empty, watched.nulls, policy.null_jump, recent.dates, "empty values")}
     if unseen:
-        found["categories"] = _jump(
+        found["categories"] = _share_signal(
             unseen, watched.unseen, policy.new_categories, recent.dates, "categories unseen at training"
         )
     return found
 
 
-def _jump(
+def _share_signal(
     shares: Mapping[str, np.ndarray], quiet: Mapping[str, float], free: float, dates: Sequence[str], what: str
 ) -> Signal:
     import numpy as np

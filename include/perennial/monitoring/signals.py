@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
 from perennial.monitoring import retraining_gain
-from perennial.monitoring.change_detection import CusumBaseline, detect_change
+from perennial.monitoring._change_detection import CusumBaseline, detect_change
 from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     import numpy as np
 
     from perennial.modeling.trained_model import TrainedModel
-    from perennial.monitoring.loss_estimation import LossEstimator
+    from perennial.monitoring._loss_estimation import LossEstimator
     from perennial.spec.model_spec import ModelSpec
 
 #: Rows of a night whose attributions are computed: TreeSHAP costs a hundred predictions.
-ATTRIBUTED = 100
+ATTRIBUTION_ROWS = 100
 #: Values of a column that make a slice or group at most, the most frequent first.
-SLICES = 20
-SLICE, GAP = "slice:", "fairness:"
+MAX_GROUPS = 20
+SLICE_PREFIX, FAIRNESS_PREFIX = "slice:", "fairness:"
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def nightly_series(
 
     Returns:
         ``performance`` (loss beyond what the model itself expects of the rows), ``calibration`` (what happened less
-        what was said), ``value`` (loss that a correction saves), ``estimated`` (expected loss), ``attributions`` (share
+        what was said), ``gain`` (loss that a correction saves), ``estimated`` (expected loss), ``attributions`` (share
         of them that moved to other columns), ``slice:<column>=<value>`` as performance, and ``fairness:<column>``
         (distance between the groups that were treated worst and best).
     """
@@ -82,19 +82,19 @@ def nightly_series(
     found = {"performance": known.mean(excess)}
     if spec.task != "ranking":  # whose loss is a list's: it cannot be corrected or expected row by row
         found["calibration"] = known.mean(_residuals(spec.task, known))
-        found["value"] = retraining_gain.nightly_retraining_gain(
+        found["gain"] = retraining_gain.nightly_retraining_gain(
             spec.task, spec.metric, spec.objective, known, len(model.classes), since
         )
         guess = expected.losses(seen.x, seen.predicted)
         if guess is not None:
             found["estimated"] = seen.mean(guess)
-    found["attributions"] = _moved(attributed, len(seen.dates), shares)
+    found["attributions"] = _attribution_shift(attributed, len(seen.dates), shares)
     for column in spec.monitoring.slices:
         for name in groups.get(column, []):
             rows = known.texts[column] == name
-            found[f"{SLICE}{column}={name}"] = known.where(rows).mean(excess[rows])
+            found[f"{SLICE_PREFIX}{column}={name}"] = known.where(rows).mean(excess[rows])
     for column in spec.monitoring.fairness:
-        found[f"{GAP}{column}"] = _gap(seen, column, groups.get(column, []))
+        found[f"{FAIRNESS_PREFIX}{column}"] = _group_gap(seen, column, groups.get(column, []))
     return found
 
 
@@ -141,7 +141,7 @@ def attributions(model: TrainedModel, seen: NightlySample, since: int = 0) -> tu
 
     first = np.searchsorted(seen.night, np.arange(len(seen.dates)))
     rank = np.arange(len(seen.night)) - first[seen.night] if len(seen.night) else np.zeros(0, np.int64)
-    rows = np.flatnonzero((rank < ATTRIBUTED) & (seen.night >= since))
+    rows = np.flatnonzero((rank < ATTRIBUTION_ROWS) & (seen.night >= since))
     if not len(rows):
         return np.zeros((0, seen.x.shape[1])), np.zeros(0, np.int64)
     matrix = xgboost.DMatrix(seen.x[rows], feature_names=list(model.encoding.columns))
@@ -155,7 +155,9 @@ def attributions(model: TrainedModel, seen: NightlySample, since: int = 0) -> tu
     return sums[enough] / counts[enough, None], enough
 
 
-def _moved(attributed: tuple[np.ndarray, np.ndarray], nights: int, shares: np.ndarray) -> np.ndarray:
+def _attribution_shift(
+    attributed: tuple[np.ndarray, np.ndarray], nights: int, shares: np.ndarray
+) -> np.ndarray:
     """Total variation between each night's shares of the attributions and those at training, shape (nights,)."""
     import numpy as np
 
@@ -167,7 +169,7 @@ def _moved(attributed: tuple[np.ndarray, np.ndarray], nights: int, shares: np.nd
     return found
 
 
-def _gap(seen: NightlySample, column: str, names: list[str]) -> np.ndarray:
+def _group_gap(seen: NightlySample, column: str, names: list[str]) -> np.ndarray:
     """Distance between the groups' highest and lowest mean prediction, night by night, shape (nights,).
 
     The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
@@ -185,7 +187,7 @@ def _gap(seen: NightlySample, column: str, names: list[str]) -> np.ndarray:
     return nothing
 
 
-def groups(seen: NightlySample) -> dict[str, list[str]]:
+def frequent_groups(seen: NightlySample) -> dict[str, list[str]]:
     """For each column kept as text, the values that enough rows have, the most frequent first."""
     import numpy as np
 
@@ -193,7 +195,9 @@ def groups(seen: NightlySample) -> dict[str, list[str]]:
     for column, values in seen.texts.items():
         names, counts = np.unique(values.astype(str), return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        found[column] = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_NIGHTS * MIN_ROWS][:SLICES]
+        found[column] = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_NIGHTS * MIN_ROWS][
+            :MAX_GROUPS
+        ]
     return found
 
 

@@ -11,7 +11,7 @@ from perennial.core.settings import settings
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import reference_tables
 from perennial.features.engine import compose_query, first_line
-from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, count, sample
+from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, count_bins, sample_rows
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 #: Rows whose features are computed and counted by one statement; partitions are taken together up to this many.
 #: Joins to reference tables sort their rows, and beyond the memory allowed they do it on disk.
-GROUP_ROWS = 1_000_000
+MAX_GROUP_ROWS = 1_000_000
 
 
 def count_features(
@@ -64,10 +64,12 @@ def count_features(
         try:
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
             con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {compose_query(trained)}")
-            counts.append(count(con, "window_features", columns))
+            counts.append(count_bins(con, "window_features", columns))
             few = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {few}")
-            parts.append(sample(con, "window_features", n=n, columns=_shown(con, columns, trained)))
+            parts.append(
+                sample_rows(con, "window_features", n=n, columns=_sampled_columns(con, columns, trained))
+            )
         except duckdb.Error as error:
             raise DataError(
                 f"features.sql failed: {first_line(error, hide=bool(trained.data.personal))}",
@@ -82,7 +84,7 @@ def count_features(
                 model=trained.name,
                 partition=f"{first}..{last}",
             )
-    return replace(_sum(counts), days=sum(days for *_, days in groups)), _together(parts)
+    return replace(_sum_counts(counts), days=sum(days for *_, days in groups)), _concat(parts)
 
 
 def count_predictions(
@@ -99,8 +101,8 @@ def count_predictions(
     days = con.execute(
         f"SELECT count(DISTINCT {delta_tables.PARTITION}) FROM predictions WHERE {mine}"
     ).fetchall()[0][0]
-    counts = replace(count(con, "mine", {PREDICTION: shape}), days=days)
-    return counts, {PREDICTION: sample(con, "mine", n=n).column(PREDICTION)} if counts.rows else {}
+    counts = replace(count_bins(con, "mine", {PREDICTION: shape}), days=days)
+    return counts, {PREDICTION: sample_rows(con, "mine", n=n).column(PREDICTION)} if counts.rows else {}
 
 
 def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, int]]:
@@ -120,7 +122,7 @@ def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, i
     days = sorted(rows)
     group: list[str] = []
     for day in days:
-        if group and sum(rows[d] for d in group) + rows[day] > GROUP_ROWS:
+        if group and sum(rows[d] for d in group) + rows[day] > MAX_GROUP_ROWS:
             yield group[0], group[-1], sum(rows[d] for d in group), len(group)
             group = []
         group.append(day)
@@ -128,14 +130,14 @@ def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, i
         yield group[0], group[-1], sum(rows[d] for d in group), len(group)
 
 
-def _shown(
+def _sampled_columns(
     con: duckdb.DuckDBPyConnection, columns: Mapping[str, ReferenceColumn], trained: ModelSpec
 ) -> list[str]:
     names = [str(r[0]) for r in con.execute("DESCRIBE window_features").fetchall()]
     return [c for c in names if c in columns and c not in trained.data.personal]
 
 
-def _sum(counts: list[BinCounts]) -> BinCounts:
+def _sum_counts(counts: list[BinCounts]) -> BinCounts:
     columns: dict[str, list[int] | None] = {}
     for column in counts[0].columns:
         parts = [c.columns[column] for c in counts]
@@ -143,7 +145,7 @@ def _sum(counts: list[BinCounts]) -> BinCounts:
     return BinCounts(sum(c.rows for c in counts), columns)
 
 
-def _together(parts: list[pa.Table]) -> Sample:
+def _concat(parts: list[pa.Table]) -> Sample:
     import pyarrow as pa
 
     table = pa.concat_tables(parts)

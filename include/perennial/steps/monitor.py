@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.core import dates, runtime
 from perennial.core.settings import settings
 from perennial.modeling import registry
-from perennial.monitoring import results_table
+from perennial.monitoring import results
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests, object_store
 from perennial.storage.manifests import Manifest
@@ -64,7 +64,7 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
     result |= _report(spec, result, findings, page, report, left_out)
     version = delta_tables.replace(
         delta_tables.table_uri("monitoring", spec.name),
-        results_table.to_table(as_of, result, findings),
+        results.to_table(as_of, result, findings),
         as_of,
     )
     rows = len(findings) + len(result["signals"]) + 2
@@ -105,7 +105,7 @@ def _inputs(spec: ModelSpec, champion: registry.ModelVersion | None, start: str,
         ),
         "served": delta_tables.fingerprint(delta_tables.table_uri("served", spec.name), start, as_of),
         "shadow": (trials.active_trial(spec) or {}).get("model_version"),
-        "earlier": [list(e) for e in results_table.previous_verdicts(spec, champion, as_of)],
+        "earlier": [list(e) for e in results.previous_verdicts(spec, champion, as_of)],
     }
     if spec.label.source is not None:
         found["labels"] = delta_tables.fingerprint(
@@ -184,7 +184,7 @@ def _found(
     from perennial.monitoring import drift_verdict, performance, signal_evaluation
 
     summary = drift_verdict.summarize(findings, spec.monitoring)
-    earlier = results_table.previous_verdicts(spec, champion, as_of)
+    earlier = results.previous_verdicts(spec, champion, as_of)
     tier, said_of_tier = drift_verdict.verdict_with_persistence(
         summary.suspicious, [e[1] for e in earlier], spec.monitoring
     )
@@ -204,7 +204,7 @@ def _found(
     measured |= {"verdict": "dropped" if lost.state == "bad" else lost.state, "degraded": degraded}
     measured["reason"] = "; ".join(r for r in (measured["reason"], lost.reason) if r)
     told = {n: s.as_dict() for n, s in observed.items()}
-    harmless = tier == "drifted" and not retraining.harm(spec, told)
+    harmless = tier == "drifted" and not retraining.harm_reason(spec, told)
     told = {n: s.as_dict() for n, s in _drift(tier, summary.reason, findings, harmless).items()} | told
     drifted = [f.column for f in findings if f.status == "drifted"]
     return _blank(start, as_of) | {
@@ -219,9 +219,11 @@ def _found(
         "champion_as_of": champion.as_of or None,
         "performance": measured,
         "changed": _changed(spec, champion),
-        "new_rows": signal_evaluation.new_rows(spec, champion, as_of),
+        "new_rows": signal_evaluation.new_row_share(spec, champion, as_of),
         "signals": told,
-        "shadow": shadow_test.compare(spec, champion, as_of, performance.last_labelled_date(spec, as_of)),
+        "shadow": shadow_test.evaluate_trial(
+            spec, champion, as_of, performance.last_labelled_date(spec, as_of)
+        ),
     }
 
 
@@ -284,7 +286,7 @@ def _changed(spec: ModelSpec, champion: registry.ModelVersion) -> list[str]:
 
 
 def _drift(
-    tier: drift_verdict.Tier, reason: str, findings: Sequence[ColumnDrift], harmless: bool
+    tier: drift_verdict.Verdict, reason: str, findings: Sequence[ColumnDrift], harmless: bool
 ) -> dict[str, Signal]:
     """Drift of the features taken together, and of the predictions, as signals; bad only where it harms the model.
 

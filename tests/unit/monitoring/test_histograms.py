@@ -61,7 +61,7 @@ def test_numbers_that_are_none_count_as_missing_and_infinities_as_extremes(
     table(con, x=[float(i) for i in range(100)])
     shape = reference(con, ["x"], [])
     table(con, x=[math.nan, None, math.inf, -math.inf, 0.0, 99.0])
-    counts = histograms.count(con, "rows", shape).columns["x"]
+    counts = histograms.count_bins(con, "rows", shape).columns["x"]
     assert counts is not None and sum(counts) == 6
     assert (counts[0], counts[-2], counts[-1]) == (2, 2, 2)
 
@@ -80,7 +80,7 @@ def test_counts_add_up_for_every_kind_of_column(con: duckdb.DuckDBPyConnection) 
         n=pa.array([None] * 4, pa.float64()),
     )
     shape = reference(con, ["i", "b", "n"], ["t"])
-    counts = histograms.count(con, "rows", shape)
+    counts = histograms.count_bins(con, "rows", shape)
     assert all(c is not None and sum(c) == 4 for c in counts.columns.values())
     assert all(counts.columns[c] == shape[c].counts for c in shape)
     assert shape["n"].nulls == 1 and shape["n"].constant
@@ -91,9 +91,9 @@ def test_the_empty_text_is_a_category_of_its_own(con: duckdb.DuckDBPyConnection)
     shape = reference(con, [], ["t"])
     table(con, t=["", "new", "new", None])
     assert dict(
-        zip(shape["t"].categories, histograms.count(con, "rows", shape).columns["t"] or [], strict=False)
+        zip(shape["t"].categories, histograms.count_bins(con, "rows", shape).columns["t"] or [], strict=False)
     ) == {"": 1, "a": 0}
-    assert histograms.count(con, "rows", shape).columns["t"] == [1, 0, 2, 1]
+    assert histograms.count_bins(con, "rows", shape).columns["t"] == [1, 0, 2, 1]
 
 
 def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
@@ -102,7 +102,7 @@ def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
     table(con, x=[1.0, 2.0, 3.0], y=[1.0, 2.0, 3.0])
     shape = reference(con, ["x", "y"], [])
     table(con, x=["one", "2", "three"])
-    counts = histograms.count(con, "rows", shape)
+    counts = histograms.count_bins(con, "rows", shape)
     assert counts.columns["y"] is None
     assert counts.columns["x"] is not None and counts.columns["x"][-1] == 2
 
@@ -114,26 +114,26 @@ def test_any_text_can_be_a_category(con: duckdb.DuckDBPyConnection, value: str) 
     table(con, t=[value] * 5 + ["b"] * 4)
     shape = reference(con, [], ["t"])
     assert sum(map(len, shape["t"].categories)) < 200
-    assert histograms.count(con, "rows", shape).columns["t"] == shape["t"].counts == [5, 4, 0, 0]
+    assert histograms.count_bins(con, "rows", shape).columns["t"] == shape["t"].counts == [5, 4, 0, 0]
 
 
 def test_any_text_can_be_a_name(con: duckdb.DuckDBPyConnection) -> None:
     name = 'a"; DROP TABLE rows; --<script>'
     table(con, **{name: [1.0, 2.0, 3.0]})
-    assert histograms.count(con, "rows", reference(con, [name], [])).columns[name] is not None
+    assert histograms.count_bins(con, "rows", reference(con, [name], [])).columns[name] is not None
 
 
 def test_a_reference_does_not_depend_on_the_order_of_rows(
     con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(histograms, "CELLS", 500)  # so that quantiles come from a sample
+    monkeypatch.setattr(histograms, "MAX_QUANTILE_CELLS", 500)  # so that quantiles come from a sample
     rng = np.random.default_rng(1)
     x, t = rng.normal(size=3000), rng.choice(list("abc"), 3000)
     order = rng.permutation(3000)
     table(con, x=x, t=t)
-    one = histograms.make_reference(con, "rows", ["x"], ["t"]), histograms.sample(con, "rows", n=50)
+    one = histograms.make_reference(con, "rows", ["x"], ["t"]), histograms.sample_rows(con, "rows", n=50)
     table(con, x=x[order], t=t[order])
-    two = histograms.make_reference(con, "rows", ["x"], ["t"]), histograms.sample(con, "rows", n=50)
+    two = histograms.make_reference(con, "rows", ["x"], ["t"]), histograms.sample_rows(con, "rows", n=50)
     assert one[0] == two[0] and one[1].equals(two[1])
     assert len(one[0]["columns"]["x"]["edges"]) == 9
 
@@ -148,7 +148,7 @@ def test_windows_within_the_reference_never_pass_its_floor(con: duckdb.DuckDBPyC
     for start in range(22):
         window = x[start * 50 : (start + 7) * 50]
         table(con, x=window)
-        counts = np.array(histograms.count(con, "rows", {"x": shape}).columns["x"])
+        counts = np.array(histograms.count_bins(con, "rows", {"x": shape}).columns["x"])
         assert histograms.psi(np.array(shape.counts), counts) <= shape.floor(7) + 1e-12
 
 
@@ -162,7 +162,7 @@ def test_personal_values_are_neither_kept_nor_sampled(con: duckdb.DuckDBPyConnec
     table(con, who=[f"person {i % 7}" for i in range(100)], x=[1.0] * 100)
     made = histograms.make_reference(con, "rows", ["x"], ["who"], personal=["who"])
     assert "person" not in json.dumps(made)
-    assert histograms.sample(con, "rows", n=5, personal=["who"]).column_names == ["x"]
+    assert histograms.sample_rows(con, "rows", n=5, personal=["who"]).column_names == ["x"]
     assert sum(histograms.read_reference(made)[1]["who"].counts) == 100
 
 
@@ -173,7 +173,7 @@ def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None
         max_chunksize=7
     )
     con.register("stream", pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches)))
-    counts = histograms.count(con, "stream", shape)
+    counts = histograms.count_bins(con, "stream", shape)
     assert counts.rows == 100 and counts.columns == {c: s.counts for c, s in shape.items()}
 
 
@@ -206,14 +206,14 @@ def test_a_wide_table_is_counted_in_parts_within_little_memory(con: duckdb.DuckD
     )
     shape = reference(con, names, [])
     assert list(shape) == names and all(len(s.edges) == 9 for s in shape.values())
-    counts = histograms.count(con, "rows", shape)
+    counts = histograms.count_bins(con, "rows", shape)
     assert counts.rows == 600 and all(counts.columns[c] == shape[c].counts for c in names)
 
 
 def test_no_column_at_all(con: duckdb.DuckDBPyConnection) -> None:
     table(con, x=[1.0, 2.0])
     assert histograms.make_reference(con, "rows", [], [])["rows"] == 2
-    assert histograms.count(con, "rows", {}).rows == 2
+    assert histograms.count_bins(con, "rows", {}).rows == 2
 
 
 def test_the_floor_of_a_length_that_is_not_known_is_that_of_the_next_shorter() -> None:

@@ -9,7 +9,7 @@ import pytest
 
 from perennial.core import dates
 from perennial.core.errors import ArtifactError
-from perennial.monitoring.signal_evaluation import freshness, volume
+from perennial.monitoring.signal_evaluation import freshness_signal, volume_signal
 from perennial.steps.monitor import monitor
 from perennial.steps.score import score
 from perennial.storage import delta_tables, duckdb_session
@@ -33,7 +33,7 @@ def test_a_calm_week_raises_nothing(world: World) -> None:
     assert set(raised) == {"features", "prediction"}, raised
     assert set(found) == {
         "features", "prediction", "volume", "freshness", "labels", "nulls", "categories", "skew",
-        "performance", "calibration", "value", "estimated", "attributions",
+        "performance", "calibration", "gain", "estimated", "attributions",
     }  # fmt: skip
 
 
@@ -104,7 +104,7 @@ def test_labels_a_week_late_are_told_and_performance_is_not_called_fine(world: W
     world.publish(LATER, 14)
     found = look(world, "2024-02-04")
     assert found["labels"]["state"] == "bad" and "no label for 13 of" in found["labels"]["reason"]
-    assert {found[n]["state"] for n in ("performance", "calibration", "value")} == {"undetermined"}
+    assert {found[n]["state"] for n in ("performance", "calibration", "gain")} == {"undetermined"}
     assert found["estimated"]["state"] == "ok"  # which needs no labels
     world.label(LATER, 14, TRUTH)
     late = look(world, "2024-02-04")
@@ -116,17 +116,17 @@ def test_volume_is_judged_against_quiet_nights_of_the_weekday(rows: int, state: 
     days = dates.dates("2024-01-01", "2024-01-28")
     held = {d: 1000 if i % 7 < 5 else 100 for i, d in enumerate(days)}  # few at weekends
     held["2024-01-29"] = rows
-    assert volume(held, "2024-01-28", "2024-01-29", 2).state == state
+    assert volume_signal(held, "2024-01-28", "2024-01-29", 2).state == state
     assert (
-        volume(held | {"2024-02-03": 110}, "2024-01-28", "2024-02-03", 2).state == state
+        volume_signal(held | {"2024-02-03": 110}, "2024-01-28", "2024-02-03", 2).state == state
     )  # Monday's is recent still
 
 
 def test_a_weekday_that_never_comes_is_not_waited_for() -> None:
     days = [d for i, d in enumerate(dates.dates("2024-01-01", "2024-01-28")) if i % 7 < 5]
-    assert freshness(dict.fromkeys(days, 5), "2024-01-28").state == "ok"
-    assert freshness(dict.fromkeys(days[:-1], 5), "2024-01-28").state == "bad"
-    assert freshness({}, "2024-01-28").state == "undetermined"
+    assert freshness_signal(dict.fromkeys(days, 5), "2024-01-28").state == "ok"
+    assert freshness_signal(dict.fromkeys(days[:-1], 5), "2024-01-28").state == "bad"
+    assert freshness_signal({}, "2024-01-28").state == "undetermined"
 
 
 def test_what_cannot_be_read_is_undetermined(make_world: Callable[..., World]) -> None:
@@ -146,7 +146,7 @@ def test_a_champion_without_anything_to_compare_with_is_not_called_well(world: W
     world.publish(LATER, 7)
     world.label(LATER, 7, TRUTH)
     states = {name: signal["state"] for name, signal in look(world).items()}
-    followed = ("performance", "calibration", "value", "estimated", "attributions", "nulls", "categories")
+    followed = ("performance", "calibration", "gain", "estimated", "attributions", "nulls", "categories")
     assert {states[name] for name in followed} == {"undetermined"}
     assert states["freshness"] == states["volume"] == "ok"
 

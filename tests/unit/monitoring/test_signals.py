@@ -13,10 +13,10 @@ from bench.streams import Stream
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline as baseline_module
 from perennial.monitoring import drift_attribution, signals
-from perennial.monitoring.change_detection import BETS, CLIP, baseline, levels
+from perennial.monitoring._change_detection import BETS, CLIP, fit_cusum_baseline, log_e_detector
+from perennial.monitoring._loss_estimation import LossEstimator, fit_error_model
 from perennial.monitoring.histograms import ReferenceColumn
-from perennial.monitoring.loss_estimation import LossEstimator, fit_error_model
-from perennial.monitoring.nightly_sample import NightlySample, margin
+from perennial.monitoring.nightly_sample import NightlySample, predict_margin
 from perennial.monitoring.signals import Signal
 from support.monitored import make_spec
 
@@ -46,7 +46,7 @@ def evidence(model: TrainedModel, nights: range) -> NightlySample:
         for c, names in (("region", ["n", "s"]), ("sex", ["f", "m"]))
     }
     dates = tuple(f"night {n}" for n in nights)
-    return NightlySample(dates, night, x, margin(model, x), model.predict_matrix(x), y, None, texts)
+    return NightlySample(dates, night, x, predict_margin(model, x), model.predict_matrix(x), y, None, texts)
 
 
 @pytest.fixture(scope="module")
@@ -55,7 +55,7 @@ def seen() -> Seen:
     drawn = [stream.draw(n) for n in range(46)]
     model = replay.fit(np.concatenate([d[0] for d in drawn]), np.concatenate([d[1] for d in drawn]))
     content, _ = baseline_module.build_baseline(SPEC, model, evidence(model, QUIET), dict)
-    return Seen(model, baseline_module.read(content, SPEC, None), evidence(model, LIVE))
+    return Seen(model, baseline_module.parse_baseline(content, SPEC, None), evidence(model, LIVE))
 
 
 def look(seen: Seen, nights: NightlySample) -> dict[str, Signal]:
@@ -68,7 +68,7 @@ def look(seen: Seen, nights: NightlySample) -> dict[str, Signal]:
 def again(seen: Seen, nights: NightlySample, x: np.ndarray) -> NightlySample:
     """The same nights with other features, as the model sees them."""
     x = x.astype(np.float32)
-    return replace(nights, x=x, margin=margin(seen.model, x), predicted=seen.model.predict_matrix(x))
+    return replace(nights, x=x, margin=predict_margin(seen.model, x), predicted=seen.model.predict_matrix(x))
 
 
 def last(nights: NightlySample, n: int = 5) -> np.ndarray:
@@ -79,7 +79,7 @@ def test_quiet_nights_raise_nothing(seen: Seen) -> None:
     found = look(seen, seen.live)
     assert {n: s.state for n, s in found.items() if s.state != "ok"} == {}
     assert {n.split(":")[0] for n in found} == {
-        "performance", "calibration", "value", "estimated", "attributions", "slice", "fairness",
+        "performance", "calibration", "gain", "estimated", "attributions", "slice", "fairness",
     }  # fmt: skip
 
 
@@ -87,13 +87,13 @@ def test_turned_labels_raise_performance_and_value_on_the_night_it_began(seen: S
     rows = last(seen.live)
     found = look(seen, replace(seen.live, y=np.where(rows, 1 - seen.live.y, seen.live.y)))
     assert found["performance"].state == "bad" and found["performance"].since == "night 69"
-    assert found["value"].state == "bad" and found["estimated"].state == "ok"
+    assert found["gain"].state == "bad" and found["estimated"].state == "ok"
 
 
 def test_a_single_odd_night_raises_no_alarm(seen: Seen) -> None:
     rows = last(seen.live, 1)
     found = look(seen, replace(seen.live, y=np.where(rows, 1 - seen.live.y, seen.live.y)))
-    assert found["performance"].state == "suspected" and found["value"].state != "bad"
+    assert found["performance"].state == "suspected" and found["gain"].state != "bad"
 
 
 def test_more_of_one_class_than_was_said_raises_calibration(seen: Seen) -> None:
@@ -113,7 +113,7 @@ def test_harder_rows_raise_the_expected_loss_and_no_value(seen: Seen) -> None:
     )  # the model is right
     found = look(seen, nights)
     assert found["estimated"].state == "bad"
-    assert found["performance"].state != "bad" and found["value"].state == "ok"
+    assert found["performance"].state != "bad" and found["gain"].state == "ok"
 
 
 def test_attributions_of_later_nights_are_those_among_all(seen: Seen) -> None:
@@ -128,7 +128,7 @@ def test_a_broken_column_raises_attributions_without_any_label(seen: Seen) -> No
     nights = replace(again(seen, seen.live, x), y=np.full(len(x), np.nan))
     found = look(seen, nights)
     assert found["attributions"].state == "bad"
-    assert found["performance"].state == found["value"].state == "undetermined"
+    assert found["performance"].state == found["gain"].state == "undetermined"
 
 
 def test_a_slice_that_suffers_is_found_though_the_whole_does_not_show_it(seen: Seen) -> None:
@@ -148,7 +148,7 @@ def test_groups_that_are_treated_apart_raise_fairness(seen: Seen) -> None:
 
 def test_too_few_quiet_nights_leave_it_undetermined(seen: Seen) -> None:
     content, _ = baseline_module.build_baseline(SPEC, seen.model, evidence(seen.model, range(56, 60)), dict)
-    watched = baseline_module.read(content, SPEC, None)
+    watched = baseline_module.parse_baseline(content, SPEC, None)
     assert watched.baselines == {}
     assert {s.state for s in look(replace(seen, watched=watched), seen.live).values()} == {"undetermined"}
 
@@ -168,7 +168,7 @@ def test_a_model_judged_on_few_nights_is_watched_by_what_the_champion_left(seen:
 
 def test_levels_are_the_mean_of_the_bets_each_night() -> None:
     z = np.random.default_rng(0).normal(0.3, 2, (3, 40))
-    for series, found in zip(z, levels(z), strict=True):
+    for series, found in zip(z, log_e_detector(z), strict=True):
         level = dict.fromkeys(BETS, 0.0)
         for night, value in enumerate(np.clip(series, -CLIP, CLIP)):
             level = {bet: max(old, 0.0) + bet * value - bet**2 / 2 for bet, old in level.items()}
@@ -180,10 +180,10 @@ def test_false_alarms_keep_to_the_budget() -> None:
     rng = np.random.default_rng(0)
     heavy = 0.5 + rng.standard_t(5, (401, 365)) / np.sqrt(5 / 3)
     for nights in (rng.normal(0.5, 1, (401, 365)), heavy):
-        quiet = baseline(nights[0, :60] - 0.5, allowance=0.5, false_alarms=0.5)
+        quiet = fit_cusum_baseline(nights[0, :60] - 0.5, allowance=0.5, false_alarms=0.5)
         assert quiet is not None
         edge = replace(quiet, mean=0.0, sd=max(quiet.sd, 1.0), allowance=0.5)
-        assert (levels(edge.z(nights[1:])).max(axis=1) > quiet.limit).mean() < 0.5
+        assert (log_e_detector(edge.z(nights[1:])).max(axis=1) > quiet.limit).mean() < 0.5
 
 
 def test_the_error_model_of_a_regression_knows_where_errors_are_large() -> None:

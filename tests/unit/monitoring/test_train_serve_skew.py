@@ -13,8 +13,8 @@ from perennial.core import dates
 from perennial.features import reference_tables, serving_log
 from perennial.lifecycle.promotion import promote
 from perennial.modeling import registry
+from perennial.monitoring._train_serve_skew import skew_signal
 from perennial.monitoring.signals import Signal
-from perennial.monitoring.train_serve_skew import skew
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.score import score
 from perennial.steps.train import train
@@ -27,7 +27,7 @@ FIRST, LAST = dates.add_days(toys.LAST, 1), dates.add_days(toys.LAST, 4)
 def look(spec: ModelSpec) -> Signal:
     champion = registry.champion(spec)
     assert champion is not None
-    return skew(spec, champion, registry.load(champion), FIRST, LAST)
+    return skew_signal(spec, champion, registry.load(champion), FIRST, LAST)
 
 
 def log(spec: ModelSpec) -> list[dict[str, Any]]:
@@ -141,7 +141,7 @@ def test_without_a_log_nothing_can_be_told(world: Any) -> None:
     champion = registry.champion(world.spec)
     assert champion is not None
     later = registry.ModelVersion(champion.name, "99", champion.run_id, champion.model_id, champion.tags)
-    assert skew(world.spec, later, registry.load(champion), FIRST, LAST).state == "undetermined"
+    assert skew_signal(world.spec, later, registry.load(champion), FIRST, LAST).state == "undetermined"
 
 
 def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:

@@ -30,12 +30,12 @@ BETS = (0.25, 0.5, 1.0, 2.0, 3.5)
 #: What one night can count for at most, in standard deviations.
 CLIP = 3.5
 #: The least limit: a single night of `CLIP` stays a whole unit below it, so that a second one has to be odd as well.
-ONE_NIGHT = CLIP**2 / 2 - math.log(len(BETS)) + 1
-NIGHTS_A_YEAR = 365
+MIN_LIMIT = CLIP**2 / 2 - math.log(len(BETS)) + 1
+NIGHTS_PER_YEAR = 365
 #: Years of resampled quiet nights that a limit is checked on.
-YEARS = 400
+SIMULATED_YEARS = 400
 #: Nights that are drawn together on average: neighbours are alike.
-BLOCK = 3
+MEAN_BLOCK_LENGTH = 3
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class CusumBaseline:
 
 
 @dataclass(frozen=True)
-class Trace:
+class Detection:
     """What following the nights found.
 
     Attributes:
@@ -82,7 +82,7 @@ class Trace:
     since: int
 
 
-def baseline(
+def fit_cusum_baseline(
     values: Sequence[float] | np.ndarray,
     *,
     allowance: float,
@@ -117,47 +117,47 @@ def baseline(
     if mean is None:
         mean = float(quiet.mean())
         allowance = max(allowance, 2 * sd / math.sqrt(n))
-    found = CusumBaseline(mean, sd, allowance, ONE_NIGHT, n, two_sided)
+    found = CusumBaseline(mean, sd, allowance, MIN_LIMIT, n, two_sided)
     calm = math.exp(-false_alarms)  # share of years without an alarm, if they come as a Poisson process
-    years = (_gaussian(two_sided, seed), _peaks(found.z(_years(quiet, seed))))
-    return replace(found, limit=max(ONE_NIGHT, *(float(np.quantile(y, calm)) for y in years)))
+    years = (_gaussian_maxima(two_sided, seed), _yearly_maxima(found.z(_resampled_years(quiet, seed))))
+    return replace(found, limit=max(MIN_LIMIT, *(float(np.quantile(y, calm)) for y in years)))
 
 
-def _peaks(z: np.ndarray) -> np.ndarray:
+def _yearly_maxima(z: np.ndarray) -> np.ndarray:
     """The highest level of each year, shape (YEARS,); ``z`` has the years' nights, one side or both."""
     import numpy as np
 
-    highest = levels(z.reshape(-1, NIGHTS_A_YEAR)).max(axis=1)
-    return np.asarray(highest.reshape(-1, YEARS).max(axis=0))
+    highest = log_e_detector(z.reshape(-1, NIGHTS_PER_YEAR)).max(axis=1)
+    return np.asarray(highest.reshape(-1, SIMULATED_YEARS).max(axis=0))
 
 
 @lru_cache(maxsize=2)
-def _gaussian(two_sided: bool, seed: int) -> np.ndarray:
+def _gaussian_maxima(two_sided: bool, seed: int) -> np.ndarray:
     """`_peaks` of Gaussian nights: the same for each number that a champion's watch follows."""
     import numpy as np
 
-    edge = np.random.default_rng(seed).normal(size=YEARS * NIGHTS_A_YEAR)
-    return _peaks(np.stack([edge, -edge]) if two_sided else edge)
+    edge = np.random.default_rng(seed).normal(size=SIMULATED_YEARS * NIGHTS_PER_YEAR)
+    return _yearly_maxima(np.stack([edge, -edge]) if two_sided else edge)
 
 
-def detect_change(values: np.ndarray, quiet: CusumBaseline) -> Trace:
+def detect_change(values: np.ndarray, quiet: CusumBaseline) -> Detection:
     """Follow the nights of a number, shape (nights,), oldest first; nights without one (NaN) are passed over."""
     import numpy as np
 
     known = np.flatnonzero(np.isfinite(values))
     if not len(known):
-        return Trace(0.0, 0)
+        return Detection(0.0, 0)
     sides = np.atleast_2d(quiet.z(values[known]))
-    found = levels(sides)
+    found = log_e_detector(sides)
     side = int(found[:, -1].argmax())
     # The change began after the last rest of the bet that won most.
-    best = _bets(sides[[side]])[..., 0]
+    best = _log_e_cusums(sides[[side]])[..., 0]
     resting = np.flatnonzero(best[:, best[-1].argmax()] <= 0)
     since = int(resting[-1]) + 1 if len(resting) else 0
-    return Trace(float(found[side, -1]), int(known[min(since, len(known) - 1)]))
+    return Detection(float(found[side, -1]), int(known[min(since, len(known) - 1)]))
 
 
-def _bets(z: np.ndarray) -> np.ndarray:
+def _log_e_cusums(z: np.ndarray) -> np.ndarray:
     """The level of each bet, shape (nights, bets, series) of ``z`` of shape (series, nights)."""
     import numpy as np
 
@@ -169,20 +169,20 @@ def _bets(z: np.ndarray) -> np.ndarray:
     return np.asarray(found)
 
 
-def levels(z: np.ndarray) -> np.ndarray:
+def log_e_detector(z: np.ndarray) -> np.ndarray:
     """Logarithm of the mean of the bets' exponentials, shape as ``z``: (series, nights)."""
     import numpy as np
 
-    return np.asarray(np.logaddexp.reduce(_bets(z), axis=1).T - math.log(len(BETS)))
+    return np.asarray(np.logaddexp.reduce(_log_e_cusums(z), axis=1).T - math.log(len(BETS)))
 
 
-def _years(quiet: np.ndarray, seed: int) -> np.ndarray:
+def _resampled_years(quiet: np.ndarray, seed: int) -> np.ndarray:
     """Years of nights drawn from the quiet ones in blocks of random length, shape (YEARS * NIGHTS_A_YEAR,)."""
     import numpy as np
 
     rng = np.random.default_rng(seed)
-    size = YEARS * NIGHTS_A_YEAR
-    fresh = rng.random(size) < 1 / BLOCK
+    size = SIMULATED_YEARS * NIGHTS_PER_YEAR
+    fresh = rng.random(size) < 1 / MEAN_BLOCK_LENGTH
     fresh[0] = True
     starts = rng.integers(0, len(quiet), size)
     began = np.maximum.accumulate(np.where(fresh, np.arange(size), 0))

@@ -29,12 +29,12 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 #: Predictions of the same features may differ by this share of their size: another processor may add in another order.
-SAME = 1e-5
-PREDICTION = "the prediction"
+RELATIVE_TOLERANCE = 1e-5
+PREDICTION_NAME = "the prediction"
 
 
 @dataclass(frozen=True)
-class Night:
+class ComparedPartition:
     """One night that was compared: how many rows differ, by column, where any do."""
 
     day: str
@@ -42,14 +42,14 @@ class Night:
     differ: Mapping[str, int]
 
 
-def skew(
+def skew_signal(
     spec: ModelSpec, champion: registry.ModelVersion, model: TrainedModel, start: str, as_of: str
 ) -> Signal:
     """Whether the champion was given on the nights ``start`` to ``as_of`` what the training code gives.
 
     Nights that another version scored, or whose rows were published anew since, are passed over.
     """
-    found = list(_compared(spec, champion, model, start, as_of))
+    found = list(_compare_partitions(spec, champion, model, start, as_of))
     rows = sum(night.rows for night in found)
     if not rows:
         return Signal("undetermined", "no night of this version, as it is published now, has logged features")
@@ -69,9 +69,9 @@ def skew(
     return Signal("bad", f"{said}, first on {first}", float(differ[worst]), 0.0, first)
 
 
-def _compared(
+def _compare_partitions(
     spec: ModelSpec, champion: registry.ModelVersion, model: TrainedModel, start: str, as_of: str
-) -> Iterator[Night]:
+) -> Iterator[ComparedPartition]:
     """Each night that can be compared, in order."""
     published = delta_tables.table_uri("published", spec.name)
     names = {
@@ -91,22 +91,24 @@ def _compared(
             or scored.inputs["rows"] != names[day]
         ):
             continue
-        log = _log(con, spec, champion.version, day, serving_log.inputs_digest(scored.inputs))
+        log = _logged_rows(con, spec, champion.version, day, serving_log.inputs_digest(scored.inputs))
         if not len(log):
             continue
         versions = scored.inputs["references"]
         try:
             features = made.get(str(versions)) or FeatureQuery(trained, versions)
             made[str(versions)] = features
-            again = model.encoding.matrix(features.apply(_rows(con, spec, day, log)))
+            again = model.encoding.matrix(features.apply(_published_rows(con, spec, day, log)))
         except StorageError:
             continue  # a version of a reference table that is no longer kept
         except DataError as error:
             raise DataError(error.cause, error.remedy, model=spec.name, partition=day) from error
-        yield Night(day, len(log), _differences(model, log, again))
+        yield ComparedPartition(day, len(log), _count_differences(model, log, again))
 
 
-def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, origin: str) -> pa.Table:
+def _logged_rows(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, origin: str
+) -> pa.Table:
     """The rows logged by the very scoring that the manifest tells of, ordered by key."""
     duckdb_session.create_view(con, "log", serving_log.uri(spec.name), None, day, day)
     return con.sql(
@@ -115,7 +117,7 @@ def _log(con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str
     ).to_arrow_table()
 
 
-def _rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
+def _published_rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
     duckdb_session.create_view(con, "r", delta_tables.table_uri("published", spec.name), None, day, day)
     con.register("logged", log.select(list(spec.data.key)))
@@ -128,7 +130,7 @@ def _key(spec: ModelSpec) -> str:
     return ", ".join(map(quote_identifier, spec.data.key))
 
 
-def _differences(model: TrainedModel, log: pa.Table, again: np.ndarray) -> dict[str, int]:
+def _count_differences(model: TrainedModel, log: pa.Table, again: np.ndarray) -> dict[str, int]:
     """Rows that differ, by column; ``again`` are the features that the training code gives, shape (rows, columns)."""
     import numpy as np
 
@@ -139,15 +141,15 @@ def _differences(model: TrainedModel, log: pa.Table, again: np.ndarray) -> dict[
     given = flat.reshape(again.shape)
     unlike = (given != again) & ~(np.isnan(given) & np.isnan(again))
     found = {column: int(n) for column, n in zip(columns, unlike.sum(axis=0), strict=True) if n}
-    wrong = _wrong(model, log.column("prediction").to_pylist(), given)
-    return found | ({PREDICTION: wrong} if wrong else {})
+    wrong = _count_changed_predictions(model, log.column("prediction").to_pylist(), given)
+    return found | ({PREDICTION_NAME: wrong} if wrong else {})
 
 
-def _wrong(model: TrainedModel, said: list[Any], given: np.ndarray) -> int:
+def _count_changed_predictions(model: TrainedModel, said: list[Any], given: np.ndarray) -> int:
     """Rows of which the model says something else today than it said of the same features then."""
     import numpy as np
 
     again = model.predict_matrix(np.ascontiguousarray(given))
     if model.classes:
         return sum(model.classes[c] != was for c, was in zip(again.argmax(axis=1), said, strict=True))
-    return int((~np.isclose(np.asarray(said, np.float64), again, rtol=SAME, atol=1e-6)).sum())
+    return int((~np.isclose(np.asarray(said, np.float64), again, rtol=RELATIVE_TOLERANCE, atol=1e-6)).sum())
