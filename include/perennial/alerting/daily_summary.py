@@ -10,7 +10,7 @@ from typing import Any
 
 from perennial.alerting import incidents
 from perennial.core.settings import settings
-from perennial.spec.alerts import Channel, everywhere
+from perennial.spec.alerts import Channel, common_channel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, object_store
 
@@ -68,7 +68,7 @@ def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> Dail
 
 def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
     """The channels that get the digest, each place once."""
-    common = everywhere()
+    common = common_channel()
     found = [*([common] if common else []), *(c for s in specs for c in s.alerts.channels if c.daily_summary)]
     return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in found}.values())
 

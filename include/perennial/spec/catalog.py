@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import difflib
-import re
 from pathlib import Path
 
 from perennial.core.errors import SpecError
 from perennial.core.settings import settings
 from perennial.spec import compute_profile
 from perennial.spec.model_spec import FeatureSet, ModelSpec
-from perennial.spec.yaml_reader import Yaml12Loader, _text, line, parse, show
-
-Yaml12Loader.add_implicit_resolver(
-    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
-)
+from perennial.spec.yaml_reader import line, parse, read_text, show
 
 
 def find(filename: str = "model.yaml") -> dict[str, Path]:
@@ -81,8 +76,8 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
             model=folder.name,
         )
     spec._folder = folder
-    spec._sql = _text(folder / "features.sql", spec.name)
-    spec._suite = _text(folder / "expectations.json", spec.name)
+    spec._sql = read_text(folder / "features.sql", spec.name)
+    spec._suite = read_text(folder / "expectations.json", spec.name)
     sets = {} if sets is None else sets
     for name in spec.features.sets:
         if name not in sets:
@@ -131,5 +126,5 @@ def load_feature_set(name: str, model: str | None = None, where: str = "") -> Fe
             model=model,
         )
     result._folder = folder
-    result._sql = _text(folder / "features.sql", model)
+    result._sql = read_text(folder / "features.sql", model)
     return result

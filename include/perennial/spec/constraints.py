@@ -48,7 +48,7 @@ PARAMETERS: dict[str, tuple[float, float]] = {
     "scale_pos_weight": (1e-3, 1e4),
 }
 INTEGER_PARAMETERS = {"max_depth", "max_bin", "max_leaves"}
-#: Held-out days of which `gate.resample: days` can say anything.
+#: Held-out days of which `gate.bootstrap_unit: days` can say anything.
 MIN_DAYS = 10
 #: Metrics of the held-out rows that `gate.bounds` may bound.
 METRICS: dict[str, tuple[str, ...]] = {

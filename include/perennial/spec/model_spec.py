@@ -165,9 +165,9 @@ class ModelSpec(StrictModel):
         if unknown := [m for m in self.gate.bounds if m not in METRICS[self.task]]:
             raise ValueError(f"gate.bounds names {unknown[0]!r}; for task {self.task} it is one of "
                              f"{', '.join(METRICS[self.task])}")  # fmt: skip
-        if self.gate.resample == "days" and (self.task == "ranking" or self.training.holdout_days < MIN_DAYS):
+        if self.gate.bootstrap_unit == "days" and (self.task == "ranking" or self.training.holdout_days < MIN_DAYS):
             raise ValueError(
-                f"gate.resample is 'days': that needs training.holdout_days of {MIN_DAYS} or more (it is "
+                f"gate.bootstrap_unit is 'days': that needs training.holdout_days of {MIN_DAYS} or more (it is "
                 f"{self.training.holdout_days}), and another task than ranking (it is {self.task})"
             )
         if (self.task == "ranking") != (self.group is not None):

@@ -1,4 +1,4 @@
-"""The sections of a spec that decide about a model: what it must show, what is watched, when it is retrained."""
+"""The sections of a spec that decide about a model: the gate, monitoring, retraining."""
 
 from __future__ import annotations
 
@@ -11,84 +11,113 @@ from pydantic import Field, field_validator, model_validator
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS, MIN_DAYS
 from perennial.spec.sections import Column, Fraction, StrictModel
 
+__all__ = ["Freeze", "GateSpec", "MonitoringSpec", "QuietHours", "RetrainingSpec"]
+
 
 class GateSpec(StrictModel):
     """What a challenger must show before it becomes champion."""
 
     metric: str | None = Field(
-        None, description="Loss judged on the held-out rows; the task's first when not given."
+        None, description="Loss compared on the held-out rows; the task's first metric when not given."
     )
     margin: Annotated[float, Field(ge=0, le=1)] = Field(
-        0.0, description="Relative improvement over the champion that the confidence interval must lie above."
+        0.0,
+        description="Relative improvement over the champion that the whole confidence interval must exceed.",
     )
-    confidence: float = Field(0.95, gt=0.5, lt=1, description="Of the interval of the difference in loss.")
-    resamples: int = Field(
-        1000, ge=100, le=20_000, description="Bootstrap samples that the interval rests on."
+    confidence: float = Field(
+        0.95, gt=0.5, lt=1, description="Confidence level of the interval around the difference in loss."
     )
-    resample: Literal["rows", "days"] = Field(
+    bootstrap_samples: int = Field(
+        1000, ge=100, le=20_000, description="Bootstrap samples from which the interval is computed."
+    )
+    bootstrap_unit: Literal["rows", "days"] = Field(
         "rows",
-        description="What a bootstrap sample draws. rows: each row is a case of its own. days: whole partitions, "
-        "where the rows of a day share their luck (weather, an outage) and the interval of rows is too narrow; larger "
-        f"gains are needed to pass then, and 20 held-out days or more ({MIN_DAYS} at least). Not for ranking.",
+        description="What a bootstrap sample draws. rows: single rows, taken as independent. days: whole partitions, "
+        "for data in which the rows of a day share conditions (weather, an outage) and the interval from rows is too "
+        "narrow; passing then takes a larger gain, and 20 held-out days or more "
+        f"({MIN_DAYS} at least). Not for ranking.",
     )
     beat_baseline: bool = Field(
-        True, description="Also clearly better than a constant, and not clearly worse than a linear model."
+        True,
+        description="Also require that the challenger is clearly better than a constant prediction, and not clearly "
+        "worse than a linear model.",
     )
     bounds: dict[str, float] = Field(
-        {}, description="Highest value allowed of a held-out metric, by its name."
+        {}, description="Highest allowed value of a held-out metric, by the metric's name."
     )
 
 
 class MonitoringSpec(StrictModel):
-    """When a model counts as drifted."""
+    """When a model counts as drifted, and when a signal is bad."""
 
-    window_days: int = Field(28, ge=1, le=366, description="Days that are compared with the reference.")
+    window_days: int = Field(
+        28, ge=1, le=366, description="Length in days of the window compared with the reference."
+    )
     reference: Literal["training", "rolling", "last_year"] = Field(
         "training",
-        description="What the window's rows are compared with: those of training, the window before it, or the same "
-        "weeks of the year before, where the rows follow the season.",
+        description="What the window's rows are compared with. training: the champion's training rows. rolling: the "
+        "window before. last_year: the same weeks of the year before, for seasonal data.",
     )
-    min_rows: int = Field(1000, ge=10, description="Fewer rows than this leave a column undetermined.")
+    min_rows: int = Field(
+        1000, ge=10, description="Rows that a column needs in the window; with fewer it is undetermined."
+    )
     psi_threshold: float = Field(
-        0.2, gt=0, le=10, description="Population stability index above which a column drifts."
+        0.2, gt=0, le=10, description="Population stability index above which a column counts as drifted."
     )
     noise_floor: bool = Field(
-        True, description="A column drifts only beyond what windows inside its own training data showed."
+        True,
+        description="A column counts as drifted only if it differs more than windows within the training data "
+        "differ among themselves.",
     )
-    null_jump: Fraction = Field(0.1, description="Rise of a column's null share that is drift by itself.")
+    null_jump: Fraction = Field(
+        0.1, description="Rise of a column's share of nulls that counts as drift by itself."
+    )
     drift_share: Fraction = Field(
-        0.1, description="Importance-weighted share of drifted columns that is suspicious."
+        0.1, description="Importance-weighted share of drifted columns at which a verdict is suspicious."
     )
-    judged_share: Fraction = Field(
-        0.5, description="Weight that must be judged, or the verdict is undetermined."
+    min_evaluated_share: Fraction = Field(
+        0.5,
+        description="Importance-weighted share of columns that must be evaluated; below it the verdict is "
+        "undetermined.",
     )
     persistence: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=52)]] = Field(
-        (2, 3), description="n of the last m verdicts suspicious: drifted."
+        (2, 3), description="[n, m]: a model is drifted when n of its last m verdicts are suspicious."
     )
     performance_drop: float = Field(
-        0.03, gt=0, le=10, description="Relative rise of the gate's loss that does no harm yet."
+        0.03, gt=0, le=10, description="Relative rise of the gate's loss that is tolerated."
     )
-    false_alarms_a_year: float = Field(
-        2, gt=0, le=100, description="Budget of false alarms, all followed numbers together."
+    false_alarms_per_year: float = Field(
+        2,
+        gt=0,
+        le=100,
+        description="Budget of false alarms, shared by all signals that are tested for a change.",
     )
     slices: list[Column] = Field(
-        [], max_length=10, description="Columns of the rows, by each value of which performance is followed."
+        [], max_length=10, description="Columns of the rows by whose values performance is monitored."
     )
     fairness: list[Column] = Field(
         [], max_length=10, description="Columns of the rows whose groups must be treated alike."
     )
     fairness_gap: Fraction = Field(
         0.05,
-        description="Rise of the distance between groups that does no harm: in probability, or in standard deviations "
-        "of the label.",
+        description="Rise of the difference between groups that is tolerated: in probability, or in standard "
+        "deviations of the label.",
     )
     new_categories: Fraction = Field(
-        0.05, description="Rise of a night's share of categories unseen at training that is bad."
+        0.05, description="Rise of a partition's share of categories unseen in training that is bad."
     )
     volume_factor: float = Field(
-        2, gt=1, le=1000, description="A night this many times larger or smaller than any quiet one is bad."
+        2,
+        gt=1,
+        le=1000,
+        description="A partition is bad if it is this many times larger, or smaller, than any of the baseline.",
     )
-    report_rows: int = Field(5000, ge=100, le=100_000, description="Rows a side in Evidently's picture.")
+    report_rows: int = Field(
+        5000,
+        ge=100,
+        le=100_000,
+        description="Rows of the window, and of the reference, in Evidently's report.",
+    )
 
     @model_validator(mode="after")
     def _n_of_m(self) -> Self:
@@ -98,11 +127,11 @@ class MonitoringSpec(StrictModel):
 
 
 class Freeze(StrictModel):
-    """A span of dates, both included."""
+    """A range of dates, both included."""
 
     start: date = Field(description="First date.")
     end: date = Field(description="Last date.")
-    reason: str = Field("", description="Why; told with each retraining that it forbids.")
+    reason: str = Field("", description="Why; shown with each retraining that it prevents.")
 
     @model_validator(mode="after")
     def _order(self) -> Self:
@@ -112,11 +141,11 @@ class Freeze(StrictModel):
 
 
 class QuietHours(StrictModel):
-    """Hours of each day, over midnight where the first is the later one."""
+    """Hours of each day; they pass midnight if the first is later than the last."""
 
     from_hour: int = Field(ge=0, le=23, description="First hour.")
     to_hour: int = Field(ge=0, le=23, description="Hour at which they end.")
-    timezone: str = Field("UTC", description="Whose hours (IANA name, as Europe/Berlin).")
+    timezone: str = Field("UTC", description="Time zone of the hours (IANA name, such as Europe/Berlin).")
 
     @field_validator("timezone")
     @classmethod
@@ -130,12 +159,12 @@ class QuietHours(StrictModel):
     @model_validator(mode="after")
     def _some(self) -> Self:
         if self.from_hour == self.to_hour:
-            raise ValueError(f"from_hour and to_hour are both {self.to_hour}: when would a retraining begin?")
+            raise ValueError(f"from_hour and to_hour are both {self.to_hour}: no retraining could ever start")
         return self
 
-    def end_of(self, now: datetime) -> datetime | None:
-        """When the quiet hours that hold at ``now`` end; None: none hold."""
-        local = now.astimezone(ZoneInfo(self.timezone))
+    def end_of(self, moment: datetime) -> datetime | None:
+        """The end (UTC) of the quiet hours that ``moment`` lies in; None if it lies in none."""
+        local = moment.astimezone(ZoneInfo(self.timezone))
         over_midnight = self.from_hour > self.to_hour
         late, early = local.hour >= self.from_hour, local.hour < self.to_hour
         if not ((late or early) if over_midnight else (late and early)):
@@ -147,73 +176,78 @@ class QuietHours(StrictModel):
 class RetrainingSpec(StrictModel):
     """When a verdict leads to a retraining."""
 
-    on: list[Literal["value", "performance", "drift", "age", "rows", "spec", "code"]] = Field(
-        ["value", "performance", "drift"],
-        description="What asks for one: recent labels promise a gain; the loss rose; rows drifted and it harms; the "
-        "champion is old; many new rows; another spec, or other code, than the champion was trained by.",
+    triggers: list[Literal["gain", "performance", "drift", "age", "rows", "spec", "code"]] = Field(
+        ["gain", "performance", "drift"],
+        description="What triggers a retraining. gain: recent labels promise a lower loss. performance: the loss "
+        "rose. drift: rows drifted and the model is worse for it. age: the champion is older than max_age_days. "
+        "rows: there are new_rows. spec, code: the champion was trained with another spec, or other code.",
     )
-    mode: Literal["auto", "ask"] = Field(
+    mode: Literal["auto", "approval"] = Field(
         "auto",
-        description="ask: a person approves in Airflow before a retraining that was decided upon starts.",
+        description="auto: a retraining starts once it is decided. approval: a person approves it in Airflow first.",
     )
-    answer_hours: int = Field(
-        72, ge=1, le=720, description="With mode ask: hours after which no answer is a no."
+    approval_hours: int = Field(
+        72,
+        ge=1,
+        le=720,
+        description="mode approval: hours to wait for an answer; without one, the retraining is rejected.",
     )
-    worth: float = Field(
-        0.01, gt=0, le=1, description="Relative gain in loss below which a retraining does not pay."
+    min_gain: float = Field(
+        0.01, gt=0, le=1, description="Relative reduction of the loss below which retraining does not pay."
     )
     windows: list[Literal["sliding", "expanding", "since_change"]] = Field(
         ["sliding", "since_change"],
         min_length=1,
-        description="What a retraining learns from: the latest training.window_days, all, or what came since the "
-        "detected change. One model is made of each; the gate takes the one that is best on the same rows.",
+        description="Training windows to try. sliding: the latest training.window_days. expanding: all data. "
+        "since_change: the data since the detected change. One model is trained on each; the gate evaluates the one "
+        "with the lowest loss on the same rows.",
     )
-    shadow_nights: int = Field(
+    trial_days: int = Field(
         0,
         ge=0,
         le=90,
-        description="Nights that a challenger which passed the gate scores unseen, beside the champion, before it "
-        "takes over if it was better on them; 0: it takes over at once. With split: the nights after which it is given "
-        "up for want of an answer.",
+        description="Days on which a challenger that passed the gate scores beside the champion without serving "
+        "(shadow trial), before it replaces the champion if it was better on them; 0: it becomes champion at once. "
+        "With ab_share: days after which a trial without a clear result ends.",
     )
-    split: float = Field(
+    ab_share: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Share of the rows, by the hash of their key (of their list, for ranking), that such a challenger "
-        "serves instead of staying unseen, until a sequential test of both versions' rows has an answer; 0: none.",
+        description="Share of the rows that such a challenger serves (A/B trial), by the hash of their key (of their "
+        "list, for ranking), until a sequential test of both versions' rows is decided; 0: it serves none.",
     )
     cooldown_days: int = Field(
-        7, ge=0, le=365, description="Days after a retraining in which none is asked for."
+        7, ge=0, le=365, description="Days after a retraining on which no other is requested."
     )
     budget: int = Field(12, ge=0, le=1000, description="Retrainings at most within budget_days.")
-    budget_days: int = Field(365, ge=1, le=3650, description="The days that budget is for.")
+    budget_days: int = Field(365, ge=1, le=3650, description="Days that budget applies to.")
     max_age_days: int = Field(
-        180, ge=1, le=3650, description="With 'age': a champion older than this is retrained."
+        180, ge=1, le=3650, description="Trigger age: a champion older than this is retrained."
     )
-    lost_after_days: int = Field(
-        7, ge=1, le=365, description="A retraining that did not end by then counts as lost."
+    abandoned_after_days: int = Field(
+        7, ge=1, le=365, description="Days after which an unfinished retraining counts as abandoned."
     )
     new_rows: float = Field(
         0.5,
         gt=0,
         le=100,
-        description="With 'rows': new rows, as a share of those that the champion learned from.",
+        description="Trigger rows: new rows, as a share of those that the champion was trained on.",
     )
     gpu_hours: float | None = Field(
-        None, ge=0, description="GPU hours that retrainings may take within 30 days."
+        None, ge=0, description="GPU hours that retrainings may use within 30 days; unlimited when not given."
     )
-    freeze: list[Freeze] = Field([], description="Partition dates on which no retraining is asked for.")
+    freeze: list[Freeze] = Field([], description="Partition dates on which no retraining is requested.")
     quiet_hours: QuietHours | None = Field(
-        None, description="Hours in which a retraining that was asked for waits before it begins."
+        None, description="Hours in which a requested retraining waits before it starts."
     )
 
     @model_validator(mode="after")
-    def _answered(self) -> Self:
-        if self.split and self.shadow_nights < MIN_BASELINE_NIGHTS:
+    def _trial(self) -> Self:
+        if self.ab_share and self.trial_days < MIN_BASELINE_NIGHTS:
             raise ValueError(
-                f"split is {self.split:g} and shadow_nights {self.shadow_nights}: a split is judged on "
-                f"{MIN_BASELINE_NIGHTS} nights "
-                f"or more, set shadow_nights to {MIN_BASELINE_NIGHTS} at least, better to some weeks"
+                f"ab_share is {self.ab_share:g} and trial_days {self.trial_days}: an A/B trial needs "
+                f"{MIN_BASELINE_NIGHTS} days or more; set trial_days to {MIN_BASELINE_NIGHTS} at least, better to "
+                "some weeks"
             )
         return self

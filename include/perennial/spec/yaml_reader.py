@@ -1,4 +1,4 @@
-"""Reads YAML into typed models; a problem is told with file, line, key, value received and what is allowed."""
+"""Reads YAML files into typed models; an error names file, line, key, the value received and what is allowed."""
 
 from __future__ import annotations
 
@@ -10,24 +10,21 @@ from typing import Any, TypeVar, get_args
 
 import yaml
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from perennial.core.errors import SpecError
 from perennial.core.settings import ROOT
+from perennial.spec import renamed_keys
+
+__all__ = ["Yaml12Loader", "line", "parse", "read_text", "show"]
 
 MAX_BYTES = 262_144
-
-
 MAX_DEPTH = 20
-
-
 _Parsed = TypeVar("_Parsed", bound=BaseModel)
-
-
-_Lines = dict[tuple[str, ...], int]
-
-
-#: By how much a token leads into or out of brackets, or the blocks that do without them.
-_DEEPER = {
+#: The line of each key, by its path.
+_LineNumbers = dict[tuple[str, ...], int]
+#: The change of nesting depth at a token: brackets, and blocks without brackets.
+_DEPTH_CHANGE = {
     yaml.FlowSequenceStartToken: 1,
     yaml.FlowMappingStartToken: 1,
     yaml.BlockMappingStartToken: 1,
@@ -36,16 +33,14 @@ _DEEPER = {
     yaml.FlowMappingEndToken: -1,
     yaml.BlockEndToken: -1,
 }
-
-
-_READ = "see the model folder's README.md, or run `perennial check`"
+_REMEDY = "see the README.md in the folder of models, or run `perennial check`"
 
 
 class Yaml12Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]
-    """YAML 1.2's idea of a boolean: ``on``, ``yes`` and ``no`` are words (``retraining.on`` is a key of the spec).
+    """Loader with YAML 1.2's booleans: ``on``, ``yes`` and ``no`` are text.
 
-    Dates stay text until their key is known, so that a wrong one is told with it.
-    With libyaml where it is there: it is eight times faster, and DAG files load every spec.
+    Dates stay text until their key is known, so that the error about an invalid one can name the key.
+    It uses libyaml if available, which is eight times faster: DAG files load every spec.
     """
 
     yaml_implicit_resolvers = {  # noqa: RUF012
@@ -56,22 +51,35 @@ class Yaml12Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: igno
     }
 
 
+Yaml12Loader.add_implicit_resolver(
+    "tag:yaml.org,2002:bool", re.compile(r"^(?:true|True|false|False)$"), list("tTfF")
+)
+
+
 def line(path: Path, *key: str) -> str:
-    """``file:line`` of a key of a file that `load_model` read, for problems found later on."""
-    lines: _Lines = {}
-    node = Yaml12Loader(_text(path, path.parent.name)).get_single_node()
-    for _ in _walk(node, (), lines, set()):
+    """``file:line`` of a key, or of the closest section above it, for problems that show after a file was parsed."""
+    lines: _LineNumbers = {}
+    node = Yaml12Loader(read_text(path, path.parent.name)).get_single_node()
+    for _ in _index_lines(node, (), lines, set()):
         pass
-    near = next((key[:i] for i in range(len(key), -1, -1) if key[:i] in lines), ())
-    return f"{show(path)}:{lines.get(near, 1)}"
+    return f"{show(path)}:{_closest_line(key, lines)}"
 
 
 def show(path: Path) -> str:
-    """A path as messages show it: below the checkout where it lies there."""
+    """A path as messages show it: relative to the checkout if it lies there."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
 
-def _text(path: Path, model: str | None) -> str:
+def read_text(path: Path, model: str | None) -> str:
+    """Read a text file of a model folder.
+
+    Args:
+        path: the file.
+        model: the model that errors name.
+
+    Raises:
+        SpecError: the file is missing, unreadable, too large or not UTF-8.
+    """
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(
@@ -81,7 +89,7 @@ def _text(path: Path, model: str | None) -> str:
     except FileNotFoundError:
         raise SpecError(
             f"{show(path)} is missing",
-            "a model folder holds model.yaml, features.sql and expectations.json",
+            "a model folder has the files model.yaml, features.sql and expectations.json",
             model=model,
         ) from None
     except UnicodeDecodeError as error:
@@ -98,107 +106,125 @@ def parse(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
     """Read a YAML file as ``kind``.
 
     Args:
+        path: the file.
+        kind: the class of the result.
         model: the model that errors name.
 
     Raises:
-        SpecError: one line a problem.
+        SpecError: the file cannot be read or is invalid; one line a problem.
     """
     shown = show(path)
-    text = _text(path, model)
-    lines: _Lines = {}
+    text = read_text(path, model)
+    lines: _LineNumbers = {}
     try:
-        _refuse_depth(text)
+        _check_depth(text)
         loader = Yaml12Loader(text)
         node = loader.get_single_node()
-        problems = list(_walk(node, (), lines, set())) if node else ["the file is empty"]
+        problems = list(_index_lines(node, (), lines, set())) if node else ["the file is empty"]
         values = loader.construct_document(node) if not problems else None
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise SpecError(
-            f"{shown}:{mark.line + 1 if mark else 1}: {error.problem}", _READ, model=model
+            f"{shown}:{mark.line + 1 if mark else 1}: {error.problem}", _REMEDY, model=model
         ) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise SpecError(f"{shown}: {error}", _READ, model=model) from None
+        raise SpecError(f"{shown}: {error}", _REMEDY, model=model) from None
     if not problems:
         try:
             return kind.model_validate(values)
         except ValidationError as error:
-            problems = [_problem(e, lines, kind) for e in error.errors(include_url=False)]
+            problems = [_describe(e, lines, kind) for e in error.errors(include_url=False)]
     raise SpecError(
-        "\n".join(f"{shown}:{p}" if p[0].isdigit() else f"{shown}: {p}" for p in problems), _READ, model=model
+        "\n".join(f"{shown}:{p}" if p[0].isdigit() else f"{shown}: {p}" for p in problems),
+        _REMEDY,
+        model=model,
     )
 
 
-def _refuse_depth(text: str) -> None:
-    """Refuse brackets within brackets without end, which a recursive reader does not survive.
+def _check_depth(text: str) -> None:
+    """Refuse deeply nested YAML, which would exceed the recursion limit of the reader.
 
     Raises:
-        ValueError: deeper than any spec is.
+        ValueError: deeper than `MAX_DEPTH`.
     """
     depth = 0
     for token in yaml.scan(text, Loader=Yaml12Loader):
-        depth += _DEEPER.get(type(token), 0)
+        depth += _DEPTH_CHANGE.get(type(token), 0)
         if depth > MAX_DEPTH:
             raise ValueError(f"nested more than {MAX_DEPTH} deep")
 
 
-def _walk(node: yaml.Node, path: tuple[str, ...], lines: _Lines, seen_nodes: set[int]) -> Iterator[str]:
-    """Note the line of every key; yield keys that are written twice (YAML keeps the last, silently) and aliases.
+def _index_lines(
+    node: yaml.Node, path: tuple[str, ...], lines: _LineNumbers, visited: set[int]
+) -> Iterator[str]:
+    """Record the line of every key; yield the duplicate keys (YAML keeps the last, silently) and the aliases.
 
-    An alias is its anchor's node once more: followed, a few lines of aliases of aliases would never end.
+    An alias is the node of its anchor again: a few lines of nested aliases would expand without end.
     """
     lines[path] = node.start_mark.line + 1
-    if id(node) in seen_nodes:
+    if id(node) in visited:
         yield f"{lines[path]}: {'.'.join(path)} is a YAML alias (*name), which is not supported: write the value out"
         return
-    seen_nodes.add(id(node))
+    visited.add(id(node))
     if isinstance(node, yaml.MappingNode):
-        seen: set[str] = set()
+        names: set[str] = set()
         for key, value in node.value:
             name = str(key.value)
-            if name in seen:
+            if name in names:
                 yield f"{key.start_mark.line + 1}: {'.'.join((*path, name))} is given twice"
-            seen.add(name)
-            yield from _walk(value, (*path, name), lines, seen_nodes)
+            names.add(name)
+            yield from _index_lines(value, (*path, name), lines, visited)
             lines[(*path, name)] = key.start_mark.line + 1
     elif isinstance(node, yaml.SequenceNode):
         for i, value in enumerate(node.value):
-            yield from _walk(value, (*path, str(i)), lines, seen_nodes)
+            yield from _index_lines(value, (*path, str(i)), lines, visited)
 
 
-def _problem(error: Any, lines: _Lines, kind: type[BaseModel]) -> str:
-    where = tuple(str(p) for p in error["loc"] if p != "[key]")
-    line = next((lines[where[:i]] for i in range(len(where), -1, -1) if where[:i] in lines), 1)
-    key = ".".join(where)
+def _describe(error: ErrorDetails, lines: _LineNumbers, kind: type[BaseModel]) -> str:
+    """A validation error as ``line: key: message``."""
+    path = tuple(str(p) for p in error["loc"] if p != "[key]")
+    line, key = _closest_line(path, lines), ".".join(path)
     received = repr(error.get("input"))
     received = received if len(received) <= 80 else received[:77] + "..."
     if error["type"] == "extra_forbidden":
-        known = _keys(kind, where[:-1])
-        close = difflib.get_close_matches(where[-1], known, 1)
-        hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
-        return f"{line}: {key}: unknown key; {hint}"
+        return f"{line}: {key}{_unknown_key(path, kind)}"
     if error["type"] == "missing":
         return f"{line}: {key}: is missing, and must be given"
+    if error["type"] == "literal_error" and (name := renamed_keys.new_value(path, error.get("input"))):
+        return f"{line}: {key}: {received} is called {name!r}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("model_type", "model_attributes_type"):
-        message = f"must be a section with the keys {', '.join(_keys(kind, where))}"
+        message = f"must be a section with the keys {', '.join(_allowed_keys(kind, path))}"
+    plain = True
     if error["type"] == "value_error":
-        line = _named_line(message, where, lines) or line
+        line = _named_line(message, path, lines) or line
         plain = isinstance(error.get("input"), str | int | float) and received not in message
-    return f"{line}: {key + ': ' if key else ''}{message}" + (
-        f"; received {received}" if error["type"] != "value_error" or plain else ""
-    )
+    return f"{line}: {key + ': ' if key else ''}{message}" + (f"; received {received}" if plain else "")
 
 
-def _named_line(message: str, where: tuple[str, ...], lines: _Lines) -> int | None:
-    """The line of the key that a rule across keys speaks of in its first words."""
+def _unknown_key(path: tuple[str, ...], kind: type[BaseModel]) -> str:
+    if name := renamed_keys.new_key(path):
+        return f" is called {name}"
+    known = _allowed_keys(kind, path[:-1])
+    close = difflib.get_close_matches(path[-1], known, 1)
+    hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"
+    return f": unknown key; {hint}"
+
+
+def _closest_line(path: tuple[str, ...], lines: _LineNumbers) -> int:
+    """The line of a key, or of the closest section above it."""
+    return next((lines[path[:i]] for i in range(len(path), -1, -1) if path[:i] in lines), 1)
+
+
+def _named_line(message: str, path: tuple[str, ...], lines: _LineNumbers) -> int | None:
+    """The line of the key that the message of a rule across keys begins with."""
     for word in re.findall(r"[\w.]+", message)[:2]:
-        if (inner := (*where, *word.rstrip(".").split("."))) in lines:
+        if (inner := (*path, *word.rstrip(".").split("."))) in lines:
             return lines[inner]
     return None
 
 
-def _keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:
+def _allowed_keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     """The keys that the section at ``path`` may hold."""
     inner: Any = kind
     for part in path:

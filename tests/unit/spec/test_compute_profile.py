@@ -109,10 +109,10 @@ def test_quantities(text: str, value: int) -> None:
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
     place = str(tmp_path / "result.json")
-    assert result_file.read(place) is None
+    assert result_file.read_result(place) is None
     with result_file.step_outcome(place) as kept:
         kept.result = {"rows_in": 3, "partitions": ["2024-01-01"]}
-    assert result_file.read(place) == {"rows_in": 3, "partitions": ["2024-01-01"]}
+    assert result_file.read_result(place) == {"rows_in": 3, "partitions": ["2024-01-01"]}
 
 
 def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -120,14 +120,14 @@ def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
     with pytest.raises(DataError), result_file.step_outcome(place):
         raise DataError("no rows", "land some", model="toy", partition="2024-01-01")
     with pytest.raises(DataError) as error:
-        result_file.read(place)
+        result_file.read_result(place)
     assert str(error.value) == str(DataError("no rows", "land some", model="toy", partition="2024-01-01"))
 
 
 def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
     with pytest.raises(ZeroDivisionError), result_file.step_outcome(str(tmp_path / "result.json")):
         raise ZeroDivisionError
-    assert result_file.read(str(tmp_path / "result.json")) is None
+    assert result_file.read_result(str(tmp_path / "result.json")) is None
 
 
 def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
@@ -138,7 +138,7 @@ def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path
                                     "--result-file", str(place), "--library", "0" * 64])  # fmt: skip
     assert isinstance(done.exception, PerennialError)
     with pytest.raises(PerennialError, match="its caller's is 000000000000"):
-        result_file.read(str(place))
+        result_file.read_result(str(place))
     assert manifests.read("toy", "data", "2024-01-01") is None
 
 

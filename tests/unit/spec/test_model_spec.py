@@ -154,7 +154,7 @@ def test_on_is_a_key_and_no_is_a_word(folder: Path) -> None:
     )
     spec = catalog.load_model(folder)
     assert spec.owner == "no"
-    assert spec.retraining.on == ["drift", "age"]
+    assert spec.retraining.triggers == ["drift", "age"]
     path.write_text(path.read_text().replace("personal: [who]", "personal: [who]\n  quarantine_limit: yes"))
     with pytest.raises(SpecError, match="received 'yes'"):
         catalog.load_model(folder)

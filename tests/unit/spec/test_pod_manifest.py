@@ -1,0 +1,129 @@
+"""What a pod is made of; the cluster itself is in tests/integration/kubernetes."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from perennial.core.errors import PerennialError
+from perennial.spec import compute_profile, pod_manifest
+from perennial.spec.compute_profile import ComputeProfile
+from support import toys
+
+
+def made(tmp_path: Path, profile: ComputeProfile, **changes: Any) -> dict[str, Any]:
+    spec = toys.model(tmp_path / "models", "toy", owner="Team Ø / forecasts")
+    given = {"memory": profile.memory, "interruptions": 0} | changes
+    return pod_manifest.pod(profile, spec, "train", ["run", "train"], **given)
+
+
+def test_it_meets_the_restricted_standard(lake: Path, tmp_path: Path) -> None:
+    pod = made(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+    spec, box = pod["spec"], pod["spec"]["containers"][0]
+    assert spec["securityContext"]["runAsNonRoot"] is True
+    assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
+    assert spec["automountServiceAccountToken"] is False
+    assert box["securityContext"] == {
+        "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
+    }  # fmt: skip
+    assert {m["mountPath"] for m in box["volumeMounts"]} == {"/scratch", "/tmp"}
+    assert "very secret" not in json.dumps(pod)
+
+
+def test_the_profile_decides(lake: Path, tmp_path: Path) -> None:
+    profile = ComputeProfile(
+        name="p", kind="kubernetes", image="i:1", cpu="1500m", memory="2Gi", gpu={"count": 2, "kind": "H200"},
+        queue="q", priority_class="high", service_account="sa", pull_secrets=["pull"], spot=True, run_minutes=5,
+        node_selector={"pool": "ml"}, tolerations=[{"key": "t", "operator": "Exists"}],
+        secrets=[{"env": "TOKEN", "secret": "s", "key": "k"}], secret_env=["aws"], env={"A": "1"},
+        labels={"cost_centre": "42"},
+    )  # fmt: skip
+    pod = made(tmp_path, profile, memory="4Gi", interruptions=2)
+    spec, box = pod["spec"], pod["spec"]["containers"][0]
+    assert box["resources"]["limits"] == {"memory": "4Gi", "ephemeral-storage": "4Gi", "nvidia.com/gpu": "2"}
+    assert box["resources"]["requests"]["cpu"] == "1500m"
+    env = {e["name"]: e.get("value") for e in box["env"]}
+    # the plan is of the first memory, whichever attempt this is
+    assert (env["PERENNIAL_MEMORY_MB"], env["PERENNIAL_THREADS"], env["A"]) == ("1536", "1", "1")
+    assert env["PERENNIAL_LAKE"] == "s3://b/lake" and env["TOKEN"] is None
+    assert box["envFrom"] == [{"secretRef": {"name": "aws"}}]
+    assert spec["nodeSelector"] == {"pool": "ml", "nvidia.com/gpu.product": "H200"}
+    assert spec["priorityClassName"] == "high" and spec["serviceAccountName"] == "sa"
+    assert spec["activeDeadlineSeconds"] == 300 and "affinity" in spec
+    assert spec["imagePullSecrets"] == [{"name": "pull"}]
+    labels = pod["metadata"]["labels"]
+    assert labels["kueue.x-k8s.io/queue-name"] == "q" and labels["cost_centre"] == "42"
+    assert labels["perennial/team"] == "Team-forecasts" and labels["perennial/step"] == "train"
+    assert pod["metadata"]["annotations"] == {"perennial/memory": "4Gi", "perennial/interruptions": "2"}
+
+
+def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp_path: Path) -> None:
+    template = {
+        "metadata": {"labels": {"from": "template", "perennial/step": "none"}},
+        "spec": {
+            "hostAliases": [{"ip": "1.2.3.4"}],
+            "tolerations": [{"key": "template"}],
+            "containers": [
+                {"name": "base", "image": "overridden:1",
+                 "env": [{"name": "A", "value": "t"}, {"name": "T", "value": "t"}]},
+                {"name": "beside", "image": "proxy:1"},
+            ],
+            "volumes": [{"name": "scratch", "emptyDir": {"medium": "Memory"}}, {"name": "own", "emptyDir": {}}],
+        },
+    }  # fmt: skip
+    (lake / "base.yaml").write_text(yaml.safe_dump(template))
+    said = {"name": "p", "kind": "kubernetes", "template": "base.yaml", "env": {"A": "p"}, "image": "i:1",
+            "tolerations": [{"key": "profile"}]}  # fmt: skip
+    (lake / "p.yaml").write_text(yaml.safe_dump(said))
+    pod = made(tmp_path, compute_profile.load("p"))
+    base, beside = pod["spec"]["containers"]
+    assert (base["name"], base["image"], beside["image"]) == ("base", "i:1", "proxy:1")
+    env = {e["name"]: e["value"] for e in base["env"]}
+    assert env["A"] == "p" and env["T"] == "t"
+    assert (
+        pod["metadata"]["labels"]["perennial/step"] == "train"
+        and pod["metadata"]["labels"]["from"] == "template"
+    )
+    assert [t["key"] for t in pod["spec"]["tolerations"]] == ["template", "profile"]
+    assert pod["spec"]["volumes"][0]["emptyDir"] == {"medium": "Memory", "sizeLimit": "4Gi"}
+    assert pod["spec"]["hostAliases"] == [{"ip": "1.2.3.4"}]
+
+
+def test_a_lake_in_a_folder_is_refused(house: Path, tmp_path: Path) -> None:
+    with pytest.raises(PerennialError, match=r"PERENNIAL_LAKE is .* a folder of this machine"):
+        made(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [("a b", "a-b"), ("x" * 80, "x" * 63), ("-odd-", "odd"), ("µ", ""), ("ok_1.2", "ok_1.2")],
+)
+def test_labels_are_what_kubernetes_takes(text: str, value: str) -> None:
+    assert pod_manifest.label(text) == value
+
+
+def test_workers_are_made_as_their_trainer_is(lake: Path, tmp_path: Path) -> None:
+    profile = ComputeProfile(
+        name="p", kind="kubernetes", workers=2, gpu={"count": 1, "kind": "H200"}, node_selector={"pool": "ml"},
+        wait_minutes=4, start_minutes=2,
+    )  # fmt: skip
+    alone = made(tmp_path, profile)
+    trainer = made(tmp_path, profile, role="trainer", annotations={pod_manifest.MEETING: "s3://b/m"})
+    worker = made(tmp_path, profile, role="worker")
+    assert "perennial/role" not in alone["metadata"]["labels"]
+    assert trainer["metadata"]["annotations"][pod_manifest.MEETING] == "s3://b/m"
+    for pod, role in ((trainer, "trainer"), (worker, "worker")):
+        labels = pod["metadata"]["labels"]
+        assert (labels["perennial/step"], labels["perennial/role"]) == ("train", role)
+        box = pod["spec"]["containers"][0]
+        assert {"name": "PERENNIAL_WORKERS_MINUTES", "value": "6"} in box["env"]
+        assert pod["spec"]["nodeSelector"]["pool"] == "ml"
+    # one GPU a worker, and none for the one that leads them
+    assert worker["spec"] == alone["spec"]
+    assert worker["spec"]["containers"][0]["resources"]["limits"]["nvidia.com/gpu"] == "1"
+    assert "nvidia.com/gpu" not in trainer["spec"]["containers"][0]["resources"]["limits"]
+    assert "nvidia.com/gpu.product" not in trainer["spec"]["nodeSelector"]
