@@ -1,10 +1,10 @@
-"""Partition dates as text, YYYY-MM-DD: parsing, shifting, ranges."""
+"""Partition dates as text, YYYY-MM-DD: parsing, shifting, ranges; and moments in UTC as text."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from datetime import date, timedelta
+from datetime import UTC, date, datetime, timedelta
 from itertools import pairwise
 from typing import Self
 
@@ -119,3 +119,17 @@ def contiguous_ranges(days: Iterable[str]) -> Iterator[DateRange]:
             yield DateRange(start, day)
             start = following
     yield DateRange(start, ordered[-1])
+
+
+def utc_now() -> str:
+    """The present moment as `utc_timestamp` writes it."""
+    return utc_timestamp(datetime.now(UTC))
+
+
+def utc_timestamp(moment: datetime) -> str:
+    """Write a moment in UTC as YYYY-MM-DDThh:mm:ssZ; such texts sort by time.
+
+    Args:
+        moment: with its time zone.
+    """
+    return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
+from perennial.core.dates import utc_timestamp
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
 
@@ -35,7 +36,7 @@ def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
         for d in delta_tables.partitions(delta_tables.table_uri("published", spec.name))
         if scored[-1] < d < day
     ]
-    before = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() - CATCH_UP_DELAY_SECONDS))
+    before = utc_timestamp(datetime.now(UTC) - timedelta(seconds=CATCH_UP_DELAY_SECONDS))
     done = {d: manifests.read(spec.name, "data", d) for d in found}
     return [d for d, m in done.items() if m and m.finished_at < before]
 

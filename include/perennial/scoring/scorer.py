@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from perennial.core.dates import utc_now
 from perennial.core.errors import DataError
 from perennial.features import reference_tables, serving_log
 from perennial.features.engine import STREAM_ROWS, FeatureQuery
@@ -56,7 +56,7 @@ class ServingVersion:
     @classmethod
     def of(cls, version: registry.ModelVersion) -> ServingVersion:
         """The version with its reference tables as they are now."""
-        trained = registry.spec(version)
+        trained = registry.load_spec(version)
         return cls(version, trained, reference_tables.sync_to_lake(trained))
 
 
@@ -88,7 +88,9 @@ class Scorer:
         self._split = split if challenger else None
         self._arms = [champion, challenger] if challenger else [champion]
         rows, longest = sum(u.rows for u in work), max(u.rows for u in work)
-        self._models = [registry.load(arm.version, threads=1).readied(rows, threads=1) for arm in self._arms]
+        self._models = [
+            registry.load_model(arm.version, threads=1).readied(rows, threads=1) for arm in self._arms
+        ]
         self._sampling = sampling
         self._free = SimpleQueue[list[FeatureQuery]]()
         folder = None if object_store.is_remote(uri) else uri
@@ -97,8 +99,7 @@ class Scorer:
         self._free.put(first)
         for _ in range(threads - 1):
             self._free.put([FeatureQuery(f.spec, f.versions, folder, like=f) for f in first])
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        same = {"model_version": champion.version.version, "run_id": run_id, "scored_at": now}
+        same = {"model_version": champion.version.version, "run_id": run_id, "scored_at": utc_now()}
         #: Columns with the same value in each row.
         self._same = {name: _repeated(value, longest) for name, value in same.items()}
 

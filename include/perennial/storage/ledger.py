@@ -1,20 +1,89 @@
 """The ledger: who or what decided what, when, for which model, version and partition, on which evidence.
 
-A Delta table that is only ever appended to. Each record carries the hash of the one before it, a chain for each
-model, so that a record that was changed, removed or slipped in is found by `verify`.
+A Delta table that is only appended to. Each record carries the hash of the one before it, a chain for each model, so
+that `verify` finds a record that was changed, removed or inserted.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
-import time
-from typing import Any
+from collections.abc import Mapping
+from enum import StrEnum
+from typing import Any, TypedDict, cast
 
+from perennial.core.dates import utc_now
 from perennial.core.errors import LedgerError, StorageError
 from perennial.core.settings import settings
 from perennial.storage import delta_tables, duckdb_session, locks
 
+
+class LedgerKind(StrEnum):
+    """What a record is about."""
+
+    RETRAINING = "retraining"
+    TRAINING = "training"
+    PROMOTION = "promotion"
+    TRIAL = "trial"
+    ROLLBACK = "rollback"
+    EXTERNAL_CHANGE = "external change"
+    ALERTING = "alerting"
+
+
+class Decision(StrEnum):
+    """How it was decided; each value belongs to the kind in the comment above it."""
+
+    # retraining
+    REQUESTED = "requested"
+    PROPOSED = "proposed"
+    DECLINED = "declined"
+    # training: of the gate, or of no version at all
+    ACCEPTED = "accepted"
+    REJECTED = "rejected"
+    # trial
+    STARTED = "started"
+    PASSED = "passed"
+    CANCELLED = "cancelled"
+    # training, trial
+    FAILED = "failed"
+    # promotion
+    PROMOTED = "promoted"
+    # rollback
+    ROLLED_BACK = "rolled back"
+    # external change
+    REPORTED = "reported"
+    # alerting
+    MUTED = "muted"
+
+
+class LedgerRecord(TypedDict):
+    """One record. Empty texts stand for what it does not concern.
+
+    Attributes:
+        sequence: number of the record in its model's chain, from 1.
+        recorded_at: UTC, as `dates.utc_now` writes it.
+        kind: a value of `LedgerKind`. decision: a value of `Decision`.
+        evidence: what the decision rests on.
+        actor: who or what decided.
+        previous: the hash of the record before it; `GENESIS` for the first one.
+        hash: SHA-256 of all other fields.
+    """
+
+    model: str
+    sequence: int
+    recorded_at: str
+    kind: str
+    decision: str
+    reason: str
+    evidence: dict[str, Any]
+    actor: str
+    partition: str
+    model_version: str
+    previous: str
+    hash: str
+
+
+#: The fields that a record's hash covers, in this order.
 FIELDS = (
     "model",
     "sequence",
@@ -28,6 +97,7 @@ FIELDS = (
     "model_version",
     "previous",
 )
+#: What the first record of a chain has as the hash before it.
 GENESIS = "0" * 64
 
 
@@ -39,65 +109,83 @@ def uri() -> str:
 def append(
     model: str,
     *,
-    kind: str,
-    decision: str,
+    kind: LedgerKind,
+    decision: Decision,
     reason: str,
     actor: str,
-    evidence: dict[str, Any] | None = None,
+    evidence: Mapping[str, Any] | None = None,
     partition: str | None = None,
     model_version: str | None = None,
-) -> dict[str, Any]:
-    """Add one record to a model's chain and return it.
+) -> LedgerRecord:
+    """Add one record to a model's chain.
 
     Args:
-        kind: what was decided upon: promotion, rollback, retraining, training.
-        decision: the outcome, in a word or two.
-        evidence: what it rests on; small and JSON-able.
+        model: name of the model.
+        kind: what the decision is about.
+        decision: how it was decided.
+        reason: why, in a sentence.
+        actor: who or what decided.
+        evidence: what the decision rests on; small and JSON-able.
+        partition: the partition date, or range, it concerns.
+        model_version: the version it concerns.
+
+    Returns:
+        The record.
 
     Raises:
-        StorageError: the lake cannot be written. Nothing was recorded then.
+        StorageError: the lake cannot be written; nothing was recorded.
     """
-    import pyarrow as pa
-    from deltalake import write_deltalake
-    from deltalake.exceptions import DeltaError
-
     with locks.hold(f"ledger-{model}"):
-        before = records(model)
-        record: dict[str, Any] = {
+        chain = records(model)
+        row: dict[str, Any] = {
             "model": model,
-            "sequence": before[-1]["sequence"] + 1 if before else 1,
-            "recorded_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
-            "kind": kind,
-            "decision": decision,
+            "sequence": chain[-1]["sequence"] + 1 if chain else 1,
+            "recorded_at": utc_now(),
+            "kind": str(kind),
+            "decision": str(decision),
             "reason": reason,
             "evidence": json.dumps(evidence or {}, sort_keys=True, default=str),
             "actor": actor,
             "partition": partition or "",
             "model_version": model_version or "",
-            "previous": before[-1]["hash"] if before else GENESIS,
+            "previous": chain[-1]["hash"] if chain else GENESIS,
         }
-        record["hash"] = _hash(record)
-        fields = [pa.field(f, pa.int64() if f == "sequence" else pa.string()) for f in (*FIELDS, "hash")]
-        try:
-            write_deltalake(
-                uri(),
-                pa.Table.from_pylist([record], pa.schema(fields)),
-                mode="append",
-                partition_by=["model"],
-                storage_options=settings().storage_options,
-            )
-        except (DeltaError, OSError) as error:
-            raise StorageError(
-                f"the ledger cannot be written: {error}",
-                "check that the lake has room and may be written; then run it again",
-                model=model,
-                partition=partition,
-            ) from error
-    return record | {"evidence": evidence or {}}
+        row["hash"] = _hash(row)
+        _write(row)
+    return cast(LedgerRecord, row | {"evidence": dict(evidence or {})})
 
 
-def records(model: str, kind: str | None = None) -> list[dict[str, Any]]:
-    """A model's records in order, ``evidence`` as a dict; of one kind where given."""
+def _write(row: dict[str, Any]) -> None:
+    """Append one row to the table."""
+    import pyarrow as pa
+    from deltalake import write_deltalake
+    from deltalake.exceptions import DeltaError
+
+    fields = [pa.field(f, pa.int64() if f == "sequence" else pa.string()) for f in (*FIELDS, "hash")]
+    try:
+        write_deltalake(
+            uri(),
+            pa.Table.from_pylist([row], pa.schema(fields)),
+            mode="append",
+            partition_by=["model"],
+            storage_options=settings().storage_options,
+        )
+    except (DeltaError, OSError) as error:
+        raise StorageError(
+            f"the ledger cannot be written: {error}",
+            "check that the lake has room and may be written; then run it again",
+            model=row["model"],
+            partition=row["partition"] or None,
+        ) from error
+
+
+def records(model: str, kind: LedgerKind | None = None) -> list[LedgerRecord]:
+    """A model's records in order.
+
+    Args:
+        model: name of the model.
+        kind: only records of this kind; of all kinds by default.
+    """
     table = delta_tables.open_table(uri())
     if table is None:
         return []
@@ -107,25 +195,25 @@ def records(model: str, kind: str | None = None) -> list[dict[str, Any]]:
 
 
 def _filesystem() -> Any:
-    return duckdb_session.table_filesystem(uri()) if settings().lake.startswith("s3://") else None
+    return duckdb_session.ds_filesystem(uri()) if settings().lake.startswith("s3://") else None
 
 
 def verify(model: str) -> int:
     """Check a model's chain; returns how many records it holds.
 
     Raises:
-        LedgerError: the first record that does not fit.
+        LedgerError: a record does not fit to the one before it, or the table was not only appended to.
     """
-    previous, rows = GENESIS, records(model)
-    for expected, row in enumerate(rows, 1):
-        whole = row | {"evidence": json.dumps(row["evidence"], sort_keys=True)}
-        if row["sequence"] != expected or row["previous"] != previous or row["hash"] != _hash(whole):
+    previous, chain = GENESIS, records(model)
+    for sequence, record in enumerate(chain, 1):
+        row = {**record, "evidence": json.dumps(record["evidence"], sort_keys=True)}
+        if record["sequence"] != sequence or record["previous"] != previous or record["hash"] != _hash(row):
             raise LedgerError(
-                f"record {row['sequence']} of the ledger was changed, or one before it is missing",
+                f"record {record['sequence']} of the ledger was changed, or one before it is missing",
                 "compare with a backup of the lake: decisions were tampered with",
                 model=model,
             )
-        previous = row["hash"]
+        previous = record["hash"]
     table = delta_tables.open_table(uri())
     for commit in table.history() if table else []:
         if not _only_adds_rows(commit):
@@ -135,11 +223,11 @@ def verify(model: str) -> int:
                 "compare with a backup of the lake: decisions were tampered with",
                 model=model,
             )
-    return len(rows)
+    return len(chain)
 
 
 def _only_adds_rows(commit: dict[str, Any]) -> bool:
-    """Whether a commit only added rows, or left them as they are: a chain cannot show that its last link is gone."""
+    """Whether a commit of the table left its rows as they were: a chain cannot show that its last record is gone."""
     mode = str(commit.get("operationParameters", {}).get("mode", "")).lower()
     return commit.get("operation") in ("OPTIMIZE", "VACUUM START", "VACUUM END") or mode in (
         "append",
@@ -147,5 +235,5 @@ def _only_adds_rows(commit: dict[str, Any]) -> bool:
     )
 
 
-def _hash(record: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([record[f] for f in FIELDS]).encode()).hexdigest()
+def _hash(row: Mapping[str, Any]) -> str:
+    return hashlib.sha256(json.dumps([row[f] for f in FIELDS]).encode()).hexdigest()

@@ -1,4 +1,4 @@
-"""A lock that everything sharing one lake respects: ``flock`` in a folder, a conditional write on S3."""
+"""A lock for everything that shares one lake: ``flock`` where the lake is a folder, conditional writes on S3."""
 
 from __future__ import annotations
 
@@ -18,23 +18,28 @@ from perennial.core.errors import LockHeldError, StorageError
 from perennial.core.settings import settings
 from perennial.storage import object_store
 
-#: A holder on S3 that says nothing for so long counts as dead. It speaks three times within it. Machines' clocks may
-#: differ by less than two thirds of it.
+#: How long a lock on S3 stays with a holder that does not renew it; it is renewed three times in that time. The clocks
+#: of two machines may differ by less than two thirds of it.
 LEASE_SECONDS = 120.0
-#: What S3 answers when somebody else wrote first.
-_LOST = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
-_GONE = ("NoSuchKey", "404")
+#: S3's error codes where another process wrote first, and where the object does not exist.
+_CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
+_NOT_FOUND = ("NoSuchKey", "404")
+_OVERTAKEN = "another run overtook it"
 
 
 @contextmanager
 def hold(name: str, timeout: float = 60) -> Iterator[None]:
-    """Hold the lock called ``name`` while the block runs.
+    """Hold a lock while the block runs. The lock is not reentrant.
 
-    In a folder the kernel frees it when its holder dies. On S3 it is renewed while the block runs, and a holder that
-    died is overtaken after its lease.
+    In a folder, the kernel frees the lock when its holder dies. On S3 it is renewed while the block runs, and the lock
+    of a holder that died can be taken when its lease has expired.
+
+    Args:
+        name: name of the lock, unique in the lake.
+        timeout: seconds to wait for it.
 
     Raises:
-        BusyError: somebody else held it for longer than ``timeout`` seconds; or, on S3, overtook it during the block,
+        LockHeldError: another run held it for longer than ``timeout``; or, on S3, took it over during the block,
             because it could not be renewed for the length of a lease.
         StorageError: the lake cannot be reached.
     """
@@ -44,7 +49,7 @@ def hold(name: str, timeout: float = 60) -> Iterator[None]:
         yield
 
 
-def _busy(name: str) -> LockHeldError:
+def _held_by_another(name: str) -> LockHeldError:
     return LockHeldError(
         f"the lock {name} is held by another run", "wait for the other run to end, then run this again"
     )
@@ -61,7 +66,7 @@ def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
                 break
             except BlockingIOError:
                 if time.monotonic() > deadline:
-                    raise _busy(name) from None
+                    raise _held_by_another(name) from None
                 time.sleep(0.05)
         yield
 
@@ -70,143 +75,157 @@ def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
 def _on_s3(lake: str, name: str, deadline: float) -> Iterator[None]:
     with _translate_s3_errors(name):
         lease = _S3Lease(lake, name)
-        while not lease.take():
+        while not lease.acquire():
             if time.monotonic() > deadline:
-                raise _busy(name)
+                raise _held_by_another(name)
             time.sleep(0.2)
-    renewing = threading.Thread(target=lease.keep, name=f"lock {name}", daemon=True)
-    renewing.start()
-    done = False
+    renewal = threading.Thread(target=lease.renew_until_stopped, name=f"lock {name}", daemon=True)
+    renewal.start()
+    completed = False
     try:
         yield
-        done = True
+        completed = True
     finally:
         lease.stop.set()
-        renewing.join()
-        lease.give_back()
-        if done and lease.lost:
+        renewal.join()
+        lease.release()
+        if completed and lease.lost_because:
             raise LockHeldError(
-                f"the lock {name} was lost while it was held: {lease.lost}",
+                f"the lock {name} was lost while it was held: {lease.lost_because}",
                 "check the connection to the lake, and what the other run did; then run this again",
             )
 
 
 class _S3Lease:
-    """The object on S3 that is the lock: who holds it, and until when.
+    """A lock as an object on S3 that names its holder and when the lease expires.
 
-    Nothing but conditional writes change it, so whoever holds it, one write decides. A write that S3 carried out and
-    then reported as failed is told by its token. The object stays when the lock is free: removing it could not be made
-    conditional everywhere, and a removal that is repeated could take it from the next holder.
+    Every change is a conditional write, so that of several processes exactly one acquires it. The object carries a
+    token of its holder, because S3 may carry out a write and report it as failed. Releasing writes the object and does
+    not delete it: not every S3 has conditional deletes, and a repeated delete could hit the next holder's object.
+
+    Args:
+        lake: URI of the lake.
+        name: name of the lock.
+
+    Attributes:
+        etag: of the object as this process wrote it last; empty before the first write.
+        expires_at: when others may take the lock, by this process's monotonic clock.
+        stop: set to end the renewal.
+        lost_because: why the lock is not held any more; empty while it is.
     """
 
     def __init__(self, lake: str, name: str) -> None:
         # all attempts of one renewal must fit into the lease
-        self.s3: Any = object_store.client(patience=max(1.0, min(10.0, LEASE_SECONDS / 12)), attempts=4)
+        timeout = max(1.0, min(10.0, LEASE_SECONDS / 12))
+        self._s3: Any = object_store.client(timeout=timeout, max_attempts=4)
         bucket, _, prefix = lake.removeprefix("s3://").partition("/")
-        self.place = {"Bucket": bucket, "Key": f"{prefix}/locks/{name}.lock".lstrip("/")}
-        self.token = uuid.uuid4().hex
-        self.tag = ""
-        #: Until when nobody else may take it, by the clock of this process (monotonic).
-        self.until = 0.0
+        self._object = {"Bucket": bucket, "Key": f"{prefix}/locks/{name}.lock".lstrip("/")}
+        self._token = uuid.uuid4().hex
+        self.etag = ""
+        self.expires_at = 0.0
         self.stop = threading.Event()
-        #: Why it is not held any more.
-        self.lost = ""
+        self.lost_because = ""
 
-    def take(self) -> bool:
-        """Write the lock if it is free, or its lease has run out; whether it is held now."""
-        found, held = self._read()
-        if found is not None and held["until"] >= time.time() and held.get("token") != self.token:
+    def acquire(self) -> bool:
+        """Write the lock if it is free, or if its lease has expired; returns whether it was acquired."""
+        etag, content = self._read()
+        if etag is not None and content["until"] >= time.time() and content.get("token") != self._token:
             return False
         try:
-            return self._put({"IfNoneMatch": "*"} if found is None else {"IfMatch": found})
+            return self._write({"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag})
         except Exception:
-            self.give_back()  # it may have been written all the same
+            self.release()  # S3 may have carried out the write all the same
             raise
 
-    def keep(self) -> None:
-        """Renew it until `stop`; a renewal that fails is tried again while the lease runs."""
+    def renew_until_stopped(self) -> None:
+        """Renew the lease until `stop` is set; a renewal that fails is repeated until the lease expires."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         pause = LEASE_SECONDS / 3
         while not self.stop.wait(pause):
             try:
-                if not self._put({"IfMatch": self.tag}):
-                    self.lost = "another run overtook it"
+                if not self._write({"IfMatch": self.etag}):
+                    self.lost_because = _OVERTAKEN
                     return
                 pause = LEASE_SECONDS / 3
             except (BotoCoreError, ClientError) as error:
                 pause = LEASE_SECONDS / 30
-                if time.monotonic() > self.until:
-                    self.lost = f"it could not be renewed: {error}"
+                if time.monotonic() > self.expires_at:
+                    self.lost_because = f"it could not be renewed: {error}"
                     return
 
-    def give_back(self) -> None:
-        """Free it, if it is this holder's. What fails here is left to the lease: the work is done."""
+    def release(self) -> None:
+        """Free the lock if this process holds it; where that fails, the lease expires instead."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:
-            found, held = self._read()
-            if found is not None and held.get("token") == self.token:
-                self._put({"IfMatch": found}, free=True)
-            elif self.tag and not self.lost and found is not None:
-                self.lost = "another run overtook it"
+            etag, content = self._read()
+            if etag is not None and content.get("token") == self._token:
+                self._write({"IfMatch": etag}, free=True)
+            elif self.etag and not self.lost_because and etag is not None:
+                self.lost_because = _OVERTAKEN
         except (BotoCoreError, ClientError, ValueError) as error:
-            if self.tag and not self.lost and time.monotonic() > self.until:
-                self.lost = f"it could not be renewed: {error}"
+            if self.etag and not self.lost_because and time.monotonic() > self.expires_at:
+                self.lost_because = f"it could not be renewed: {error}"
 
     def _read(self) -> tuple[str | None, dict[str, Any]]:
-        """The lock's tag and content; no tag where nobody ever held it."""
+        """The object's etag and content; no etag where the lock was never held."""
         from botocore.exceptions import BotoCoreError, ClientError
 
-        for left in (2, 1, 0):
+        for attempts_left in (2, 1, 0):
             try:
-                answer = self.s3.get_object(**self.place)
+                answer = self._s3.get_object(**self._object)
                 return str(answer["ETag"]), json.loads(answer["Body"].read())
             except ClientError as error:
-                if error.response["Error"]["Code"] in _GONE:
+                if error.response["Error"]["Code"] in _NOT_FOUND:
                     return None, {}
                 raise
-            except BotoCoreError:  # a body that ends in its midst is not tried again by the client
-                if not left:
+            except BotoCoreError:  # the client does not repeat a request whose body broke off
+                if not attempts_left:
                     raise
         raise AssertionError("unreachable")
 
-    def _put(self, condition: dict[str, str], *, free: bool = False) -> bool:
-        """Write it under a condition; whether what lies there now is what was written."""
+    def _write(self, condition: dict[str, str], *, free: bool = False) -> bool:
+        """Write the object if a condition holds; returns whether it has what was written.
+
+        Args:
+            condition: the header of the conditional write.
+            free: write it without a holder.
+        """
         from botocore.exceptions import ClientError
 
         sent = time.monotonic()
         content = {
-            "token": "" if free else self.token,
-            "last": self.token,
+            "token": "" if free else self._token,
+            "last": self._token,
             "host": socket.gethostname(),
             "pid": os.getpid(),
             "until": 0 if free else time.time() + LEASE_SECONDS,
         }
         try:
-            tag = str(self.s3.put_object(**self.place, Body=json.dumps(content), **condition)["ETag"])
+            etag = str(self._s3.put_object(**self._object, Body=json.dumps(content), **condition)["ETag"])
         except ClientError as error:
-            if error.response["Error"]["Code"] not in (*_LOST, *_GONE):
+            if error.response["Error"]["Code"] not in (*_CONDITION_FAILED, *_NOT_FOUND):
                 raise
-            # Either somebody else was quicker, or S3 carried out a request that it reported as failed, and refused the
-            # repetition.
-            found, held = self._read()
-            if found is None or held != content:
+            # Either another process wrote first, or S3 carried out a request that it reported as failed, and refused
+            # its repetition.
+            stored_etag, stored = self._read()
+            if stored_etag is None or stored != content:
                 return False
-            tag = found
-        self.tag, self.until = tag, sent + LEASE_SECONDS
+            etag = stored_etag
+        self.etag, self.expires_at = etag, sent + LEASE_SECONDS
         return True
 
 
 @contextmanager
 def _translate_s3_errors(name: str) -> Iterator[None]:
-    """Turn what S3's client raises into our own error."""
+    """Raise errors of S3's client as a `StorageError`."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
         yield
     except (BotoCoreError, ClientError, ValueError, KeyError) as error:
         raise StorageError(
-            f"the lock {name} cannot be had: {error}",
+            f"the lock {name} cannot be acquired: {error}",
             "check the lake's address, its credentials and the connection; then run this again",
         ) from error

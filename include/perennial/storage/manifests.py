@@ -1,4 +1,8 @@
-"""The record that a finished step leaves, written last: the next step believes it, and a rerun finds its work done."""
+"""Manifests: the record of a finished step, one JSON file for each model, step and key, written last.
+
+Only the manifest says that a step finished: the next step reads it instead of trusting the state of a task, and a rerun
+from the same inputs finds it and does nothing.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from perennial.core.dates import utc_now
 from perennial.core.errors import StorageError
 from perennial.core.runtime import code_version, peak_memory_mb
 from perennial.core.settings import settings
@@ -20,11 +25,16 @@ class Manifest:
     """One finished step.
 
     Attributes:
+        key: a partition date, or a range ``start..end``.
         inputs: what the result depends on, by digest or version; the same inputs give the same result.
-        outputs: what was written: table versions, files, digests.
-        rows_in: rows read; always ``rows_out + quarantined`` where rows pass through.
         result: what the step returned.
-        duration: seconds. memory_mb: peak resident memory of the process, in MiB.
+        outputs: what was written: table versions, files, digests.
+        rows_in: rows read; always ``rows_out + quarantined``.
+        device: ``cpu`` or ``cuda``.
+        run_id: of the Airflow run.
+        duration: seconds.
+        memory_mb: peak resident memory of the process, in MiB.
+        finished_at: UTC, as `dates.utc_now` writes it.
     """
 
     model: str
@@ -46,24 +56,24 @@ class Manifest:
 
 
 def uri(model: str, step: str, key: str) -> str:
-    """Where the manifest of one step and key (a date, or ``start..end``) is."""
+    """The file of the manifest of one step and key."""
     return f"{settings().lake}/manifests/{model}/{step}/{key}.json"
 
 
 def read(model: str, step: str, key: str) -> Manifest | None:
-    """The manifest, if the step finished.
+    """Read the manifest of a step; None where the step has not finished.
 
     Raises:
-        StorageError: it is there but cannot be understood.
+        StorageError: the file cannot be read, or is not a manifest.
     """
-    place = uri(model, step, key)
+    file = uri(model, step, key)
     try:
-        return Manifest(**json.loads(object_store.read_text(place)))
+        return Manifest(**json.loads(object_store.read_text(file)))
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
         raise StorageError(
-            f"{place} is not a manifest: {error}",
+            f"{file} is not a manifest: {error}",
             "remove it and run the step again",
             model=model,
             partition=key,
@@ -71,36 +81,52 @@ def read(model: str, step: str, key: str) -> Manifest | None:
 
 
 def find_completed(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
-    """The manifest, if the step finished from these very inputs; None: there is work to do."""
-    found = read(model, step, key)
-    return found if found and found.inputs == json.loads(json.dumps(inputs)) else None
+    """Read the manifest of a step that finished with the same inputs; None where the step has to run.
+
+    Raises:
+        StorageError: the file cannot be read, or is not a manifest.
+    """
+    manifest = read(model, step, key)
+    return manifest if manifest and manifest.inputs == json.loads(json.dumps(inputs)) else None
 
 
 def write(manifest: Manifest, started: float) -> Manifest:
-    """Complete (code version, duration since ``started = time.monotonic()``, memory) and write. Call it last."""
-    done = Manifest(
+    """Fill in code version, duration, memory and time, and write the manifest. Call it last.
+
+    Args:
+        manifest: of the finished step.
+        started: when the step began, by ``time.monotonic()``.
+
+    Returns:
+        The manifest as written.
+
+    Raises:
+        StorageError: the rows do not add up, or the file cannot be written.
+    """
+    complete = Manifest(
         **asdict(manifest)
         | {
             "code_version": code_version(),
             "duration": round(time.monotonic() - started, 3),
             "memory_mb": peak_memory_mb(),
-            "finished_at": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "finished_at": utc_now(),
         }
     )
-    if done.rows_in != done.rows_out + done.quarantined:
+    if complete.rows_in != complete.rows_out + complete.quarantined:
         raise StorageError(
-            f"{done.rows_in} rows came in, {done.rows_out} went out and {done.quarantined} to quarantine",
+            f"{complete.rows_in} rows came in, {complete.rows_out} went out and {complete.quarantined} to quarantine",
             "this is a defect of the step: report it with the manifest's inputs",
-            model=done.model,
-            partition=done.key,
+            model=complete.model,
+            partition=complete.key,
         )
     object_store.write_text(
-        uri(done.model, done.step, done.key), json.dumps(asdict(done), indent=1, sort_keys=True)
+        uri(complete.model, complete.step, complete.key),
+        json.dumps(asdict(complete), indent=1, sort_keys=True),
     )
-    return done
+    return complete
 
 
 def write_all(manifests: Iterable[Manifest], started: float) -> list[Manifest]:
-    """`write` the manifests of a range, several at a time: it is mostly waiting for the disk to have them."""
+    """Write the manifests of a range in threads, since each write waits for the disk; raises what `write` does."""
     with ThreadPoolExecutor(8, thread_name_prefix="manifest") as pool:
         return list(pool.map(lambda m: write(m, started), manifests))

@@ -27,11 +27,11 @@ def test_several_tasks_tell_of_incidents(bucket: Any, tmp_path: Path) -> None:
     names = [f"failure:task{i}" for i in range(3)]
     found = [processes.start(processes.incident, str(spec.folder), toys.LAST, ("drift", n)) for n in names]
     assert processes.wait(*found) == [0] * 3
-    book = incidents.read("toy")
+    book = incidents.read_log("toy")
     assert {i.signal for i in book.open} == {"drift", *names}
     assert sorted(n.signal for n in book.outbox) == sorted(["drift", *names])
-    assert incidents.send(spec, lambda *_: True) == 0
-    assert incidents.read("toy").outbox == []
+    assert incidents.deliver_notices(spec, lambda *_: True) == 0
+    assert incidents.read_log("toy").outbox == []
 
 
 def test_the_loop_works_on_s3(
@@ -65,7 +65,7 @@ def test_the_loop_works_on_s3(
     assert all(
         json.loads(o.get()["Body"].read())["until"] == 0 for o in locks(bucket)
     )  # every lock was given back
-    assert registry.champion(spec) is not None
+    assert registry.get_champion(spec) is not None
 
 
 def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
@@ -129,7 +129,7 @@ def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.Mon
             pa.table({"id": [1], "partition_date": ["2024-01-01"]}),
             "2024-01-01",
         )
-    with pytest.raises(StorageError, match="lock x cannot be had"), locks_module.hold("x", timeout=1):
+    with pytest.raises(StorageError, match="lock x cannot be acquired"), locks_module.hold("x", timeout=1):
         pass
 
 

@@ -174,7 +174,7 @@ def test_a_lock_that_failed_to_be_taken_is_free(
     proxy: Proxy, bucket: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     proxy.add("lie", 4, "PUT", r"\.lock")  # each attempt of the client: written, and reported as failed
-    with pytest.raises(StorageError, match="lock x cannot be had"), locks.hold("x", timeout=0):
+    with pytest.raises(StorageError, match="lock x cannot be acquired"), locks.hold("x", timeout=0):
         pass
     with locks.hold("x", timeout=0):
         pass

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from datetime import datetime, timedelta, timezone
+
 import pytest
 
 from perennial.core import dates
@@ -63,3 +65,9 @@ def test_dates_are_grouped_into_ranges_without_gaps() -> None:
         DateRange("2024-03-05", "2024-03-05"),
     ]
     assert list(dates.contiguous_ranges([])) == []
+
+
+def test_moments_are_written_in_utc() -> None:
+    moment = datetime(2024, 3, 1, 0, 30, tzinfo=timezone(timedelta(hours=2)))
+    assert dates.utc_timestamp(moment) == "2024-02-29T22:30:00Z"
+    assert dates.utc_now() >= "2024-"
