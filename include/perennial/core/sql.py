@@ -12,6 +12,17 @@ SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "bool
 
 NUMERIC = ("integer", "number")
 
+#: Texts that stand for a missing value in a text file, where the column is no text.
+MISSING_MARKERS = ("", "NA", "N/A", "NULL", "null", "None", "NaN", "nan")
+#: Shown in place of a value of a column of personal data.
+HIDDEN_VALUE = "(personal data)"
+
+#: DuckDB's types of numbers and booleans, which convert to DOUBLE without an error; DECIMAL without its precision.
+NUMERIC_SQL_TYPES = {
+    "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
+    "FLOAT", "DOUBLE", "DECIMAL",
+}  # fmt: skip
+
 
 def is_number(value: Any) -> bool:
     """Whether a JSON value is a finite number."""

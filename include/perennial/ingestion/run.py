@@ -136,13 +136,13 @@ def _validate(
     """
     import duckdb
 
-    from perennial.storage.landing import create_view
+    from perennial.storage.landing import create_landed_view
     from perennial.validation.checks import EXACT_QUANTILE_ROWS, build_checks
     from perennial.validation.validator import validate
 
     spec, rows = work.spec, feed.what == "rows"
     try:
-        unread = create_view(work.con, feed, batch, feed.what)
+        unread = create_landed_view(work.con, feed, batch, feed.what)
         exact = (batch[0].rows or 0) <= EXACT_QUANTILE_ROWS
         found: list[Check] = build_checks(
             suite, feed.columns, spec.data.key, spec.data.event_time if rows else None, unread, exact

@@ -1,9 +1,9 @@
 """Landed files as one typed, streaming relation.
 
-A partition lands as one file, parquet or CSV, in a folder or on S3. Whatever its size, it is read as a stream: a
-parquet file where it lies; a text file, and anything on S3, through a copy in the working folder, because it is read
-more than once. Types are those that the spec declares: a parquet column of another type is refused; a text cell that
-cannot be read as its type makes its row one for quarantine.
+A partition lands as one file, Parquet or CSV, in a folder or on S3, and is read as a stream whatever its size. A local
+Parquet file is read in place; a text file, and any file on S3, through a copy in the working folder, because it is read
+more than once. Types are those that the spec declares: a Parquet column of another type is refused; a row with a text
+cell that cannot be cast to its type goes to quarantine.
 """
 
 from __future__ import annotations
@@ -16,26 +16,31 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from perennial.core import dates
 from perennial.core.errors import DataError, PerennialError, StorageError
 from perennial.core.settings import settings
-from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
+from perennial.core.sql import MISSING_MARKERS, SQL_TYPES, quote_identifier, text_literal
 from perennial.storage import object_store
 
 if TYPE_CHECKING:
     import duckdb
     import pyarrow as pa
 
-#: A row may happen on its partition's date or, for the sake of time zones, the day after; not later.
+#: Days after the partition's date from which an event time is too late: the day after is allowed for time zones.
 MAX_DAY_OFFSET = 2
-
-#: The longest line of a text file.
-LINE_BYTES = 16 << 20
-SHOWN = 6  # problems of one file that its error lists
-_MISSING_TEXTS = "('', 'NA', 'N/A', 'NULL', 'null', 'None', 'NaN', 'nan')"
-_VIRTUAL = ("file_index", "file_row_number", "filename")
+#: The longest line of a text file, in bytes.
+MAX_LINE_BYTES = 16 << 20
+#: Problems of one file that its error message lists.
+MAX_PROBLEMS_LISTED = 6
+#: The text of a cell before its cast is in a column of this prefix and the column's name.
+TEXT_PREFIX = "__text_"
+_MISSING = f"({', '.join(text_literal(marker) for marker in MISSING_MARKERS)})"
+#: Columns that DuckDB's reader adds to a file's.
+_READER_COLUMNS = ("file_index", "file_row_number", "filename")
+#: Parquet's integer types that DuckDB reads as a type wider than BIGINT.
+_WIDE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
 
 
 @dataclass(frozen=True)
@@ -43,8 +48,11 @@ class LandedFile:
     """One partition's file.
 
     Attributes:
-        day: partition date. uri: where it landed. path: what is read, on this machine.
-        columns: the file's columns, in its order. rows: how many, where the file itself says so.
+        day: partition date.
+        uri: where it landed.
+        path: the local file that is read: the landed file itself, or a copy of it.
+        columns: the file's columns, in its order.
+        rows: number of rows, from the file's footer.
     """
 
     day: str
@@ -56,35 +64,41 @@ class LandedFile:
 
 @dataclass
 class FeedSchema:
-    """What one kind of file must hold.
+    """The columns that the files of one feed must have.
 
     Attributes:
-        model: whose feed it is. what: ``rows`` or ``labels``.
-        columns: declared type of each column. extra: what a column that is not declared does.
-        personal: columns whose values no message may show.
+        model: name of the model that the feed belongs to.
+        kind: ``rows`` or ``labels``.
+        columns: declared type of each column.
+        extra_columns: ``ignore`` columns that are not declared, or ``stop`` the partition.
+        personal: columns of personal data, whose values no message may show.
     """
 
     model: str
-    what: str
+    kind: str
     columns: Mapping[str, str]
-    extra: str = "ignore"
+    extra_columns: str = "ignore"
     personal: list[str] = field(default_factory=list)
 
     def error(self, cause: str, remedy: str, day: str) -> DataError:
-        """A failure of one partition of this feed."""
+        """The error that stops one partition of this feed."""
         return DataError(cause, remedy, model=self.model, partition=day)
 
 
 @contextmanager
 def temporary_folder(home: Path) -> Iterator[Path]:
-    """A folder that is gone afterwards; what a killed run left is removed a day later."""
+    """Create a folder in ``home``/tmp for one run and remove it afterwards; also remove what killed runs left behind.
+
+    Args:
+        home: the working folder. Folders of killed runs are removed from it when they are a day old.
+    """
     import tempfile
 
     root = home / "tmp"
     root.mkdir(parents=True, exist_ok=True)
-    for left in root.glob("data-*"):
-        if left.stat().st_mtime < time.time() - 86_400:
-            shutil.rmtree(left, ignore_errors=True)
+    for stale in root.glob("data-*"):
+        if stale.stat().st_mtime < time.time() - 86_400:
+            shutil.rmtree(stale, ignore_errors=True)
     with tempfile.TemporaryDirectory(prefix="data-", dir=root) as folder:
         yield Path(folder)
 
@@ -92,30 +106,40 @@ def temporary_folder(home: Path) -> Iterator[Path]:
 def fetch_file(
     feed: FeedSchema, day: str, uri: str, folder: Path, con: duckdb.DuckDBPyConnection
 ) -> LandedFile:
-    """Fetch one partition's file, if it must be fetched, and check its columns.
+    """Make one partition's file readable on this machine, and check its columns.
+
+    Args:
+        feed: what the file must hold.
+        day: partition date.
+        uri: where the file lands.
+        folder: where copies go.
+        con: DuckDB connection that converts text files.
 
     Raises:
-        FileNotFoundError: it has not landed.
-        DataError: it cannot be read, or its columns are not those declared.
+        FileNotFoundError: the file has not landed.
+        DataError: the file cannot be read, or its columns are not those declared.
+        StorageError: the file cannot be copied.
     """
     path = Path(uri)
-    text = uri.endswith((".csv", ".csv.gz"))
+    is_text = _is_text(uri)
     if object_store.is_remote(uri):
-        path = (
-            folder
-            / f"{feed.what}-{day}{'.csv.gz' if uri.endswith('.gz') else '.csv' if text else '.parquet'}"
-        )
-        _fetch(uri, path)
+        suffix = ".parquet" if not is_text else ".csv.gz" if uri.endswith(".gz") else ".csv"
+        path = folder / f"{feed.kind}-{day}{suffix}"
+        _download(uri, path)
     if path.stat().st_size == 0:
         raise feed.error(f"{uri} is empty: zero bytes", "ask the feed to deliver it again", day)
-    if text:
-        path = _stage(feed, day, uri, path, folder, con)
-    schema, rows = _footer(feed, day, uri, path)
-    _check_columns(feed, day, uri, schema, text)
+    if is_text:
+        path = _convert_text(feed, day, uri, path, folder, con)
+    schema, rows = _read_footer(feed, day, uri, path)
+    _check_columns(feed, day, uri, schema, is_text)
     return LandedFile(day, uri, path, list(schema.names), rows)
 
 
-def _fetch(uri: str, path: Path) -> None:
+def _is_text(uri: str) -> bool:
+    return uri.endswith((".csv", ".csv.gz"))
+
+
+def _download(uri: str, path: Path) -> None:
     try:
         with (
             object_store.filesystem().open_input_stream(uri.removeprefix("s3://")) as source,
@@ -125,35 +149,37 @@ def _fetch(uri: str, path: Path) -> None:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{uri} cannot be copied: {error}", "check the connection, and that the working folder has "
-                           "room; then run it again") from error  # fmt: skip
+        raise StorageError(f"{uri} cannot be copied: {error}", "check the connection, and that the disk of the working "
+                           "folder has room; then run it again") from error  # fmt: skip
 
 
-def _stage(
+def _convert_text(
     feed: FeedSchema, day: str, uri: str, path: Path, folder: Path, con: duckdb.DuckDBPyConnection
 ) -> Path:
-    """A text file as parquet, every cell still text: read, split and checked for its shape once."""
+    """Convert a text file to Parquet, every cell still text: it is parsed and checked for its shape only once."""
     import duckdb
 
     opener = gzip.open if uri.endswith(".gz") else open
-    again = 'ask the feed for UTF-8 text, comma-separated, quoted by ", with a header line'
+    remedy = 'ask the feed for UTF-8 text, comma-separated, quoted by ", with a header line'
     try:
         with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(LINE_BYTES)
+            csv.field_size_limit(MAX_LINE_BYTES)
             header = next(csv.reader(file), [])
     except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise feed.error(f"{uri} is not readable text: {error}", again, day) from error
+        raise feed.error(f"{uri} is not readable text: {error}", remedy, day) from error
     if len(header) != len({h.lower() for h in header}) or not all(header):
         raise feed.error(
-            f"{uri}: its header names a column twice, or not at all: {', '.join(header)[:200]}", again, day
+            f"{uri}: the header has a duplicate or an empty column name: {', '.join(header)[:200]}",
+            remedy,
+            day,
         )
-    staged = folder / f"{feed.what}-{day}.staged.parquet"
+    staged = folder / f"{feed.kind}-{day}.staged.parquet"
     columns = ", ".join(f"{text_literal(h)}: 'VARCHAR'" for h in header)
     try:
         con.execute(
             f"COPY (SELECT * FROM read_csv({text_literal(str(path))}, columns={{{columns}}}, auto_detect=false, "
             f"header=true, delim=',', quote='\"', escape='\"', strict_mode=true, null_padding=false, "
-            f"max_line_size={LINE_BYTES}, buffer_size={LINE_BYTES}, "
+            f"max_line_size={MAX_LINE_BYTES}, buffer_size={MAX_LINE_BYTES}, "
             f"allow_quoted_nulls=false)) TO {text_literal(str(staged))} (FORMAT parquet, COMPRESSION snappy)"
         )
     except duckdb.Error as error:
@@ -162,32 +188,36 @@ def _stage(
 
 
 def read_error(
-    feed: FeedSchema, day: str, uri: str, error: Exception, what: str = "cannot be read to its end"
+    feed: FeedSchema, day: str, uri: str, error: Exception, problem: str = "cannot be read to its end"
 ) -> PerennialError:
-    """The failure that an engine's error stands for: of this machine, or of the file."""
+    """Translate DuckDB's error on a file: the fault of this machine (`StorageError`), or of the file (`DataError`).
+
+    Args:
+        feed: the file's feed.
+        day: partition date that the error stops.
+        uri: where the file landed.
+        error: what DuckDB raised.
+        problem: what is wrong with the file if it is the file's fault.
+    """
     text = str(error)
     if "Out of Memory" in text:
-        return StorageError(f"{uri}: the memory allowed is not enough: {_told(error)}",
+        return StorageError(f"{uri}: there is not enough memory to read it: {_without_row(error)}",
                             "raise PERENNIAL_MEMORY_MB, or lower PERENNIAL_THREADS; then run it again",
                             model=feed.model, partition=day)  # fmt: skip
     if "No space left" in text or "max_temp_directory_size" in text:
-        return StorageError(f"{uri}: the disk of the working folder is full", "make room, then run it again: nothing "
-                            "was published", model=feed.model, partition=day)  # fmt: skip
-    return feed.error(f"{uri} {what}: {_told(error)}", "ask the feed to deliver it again", day)
+        return StorageError(f"{uri}: the disk of the working folder is full", "free some disk space, then run it "
+                            "again: nothing was published", model=feed.model, partition=day)  # fmt: skip
+    return feed.error(f"{uri} {problem}: {_without_row(error)}", "ask the feed to deliver it again", day)
 
 
-def _told(error: Exception) -> str:
-    """What an engine says, without the row it quotes: a row may hold personal data."""
+def _without_row(error: Exception) -> str:
+    """DuckDB's message without the row that it quotes, which may hold personal data."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    kept = [
-        line
-        for line in lines
-        if not line.startswith(("Original Line", "Possible", "*", "file", "CSV Options"))
-    ]
-    return " ".join(kept[:2])[:300]
+    quoting = ("Original Line", "Possible", "*", "file", "CSV Options")
+    return " ".join([line for line in lines if not line.startswith(quoting)][:2])[:300]
 
 
-def _footer(feed: FeedSchema, day: str, uri: str, path: Path) -> tuple[pa.Schema, int]:
+def _read_footer(feed: FeedSchema, day: str, uri: str, path: Path) -> tuple[pa.Schema, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
@@ -199,87 +229,98 @@ def _footer(feed: FeedSchema, day: str, uri: str, path: Path) -> tuple[pa.Schema
                          "ask the feed to deliver it again", day) from error  # fmt: skip
 
 
-def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, text: bool) -> None:
+def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, is_text: bool) -> None:
     """Refuse missing, retyped, ambiguous and (if the spec says so) extra columns, all in one message."""
-    found = {f.name: f.type for f in schema}
+    types = {f.name: f.type for f in schema}
     lower = [n.lower() for n in schema.names]
     problems = []
-    for column, kind in feed.columns.items():
-        if column not in found:
+    for column, declared in feed.columns.items():
+        if column not in types:
             close = next((n for n in schema.names if n.lower() == column.lower()), None)
             problems.append(
-                f"column {column!r} ({kind}) is missing" + (f"; the file has {close!r}" if close else "")
+                f"column {column!r} ({declared}) is missing" + (f"; the file has {close!r}" if close else "")
             )
         elif lower.count(column.lower()) > 1:
-            problems.append(
-                f"column {column!r} is there more than once (names that differ in case only count as one)"
-            )
-        elif not text and not type_matches(found[column], kind):
-            problems.append(f"column {column!r} is declared {kind}; the file has {found[column]}")
+            problems.append(f"column {column!r} occurs more than once (names are compared without case)")
+        elif not is_text and not type_matches(types[column], declared):
+            problems.append(f"column {column!r} is declared {declared}; the file has {types[column]}")
     extra = [n for n in schema.names if n not in feed.columns]
-    if feed.extra == "stop" and extra:
+    if feed.extra_columns == "stop" and extra:
         problems.append(
             f"column {extra[0]!r} is not declared (extra_columns: stop)"
             + (f", nor are {len(extra) - 1} more" if extra[1:] else "")
         )
-    if clash := [n for n in _VIRTUAL if n in lower]:
+    if clash := [n for n in _READER_COLUMNS if n in lower]:
         problems.append(f"column {clash[0]!r} has a name that the reader uses itself")
     if problems:
-        more = f"; and {len(problems) - SHOWN} more" if len(problems) > SHOWN else ""
-        raise feed.error(f"{uri}: {'; '.join(problems[:SHOWN])}{more}",
-                         "mend the feed, or change data.columns and the model that is built upon it", day)  # fmt: skip
+        omitted = len(problems) - MAX_PROBLEMS_LISTED
+        more = f"; and {omitted} more" if omitted > 0 else ""
+        raise feed.error(f"{uri}: {'; '.join(problems[:MAX_PROBLEMS_LISTED])}{more}",
+                         "correct the feed, or change data.columns and the model that uses them", day)  # fmt: skip
 
 
-def type_matches(found: Any, kind: str) -> bool:
+def type_matches(arrow_type: pa.DataType, declared: str) -> bool:
+    """Whether a Parquet column of an Arrow type can be read as the declared type."""
     import pyarrow.types as t
 
-    if t.is_dictionary(found):
-        found = found.value_type
-    if t.is_null(found):  # a writer's type of a column without a single value
+    if t.is_dictionary(arrow_type):
+        arrow_type = arrow_type.value_type
+    if t.is_null(arrow_type):  # a writer's type of a column without a single value
         return True
-    match kind:
+    match declared:
         case "string":
-            return bool(t.is_string(found) or t.is_large_string(found) or t.is_string_view(found))
+            return bool(
+                t.is_string(arrow_type) or t.is_large_string(arrow_type) or t.is_string_view(arrow_type)
+            )
         case "integer":
-            return bool(t.is_integer(found))
+            return bool(t.is_integer(arrow_type))
         case "number":
-            return bool(t.is_integer(found) or t.is_floating(found) or t.is_decimal(found))
+            return bool(t.is_integer(arrow_type) or t.is_floating(arrow_type) or t.is_decimal(arrow_type))
         case "boolean":
-            return bool(t.is_boolean(found))
+            return bool(t.is_boolean(arrow_type))
         case "date":
-            return bool(t.is_date(found))
-    return bool(t.is_timestamp(found))
+            return bool(t.is_date(arrow_type))
+    return bool(t.is_timestamp(arrow_type))
 
 
-def create_view(
+def create_landed_view(
     con: duckdb.DuckDBPyConnection, feed: FeedSchema, landed: list[LandedFile], name: str = "rows"
 ) -> dict[str, str]:
-    """Make the files the view ``name``: typed columns, ``__file`` (index into ``landed``), ``__row`` (its place in the
-    file), ``__future`` (the first moment that is too late for a row of the partition).
+    """Create a view of landed files with their columns cast to the declared types.
+
+    The view has three more columns: ``__file`` (index into ``landed``), ``__row`` (the row's number in its file) and
+    ``__future`` (the first moment that is too late for a row of the partition).
+
+    Args:
+        con: DuckDB connection.
+        feed: the declared columns.
+        landed: files of one format.
+        name: name of the view.
 
     Returns:
-        For text files, the SQL condition of a cell that cannot be read as its type, by column.
+        The SQL condition of a cell that has a value and cannot be cast to its column's type (the cast failures), for
+        each column where that can happen: in text files, and in integers wider than 64 bits.
     """
     paths = ", ".join(text_literal(str(file.path)) for file in landed)
     source = f"read_parquet([{paths}], union_by_name={str(len(landed) > 1).lower()}, hive_partitioning=false)"
-    raw = dict(
+    file_types = dict(
         con.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {source})").fetchall()
     )
-    text = landed[0].uri.endswith((".csv", ".csv.gz"))
-    unread: dict[str, str] = {}
+    is_text = _is_text(landed[0].uri)
+    cast_failures: dict[str, str] = {}
     selected = ["file_index::BIGINT AS __file", "file_row_number AS __row", f"{_future(landed)} AS __future"]
-    for i, (column, kind) in enumerate(feed.columns.items()):
+    for i, (column, declared) in enumerate(feed.columns.items()):
         cell = quote_identifier(column)
-        value = _text_value(cell, kind) if text else _value(cell, kind, raw[column])
+        value = _cast_text(cell, declared) if is_text else _cast(cell, declared, file_types[column])
         selected.append(f"{value} AS {cell}")
-        given = f"trim({cell}) NOT IN {_MISSING_TEXTS}" if text else "TRUE"
-        if (text and kind != "string") or raw[column] in ("UBIGINT", "HUGEINT", "UHUGEINT"):
-            selected.append(f"{cell} IS NOT NULL AND {given} AND ({value}) IS NULL AS __unread_{i}")
-            unread[column] = f"__unread_{i}"
-    if text:
-        selected += [f"{quote_identifier(c)} AS {quote_identifier('__text_' + c)}" for c in unread]
+        has_value = f"trim({cell}) NOT IN {_MISSING}" if is_text else "TRUE"
+        if (is_text and declared != "string") or file_types[column] in _WIDE_INTEGERS:
+            selected.append(f"{cell} IS NOT NULL AND {has_value} AND ({value}) IS NULL AS __unread_{i}")
+            cast_failures[column] = f"__unread_{i}"
+    if is_text:
+        selected += [f"{quote_identifier(c)} AS {quote_identifier(TEXT_PREFIX + c)}" for c in cast_failures]
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(selected)} FROM {source}")
-    return unread
+    return cast_failures
 
 
 def _future(landed: list[LandedFile]) -> str:
@@ -288,41 +329,43 @@ def _future(landed: list[LandedFile]) -> str:
     return f"({limits})" if len(landed) == 1 else f"([{limits}])[file_index::BIGINT + 1]"
 
 
-def _value(cell: str, kind: str, raw: str) -> str:
-    """A parquet column as its declared type. NaN is a missing value, times are in UTC."""
-    if kind == "number":
+def _cast(cell: str, declared: str, file_type: str) -> str:
+    """SQL of a Parquet cell as its declared type. NaN is a missing value, times are in UTC."""
+    if declared == "number":
+        number = f"{cell}::DOUBLE"
         return (
-            f"CASE WHEN NOT isnan({cell}::DOUBLE) THEN {cell}::DOUBLE END"
-            if raw in ("DOUBLE", "FLOAT")
-            else f"{cell}::DOUBLE"
+            f"CASE WHEN NOT isnan({number}) THEN {number} END" if file_type in ("DOUBLE", "FLOAT") else number
         )
-    if kind == "timestamp" and raw == "TIMESTAMP WITH TIME ZONE":
+    if declared == "timestamp" and file_type == "TIMESTAMP WITH TIME ZONE":
         return f"({cell} AT TIME ZONE 'UTC')"
-    return (
-        f"TRY_CAST({cell} AS {SQL_TYPES[kind]})"
-        if raw in ("UBIGINT", "HUGEINT", "UHUGEINT")
-        else f"{cell}::{SQL_TYPES[kind]}"
-    )
+    if file_type in _WIDE_INTEGERS:
+        return f"TRY_CAST({cell} AS {SQL_TYPES[declared]})"
+    return f"{cell}::{SQL_TYPES[declared]}"
 
 
-def _text_value(cell: str, kind: str) -> str:
-    """A text cell as its declared type; null where it is missing or cannot be read as that."""
-    if kind == "string":
+def _cast_text(cell: str, declared: str) -> str:
+    """SQL of a text cell as its declared type; null where it is missing or cannot be cast."""
+    if declared == "string":
         return f"nullif({cell}, '')"
-    found = f"trim({cell})"
-    if kind == "integer":  # a cast alone would round 1.5 to 2
-        return f"CASE WHEN regexp_full_match({found}, '[+-]?[0-9]+') THEN TRY_CAST({found} AS BIGINT) END"
-    if kind == "number":
-        return f"CASE WHEN NOT isnan(TRY_CAST({found} AS DOUBLE)) THEN TRY_CAST({found} AS DOUBLE) END"
-    if kind == "date":
-        return f"CASE WHEN length({found}) = 10 THEN TRY_CAST({found} AS DATE) END"
-    if kind == "timestamp":  # with the offset that it may carry; a cast to TIMESTAMP would drop it
-        return f"(TRY_CAST({found} AS TIMESTAMPTZ) AT TIME ZONE 'UTC')"
-    return f"TRY_CAST({found} AS BOOLEAN)"
+    text = f"trim({cell})"
+    if declared == "integer":  # a cast alone would round 1.5 to 2
+        return f"CASE WHEN regexp_full_match({text}, '[+-]?[0-9]+') THEN TRY_CAST({text} AS BIGINT) END"
+    if declared == "number":
+        return f"CASE WHEN NOT isnan(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END"
+    if declared == "date":
+        return f"CASE WHEN length({text}) = 10 THEN TRY_CAST({text} AS DATE) END"
+    if declared == "timestamp":  # a cast to TIMESTAMP would drop the offset that the text may carry
+        return f"(TRY_CAST({text} AS TIMESTAMPTZ) AT TIME ZONE 'UTC')"
+    return f"TRY_CAST({text} AS BOOLEAN)"
 
 
 def source_uri(template: str, day: str | None = None) -> str:
-    """Fill a spec's path template for one partition date."""
+    """Fill in a path template of the spec.
+
+    Args:
+        template: path with ``{landing}``, ``{date}``, ``{year}``, ``{month}`` and ``{day}``.
+        day: partition date; without one, only ``{landing}`` is filled in.
+    """
     values = {"landing": settings().landing}
     if day:
         values |= {"date": day, "year": day[:4], "month": day[5:7], "day": day[8:10]}

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from perennial.storage import duckdb_session
-from perennial.storage.landing import FeedSchema, create_view, fetch_file
+from perennial.storage.landing import FeedSchema, create_landed_view, fetch_file
 from perennial.validation.checks import build_checks
 from perennial.validation.suite import SUPPORTED, parse_suite
 from perennial.validation.validator import validate
@@ -135,7 +135,7 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     feed = FeedSchema("m", "rows", COLUMNS)
     con = duckdb_session.connect()
     landed = [fetch_file(feed, "2020-01-01", str(path), folder, con)]
-    create_view(con, feed, landed)
+    create_landed_view(con, feed, landed)
     found = validate(con, feed, landed, build_checks(expectations, COLUMNS, ["id"]), 1.0)
     assert found.outcomes[0].evaluated == len(CASES)
     return found.outcomes[0].results
@@ -186,7 +186,7 @@ def test_all_null_columns_and_no_rows_agree_on_success(tmp_path: Path) -> None:
     assert not problems
     feed, con = FeedSchema("m", "rows", columns), duckdb_session.connect()
     landed = [fetch_file(feed, "2020-01-01", str(path), tmp_path, con)]
-    create_view(con, feed, landed)
+    create_landed_view(con, feed, landed)
     outcome = validate(con, feed, landed, build_checks(expectations, columns, ["id"]), 1.0).outcomes[0]
     assert [r.success for r in outcome.results[:2]] == [True, False]
     assert outcome.stopped and "expect_column_mean_to_be_between(a)" in outcome.stopped[0]

@@ -183,20 +183,20 @@ def _some(spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Re
     import duckdb
 
     from perennial.cli.check import sql_checks
-    from perennial.storage.landing import create_view, fetch_file
+    from perennial.storage.landing import create_landed_view, fetch_file
 
     uri = landing.source_uri(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
         try:
-            create_view(con, feed, [fetch_file(feed, day, uri, Path(folder), con)])
+            create_landed_view(con, feed, [fetch_file(feed, day, uri, Path(folder), con)])
             key = ", ".join(quote_identifier(k) for k in spec.data.key)
             filled = " AND ".join(f"{quote_identifier(k)} IS NOT NULL" for k in spec.data.key)
             listed = ", ".join(quote_identifier(c) for c in feed.columns)
             some = f"SELECT * FROM rows WHERE {filled} LIMIT {sql_checks.ROWS}"
             return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:
-            section = "data" if feed.what == "rows" else "label"
+            section = "data" if feed.kind == "rows" else "label"
             where = yaml_reader.line(spec.folder / "model.yaml", section, "columns")
             report.problems.append(f"{where}: {error.cause}")
         except (duckdb.Error, PerennialError, OSError) as error:

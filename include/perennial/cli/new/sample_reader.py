@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import DataError, PerennialError
-from perennial.core.sql import quote_identifier, text_literal
+from perennial.core.sql import MISSING_MARKERS, quote_identifier, text_literal
 from perennial.spec.sections import ColumnType
 from perennial.storage import duckdb_session, landing, object_store
 
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 #: Columns with more values than this are not listed value by value.
 LISTED = 50
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
-_MISSING = "['', 'NA', 'N/A', 'NULL', 'null', 'None', 'NaN', 'nan']"
 _SNIFFED: dict[str, ColumnType] = {
     # an infinity is text to the engine; what is text to the data step too is found out by `_settle`
     "VARCHAR": "number",
@@ -98,7 +97,7 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
     Raises:
         PerennialError: a file is missing, empty, malformed or of an unknown kind, or they do not belong together.
     """
-    from perennial.storage.landing import FeedSchema, create_view, fetch_file
+    from perennial.storage.landing import FeedSchema, create_landed_view, fetch_file
 
     found = tuple(Path(p).expanduser().absolute() for p in paths)
     days, template, landed = _places(found, landing)
@@ -113,7 +112,7 @@ def read(paths: Sequence[Path], landing: str) -> Sample:
             inner.mkdir()
             files_.append(fetch_file(feed, day, str(path), inner, con))
         kinds = _widen_types(con, kinds, files_)
-        create_view(con, FeedSchema("the sample", "rows", kinds), files_)
+        create_landed_view(con, FeedSchema("the sample", "rows", kinds), files_)
         rows = dict(con.execute("SELECT __file, count(*) FROM rows GROUP BY 1").fetchall())
         columns = {name: _look(con, name, kind) for name, kind in kinds.items()}
         alone = [c for c in columns.values() if c.unique and c.kind in ("string", "integer")]
@@ -186,7 +185,7 @@ def _kinds(
         try:
             rows = con.execute(
                 f"DESCRIBE SELECT * FROM read_csv({text_literal(str(path))}, header=true, delim=',', sample_size=-1, "
-                f"nullstr={_MISSING})"
+                f"nullstr=[{', '.join(text_literal(marker) for marker in MISSING_MARKERS)}])"
             ).fetchall()
         except duckdb.Error as error:
             raise DataError(
@@ -215,17 +214,17 @@ def _widen_types(
     con: duckdb.DuckDBPyConnection, kinds: dict[str, ColumnType], landed: list[LandedFile]
 ) -> dict[str, ColumnType]:
     """The types by which the data step will be able to read every cell of the sample."""
-    from perennial.storage.landing import FeedSchema, create_view
+    from perennial.storage.landing import FeedSchema, create_landed_view
 
     wider: dict[ColumnType, ColumnType] = {"integer": "number", "number": "string", "date": "timestamp"}
     for _ in range(len(wider) + 1):
-        unread = create_view(con, FeedSchema("the sample", "rows", kinds), landed)
+        unread = create_landed_view(con, FeedSchema("the sample", "rows", kinds), landed)
         changed: dict[str, ColumnType] = {}
         for column, flag in unread.items():
             zeros = "FALSE"
             if kinds[column] in ("integer", "number") and landed[0].path.name.endswith(".staged.parquet"):
                 # 01234 is a code, not a number
-                zeros = f"regexp_full_match({quote_identifier('__text_' + column)}, '0[0-9]+')"
+                zeros = f"regexp_full_match({quote_identifier(landing.TEXT_PREFIX + column)}, '0[0-9]+')"
             row = con.execute(f"SELECT bool_or({flag}), bool_or({zeros}) FROM rows").fetchone()
             if row and row[1]:
                 changed[column] = "string"
