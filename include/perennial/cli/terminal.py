@@ -1,15 +1,19 @@
-"""What the commands know of whoever runs them: a terminal, and a name."""
+"""The terminal: where commands print, how tables look, and who runs them."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Collection
 
 from rich.console import Console
+from rich.table import Table
+
+__all__ = ["console", "table", "user"]
 
 
 def console() -> Console:
-    """Where commands print. A file or a pipe has no width: lines stay whole there."""
+    """Where commands print. In a file or a pipe, which have no width, lines are not wrapped."""
     return (
         Console(highlight=False)
         if sys.stdout.isatty()
@@ -17,8 +21,21 @@ def console() -> Console:
     )
 
 
+def table(*titles: str, right: Collection[str] = ()) -> Table:
+    """An empty table without borders.
+
+    Args:
+        titles: titles of the columns.
+        right: titles of the columns that are aligned to the right.
+    """
+    result = Table(box=None, pad_edge=False)
+    for title in titles:
+        result.add_column(title, justify="right" if title in right else "left", overflow="fold")
+    return result
+
+
 def user() -> str:
-    """Who runs the command, for the ledger."""
+    """The user who runs the command, as the ledger records it."""
     import getpass
 
     try:

@@ -121,7 +121,7 @@ def _processes(count: int, meeting: str) -> Iterator[None]:
 
     LocalCluster's own would import again what this process was started as, and Airflow, in a task, cannot be.
     """
-    command = [sys.executable, "-m", "perennial", "work", "--meeting", meeting, "--rank"]
+    command = [sys.executable, "-m", "perennial", "worker", "--meeting", meeting, "--rank"]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     started = [subprocess.Popen([*command, str(rank)], env=environ) for rank in range(count)]
     try:

@@ -18,7 +18,7 @@ from perennial.core.settings import ROOT
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow]
 DOCKER = os.environ.get("DOCKER", "docker")
 IMAGE = os.environ.get("PERENNIAL_TRAINER_IMAGE") or f"perennial/trainer:{__version__}"
-#: As plugins/perennial_airflow/pod_spec.py makes pods.
+#: As include/perennial/spec/pod_manifest.py makes pods.
 LIKE_A_POD = (
     "--read-only", "--tmpfs", "/tmp:mode=1777", "--tmpfs", "/scratch:uid=10001,gid=10001,mode=0770",
     "--user", "10001:10001", "--cap-drop", "ALL", "--security-opt", "no-new-privileges", "--memory", "2g",
@@ -58,7 +58,7 @@ def python(run: Run, code: str, options: tuple[str, ...] = ()) -> str:
 
 
 def test_the_image_holds_the_library_of_this_checkout(run: Run) -> None:
-    done = run("library")
+    done = run("library-digest")
     assert done.returncode == 0, done.stderr
     assert done.stdout.strip() == runtime.library_digest(), f"{IMAGE} is older: make images IMAGES=trainer"
 

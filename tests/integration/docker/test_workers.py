@@ -41,7 +41,7 @@ at = [lake.version(lake.table(kind, spec.name)) for kind in ("published", "label
 split = windows(spec, {toys.LAST!r}, lake.partitions(lake.table("labels", spec.name)))
 checkpoint = Checkpoint.of(spec.name, "test", {{}})
 with crew(2, {MEETING!r}) as found:
-    source = shares.Source(spec, features.versions, *at)
+    source = shares.Source(spec, features.reference_versions, *at)
     fitted = fit(spec, shares.build(found, source, split, tuple(features.columns)), checkpoint=checkpoint)
 print(json.dumps({{"rounds": fitted.rounds, "loss": fitted.trials[0].loss, "resumed": checkpoint.resumed}}))
 """
@@ -78,7 +78,7 @@ def containers(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     import boto3
 
     found = subprocess.run(
-        [DOCKER, "run", "--rm", IMAGE, "library"], capture_output=True, text=True, timeout=120
+        [DOCKER, "run", "--rm", IMAGE, "library-digest"], capture_output=True, text=True, timeout=120
     )
     if found.returncode:
         pytest.skip(f"there is no engine, or no image {IMAGE} in it (make images IMAGES=trainer)")
@@ -116,7 +116,7 @@ def make(containers: Containers, tmp_path: Path) -> Callable[..., ModelSpec]:
 
 def fit(containers: Containers, spec: ModelSpec) -> tuple[subprocess.Popen[str], list[subprocess.Popen[str]]]:
     """Start a trainer and two workers."""
-    told = ["work", "--meeting", MEETING, "--library", runtime.library_digest(), "--rank"]
+    told = ["worker", "--meeting", MEETING, "--library-digest", runtime.library_digest(), "--rank"]
     trainer = containers.start("trainer", "-c", TRAINER, entrypoint="python")
     assert trainer.stdin
     trainer.stdin.write(json.dumps(spec.bundle()))

@@ -220,7 +220,7 @@ def test_models_goes_on_past_a_broken_one(toy: Path) -> None:
 
 
 def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
-    assert "Nothing was decided about toy" in call("ledger", "toy").output
+    assert "No decision about toy is recorded" in call("ledger", "toy").output
     for n in range(3):
         ledger.append(
             "toy",
@@ -232,7 +232,7 @@ def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
         )
     done = call("ledger", "toy")
     assert done.exit_code == 0, done.output
-    assert "3 records; the chain is whole." in done.output
+    assert "3 records; the chain of hashes is intact." in done.output
     assert "[calm] 2" in done.output
     assert len(json.loads(call("ledger", "toy", "--json").stdout)) == 3
 

@@ -15,7 +15,7 @@ import yaml
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.cli.doctor import cluster, doctor, finding
+from perennial.cli.doctor import cluster, environment, finding
 from perennial.spec.compute_profile import ComputeProfile
 from support import servers, toys, trouble
 
@@ -81,7 +81,7 @@ def profile(clean: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
 
 
 def states(*profiles: str) -> dict[str, finding.Finding]:
-    return {f.what: f for f in doctor.examine(profiles)}
+    return {f.what: f for f in environment.examine(profiles)}
 
 
 def test_a_laptop_is_told_what_it_has(clean: Path, registry_house: Path) -> None:

@@ -135,7 +135,7 @@ def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path
     bundle, place = tmp_path / "bundle.json", tmp_path / "result.json"
     bundle.write_text(json.dumps(spec.bundle()))
     done = CliRunner().invoke(app, ["run", "data", "--spec-file", str(bundle), "--start", "2024-01-01",
-                                    "--result-file", str(place), "--library", "0" * 64])  # fmt: skip
+                                    "--result-file", str(place), "--library-digest", "0" * 64])  # fmt: skip
     assert isinstance(done.exception, PerennialError)
     with pytest.raises(PerennialError, match="its caller's is 000000000000"):
         result_file.read_result(str(place))
@@ -143,7 +143,7 @@ def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path
 
 
 def test_the_digest_is_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    printed = CliRunner().invoke(app, ["library"]).stdout.strip()
+    printed = CliRunner().invoke(app, ["library-digest"]).stdout.strip()
     assert len(printed) == 64 and printed == runtime.library_digest()
 
 

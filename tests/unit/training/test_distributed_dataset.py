@@ -72,7 +72,7 @@ def split(spec: ModelSpec) -> Windows:
 def source(spec: ModelSpec) -> tuple[DatasetRef, FeatureQuery]:
     features = FeatureQuery(spec)
     at = (delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels"))
-    return DatasetRef(spec, features.versions, *at), features
+    return DatasetRef(spec, features.reference_versions, *at), features
 
 
 def share(spec: ModelSpec, two: WorkerPool) -> DistributedDataset:
@@ -212,7 +212,7 @@ def test_the_step_says_how_many_workers_ran(registry_house: Path, tmp_path: Path
         assert done["metrics"][name] == pytest.approx(value, rel=0.1, abs=0.02), name
     kept = manifests.read(spec.name, "train", toys.LAST)
     assert kept is not None and kept.result["workers"] == 2
-    assert registry.version(spec.name, done["version"]).digest == done["digest"]
+    assert registry.get_version(spec.name, done["version"]).digest == done["digest"]
 
 
 @pytest.mark.parametrize("when", ["reading", "boosting"])
@@ -253,14 +253,14 @@ def meeting(house: Path, monkeypatch: pytest.MonkeyPatch) -> str:
 
 
 def worker(meeting: str, rank: int, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "perennial", "work", "--meeting", meeting, "--rank", str(rank), *more]
+    command = [sys.executable, "-m", "perennial", "worker", "--meeting", meeting, "--rank", str(rank), *more]
     return subprocess.Popen(command, env=os.environ | {"PYTHONPATH": str(Path(dask_cluster.__file__).parents[2])},
                             stderr=subprocess.PIPE, text=True)  # fmt: skip
 
 
 def test_workers_elsewhere_find_the_trainer_and_leave_with_it(make: Make, meeting: str) -> None:
     spec = make(training={"rounds": 3})
-    started = [worker(meeting, rank, "--library", runtime.library_digest()) for rank in (0, 1)]
+    started = [worker(meeting, rank, "--library-digest", runtime.library_digest()) for rank in (0, 1)]
     try:
         with worker_pool(2, meeting) as found:
             assert json.loads(object_store.read_text(meeting))["scheduler"].startswith("tcp://")
@@ -294,6 +294,6 @@ def test_who_does_not_come_is_told(meeting: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_worker_of_another_library_does_not_begin(meeting: str) -> None:
-    process = worker(meeting, 0, "--library", "0" * 64)
+    process = worker(meeting, 0, "--library-digest", "0" * 64)
     assert process.wait(60) == 1
     assert process.stderr and "its caller's is 000000000000" in process.stderr.read()

@@ -256,7 +256,9 @@ def _mlflow(uri: str) -> Iterator[Finding]:
     from perennial.modeling import registry
 
     def call(method: str, path: str, data: bytes | None = None) -> requests.Response:
-        return requests.request(method, f"{uri}{path}", data=data, timeout=ANSWER, **registry.credentials())
+        return requests.request(
+            method, f"{uri}{path}", data=data, timeout=ANSWER, **registry.request_credentials()
+        )
 
     try:
         answer = call("GET", "/api/2.0/mlflow/registered-models/search?max_results=1")
