@@ -190,14 +190,14 @@ def _flights() -> _Result:
         ]
         for day in days:
             table = next(read_labelled_rows(spec, (day,), *versions))
-            rows = features.apply(table)
+            rows = features.compute(table)
             for column in features.categorical:  # those of the first quarter; later ones are unseen
                 if day < "2013-04-01":
                     seen = known.setdefault(column, [])
                     seen += [c for c in categories(rows.column(column)) if c not in seen]
             nights.append((rows, encode_targets(spec, table.column("__label"), ()).astype(np.float64)))
         encoding = Encoding(tuple(features.columns), {c: sorted(v) for c, v in known.items()})
-    world = replay.World(spec, [(encoding.matrix(x), y) for x, y in nights], days.index("2013-04-01"))
+    world = replay.World(spec, [(encoding.encode(x), y) for x, y in nights], days.index("2013-04-01"))
     return {p: replay.numbers(replay.play(world, p)) for p in replay.POLICIES}
 
 

@@ -124,11 +124,12 @@ def score(first: str, last: str) -> dict[str, Any]:
     import deltalake  # noqa: F401
     import duckdb  # noqa: F401
 
-    from perennial.modeling import trained_model
+    from perennial.core import patches
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
-    trained_model.import_xgboost_without_sklearn()
+    with patches.xgboost_without_sklearn():
+        import xgboost  # noqa: F401
     spec = catalog.load_model_by_name(MODEL)
     clock = Clock()
     result = dispatch.run("score", spec, start=first, end=last, force=True)
@@ -145,15 +146,15 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.storage import delta_tables, duckdb_session
 
-    champion = registry.champion(catalog.load_model_by_name(MODEL))
+    champion = registry.get_champion(catalog.load_model_by_name(MODEL))
     if champion is None:
         raise RuntimeError("there is no champion")
-    model, features = registry.load(champion), FeatureQuery(registry.spec(champion))
+    model, features = registry.load_model(champion), FeatureQuery(registry.load_spec(champion))
     source = duckdb_session.stream(delta_tables.table_uri("published", MODEL), None, first, last)
     assert source is not None
     parts, count = [], 0
     for batch in source:
-        parts.append(model.encoding.matrix(features.apply(pa.Table.from_batches([batch]))))
+        parts.append(model.encoding.encode(features.compute(pa.Table.from_batches([batch]))))
         count += batch.num_rows
         if count >= rows:
             break
@@ -268,10 +269,10 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.storage import delta_tables, duckdb_session
 
-    champion = registry.champion(catalog.load_model_by_name(MODEL))
+    champion = registry.get_champion(catalog.load_model_by_name(MODEL))
     assert champion is not None
-    spec = registry.spec(champion)
-    content = json.loads(registry.artifact(champion.run_id, "reference.json").read_text())
+    spec = registry.load_spec(champion)
+    content = json.loads(registry.download_artifact(champion.run_id, "reference.json").read_text())
     _, reference = histograms.read_reference(content)
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")

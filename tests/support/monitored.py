@@ -154,7 +154,7 @@ class World:
             ("reference", reference),
             ("importance", {"x": 0.7, "k": 0.3, "who": 0.0}),
             ("evaluation", {"metrics": metrics or {"log_loss": 0.25}}),
-            ("watch", watched),
+            ("monitoring_baseline", watched),
         ):
             (place / f"{name}.json").write_text(json.dumps(content))
         self.champion = registry.ModelVersion(
@@ -165,8 +165,8 @@ class World:
             {
                 "digest": f"d{version}",
                 "as_of": last,
-                "trained_on": f"{FIRST}..{last}",
-                "judged_on": f"{first}..{last}",
+                "trained_range": f"{FIRST}..{last}",
+                "holdout_range": f"{first}..{last}",
             },
         )
 
@@ -209,10 +209,10 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
                 raise ArtifactError(f"MLflow has no artifact {name}", "restore it")
             return path
 
-        monkeypatch.setattr(registry, "champion", lambda spec: world.champion)
-        monkeypatch.setattr(registry, "artifact", artifact)
-        monkeypatch.setattr(registry, "spec", lambda version: world.spec)
-        monkeypatch.setattr(registry, "load", lambda version, **_: world.model)
+        monkeypatch.setattr(registry, "get_champion", lambda spec: world.champion)
+        monkeypatch.setattr(registry, "download_artifact", artifact)
+        monkeypatch.setattr(registry, "load_spec", lambda version: world.spec)
+        monkeypatch.setattr(registry, "load_model", lambda version, **_: world.model)
         return world
 
     return make

@@ -7,6 +7,7 @@ because everything imports ``core``.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -104,3 +105,21 @@ def evidently_drift_table_only() -> Iterator[None]:
         yield
     finally:
         ValueDriftCalculation._render = original
+
+
+@contextmanager
+def xgboost_without_sklearn() -> Iterator[None]:
+    """Import XGBoost in the ``with`` block without scikit-learn, which takes 100 MiB and prediction does not use.
+
+    Library: XGBoost 3.2.0, ``compat.py``. Upstream issue: none is known. ``import xgboost`` imports scikit-learn
+    wherever it is installed. Nothing is changed where either has been imported before. Delete this when XGBoost
+    imports scikit-learn only where its estimators are used.
+    """
+    hidden = not {"xgboost", "sklearn"} & set(sys.modules)
+    if hidden:
+        sys.modules["sklearn"] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
+    try:
+        yield
+    finally:
+        if hidden:
+            del sys.modules["sklearn"]

@@ -1,9 +1,9 @@
 """A booster rewritten so that no value is ever missing: the same predictions, bit for bit, in less time.
 
-XGBoost predicts rows by the block, and takes half as long again for one in which any value is missing, because each
-node then asks whether its value is. A missing value goes the way that the node has learned. So each feature that any
-node sends to the left where it is missing has a second column: +∞ stands for what is missing in the first and -∞ in the
-second, and each node reads the one that takes its way.
+XGBoost predicts rows in blocks, and takes half as long again for a block in which any value is missing, because each
+node then tests for it. A missing value takes the default direction of the node. So each feature with a node whose
+default direction is left gets a second column: +∞ stands for a missing value in the first, -∞ in the second, and each
+node reads the column that takes its default direction.
 """
 
 from __future__ import annotations
@@ -13,52 +13,70 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import xgboost
 
 #: Fewer rows than this are predicted before any booster is rewritten.
 MIN_ROWS = 100_000
-#: Rows that are predicted while a tree of one byte (of JSON) would be rewritten.
+#: Rows that are predicted in the time that it takes to rewrite a tree of one byte (of JSON).
 ROWS_PER_BYTE = 60
-#: Bytes of JSON at most: a booster takes fourteen times as much memory meanwhile.
+#: Largest booster, in bytes of JSON: rewriting one takes fourteen times as much memory.
 MAX_JSON_BYTES = 2 << 20
 
 
 @dataclass(frozen=True)
 class DenseBooster:
-    """A rewritten booster, which reads every feature, and once more those that go left where they are missing.
+    """A rewritten booster. It reads every feature, and a second column of those with a left default direction.
 
     Attributes:
-        features: how many there are. left: those whose missing values go left at any node.
+        booster: the booster.
+        features: number of features.
+        left_features: features with a node whose default direction is left, rising.
     """
 
     booster: xgboost.Booster
     features: int
-    left: list[int]
+    left_features: list[int]
 
-    def space(self, rows: int) -> np.ndarray:
-        """Room for `fill`, by column: it is filled in a third of the time that it takes by row."""
-        import numpy as np
+    def allocate(self, rows: int) -> np.ndarray:
+        """Allocate the output of `transform` for at most ``rows`` rows.
 
-        return np.empty((rows, self.features + len(self.left)), np.float32, order="F")
+        It is laid out by column, which is filled in a third of the time that it takes by row.
+        """
+        return np.empty((rows, self.features + len(self.left_features)), np.float32, order="F")
 
-    def fill(self, matrix: np.ndarray, space: np.ndarray) -> np.ndarray:
-        """What the booster reads in place of ``matrix``, float32 of shape (rows, features), written into ``space``."""
-        import numpy as np
+    def transform(self, matrix: np.ndarray, out: np.ndarray) -> np.ndarray:
+        """Write the matrix that the booster reads into ``out``.
 
-        rows = space[: len(matrix)]
-        # Of a number and a missing value, fmin and fmax give the number.
+        Args:
+            matrix: encoded rows, float32 of shape (rows, features).
+            out: what `allocate` returned for as many rows or more.
+
+        Returns:
+            The first rows of ``out``, shape (rows, features + left_features).
+        """
+        rows = out[: len(matrix)]
+        # Of a number and NaN, fmin and fmax return the number.
         np.fmin(matrix, np.float32(np.inf), out=rows[:, : self.features])
-        for i, column in enumerate(self.left, self.features):
+        for i, column in enumerate(self.left_features, self.features):
             np.fmax(matrix[:, column], np.float32(-np.inf), out=rows[:, i])
         return rows
 
 
 def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -> DenseBooster | None:
-    """The booster rewritten; None where it takes longer than it saves, for so many rows, or too much memory.
+    """Rewrite a booster where that saves time.
 
     Follows XGBoost's documented JSON format (https://xgboost.readthedocs.io/en/stable/tutorials/saving_model.html).
+
+    Args:
+        booster: the booster.
+        rows: number of rows that it will predict.
+        threads: threads that the rewritten booster predicts with.
+
+    Returns:
+        None where the rewrite takes longer than it saves, or too much memory.
     """
     import xgboost
 
@@ -67,24 +85,24 @@ def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -
     raw = booster.save_raw("json")
     if len(raw) > MAX_JSON_BYTES:
         return None
-    held = json.loads(raw)
-    learner = held["learner"]
+    model = json.loads(raw)
+    learner = model["learner"]
     trees = learner["gradient_booster"]["model"]["trees"]
     if rows * len(trees) < ROWS_PER_BYTE * len(raw):
         return None
     features = booster.num_features()
-    left = sorted({f for tree in trees for f, goes_left in _splits(tree) if goes_left})
-    again = {f: features + i for i, f in enumerate(left)}
+    left_features = sorted({f for tree in trees for f, goes_left in _splits(tree) if goes_left})
+    second_column = {f: features + i for i, f in enumerate(left_features)}
     for tree in trees:
-        tree["split_indices"] = [again[f] if goes_left else f for f, goes_left in _splits(tree)]
-        tree["tree_param"]["num_feature"] = str(features + len(left))
-    learner["learner_model_param"]["num_feature"] = str(features + len(left))
+        tree["split_indices"] = [second_column[f] if goes_left else f for f, goes_left in _splits(tree)]
+        tree["tree_param"]["num_feature"] = str(features + len(left_features))
+    learner["learner_model_param"]["num_feature"] = str(features + len(left_features))
     learner["feature_names"] = learner["feature_types"] = []
-    rewritten = xgboost.Booster({"nthread": threads}, model_file=bytearray(json.dumps(held).encode()))
-    return DenseBooster(rewritten, features, left)
+    rewritten = xgboost.Booster({"nthread": threads}, model_file=bytearray(json.dumps(model).encode()))
+    return DenseBooster(rewritten, features, left_features)
 
 
 def _splits(tree: dict[str, list[int]]) -> Iterator[tuple[int, bool]]:
-    """Of each node its feature, and whether missing values go left; a leaf has feature 0, and asks nothing of it."""
-    listed = zip(tree["left_children"], tree["split_indices"], tree["default_left"], strict=True)
-    return ((feature, child >= 0 and bool(goes_left)) for child, feature, goes_left in listed)
+    """The feature of each node, and whether missing values go left; a leaf has feature 0 and no direction."""
+    nodes = zip(tree["left_children"], tree["split_indices"], tree["default_left"], strict=True)
+    return ((feature, child >= 0 and bool(goes_left)) for child, feature, goes_left in nodes)

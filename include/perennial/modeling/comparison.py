@@ -1,19 +1,15 @@
-"""The paired bootstrap: how surely one model's loss is lower than another's on the same rows."""
+"""The paired bootstrap: how much lower one model's loss is than another's on the same rows."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
-
-#: Rows that the bootstrap draws from at most; the interval's width no longer matters above.
+#: Rows that the bootstrap draws from at most; more rows no longer narrow the interval by an amount that matters.
 MAX_ROWS = 200_000
-
-
-#: Rows that the bootstrap draws at a time: what they take stays in the processor's cache.
+#: Values that the bootstrap draws at a time: they stay in the processor's cache.
 BATCH_CELLS = 250_000
 
 
@@ -22,8 +18,12 @@ class Comparison:
     """How much lower one model's loss is than another's on the same rows.
 
     Attributes:
-        loss, other: mean loss of the model, and of the one it is compared with.
-        improvement: ``(other - loss) / other``. low, high: its confidence interval.
+        loss: mean loss of the model.
+        other: mean loss of the model that it is compared with.
+        improvement: ``(other - loss) / other``.
+        low: lower end of the improvement's confidence interval.
+        high: upper end of the improvement's confidence interval.
+        rows: number of rows.
     """
 
     loss: float
@@ -34,33 +34,41 @@ class Comparison:
     rows: int
 
     def as_dict(self) -> dict[str, Any]:
-        """For manifests and messages."""
+        """The comparison with rounded numbers, for manifests and messages."""
         return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
 
 
 def paired_bootstrap(
-    mine: np.ndarray,
-    other: np.ndarray,
+    losses: np.ndarray,
+    other_losses: np.ndarray,
     *,
     confidence: float,
     resamples: int,
     seed: int,
     days: np.ndarray | None = None,
 ) -> Comparison:
-    """Paired bootstrap of the difference in loss (percentile interval; Efron and Tibshirani, 1993, chapter 13).
+    """Compare two models by a paired bootstrap of the difference in loss.
+
+    The interval is the percentile interval (Efron and Tibshirani, 1993, chapter 13).
 
     Args:
-        mine, other: losses of the two models on the same rows, shape (rows,).
-        days: the day of each row, shape (rows,): whole days are drawn then, and not rows.
+        losses: loss of the model on each row, shape (rows,).
+        other_losses: loss of the other model on the same rows, shape (rows,).
+        confidence: coverage of the interval, between 0 and 1.
+        resamples: number of bootstrap samples.
+        seed: seed of the random numbers.
+        days: day of each row, shape (rows,); whole days are drawn then instead of rows.
+
+    Raises:
+        ValueError: the losses are not of the same rows.
     """
-    import numpy as np
     from scipy.stats import bootstrap
 
-    if mine.shape != other.shape:
-        raise ValueError(f"losses of {mine.shape} and {other.shape} are not of the same rows")
-    difference = other - mine
+    if losses.shape != other_losses.shape:
+        raise ValueError(f"losses of {losses.shape} and {other_losses.shape} are not of the same rows")
+    difference = other_losses - losses
     rng = np.random.default_rng(seed)
-    scale = max(float(other.mean()), 1e-12)
+    scale = max(float(other_losses.mean()), 1e-12)
     if days is None and len(difference) > MAX_ROWS:
         difference = rng.choice(difference, MAX_ROWS, replace=False)
     if len(difference) < 2 or np.ptp(difference) == 0:
@@ -79,25 +87,23 @@ def paired_bootstrap(
         ).confidence_interval
         low, high = float(interval.low), float(interval.high)
     return Comparison(
-        float(mine.mean()),
-        float(other.mean()),
-        float((other.mean() - mine.mean()) / scale),
+        float(losses.mean()),
+        float(other_losses.mean()),
+        float((other_losses.mean() - losses.mean()) / scale),
         low / scale,
         high / scale,
-        len(mine),
+        len(losses),
     )
 
 
 def _interval_by_day(
     difference: np.ndarray, days: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile interval of a mean over rows where rows of a day are alike: whole days are drawn, as pairs.
+    """Percentile interval of the mean over rows, where whole days are drawn because rows of a day are correlated.
 
-    Cameron, Gelbach and Miller, Bootstrap-Based Improvements for Inference with Clustered Errors (2008). A day weighs
-    as many rows as it has. Of few days the interval is too narrow still.
+    The pairs cluster bootstrap of Cameron, Gelbach and Miller, Bootstrap-Based Improvements for Inference with
+    Clustered Errors (2008). A day weighs as many rows as it has. With few days the interval is still too narrow.
     """
-    import numpy as np
-
     _, day = np.unique(days, return_inverse=True)
     total, rows = np.bincount(day, difference), np.bincount(day)
     drawn = rng.integers(0, len(rows), (resamples, len(rows)))

@@ -1,13 +1,12 @@
-"""Quality of predictions, and the comparison of two models on the same rows."""
+"""Losses by row and metrics by task."""
 
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+from perennial.spec.constraints import GATE_METRICS
 
 #: XGBoost's name of each gate metric, for early stopping and search.
 EVAL_METRICS = {
@@ -24,15 +23,18 @@ EVAL_METRICS = {
 def losses(
     task: str, metric: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None
 ) -> np.ndarray:
-    """The loss of each row (of each group, for ranking), shape (rows,) or (groups,); lower is better.
+    """Compute the loss of each row, or of each list for ranking; lower is better.
 
     Args:
+        task: binary, multiclass, regression or ranking.
+        metric: the gate metric.
         y: labels, shape (rows,): 0 or 1, class index, value, or grade.
-        predicted: probability, probabilities of shape (rows, classes), value, or score.
-        group: for ranking, the list each row belongs to; rows of one list are adjacent.
-    """
-    import numpy as np
+        predicted: predictions, shape (rows,): probability, value, or score; (rows, classes) for multiclass.
+        group: ranking only: number of each row's list, shape (rows,); rows of one list are adjacent.
 
+    Returns:
+        Losses, shape (rows,), or (lists,) for ranking.
+    """
     tiny = 1e-7
     if task == "binary":
         p = np.clip(predicted.astype(np.float64), tiny, 1 - tiny)
@@ -49,39 +51,47 @@ def losses(
 
 
 def _ndcg_losses(y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None) -> np.ndarray:
-    """1 - NDCG of each list, with exponential gains 2^grade - 1, as XGBoost counts them (Burges, 2010)."""
-    import numpy as np
+    """1 - NDCG of each list, with exponential gains 2^grade - 1, as XGBoost computes it (Burges, 2010)."""
     from sklearn.metrics import ndcg_score
 
     if group is None:
-        raise ValueError("ranking is judged by lists: group is needed")
+        raise ValueError("ranking is evaluated by list: group is needed")
     edges = np.flatnonzero(np.r_[True, group[1:] != group[:-1], True])
-    found = []
+    values = []
     for start, stop in pairwise(edges):
         gains = 2.0 ** y[start:stop] - 1
-        if stop - start > 1 and gains.any():  # a list of one, or with nothing to find, cannot be ranked badly
-            found.append(1 - ndcg_score([gains], [predicted[start:stop]]))
-    return np.asarray(found or [0.0])
+        if (
+            stop - start > 1 and gains.any()
+        ):  # a list of one row, or without a relevant one, has no wrong order
+            values.append(1 - ndcg_score([gains], [predicted[start:stop]]))
+    return np.asarray(values or [0.0])
 
 
 def metrics(
     task: str, y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None = None
 ) -> dict[str, float]:
-    """The usual metrics of a task, among them every gate metric, by name."""
-    import numpy as np
+    """Compute the usual metrics of a task, among them every gate metric.
+
+    Args:
+        task: binary, multiclass, regression or ranking.
+        y: labels, as `losses` takes them.
+        predicted: predictions, as `losses` takes them.
+        group: list of each row, as `losses` takes it.
+
+    Returns:
+        Values by name; one that is not finite is left out.
+    """
     from sklearn import metrics as sk
 
-    from perennial.spec.model_spec import GATE_METRICS
-
-    found = {m: float(losses(task, m, y, predicted, group).mean()) for m in GATE_METRICS[task]}
+    values = {m: float(losses(task, m, y, predicted, group).mean()) for m in GATE_METRICS[task]}
     if task == "binary" and 0 < y.mean() < 1:
-        found["auc"] = float(sk.roc_auc_score(y, predicted))
-        found["average_precision"] = float(sk.average_precision_score(y, predicted))
+        values["auc"] = float(sk.roc_auc_score(y, predicted))
+        values["average_precision"] = float(sk.average_precision_score(y, predicted))
     elif task == "multiclass":
-        found["accuracy"] = 1 - found["error_rate"]
+        values["accuracy"] = 1 - values["error_rate"]
     elif task == "regression":
-        found["rmse"] = float(np.sqrt(found["squared_error"]))
-        found["r2"] = float(sk.r2_score(y, predicted)) if len(y) > 1 else float("nan")
+        values["rmse"] = float(np.sqrt(values["squared_error"]))
+        values["r2"] = float(sk.r2_score(y, predicted)) if len(y) > 1 else float("nan")
     elif task == "ranking":
-        found["ndcg"] = 1 - found["ndcg_loss"]
-    return {k: v for k, v in found.items() if np.isfinite(v)}
+        values["ndcg"] = 1 - values["ndcg_loss"]
+    return {k: v for k, v in values.items() if np.isfinite(v)}

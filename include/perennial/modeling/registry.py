@@ -1,7 +1,7 @@
-"""The registry (MLflow): registered versions, the aliases ``champion`` and ``challenger``, artifacts of runs.
+"""The model registry (MLflow): registered versions, the aliases ``champion`` and ``challenger``, artifacts of runs.
 
-Reads and alias moves go over MLflow's REST API, so that light tasks need not import MLflow; only `register`, which
-runs inside training, does.
+Reads and alias moves go over MLflow's REST API, so that light tasks need not import MLflow. Only
+`perennial.training.tracking`, which registers models, imports it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from perennial.core.dates import DateRange
 from perennial.core.errors import ArtifactError, RegistryError, StorageError
 from perennial.core.settings import settings
 from perennial.spec.model_spec import ModelSpec
@@ -20,13 +21,23 @@ from perennial.spec.model_spec import ModelSpec
 if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
 
-ARTIFACT_FOLDER = "perennial"  # of a run's artifacts
+#: Folder of a run's artifacts that holds what training stores beside the model.
+ARTIFACT_FOLDER = "perennial"
+#: Seconds that one request to MLflow may take.
 TIMEOUT = 30
 
 
 @dataclass(frozen=True)
 class ModelVersion:
-    """One registered version."""
+    """One registered version.
+
+    Attributes:
+        name: name of the model.
+        version: number of the version, as text.
+        run_id: MLflow run that trained it.
+        model_id: MLflow's id of the logged model.
+        tags: tags of the version, by name.
+    """
 
     name: str
     version: str
@@ -41,12 +52,22 @@ class ModelVersion:
 
     @property
     def as_of(self) -> str:
-        """The partition date up to which it was trained and judged."""
+        """The partition date as of which it was trained and evaluated."""
         return self.tags.get("as_of", "")
 
+    @property
+    def trained_range(self) -> DateRange:
+        """Partitions that it was fitted on, those for early stopping included."""
+        return DateRange.parse(self.tags["trained_range"])
 
-def credentials() -> dict[str, Any]:
-    """What MLflow is shown, as `requests` takes it; MLflow's own variables say what."""
+    @property
+    def holdout_range(self) -> DateRange:
+        """Partitions that it was evaluated on."""
+        return DateRange.parse(self.tags["holdout_range"])
+
+
+def request_credentials() -> dict[str, Any]:
+    """Credentials for MLflow, from MLflow's environment variables, as arguments of ``requests.request``."""
     user = os.environ.get("MLFLOW_TRACKING_USERNAME")
     token = os.environ.get("MLFLOW_TRACKING_TOKEN")
     return {
@@ -61,7 +82,7 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
     uri = settings().mlflow_uri
     try:
         answer = requests.request(
-            method, f"{uri}{path}", timeout=TIMEOUT, stream=stream, **credentials(), **request
+            method, f"{uri}{path}", timeout=TIMEOUT, stream=stream, **request_credentials(), **request
         )
     except requests.RequestException as error:
         raise RegistryError(
@@ -91,48 +112,65 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
         ) from error
 
 
-def _version(found: dict[str, Any]) -> ModelVersion:
-    tags = {t["key"]: t["value"] for t in found.get("tags", [])}
+def _parse_version(answer: dict[str, Any]) -> ModelVersion:
+    tags = {t["key"]: t["value"] for t in answer.get("tags", [])}
     return ModelVersion(
-        found["name"],
-        found["version"],
-        found.get("run_id", ""),
-        found.get("source", "").removeprefix("models:/"),
+        answer["name"],
+        answer["version"],
+        answer.get("run_id", ""),
+        answer.get("source", "").removeprefix("models:/"),
         tags,
     )
 
 
-def by_alias(model: str, alias: str = "champion") -> ModelVersion | None:
-    """The version an alias points at; None where there is none.
+def get_version_by_alias(model: str, alias: str = "champion") -> ModelVersion | None:
+    """The version that an alias points at; None where there is none.
+
+    Args:
+        model: name of the model.
+        alias: ``champion`` or ``challenger``.
 
     Raises:
         RegistryError: MLflow cannot be reached.
     """
     path = "/api/2.0/mlflow/registered-models/alias"
     answer = _call("GET", path, params={"name": model, "alias": alias}, missing_ok=True)
-    return _version(answer["model_version"]) if answer else None
+    return _parse_version(answer["model_version"]) if answer else None
 
 
-def champion(model: ModelSpec) -> ModelVersion | None:
-    """The model's champion; None before the first promotion."""
-    return by_alias(model.name)
-
-
-def version(model: str, number: str) -> ModelVersion:
-    """One version.
+def get_champion(model: ModelSpec) -> ModelVersion | None:
+    """The model's champion; None before the first promotion.
 
     Raises:
-        RegistryError: there is no such version.
+        RegistryError: MLflow cannot be reached.
+    """
+    return get_version_by_alias(model.name)
+
+
+def get_version(model: str, number: str) -> ModelVersion:
+    """One version of a model.
+
+    Args:
+        model: name of the model.
+        number: number of the version.
+
+    Raises:
+        RegistryError: there is no such version, or MLflow cannot be reached.
     """
     path = "/api/2.0/mlflow/model-versions/get"
     answer = _call("GET", path, params={"name": model, "version": number}, missing_ok=True)
     if answer is None:
         raise RegistryError(f"there is no version {number}", "see the model's page in MLflow", model=model)
-    return _version(answer["model_version"])
+    return _parse_version(answer["model_version"])
 
 
 def set_alias(model: str, number: str, alias: str) -> None:
     """Point an alias at a version. Only promotion and rollback do this for ``champion``.
+
+    Args:
+        model: name of the model.
+        number: number of the version.
+        alias: ``champion`` or ``challenger``.
 
     Raises:
         RegistryError: MLflow cannot be reached, or there is no such version.
@@ -142,15 +180,22 @@ def set_alias(model: str, number: str, alias: str) -> None:
     try:
         _call("POST", path, json=body)
     except RegistryError:
-        # MLflow looks for the alias and then inserts it (`session.merge`): of two who set a new one at once, the later
-        # is refused by the table's key. The alias is there by now, and can be moved.
-        if by_alias(model, alias) is None:
+        # MLflow reads the alias and then inserts it (`session.merge`): of two callers that set a new alias at once,
+        # the table's key refuses the later. The alias exists by then and can be moved.
+        if get_version_by_alias(model, alias) is None:
             raise
         _call("POST", path, json=body)
 
 
-def artifact(run_id: str, name: str) -> Path:
-    """A file that training left beside the model (``reference.json``, …), downloaded once.
+def download_artifact(run_id: str, name: str) -> Path:
+    """A file that training stored beside the model (``reference.json``, …), downloaded once.
+
+    Args:
+        run_id: MLflow run that trained the model.
+        name: name of the file.
+
+    Returns:
+        The file in this machine's cache.
 
     Raises:
         ArtifactError: the run has no such file.
@@ -159,69 +204,83 @@ def artifact(run_id: str, name: str) -> Path:
     return _download("/get-artifact", {"run_uuid": run_id, "path": f"{ARTIFACT_FOLDER}/{name}"}, target)
 
 
-def load_json_artifact(found: ModelVersion, name: str) -> Any:
-    """The content of a JSON file that training left beside the model.
+def load_json_artifact(version: ModelVersion, name: str) -> Any:
+    """The content of a JSON file that training stored beside the model.
+
+    Args:
+        version: the version.
+        name: name of the file.
 
     Raises:
         ArtifactError: the run has no such file, or it is damaged.
     """
-    path = artifact(found.run_id, name)
+    path = download_artifact(version.run_id, name)
     try:
         return json.loads(path.read_text("utf-8"))
     except ValueError as error:
-        path.unlink(missing_ok=True)  # so that the next run fetches it anew
+        path.unlink(missing_ok=True)  # the next run downloads it again
         raise ArtifactError(
-            f"{name} of version {found.version} is damaged: {error}",
-            "restore MLflow's artifact store and run this again, or train anew",
-            model=found.name,
+            f"{name} of version {version.version} is damaged: {error}",
+            "restore MLflow's artifact store and run this again, or train the model again",
+            model=version.name,
         ) from error
 
 
-def spec(found: ModelVersion) -> ModelSpec:
-    """The spec that a version was trained from: its own features score it, not today's folder."""
-    bundle = load_json_artifact(found, "spec.json")
-    # Who was told is no part of the model, and an earlier release may have said it in another form.
+def load_spec(version: ModelVersion) -> ModelSpec:
+    """The spec that a version was trained with; scoring uses its features, not those of today's folder.
+
+    Raises:
+        ArtifactError: the run has no such file, or it is damaged.
+    """
+    bundle = load_json_artifact(version, "spec.json")
+    # Alert channels are no part of the model, and an earlier release may have written them in another form.
     bundle["model"].pop("alerts", None)
     return ModelSpec.from_bundle(bundle)
 
 
-def load(found: ModelVersion, *, fresh: bool = False, threads: int | None = None) -> TrainedModel:
-    """The version's model; its file is checked against the digest that was registered with it, at each load.
+def load_model(version: ModelVersion, *, fresh: bool = False, threads: int | None = None) -> TrainedModel:
+    """Load a version's model, after its file has been checked against the registered digest.
 
     Args:
-        fresh: fetch the file from MLflow even where this machine has a copy.
-        threads: how many predict together; ``PERENNIAL_THREADS`` when not given.
+        version: the version.
+        fresh: download the file from MLflow even where this machine has a copy.
+        threads: threads that predict together; ``PERENNIAL_THREADS`` when not given.
 
     Raises:
         ArtifactError: the file is missing, or is not what was registered.
     """
     from perennial.modeling import trained_model
 
-    if not found.digest:
+    if not version.digest:
         raise ArtifactError(
-            f"version {found.version} has no digest: Perennial did not register it",
-            "register models by training them",
-            model=found.name,
+            f"version {version.version} has no digest: Perennial did not register it",
+            "register models with the train step",
+            model=version.name,
         )
-    target = settings().home / "cache" / "models" / f"{found.digest}.ubj"
+    target = settings().home / "cache" / "models" / f"{version.digest}.ubj"
     cached = target.is_file() and not fresh
-    path = f"/ajax-api/2.0/mlflow/logged-models/{found.model_id}/artifacts/files"
+    path = f"/ajax-api/2.0/mlflow/logged-models/{version.model_id}/artifacts/files"
     query = {"artifact_file_path": "model.ubj"}
     _download(path, query, target, again=fresh)
     try:
-        return trained_model.load(
-            target, found.digest, threads=threads or settings().threads, name=found.name
+        return trained_model.load_model_file(
+            target, version.digest, threads=threads or settings().threads, name=version.name
         )
     except ArtifactError:
         if not cached:
-            target.unlink(missing_ok=True)  # the next load fetches it anew
+            target.unlink(missing_ok=True)  # the next load downloads it again
             raise
     _download(path, query, target, again=True)
-    return trained_model.load(target, found.digest, threads=threads or settings().threads, name=found.name)
+    return trained_model.load_model_file(
+        target, version.digest, threads=threads or settings().threads, name=version.name
+    )
 
 
 def _download(path: str, query: dict[str, str], target: Path, *, again: bool = False) -> Path:
-    """Fetch a file that is not there yet, or ``again``; others may read it meanwhile, so it is replaced whole."""
+    """Download a file that is not there yet, or ``again``.
+
+    Other processes may read the file meanwhile, so it is replaced as a whole.
+    """
     import requests
 
     if target.is_file() and not again:
@@ -230,7 +289,7 @@ def _download(path: str, query: dict[str, str], target: Path, *, again: bool = F
     if answer is None:
         raise ArtifactError(
             f"MLflow has no artifact {'/'.join(query.values())}",
-            "restore MLflow's artifact store, or train the model anew",
+            "restore MLflow's artifact store, or train the model again",
         )
     target.parent.mkdir(parents=True, exist_ok=True)
     temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
@@ -241,7 +300,7 @@ def _download(path: str, query: dict[str, str], target: Path, *, again: bool = F
         temporary.replace(target)
     except requests.RequestException as error:
         raise RegistryError(
-            f"MLflow stopped in the midst of {path} ({type(error).__name__})",
+            f"the download of {path} from MLflow broke off ({type(error).__name__})",
             "see MLflow's log; then run this again",
         ) from error
     except OSError as error:

@@ -1,34 +1,38 @@
-"""A trained model: an XGBoost booster that carries its encoding, in one UBJ file named by its digest."""
+"""A trained model: an XGBoost booster that carries its encoding, in one UBJ file identified by its digest."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from types import ModuleType
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
+from perennial.core import patches
 from perennial.core.errors import ArtifactError
 from perennial.modeling._missing_value_rewrite import DenseBooster, rewrite_without_missing
 from perennial.modeling.encoding import Encoding
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
     import xgboost
 
+#: The booster's attribute that holds the encoding.
 _ATTRIBUTE = "perennial"
 
 
 @dataclass(frozen=True)
 class TrainedModel:
-    """A booster, the encoding of its features and the classes it tells apart.
+    """A booster, the encoding of its features and its classes.
 
     Attributes:
+        booster: the booster.
+        encoding: how feature columns become its matrix.
+        task: binary, multiclass, regression or ranking.
         classes: multiclass only: the label values, as text, by class index.
-        dense: the booster as `predict_matrix` uses it, where it was rewritten for many rows.
+        dense: the booster rewritten for many rows (`optimised_for`); None where it was not.
     """
 
     booster: xgboost.Booster
@@ -38,32 +42,49 @@ class TrainedModel:
     dense: DenseBooster | None = None
 
     def predict(self, features: pa.Table) -> np.ndarray:
-        """Predictions for a table of features, shape (rows,), or (rows, classes) for multiclass."""
-        return self.predict_matrix(self.encoding.matrix(features))
+        """Predict for a table of features.
 
-    def predict_matrix(self, matrix: np.ndarray, space: np.ndarray | None = None) -> np.ndarray:
-        """As `predict`, for an encoded matrix.
+        Returns:
+            Predictions, shape (rows,), or (rows, classes) for multiclass.
+        """
+        return self.predict_matrix(self.encoding.encode(features))
+
+    def predict_matrix(self, matrix: np.ndarray, buffer: np.ndarray | None = None) -> np.ndarray:
+        """Predict for an encoded matrix.
 
         Args:
-            space: of a model that is `readied`, what its ``dense.space`` gave for as many rows or more.
-        """
-        import numpy as np
+            matrix: encoded rows, float32 of shape (rows, columns).
+            buffer: only with ``dense``: what ``dense.allocate`` returned for as many rows or more, to use again.
 
+        Returns:
+            Predictions, as `predict` returns them.
+        """
         booster, rows = self.booster, matrix
         if self.dense:
             booster = self.dense.booster
-            rows = self.dense.fill(matrix, self.dense.space(len(matrix)) if space is None else space)
-        found = np.asarray(booster.inplace_predict(rows, validate_features=False))
-        if self.classes:  # of no rows XGBoost gives no classes either
-            found = found.reshape(len(matrix), len(self.classes))
-        return found
+            rows = self.dense.transform(
+                matrix, self.dense.allocate(len(matrix)) if buffer is None else buffer
+            )
+        predictions = np.asarray(booster.inplace_predict(rows, validate_features=False))
+        if self.classes:  # for no rows XGBoost returns no axis of classes
+            predictions = predictions.reshape(len(matrix), len(self.classes))
+        return predictions
 
-    def readied(self, rows: int, threads: int) -> TrainedModel:
-        """The same model, made quicker where that pays for so many rows."""
+    def optimised_for(self, rows: int, threads: int) -> TrainedModel:
+        """The same model, rewritten to predict faster where that pays for so many rows.
+
+        Args:
+            rows: number of rows that it will predict.
+            threads: threads that it will predict with.
+        """
         return replace(self, dense=rewrite_without_missing(self.booster, rows, threads))
 
     def save(self, path: Path) -> str:
-        """Write the file; returns its digest."""
+        """Write the model file.
+
+        Returns:
+            The file's digest.
+        """
         attributes = {
             "columns": list(self.encoding.columns),
             "categories": self.encoding.categories,
@@ -77,35 +98,30 @@ class TrainedModel:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 of a file."""
+    """Compute the SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-def import_xgboost_without_sklearn() -> ModuleType:
-    """XGBoost, without scikit-learn where nothing else has loaded that: 100 MiB that prediction has no use for."""
-    alone = not {"xgboost", "sklearn"} & set(sys.modules)
-    if alone:
-        sys.modules["sklearn"] = None  # type: ignore[assignment]  # importing it fails, as if it were not installed
-    try:
-        import xgboost
-    finally:
-        if alone:
-            del sys.modules["sklearn"]
-    return cast(ModuleType, xgboost)
-
-
-def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> TrainedModel:
+def load_model_file(path: Path, digest: str, *, threads: int, name: str | None = None) -> TrainedModel:
     """Load a model file after its digest has been checked.
 
+    Args:
+        path: the file.
+        digest: SHA-256 that was registered with it.
+        threads: threads that the model predicts with.
+        name: name of the model, for messages.
+
     Raises:
-        ArtifactError: the file is not the one that was registered, or not a model of ours.
+        ArtifactError: the file is not the one that was registered, or not a model of Perennial.
     """
-    xgboost = import_xgboost_without_sklearn()
-    found = file_digest(path)
-    if found != digest:
+    with patches.xgboost_without_sklearn():
+        import xgboost
+
+    actual = file_digest(path)
+    if actual != digest:
         raise ArtifactError(
-            f"{path.name} has digest {found[:12]}…, registered was {digest[:12]}…: it was changed or damaged",
+            f"{path.name} has digest {actual[:12]}…, registered was {digest[:12]}…: it was changed or damaged",
             "it was not loaded; restore the artifact store, or roll the champion back",
             model=name,
         )
@@ -115,18 +131,20 @@ def load(path: Path, digest: str, *, threads: int, name: str | None = None) -> T
     except (xgboost.core.XGBoostError, ValueError) as error:
         raise ArtifactError(
             f"{path.name} is not a model that Perennial wrote: {error}",
-            "register it anew by training",
+            "train the model again: training registers it",
             model=name,
         ) from error
     encoding = Encoding(tuple(attributes["columns"]), attributes["categories"], attributes["unseen"])
     return TrainedModel(booster, encoding, attributes["task"], tuple(attributes["classes"]))
 
 
-def prediction_column(model: TrainedModel, predicted: np.ndarray) -> Any:
-    """The column ``prediction``: the class as text for multiclass, a number otherwise (an Arrow array)."""
-    import numpy as np
-    import pyarrow as pa
+def prediction_column(model: TrainedModel, predicted: np.ndarray) -> pa.Array:
+    """The column ``prediction``: the class as text for multiclass, a number otherwise.
 
+    Args:
+        model: the model.
+        predicted: its predictions, as `TrainedModel.predict` returns them.
+    """
     if model.task != "multiclass":
         return pa.array(predicted.astype(np.float32, copy=False))
     return pa.array(np.asarray(model.classes, dtype=object)[predicted.argmax(axis=1)], pa.string())

@@ -80,7 +80,7 @@ def _compare_partitions(
         if start <= d <= as_of
     }
     logged = set(delta_tables.partitions(serving_log.uri(spec.name)))
-    trained = registry.spec(champion)
+    trained = registry.load_spec(champion)
     made: dict[str, FeatureQuery] = {}
     con = duckdb_session.connect()
     for day in sorted(names.keys() & logged):
@@ -98,7 +98,7 @@ def _compare_partitions(
         try:
             features = made.get(str(versions)) or FeatureQuery(trained, versions)
             made[str(versions)] = features
-            again = model.encoding.matrix(features.apply(_published_rows(con, spec, day, log)))
+            again = model.encoding.encode(features.compute(_published_rows(con, spec, day, log)))
         except StorageError:
             continue  # a version of a reference table that is no longer kept
         except DataError as error:

@@ -89,7 +89,7 @@ class Scorer:
         self._arms = [champion, challenger] if challenger else [champion]
         rows, longest = sum(u.rows for u in work), max(u.rows for u in work)
         self._models = [
-            registry.load_model(arm.version, threads=1).readied(rows, threads=1) for arm in self._arms
+            registry.load_model(arm.version, threads=1).optimised_for(rows, threads=1) for arm in self._arms
         ]
         self._sampling = sampling
         self._free = SimpleQueue[list[FeatureQuery]]()
@@ -125,7 +125,7 @@ class Scorer:
 
     def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[ScoredPartition]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
-        split = self._split if self._split and unit.nights[0][0] > self._split.since else None
+        split = self._split if self._split and unit.nights[0][0] > self._split.starts_after else None
         source = (
             unit.read(columns) if split else unit.source(columns)
         )  # each version picks from rows read once
@@ -154,7 +154,7 @@ class Scorer:
         import numpy as np
         import pyarrow as pa
 
-        theirs = split.rows(rows)
+        theirs = split.served_by_challenger(rows)
         parts, logs, order, order_of_log = [], [], [], []
         for arm, mine in enumerate((~theirs, theirs)):
             some, wanted = rows.filter(pa.array(mine)), mine[picked]
@@ -218,14 +218,14 @@ def _predicted(
     given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
     # One for all, since memory that is given back and taken again costs more than filling it; by column, as they come.
     matrix = np.empty((MATRIX_ROWS, len(model.encoding.columns)), np.float32, order="F")
-    space = model.dense.space(MATRIX_ROWS) if model.dense else None
+    buffer = model.dense.allocate(MATRIX_ROWS) if model.dense else None
     filled = before = 0
 
     def flush() -> None:
         nonlocal filled, before
         first, last = wanted.searchsorted([before, before + filled])
         given[first:last] = matrix[wanted[first:last] - before]
-        found.append(model.predict_matrix(matrix[:filled], space))
+        found.append(model.predict_matrix(matrix[:filled], buffer))
         filled, before = 0, before + filled
 
     for part in parts:
@@ -233,7 +233,7 @@ def _predicted(
             some = part.slice(start, STREAM_ROWS)
             if filled + len(some) > MATRIX_ROWS:
                 flush()
-            model.encoding.matrix(some, matrix[filled : filled + len(some)])
+            model.encoding.encode(some, matrix[filled : filled + len(some)])
             filled += len(some)
     flush()
     return np.concatenate(found), given

@@ -5,6 +5,8 @@ When one fails, the library has changed: delete the patch, or adapt it.
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from typing import Any
 
 import pytest
@@ -106,3 +108,20 @@ def test_evidently_plots_drift_that_it_does_not_show(frame: Any, plots: list[Any
     assert not plots
     assert patched.dict()["metrics"] == plain.dict()["metrics"]
     assert len(patched.get_html_str(as_iframe=False)) == len(plain.get_html_str(as_iframe=False))
+
+
+def imports_sklearn(code: str) -> bool:
+    """Whether scikit-learn is loaded once a fresh process has run some code."""
+    code += "\nimport sys\nprint(sys.modules.get('sklearn') is not None)"
+    return subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
+
+
+def test_xgboost_imports_sklearn() -> None:
+    assert imports_sklearn("import xgboost"), "it is imported lazily upstream: delete xgboost_without_sklearn"
+    patched = (
+        f"import sys; sys.path[:0] = {sys.path!r}\n"
+        "from perennial.core import patches\n"
+        "with patches.xgboost_without_sklearn():\n    import xgboost\n"
+    )
+    assert not imports_sklearn(patched)
+    assert imports_sklearn(f"{patched}import sklearn"), "it can be imported afterwards"

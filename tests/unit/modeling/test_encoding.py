@@ -19,7 +19,7 @@ INF = float("inf")
 def matrix(
     values: Any, categories: dict[str, list[str]] | None = None, unseen: str = "missing"
 ) -> list[float]:
-    return Encoding(("c",), categories or {}, unseen).matrix(pa.table({"c": values}))[:, 0].tolist()
+    return Encoding(("c",), categories or {}, unseen).encode(pa.table({"c": values}))[:, 0].tolist()
 
 
 def same(found: list[float], wanted: list[float]) -> bool:
@@ -79,14 +79,14 @@ def test_large_integers_do_not_fail() -> None:
 
 
 def test_no_rows() -> None:
-    assert Encoding(("c", "d"), {"d": []}).matrix(
+    assert Encoding(("c", "d"), {"d": []}).encode(
         pa.table({"c": pa.array([], pa.float64()), "d": pa.array([], pa.string())})
     ).shape == (0, 2)
 
 
 def test_a_feature_that_is_gone_is_told() -> None:
     with pytest.raises(DataError, match="feature 'c' is missing"):
-        Encoding(("c",), {}).matrix(pa.table({"d": [1]}))
+        Encoding(("c",), {}).encode(pa.table({"d": [1]}))
 
 
 @pytest.mark.parametrize(

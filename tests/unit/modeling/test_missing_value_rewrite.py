@@ -49,23 +49,23 @@ def model(booster: xgboost.Booster, task: str = "binary") -> TrainedModel:
 @pytest.mark.parametrize(("task", "depth"), [*((task, 4) for task in TASKS), ("binary", 1), ("binary", 9)])
 def test_predictions_are_the_same_bit_by_bit(task: str, depth: int) -> None:
     plain = model(train(task, max_depth=depth), task)
-    quick = plain.readied(MANY, threads=1)
-    assert quick.dense and len(quick.dense.left) in (1, 2, 3)  # those that lack values, and no other
+    quick = plain.optimised_for(MANY, threads=1)
+    assert quick.dense and len(quick.dense.left_features) in (1, 2, 3)  # those that lack values, and no other
     x = rows(2000)
     x[:2], x[2:4], x[4] = np.finfo(np.float32).max, np.finfo(np.float32).min, np.nan
     x[5:200, 4] = np.nan  # never missing in training
     expected = plain.predict_matrix(x)
     assert np.isfinite(expected).all()
     assert np.array_equal(quick.predict_matrix(x), expected)
-    space = quick.dense.space(len(x) + 10)
-    assert np.array_equal(quick.predict_matrix(x, space), expected)
-    assert np.array_equal(quick.predict_matrix(x[:0], space), expected[:0])
+    buffer = quick.dense.allocate(len(x) + 10)
+    assert np.array_equal(quick.predict_matrix(x, buffer), expected)
+    assert np.array_equal(quick.predict_matrix(x[:0], buffer), expected[:0])
 
 
 def test_a_model_of_leaves_alone_predicts_too() -> None:
     plain = model(train("regression", labels=np.full(3000, 2.0)))
-    quick = plain.readied(MANY, threads=1)
-    assert quick.dense and quick.dense.left == []
+    quick = plain.optimised_for(MANY, threads=1)
+    assert quick.dense and quick.dense.left_features == []
     assert np.array_equal(quick.predict_matrix(rows(10)), plain.predict_matrix(rows(10)))
 
 
@@ -80,5 +80,5 @@ def test_a_large_booster_is_left_as_it_is(monkeypatch: pytest.MonkeyPatch) -> No
     booster = train()
     raw = len(booster.save_raw("json"))
     for most, done in ((raw, True), (raw - 1, False)):
-        monkeypatch.setattr("perennial.modeling._missing_value_rewrite.BYTES", most)
+        monkeypatch.setattr("perennial.modeling._missing_value_rewrite.MAX_JSON_BYTES", most)
         assert bool(rewrite_without_missing(booster, MANY, 1)) is done

@@ -20,31 +20,31 @@ from support import toys
 
 def test_a_model_that_was_never_trained_has_no_champion(make_model: Callable[..., ModelSpec]) -> None:
     spec = make_model()
-    assert registry.champion(spec) is None
-    assert registry.by_alias(spec.name, "challenger") is None
+    assert registry.get_champion(spec) is None
+    assert registry.get_version_by_alias(spec.name, "challenger") is None
     with pytest.raises(RegistryError, match="there is no version 1"):
-        registry.version(spec.name, "1")
+        registry.get_version(spec.name, "1")
 
 
 def test_what_is_not_there_is_told(world: Any) -> None:
     name = world.spec.name
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
     assert champion.as_of == toys.LAST
-    assert registry.by_alias(name, "challenger") == champion
+    assert registry.get_version_by_alias(name, "challenger") == champion
     with pytest.raises(RegistryError, match="answered 4"):
         registry.set_alias(name, "99", "champion")
     with pytest.raises(ArtifactError, match=r"no artifact .*/perennial/none\.json"):
-        registry.artifact(champion.run_id, "none.json")
-    assert registry.champion(world.spec) == champion
+        registry.download_artifact(champion.run_id, "none.json")
+    assert registry.get_champion(world.spec) == champion
 
 
 def test_a_version_that_somebody_else_registered_is_not_loaded(world: Any) -> None:
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
     other = registry.ModelVersion(champion.name, champion.version, champion.run_id, champion.model_id, {})
     with pytest.raises(ArtifactError, match="has no digest"):
-        registry.load(other)
+        registry.load_model(other)
 
 
 def test_a_file_that_is_no_model_of_ours_is_told(tmp_path: Path) -> None:
@@ -53,26 +53,28 @@ def test_a_file_that_is_no_model_of_ours_is_told(tmp_path: Path) -> None:
     path = tmp_path / "model.ubj"
     path.write_bytes(b"{}")
     with pytest.raises(ArtifactError, match="not a model that Perennial wrote"):
-        trained_model.load(path, trained_model.file_digest(path), threads=1, name="toy")
+        trained_model.load_model_file(path, trained_model.file_digest(path), threads=1, name="toy")
 
 
 def test_an_artifact_is_fetched_once(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
-    first = registry.artifact(champion.run_id, "spec.json").read_text()
-    registry.load(champion)
+    first = registry.download_artifact(champion.run_id, "spec.json").read_text()
+    registry.load_model(champion)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
-    assert registry.artifact(champion.run_id, "spec.json").read_text() == first
-    registry.load(champion)
+    assert registry.download_artifact(champion.run_id, "spec.json").read_text() == first
+    registry.load_model(champion)
 
 
 def test_a_model_can_be_fetched_anew_by_several_at_once(world: Any) -> None:
     """As two trainings do that made the same model: none takes the file from the other between fetching and reading."""
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
     with ThreadPoolExecutor(4) as pool:
         found = list(
-            pool.map(lambda _: registry.load(champion, fresh=True).booster.num_boosted_rounds(), range(40))
+            pool.map(
+                lambda _: registry.load_model(champion, fresh=True).booster.num_boosted_rounds(), range(40)
+            )
         )
     assert len(set(found)) == 1
 
@@ -89,7 +91,7 @@ def test_a_new_alias_can_be_set_by_several_at_once(world: Any) -> None:
     with ThreadPoolExecutor(4) as pool:
         for number in range(10):
             list(pool.map(point, [f"at-once-{number}"] * 4))
-            assert registry.by_alias(name, f"at-once-{number}") == registry.version(name, "1")
+            assert registry.get_version_by_alias(name, f"at-once-{number}") == registry.get_version(name, "1")
 
 
 def test_a_name_that_mlflow_refuses_comes_with_a_hint(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +102,7 @@ def test_a_name_that_mlflow_refuses_comes_with_a_hint(world: Any, monkeypatch: p
         "MLFLOW_TRACKING_URI", os.environ["MLFLOW_TRACKING_URI"].replace("127.0.0.1", "localhost")
     )
     with pytest.raises(RegistryError, match=r"answered 403(.|\n)*--allowed-hosts"):
-        registry.champion(world.spec)
+        registry.get_champion(world.spec)
 
 
 @pytest.fixture
@@ -128,25 +130,25 @@ def broken(house: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, A
 
 def test_a_server_error_is_told(broken: dict[str, Any]) -> None:
     with pytest.raises(RegistryError, match="answered 500"):
-        registry.by_alias("toy")
+        registry.get_version_by_alias("toy")
 
 
 def test_an_answer_that_is_no_json_is_told(broken: dict[str, Any]) -> None:
     broken |= {"status": 200, "body": b"<html>a login page</html>"}
     with pytest.raises(RegistryError, match="not what MLflow answers"):
-        registry.by_alias("toy")
+        registry.get_version_by_alias("toy")
 
 
 def test_a_404_of_another_server_does_not_pass_for_no_champion(broken: dict[str, Any]) -> None:
     broken |= {"status": 404, "body": b"no such page"}
     with pytest.raises(RegistryError, match="answered 404"):
-        registry.by_alias("toy")
+        registry.get_version_by_alias("toy")
 
 
 def test_a_download_that_is_cut_off_leaves_nothing(broken: dict[str, Any], house: Path) -> None:
     broken |= {"status": 200, "body": b"half", "length": 1000}
-    with pytest.raises(RegistryError, match="in the midst"):
-        registry.artifact("run", "spec.json")
+    with pytest.raises(RegistryError, match="broke off"):
+        registry.download_artifact("run", "spec.json")
     assert [p for p in (house / "cache").rglob("*") if p.is_file()] == []
 
 
@@ -157,5 +159,5 @@ def test_how_an_earlier_release_told_people_does_not_keep_its_champion_from_scor
     bundle = spec.bundle()
     bundle["model"]["alerts"] = ["https://example.com/hook"]
     (tmp_path / "spec.json").write_text(json.dumps(bundle))
-    monkeypatch.setattr(registry, "artifact", lambda run_id, name: tmp_path / name)
-    assert registry.spec(registry.ModelVersion("toy", "1", "run", "model", {})).digest == spec.digest
+    monkeypatch.setattr(registry, "download_artifact", lambda run_id, name: tmp_path / name)
+    assert registry.load_spec(registry.ModelVersion("toy", "1", "run", "model", {})).digest == spec.digest

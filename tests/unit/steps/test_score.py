@@ -14,7 +14,7 @@ from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, RegistryError
 from perennial.core.settings import settings
 from perennial.lifecycle.promotion import promote
-from perennial.modeling import missing_value_rewrite, registry, trained_model
+from perennial.modeling import _missing_value_rewrite, registry, trained_model
 from perennial.scoring.scorer import Scorer
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.score import score
@@ -57,10 +57,10 @@ def test_predictions_are_the_boosters_own(world: Any) -> None:
     from perennial.features.engine import FeatureQuery
 
     score(world.spec, start=DAY)
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
     rows = toys.rows("binary", DAY)
-    direct = registry.load(champion).predict(FeatureQuery(world.spec).apply(rows))
+    direct = registry.load_model(champion).predict(FeatureQuery(world.spec).compute(rows))
     found = {r["id"]: r["prediction"] for r in predictions(world)}
     assert np.array_equal(np.float32([found[i] for i in rows["id"].to_pylist()]), direct)
     truth = np.asarray(toys.labels("binary", rows)["y"])
@@ -71,13 +71,15 @@ def test_many_rows_get_the_same_predictions(world: Any, monkeypatch: pytest.Monk
     """A booster that is rewritten for many rows predicts as the one that was registered."""
     score(world.spec, start=DAY)
     few = predictions(world)
-    monkeypatch.setattr(missing_value_rewrite, "MIN_ROWS", 0)
-    monkeypatch.setattr(missing_value_rewrite, "ROWS_PER_BYTE", 0)
-    readied: list[Any] = []
-    real = trained_model.dense
-    monkeypatch.setattr(trained_model, "dense", lambda *args: readied.append(real(*args)) or readied[-1])
+    monkeypatch.setattr(_missing_value_rewrite, "MIN_ROWS", 0)
+    monkeypatch.setattr(_missing_value_rewrite, "ROWS_PER_BYTE", 0)
+    rewritten: list[Any] = []
+    real = trained_model.rewrite_without_missing
+    monkeypatch.setattr(
+        trained_model, "rewrite_without_missing", lambda *args: rewritten.append(real(*args)) or rewritten[-1]
+    )
     score(world.spec, start=DAY, force=True)
-    assert readied[0] is not None
+    assert rewritten[0] is not None
     assert [r["prediction"] for r in predictions(world)] == [r["prediction"] for r in few]
 
 
