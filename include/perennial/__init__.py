@@ -1,3 +1,31 @@
-"""Perennial keeps tabular machine-learning models fresh: the library that its Airflow DAGs and its command line run."""
+"""Perennial keeps tabular machine-learning models fresh: the library behind its Airflow DAGs and its command line."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from perennial.core.errors import PerennialError
+    from perennial.spec.catalog import load_model_by_name as load_model
+    from perennial.spec.model_spec import ModelSpec
+    from perennial.steps.dispatch import run as run_step
+
+__all__ = ["ModelSpec", "PerennialError", "__version__", "load_model", "run_step"]
 
 __version__ = "0.1.0"
+
+# Imported on first use: the modules below import this one for the version.
+_EXPORTS = {
+    "ModelSpec": ("perennial.spec.model_spec", "ModelSpec"),
+    "PerennialError": ("perennial.core.errors", "PerennialError"),
+    "load_model": ("perennial.spec.catalog", "load_model_by_name"),
+    "run_step": ("perennial.steps.dispatch", "run"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _EXPORTS:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module, attribute = _EXPORTS[name]
+    return getattr(importlib.import_module(module), attribute)

@@ -16,7 +16,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from perennial.cli import incidents, terminal
+from perennial.cli import terminal
 from perennial.core.errors import PerennialError
 
 __all__ = ["app", "main"]
@@ -29,7 +29,6 @@ app = typer.Typer(
     # a traceback with local variables would show rows, and rows may hold personal data
     pretty_exceptions_enable=False,
 )
-app.add_typer(incidents.app)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LibraryDigest = Annotated[
@@ -202,7 +201,8 @@ def ledger(
         }  # fmt: skip
         table = terminal.table(*columns, right=("#",))
         for row in rows:
-            table.add_row(*(Text(str(row[key])) for key in columns.values()))
+            values = dict(row)
+            table.add_row(*(Text(str(values[key])) for key in columns.values()))
         terminal.console().print(table)
     count = ledger_module.verify(model)
     if not as_json:
@@ -211,6 +211,35 @@ def ledger(
             if count
             else f"No decision about {model} is recorded."
         )
+
+
+@app.command()
+def incidents(
+    model: Annotated[str | None, typer.Argument(help="Name of the model; all models by default.")] = None,
+    closed: Annotated[
+        bool, typer.Option("--all", help="Also the last closed incident of each signal.")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List open incidents, muted signals and notices that could not be delivered."""
+    from perennial.cli import incidents as incidents_module
+
+    incidents_module.show(model, closed=closed, as_json=as_json)
+
+
+@app.command()
+def mute(
+    model: ModelName,
+    signal: Annotated[str, typer.Argument(help="Signal, or a pattern such as 'failure:*'.")] = "*",
+    until: Annotated[
+        str, typer.Option(help="Last partition date that is muted, YYYY-MM-DD; a past date ends a mute.")
+    ] = "",
+    reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "",
+) -> None:
+    """Send no alerts of a signal for a while. It is still recorded, and listed in the daily summary."""
+    from perennial.cli import incidents as incidents_module
+
+    incidents_module.mute(model, signal, until, reason)
 
 
 @app.command()

@@ -1,4 +1,4 @@
-"""This process and this library: memory, version, digest, and how a process ends."""
+"""This process and this library: memory, version, digest, and the end of a process."""
 
 from __future__ import annotations
 
@@ -11,7 +11,29 @@ from pathlib import Path
 from typing import NoReturn
 
 from perennial import __version__
-from perennial.core.settings import ROOT
+from perennial.core.settings import CHECKOUT
+
+__all__ = [
+    "NOT_IN_PODS",
+    "PACKAGE",
+    "code_version",
+    "flush_and_exit",
+    "library_digest",
+    "peak_memory_mb",
+    "pod_files",
+]
+
+PACKAGE = Path(__file__).resolve().parents[1]
+#: Folders and modules of the library that neither a step nor a training worker imports.
+NOT_IN_PODS = (
+    "alerting",
+    "cli/check",
+    "cli/doctor",
+    "cli/incidents.py",
+    "cli/new",
+    "cli/spec_reference.py",
+    "local_stack",
+)
 
 
 def peak_memory_mb() -> int:
@@ -24,8 +46,8 @@ def peak_memory_mb() -> int:
 def code_version() -> str:
     """The library's version and, in a checkout, its commit (``PERENNIAL_COMMIT`` in an image)."""
     commit = os.environ.get("PERENNIAL_COMMIT", "")
-    if not commit:
-        head = ROOT / ".git" / "HEAD"
+    if not commit and CHECKOUT:
+        head = CHECKOUT / ".git" / "HEAD"
         try:
             text = head.read_text().strip()
             commit = (head.parent / text[5:]).read_text().strip() if text.startswith("ref: ") else text
@@ -35,19 +57,29 @@ def code_version() -> str:
 
 
 @functools.cache
-def library_digest() -> str:
-    """SHA-256 of this library's source: equal in an image and in the place that starts it, or a step is not run."""
-    digest, root = hashlib.sha256(), Path(__file__).parents[1]
-    for path in sorted(root.rglob("*.py")):
-        digest.update(f"{path.relative_to(root).as_posix()}\0".encode() + path.read_bytes() + b"\0")
+def library_digest(package: Path = PACKAGE) -> str:
+    """SHA-256 of the library's files that run in a pod: a step runs only in an image with its caller's digest."""
+    digest = hashlib.sha256()
+    for path in pod_files(package):
+        digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
     return digest.hexdigest()
 
 
-def flush_and_exit(status: int) -> NoReturn:
-    """Flush what was printed and end at once.
+def pod_files(package: Path = PACKAGE) -> list[Path]:
+    """The Python files of the library that can run in a pod, in order: all but `NOT_IN_PODS`."""
+    left_out = [package / name for name in NOT_IN_PODS]
+    return [
+        path
+        for path in sorted(package.rglob("*.py"))
+        if not any(path.is_relative_to(other) for other in left_out)
+    ]
 
-    A native thread of a data library that is still joinable when the interpreter tears down calls std::terminate:
-    a process that has done its work would die of SIGABRT. Seen with Python 3.12 after a long loop, cause unknown.
+
+def flush_and_exit(status: int) -> NoReturn:
+    """Flush standard output and error, and end the process without tearing down the interpreter.
+
+    A native thread of a data library that is still joinable at tear-down calls std::terminate, and the process dies of
+    SIGABRT after its work is done. Seen with Python 3.12 after a long loop; the cause is unknown.
     """
     sys.stdout.flush()
     sys.stderr.flush()

@@ -1,4 +1,4 @@
-"""Where things are, read from the environment at each call: nothing is decided at import."""
+"""Folders, URIs and limits, read from the environment at each call."""
 
 from __future__ import annotations
 
@@ -8,7 +8,17 @@ from pathlib import Path
 
 from perennial.core.errors import PerennialError
 
-ROOT = Path(__file__).resolve().parents[3]
+__all__ = ["CHECKOUT", "ROOT", "Settings", "endpoint_url", "settings"]
+
+
+def _checkout(package: Path) -> Path | None:
+    return package.parents[1] if package.parent.name == "include" else None
+
+
+#: The checkout, or the image's copy of one, that holds this library; None if pip installed it.
+CHECKOUT = _checkout(Path(__file__).resolve().parents[1])
+#: Where ``include/models``, ``include/compute`` and ``.perennial`` lie by default.
+ROOT = CHECKOUT or Path.cwd()
 
 
 @dataclass(frozen=True)
@@ -18,11 +28,11 @@ class Settings:
     Attributes:
         home: working folder of the local stack.
         lake: folder or ``s3://`` URI of the lake.
-        landing: folder or ``s3://`` URI where the feed lands.
+        landing: folder or ``s3://`` URI of the landing area.
         memory_mb: memory one step may use, in MiB.
         threads: threads one step may use.
         mlflow_uri: URL of the MLflow server.
-        models: folders that are searched for models and feature sets.
+        models: folders that are searched for models and feature sets, in order.
     """
 
     home: Path
@@ -35,7 +45,7 @@ class Settings:
 
     @property
     def storage_options(self) -> dict[str, str]:
-        """Options for ``deltalake`` where the lake is on S3 (credentials come from the usual AWS variables)."""
+        """Options for ``deltalake`` if the lake is on S3 (credentials come from the usual AWS variables)."""
         if not self.lake.startswith("s3://"):
             return {}
         options = {"aws_conditional_put": "etag"}
@@ -48,7 +58,7 @@ class Settings:
 
 
 def endpoint_url() -> str | None:
-    """The S3 endpoint, where it is not AWS's own."""
+    """The S3 endpoint; None for the default one of AWS."""
     return os.environ.get("AWS_ENDPOINT_URL_S3") or os.environ.get("AWS_ENDPOINT_URL") or None
 
 
@@ -63,7 +73,7 @@ def _number(name: str, default: int, low: int) -> int:
     return int(text)
 
 
-def _place(name: str, default: Path) -> str:
+def _folder_or_uri(name: str, default: Path) -> str:
     text = os.environ.get(name, "").strip() or str(default)
     return text.rstrip("/") if text.startswith("s3://") else str(Path(text).resolve())
 
@@ -72,14 +82,14 @@ def settings() -> Settings:
     """Read the environment.
 
     Raises:
-        PerennialError: a variable holds something unusable.
+        PerennialError: a variable has an unusable value.
     """
     home = Path(os.environ.get("PERENNIAL_HOME", "").strip() or ROOT / ".perennial").resolve()
     extra = [Path(p).resolve() for p in os.environ.get("PERENNIAL_MODELS", "").split(os.pathsep) if p.strip()]
     return Settings(
         home=home,
-        lake=_place("PERENNIAL_LAKE", home / "lake"),
-        landing=_place("PERENNIAL_LANDING", home / "landing"),
+        lake=_folder_or_uri("PERENNIAL_LAKE", home / "lake"),
+        landing=_folder_or_uri("PERENNIAL_LANDING", home / "landing"),
         memory_mb=_number("PERENNIAL_MEMORY_MB", 1024, 256),
         threads=_number("PERENNIAL_THREADS", min(4, os.cpu_count() or 1), 1),
         mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000").rstrip("/"),

@@ -189,7 +189,7 @@ def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: P
 
 def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
     run = CliRunner()
-    assert run.invoke(app, ["incidents"], env={"COLUMNS": "200"}).output.strip() == "No incident is open."
+    assert run.invoke(app, ["incidents"], env={"COLUMNS": "200"}).output.strip() == "There are no open incidents."
     incidents.record_signals(spec, D1, drift("bad", "x moved"))
     done = run.invoke(app, ["mute", "toy", "drift", "--until", D3, "--reason", "known: a new shop"])
     assert done.exit_code == 0, done.output
@@ -236,7 +236,7 @@ def test_several_writers_lose_nothing_and_tell_once(spec: ModelSpec) -> None:
     assert [n.signal for n in book.outbox].count("drift") == 1
 
 
-@pytest.mark.parametrize("page", ["README.md", "docker/kubernetes/PRODUCTION.md"])
+@pytest.mark.parametrize("page", ["docs/alerts-and-metrics.md", "docs/production-on-aws.md"])
 def test_the_examples_of_the_pages_are_accepted(page: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     (said,) = [found["alerts"] for found in map(yaml.safe_load, blocks) if "alerts" in found]
