@@ -1,4 +1,4 @@
-# Every step that a person or CI takes. `make help` lists them.
+# Every command that a person or CI runs. `make help` lists them.
 # Paths are relative on purpose: make cannot handle a checkout whose path holds a space otherwise.
 
 PYTHON ?= python3
@@ -34,43 +34,43 @@ python:
 	  echo "error: '$(PYTHON)' is missing, does not run, or is older than Python 3.11: $$("$(PYTHON)" -V 2>&1 | head -n 1)" >&2; \
 	  echo "Name another interpreter: make run PYTHON=/path/to/python3.12" >&2; exit 1; }
 
-setup: python  ## make the environment from the locked requirements
+setup: python  ## create the environment from the locked requirements
 	@$(SETUP)
 
 setup-tests: python
 	@$(SETUP) --tests
 
-run: setup  ## start MLflow and Airflow, run the loop on the sample, show what happened
+run: setup  ## start MLflow and Airflow, run the loop on the sample, print a summary
 	@$(RUN) -m perennial.local_stack run
 
 start: setup  ## start MLflow and Airflow only
 	@$(RUN) -m perennial.local_stack start
 
-stop: python  ## end both servers and every process they started
-	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack stop; else echo "Nothing was set up, so nothing runs."; fi
+stop: python  ## stop both servers and every process they started
+	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack stop; else echo "Nothing is set up, so nothing runs."; fi
 
-status: setup  ## say what runs, and where
+status: setup  ## show what runs, and where
 	@$(RUN) -m perennial.local_stack status
 
-clean: python  ## stop, and forget all data, runs and models
+clean: python  ## stop, and delete all data, runs and models
 	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack clean; else rm -rf .perennial; fi
 
-distclean: clean  ## clean, and remove the environment
+distclean: clean  ## clean, and delete the environment
 	rm -rf "$(VENV)" "$(VENV).lock" docker/.env .mypy_cache .ruff_cache .pytest_cache
 
-check: setup  ## check all models at once: file, line, key, value received, what is allowed
+check: setup  ## check all models: file, line, key, received value, allowed values
 	@$(RUN) -m perennial check
 
-new: setup  ## make a model's folder from a sample file (MODEL=name, ARGS=--help tells more)
+new: setup  ## create a model's folder from a sample file (MODEL=name; ARGS=--help for options)
 	@$(RUN) -m perennial new $(MODEL) $(ARGS)
 
-docs: setup  ## write again what is made from the spec's definition: JSON Schema, table of keys
+docs: setup  ## regenerate the JSON Schema and the tables of keys
 	@$(RUN) -m perennial docs
 
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
 	@$(RUN) -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG (LOAD="kind load docker-image" hands it the image)
+test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG (LOAD="kind load docker-image" loads the image into it)
 	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
 	@docker/build $(or $(IMAGES),trainer)
 	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
@@ -79,10 +79,10 @@ test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG 
 bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
 
-bench-loop: setup  ## measure what monitoring and retraining are worth, on streams with known changes (ARGS="--seeds 3")
+bench-loop: setup  ## measure the value of monitoring and retraining on streams with known changes (ARGS="--seeds 3")
 	@PYTHONPATH="include:plugins:tests:." $(RUN) -m bench.loop $(ARGS)
 
-lint: setup-tests  ## check style and the direction of the dependencies
+lint: setup-tests  ## check style, the borders between packages, and declared dependencies
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@"$(VENV)/bin/lint-imports" --no-logo --cache-dir .ruff_cache/import-linter
@@ -92,7 +92,7 @@ lint: setup-tests  ## check style and the direction of the dependencies
 type: setup-tests  ## check types
 	@$(RUN) -m mypy
 
-format: setup-tests  ## rewrite the sources in the project's style
+format: setup-tests  ## format the sources
 	@$(RUN) -m ruff check --fix-only --quiet .
 	@$(RUN) -m ruff format .
 
@@ -110,13 +110,13 @@ up: python  ## start everything in containers: Postgres, S3, MLflow, Airflow (ma
 	@$(COMPOSE) up --detach --wait --quiet-pull $(ARGS)
 	@echo "Airflow http://localhost:$${AIRFLOW_PORT:-8080} (admin; AIRFLOW_PASSWORD in docker/.env)  MLflow http://localhost:$${MLFLOW_PORT:-5000}"
 
-down:  ## end the containers, and forget their data
+down:  ## stop the containers, and delete their data
 	@$(DOCKER) compose --project-name perennial down --volumes --remove-orphans
 
-sbom: setup-tests  ## list what each image's environment holds (CycloneDX), into .perennial/sbom
+sbom: setup-tests  ## write a CycloneDX list of each image's packages into .perennial/sbom
 	@$(RUN) docker/sbom.py $(IMAGES)
 
-audit: setup-tests  ## look the locked packages up among known vulnerabilities; needs the network
+audit: setup-tests  ## check the locked packages for known vulnerabilities; needs the network
 	@$(RUN) docker/audit.py
 
 lock: setup  ## lock the dependencies that pyproject.toml declares (ARGS=--upgrade for newer ones)

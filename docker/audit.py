@@ -1,7 +1,7 @@
-"""Look every locked package up among known vulnerabilities.
+"""Check every locked package against databases of known vulnerabilities.
 
-Ends with 1 if one is known, with 2 if nobody could be asked: what cannot be looked up is never taken for sound. Reports
-go to ``.perennial/audit``.
+Exits with 1 if one is known, and with 2 if no database could be reached: a package that could not be checked never
+counts as safe. Reports are written to ``.perennial/audit``.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ LOCKS = (
 
 
 def audit(lock: str, service: str) -> tuple[list[str], str]:
-    """Known vulnerabilities of a lock's packages, and why there is no answer where there is none."""
+    """Known vulnerabilities of a lock's packages, or why the service gave no answer."""
     target = OUT / (lock.replace("/", "-").removesuffix(".txt") + ".json")
     target.parent.mkdir(parents=True, exist_ok=True)
     target.unlink(missing_ok=True)

@@ -1,4 +1,4 @@
-"""Write docker/.env with random passwords for compose.yaml, where it is missing; readable by this user only."""
+"""Write docker/.env with random passwords for compose.yaml, if it is missing; readable by this user only."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ FILE = Path(__file__).with_name(".env")
 
 
 def content() -> str:
-    """The file's text, with passwords that no other call gives."""
+    """The file's text, with new random passwords."""
     names = ("POSTGRES_PASSWORD", "AIRFLOW_DB_PASSWORD", "MLFLOW_DB_PASSWORD", "AIRFLOW_PASSWORD",
              "AIRFLOW_SESSION_KEY", "AIRFLOW_TOKEN_KEY", "S3_SECRET_KEY")  # fmt: skip
     values = {name: secrets.token_hex(24) for name in names}

@@ -1,6 +1,6 @@
 """Write a CycloneDX list of what each image's Python environment holds, into ``.perennial/sbom/<image>.json``.
 
-The metadata of the packages is copied out of the image, so nothing is installed into it and nothing of it runs but tar.
+Only the metadata of the packages is copied out of the image: nothing is installed into it, and only tar runs in it.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def write(image: str) -> int:
 
 
 def main(images: list[str]) -> None:
-    """Write the lists of these images; of all when none is named."""
+    """Write the lists of these images, or of all if none is named."""
     for image in images or IMAGES:
         print(f"{OUT.relative_to(ROOT) / image}.json: {write(image)} packages")  # noqa: T201
 

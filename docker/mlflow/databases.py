@@ -1,7 +1,7 @@
-"""Make the databases of a Postgres server, each with a user of its own, where they are missing.
+"""Create missing databases of a Postgres server, each with its own user.
 
 ``DATABASES`` names them, separated by spaces; ``<NAME>_DB_PASSWORD`` holds each one's password. libpq's own variables
-(``PGHOST``, ``PGUSER``, ``PGPASSWORD``) say where, and as whom.
+(``PGHOST``, ``PGUSER``, ``PGPASSWORD``) name the server and the user.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from psycopg2 import sql
 
 
 def main() -> None:
-    """Make what is missing; a password that has changed is set anew."""
+    """Create what is missing; a changed password is set again."""
     connection = psycopg2.connect(dbname="postgres", connect_timeout=10)
     connection.autocommit = True  # CREATE DATABASE takes no transaction
     with connection.cursor() as cursor:

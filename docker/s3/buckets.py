@@ -1,4 +1,4 @@
-"""Make the buckets that are named as arguments, where they are missing; AWS's own variables say where."""
+"""Create the buckets named as arguments if they are missing; the usual AWS variables name the server."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ import boto3
 
 
 def main(names: list[str]) -> None:
-    """Make what is missing."""
+    """Create the missing buckets."""
     s3 = boto3.client("s3")
     there = {bucket["Name"] for bucket in s3.list_buckets()["Buckets"]}
     for name in names:
         if name not in there:
             s3.create_bucket(Bucket=name)
-        print(f"bucket {name}: {'there' if name in there else 'made'}")  # noqa: T201
+        print(f"bucket {name}: {'exists' if name in there else 'created'}")  # noqa: T201
 
 
 if __name__ == "__main__":
