@@ -2,15 +2,28 @@
 
 from __future__ import annotations
 
+__all__ = [
+    "ArtifactError",
+    "DataError",
+    "LedgerError",
+    "LockHeldError",
+    "PerennialError",
+    "RegistryError",
+    "SpecError",
+    "StepInterruptedError",
+    "StorageError",
+    "WorkersUnavailableError",
+]
+
 
 class PerennialError(Exception):
-    """A failure that a person can act upon.
+    """An error with a cause and a remedy.
 
     Args:
-        cause: what is wrong, with the value received and what was expected.
+        cause: what is wrong, with the value received and the value expected.
         remedy: what to do next.
-        model: the model concerned.
-        partition: the partition (ISO date, or a range ``start..end``) concerned.
+        model: name of the model concerned.
+        partition: the partition concerned: a date, or a range ``start..end``.
     """
 
     def __init__(
@@ -25,7 +38,7 @@ class PerennialError(Exception):
         return (f"{', '.join(where)}: " if where else "") + f"{self.cause}\n  What to do: {self.remedy}"
 
     def __reduce__(self) -> tuple[object, ...]:
-        # Exceptions with keyword-only arguments do not survive the default protocol, and Airflow copies exceptions.
+        # Airflow copies exceptions, and the default protocol cannot copy keyword-only arguments.
         return _rebuild, (type(self), self.cause, self.remedy, self.model, self.partition)
 
 
@@ -36,19 +49,19 @@ def _rebuild(
 
 
 class SpecError(PerennialError):
-    """A model folder that cannot be used: the message holds one line a problem, with file, line and key."""
+    """A model folder is invalid: the message has one line per problem, with file, line and key."""
 
 
 class DataError(PerennialError):
-    """Rows that were refused: missing, malformed, or breaking an expectation that stops the partition."""
+    """Data was refused: missing, malformed, or failing an expectation that stops the partition."""
 
 
 class ArtifactError(PerennialError):
-    """A model file that is not what its record says it is."""
+    """A model file does not match its record."""
 
 
 class RegistryError(PerennialError):
-    """The model registry (MLflow) cannot be reached, or does not hold what was asked for."""
+    """The model registry (MLflow) cannot be reached, or does not have the requested version or file."""
 
 
 class LedgerError(PerennialError):
@@ -56,7 +69,7 @@ class LedgerError(PerennialError):
 
 
 class LockHeldError(PerennialError):
-    """Another run holds what this one needs. Trying again later helps."""
+    """Another run holds a lock that this one needs; a retry later can succeed."""
 
 
 class StorageError(PerennialError):
@@ -64,8 +77,8 @@ class StorageError(PerennialError):
 
 
 class StepInterruptedError(PerennialError):
-    """Something outside took away what the step ran on, such as one of its workers. Trying again goes on from there."""
+    """A step lost something it runs on, such as a worker; a retry continues from its checkpoint."""
 
 
 class WorkersUnavailableError(PerennialError):
-    """A step's workers, or a worker's trainer, did not come. Why is known where they were started."""
+    """The workers of a trainer, or the trainer of a worker, did not connect in time; who started them knows why."""
