@@ -1,11 +1,11 @@
 """Airflow DAGs `<model>.data`, `.train`, `.score`, `.monitor` and `.rollback` of every model folder.
 
-What each does, reads and emits is on its own page, made from the model's spec. All are in one file, so that each spec
-is read once a parse. A model is added by adding its folder, never by editing this file.
+Each DAG's page in the UI, made from the model's spec, says what it does, reads and emits. One file for all models, so
+that each spec is read once per parse. To add a model, add its folder; this file stays as it is.
 """
 
 from __future__ import annotations
 
-from perennial_airflow.factory import dags
+from perennial_airflow.dag_factory.factory import dags
 
 globals().update(dags())

@@ -1,23 +1,7 @@
-"""What Perennial adds to Airflow. Registration only: everything else is in the package `perennial_airflow`."""
+"""The one file of this folder that Airflow loads as a plugin; the plugin is in the package `perennial_airflow`."""
 
 from __future__ import annotations
 
-from typing import Any
+from perennial_airflow.plugin import PerennialPlugin
 
-from airflow.plugins_manager import AirflowPlugin
-
-from perennial_airflow.timetables import DailyPartitions, PublishedPartitions
-
-
-class PerennialPlugin(AirflowPlugin):
-    """Timetables of the DAGs, and the page that serves reports from the lake."""
-
-    name = "perennial"
-    timetables = [DailyPartitions, PublishedPartitions]  # noqa: RUF012  (Airflow's own shape)
-
-    @property
-    def fastapi_apps(self) -> list[Any]:  # type: ignore[override]
-        """The report pages: a property, because only the API server may pay for importing Airflow's web security."""
-        from perennial_airflow.reports import PREFIX, create_app
-
-        return [{"app": create_app(), "url_prefix": PREFIX, "name": "Perennial reports"}]
+__all__ = ["PerennialPlugin"]

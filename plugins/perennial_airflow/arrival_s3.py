@@ -1,4 +1,8 @@
-"""Waits for a file on S3 by Amazon's own trigger, which asks without blocking the triggerer's other waits."""
+"""The trigger that waits for a file on S3: Amazon's own, which does not block the triggerer's other triggers.
+
+Airflow stores its import path: it stays in this module. It is not in `arrival`, because Amazon's provider takes a
+second to import.
+"""
 
 from __future__ import annotations
 
@@ -14,11 +18,19 @@ from perennial.storage import object_store
 
 
 class LandedOnS3(S3KeyTrigger):
-    """As the trigger of S3KeySensor, but S3 being away does not end the wait: how long at most is the task's to say."""
+    """The trigger of Amazon's S3KeySensor, except that an error of S3 does not end the wait.
+
+    The task's own timeout bounds the wait.
+    """
 
     @classmethod
     def at(cls, uri: str, pause: float) -> Self:
-        """One for the file ``uri``, with ``pause`` seconds between two looks."""
+        """The trigger for one file.
+
+        Args:
+            uri: ``s3://bucket/key``.
+            pause: seconds between two checks.
+        """
         bucket, _, key = uri.removeprefix("s3://").partition("/")
         return cls(
             bucket_name=bucket,
@@ -28,22 +40,22 @@ class LandedOnS3(S3KeyTrigger):
             region_name=os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION"),
             botocore_config={
                 "connect_timeout": 5,
-                "read_timeout": object_store.PATIENCE,
-                "retries": {"mode": "standard", "total_max_attempts": object_store.ATTEMPTS},
+                "read_timeout": object_store.TIMEOUT_SECONDS,
+                "retries": {"mode": "standard", "total_max_attempts": object_store.MAX_ATTEMPTS},
             },
         )
 
     def serialize(self) -> tuple[str, dict[str, Any]]:
-        """What the triggerer makes it from; Amazon's own names Amazon's class."""
+        """Import path and arguments, from which the triggerer makes it; Amazon's own method names Amazon's class."""
         return f"{__name__}.{type(self).__name__}", super().serialize()[1]
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Look until it is there."""
+        """Check until the file exists."""
         while True:
             async for event in super().run():
                 if event.payload["status"] != "error":
                     yield event
                     return
-                self.log.warning("s3://%s/%s cannot be asked for: %s", self.bucket_name, self.bucket_key,
+                self.log.warning("s3://%s/%s cannot be checked: %s", self.bucket_name, self.bucket_key,
                                  event.payload["message"])  # fmt: skip
             await asyncio.sleep(self.poke_interval)

@@ -1,7 +1,8 @@
-"""Deadlines (Airflow's DeadlineAlert): a run that is not over in time, as where data does not come, is an incident.
+"""Deadlines (Airflow's DeadlineAlert): a run that does not end in time, such as one without data, is an incident.
 
-The model's next success of that stage ends it, as it ends a failure's. (``airflow dags test`` of a DAG with deadlines
-ends in an error after its tasks have succeeded, for it looks their records up by what is not their key: airflow 73428.)
+The model's next success of that stage closes it, as it closes a failure's. Airflow stores the import path of `missed`
+and the names of its arguments: both stay. (``airflow dags test`` of a DAG with deadlines ends in an error after its
+tasks have succeeded, because it looks their records up by a wrong key: airflow 73428.)
 """
 
 from __future__ import annotations
@@ -19,10 +20,11 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 log = logging.getLogger(__name__)
-OVER = ("success", "failed")
-#: For pauses between tries, light tasks and a full queue, on top of what the heavy task may take.
+FINISHED_STATES = ("success", "failed")
+#: For the pauses between tries, light tasks and a full queue, on top of the heavy task's own time.
 SLACK = timedelta(hours=2)
-WANTS = {
+#: What a late run of each stage means for its partition.
+_CONSEQUENCES = {
     "data": "is not published",
     "train": "is not trained on",
     "score": "is not scored",
@@ -30,54 +32,67 @@ WANTS = {
 }
 
 
-def alert(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> DeadlineAlert:
-    """The deadline of each run of a stage, from the moment it is queued.
+def stage_deadline(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> DeadlineAlert:
+    """The deadline of each run of a stage, counted from when it is queued.
 
     Args:
-        limits: retries and timeout of the stage's heavy task (`base.limits`).
+        spec: the model; ``limits.<stage>.deadline_minutes`` replaces what follows from the task's limits.
+        stage: name of the stage.
+        limits: retries and timeout of the stage's heavy task (`dag_builder.task_limits`).
     """
-    said = spec.limit(stage).deadline_minutes
+    minutes = spec.step_limits(stage).deadline_minutes
     longest = limits["execution_timeout"] * (limits["retries"] + 1) + SLACK
     if stage == "data" and spec.data.arrival == "wait":
         longest += timedelta(hours=spec.data.arrival_hours)
     if stage == "train" and spec.retraining.quiet_hours:
         longest += timedelta(days=1)
-    interval = timedelta(minutes=said) if said else longest
-    asked = {"model": spec.name, "stage": stage, "minutes": int(interval.total_seconds() // 60)}
-    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, interval, AsyncCallback(missed, asked))
+    interval = timedelta(minutes=minutes) if minutes else longest
+    arguments = {"model": spec.name, "stage": stage, "minutes": int(interval.total_seconds() // 60)}
+    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, interval, AsyncCallback(missed, arguments))
 
 
 async def missed(model: str, stage: str, minutes: int, context: dict[str, Any]) -> str:
-    """Called in the triggerer when a run's deadline has passed; returns what came of it.
+    """Open an incident for a run whose deadline has passed; the triggerer calls it.
 
-    It is called for runs that have failed as well (airflow 60927), so it looks first. The runs of a backfill are queued
-    all at once and wait for each other: they have no deadline.
+    Airflow calls it for runs that have failed, too (airflow 60927), so it checks the run's state first. The runs of a
+    backfill are queued all at once and wait for each other: they have no deadline.
+
+    Args:
+        model: name of the model.
+        stage: name of the stage.
+        minutes: length of the deadline.
+        context: Airflow's; ``dag_run`` is the run as JSON.
+
+    Returns:
+        What was done, for the log.
     """
     run = context["dag_run"]
-    state = await _state(run)
-    if state in OVER:
-        return f"the run is over: {state}"
+    state = await _run_state(run)
+    if state in FINISHED_STATES:
+        return f"the run has ended: {state}"
     if run["run_type"] == "backfill":
         return "a run of a backfill has no deadline"
-    if await _waits_for_a_person(run):
-        return "the run waits for a person's answer, which has a time of its own"
-    await asyncio.to_thread(_tell, model, stage, minutes, run, state)
-    return f"told: the run is {state}"
+    if await _waits_for_approval(run):
+        return "the run waits for a person's answer, which has its own time limit"
+    await asyncio.to_thread(_open_incident, model, stage, minutes, run, state)
+    return f"incident opened: the run is {state}"
 
 
-async def _state(run: dict[str, Any]) -> str:
-    """The run's state now; what it was when the scheduler saw the deadline pass, where Airflow cannot be asked."""
+async def _run_state(run: dict[str, Any]) -> str:
+    """The current state of the run, or, where Airflow cannot be asked, its state when the deadline passed."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     try:
-        now = await asyncio.to_thread(RuntimeTaskInstance.get_dagrun_state, run["dag_id"], run["dag_run_id"])
-        return str(getattr(now, "value", now))
+        state = await asyncio.to_thread(
+            RuntimeTaskInstance.get_dagrun_state, run["dag_id"], run["dag_run_id"]
+        )
+        return str(getattr(state, "value", state))
     except Exception as error:
         log.warning("the state of run %s is not known: %s", run["dag_run_id"], type(error).__name__)
         return str(run["state"])
 
 
-async def _waits_for_a_person(run: dict[str, Any]) -> bool:
+async def _waits_for_approval(run: dict[str, Any]) -> bool:
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     run_id = run["dag_run_id"]
@@ -89,21 +104,24 @@ async def _waits_for_a_person(run: dict[str, Any]) -> bool:
     return "awaiting_input" in states.get(run_id, {}).values()
 
 
-def _tell(model: str, stage: str, minutes: int, run: dict[str, Any], state: str) -> None:
+def _open_incident(model: str, stage: str, minutes: int, run: dict[str, Any], state: str) -> None:
     from perennial.spec.catalog import load_model_by_name
-    from perennial_airflow import alerts, links
+    from perennial_airflow.alerting import alerts
+    from perennial_airflow.web import links
 
     partition = alerts.partition_of(run["partition_key"], run["conf"] or {})
-    what = f"partition {partition}" if partition else "the run"
+    subject = f"partition {partition}" if partition else "the run"
     reason = (
-        f"{what} {WANTS[stage]} {minutes} minutes after its run was queued; the run is {state}\n"
-        f"  What to do: look at the run's tasks; nothing was ended"
+        f"{subject} {_CONSEQUENCES[stage]} {minutes} minutes after its run was queued; the run is {state}\n"
+        f"  What to do: look at the run's tasks; the run goes on"
     )
     details = {
         "stage": stage,
         "run_id": run["dag_run_id"],
         "partition": partition,
-        "log": links.page(f"/dags/{run['dag_id']}/runs/{run['dag_run_id']}"),
+        "log": links.ui_url(f"/dags/{run['dag_id']}/runs/{run['dag_run_id']}"),
     }
-    bad = SignalObservation("bad", reason, details=details)
-    alerts.raise_signals(load_model_by_name(model), alerts.last_day(partition), {f"deadline:{stage}": bad})
+    late = SignalObservation("bad", reason, details=details)
+    alerts.report_signals(
+        load_model_by_name(model), alerts.last_partition_date(partition), {f"deadline:{stage}": late}
+    )

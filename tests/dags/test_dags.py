@@ -13,7 +13,7 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from perennial.spec.catalog import load_models
 from perennial.spec.model_spec import ModelSpec
-from perennial_airflow.factory import STAGES, dags
+from perennial_airflow.dag_factory.factory import STAGES, dags
 
 SPECS, _ = load_models()
 DAGS = dags()
@@ -98,8 +98,8 @@ def test_limits_come_from_the_spec(dag: DAG) -> None:
     spec, stage = spec_of(dag), dag.dag_id.rpartition(".")[2]
     if stage != "rollback":
         task = dag.get_task(stage)
-        assert task.retries == spec.limit(stage).retries
-        assert task.execution_timeout == timedelta(minutes=spec.limit(stage).timeout_minutes)
+        assert task.retries == spec.step_limits(stage).retries
+        assert task.execution_timeout == timedelta(minutes=spec.step_limits(stage).timeout_minutes)
 
 
 @pytest.mark.parametrize("model", SPECS)

@@ -12,7 +12,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 
 from perennial.spec.catalog import load_models
-from perennial_airflow.factory import STAGES
+from perennial_airflow.dag_factory.factory import STAGES
 
 ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "dags").glob("*.py"))

@@ -12,9 +12,10 @@ import pytest
 from airflow.triggers.base import TriggerEvent
 
 from perennial.alerting import incidents
-from perennial.spec.model_spec import ModelSpec, StepSpec
-from perennial_airflow import alerts, deadlines
-from perennial_airflow.factory import STAGES
+from perennial.spec.model_spec import ModelSpec, StepLimits
+from perennial_airflow import deadlines
+from perennial_airflow.alerting import alerts
+from perennial_airflow.dag_factory.factory import STAGES
 
 NIGHT = "2013-02-01"
 CHANNEL = {"channels": [{"name": "hook", "kind": "webhook", "url": "http://127.0.0.1:1/x"}]}
@@ -22,10 +23,10 @@ CHANNEL = {"channels": [{"name": "hook", "kind": "webhook", "url": "http://127.0
 
 @pytest.mark.parametrize("stage", ["data", "train", "score", "monitor"])
 def test_the_interval_is_what_the_tasks_may_take_or_what_the_spec_says(spec: ModelSpec, stage: str) -> None:
-    spec = spec.model_copy(update={"limits": {stage: StepSpec(retries=1, timeout_minutes=30)}})
+    spec = spec.model_copy(update={"limits": {stage: StepLimits(retries=1, timeout_minutes=30)}})
     (deadline,) = STAGES[stage](spec).deadline
     assert deadline.interval == timedelta(hours=1) + deadlines.SLACK
-    spec = spec.model_copy(update={"limits": {stage: StepSpec(deadline_minutes=45)}})
+    spec = spec.model_copy(update={"limits": {stage: StepLimits(deadline_minutes=45)}})
     (deadline,) = STAGES[stage](spec).deadline
     assert deadline.interval == timedelta(minutes=45)
     assert deadline.callback.kwargs == {"model": "flight_late", "stage": stage, "minutes": 45}
@@ -109,13 +110,13 @@ def test_a_run_that_does_not_end_is_told_and_the_next_success_ends_it(
     assert reason.startswith(
         "partition 2013-02-01 is not published 300 minutes after its run was queued; the run is"
     )
-    (item,) = incidents.read("flight_late").open
+    (item,) = incidents.read_log("flight_late").open
     assert (item.signal, item.last) == ("deadline:data", NIGHT)
     from types import SimpleNamespace
 
     task = SimpleNamespace(dag_id="flight_late.data", task_id="data", run_id=run.run_id, map_index=-1)
     alerts.on_success(spec)({"task_instance": task, "dag_run": SimpleNamespace(partition_key=NIGHT)})
-    assert incidents.read("flight_late").open == []
+    assert incidents.read_log("flight_late").open == []
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])

@@ -79,7 +79,7 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp
     said = {"name": "p", "kind": "kubernetes", "template": "base.yaml", "env": {"A": "p"}, "image": "i:1",
             "tolerations": [{"key": "profile"}]}  # fmt: skip
     (lake / "p.yaml").write_text(yaml.safe_dump(said))
-    pod = made(tmp_path, compute_profile.load("p"))
+    pod = made(tmp_path, compute_profile.load_profile("p"))
     base, beside = pod["spec"]["containers"]
     assert (base["name"], base["image"], beside["image"]) == ("base", "i:1", "proxy:1")
     env = {e["name"]: e["value"] for e in base["env"]}

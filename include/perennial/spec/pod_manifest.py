@@ -1,0 +1,245 @@
+"""The manifest of a step's pod: the profile's template, then the profile, then the step; lists merge by name.
+
+The operator of the plugin submits it, and `perennial doctor` has the API server check it: the pod that is tried is the
+pod that will run. Every pod meets the Pod Security Standard "restricted"
+(https://kubernetes.io/docs/concepts/security/pod-security-standards/) and can write to its scratch volume only.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from typing import TYPE_CHECKING, Any
+
+from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
+from perennial.spec import compute_profile
+
+if TYPE_CHECKING:
+    from perennial.spec.compute_profile import ComputeProfile
+    from perennial.spec.model_spec import ModelSpec
+
+#: Name of the container that runs the step: the operator's own default.
+CONTAINER = "base"
+#: Where the scratch volume is mounted.
+SCRATCH = "/scratch"
+#: User and group id of the processes.
+USER_ID = 10001
+#: Variables that a pod gets as they are set where it is submitted, besides the lake, the landing area and MLflow.
+FORWARDED_VARIABLES = (
+    "AWS_REGION",
+    "AWS_DEFAULT_REGION",
+    "AWS_ENDPOINT_URL",
+    "AWS_ENDPOINT_URL_S3",
+    "PERENNIAL_COMMIT",
+)
+#: Label by which the maintenance DAG finds pods.
+MANAGED_BY_LABEL = {"app.kubernetes.io/managed-by": "perennial"}
+#: Annotation that names the task instance a pod belongs to.
+TASK_ANNOTATION = "perennial/task"
+#: Annotation with the URI at which a trainer and its workers find each other.
+RENDEZVOUS_ANNOTATION = "perennial/rendezvous"
+#: Label of a worker's pod that names its trainer's pod.
+TRAINER_LABEL = "perennial/trainer"
+#: Fraction of the memory limit that a step plans with; the rest is for what no library counts.
+PLANNED_MEMORY_FRACTION = 0.75
+_SPOT_LABELS = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot")
+
+
+def step_pod(
+    profile: ComputeProfile,
+    spec: ModelSpec,
+    step: str,
+    arguments: list[str],
+    *,
+    memory: str,
+    interruptions: int,
+    role: str | None = None,
+    annotations: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """The pod of a model's step, without its name; arguments as for `pod`.
+
+    Raises:
+        PerennialError: the lake or the landing area is a folder, which pods do not see.
+    """
+    paths = settings()
+    for name, path in (("PERENNIAL_LAKE", paths.lake), ("PERENNIAL_LANDING", paths.landing)):
+        if not path.startswith("s3://") and not compute_profile.load_template(profile):
+            raise PerennialError(
+                f"{name} is {path}, a folder of this machine: a pod of profile {profile.name} cannot see it",
+                f"set {name} to an s3:// URI, or run the step with profile local",
+                model=spec.name,
+            )
+    return pod(
+        profile, arguments, model=spec.name, step=step, team=spec.owner,
+        memory=memory, interruptions=interruptions, role=role, annotations=annotations,
+    )  # fmt: skip
+
+
+def pod(
+    profile: ComputeProfile,
+    arguments: list[str],
+    *,
+    model: str,
+    step: str,
+    team: str,
+    memory: str,
+    interruptions: int = 0,
+    role: str | None = None,
+    annotations: dict[str, str] | None = None,
+) -> dict[str, Any]:
+    """A pod of a profile, without its name.
+
+    Args:
+        profile: where it runs, and with what.
+        arguments: of the image's entry point.
+        model: name of the model, for a label.
+        step: name of the step, for a label.
+        team: owner of the model, for a label.
+        memory: memory limit of this attempt.
+        interruptions: how often the step was interrupted before.
+        role: ``trainer`` or ``worker``, where several pods train together; the trainer gets no GPU.
+        annotations: further annotations.
+    """
+    if role == "trainer":
+        profile = profile.model_copy(update={"gpu": None})
+    labels = {
+        "perennial/model": label_value(model),
+        "perennial/step": label_value(step),
+        "perennial/team": label_value(team),
+    }
+    step_part = {
+        "metadata": {
+            "labels": labels | ({"perennial/role": role} if role else {}),
+            "annotations": {
+                "perennial/memory": memory, "perennial/interruptions": str(interruptions), **(annotations or {})
+            },
+        },
+        "spec": {"containers": [{"name": CONTAINER, "args": arguments}]},
+    }  # fmt: skip
+    return merge(merge(compute_profile.load_template(profile), _profile_part(profile, memory)), step_part)
+
+
+def _profile_part(profile: ComputeProfile, memory: str) -> dict[str, Any]:
+    """The part of the manifest that the profile decides."""
+    labels = MANAGED_BY_LABEL | {"perennial/profile": profile.name}
+    labels |= {k: label_value(v) for k, v in profile.labels.items()}
+    if profile.queue:
+        labels["kueue.x-k8s.io/queue-name"] = profile.queue
+    spec: dict[str, Any] = {
+        "restartPolicy": "Never",
+        "automountServiceAccountToken": False,
+        "enableServiceLinks": False,
+        "securityContext": {
+            "runAsNonRoot": True, "runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID,
+            "seccompProfile": {"type": "RuntimeDefault"},
+        },
+        "containers": [_container(profile, memory)],
+        "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": profile.scratch}}],
+        "imagePullSecrets": [{"name": name} for name in profile.pull_secrets],
+    }  # fmt: skip
+    return {
+        "apiVersion": "v1",
+        "kind": "Pod",
+        "metadata": {
+            "namespace": profile.namespace,
+            "labels": labels,
+            "annotations": dict(profile.annotations),
+        },
+        "spec": spec | _scheduling(profile),
+    }
+
+
+def _container(profile: ComputeProfile, memory: str) -> dict[str, Any]:
+    amounts = {"cpu": profile.cpu, "memory": memory, "ephemeral-storage": profile.scratch}
+    if profile.gpu:
+        amounts[profile.gpu.resource] = str(profile.gpu.count)
+    limits = {k: v for k, v in amounts.items() if k != "cpu"}  # a CPU limit only throttles
+    return {
+        "name": CONTAINER,
+        "image": profile.image_name,
+        "imagePullPolicy": "IfNotPresent",
+        "env": _environment(profile),
+        "envFrom": [{"secretRef": {"name": name}} for name in profile.secret_env],
+        "resources": {"requests": dict(amounts), "limits": limits},
+        "securityContext": {
+            "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
+        },
+        "terminationMessagePolicy": "FallbackToLogsOnError",
+        "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH},
+                         {"name": "scratch", "mountPath": "/tmp", "subPath": "tmp"}],
+    }  # fmt: skip
+
+
+def _scheduling(profile: ComputeProfile) -> dict[str, Any]:
+    """The fields that decide on which node the pod runs, as whom and for how long."""
+    fields: dict[str, Any] = {
+        "nodeSelector": dict(profile.node_selector),
+        "tolerations": [dict(t) for t in profile.tolerations],
+    }
+    if profile.gpu and profile.gpu.kind:
+        fields["nodeSelector"]["nvidia.com/gpu.product"] = profile.gpu.kind
+    if profile.priority_class:
+        fields["priorityClassName"] = profile.priority_class
+    if profile.service_account:
+        fields["serviceAccountName"] = profile.service_account
+    if profile.run_minutes:
+        fields["activeDeadlineSeconds"] = int(profile.run_minutes * 60)
+    if profile.spot:
+        terms = [{"weight": 100, "preference": {"matchExpressions": [
+            {"key": key, "operator": "In", "values": ["spot", "SPOT", "true"]}]}} for key in _SPOT_LABELS]  # fmt: skip
+        fields["affinity"] = {"nodeAffinity": {"preferredDuringSchedulingIgnoredDuringExecution": terms}}
+    return fields
+
+
+def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
+    paths = settings()
+    # Planned for the profile's first memory: a second attempt with more has room to spare, and gives the same content.
+    planned = int(compute_profile.quantity_bytes(profile.memory) * PLANNED_MEMORY_FRACTION / 2**20)
+    cores = float(profile.cpu[:-1]) / 1000 if profile.cpu.endswith("m") else float(profile.cpu)
+    values = {
+        "PERENNIAL_LAKE": paths.lake,
+        "PERENNIAL_LANDING": paths.landing,
+        "MLFLOW_TRACKING_URI": paths.mlflow_uri,
+        "PERENNIAL_HOME": SCRATCH,
+        "PERENNIAL_MEMORY_MB": str(max(256, planned)),
+        "PERENNIAL_THREADS": str(max(1, int(cores))),
+        # The longest time that each of them may take to start.
+        "PERENNIAL_WORKERS_MINUTES": f"{profile.wait_minutes + profile.start_minutes:g}",
+        "HOME": SCRATCH,
+        "TMPDIR": "/tmp",
+    }
+    values |= {name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)}
+    values |= profile.env
+    secrets = [
+        {"name": s.env, "valueFrom": {"secretKeyRef": {"name": s.secret, "key": s.key}}}
+        for s in profile.secrets
+    ]
+    return [{"name": k, "value": v} for k, v in sorted(values.items())] + secrets
+
+
+def merge(low: Any, high: Any) -> Any:
+    """``high`` laid over ``low``: mappings by key, lists of named items by name, anything else replaced.
+
+    Items without a name (tolerations, mounts of one volume) are added, once each.
+    """
+    if isinstance(low, dict) and isinstance(high, dict):
+        return low | {k: merge(low[k], v) if k in low else v for k, v in high.items()}
+    if not (isinstance(low, list) and isinstance(high, list)):
+        return high
+    if not all(isinstance(item, dict) for item in (*low, *high)):
+        return high
+    merged = list(low)
+    for item in high:
+        keys = [k for k in ("mountPath", "name") if k in item]
+        at = next((i for i, old in enumerate(merged) if keys and old.get(keys[0]) == item[keys[0]]), None)
+        if at is not None:
+            merged[at] = merge(merged[at], item)
+        elif item not in merged:
+            merged.append(item)
+    return merged
+
+
+def label_value(text: str) -> str:
+    """``text`` as a Kubernetes label's value: at most 63 letters, digits, ``-``, ``_`` and ``.``."""
+    return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("-_.")

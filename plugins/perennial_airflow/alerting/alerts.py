@@ -1,0 +1,171 @@
+"""Hooks of tasks: failures, successes and verdicts become incidents, and their notices go to the model's channels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict
+from typing import TYPE_CHECKING, Any, get_args
+
+import structlog
+from airflow.sdk.exceptions import AirflowException
+
+from perennial.alerting import incidents
+from perennial.alerting.incidents import SignalObservation
+from perennial.core.dates import parse_date
+from perennial.core.errors import PerennialError
+from perennial.spec.sections import Step
+from perennial.storage import manifests
+from perennial_airflow import run_request
+from perennial_airflow.alerting import metrics, notifiers
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from perennial.alerting.incidents import Notice
+    from perennial.spec.alerts import Channel
+    from perennial.spec.model_spec import ModelSpec
+
+log = structlog.get_logger("perennial.alerts")
+
+
+def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
+    """The failure callback of the tasks of one model. It never raises: an alert must not add a failure."""
+
+    def record_failure(context: Context) -> None:
+        try:
+            message = describe_failure(spec, context)
+            log.error("task failed", **message)
+            details = {k: v for k, v in message.items() if k != "cause"}
+            failure = SignalObservation("bad", message["cause"], _map_index(context), details)
+            report_signals(spec, partition_date(context), {f"failure:{message['task']}": failure})
+        except Exception as error:
+            log.warning("the alert could not be made", error=type(error).__name__)
+
+    return record_failure
+
+
+def on_success(spec: ModelSpec) -> Callable[[Context], None]:
+    """The success callback of the tasks of one model: closes what an earlier failure opened. It never raises."""
+
+    def record_success(context: Context) -> None:
+        try:
+            instance = context["task_instance"]
+            success = SignalObservation("ok", part=_map_index(context))
+            signals = {f"failure:{instance.task_id}": success}
+            if instance.task_id == _stage(instance):
+                signals[f"deadline:{instance.task_id}"] = success
+            day = partition_date(context)
+            # Most successes close nothing: they do not try a channel again that cannot be reached.
+            if any(n.signal in signals for n in incidents.record_signals(spec, day, signals)):
+                deliver_outbox(spec)
+                metrics.record_open_incidents(spec)
+            if instance.task_id in get_args(Step) and _is_current_partition(context):
+                metrics.record_step(spec, instance.task_id, day)
+        except Exception as error:
+            log.warning("the incidents could not be updated", error=type(error).__name__)
+
+    return record_success
+
+
+def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Record the signals of the verdict on the run's partition, and deliver the notices they make.
+
+    Returns:
+        open: signals with an open incident. undelivered: number of notices that remain in the outbox.
+    """
+    as_of = run_request.as_of(context).start
+    manifest = manifests.read(spec.name, "monitor", as_of)
+    incidents.record_signals(spec, as_of, incidents.verdicts(manifest.result if manifest else {}))
+    undelivered = deliver_outbox(spec)
+    metrics.record_open_incidents(spec)
+    return {"open": [i.signal for i in incidents.read(spec.name).open], "undelivered": undelivered}
+
+
+def report_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> None:
+    """Record signals and deliver their notices; the notices are sent even if the lake cannot record them."""
+    try:
+        incidents.record_signals(spec, as_of, signals)
+    except PerennialError as error:
+        log.warning("an incident could not be recorded", cause=error.cause)
+        channels = {c.name: c for c in spec.alerts.all()}
+        for notice in incidents.unrecorded(spec, as_of, signals):
+            deliver_notice(channels[notice.channel], notice)
+    else:
+        deliver_outbox(spec)
+        metrics.record_open_incidents(spec)
+
+
+def deliver_outbox(spec: ModelSpec) -> int:
+    """Deliver the model's outbox; returns the number of notices that remain in it."""
+    try:
+        return incidents.send(spec, deliver_notice)
+    except PerennialError as error:  # the lake cannot be reached, or another task is delivering
+        log.warning("notices could not be delivered", cause=error.cause)
+        return len(incidents.read(spec.name).outbox)
+
+
+def deliver_notice(channel: Channel, notice: Notice) -> bool:
+    """Deliver one notice to one channel; whether the channel took it."""
+    facts = {k: v for k, v in asdict(notice).items() if k not in ("details", "channel")}
+    return notifiers.deliver(
+        channel, notifiers.Message(notice.title, notice.text, dict(notice.details) | facts)
+    )
+
+
+def describe_failure(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Facts about a task's failure.
+
+    The text of an unexpected error may hold values of the data: only its type is given.
+    """
+    instance, error = context["task_instance"], context.get("exception")
+    is_our_text = isinstance(error, AirflowException | str)
+    return {
+        "model": spec.name,
+        "stage": _stage(instance),
+        "task": instance.task_id,
+        "run_id": instance.run_id,
+        "partition": _partition(context),
+        "try_number": instance.try_number,
+        "owner": spec.owner,
+        "cause": str(error)[:2000] if is_our_text else f"{type(error).__name__}: see the task's log",
+        "log": getattr(instance, "log_url", None),
+    }
+
+
+def partition_date(context: Context) -> str:
+    """The run's partition date, the last one of a range; empty where it has none."""
+    return last_partition_date(_partition(context))
+
+
+def last_partition_date(partition: str | None) -> str:
+    """The date of a partition, the last one of a range ``start..end``; empty where there is none."""
+    try:
+        return parse_date((partition or "").rpartition("..")[2]).isoformat()
+    except PerennialError:
+        return ""
+
+
+def partition_of(key: str | None, params: Mapping[str, Any]) -> str | None:
+    """A run's partition: its key, or the dates of its trigger form as ``start..end``; None where it has neither."""
+    dates = [str(params[name]) for name in ("start", "end", "as_of") if params.get(name)]
+    return key or "..".join(dates) or None
+
+
+def _is_current_partition(context: Context) -> bool:
+    """Whether the run is for one partition and no backfill: metrics are about the latest partition alone."""
+    run = context.get("dag_run")
+    return bool(getattr(run, "partition_key", None)) and not run_request.is_backfill(context)
+
+
+def _stage(instance: Any) -> str:
+    return str(instance.dag_id.rpartition(".")[2])
+
+
+def _map_index(context: Context) -> int:
+    return int(getattr(context["task_instance"], "map_index", -1))
+
+
+def _partition(context: Context) -> str | None:
+    """As `partition_of`. Airflow may call the callbacks with a part of the context only."""
+    key: str | None = getattr(context.get("dag_run"), "partition_key", None)
+    return partition_of(key, context.get("params") or {})

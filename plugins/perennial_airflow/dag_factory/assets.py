@@ -1,0 +1,66 @@
+"""The assets that connect the stages of one model. They are partitioned by date and carry no data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import Asset
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from airflow.sdk import Context
+
+    from perennial.spec.model_spec import ModelSpec
+    from perennial_airflow.run_request import PartitionRange
+
+
+def data(spec: ModelSpec) -> Asset:
+    """Published rows and labels."""
+    return _asset(spec, "data")
+
+
+def model(spec: ModelSpec) -> Asset:
+    """The champion."""
+    return _asset(spec, "model")
+
+
+def predictions(spec: ModelSpec) -> Asset:
+    """Published predictions."""
+    return _asset(spec, "predictions")
+
+
+def retraining(spec: ModelSpec) -> Asset:
+    """Requests for a retraining; an event carries ``reason`` and ``as_of``."""
+    return _asset(spec, "retraining")
+
+
+def _asset(spec: ModelSpec, kind: str) -> Asset:
+    return Asset(name=f"{kind}/{spec.name}", group=spec.name)
+
+
+def emit(
+    context: Context,
+    asset: Asset,
+    partitions: PartitionRange,
+    extra: dict[str, Any],
+    late: Sequence[str] = (),
+) -> None:
+    """Attach this run's partitions to its event of an asset.
+
+    A run of one partition starts the DAGs that wait for that partition. A range does not: it was requested as one
+    task, and must not start one more run per day without anybody having asked for them.
+
+    Args:
+        context: Airflow's context of the task.
+        asset: one of the task's outlets.
+        partitions: what the run is for.
+        extra: further facts of the event.
+        late: earlier partitions that this run published beside its own.
+    """
+    event = context["outlet_events"][asset]
+    event.extra = {"start": partitions.start, "end": partitions.last, **extra}
+    if partitions.single and (
+        late or not partitions.scheduled
+    ):  # without any, Airflow takes the run's own key
+        event.add_partitions([partitions.start, *late])

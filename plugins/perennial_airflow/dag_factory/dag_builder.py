@@ -1,0 +1,89 @@
+"""Makes the DAG of a stage, without its tasks: what the DAGs of all stages have in common."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, time, timedelta
+from typing import TYPE_CHECKING, Any
+
+from airflow.sdk import DAG, Param
+
+from perennial.spec.model_spec import StepLimits
+from perennial_airflow import deadlines
+from perennial_airflow.alerting import alerts
+from perennial_airflow.dag_factory import dag_docs
+
+if TYPE_CHECKING:
+    from perennial.spec.compute_profile import ComputeProfile
+    from perennial.spec.model_spec import ModelSpec
+
+TASK_NAMES = {
+    "binary": "binary classification",
+    "multiclass": "multiclass classification",
+    "regression": "regression",
+    "ranking": "ranking",
+}
+#: Limits of tasks that compute next to nothing.
+LIGHT = StepLimits(retries=3, timeout_minutes=5)
+
+
+def stage_dag(
+    spec: ModelSpec, stage: str, *, schedule: Any, params: dict[str, Param], max_active_runs: int,
+    profile: ComputeProfile | None = None,
+) -> DAG:  # fmt: skip
+    """The DAG ``<model>.<stage>``, without tasks.
+
+    A partition is handled on the day after it, so the DAG's first and last day are one later than the spec's.
+
+    Args:
+        spec: the model.
+        stage: name of the stage.
+        schedule: the DAG's timetable.
+        params: its trigger form.
+        max_active_runs: how many runs may be active at once.
+        profile: compute profile of the stage's heavy step; the runs of a stage without one have no deadline.
+    """
+    end = spec.schedule.end
+    limits = task_limits(spec.step_limits(stage), profile)
+    dag = DAG(
+        f"{spec.name}.{stage}",
+        dag_display_name=f"{spec.name} · {stage}",
+        description=dag_docs.SUMMARY[stage],
+        doc_md=dag_docs.page(spec, stage),
+        schedule=schedule,
+        start_date=datetime.combine(spec.schedule.start + timedelta(days=1), time.min, UTC),
+        end_date=datetime.combine(end + timedelta(days=1), time.max, UTC) if end else None,
+        catchup=False,
+        max_active_runs=max_active_runs,
+        deadline=deadlines.stage_deadline(spec, stage, limits) if profile else None,
+        tags=sorted({spec.name, stage, TASK_NAMES[spec.task], *spec.tags}),
+        default_args={
+            "owner": spec.owner,
+            "on_failure_callback": alerts.on_failure(spec),
+            "on_success_callback": alerts.on_success(spec),
+        },
+        render_template_as_native_obj=False,
+    )
+    # Given to the constructor, the default of each field would be validated at each parse, which took a quarter of its
+    # time. A test validates them instead.
+    dag.params.update(params)
+    return dag
+
+
+def task_limits(limit: StepLimits, profile: ComputeProfile | None = None) -> dict[str, Any]:
+    """Retries and timeout of a task, as arguments of an operator; pauses of 30 s, doubled up to half an hour.
+
+    Args:
+        limit: retries and timeout of the step.
+        profile: compute profile of a heavy step. The time that its pod may wait for a node and start is added to the
+            step's own.
+    """
+    waiting = (
+        profile.wait_minutes + profile.start_minutes if profile is not None and profile.runs_in_pods else 0
+    )
+    return {
+        "retries": limit.retries,
+        "retry_delay": timedelta(seconds=30),
+        "retry_exponential_backoff": 2.0,
+        "max_retry_delay": timedelta(minutes=30),
+        "execution_timeout": timedelta(minutes=limit.timeout_minutes + waiting),
+    }

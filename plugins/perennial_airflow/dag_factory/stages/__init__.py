@@ -1,0 +1,3 @@
+"""One module per stage of the loop: its DAG, and the function that each of its tasks calls."""
+
+__all__ = ["data", "monitor", "rollback", "score", "train"]

@@ -1,0 +1,129 @@
+"""``<model>.monitor``: evaluates the signals, decides whether to retrain, requests the training, sends the notices."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.lifecycle import retraining
+from perennial.spec.model_spec import ModelSpec
+from perennial_airflow import run_request
+from perennial_airflow.alerting import alerts
+from perennial_airflow.dag_factory import assets, params
+from perennial_airflow.dag_factory.dag_builder import LIGHT, stage_dag, task_limits
+from perennial_airflow.execution import runner
+from perennial_airflow.execution.operators import ReportingTask, StageTask
+from perennial_airflow.run_request import PartitionRange
+from perennial_airflow.timetables import DailyPartitions
+
+
+def monitor_dag(spec: ModelSpec) -> DAG:
+    """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
+    schedule = DailyPartitions.of(spec.schedule.monitor)
+    profile = runner.profile_of(spec, "monitor")
+    needs_approval = spec.retraining.mode == "approval"
+    # A run that waits for a person must not delay the monitoring of the partitions after it.
+    waiting_runs = -(-spec.retraining.approval_hours // 24) if needs_approval else 0
+    with stage_dag(
+        spec,
+        "monitor",
+        schedule=schedule,
+        params=params.monitoring(),
+        max_active_runs=1 + waiting_runs,
+        profile=profile,
+    ) as dag:
+        monitor_task = ReportingTask(
+            task_id="monitor",
+            spec=spec,
+            call=monitor,
+            inlets=[assets.predictions(spec), assets.model(spec)],
+            max_active_tis_per_dag=1 if needs_approval else None,
+            **task_limits(spec.step_limits("monitor"), profile),
+        )
+        decide_task = StageTask(task_id="decide", spec=spec, call=decide, **task_limits(LIGHT))
+        request_task = StageTask(
+            task_id="request_retraining",
+            spec=spec,
+            call=request_retraining,
+            outlets=[assets.retraining(spec)],
+            trigger_rule="none_failed",  # the approval is skipped where nothing is proposed
+            **task_limits(LIGHT),
+        )
+        notify_task = StageTask(task_id="notify", spec=spec, call=alerts.notify, **task_limits(LIGHT))
+        if needs_approval:
+            # Airflow's operator takes a while to import
+            from perennial_airflow.sensors.approval import approval_task
+
+            monitor_task >> decide_task >> approval_task(spec, decide, **task_limits(LIGHT)) >> request_task
+        else:
+            monitor_task >> decide_task >> request_task
+        monitor_task >> notify_task
+        if spec.retraining.trial_days:
+            monitor_task >> StageTask(
+                task_id="conclude_trial",
+                spec=spec,
+                call=conclude_trial,
+                outlets=[assets.model(spec)],
+                **task_limits(LIGHT),
+            )
+    return dag
+
+
+def monitor(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Compute the verdict and draw the report."""
+    return runner.run_by_profile(
+        "monitor", spec, context,
+        as_of=run_request.as_of(context).start, force=run_request.forced(context), run_id=context["run_id"],
+    )  # fmt: skip
+
+
+def decide(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Decide whether to retrain; a backfill never does. The ledger records the decision either way.
+
+    Called again, it returns what the ledger says, a person's answer included.
+    """
+    return runner.run_inline(
+        "decide",
+        spec,
+        as_of=run_request.as_of(context).start,
+        actor=run_request.actor(context),
+        backfill=run_request.is_backfill(context),
+        run_id=context["run_id"],
+    )
+
+
+def conclude_trial(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Promote or discard the challenger on trial once the trial has a result; skipped until then."""
+    as_of = run_request.as_of(context)
+    if run_request.is_backfill(context):
+        raise AirflowSkipException("A backfill promotes nothing.")
+    result = runner.run_inline("conclude", spec, as_of=as_of.start, actor=run_request.actor(context))
+    if not result["promoted"]:
+        raise AirflowSkipException(f"The champion stays as it was: {result['reason']}")
+    assets.emit(context, assets.model(spec), as_of, {"version": result["version"]})
+    return result
+
+
+def request_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Start the training by an asset event with the reason; skipped if the decision was against it.
+
+    Airflow drops the events for a DAG that is paused (airflow 38891). So an earlier request that no training has
+    answered is sent again, for its own date.
+    """
+    as_of = run_request.as_of(context)
+    decision = decide(spec, context)
+    reason = decision["reason"]
+    if decision["proposed"]:
+        raise AirflowSkipException(f"No retraining: a person has not answered ({reason})")
+    if not decision["retrain"]:
+        earlier = (
+            None if run_request.is_backfill(context) else retraining.request_in_flight(spec, as_of.start)
+        )
+        if earlier is None or context["ti"].get_dr_count(f"{spec.name}.train", states=["queued", "running"]):
+            raise AirflowSkipException(f"No retraining: {reason}")
+        as_of, reason = PartitionRange(earlier["partition"]), earlier["reason"]
+    request = {"reason": reason, "as_of": as_of.start}
+    assets.emit(context, assets.retraining(spec), as_of, request)
+    return request

@@ -1,0 +1,62 @@
+"""``<model>.score``: predictions of the champion for a partition."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+from typing import Any
+
+from airflow.sdk import DAG, Context
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.spec.model_spec import ModelSpec
+from perennial_airflow import run_request
+from perennial_airflow.dag_factory import assets, params
+from perennial_airflow.dag_factory.dag_builder import LIGHT, stage_dag, task_limits
+from perennial_airflow.execution import runner
+from perennial_airflow.execution.operators import StageTask
+from perennial_airflow.run_request import PartitionRange
+from perennial_airflow.timetables import PublishedPartitions
+
+
+def score_dag(spec: ModelSpec) -> DAG:
+    """The DAG; it runs for each published partition, and emits ``predictions/<model>``."""
+    schedule = PublishedPartitions.of(assets.data(spec))
+    profile = runner.profile_of(spec, "score")
+    form = params.partitions() | (params.parallel_tasks() if profile.runs_in_pods else {})
+    with stage_dag(spec, "score", schedule=schedule, params=form, max_active_runs=4, profile=profile) as dag:
+        options: dict[str, Any] = {"spec": spec, "call": score, "outlets": [assets.predictions(spec)]}
+        options |= task_limits(spec.step_limits("score"), profile)
+        if profile.runs_in_pods:
+            parts = StageTask(task_id="split_range", spec=spec, call=split_range, **task_limits(LIGHT))
+            StageTask.partial(task_id="score", **options).expand(part=parts.output)
+        else:
+            StageTask(task_id="score", **options)
+    return dag
+
+
+def split_range(spec: ModelSpec, context: Context) -> list[dict[str, str]]:
+    """The range in as many parts as the field *Tasks* says, of about as many partitions each."""
+    days = run_request.partitions(context).keys()
+    parts = min(len(days), int(run_request.param(context, "tasks") or 1))
+    cuts = [len(days) * i // parts for i in range(parts + 1)]
+    return [{"start": days[a], "end": days[b - 1]} for a, b in pairwise(cuts)]
+
+
+def score(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Score the partition, the range, or this task's part of it; skipped while the model has no champion."""
+    partitions = run_request.partitions(context)
+    part = context["task"].part
+    if part and (part["start"], part["end"]) != (partitions.start, partitions.last):
+        partitions = PartitionRange(part["start"], part["end"])
+    result = runner.run_by_profile(
+        "score", spec, context,
+        start=partitions.start, end=partitions.end, force=run_request.forced(context), run_id=context["run_id"],
+        catch_up=run_request.is_asset_triggered(context),
+    )  # fmt: skip
+    if result["status"] == "no champion":
+        raise AirflowSkipException(
+            f"{spec.name} has no champion yet: trigger {spec.name}.train, then score again."
+        )
+    facts = {name: result.get(name) for name in ("rows_out", "model_version")}
+    assets.emit(context, assets.predictions(spec), partitions, facts, result.get("late", ()))
+    return result

@@ -1,0 +1,66 @@
+"""``<model>.train``: fits a challenger and compares it with the champion; the gate decides whether it is promoted."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from airflow.sdk import DAG, Context, PartitionedAssetTimetable, StartOfDayMapper
+from airflow.sdk.exceptions import AirflowSkipException
+
+from perennial.spec.model_spec import ModelSpec
+from perennial_airflow import run_request
+from perennial_airflow.dag_factory import assets, params
+from perennial_airflow.dag_factory.dag_builder import LIGHT, stage_dag, task_limits
+from perennial_airflow.execution import runner
+from perennial_airflow.execution.operators import ReportingTask, StageTask
+from perennial_airflow.sensors.quiet_hours import AwaitQuietHours
+from perennial_airflow.timetables import KEY_FORMAT
+
+
+def train_dag(spec: ModelSpec) -> DAG:
+    """The DAG; it runs when a retraining is requested, one run at a time; a promotion emits ``model/<model>``."""
+    schedule = PartitionedAssetTimetable(
+        assets=assets.retraining(spec), default_partition_mapper=StartOfDayMapper(input_format=KEY_FORMAT)
+    )
+    profile = runner.profile_of(spec, "train")
+    with stage_dag(
+        spec, "train", schedule=schedule, params=params.training(), max_active_runs=1, profile=profile
+    ) as dag:
+        train_task = ReportingTask(
+            task_id="train",
+            spec=spec,
+            call=train,
+            inlets=[assets.data(spec)],
+            **task_limits(spec.step_limits("train"), profile),
+        )
+        if spec.retraining.quiet_hours:
+            AwaitQuietHours(task_id="await_quiet_hours", hours=spec.retraining.quiet_hours) >> train_task
+        train_task >> StageTask(
+            task_id="promote", spec=spec, call=promote, outlets=[assets.model(spec)], **task_limits(LIGHT)
+        )
+    return dag
+
+
+def train(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Train on data up to the run's partition, register the challenger, compare it with the champion."""
+    return runner.run_by_profile(
+        "train", spec, context,
+        as_of=run_request.as_of(context).start, reason=run_request.reason(context), actor=run_request.actor(context),
+        force=run_request.forced(context), run_id=context["run_id"],
+    )  # fmt: skip
+
+
+def promote(spec: ModelSpec, context: Context) -> dict[str, Any]:
+    """Make the challenger champion if the training's manifest says that it passed the gate; skipped if not."""
+    as_of = run_request.as_of(context)
+    result = runner.run_inline(
+        "promote",
+        spec,
+        as_of=as_of.start,
+        actor=run_request.actor(context),
+        reason=run_request.reason(context),
+    )
+    if not result["promoted"]:
+        raise AirflowSkipException(f"The champion stays as it was: {result['reason']}")
+    assets.emit(context, assets.model(spec), as_of, {"version": result["version"]})
+    return result

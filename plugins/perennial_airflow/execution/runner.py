@@ -1,0 +1,69 @@
+"""Runs steps: in this process or in a pod, as the compute profile of the spec says. Only this module decides."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING, Any
+
+from perennial.core.errors import PerennialError
+from perennial.spec import compute_profile
+from perennial.steps import dispatch
+from perennial.storage import manifests
+
+if TYPE_CHECKING:
+    from airflow.sdk import Context
+
+    from perennial.spec.compute_profile import ComputeProfile
+    from perennial.spec.model_spec import ModelSpec
+
+#: Niceness (as of `nice`) of a task that works on a range in this process: runs of single partitions, and what the
+#: range's own partitions start, must not wait for it.
+RANGE_NICENESS = 10
+
+
+def profile_of(spec: ModelSpec, step: str) -> ComputeProfile:
+    """The compute profile of a heavy step.
+
+    Raises:
+        SpecError: there is no such profile, or its file is broken.
+    """
+    profiles: dict[str, str] = {**spec.compute}
+    return compute_profile.load_profile(profiles.get(step) or compute_profile.default_profile())
+
+
+def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:
+    """Run a heavy step where its compute profile says, and check that it wrote its manifests.
+
+    Args:
+        step: name of the step.
+        spec: the model.
+        context: Airflow's context of the task.
+        arguments: of the step.
+
+    Raises:
+        PerennialError: the step failed, or a partition of its result has no manifest.
+    """
+    profile = profile_of(spec, step)
+    if profile.runs_in_pods:
+        from perennial_airflow.execution import pods  # the pod operator takes seconds to import
+
+        result = pods.run(step, spec, profile, arguments, context)
+    else:
+        if arguments.get("end") not in (None, arguments.get("start")):
+            os.setpriority(os.PRIO_PROCESS, 0, RANGE_NICENESS)
+        workers = profile.worker_count(step)
+        result = dispatch.run(step, spec, **arguments, **({"workers": workers} if workers > 1 else {}))
+    for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
+        if manifests.read(spec.name, step, key) is None:
+            raise PerennialError(
+                f"step {step} ended without its manifest ({manifests.uri(spec.name, step, key)})",
+                "it was probably stopped from outside: read the log, then clear the task",
+                model=spec.name,
+                partition=key,
+            )
+    return result
+
+
+def run_inline(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
+    """Run a light step: always in this process, whatever the profile."""
+    return dispatch.run(step, spec, **arguments)

@@ -1,1 +1,0 @@
-"""One module a stage: its DAG, and the few lines that each of its tasks runs."""

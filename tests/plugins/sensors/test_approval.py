@@ -1,0 +1,173 @@
+"""A person's yes: asked only for what was proposed, and written down, whoever answers or does not."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections import defaultdict
+from datetime import UTC, datetime
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+
+from perennial.lifecycle.retraining import decide
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import ledger, manifests
+from perennial.storage.manifests import Manifest
+from perennial_airflow.dag_factory.dag_docs import page
+from perennial_airflow.dag_factory.stages.monitor import ask_retraining, monitor_dag
+from support.live import webhook
+
+DAY = "2013-02-01"
+
+
+@pytest.fixture
+def asking(spec: ModelSpec) -> ModelSpec:
+    """A model of which a person decides."""
+    policy = spec.retraining.model_copy(update={"mode": "approval", "approval_hours": 5})
+    return spec.model_copy(update={"retraining": policy})
+
+
+def context(task: Any = None, *, runs: int = 0, day: str = DAY) -> Any:
+    """What a task of the monitoring of `day` sees; the training has `runs` that are queued or running."""
+    ti = SimpleNamespace(
+        get_dr_count=lambda dag_id, states: runs, xcom_push=lambda key, value: None, map_index=-1
+    )
+    run = SimpleNamespace(partition_key=day, run_type="scheduled", triggering_user_name=None)
+    events: Any = defaultdict(Event)
+    return {"ti": ti, "dag_run": run, "params": {}, "task": task, "run_id": "r", "outlet_events": events}
+
+
+class Event:
+    """What Airflow gives a task to say what it publishes."""
+
+    def __init__(self) -> None:
+        self.extra: dict[str, Any] = {}
+        self.partitions: list[str] = []
+
+    def add_partitions(self, keys: list[str]) -> None:
+        self.partitions += keys
+
+
+def propose(spec: ModelSpec, day: str = DAY, verdict: str = "drifted") -> None:
+    found = {"verdict": verdict, "reason": "70% of the weight", "model_version": "1"}
+    manifests.write(Manifest(spec.name, "monitor", day, {}, found), time.monotonic())
+    decide(spec, as_of=day, actor="scheduler", backfill=False)
+
+
+def respond(spec: ModelSpec, option: str, user: dict[str, str] | None) -> None:
+    task = monitor_dag(spec).get_task("approve_retraining")
+    event = {
+        "chosen_options": [option], "params_input": {}, "responded_at": datetime.now(UTC), "responded_by_user": user,
+    }  # fmt: skip
+    left = pytest.raises(DownstreamTasksSkipped) if option == "Reject" else contextlib.nullcontext()
+    with left:
+        task.execute_complete(context(task), event)
+
+
+def test_the_question_stands_between_the_decision_and_the_event(asking: ModelSpec) -> None:
+    dag = monitor_dag(asking)
+    asked = dag.get_task("approve_retraining")
+    assert asked.upstream_task_ids == {"decide"} and asked.downstream_task_ids == {"ask_retraining"}
+    assert asked.response_timeout.total_seconds() == 5 * 3600 and asked.defaults == ["Reject"]
+
+
+@pytest.mark.parametrize(("hours", "nights"), [(5, 2), (72, 4)])
+def test_the_nights_after_are_monitored_while_a_person_is_asked(
+    asking: ModelSpec, spec: ModelSpec, hours: int, nights: int
+) -> None:
+    policy = asking.retraining.model_copy(update={"approval_hours": hours})
+    dag = monitor_dag(asking.model_copy(update={"retraining": policy}))
+    assert dag.max_active_runs == nights and dag.get_task("monitor").max_active_tis_per_dag == 1
+    assert monitor_dag(spec).max_active_runs == 1
+    assert monitor_dag(spec).get_task("monitor").max_active_tis_per_dag is None  # a backfill may run several
+
+
+def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
+    policy = spec.retraining.model_copy(update={"trial_days": 3})
+    dag = monitor_dag(spec.model_copy(update={"retraining": policy}))
+    assert dag.get_task("conclude_shadow").upstream_task_ids == {"monitor"}
+    assert [asset.name for asset in dag.get_task("conclude_shadow").outlets] == [f"model/{spec.name}"]
+    assert "conclude_shadow" not in monitor_dag(spec).task_ids
+
+
+def test_pages_tell_of_a_split(spec: ModelSpec) -> None:
+    policy = spec.retraining.model_copy(update={"trial_days": 14, "ab_share": 0.2})
+    split = spec.model_copy(update={"retraining": policy})
+    assert "it predicts 20% of the rows, chosen by the hash of their\nkey" in page(split, "score")
+    assert "once what came of its rows is sure, after 14 nights at the latest." in page(split, "monitor")
+    assert "on trial" not in page(spec, "score") + page(spec, "monitor")
+
+
+def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(asking: ModelSpec) -> None:
+    propose(asking, verdict="ok")
+    with pytest.raises(AirflowSkipException, match="the verdict is ok"):
+        monitor_dag(asking).get_task("approve_retraining").execute(context())
+
+
+def test_nobody_is_asked_twice(asking: ModelSpec) -> None:
+    propose(asking)
+    respond(asking, "Reject", {"id": "1", "name": "ada"})
+    with pytest.raises(AirflowSkipException, match="turned down by ada"):
+        monitor_dag(asking).get_task("approve_retraining").execute(context())
+    with pytest.raises(AirflowSkipException, match="turned down by ada"):
+        ask_retraining(asking, context())
+
+
+def test_the_question_goes_to_the_channels_that_want_it(asking: ModelSpec) -> None:
+    with webhook() as (address, told):
+        every = {"name": "every", "kind": "webhook", "url": address}
+        failures = {"name": "failures", "kind": "webhook", "url": address, "signals": ["failure:*"]}
+        alerts = type(asking.alerts).model_validate({"channels": [every, failures]})
+        task = monitor_dag(asking.model_copy(update={"alerts": alerts})).get_task("approve_retraining")
+        instance = SimpleNamespace(dag_id="d", run_id="r", task_id=task.task_id, map_index=-1)
+        task._tell(context(task) | {"task_instance": instance}, DAY, "drift: 70%")
+    (message,) = told
+    assert message["text"].startswith(
+        "Retrain flight_late?\n2013-02-01: drift: 70%\nNo answer within 5 hours is a no."
+    )
+    assert "/dags/d/runs/r/tasks/approve_retraining/required_actions" in message["answer_at"]
+
+
+def test_a_yes_is_recorded_with_its_name(asking: ModelSpec) -> None:
+    propose(asking)
+    respond(asking, "Approve", {"id": "1", "name": "ada"})
+    assert [(r["decision"], r["actor"]) for r in ledger.records(asking.name)][-1] == ("requested", "ada")
+    assert ask_retraining(asking, context())["reason"].startswith("approved by ada (")
+
+
+def test_a_person_without_a_name_is_not_nobody(asking: ModelSpec) -> None:
+    propose(asking)
+    respond(asking, "Reject", {"id": "7", "name": ""})
+    assert ledger.records(asking.name)[-1]["actor"] == "7"
+
+
+def test_no_answer_is_a_no(asking: ModelSpec) -> None:
+    propose(asking)
+    respond(asking, "Reject", None)
+    last = ledger.records(asking.name)[-1]
+    assert (last["decision"], last["actor"]) == ("declined", "nobody, in time")
+
+
+def test_without_an_answer_no_event_is_sent(asking: ModelSpec) -> None:
+    """Not where somebody marks the question as done by hand, either."""
+    propose(asking)
+    with pytest.raises(AirflowSkipException, match="a person has not answered"):
+        ask_retraining(asking, context())
+
+
+def test_a_request_of_which_no_training_came_is_sent_again_for_its_own_date(spec: ModelSpec) -> None:
+    propose(spec)
+    propose(spec, "2013-02-02")
+    with pytest.raises(AirflowSkipException, match="still in flight"):
+        ask_retraining(spec, context(day="2013-02-02", runs=1))
+    seen = context(day="2013-02-02")
+    told = ask_retraining(spec, seen)
+    assert told["as_of"] == DAY and told["reason"].startswith("drift: 70% of the weight")
+    (event,) = seen["outlet_events"].values()
+    assert event.partitions == [DAY] and event.extra["reason"] == told["reason"]
+    ledger.append(spec.name, kind="training", decision="trained", reason="", actor="t", partition=DAY)
+    with pytest.raises(AirflowSkipException):
+        ask_retraining(spec, context(day="2013-02-02"))
