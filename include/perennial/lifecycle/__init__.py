@@ -1,1 +1,7 @@
-"""What becomes of versions: the decision to retrain, promotion, rollback, trials, and why it was so."""
+"""Which version serves and when another one is trained: retraining decisions, promotion, rollback, trials.
+
+`retraining` and `promotion` run in light tasks and import nothing heavy; the other modules compute with NumPy, and
+SciPy is imported inside the function that needs it.
+"""
+
+__all__ = ["ab_test", "explanation", "promotion", "retraining", "shadow_test", "trial_evaluation", "trials"]

@@ -1,4 +1,4 @@
-"""Tells in plain words why a model was retrained as of a date, or was not: the ledger's records, as sentences."""
+"""Why a model was retrained as of a date, or was not: the ledger's records as sentences."""
 
 from __future__ import annotations
 
@@ -9,96 +9,110 @@ from perennial.core.dates import parse_date
 from perennial.core.errors import DataError
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
-_Record = dict[str, Any]
-#: In this order signals are told; those that are well are counted only.
-_WORST = ("bad", "suspected", "undetermined")
-_SAID = {"bad": "BAD", "suspected": "suspected", "undetermined": "cannot be told"}
+#: States of signals that are listed, in this order, with their texts; signals that are ok are only named.
+_STATE_TEXTS = {"bad": "BAD", "suspected": "suspected", "undetermined": "undetermined"}
+_TRAINING_TEXTS: dict[str, str] = {
+    Decision.ACCEPTED: "passed the gate",
+    Decision.REJECTED: "was rejected by the gate",
+    Decision.FAILED: "failed",
+}
+_TRIAL_TEXTS: dict[str, str] = {
+    Decision.STARTED: "is on trial",
+    Decision.PASSED: "passed its trial",
+    Decision.FAILED: "failed its trial",
+    Decision.CANCELLED: "is no longer on trial",
+}
 
 
 def explain_decision(spec: ModelSpec, day: str) -> list[str]:
-    """What was decided about a model's retraining as of a date, on what evidence, and what came of it.
+    """Explain the decision on a model's retraining as of a date: its evidence, and what followed from it.
 
-    A date without a decision of its own is answered by the latest one before it.
+    A date without a decision is answered with the latest decision before it.
+
+    Args:
+        spec: the model.
+        day: the partition date.
 
     Returns:
         Sentences, each a line.
 
     Raises:
-        DataError: nothing was decided by then.
+        DataError: there is no decision up to that date.
     """
     parse_date(day, "the date")
     records = ledger.records(spec.name)
-    decisions = [r for r in records if r["kind"] == "retraining" and r["partition"] <= day]
+    decisions = [r for r in records if r["kind"] == LedgerKind.RETRAINING and r["partition"] <= day]
     if not decisions:
         raise DataError(
-            "nothing was decided about a retraining by then",
+            "there is no decision on a retraining up to this date",
             f"run the DAG {spec.name}.monitor for that date first",
             model=spec.name,
             partition=day,
         )
     latest = max(r["partition"] for r in decisions)
-    lines = [] if latest == day else [f"Nothing was decided for {day} itself; the latest decision before it:"]
+    lines = [] if latest == day else [f"There is no decision for {day} itself; the latest one before it:"]
     proposed = False
     for decision in (r for r in decisions if r["partition"] == latest):
-        if proposed:  # an answer rests on the evidence that was told with the question
+        if proposed:  # the answer to a proposal repeats its evidence
             lines.append(f"{latest}: {decision['reason'].split(' (')[0]}.")
         else:
-            lines += _decision(decision)
-        proposed = decision["decision"] == "proposed"
-    lines += _after(records, latest)
+            lines += _describe_decision(decision)
+        proposed = decision["decision"] == Decision.PROPOSED
+    lines += _describe_consequences(records, latest)
     return lines
 
 
-def _decision(record: _Record) -> Iterator[str]:
+def _describe_decision(record: LedgerRecord) -> Iterator[str]:
     evidence = record["evidence"]
     version = f"version {record['model_version']}" if record["model_version"] else "no champion"
-    how = {"requested": "asked for", "proposed": "proposed"}.get(record["decision"])
-    what = f"a retraining was {how} by {record['actor']}" if how else "no retraining was asked for"
-    yield f"{record['partition']}: {what} ({version})."
+    outcome = "no retraining was requested"
+    if record["decision"] in (Decision.REQUESTED, Decision.PROPOSED):
+        outcome = f"a retraining was {record['decision']} by {record['actor']}"
+    yield f"{record['partition']}: {outcome} ({version})."
     yield f"  Because: {record['reason']}"
     if evidence.get("since"):
         yield f"  It began on {evidence['since']}."
-    yield from _signals(evidence.get("signals") or {})
+    yield from _describe_signals(evidence.get("signals") or {})
     if evidence.get("report"):
         yield f"  Report: {evidence['report']}"
 
 
-def _signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
-    for state in _WORST:
+def _describe_signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
+    for state, text in _STATE_TEXTS.items():
         for name, signal in signals.items():
             if signal["state"] == state:
-                yield f"  {name}: {_SAID[state]}: {signal['reason']}"
-    well = [name for name, signal in signals.items() if signal["state"] == "ok"]
-    if well:
-        yield f"  Well: {', '.join(well)}."
+                yield f"  {name}: {text}: {signal['reason']}"
+    ok = [name for name, signal in signals.items() if signal["state"] == "ok"]
+    if ok:
+        yield f"  OK: {', '.join(ok)}."
 
 
-def _after(records: list[_Record], day: str) -> Iterator[str]:
-    """What the training of that date, the trial of its model, and the promotion came to; reasons are told once."""
-    told = {r["reason"] for r in records if r["partition"] == day and r["kind"] == "retraining"}
-    for record in records:
-        if record["partition"] != day or record["kind"] not in ("training", "shadow", "promotion"):
-            continue
-        if record["kind"] == "training":
-            said = {"trained": "passed the gate", "refused": "was refused by the gate", "failed": "failed"}
-            version = f"Version {record['model_version']}" if record["model_version"] else "The training"
-            window, asked = record["evidence"].get("window"), record["evidence"].get("asked") or {}
-            learned = f", learned from the window {window}," if window else ""
-            yield f"  {version}{learned} {said.get(record['decision'], record['decision'])}: {record['reason']}"
-            # A run that a verdict asked for has the reason that was told above.
-            if asked.get("because") and asked["because"] not in told:
-                yield f"    It was asked for by {asked['by'] or 'nobody known'}: {asked['because']}"
-        elif record["kind"] == "shadow":
-            said = {
-                "begun": "is on trial",
-                "passed": "passed its trial",
-                "failed": "was given up after its trial",
-            }
-            decision = said.get(record["decision"], "is no longer on trial")
-            yield f"  Version {record['model_version']} {decision}: {record['reason']}"
+def _describe_consequences(records: list[LedgerRecord], day: str) -> Iterator[str]:
+    """The trainings, trials and promotions of a date; a reason that was given before is not repeated."""
+    of_day = [r for r in records if r["partition"] == day]
+    reasons = {r["reason"] for r in of_day if r["kind"] == LedgerKind.RETRAINING}
+    for record in of_day:
+        version = f"Version {record['model_version']}"
+        if record["kind"] == LedgerKind.TRAINING:
+            yield from _describe_training(record, reasons)
+        elif record["kind"] == LedgerKind.TRIAL:
+            yield f"  {version} {_TRIAL_TEXTS.get(record['decision'], record['decision'])}: {record['reason']}"
+        elif record["kind"] == LedgerKind.PROMOTION:
+            reason = "" if record["reason"] in reasons else f": {record['reason']}"
+            yield f"  {version} was {record['decision']} by {record['actor']}{reason}"
         else:
-            version = f"Version {record['model_version']}"
-            why = "" if record["reason"] in told else f": {record['reason']}"
-            yield f"  {version} was {record['decision']} by {record['actor']}{why}"
-        told.add(record["reason"])
+            continue
+        reasons.add(record["reason"])
+
+
+def _describe_training(record: LedgerRecord, known_reasons: set[str]) -> Iterator[str]:
+    version = f"Version {record['model_version']}" if record["model_version"] else "The training"
+    window, request = record["evidence"].get("window"), record["evidence"].get("request") or {}
+    trained_on = f", trained on the window {window}," if window else ""
+    outcome = _TRAINING_TEXTS.get(record["decision"], record["decision"])
+    yield f"  {version}{trained_on} {outcome}: {record['reason']}"
+    # a retraining that a verdict requested has that verdict's reason
+    if request.get("reason") and request["reason"] not in known_reasons:
+        yield f"    It was requested by {request['actor'] or 'an unknown actor'}: {request['reason']}"

@@ -1,147 +1,201 @@
-"""The promotion step, the only one that moves ``champion``, and its counterpart, rollback. Both are light."""
+"""Promotion and rollback: all that moves the alias ``champion``, each move with its record in the ledger."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypedDict
 
 from perennial.core import dates
-from perennial.core.errors import DataError, RegistryError
+from perennial.core.errors import ArtifactError, DataError, RegistryError
 from perennial.core.settings import settings
 from perennial.lifecycle import trials
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, locks, manifests, object_store
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
-#: What moves the champion, and what the ledger says of it.
-MOVES = {"promotion": "promoted", "rollback": "rolled back"}
+#: Kinds of records that move the champion, with the decision that each of them has.
+MOVES = {LedgerKind.PROMOTION: Decision.PROMOTED, LedgerKind.ROLLBACK: Decision.ROLLED_BACK}
 
 
-def promote(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> dict[str, Any]:
-    """Make the challenger trained for ``as_of`` champion, if its gate passed and nobody moved the champion since.
+class PromotionResult(TypedDict):
+    """What became of a challenger.
 
-    Returns:
-        promoted, version, previous, reason.
+    Attributes:
+        promoted: whether it is champion.
+        version: the challenger's.
+        previous: the champion before it; where it was not promoted, the present one.
+        reason: why.
+    """
+
+    promoted: bool
+    version: str
+    previous: str | None
+    reason: str
+
+
+class RollbackResult(TypedDict):
+    """The version that is champion again, and the one it replaced."""
+
+    version: str
+    previous: str | None
+
+
+@dataclass(frozen=True)
+class _ChampionState:
+    """The champion in the registry, and in the ledger.
+
+    Attributes:
+        champion: the version that the alias points at.
+        moves: the ledger's moves of the champion, in order.
+        intended: the version that a step was about to make champion after the last of them.
+    """
+
+    champion: str | None
+    moves: list[LedgerRecord]
+    intended: str | None
+
+    @property
+    def recorded(self) -> str | None:
+        """The champion by the ledger."""
+        return self.moves[-1]["model_version"] if self.moves else None
+
+    @property
+    def last_move(self) -> int:
+        """The sequence number of the ledger's last move; 0 before the first."""
+        return self.moves[-1]["sequence"] if self.moves else 0
+
+
+def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> PromotionResult:
+    """Make the challenger trained as of a date champion, or start its trial.
+
+    It is promoted if it passed its gate, and the champion is still the one that it was compared with there.
+
+    Args:
+        spec: the model.
+        as_of: the partition date as of which it was trained.
+        actor: who or what promotes, for the ledger.
+        reason: why it was requested, for the ledger.
 
     Raises:
-        DataError: no finished training for ``as_of``.
+        DataError: no training of that date has finished.
     """
     dates.parse_date(as_of, "as_of")
-    trained = manifests.read(spec.name, "train", as_of)
-    if trained is None:
+    training = manifests.read(spec.name, "train", as_of)
+    if training is None:
         raise DataError(
             "there is no finished training",
             "run the train DAG for this date first",
             model=spec.name,
             partition=as_of,
         )
-    result = trained.result
-    gate, version = result["gate"], str(result["version"])
-    why = "; ".join(gate["reasons"])
+    gate, version = training.result["gate"], str(training.result["version"])
+    gate_reasons = "; ".join(gate["reasons"])
     with locks.hold(f"promote-{spec.name}"):
-        now = _read_champion_state(spec, as_of)
-        # The alias may point at it already: moved by a promotion that was killed before it wrote so, or by hand.
-        before = now.known if now.champion == version else now.champion
-        answer = {"promoted": False, "version": version, "previous": before, "reason": why}
-        if not gate["passed"]:
-            return answer | {"previous": now.champion}
-        if version == now.champion == now.known:
-            return answer | {"promoted": True, "previous": gate["champion"], "reason": "is champion already"}
-        if any(r["model_version"] == version and r["decision"] == "promoted" for r in now.moves):
-            why = f"version {version} was champion before and was given up: train again, or roll back to it"
-            return answer | {"previous": now.champion, "reason": why}
-        if before != gate["champion"]:
-            why = f"the champion is {before} now, the challenger was compared with {gate['champion']}: train again"
-            return answer | {"reason": why}
-        if (
-            before is not None
-            and spec.retraining.trial_days
-            and trials.latest_decision(spec, version) != trials.PASSED
-        ):
-            trials.start_trial(spec, version=version, champion=before, as_of=as_of, actor=actor)
+        state = _read_champion_state(spec, as_of)
+        # The alias may point at it already: moved by a promotion that was killed before its record, or by hand.
+        previous = state.recorded if state.champion == version else state.champion
+        if version == state.champion == state.recorded and gate["passed"]:
+            return _result(True, version, gate["champion"], "is champion already")
+        if refusal := _refusal(state, version, gate):
+            return _result(False, version, state.champion, refusal)
+        if previous != gate["champion"]:
+            why = (
+                f"the champion is {previous} now, the challenger was compared with {gate['champion']}: "
+                "train again"
+            )
+            return _result(False, version, previous, why)
+        if _needs_trial(spec, version, previous):
+            trials.start_trial(spec, version=version, champion=str(previous), as_of=as_of, actor=actor)
             why = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
-            return answer | {"reason": why}
-        _move(spec, version, now)
-        evidence = {
-            "previous": before,
-            "metrics": result["metrics"],
-            "run_id": result["run_id"],
-            "digest": result["digest"],
-            "asked": reason,
-        }
-        _record(spec, "promotion", version, reason=why, actor=actor, evidence=evidence, as_of=as_of)
-        trials.end_outdated_trial(spec, champion=version, actor=actor)
-    return answer | {"promoted": True}
+            return _result(False, version, previous, why)
+        _move(spec, version, state)
+        evidence = {key: training.result[key] for key in ("metrics", "run_id", "digest")}
+        evidence |= {"previous": previous, "request_reason": reason}
+        _record(
+            spec,
+            LedgerKind.PROMOTION,
+            version,
+            reason=gate_reasons,
+            actor=actor,
+            evidence=evidence,
+            as_of=as_of,
+        )
+        trials.cancel_outdated_trial(spec, champion=version, actor=actor)
+    return _result(True, version, previous, gate_reasons)
 
 
-@dataclass(frozen=True)
-class _ChampionState:
-    """What is, and what the ledger knows of it.
+def _result(promoted: bool, version: str, previous: str | None, reason: str) -> PromotionResult:
+    return {"promoted": promoted, "version": version, "previous": previous, "reason": reason}
 
-    Attributes:
-        champion: the version that the alias points at.
-        moves: the ledger's moves of the champion, in order.
-        begun: the version that a step began to make champion since the last of them.
-    """
 
-    champion: str | None
-    moves: list[dict[str, Any]]
-    begun: str | None
+def _refusal(state: _ChampionState, version: str, gate: Mapping[str, Any]) -> str:
+    """Why a challenger cannot be promoted, whoever is champion; empty where it can."""
+    if not gate["passed"]:
+        return "; ".join(gate["reasons"])
+    if any(r["model_version"] == version and r["decision"] == Decision.PROMOTED for r in state.moves):
+        return f"version {version} was champion before and was replaced: train again, or roll back to it"
+    return ""
 
-    @property
-    def known(self) -> str | None:
-        """The champion by the ledger."""
-        return str(self.moves[-1]["model_version"]) if self.moves else None
 
-    @property
-    def since(self) -> int:
-        """The number of the ledger's last move; 0 before the first."""
-        return int(self.moves[-1]["sequence"]) if self.moves else 0
+def _needs_trial(spec: ModelSpec, version: str, champion: str | None) -> bool:
+    """Whether a version has to pass a trial first; without a champion there is nothing to compare with."""
+    if champion is None or not spec.retraining.trial_days:
+        return False
+    return trials.latest_decision(spec, version) != Decision.PASSED
 
 
 def _read_champion_state(spec: ModelSpec, as_of: str | None = None) -> _ChampionState:
-    """What is; written down, once, where the champion is neither the ledger's nor what a killed step left.
+    """Read registry and ledger; report a champion that was set by something else than promotion, once.
 
-    Then somebody moved it outside promotion.
+    That is one which neither the ledger has, nor a step was about to set that was killed before its record.
     """
-    found = registry.champion(spec)
+    champion = registry.get_champion(spec)
     moves = [r for r in ledger.records(spec.name) if r["decision"] in MOVES.values()]
-    uri = _promotion_intent_uri(spec)
-    begun = json.loads(object_store.read_text(uri)) if object_store.exists(uri) else {}
-    now = _ChampionState(found.version if found else None, moves, None)
-    if begun.get("since") == now.since:
-        now = replace(now, begun=begun["version"])
-    if now.champion in (now.known, now.begun):
-        return now
-    seen = [r for r in ledger.records(spec.name, "champion moved outside") if r["sequence"] > now.since]
-    if not seen or seen[-1]["model_version"] != (now.champion or ""):
+    state = _ChampionState(champion.version if champion else None, moves, None)
+    uri = _intent_uri(spec)
+    intent = json.loads(object_store.read_text(uri)) if object_store.exists(uri) else {}
+    if intent.get("after_move") == state.last_move:
+        state = replace(state, intended=intent["version"])
+    if state.champion in (state.recorded, state.intended):
+        return state
+    reports = [
+        r for r in ledger.records(spec.name, LedgerKind.EXTERNAL_CHANGE) if r["sequence"] > state.last_move
+    ]
+    if not reports or reports[-1]["model_version"] != (state.champion or ""):
         ledger.append(
             spec.name,
-            kind="champion moved outside",
-            decision="reported",
+            kind=LedgerKind.EXTERNAL_CHANGE,
+            decision=Decision.REPORTED,
             actor="promotion",
-            reason=f"the champion is version {now.champion}, the ledger's last is {now.known}",
+            reason=f"the champion is version {state.champion}, the ledger's last is {state.recorded}",
             partition=as_of,
-            model_version=now.champion,
-            evidence={"ledger": now.known},
+            model_version=state.champion,
+            evidence={"ledger": state.recorded},
         )
-    return now
+    return state
 
 
-def _promotion_intent_uri(spec: ModelSpec) -> str:
+def _intent_uri(spec: ModelSpec) -> str:
+    """The file that says which version a step is about to make champion."""
     return f"{settings().lake}/promotions/{spec.name}.json"
 
 
-def _move(spec: ModelSpec, version: str, now: _ChampionState) -> None:
-    """Point ``champion`` at a version, after saying so: whoever is killed before the record is told from a stranger."""
-    object_store.write_text(_promotion_intent_uri(spec), json.dumps({"version": version, "since": now.since}))
+def _move(spec: ModelSpec, version: str, state: _ChampionState) -> None:
+    """Point ``champion`` at a version, and write the intention first.
+
+    By it the next step tells a move that was killed before its record from a change by hand.
+    """
+    intent = {"version": version, "after_move": state.last_move}
+    object_store.write_text(_intent_uri(spec), json.dumps(intent))
     registry.set_alias(spec.name, version, "champion")
 
 
 def _record(
     spec: ModelSpec,
-    kind: str,
+    kind: LedgerKind,
     version: str,
     *,
     reason: str,
@@ -162,70 +216,74 @@ def _record(
     )
 
 
-def rollback(spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None) -> dict[str, Any]:
-    """Give ``champion`` back to an earlier version, after that version was loaded, checked and asked to predict.
+def roll_back_champion(
+    spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None
+) -> RollbackResult:
+    """Make an earlier version champion again, after loading it and letting it predict.
 
     Args:
-        to_version: the version; the champion before the present one when not given.
-
-    Returns:
-        version, previous.
+        spec: the model.
+        actor: who rolls back, for the ledger.
+        reason: why, for the ledger; must not be empty.
+        to_version: the version; the champion before the present one by default.
 
     Raises:
-        RegistryError: there is nothing to go back to. ArtifactError: the target's file is not what was registered;
-        the champion stays.
+        DataError: no reason is given.
+        RegistryError: there is no version to go back to.
+        ArtifactError: the version's file is not what was registered, or it cannot predict; the champion stays.
     """
     if not reason.strip():
         raise DataError("a rollback needs a reason", "say why, for whoever reads the ledger", model=spec.name)
     with locks.hold(f"promote-{spec.name}"):
-        now = _read_champion_state(spec)
-        number, known = now.champion, now.known
-        if number not in (None, known) and number == now.begun == (
-            to_version or _predecessor(now.moves, known)
-        ):
-            target, number = str(number), known  # killed between the move and its record: complete it
-            found = registry.version(spec.name, target)
+        state = _read_champion_state(spec)
+        current, recorded = state.champion, state.recorded
+        interrupted = current not in (None, recorded) and current == state.intended
+        if interrupted and current == (to_version or _predecessor(state.moves, recorded)):
+            # a rollback was killed between the move and its record: complete it
+            target, current = str(current), recorded
+            version = registry.get_version(spec.name, target)
         else:
-            target = str(to_version or (_predecessor(now.moves, number) if number == known else known) or "")
-            if not target or target == number:
+            default = _predecessor(state.moves, current) if current == recorded else recorded
+            target = str(to_version or default or "")
+            if not target or target == current:
                 raise RegistryError(
-                    f"no version to go back to (the champion is {number})",
+                    f"no version to go back to (the champion is {current})",
                     "name one with to_version",
                     model=spec.name,
                 )
-            found = registry.version(spec.name, target)
-            check_servable(found)
-            _move(spec, target, now)
-        evidence = {"previous": number, "digest": found.digest}
-        _record(spec, "rollback", target, reason=reason, actor=actor, evidence=evidence)
-        trials.end_outdated_trial(spec, champion=target, actor=actor)
-    return {"version": target, "previous": number}
+            version = registry.get_version(spec.name, target)
+            check_servable(version)
+            _move(spec, target, state)
+        evidence = {"previous": current, "digest": version.digest}
+        _record(spec, LedgerKind.ROLLBACK, target, reason=reason, actor=actor, evidence=evidence)
+        trials.cancel_outdated_trial(spec, champion=target, actor=actor)
+    return {"version": target, "previous": current}
 
 
-def _predecessor(moves: list[dict[str, Any]], number: str | None) -> str | None:
-    """The champion that a version took the place of when it was promoted."""
+def _predecessor(moves: list[LedgerRecord], version: str | None) -> str | None:
+    """The champion that a version replaced when it was promoted."""
     for record in reversed(moves):
-        if record["model_version"] == number and record["decision"] == "promoted":
+        if record["model_version"] == version and record["decision"] == Decision.PROMOTED:
             return str(record["evidence"].get("previous") or "") or None
     return None
 
 
-def check_servable(found: registry.ModelVersion) -> None:
-    """Load a version (digest checked) and have it predict a row of nothing but missing values.
+def check_servable(version: registry.ModelVersion) -> None:
+    """Load a version, its digest checked, and let it predict one row of missing values.
 
     Raises:
-        ArtifactError: it cannot be used.
+        ArtifactError: its file is not what was registered, or its prediction is not finite.
     """
-    import numpy as np
+    import numpy as np  # here, not above: promotion runs in light tasks, which never call this
 
-    from perennial.core.errors import ArtifactError
-
-    model = registry.load(found, fresh=True)  # as a machine without a copy of it would find it
-    registry.spec(found)
+    model = registry.load_model(
+        version, fresh=True
+    )  # a copy in this machine's cache must not hide a damaged file
+    registry.load_spec(version)
     row = np.full((1, len(model.encoding.columns)), np.nan, dtype=np.float32)
     if not np.isfinite(model.predict_matrix(row)).all():
         raise ArtifactError(
-            f"version {found.version} does not give a finite prediction",
+            f"version {version.version} does not give a finite prediction",
             "choose another version",
-            model=found.name,
+            model=version.name,
         )

@@ -1,62 +1,74 @@
-"""Champion and challenger on nights that neither has seen, compared in pairs."""
+"""The shadow test: champion and challenger score the same rows, and their losses are compared in pairs.
+
+The numbers compared are the mean losses of the partitions (a paired t interval, one number a night). The interval is
+computed once there are ``retraining.trial_days`` of them, and the trial ends with it.
+"""
 
 from __future__ import annotations
 
-from perennial.lifecycle.trials import BEGUN, FAILED, PASSED, _Result, active_trial
+import numpy as np
+
+from perennial.core import dates
+from perennial.features.engine import FeatureQuery
+from perennial.lifecycle.trials import TrialEvaluation
 from perennial.modeling import registry
+from perennial.monitoring.nightly_sample import sample_nights
 from perennial.spec.model_spec import ModelSpec
 
 
-def evaluate_trial(
-    spec: ModelSpec, champion: registry.ModelVersion, as_of: str, labels_until: str
-) -> _Result | None:
-    """Champion and challenger on the nights that neither has learned from or was judged on.
+def evaluate(
+    spec: ModelSpec,
+    champion: registry.ModelVersion,
+    challenger: registry.ModelVersion,
+    trained_as_of: str,
+    as_of: str,
+    labels_until: str,
+) -> TrialEvaluation:
+    """Compare the losses of both versions on the partitions after the challenger's held-out ones.
 
-    Returns:
-        None where no challenger is on trial beside this champion; else ``version``, ``as_of`` (of its training),
-        ``nights``, ``gain`` with its interval ``low`` to ``high`` (shares of the champion's loss), and ``state``:
-        ``begun`` while nights are missing, then ``passed`` or ``failed``; of a split also what
-        `ab_test.compare_arms` returns.
+    Args:
+        spec: the model.
+        champion: the version that serves.
+        challenger: the version on trial.
+        trained_as_of: the partition date as of which the challenger was trained.
+        as_of: the last partition date.
+        labels_until: the last partition date whose labels are complete.
     """
-    import numpy as np
     from scipy import stats
 
-    from perennial.core import dates
-    from perennial.features.engine import FeatureQuery
-    from perennial.lifecycle import ab_test
-    from perennial.monitoring.nightly_sample import sample_nights
-
-    record = active_trial(spec)
-    if record is None or record["evidence"]["champion"] != champion.version:
-        return None
-    challenger = registry.version(spec.name, record["model_version"])
-    first = dates.add_days(challenger.tags["judged_on"].split("..")[1], 1)
-    found: _Result = {
+    first = dates.add_days(challenger.holdout_range.end, 1)
+    losses = [_nightly_losses(spec, v, first, as_of, labels_until) for v in (champion, challenger)]
+    both = np.isfinite(losses[0]) & np.isfinite(losses[1])
+    nights = int(both.sum())
+    evaluation: TrialEvaluation = {
         "version": challenger.version,
-        "as_of": record["partition"],
+        "as_of": trained_as_of,
         "first": first,
-        "state": BEGUN,
-    }
-    if spec.retraining.ab_share:
-        return found | ab_test.compare_arms(spec, champion, challenger, record["partition"], as_of)
-    sides = []
-    for version in (champion, challenger):
-        trained = registry.spec(version)
-        seen = sample_nights(
-            spec, registry.load(version), FeatureQuery(trained), first, as_of, labels_until=labels_until
-        ).labelled
-        sides.append(seen.mean(seen.losses(spec.task, spec.metric)))
-    old, new = sides
-    known = np.isfinite(old) & np.isfinite(new)
-    nights = int(known.sum())
-    if nights < max(2, spec.retraining.trial_days):
-        return found | {"nights": nights, "gain": None, "low": None, "high": None}
-    saved, scale = (old - new)[known], max(float(old[known].mean()), 1e-12)
-    low, high = stats.t.interval(spec.gate.confidence, nights - 1, saved.mean(), max(stats.sem(saved), 1e-12))
-    passed = low / scale > spec.gate.margin
-    numbers = {"gain": saved.mean() / scale, "low": low / scale, "high": high / scale}
-    return found | {
+        "state": "running",
         "nights": nights,
-        **{k: round(float(v), 6) for k, v in numbers.items()},
-        "state": PASSED if passed else FAILED,
+        "gain": None,
+        "low": None,
+        "high": None,
     }
+    if nights < max(2, spec.retraining.trial_days):
+        return evaluation
+    difference = (losses[0] - losses[1])[both]
+    champion_loss = max(float(losses[0][both].mean()), 1e-12)
+    low, high = stats.t.interval(
+        spec.gate.confidence, nights - 1, difference.mean(), max(stats.sem(difference), 1e-12)
+    )
+    evaluation["state"] = "passed" if low / champion_loss > spec.gate.margin else "failed"
+    evaluation["gain"], evaluation["low"], evaluation["high"] = (
+        round(float(value) / champion_loss, 6) for value in (difference.mean(), low, high)
+    )
+    return evaluation
+
+
+def _nightly_losses(
+    spec: ModelSpec, version: registry.ModelVersion, first: str, as_of: str, labels_until: str
+) -> np.ndarray:
+    """Mean loss of a version on each partition; NaN where there are too few labels. Shape (partitions,)."""
+    features = FeatureQuery(registry.load_spec(version))
+    model = registry.load_model(version)
+    sample = sample_nights(spec, model, features, first, as_of, labels_until=labels_until).labelled
+    return sample.mean(sample.losses(spec.task, spec.metric))

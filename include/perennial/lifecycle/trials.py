@@ -1,51 +1,78 @@
-"""A challenger on trial: it scores the champion's nights without being seen, and takes over on paired evidence.
+"""Trials of challengers: a version that passed its gate is compared with the champion on new partitions.
 
-A challenger that passed the gate was better on nights that are over. With ``retraining.trial_days`` it has to be so
-on nights that neither has seen, too: both score the same rows of each night, and what counts is the mean over the
-nights of the difference in loss (a paired t interval, one number a night, looked at once). With ``retraining.ab_share`` it
-serves a share of the rows instead, and `split` judges what came of them. One challenger is on trial at a time.
+The gate compares on partitions that are over. With ``retraining.trial_days`` a challenger that passed it must also be
+better on partitions that came after its training, before it becomes champion. In a shadow trial (`shadow_test`) it
+scores the same rows as the champion without serving; with ``retraining.ab_share`` (`ab_test`) it serves a share of the
+rows. A model has one trial at a time. Its state is in the ledger.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal, NotRequired, TypedDict
 
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
-KIND = "shadow"
-BEGUN, PASSED, FAILED, ENDED = "begun", "passed", "failed", "ended"
-_Result = dict[str, Any]
+TrialState = Literal["running", "passed", "failed"]
+
+
+class TrialEvaluation(TypedDict):
+    """Champion and challenger compared on the partitions of a trial so far.
+
+    Attributes:
+        version: the challenger's.
+        as_of: the partition date as of which it was trained.
+        first: first partition date that is compared.
+        state: ``running`` while there is too little evidence.
+        nights: number of partitions compared.
+        gain: mean reduction of the loss, as a share of the champion's loss; None where nothing was compared.
+        low: lower end of the gain's confidence interval; None where it has none.
+        high: upper end of the interval.
+        ab_share: A/B trials only: share of the rows that the challenger serves.
+        served: A/B trials only: number of partitions that both served and whose labels are due.
+    """
+
+    version: str
+    as_of: str
+    first: str
+    state: TrialState
+    nights: int
+    gain: float | None
+    low: float | None
+    high: float | None
+    ab_share: NotRequired[float]
+    served: NotRequired[int]
 
 
 def latest_decision(spec: ModelSpec, version: str) -> str | None:
-    """What the ledger says of a version's time in the shadow; None: it has not begun."""
-    records = [r for r in ledger.records(spec.name, KIND) if r["model_version"] == version]
-    return str(records[-1]["decision"]) if records else None
+    """The ledger's latest decision on a version's trial; None where there was no trial."""
+    records = [r for r in ledger.records(spec.name, LedgerKind.TRIAL) if r["model_version"] == version]
+    return records[-1]["decision"] if records else None
 
 
-def active_trial(spec: ModelSpec) -> _Result | None:
-    """The record that the challenger on trial began with; None where there is none."""
-    records = ledger.records(spec.name, KIND)
-    return records[-1] if records and records[-1]["decision"] == BEGUN else None
+def active_trial(spec: ModelSpec) -> LedgerRecord | None:
+    """The record that the active trial started with; None where there is none."""
+    records = ledger.records(spec.name, LedgerKind.TRIAL)
+    return records[-1] if records and records[-1]["decision"] == Decision.STARTED else None
 
 
 def describe_policy(spec: ModelSpec) -> str:
-    """What the policy asks of a challenger that passed the gate, in words."""
+    """What a challenger does during its trial, as the end of a sentence."""
     policy = spec.retraining
     if policy.ab_share:
-        return f"serves {policy.ab_share:.0%} of the rows for {policy.trial_days} nights at most"
-    return f"scores {policy.trial_days} nights unseen"
+        return f"serves {policy.ab_share:.0%} of the rows for {policy.trial_days} days at most"
+    return f"scores {policy.trial_days} days without serving"
 
 
 def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: str) -> None:
-    """Put a version on trial; one that is, or was, stays as it is."""
+    """Start the trial of a version, unless it had one."""
     if latest_decision(spec, version) is None:
         ledger.append(
             spec.name,
-            kind=KIND,
-            decision=BEGUN,
+            kind=LedgerKind.TRIAL,
+            decision=Decision.STARTED,
             reason=f"it {describe_policy(spec)}, beside version {champion}",
             actor=actor,
             partition=as_of,
@@ -54,15 +81,24 @@ def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, act
         )
 
 
-def end_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
-    """End the trial of a challenger whose champion is champion no more; returns whether there was one."""
+def cancel_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
+    """Cancel the active trial if it compares with another version than the champion.
+
+    Args:
+        spec: the model.
+        champion: version of the present champion.
+        actor: who or what changed the champion.
+
+    Returns:
+        Whether a trial was cancelled.
+    """
     record = active_trial(spec)
     if record is None or record["evidence"]["champion"] == champion:
         return False
     ledger.append(
         spec.name,
-        kind=KIND,
-        decision=ENDED,
+        kind=LedgerKind.TRIAL,
+        decision=Decision.CANCELLED,
         reason=f"it was compared with version {record['evidence']['champion']}, the champion is {champion} now",
         actor=actor,
         partition=record["partition"],
@@ -72,13 +108,23 @@ def end_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) -> 
     return True
 
 
-def summarise(seen: Mapping[str, Any], metric: str) -> str:
-    """What `compare` found, in words."""
-    rows = f"on {seen['nights']} nights" + (f", {seen['split']:.0%} of the rows" if seen.get("split") else "")
-    if seen["gain"] is not None and seen["low"] is not None:
-        return f"{metric} {seen['gain']:+.2%} [{seen['low']:+.2%}, {seen['high']:+.2%}] {rows}"
-    if seen["gain"] is not None:
-        return f"{metric} {seen['gain']:+.2%} {rows}, too few to be sure of anything"
-    if "served" in seen:
-        return f"no night of {seen['served']} could be compared: too few rows with labels of both"
-    return f"compared {rows} so far"
+def summarise(evaluation: Mapping[str, Any], metric: str) -> str:
+    """A `TrialEvaluation` in words.
+
+    Args:
+        evaluation: the evaluation.
+        metric: name of the loss.
+    """
+    gain, low, high = (evaluation[key] for key in ("gain", "low", "high"))
+    on_nights = f"on {evaluation['nights']} nights"
+    if evaluation.get("ab_share"):
+        on_nights += f", {evaluation['ab_share']:.0%} of the rows"
+    if gain is not None and low is not None:
+        return f"{metric} {gain:+.2%} [{low:+.2%}, {high:+.2%}] {on_nights}"
+    if gain is not None:
+        return f"{metric} {gain:+.2%} {on_nights}, too few for an interval"
+    if "served" in evaluation:
+        return (
+            f"none of {evaluation['served']} nights could be compared: too few labelled rows of both versions"
+        )
+    return f"compared {on_nights} so far"

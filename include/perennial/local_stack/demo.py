@@ -22,6 +22,7 @@ from perennial.local_stack.sample import landing
 from perennial.local_stack.sample.plan import PLANS, Plan
 from perennial.local_stack.summary import print_summary
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 
 STAGES = ("data", "train", "score", "monitor")
 WAIT_FOR_DAGS = 120.0
@@ -128,5 +129,6 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
 
 
 def _has_retrained(plan: Plan) -> bool:
-    asked = {r["partition"] for r in ledger.records(plan.model, "retraining") if r["decision"] == "requested"}
-    return any(r["partition"] in asked for r in ledger.records(plan.model, "promotion"))
+    decisions = ledger.records(plan.model, LedgerKind.RETRAINING)
+    requested = {r["partition"] for r in decisions if r["decision"] == Decision.REQUESTED}
+    return any(r["partition"] in requested for r in ledger.records(plan.model, LedgerKind.PROMOTION))

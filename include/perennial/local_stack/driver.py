@@ -19,6 +19,7 @@ from perennial.local_stack.progress import Board
 from perennial.local_stack.sample.plan import NIGHTS_AFTER_RETRAINING, Plan
 from perennial.spec import catalog
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
 WAIT_FOR_EVENT = 90.0
 
@@ -125,7 +126,7 @@ class Driver:
                                  model=self.model, partition=night)  # fmt: skip
         monitored = manifests.read(self.model, "monitor", night)
         verdict = monitored.result["verdict"] if monitored else "?"
-        asked = decision["decision"] == "requested"
+        asked = decision["decision"] == Decision.REQUESTED
         self.board.done(self.model, f"{night}: {verdict}; retraining {decision['decision']}")
         if asked and not self._trained(night):
             self.board.working(
@@ -150,7 +151,7 @@ class Driver:
             return
         figure = training.result["metrics"].get(self.spec.metric)
         figure_text = f"{self.spec.metric} {figure:.4g}" if isinstance(figure, float) else ""
-        outcome = "new champion" if self._promoted(day) else "refused by the gate, the champion stays"
+        outcome = "new champion" if self._promoted(day) else "rejected by the gate, the champion stays"
         self.board.done(
             self.model, f"version {training.model_version} trained up to {day}, {figure_text}: {outcome}"
         )
@@ -160,19 +161,19 @@ class Driver:
     def _done(self, step: str, key: str) -> bool:
         return manifests.read(self.model, step, key) is not None
 
-    def _records(self, kind: str, day: str) -> list[dict[str, Any]]:
+    def _records(self, kind: LedgerKind, day: str) -> list[LedgerRecord]:
         return [r for r in ledger.records(self.model, kind) if r["partition"] == day]
 
     def _promoted(self, day: str) -> bool:
-        return any(r["decision"] == "promoted" for r in self._records("promotion", day))
+        return bool(self._records(LedgerKind.PROMOTION, day))
 
     def _trained(self, day: str) -> bool:
         """Whether the training of that date has ended, its promotion included."""
         training = manifests.read(self.model, "train", day)
         return training is not None and (not training.result["gate"]["passed"] or self._promoted(day))
 
-    def _decision(self, day: str) -> dict[str, Any] | None:
-        decisions = self._records("retraining", day)
+    def _decision(self, day: str) -> LedgerRecord | None:
+        decisions = self._records(LedgerKind.RETRAINING, day)
         return decisions[-1] if decisions else None
 
     def _is_monitored(self, night: str) -> bool:
@@ -185,9 +186,12 @@ class Driver:
 
     def _loop_is_closed(self, night: str) -> bool:
         asked = {
-            r["partition"] for r in ledger.records(self.model, "retraining") if r["decision"] == "requested"
+            r["partition"]
+            for r in ledger.records(self.model, LedgerKind.RETRAINING)
+            if r["decision"] == Decision.REQUESTED
         }
-        new = [r["partition"] for r in ledger.records(self.model, "promotion") if r["partition"] in asked]
+        promotions = ledger.records(self.model, LedgerKind.PROMOTION)
+        new = [r["partition"] for r in promotions if r["partition"] in asked]
         return any(
             (date.fromisoformat(night) - date.fromisoformat(day)).days >= NIGHTS_AFTER_RETRAINING
             for day in new

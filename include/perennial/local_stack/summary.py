@@ -14,6 +14,7 @@ from perennial.local_stack.sample.plan import Plan
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import LedgerKind
 from perennial.storage.manifests import Manifest
 
 
@@ -104,8 +105,8 @@ def _training(spec: ModelSpec, day: str) -> list[Event]:
     elif baselines := gate.get("against_baselines"):
         name, versus = min(baselines.items(), key=lambda item: item[1]["other"])
         figures += f", {name} baseline {_number(versus['other'])} ({_change(versus)})"
-    moves = [r for r in ledger.records(spec.name, "promotion") if r["partition"] == day]
-    outcome = "[green]promoted[/green]" if moves else "[red]refused[/red]"
+    moves = [r for r in ledger.records(spec.name, LedgerKind.PROMOTION) if r["partition"] == day]
+    outcome = "[green]promoted[/green]" if moves else "[red]rejected[/red]"
     return [
         Event(
             day,
@@ -130,7 +131,7 @@ def _monitored(spec: ModelSpec, day: str) -> Event | None:
     drifted = ", ".join(monitored.result.get("drifted") or []) or "none"
     figures = f"drift share {_number(share)} ({escape(drifted)})"
     performance = (monitored.result.get("performance") or {}).get("verdict")
-    decisions = [r for r in ledger.records(spec.name, "retraining") if r["partition"] == day]
+    decisions = [r for r in ledger.records(spec.name, LedgerKind.RETRAINING) if r["partition"] == day]
     why = f"retraining {decisions[-1]['decision']}: {escape(decisions[-1]['reason'])}" if decisions else ""
     colour = {"ok": "green", "suspected": "yellow", "drifted": "red"}.get(monitored.result["verdict"], "dim")
     verdict = f"[{colour}]{monitored.result['verdict']}[/{colour}]"

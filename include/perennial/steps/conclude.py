@@ -1,68 +1,71 @@
-"""The step `conclude`: a trial ends, and its challenger is promoted or given up."""
+"""The conclude step: end a trial whose result is clear, and promote its challenger if it passed."""
 
 from __future__ import annotations
 
+from typing import TypedDict
+
 from perennial.core.errors import DataError
-from perennial.lifecycle.trials import (
-    BEGUN,
-    FAILED,
-    KIND,
-    _Result,
-    end_outdated_trial,
-    latest_decision,
-    summarise,
-)
+from perennial.lifecycle import promotion, trials
+from perennial.lifecycle.trials import TrialEvaluation
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import Decision, LedgerKind
 
 
-def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> _Result:
-    """End the trial if the verdict of ``as_of`` says so: the challenger is promoted, or given up.
+class TrialConclusion(TypedDict):
+    """What became of a trial; a promotion adds the keys of `PromotionResult`.
 
-    Returns:
-        As `promotion.promote`; ``promoted`` is false where nothing ended.
+    Attributes:
+        promoted: whether the challenger is champion.
+        reason: why.
+    """
+
+    promoted: bool
+    reason: str
+
+
+def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> TrialConclusion:
+    """End the active trial if the monitoring of a date shows a result: promote the challenger, or drop it.
+
+    Args:
+        spec: the model.
+        as_of: the partition date.
+        actor: who or what concludes, for the ledger.
 
     Raises:
-        DataError: ``as_of`` was not monitored.
+        DataError: the date was not monitored.
     """
-    from perennial.lifecycle.promotion import promote
-
-    champion = registry.champion(spec)
-    if end_outdated_trial(spec, champion=champion.version if champion else None, actor=actor):
+    champion = registry.get_champion(spec)
+    if trials.cancel_outdated_trial(spec, champion=champion.version if champion else None, actor=actor):
         return {"promoted": False, "reason": "the champion has changed since: the trial is over"}
-    found = manifests.read(spec.name, "monitor", as_of)
-    if found is None:
+    monitoring = manifests.read(spec.name, "monitor", as_of)
+    if monitoring is None:
         raise DataError(
             "there is no verdict to conclude from",
             "run the monitor step first",
             model=spec.name,
             partition=as_of,
         )
-    seen = found.result.get("shadow")
-    if not seen:
+    trial: TrialEvaluation | None = monitoring.result.get("trial")
+    if not trial:
         return {"promoted": False, "reason": "no challenger is on trial"}
-    if seen["state"] == BEGUN:
-        return {
-            "promoted": False,
-            "reason": f"version {seen['version']} is still on trial: {summarise(seen, spec.metric)}",
-        }
-    if latest_decision(spec, seen["version"]) == BEGUN:
+    version, summary = trial["version"], trials.summarise(trial, spec.metric)
+    if trial["state"] == "running":
+        return {"promoted": False, "reason": f"version {version} is still on trial: {summary}"}
+    if trials.latest_decision(spec, version) == Decision.STARTED:
         ledger.append(
             spec.name,
-            kind=KIND,
-            decision=seen["state"],
-            reason=summarise(seen, spec.metric),
+            kind=LedgerKind.TRIAL,
+            decision=Decision.PASSED if trial["state"] == "passed" else Decision.FAILED,
+            reason=summary,
             actor=actor,
-            partition=seen["as_of"],
-            model_version=seen["version"],
-            evidence=seen,
+            partition=trial["as_of"],
+            model_version=version,
+            evidence=trial,
         )
-    if seen["state"] == FAILED:
-        return {
-            "promoted": False,
-            "reason": f"version {seen['version']} was not surely better: {summarise(seen, spec.metric)}",
-        }
-    return promote(
-        spec, as_of=seen["as_of"], actor=actor, reason=f"better on trial: {summarise(seen, spec.metric)}"
+    if trial["state"] == "failed":
+        return {"promoted": False, "reason": f"version {version} was not clearly better: {summary}"}
+    return promotion.promote_challenger(
+        spec, as_of=trial["as_of"], actor=actor, reason=f"better on trial: {summary}"
     )

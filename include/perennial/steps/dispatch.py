@@ -1,38 +1,50 @@
-"""The steps, by name: what DAGs, pods and the command line run. Each is imported only when it is run."""
+"""Run a step by its name, as DAGs, pods and the command line do. A step is imported only when it is run."""
 
 from __future__ import annotations
 
 import importlib
 import inspect
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from perennial.core.errors import PerennialError
 from perennial.spec.model_spec import ModelSpec
 
-#: Step name: the module that holds the function of that name.
-STEPS = {
-    "data": "perennial.steps.data",
-    "train": "perennial.steps.train",
-    "promote": "perennial.lifecycle.promotion",
-    "score": "perennial.steps.score",
-    "monitor": "perennial.steps.monitor",
-    "decide": "perennial.lifecycle.retraining",
-    "conclude": "perennial.steps.conclude",
-    "rollback": "perennial.lifecycle.promotion",
-}
+#: The steps; each is the function of its name in the module of its name.
+STEPS = ("data", "train", "promote", "score", "monitor", "decide", "conclude", "rollback")
+
+
+def load_step(step: str) -> Callable[..., Mapping[str, Any]]:
+    """Import a step's function.
+
+    Args:
+        step: one of `STEPS`.
+    """
+    function: Callable[..., Mapping[str, Any]] = getattr(
+        importlib.import_module(f"perennial.steps.{step}"), step
+    )
+    return function
 
 
 def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
-    """Run one step; returns its small JSON-able result.
+    """Run one step.
+
+    Args:
+        step: one of `STEPS`.
+        spec: the model.
+        arguments: of the step's function.
+
+    Returns:
+        The step's result: small and JSON-able.
 
     Raises:
-        PerennialError: no such step, or it does not take these arguments; and whatever the step raises.
+        PerennialError: there is no such step, it does not take these arguments, or the step failed.
     """
     if step not in STEPS:
         raise PerennialError(
             f"there is no step {step!r}", f"the steps are: {', '.join(STEPS)}", model=spec.name
         )
-    function = getattr(importlib.import_module(STEPS[step]), step)
+    function = load_step(step)
     try:
         inspect.signature(function).bind(spec, **arguments)
     except TypeError as error:
@@ -46,6 +58,9 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
 
 
 def takes(step: str) -> list[str]:
-    """Names of a step's arguments."""
-    function = getattr(importlib.import_module(STEPS[step]), step)
-    return [p for p in inspect.signature(function).parameters if p != "spec"]
+    """Names of a step's arguments.
+
+    Args:
+        step: one of `STEPS`.
+    """
+    return [p for p in inspect.signature(load_step(step)).parameters if p != "spec"]

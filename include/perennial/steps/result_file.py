@@ -1,36 +1,39 @@
-"""What a step that runs elsewhere leaves for its caller: one small file with its result, or with its error."""
+"""The file by which a step in another process or pod returns its result, or its error, to its caller."""
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
 from perennial.core import errors, runtime
+from perennial.core.dates import utc_now
 from perennial.core.errors import PerennialError
 from perennial.storage import object_store
 
 
 @dataclass
 class StepOutcome:
-    """A result that is still to come."""
+    """The result of a step, filled in when it ends."""
 
     result: dict[str, Any] = field(default_factory=dict)
 
 
 def check_library_digest(digest: str | None) -> None:
-    """Stop before any work where this library is not the one that the caller has.
+    """Refuse to run a step for a caller that has another version of this library.
+
+    Args:
+        digest: `runtime.library_digest` of the caller; None is not checked.
 
     Raises:
         PerennialError: the digests differ.
     """
-    mine = runtime.library_digest()
-    if digest is not None and digest != mine:
+    ours = runtime.library_digest()
+    if digest is not None and digest != ours:
         raise PerennialError(
-            f"the library here has digest {mine[:12]}…, its caller's is {digest[:12]}…: "
+            f"the library here has digest {ours[:12]}…, its caller's is {digest[:12]}…: "
             "the trainer image and Airflow are of different versions",
             "build and roll out both images from one commit, or name the matching image in the compute profile",
         )
@@ -38,38 +41,42 @@ def check_library_digest(digest: str | None) -> None:
 
 @contextmanager
 def step_outcome(uri: str | None) -> Iterator[StepOutcome]:
-    """Write what the block results in to ``uri``, last of all; nothing where that is None.
+    """Write what the block sets as result, or its error, to a file when the block ends.
+
+    Args:
+        uri: the file; nothing is written where it is None.
 
     Raises:
-        PerennialError: whatever the block raises, once it is written.
+        PerennialError: what the block raises, after it was written.
     """
-    here = StepOutcome()
+    outcome = StepOutcome()
     try:
-        yield here
+        yield outcome
     except PerennialError as error:
         if uri:
-            told = {"type": type(error).__name__, "cause": error.cause, "remedy": error.remedy,
-                    "model": error.model, "partition": error.partition}  # fmt: skip
-            object_store.write_text(uri, json.dumps({"error": told}))
+            fields = {"type": type(error).__name__, "cause": error.cause, "remedy": error.remedy,
+                      "model": error.model, "partition": error.partition}  # fmt: skip
+            object_store.write_text(uri, json.dumps({"error": fields}))
         raise
     if uri:
-        finished = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        object_store.write_text(
-            uri, json.dumps({"result": here.result, "finished_at": finished}, default=str)
-        )
+        content = {"result": outcome.result, "finished_at": utc_now()}
+        object_store.write_text(uri, json.dumps(content, default=str))
 
 
 def read_result(uri: str) -> dict[str, Any] | None:
-    """The result at ``uri``; None where the step left nothing.
+    """Read a step's result; None where the step wrote nothing.
+
+    Args:
+        uri: the file.
 
     Raises:
-        PerennialError: the step failed; of the same type and words as where it ran.
+        PerennialError: the step failed; type and texts are those of its own error.
     """
     try:
-        found = json.loads(object_store.read_text(uri))
+        content = json.loads(object_store.read_text(uri))
     except FileNotFoundError:
         return None
-    if error := found.get("error"):
+    if error := content.get("error"):
         kind = getattr(errors, error.pop("type"), PerennialError)
         raise kind(error["cause"], error["remedy"], model=error["model"], partition=error["partition"])
-    return dict(found["result"])
+    return dict(content["result"])

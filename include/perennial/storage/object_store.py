@@ -23,9 +23,7 @@ BLOCK_BYTES = 1 << 20
 MAX_ATTEMPTS = 6
 #: Seconds without a byte after which a request to S3 counts as failed.
 TIMEOUT_SECONDS = 30.0
-_REMEDY = (
-    "check that the disk has room, that the folder or bucket exists and that this user may use it; then run it again"
-)
+_REMEDY = "check that the disk has room and that this user may use the folder or bucket; then run it again"
 
 
 def is_remote(uri: str) -> bool:

@@ -1,0 +1,31 @@
+"""The evaluation of a trial, by the method that the policy says."""
+
+from __future__ import annotations
+
+from perennial.lifecycle import ab_test, shadow_test
+from perennial.lifecycle.trials import TrialEvaluation, active_trial
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+
+
+def evaluate_trial(
+    spec: ModelSpec, champion: registry.ModelVersion, as_of: str, labels_until: str
+) -> TrialEvaluation | None:
+    """Compare champion and challenger on the partitions after those that either was trained or evaluated on.
+
+    Args:
+        spec: the model.
+        champion: the present champion.
+        as_of: the last partition date.
+        labels_until: the last partition date whose labels are complete.
+
+    Returns:
+        The evaluation; None where no challenger is on trial beside this champion.
+    """
+    record = active_trial(spec)
+    if record is None or record["evidence"]["champion"] != champion.version:
+        return None
+    challenger = registry.get_version(spec.name, record["model_version"])
+    if spec.retraining.ab_share:
+        return ab_test.evaluate(spec, champion, challenger, record["partition"], as_of)
+    return shadow_test.evaluate(spec, champion, challenger, record["partition"], as_of, labels_until)
