@@ -128,7 +128,7 @@ def run(
     ] = None,
     library_digest: LibraryDigest = None,
     workers: Annotated[int | None, typer.Option(help="train: processes that fit the model together.")] = None,
-    meeting: Annotated[str | None, typer.Option(help=f"train: {Rendezvous}.")] = None,
+    rendezvous: Annotated[str | None, typer.Option(help=f"train: {Rendezvous}.")] = None,
 ) -> None:
     """Run one step. Its result is printed last, as one line of JSON."""
     from perennial.cli import invocation
@@ -137,7 +137,7 @@ def run(
 
     options = {
         "start": start, "end": end, "as_of": as_of, "reason": reason, "actor": actor, "to_version": to_version,
-        "run_id": run_id, "workers": workers, "meeting": meeting, "force": force or None,
+        "run_id": run_id, "workers": workers, "rendezvous": rendezvous, "force": force or None,
         "backfill": backfill or None, "catch_up": catch_up or None,
     }  # fmt: skip
     with result_file_module.step_outcome(result_file) as outcome:
@@ -150,7 +150,7 @@ def run(
 
 @app.command()
 def worker(
-    meeting: Annotated[str, typer.Option(help=f"{Rendezvous[0].upper()}{Rendezvous[1:]}.")],
+    rendezvous: Annotated[str, typer.Option(help=f"{Rendezvous[0].upper()}{Rendezvous[1:]}.")],
     rank: Annotated[int, typer.Option(help="Number of this worker, from 0.")],
     library_digest: LibraryDigest = None,
 ) -> None:
@@ -159,7 +159,7 @@ def worker(
     from perennial.training import dask_cluster
 
     result_file.check_library_digest(library_digest)
-    dask_cluster.run_worker(meeting, rank)
+    dask_cluster.run_worker(rendezvous, rank)
 
 
 @app.command()
@@ -175,7 +175,7 @@ def models(as_json: AsJson = False) -> None:
     else:
         table = terminal.table("model", "task", "owner", "source", "from", "folder")
         for spec in specs.values():
-            folder, start = yaml_reader.show(spec.folder), spec.schedule.start.isoformat()
+            folder, start = yaml_reader.display_path(spec.folder), spec.schedule.start.isoformat()
             row = (spec.name, spec.task, spec.owner, spec.data.source, start, folder)
             table.add_row(*map(Text, row))
         terminal.console().print(table)

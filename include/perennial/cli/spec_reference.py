@@ -13,7 +13,7 @@ from pydantic_core import PydanticUndefined
 
 from perennial.core.settings import ROOT
 from perennial.spec.compute_profile import ComputeProfile
-from perennial.spec.constraints import GATE_METRICS, METRICS, OBJECTIVES, PARAMETERS
+from perennial.spec.constraints import GATE_METRICS, HOLDOUT_METRICS, OBJECTIVES, PARAMETER_BOUNDS
 from perennial.spec.model_spec import ModelSpec, json_schema
 from perennial.spec.sections import FeatureSet
 from perennial.storage import object_store
@@ -96,7 +96,7 @@ memory: 64Gi      # each: a share of the rows lies in memory, at 10 bytes a cell
   `perennial/role` and `perennial/trainer`). Kubernetes deletes workers with their trainer; they end when the model is
   fitted, so that no GPU waits for the judging. With `kind: local`, or `perennial run train --workers 2`, they are
   processes of this machine (which cannot share its GPU: training on cuda is refused).
-- **Meeting**: the trainer writes its address to the lake and workers look for it there; both wait as long as
+- **Rendezvous**: the trainer writes its address to the lake and workers look for it there; both wait as long as
   `wait_minutes` and `start_minutes` together. Who did not come, and why, is in the failure.
 - **Rows**: each worker reads its dates of the pinned version from the lake itself. Categories and classes are gathered
   once and handed to all. Early stopping, the search and checkpoints work as in one process.
@@ -138,14 +138,16 @@ def page() -> str:
     parts.append("## What depends on the task\n")
     parts.append("| task | `gate.metric` | `gate.bounds` | `training.objective` |\n| --- | --- | --- | --- |")
     for task in GATE_METRICS:
-        cells = (", ".join(f"`{v}`" for v in table[task]) for table in (GATE_METRICS, METRICS, OBJECTIVES))
+        cells = (
+            ", ".join(f"`{v}`" for v in table[task]) for table in (GATE_METRICS, HOLDOUT_METRICS, OBJECTIVES)
+        )
         parts.append(f"| {task} | {' | '.join(cells)} |")
     parts.append(
         "\nThe first of each is taken where none is given.\n\n## Parameters of `training.params` and "
         "`training.search.space`\n"
     )
     parts.append("| parameter | from | to |\n| --- | --- | --- |")
-    parts += [f"| `{name}` | {low:g} | {high:g} |" for name, (low, high) in PARAMETERS.items()]
+    parts += [f"| `{name}` | {low:g} | {high:g} |" for name, (low, high) in PARAMETER_BOUNDS.items()]
     return "\n".join(parts) + "\n"
 
 

@@ -9,10 +9,10 @@ from perennial.core.errors import SpecError
 from perennial.core.settings import settings
 from perennial.spec import compute_profile
 from perennial.spec.model_spec import FeatureSet, ModelSpec
-from perennial.spec.yaml_reader import line, parse, read_text, show
+from perennial.spec.yaml_reader import display_path, key_location, parse_yaml, read_text
 
 
-def find(filename: str = "model.yaml") -> dict[str, Path]:
+def find_folders(filename: str = "model.yaml") -> dict[str, Path]:
     """Folders that hold ``filename``, by folder name, in ``include/models`` and every root of ``PERENNIAL_MODELS``.
 
     Of two folders with one name the first counts; `load_models` reports the other.
@@ -30,7 +30,7 @@ def load_model_by_name(name: str) -> ModelSpec:
     Raises:
         SpecError: there is none, or its folder is broken.
     """
-    folders = find()
+    folders = find_folders()
     if name not in folders:
         close = difflib.get_close_matches(name, folders, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(sorted(folders)) or 'none'}"
@@ -43,12 +43,12 @@ def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
     models: dict[str, ModelSpec] = {}
     errors: list[SpecError] = []
     sets: dict[str, FeatureSet] = {}
-    first = find()
+    first = find_folders()
     for folder in _folders("model.yaml"):
         try:
             if folder != first[folder.name]:
                 raise SpecError(
-                    f"{show(folder)} has the name of {show(first[folder.name])}",
+                    f"{display_path(folder)} has the name of {display_path(first[folder.name])}",
                     "rename one of them",
                     model=folder.name,
                 )
@@ -68,10 +68,10 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
         SpecError: one line a problem.
     """
     folder = Path(folder)
-    spec = parse(folder / "model.yaml", ModelSpec, folder.name)
+    spec = parse_yaml(folder / "model.yaml", ModelSpec, folder.name)
     if spec.name != folder.name:
         raise SpecError(
-            f"{show(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
+            f"{display_path(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
             "a model's name is its folder's name",
             model=folder.name,
         )
@@ -81,22 +81,22 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
     sets = {} if sets is None else sets
     for name in spec.features.sets:
         if name not in sets:
-            where = line(folder / "model.yaml", "features", "sets")
+            where = key_location(folder / "model.yaml", "features", "sets")
             sets[name] = load_feature_set(name, spec.name, f"{where}: ")
     spec._sets = tuple(sets[name] for name in spec.features.sets)
     for step, profile in spec.compute.items():
         if profile != compute_profile.LOCAL:
             try:
-                compute_profile.load(profile)
+                compute_profile.load_profile(profile)
             except SpecError as error:
-                where = line(folder / "model.yaml", "compute", step)
+                where = key_location(folder / "model.yaml", "compute", step)
                 raise SpecError(
                     f"{where}: compute.{step}: {error.cause}", error.remedy, model=spec.name
                 ) from None
     names = [r.name for r in spec.references]
     if twice := {n for n in names if names.count(n) > 1}:
         raise SpecError(
-            f"{line(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} "
+            f"{key_location(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} "
             "is declared twice",
             "give it one name and one place",
             model=spec.name,
@@ -110,7 +110,7 @@ def load_feature_set(name: str, model: str | None = None, where: str = "") -> Fe
     Raises:
         SpecError: one line a problem.
     """
-    folders = find("feature_set.yaml")
+    folders = find_folders("feature_set.yaml")
     if name not in folders:
         raise SpecError(
             f"{where}features.sets names {name!r}; there are: {', '.join(folders) or 'none'}",
@@ -118,10 +118,10 @@ def load_feature_set(name: str, model: str | None = None, where: str = "") -> Fe
             model=model,
         )
     folder = folders[name]
-    result = parse(folder / "feature_set.yaml", FeatureSet, name)
+    result = parse_yaml(folder / "feature_set.yaml", FeatureSet, name)
     if result.name != name:
         raise SpecError(
-            f"{show(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
+            f"{display_path(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
             "a feature set's name is its folder's name",
             model=model,
         )

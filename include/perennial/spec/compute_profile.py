@@ -27,14 +27,14 @@ _UNITS = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "T": 10**12,
           "Ki": 2**10, "Mi": 2**20, "Gi": 2**30, "Ti": 2**40}  # fmt: skip
 
 
-def to_bytes(quantity: str) -> int:
+def quantity_bytes(quantity: str) -> int:
     """A Kubernetes quantity such as ``2Gi`` in bytes."""
     found = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", quantity)
     assert found, quantity
     return int(float(found[1]) * _UNITS[found[2]])
 
 
-class Gpu(StrictModel):
+class GpuRequest(StrictModel):
     """GPUs that a pod asks for."""
 
     count: int = Field(1, ge=1, le=16, description="How many.")
@@ -87,7 +87,7 @@ class ComputeProfile(StrictModel):
     scratch: Quantity = Field(
         "4Gi", description="Disk for working files; the rest of the pod's disk is read-only."
     )
-    gpu: Gpu | None = Field(None, description="GPUs; none when not given.")
+    gpu: GpuRequest | None = Field(None, description="GPUs; none when not given.")
     workers: int = Field(
         1,
         ge=1,
@@ -146,7 +146,7 @@ class ComputeProfile(StrictModel):
                 f"gpu.count is {self.gpu.count} with {self.workers} workers: each uses one GPU; have more workers"
             )
         ladder = [self.memory, *self.more_memory]
-        sizes = [to_bytes(q) for q in ladder]
+        sizes = [quantity_bytes(q) for q in ladder]
         if sizes[0] < 256 * 2**20:
             raise ValueError(f"memory is {self.memory!r}: a step needs 256Mi at least")
         if sizes != sorted(set(sizes)):
@@ -158,7 +158,7 @@ class ComputeProfile(StrictModel):
         return self
 
     @property
-    def pods(self) -> bool:
+    def runs_in_pods(self) -> bool:
         """Whether steps run in pods."""
         return self.kind != LOCAL
 
@@ -170,27 +170,29 @@ class ComputeProfile(StrictModel):
             image = os.environ.get("PERENNIAL_TRAINER_IMAGE", "").strip() or image
         return image.replace("{version}", __version__)
 
-    def crew(self, step: str) -> int:
+    def worker_count(self, step: str) -> int:
         """How many processes do a step's work: several for training alone."""
         return self.workers if step == "train" else 1
 
-    def memories(self) -> list[str]:
+    def memory_limits(self) -> list[str]:
         """Memory limits in the order that they are tried."""
         return [self.memory, *self.more_memory]
 
 
-def folders() -> list[Path]:
+def profile_folders() -> list[Path]:
     """Where profiles are looked for; a team's own folders (``PERENNIAL_COMPUTE``) come first."""
     extra = os.environ.get("PERENNIAL_COMPUTE", "").split(os.pathsep)
     return [*(Path(p).resolve() for p in extra if p.strip()), ROOT / "include" / "compute"]
 
 
-def find() -> dict[str, Path]:
+def profile_files() -> dict[str, Path]:
     """Files of the profiles, by name."""
-    return {path.stem: path for folder in reversed(folders()) for path in sorted(folder.glob("*.yaml"))}
+    return {
+        path.stem: path for folder in reversed(profile_folders()) for path in sorted(folder.glob("*.yaml"))
+    }
 
 
-def load(name: str) -> ComputeProfile:
+def load_profile(name: str) -> ComputeProfile:
     """The profile called ``name``.
 
     Raises:
@@ -198,7 +200,7 @@ def load(name: str) -> ComputeProfile:
     """
     if name == LOCAL:
         return ComputeProfile(name=LOCAL, kind="local")
-    if name not in (found := find()):
+    if name not in (found := profile_files()):
         names = [LOCAL, *found]
         close = difflib.get_close_matches(name, names, 1)
         hint = f"did you mean {close[0]}?" if close else f"there are: {', '.join(names)}"
@@ -214,29 +216,31 @@ def _read(path: Path, _changed: int) -> ComputeProfile:
     """A profile's file; read once as long as it does not change, since the DAG files of all models ask for it."""
     from perennial.spec import yaml_reader
 
-    profile = yaml_reader.parse(path, ComputeProfile, model=None)
+    profile = yaml_reader.parse_yaml(path, ComputeProfile, model=None)
     if profile.name != path.stem:
         raise SpecError(
-            f"{yaml_reader.show(path)}: name is {profile.name!r}, the file is {path.name!r}",
+            f"{yaml_reader.display_path(path)}: name is {profile.name!r}, the file is {path.name!r}",
             "a profile's name is its file's name",
         )
     if profile.template and not (path.parent / profile.template).is_file():
         raise SpecError(
-            f"{yaml_reader.line(path, 'template')}: template {profile.template!r} is not beside it",
+            f"{yaml_reader.key_location(path, 'template')}: template {profile.template!r} is not beside it",
             "put the pod's YAML there, or leave the key out",
         )
     return profile
 
 
-def template(profile: ComputeProfile) -> dict[str, Any]:
+def load_template(profile: ComputeProfile) -> dict[str, Any]:
     """The pod that a profile is laid over; empty where it names none."""
     import yaml
 
     if not profile.template:
         return {}
-    return dict(yaml.safe_load((find()[profile.name].parent / profile.template).read_text("utf-8")) or {})
+    return dict(
+        yaml.safe_load((profile_files()[profile.name].parent / profile.template).read_text("utf-8")) or {}
+    )
 
 
-def default() -> str:
+def default_profile() -> str:
     """The profile of heavy steps whose spec names none."""
     return os.environ.get("PERENNIAL_PROFILE", "").strip() or LOCAL

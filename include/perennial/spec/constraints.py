@@ -32,7 +32,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     "ranking": ("rank:ndcg", "rank:pairwise"),
 }
 #: XGBoost parameters that a spec may set or search, with the bounds of each.
-PARAMETERS: dict[str, tuple[float, float]] = {
+PARAMETER_BOUNDS: dict[str, tuple[float, float]] = {
     "max_depth": (1, 16),
     "learning_rate": (1e-4, 1),
     "min_child_weight": (0, 1e6),
@@ -49,16 +49,16 @@ PARAMETERS: dict[str, tuple[float, float]] = {
 }
 INTEGER_PARAMETERS = {"max_depth", "max_bin", "max_leaves"}
 #: Held-out days of which `gate.bootstrap_unit: days` can say anything.
-MIN_DAYS = 10
+MIN_BOOTSTRAP_DAYS = 10
 #: Metrics of the held-out rows that `gate.bounds` may bound.
-METRICS: dict[str, tuple[str, ...]] = {
+HOLDOUT_METRICS: dict[str, tuple[str, ...]] = {
     "binary": (*GATE_METRICS["binary"], "auc", "average_precision"),
     "multiclass": (*GATE_METRICS["multiclass"], "accuracy"),
     "regression": (*GATE_METRICS["regression"], "rmse", "r2"),
     "ranking": (*GATE_METRICS["ranking"], "ndcg"),
 }
 #: Columns that the lake's tables have beside the key.
-RESERVED = frozenset({
+LAKE_COLUMNS = frozenset({
     "label", "arrived", "prediction", "probabilities", "model_version", "run_id", "scored_at", "feed", "feed_date",
     "row_values", "reasons", "features", "scored_from",
 })  # fmt: skip
@@ -116,9 +116,9 @@ def check_parameter(name: str, value: float) -> None:
     Raises:
         ValueError: with the name, the value received and what is allowed.
     """
-    if name not in PARAMETERS:
-        raise ValueError(f"parameter {name!r} cannot be set here; allowed: {', '.join(PARAMETERS)}")
-    low, high = PARAMETERS[name]
+    if name not in PARAMETER_BOUNDS:
+        raise ValueError(f"parameter {name!r} cannot be set here; allowed: {', '.join(PARAMETER_BOUNDS)}")
+    low, high = PARAMETER_BOUNDS[name]
     if not low <= value <= high:
         raise ValueError(f"parameter {name} is {value:g}; allowed: {low:g} to {high:g}")
     if name in INTEGER_PARAMETERS and value != int(value):

@@ -12,7 +12,7 @@ from typing import Any, Self
 from pydantic import Field, model_validator
 
 from perennial.spec.alerts import AlertsSpec
-from perennial.spec.constraints import GATE_METRICS, METRICS, MIN_DAYS, OBJECTIVES
+from perennial.spec.constraints import GATE_METRICS, HOLDOUT_METRICS, MIN_BOOTSTRAP_DAYS, OBJECTIVES
 from perennial.spec.policies import GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
@@ -24,7 +24,7 @@ from perennial.spec.sections import (
     ReferenceTable,
     ScheduleSpec,
     Step,
-    StepSpec,
+    StepLimits,
     StrictModel,
     Task,
     TrainingSpec,
@@ -36,7 +36,7 @@ __all__ = [
     "ModelSpec",
     "MonitoringSpec",
     "ReferenceTable",
-    "StepSpec",
+    "StepLimits",
     "json_schema",
 ]
 
@@ -74,7 +74,7 @@ class ModelSpec(StrictModel):
     compute: dict[Step, Name] = Field(
         {}, description="Compute profile a step; PERENNIAL_PROFILE, or local, when not given."
     )
-    limits: dict[Step, StepSpec] = Field({}, description="Retries and timeout of a step's task.")
+    limits: dict[Step, StepLimits] = Field({}, description="Retries and timeout of a step's task.")
     alerts: AlertsSpec = Field(
         AlertsSpec(), description="Who is told when a signal turns bad, and when it is well again."
     )
@@ -148,9 +148,9 @@ class ModelSpec(StrictModel):
         spec._sets = tuple(found for found, _ in sets)
         return spec
 
-    def limit(self, step: str) -> StepSpec:
+    def step_limits(self, step: str) -> StepLimits:
         """Retries and timeout of a stage."""
-        return self.limits.get(step, StepSpec())  # type: ignore[call-overload, no-any-return]
+        return self.limits.get(step, StepLimits())  # type: ignore[call-overload, no-any-return]
 
     @model_validator(mode="after")
     def _across(self) -> Self:
@@ -162,12 +162,14 @@ class ModelSpec(StrictModel):
                 raise ValueError(
                     f"{key} is {value!r}; for task {self.task} it is one of {', '.join(table[self.task])}"
                 )
-        if unknown := [m for m in self.gate.bounds if m not in METRICS[self.task]]:
+        if unknown := [m for m in self.gate.bounds if m not in HOLDOUT_METRICS[self.task]]:
             raise ValueError(f"gate.bounds names {unknown[0]!r}; for task {self.task} it is one of "
-                             f"{', '.join(METRICS[self.task])}")  # fmt: skip
-        if self.gate.bootstrap_unit == "days" and (self.task == "ranking" or self.training.holdout_days < MIN_DAYS):
+                             f"{', '.join(HOLDOUT_METRICS[self.task])}")  # fmt: skip
+        if self.gate.bootstrap_unit == "days" and (
+            self.task == "ranking" or self.training.holdout_days < MIN_BOOTSTRAP_DAYS
+        ):
             raise ValueError(
-                f"gate.bootstrap_unit is 'days': that needs training.holdout_days of {MIN_DAYS} or more (it is "
+                f"gate.bootstrap_unit is 'days': that needs training.holdout_days of {MIN_BOOTSTRAP_DAYS} or more (it is "
                 f"{self.training.holdout_days}), and another task than ranking (it is {self.task})"
             )
         if (self.task == "ranking") != (self.group is not None):

@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
-from perennial.spec.constraints import MIN_BASELINE_NIGHTS, MIN_DAYS
+from perennial.spec.constraints import MIN_BASELINE_NIGHTS, MIN_BOOTSTRAP_DAYS
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = ["Freeze", "GateSpec", "MonitoringSpec", "QuietHours", "RetrainingSpec"]
@@ -35,7 +35,7 @@ class GateSpec(StrictModel):
         description="What a bootstrap sample draws. rows: single rows, taken as independent. days: whole partitions, "
         "for data in which the rows of a day share conditions (weather, an outage) and the interval from rows is too "
         "narrow; passing then takes a larger gain, and 20 held-out days or more "
-        f"({MIN_DAYS} at least). Not for ranking.",
+        f"({MIN_BOOTSTRAP_DAYS} at least). Not for ranking.",
     )
     beat_baseline: bool = Field(
         True,

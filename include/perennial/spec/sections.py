@@ -12,7 +12,7 @@ from typing import Annotated, Literal, Self
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from perennial.spec.constraints import (
-    RESERVED,
+    LAKE_COLUMNS,
     RESERVED_NAMES,
     check_columns,
     check_parameter,
@@ -132,7 +132,7 @@ class DataSpec(StrictModel):
                 f"event_time {self.event_time!r} is a {self.columns[self.event_time]}: date or timestamp"
             )
         check_columns(self.columns)
-        if taken := [k for k in self.key if k in RESERVED]:
+        if taken := [k for k in self.key if k in LAKE_COLUMNS]:
             raise ValueError(
                 f"key names {taken[0]!r}, which is a column of the lake's own tables: rename it in the feed"
             )
@@ -183,7 +183,7 @@ class FeaturesSpec(StrictModel):
     )
 
 
-class Range(StrictModel):
+class SearchRange(StrictModel):
     """A range, or a choice, that the search draws a parameter from."""
 
     low: float | None = Field(None, description="Lowest value; with high.")
@@ -216,7 +216,9 @@ class SearchSpec(StrictModel):
         "allows.",
     )  # fmt: skip
     minutes: float = Field(10, gt=0, le=1440, description="No trial starts after this many minutes.")
-    space: dict[str, Range] = Field({}, description="A range (low, high, log) or choices, by parameter.")
+    space: dict[str, SearchRange] = Field(
+        {}, description="A range (low, high, log) or choices, by parameter."
+    )
 
     @model_validator(mode="after")
     def _space(self) -> Self:
@@ -296,7 +298,7 @@ class ScheduleSpec(StrictModel):
         return self
 
 
-class StepSpec(StrictModel):
+class StepLimits(StrictModel):
     """Limits of the tasks of a stage."""
 
     retries: int = Field(2, ge=0, le=10, description="Times that a failed task is tried again.")

@@ -56,16 +56,16 @@ Yaml12Loader.add_implicit_resolver(
 )
 
 
-def line(path: Path, *key: str) -> str:
+def key_location(path: Path, *key: str) -> str:
     """``file:line`` of a key, or of the closest section above it, for problems that show after a file was parsed."""
     lines: _LineNumbers = {}
     node = Yaml12Loader(read_text(path, path.parent.name)).get_single_node()
     for _ in _index_lines(node, (), lines, set()):
         pass
-    return f"{show(path)}:{_closest_line(key, lines)}"
+    return f"{display_path(path)}:{_closest_line(key, lines)}"
 
 
-def show(path: Path) -> str:
+def display_path(path: Path) -> str:
     """A path as messages show it: relative to the checkout if it lies there."""
     return str(path.relative_to(ROOT)) if path.is_relative_to(ROOT) else str(path)
 
@@ -83,26 +83,26 @@ def read_text(path: Path, model: str | None) -> str:
     try:
         if path.stat().st_size > MAX_BYTES:
             raise SpecError(
-                f"{show(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model
+                f"{display_path(path)} has more than {MAX_BYTES} bytes", "split or shorten it", model=model
             )
         return path.read_text("utf-8-sig")
     except FileNotFoundError:
         raise SpecError(
-            f"{show(path)} is missing",
+            f"{display_path(path)} is missing",
             "a model folder has the files model.yaml, features.sql and expectations.json",
             model=model,
         ) from None
     except UnicodeDecodeError as error:
         raise SpecError(
-            f"{show(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model
+            f"{display_path(path)} is not UTF-8 text: {error.reason}", "save it as UTF-8", model=model
         ) from None
     except OSError as error:
         raise SpecError(
-            f"{show(path)} cannot be read: {error.strerror}", "check its permissions", model=model
+            f"{display_path(path)} cannot be read: {error.strerror}", "check its permissions", model=model
         ) from None
 
 
-def parse(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
+def parse_yaml(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
     """Read a YAML file as ``kind``.
 
     Args:
@@ -113,7 +113,7 @@ def parse(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
     Raises:
         SpecError: the file cannot be read or is invalid; one line a problem.
     """
-    shown = show(path)
+    shown = display_path(path)
     text = read_text(path, model)
     lines: _LineNumbers = {}
     try:

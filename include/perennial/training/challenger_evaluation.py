@@ -12,7 +12,7 @@ from perennial.features.targets import ListNumbering, encode_targets
 from perennial.modeling import registry
 from perennial.modeling.comparison import Comparison
 from perennial.modeling.trained_model import TrainedModel
-from perennial.spec.constraints import MIN_DAYS
+from perennial.spec.constraints import MIN_BOOTSTRAP_DAYS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training.windows import Windows
@@ -82,8 +82,8 @@ def evaluate_challenger(
     from perennial.modeling import comparison, metrics
 
     spec, features = source.spec, source.features
-    old = registry.load(champion) if champion else None
-    old_spec = registry.spec(champion) if champion else spec
+    old = registry.load_model(champion) if champion else None
+    old_spec = registry.load_spec(champion) if champion else spec
     old_features = features if old_spec.digest == spec.digest else FeatureQuery(old_spec)
     y: list[np.ndarray] = []
     mine: list[np.ndarray] = []
@@ -93,10 +93,10 @@ def evaluate_challenger(
     simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
     numbering = ListNumbering(spec)
     for table in read_labelled_rows(spec, split.holdout, source.version, source.labels_version):
-        rows = features.apply(table)
+        rows = features.compute(table)
         target = encode_targets(spec, table.column("__label"), challenger.classes)
         known = np.isfinite(target)  # a class that training never saw cannot be judged
-        matrix = challenger.encoding.matrix(rows)
+        matrix = challenger.encoding.encode(rows)
         y.append(target[known])
         mine.append(challenger.predict_matrix(matrix)[known])
         for name, predict in baselines.items():
@@ -106,7 +106,7 @@ def evaluate_challenger(
         if spec.group:
             group.append(numbering.number(table)[known])
         if old:
-            found = old.predict(rows if old_features is features else old_features.apply(table))
+            found = old.predict(rows if old_features is features else old_features.compute(table))
             theirs.append(_same_classes(found, old, challenger)[known])
     if not sum(map(len, y)):
         raise DataError(
@@ -114,9 +114,9 @@ def evaluate_challenger(
             "wait for labels",
             model=spec.name,
         )
-    if days and len(np.unique(np.concatenate(days))) < MIN_DAYS:
+    if days and len(np.unique(np.concatenate(days))) < MIN_BOOTSTRAP_DAYS:
         raise DataError(
-            f"fewer than {MIN_DAYS} of the days {split.holdout[0]} to {split.holdout[-1]} have labels",
+            f"fewer than {MIN_BOOTSTRAP_DAYS} of the days {split.holdout[0]} to {split.holdout[-1]} have labels",
             "wait for labels, or set gate.bootstrap_unit to rows",
             model=spec.name,
         )

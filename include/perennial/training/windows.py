@@ -4,76 +4,103 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from perennial.core import dates
+from perennial.core.dates import DateRange, add_days
 from perennial.core.errors import DataError
-from perennial.spec.constraints import MIN_DAYS
+from perennial.spec.constraints import MIN_BOOTSTRAP_DAYS
 from perennial.spec.model_spec import ModelSpec
 
 
 @dataclass(frozen=True)
 class Windows:
-    """Partition dates of a training run: to ``fit``, to stop and search by (``valid``), to judge on (``holdout``)."""
+    """Partition dates of a training, in order.
+
+    Attributes:
+        fit: dates to fit on.
+        valid: dates for early stopping and the choice of parameters.
+        holdout: dates to evaluate on.
+    """
 
     fit: tuple[str, ...]
     valid: tuple[str, ...]
     holdout: tuple[str, ...]
 
+    @property
+    def trained_range(self) -> DateRange:
+        """The range of the dates to fit on, those for early stopping included."""
+        return DateRange(self.fit[0], self.valid[-1])
+
+    @property
+    def holdout_range(self) -> DateRange:
+        """The range of the dates to evaluate on."""
+        return DateRange(self.holdout[0], self.holdout[-1])
+
 
 def split_partitions(
-    spec: ModelSpec, as_of: str, available: list[str], *, kind: str = "sliding", since: str = ""
+    spec: ModelSpec, as_of: str, available: list[str], *, window_name: str = "sliding", since: str = ""
 ) -> Windows:
-    """Split the partitions whose labels are known by ``as_of``: later ones judge, earlier ones train.
+    """Split the partitions whose labels are known as of a date: the later ones evaluate, the earlier ones train.
 
     Args:
-        kind: ``sliding`` (the latest ``training.window_days``), ``expanding`` (all), or ``since_change``.
-        since: the date on which the world is known to have changed. A third of the dates from then on judge, as many as
-            ``training.holdout_days`` at most: on older ones the model of the old world would win.
+        spec: the model.
+        as_of: partition date up to which data count.
+        available: dates of the labelled partitions, in order.
+        window_name: ``sliding`` (the latest ``training.window_days``), ``expanding`` (all dates), or ``since_change``.
+        since: date of a known change; empty where there is none. A third of the dates from it on evaluate, at most
+            ``training.holdout_days``: on dates before the change, a model trained before it would win.
 
     Raises:
         DataError: too few partitions.
     """
-    last = dates.add_days(as_of, -spec.label.arrives_after_days)
+    last = add_days(as_of, -spec.label.arrives_after_days)
     days = [d for d in available if d <= last]
-    fresh = [d for d in days if since and d >= since]
-    holdout_from = dates.add_days(last, 1 - spec.training.holdout_days)
-    if fresh:
-        least = MIN_DAYS if spec.gate.bootstrap_unit == "days" else 1
-        held = days[-max(least, len(fresh) // 3) :]
-        holdout_from = max(holdout_from, held[0])
+    changed = [d for d in days if since and d >= since]
+    holdout_from = add_days(last, 1 - spec.training.holdout_days)
+    if changed:
+        min_days = MIN_BOOTSTRAP_DAYS if spec.gate.bootstrap_unit == "days" else 1
+        holdout_from = max(holdout_from, days[-max(min_days, len(changed) // 3) :][0])
     holdout = [d for d in days if d >= holdout_from]
-    before = [d for d in days if d < holdout_from]
-    if kind == "since_change":
-        before = [d for d in before if d >= since]
-    elif kind == "sliding" and spec.training.window_days:
-        before = [d for d in before if d >= dates.add_days(holdout_from, -spec.training.window_days)]
-    cut = max(1, min(7, len(before) // 5)) if len(before) > 1 else 0
-    if not holdout or not cut:
+    earlier = [d for d in days if d < holdout_from]
+    if window_name == "since_change":
+        earlier = [d for d in earlier if d >= since]
+    elif window_name == "sliding" and spec.training.window_days:
+        earlier = [d for d in earlier if d >= add_days(holdout_from, -spec.training.window_days)]
+    valid_days = max(1, min(7, len(earlier) // 5)) if len(earlier) > 1 else 0
+    if not holdout or not valid_days:
         raise DataError(
-            f"{len(days)} labelled partitions up to {last}: {len(before)} to train on and {len(holdout)} "
-            "to judge on are too few",
+            f"{len(days)} labelled partitions up to {last}: {len(earlier)} to train on and {len(holdout)} "
+            "to evaluate on are too few",
             "backfill earlier partitions (the data DAG, start and end), or lower training.holdout_days",
             model=spec.name,
             partition=as_of,
         )
-    return Windows(tuple(before[:-cut]), tuple(before[-cut:]), tuple(holdout))
+    return Windows(tuple(earlier[:-valid_days]), tuple(earlier[-valid_days:]), tuple(holdout))
 
 
 def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: str) -> dict[str, Windows]:
-    """The splits that a training chooses among, by the name of their window; all judge on the same partitions.
+    """The windows that a training chooses among; all hold out the same partitions.
+
+    Args:
+        spec: the model; ``retraining.windows`` lists the windows.
+        as_of: partition date up to which data count.
+        available: dates of the labelled partitions, in order.
+        since: date of a known change; empty where there is none.
+
+    Returns:
+        Windows by name; of equal ones the first.
 
     Raises:
         DataError: too few partitions.
     """
-    found: dict[str, Windows] = {}
-    for kind in spec.retraining.windows:
-        if kind == "since_change" and not since:
+    candidates: dict[str, Windows] = {}
+    for window_name in spec.retraining.windows:
+        if window_name == "since_change" and not since:
             continue
         try:
-            split = split_partitions(spec, as_of, available, kind=kind, since=since)
+            windows = split_partitions(spec, as_of, available, window_name=window_name, since=since)
         except DataError:
-            if kind != "since_change":  # which may well be too young
+            if window_name != "since_change":  # which may be too recent a change to train on
                 raise
         else:
-            if split not in found.values():
-                found[kind] = split
-    return found or {"sliding": split_partitions(spec, as_of, available, since=since)}
+            if windows not in candidates.values():
+                candidates[window_name] = windows
+    return candidates or {"sliding": split_partitions(spec, as_of, available, since=since)}

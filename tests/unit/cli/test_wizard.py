@@ -144,7 +144,7 @@ def test_nothing_half_written_is_left(
     with pytest.raises((OSError, PerennialError)):
         wizard.create_model_folder("wine", [wine], GivenAnswers(label="cultivar"), ask=False)
     assert list((tmp_path / "models").iterdir()) == []
-    assert "wine" not in catalog.find()
+    assert "wine" not in catalog.find_folders()
 
 
 @pytest.mark.parametrize("name", ["", "Wine", "../wine", "wine/red", "1wine", "wine red", "w" * 64])

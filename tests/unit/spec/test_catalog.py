@@ -50,7 +50,7 @@ def test_a_folder_without_a_spec_is_no_model(roots: tuple[Path, Path]) -> None:
     (roots[0] / "notes").mkdir()
     (roots[0] / ".new-0123" / "half").mkdir(parents=True)
     shutil.copy(GOOD, roots[0] / ".new-0123" / "half")
-    assert set(catalog.find()) == SAMPLE | {"here"}
+    assert set(catalog.find_folders()) == SAMPLE | {"here"}
 
 
 def test_a_broken_model_is_one_error_and_no_other_models(roots: tuple[Path, Path]) -> None:
@@ -114,9 +114,9 @@ def test_a_broken_feature_set_is_told_where_it_is(roots: tuple[Path, Path]) -> N
 
 
 def test_paths_are_shown_below_the_checkout() -> None:
-    assert yaml_reader.show(ROOT / "include" / "models" / "digits") == "include/models/digits"
-    assert yaml_reader.show(Path("/elsewhere/digits")) == "/elsewhere/digits"
-    assert yaml_reader.line(ROOT / "include" / "models" / "digits" / "model.yaml", "task") == (
+    assert yaml_reader.display_path(ROOT / "include" / "models" / "digits") == "include/models/digits"
+    assert yaml_reader.display_path(Path("/elsewhere/digits")) == "/elsewhere/digits"
+    assert yaml_reader.key_location(ROOT / "include" / "models" / "digits" / "model.yaml", "task") == (
         "include/models/digits/model.yaml:3"
     )
 
@@ -128,7 +128,7 @@ def test_the_sample_is_good(house: Path) -> None:
 
 
 def test_every_folder_of_the_sample_has_a_readme() -> None:
-    for name, folder in (catalog.find() | catalog.find("feature_set.yaml")).items():
+    for name, folder in (catalog.find_folders() | catalog.find_folders("feature_set.yaml")).items():
         if folder.is_relative_to(ROOT):
             text = (folder / "README.md").read_text("utf-8")
             assert text.startswith(f"# {name}\n"), f"{folder}/README.md does not begin with its name"

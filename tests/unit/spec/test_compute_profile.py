@@ -38,15 +38,15 @@ def write(folder: Path, file: str, **said: object) -> None:
     "path", sorted((compute_profile.ROOT / "include" / "compute").glob("*.yaml")), ids=lambda p: p.stem
 )
 def test_the_profiles_that_come_along_load(folder: Path, path: Path) -> None:
-    profile = compute_profile.load(path.stem)
-    assert profile.pods and ":latest" not in profile.image_name and __version__ in profile.image_name
+    profile = compute_profile.load_profile(path.stem)
+    assert profile.runs_in_pods and ":latest" not in profile.image_name and __version__ in profile.image_name
 
 
 def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
     write(folder, "gpu", cpu="7")
-    assert compute_profile.load("gpu").cpu == "7"
-    assert compute_profile.load("local").pods is False
-    assert compute_profile.load("kubernetes").memories() == ["2Gi", "4Gi", "8Gi"]
+    assert compute_profile.load_profile("gpu").cpu == "7"
+    assert compute_profile.load_profile("local").runs_in_pods is False
+    assert compute_profile.load_profile("kubernetes").memory_limits() == ["2Gi", "4Gi", "8Gi"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
 def test_what_cannot_be_is_told_with_file_and_line(folder: Path, said: dict[str, object], told: str) -> None:
     write(folder, "bad", **said)
     with pytest.raises(SpecError, match=told):
-        compute_profile.load("bad")
+        compute_profile.load_profile("bad")
 
 
 def test_a_model_that_names_an_unknown_profile_cannot_be_used(folder: Path, tmp_path: Path) -> None:
@@ -96,15 +96,15 @@ def test_the_image_has_the_librarys_version_unless_another_is_named(
     monkeypatch.setenv("PERENNIAL_TRAINER_IMAGE", "registry.example/trainer:7")
     write(folder, "plain")
     write(folder, "own", image="mine:{version}")
-    assert compute_profile.load("plain").image_name == "registry.example/trainer:7"
-    assert compute_profile.load("own").image_name == f"mine:{__version__}"
+    assert compute_profile.load_profile("plain").image_name == "registry.example/trainer:7"
+    assert compute_profile.load_profile("own").image_name == f"mine:{__version__}"
 
 
 @pytest.mark.parametrize(
     ("text", "value"), [("2Gi", 2**31), ("1500M", 15 * 10**8), ("1.5Ki", 1536), ("7", 7)]
 )
 def test_quantities(text: str, value: int) -> None:
-    assert compute_profile.to_bytes(text) == value
+    assert compute_profile.quantity_bytes(text) == value
 
 
 def test_a_result_comes_back(tmp_path: Path) -> None:
@@ -150,5 +150,5 @@ def test_the_digest_is_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_parsing_knows_the_profiles_keys(folder: Path) -> None:
     (folder / "twice.yaml").write_text("name: twice\nkind: kubernetes\ncpu: '1'\ncpu: '2'\n")
     with pytest.raises(SpecError, match=r"twice\.yaml:4: cpu is given twice"):
-        compute_profile.load("twice")
-    assert yaml_reader.show(folder / "twice.yaml").endswith("twice.yaml")
+        compute_profile.load_profile("twice")
+    assert yaml_reader.display_path(folder / "twice.yaml").endswith("twice.yaml")

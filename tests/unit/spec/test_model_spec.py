@@ -14,7 +14,7 @@ from perennial.cli import spec_reference
 from perennial.cli.check import preflight
 from perennial.core.errors import SpecError
 from perennial.spec import catalog
-from perennial.spec.constraints import PARAMETERS
+from perennial.spec.constraints import PARAMETER_BOUNDS
 from perennial.spec.model_spec import ModelSpec
 
 BROKEN = Path(__file__).parent / "broken"
@@ -203,7 +203,7 @@ def test_schema_says_what_the_spec_says() -> None:
         if not v.get("description")
     ]
     assert lacking == []
-    assert all(name in spec_reference.page() for name in PARAMETERS)
+    assert all(name in spec_reference.page() for name in PARAMETER_BOUNDS)
 
 
 def test_specs_load_without_heavy_libraries() -> None:

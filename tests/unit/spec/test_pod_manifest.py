@@ -1,4 +1,4 @@
-"""What a pod is made of; the cluster itself is in tests/integration/kubernetes."""
+"""The manifest of a step's pod; the tests on a cluster are in tests/integration/kubernetes."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ from perennial.spec.compute_profile import ComputeProfile
 from support import toys
 
 
-def made(tmp_path: Path, profile: ComputeProfile, **changes: Any) -> dict[str, Any]:
+def make_pod(tmp_path: Path, profile: ComputeProfile, **changes: Any) -> dict[str, Any]:
     spec = toys.model(tmp_path / "models", "toy", owner="Team Ø / forecasts")
-    given = {"memory": profile.memory, "interruptions": 0} | changes
-    return pod_manifest.pod(profile, spec, "train", ["run", "train"], **given)
+    options = {"memory": profile.memory, "interruptions": 0} | changes
+    return pod_manifest.step_pod(profile, spec, "train", ["run", "train"], **options)
 
 
-def test_it_meets_the_restricted_standard(lake: Path, tmp_path: Path) -> None:
-    pod = made(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
-    spec, box = pod["spec"], pod["spec"]["containers"][0]
+def test_it_meets_the_restricted_standard(remote_lake: Path, tmp_path: Path) -> None:
+    pod = make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+    spec, container = pod["spec"], pod["spec"]["containers"][0]
     assert spec["securityContext"]["runAsNonRoot"] is True
     assert spec["securityContext"]["seccompProfile"] == {"type": "RuntimeDefault"}
     assert spec["automountServiceAccountToken"] is False
-    assert box["securityContext"] == {
+    assert container["securityContext"] == {
         "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]}
     }  # fmt: skip
-    assert {m["mountPath"] for m in box["volumeMounts"]} == {"/scratch", "/tmp"}
+    assert {m["mountPath"] for m in container["volumeMounts"]} == {"/scratch", "/tmp"}
     assert "very secret" not in json.dumps(pod)
 
 
-def test_the_profile_decides(lake: Path, tmp_path: Path) -> None:
+def test_the_profile_decides(remote_lake: Path, tmp_path: Path) -> None:
     profile = ComputeProfile(
         name="p", kind="kubernetes", image="i:1", cpu="1500m", memory="2Gi", gpu={"count": 2, "kind": "H200"},
         queue="q", priority_class="high", service_account="sa", pull_secrets=["pull"], spot=True, run_minutes=5,
@@ -42,15 +42,15 @@ def test_the_profile_decides(lake: Path, tmp_path: Path) -> None:
         secrets=[{"env": "TOKEN", "secret": "s", "key": "k"}], secret_env=["aws"], env={"A": "1"},
         labels={"cost_centre": "42"},
     )  # fmt: skip
-    pod = made(tmp_path, profile, memory="4Gi", interruptions=2)
-    spec, box = pod["spec"], pod["spec"]["containers"][0]
-    assert box["resources"]["limits"] == {"memory": "4Gi", "ephemeral-storage": "4Gi", "nvidia.com/gpu": "2"}
-    assert box["resources"]["requests"]["cpu"] == "1500m"
-    env = {e["name"]: e.get("value") for e in box["env"]}
+    pod = make_pod(tmp_path, profile, memory="4Gi", interruptions=2)
+    spec, container = pod["spec"], pod["spec"]["containers"][0]
+    assert container["resources"]["limits"] == {"memory": "4Gi", "ephemeral-storage": "4Gi", "nvidia.com/gpu": "2"}
+    assert container["resources"]["requests"]["cpu"] == "1500m"
+    env = {e["name"]: e.get("value") for e in container["env"]}
     # the plan is of the first memory, whichever attempt this is
     assert (env["PERENNIAL_MEMORY_MB"], env["PERENNIAL_THREADS"], env["A"]) == ("1536", "1", "1")
     assert env["PERENNIAL_LAKE"] == "s3://b/lake" and env["TOKEN"] is None
-    assert box["envFrom"] == [{"secretRef": {"name": "aws"}}]
+    assert container["envFrom"] == [{"secretRef": {"name": "aws"}}]
     assert spec["nodeSelector"] == {"pool": "ml", "nvidia.com/gpu.product": "H200"}
     assert spec["priorityClassName"] == "high" and spec["serviceAccountName"] == "sa"
     assert spec["activeDeadlineSeconds"] == 300 and "affinity" in spec
@@ -61,7 +61,7 @@ def test_the_profile_decides(lake: Path, tmp_path: Path) -> None:
     assert pod["metadata"]["annotations"] == {"perennial/memory": "4Gi", "perennial/interruptions": "2"}
 
 
-def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp_path: Path) -> None:
+def test_template_then_profile_then_step_and_lists_merge_by_name(remote_lake: Path, tmp_path: Path) -> None:
     template = {
         "metadata": {"labels": {"from": "template", "perennial/step": "none"}},
         "spec": {
@@ -75,11 +75,11 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp
             "volumes": [{"name": "scratch", "emptyDir": {"medium": "Memory"}}, {"name": "own", "emptyDir": {}}],
         },
     }  # fmt: skip
-    (lake / "base.yaml").write_text(yaml.safe_dump(template))
-    said = {"name": "p", "kind": "kubernetes", "template": "base.yaml", "env": {"A": "p"}, "image": "i:1",
+    (remote_lake / "base.yaml").write_text(yaml.safe_dump(template))
+    content = {"name": "p", "kind": "kubernetes", "template": "base.yaml", "env": {"A": "p"}, "image": "i:1",
             "tolerations": [{"key": "profile"}]}  # fmt: skip
-    (lake / "p.yaml").write_text(yaml.safe_dump(said))
-    pod = made(tmp_path, compute_profile.load_profile("p"))
+    (remote_lake / "p.yaml").write_text(yaml.safe_dump(content))
+    pod = make_pod(tmp_path, compute_profile.load_profile("p"))
     base, beside = pod["spec"]["containers"]
     assert (base["name"], base["image"], beside["image"]) == ("base", "i:1", "proxy:1")
     env = {e["name"]: e["value"] for e in base["env"]}
@@ -95,7 +95,7 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(lake: Path, tmp
 
 def test_a_lake_in_a_folder_is_refused(house: Path, tmp_path: Path) -> None:
     with pytest.raises(PerennialError, match=r"PERENNIAL_LAKE is .* a folder of this machine"):
-        made(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+        make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
 
 
 @pytest.mark.parametrize(
@@ -103,24 +103,24 @@ def test_a_lake_in_a_folder_is_refused(house: Path, tmp_path: Path) -> None:
     [("a b", "a-b"), ("x" * 80, "x" * 63), ("-odd-", "odd"), ("µ", ""), ("ok_1.2", "ok_1.2")],
 )
 def test_labels_are_what_kubernetes_takes(text: str, value: str) -> None:
-    assert pod_manifest.label(text) == value
+    assert pod_manifest.label_value(text) == value
 
 
-def test_workers_are_made_as_their_trainer_is(lake: Path, tmp_path: Path) -> None:
+def test_workers_are_made_as_their_trainer_is(remote_lake: Path, tmp_path: Path) -> None:
     profile = ComputeProfile(
         name="p", kind="kubernetes", workers=2, gpu={"count": 1, "kind": "H200"}, node_selector={"pool": "ml"},
         wait_minutes=4, start_minutes=2,
     )  # fmt: skip
-    alone = made(tmp_path, profile)
-    trainer = made(tmp_path, profile, role="trainer", annotations={pod_manifest.MEETING: "s3://b/m"})
-    worker = made(tmp_path, profile, role="worker")
+    alone = make_pod(tmp_path, profile)
+    trainer = make_pod(tmp_path, profile, role="trainer", annotations={pod_manifest.RENDEZVOUS_ANNOTATION: "s3://b/m"})
+    worker = make_pod(tmp_path, profile, role="worker")
     assert "perennial/role" not in alone["metadata"]["labels"]
-    assert trainer["metadata"]["annotations"][pod_manifest.MEETING] == "s3://b/m"
+    assert trainer["metadata"]["annotations"][pod_manifest.RENDEZVOUS_ANNOTATION] == "s3://b/m"
     for pod, role in ((trainer, "trainer"), (worker, "worker")):
         labels = pod["metadata"]["labels"]
         assert (labels["perennial/step"], labels["perennial/role"]) == ("train", role)
-        box = pod["spec"]["containers"][0]
-        assert {"name": "PERENNIAL_WORKERS_MINUTES", "value": "6"} in box["env"]
+        container = pod["spec"]["containers"][0]
+        assert {"name": "PERENNIAL_WORKERS_MINUTES", "value": "6"} in container["env"]
         assert pod["spec"]["nodeSelector"]["pool"] == "ml"
     # one GPU a worker, and none for the one that leads them
     assert worker["spec"] == alone["spec"]

@@ -73,7 +73,9 @@ def check(names: Sequence[str] = ()) -> list[Report]:
         reports.append(report)
     if not names:
         used = {s.name for spec in models.values() for s in spec.feature_sets}
-        reports += [_feature_set(name, name in used) for name in sorted(catalog.find("feature_set.yaml"))]
+        reports += [
+            _feature_set(name, name in used) for name in sorted(catalog.find_folders("feature_set.yaml"))
+        ]
     _say_once(reports)
     return reports
 
@@ -134,13 +136,13 @@ def _at(spec: ModelSpec, where: str) -> str:
     """The path of a file of the model's folder, or of one of its feature sets (``name/features.sql``)."""
     folder, _, name = where.rpartition("/")
     path = next((s.folder for s in spec.feature_sets if s.name == folder), spec.folder) / name
-    return yaml_reader.show(path)
+    return yaml_reader.display_path(path)
 
 
 def _label(spec: ModelSpec, report: Report) -> None:
     from perennial.ingestion.publishing import label_type
 
-    where = yaml_reader.line(spec.folder / "model.yaml", "label", "expression")
+    where = yaml_reader.key_location(spec.folder / "model.yaml", "label", "expression")
     try:
         kind = label_type(spec, spec.label.columns if spec.label.source else spec.data.columns)
     except SpecError as error:
@@ -193,11 +195,11 @@ def _some(spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Re
             key = ", ".join(quote_identifier(k) for k in spec.data.key)
             filled = " AND ".join(f"{quote_identifier(k)} IS NOT NULL" for k in spec.data.key)
             listed = ", ".join(quote_identifier(c) for c in feed.columns)
-            some = f"SELECT * FROM rows WHERE {filled} LIMIT {sql_checks.ROWS}"
+            some = f"SELECT * FROM rows WHERE {filled} LIMIT {sql_checks.MAX_ROWS}"
             return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:
             section = "data" if feed.kind == "rows" else "label"
-            where = yaml_reader.line(spec.folder / "model.yaml", section, "columns")
+            where = yaml_reader.key_location(spec.folder / "model.yaml", section, "columns")
             report.problems.append(f"{where}: {error.cause}")
         except (duckdb.Error, PerennialError, OSError) as error:
             report.notes.append(f"{uri} could not be read: {str(error).splitlines()[0][:160]}")

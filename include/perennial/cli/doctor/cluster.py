@@ -337,8 +337,8 @@ def pod(profile: ComputeProfile) -> dict[str, Any]:
 def _needs(profile: ComputeProfile) -> dict[str, float]:
     """What one pod takes of a quota, by the quota's names."""
     memory, scratch = (
-        float(compute_profile.to_bytes(profile.memory)),
-        float(compute_profile.to_bytes(profile.scratch)),
+        float(compute_profile.quantity_bytes(profile.memory)),
+        float(compute_profile.quantity_bytes(profile.scratch)),
     )
     need = {
         "pods": 1.0, "count/pods": 1.0, "requests.cpu": _number(profile.cpu),

@@ -33,7 +33,7 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
     found: list[Finding] = []
     used: dict[str, ComputeProfile] = {}
     found += bounded("models", lambda: _models(profiles, used))
-    pods = [p for p in used.values() if p.pods]
+    pods = [p for p in used.values() if p.runs_in_pods]
     found = bounded("settings", lambda: _settings(pods)) + found
     try:
         here = settings()
@@ -103,7 +103,7 @@ def _models(asked: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[F
         )
     for name, users in _users(models.values(), asked).items():
         try:
-            profile = compute_profile.load(name)
+            profile = compute_profile.load_profile(name)
         except PerennialError as error:
             yield Finding(f"profile {name}", "missing", error.cause.splitlines()[0], error.remedy)
             continue
@@ -117,7 +117,7 @@ def _users(models: Any, asked: Sequence[str]) -> dict[str, str]:
     found: list[ModelSpec] = list(models)
     for spec in found:
         for step in ("data", "train", "score", "monitor"):
-            name = spec.compute.get(step) or compute_profile.default()
+            name = spec.compute.get(step) or compute_profile.default_profile()
             users.setdefault(name, []).append(f"{spec.name}.{step}")
     return {
         name: "used by " + ", ".join(by[:4]) + (f" and {len(by) - 4} more" if len(by) > 4 else "")

@@ -16,7 +16,7 @@ from perennial.cli.new.sample_reader import Sample, SampleColumn
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.core.settings import ROOT, settings
 from perennial.spec import catalog
-from perennial.spec.constraints import GATE_METRICS, RESERVED
+from perennial.spec.constraints import GATE_METRICS, LAKE_COLUMNS
 
 _PERSONAL = re.compile(
     r"(^|_)(e?_?mail|phone|mobile|fax|(first|last|full|sur|maiden|nick|given|family|customer|passenger|patient|user)_?"
@@ -118,7 +118,7 @@ def _check_name(name: str, root: Path) -> None:
         raise SpecError(
             f"{name!r} cannot be a model's name", "begin with a letter; lower case, digits and _ only"
         )
-    taken = catalog.find() | catalog.find("feature_set.yaml")
+    taken = catalog.find_folders() | catalog.find_folders("feature_set.yaml")
     if name in taken or (root / name).exists():
         raise SpecError(
             f"{taken.get(name, root / name)} is there already", "choose another name, or remove the folder"
@@ -232,7 +232,7 @@ def _key(sample: Sample, asked: GivenAnswers, ask: bool) -> list[str]:
             raise DataError(
                 f"{column!r} cannot be a key: {columns[column].nulls} rows have none", "choose another"
             )
-        if column in RESERVED:
+        if column in LAKE_COLUMNS:
             raise SpecError(f"{column!r} is a column of the lake's own tables", "rename it in the feed")
     if len(chosen) == 1 and not columns[chosen[0]].unique:
         raise DataError(
