@@ -150,10 +150,12 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     if champion is None:
         raise RuntimeError("there is no champion")
     model, features = registry.load_model(champion), FeatureQuery(registry.load_spec(champion))
-    source = duckdb_session.stream(delta_tables.table_uri("published", MODEL), None, first, last)
-    assert source is not None
+    con = duckdb_session.connect(threads=1)
+    duckdb_session.create_view(
+        con, "published", delta_tables.table_uri("published", MODEL), None, first, last
+    )
     parts, count = [], 0
-    for batch in source:
+    for batch in con.sql("FROM published").to_arrow_reader(131_072):
         parts.append(model.encoding.encode(features.compute(pa.Table.from_batches([batch]))))
         count += batch.num_rows
         if count >= rows:

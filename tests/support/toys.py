@@ -16,7 +16,8 @@ from perennial.core import dates
 from perennial.core.settings import settings
 from perennial.spec.catalog import load_model
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, duckdb_session, landing, object_store
+from perennial.storage import delta_tables, landing, object_store
+from support import lake
 
 FIRST = "2024-01-01"
 DAYS = 20
@@ -169,10 +170,9 @@ def content_of(
     kind: str, name: str, *, without: tuple[str, ...] = ("run_id", "scored_at")
 ) -> list[dict[str, Any]]:
     """The rows of a lake table in order, without what tells one run from another."""
-    stream = duckdb_session.stream(delta_tables.table_uri(kind, name))
-    if stream is None:
+    table = lake.find_table(delta_tables.table_uri(kind, name))
+    if table is None:
         return []
-    table = stream.read_all()
     table = table.select([c for c in table.column_names if c not in without])
     return sorted(table.to_pylist(), key=lambda r: (r[delta_tables.PARTITION], str(r.get("id"))))
 

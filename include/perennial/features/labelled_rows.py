@@ -1,79 +1,124 @@
-"""Which rows a model is trained on: partitions of a pinned version, joined with their labels, as targets and lists.
+"""Rows joined with their labels: published rows for training and monitoring, predictions for evaluation.
 
-Rows are read a few partitions at a time, joined with their labels and sorted by key, so that neither memory nor the
-result depends on how the lake happens to have laid them out.
+Training reads them a few partitions at a time, sorted by key, so that neither memory nor the result depends on how the
+lake has laid them out.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
 
 from perennial.core.sql import quote_identifier
-from perennial.features.engine import BATCH_ROWS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
+#: The column of the label in joined rows.
+LABEL = "__label"
+#: Rows of a record batch.
+BATCH_ROWS = 131_072
+#: Rows that are joined and sorted together; partitions are taken together up to this many.
 GROUP_ROWS = 400_000
 
 
 def read_labelled_rows(
     spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
 ) -> Iterator[pa.Table]:
-    """Published rows that have a label, with a column ``__label``, by date and key, in tables of a bounded size.
+    """Read published rows that have a label, by date and key, in tables of up to `BATCH_ROWS` rows.
 
     Args:
-        days: dates in order, with no other labelled date between the first and the last.
+        spec: the model.
+        days: partition dates in order, with no other labelled date between the first and the last.
+        version: version of the published rows; the latest when None.
+        labels_version: version of the labels; the latest when None.
+
+    Yields:
+        The columns of the rows, and their label as `LABEL`.
     """
     uri = delta_tables.table_uri("published", spec.name)
     con = duckdb_session.connect(memory_share=0.3)
-    own = spec.label.source is None
-    for start, end, _ in groups(uri, days, version, GROUP_ROWS):
-        if not duckdb_session.create_view(con, "r", uri, version, start, end):
+    rows = delta_tables.rows_by_partition(uri, version)
+    for group in delta_tables.group_by_rows({day: rows.get(day, 0) for day in days}, GROUP_ROWS):
+        if not duckdb_session.create_view(con, "rows", uri, version, group.start, group.end):
             continue
-        if own:
-            text = f"SELECT *, {quote_identifier(spec.label.expression)} AS __label FROM r WHERE __label IS NOT NULL"
-        else:
-            if not duckdb_session.create_view(
-                con, "l", delta_tables.table_uri("labels", spec.name), labels_version, start, end
-            ):
+        labels = None
+        if spec.label.source is not None:
+            labels = "labels"
+            if not create_label_view(con, labels, spec, labels_version, group.start, group.end):
                 continue
-            on = " AND ".join(
-                f"r.{quote_identifier(k)} = l.{quote_identifier(k)}"
-                for k in (*spec.data.key, delta_tables.PARTITION)
-            )
-            text = f"SELECT r.*, l.label AS __label FROM r JOIN l ON {on} WHERE l.label IS NOT NULL"
-        order = ", ".join(
-            quote_identifier(c)
-            for c in (delta_tables.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
-        )
-        import pyarrow as pa
-
-        for batch in con.sql(f"{text} ORDER BY {order}").to_arrow_reader(BATCH_ROWS):
+        query = join_labels(spec, "rows", labels)
+        for batch in con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_reader(BATCH_ROWS):
             if batch.num_rows:
                 yield pa.Table.from_batches([batch])
 
 
-def groups(uri: str, days: tuple[str, ...], version: int | None, most: int) -> Iterator[tuple[str, str, int]]:
-    """Runs of partitions that hold about ``most`` rows together, as first date, last date and rows."""
-    table = delta_tables.open_table(uri, version)
-    if table is None or not days:
-        return
-    rows: dict[str, int] = {}
-    actions = table.get_add_actions(flatten=True)
-    for day, count in zip(
-        actions[f"partition.{delta_tables.PARTITION}"].to_pylist(),
-        actions["num_records"].to_pylist(),
-        strict=True,
-    ):
-        rows[day] = rows.get(day, 0) + int(count or 0)
-    start, size = days[0], 0
-    for i, day in enumerate(days):
-        size += rows.get(day, 0)
-        if i + 1 == len(days) or size + rows.get(days[i + 1], 0) > most:
-            yield start, day, size
-            size = 0
-            start = days[i + 1] if i + 1 < len(days) else ""
+def create_label_view(
+    con: duckdb.DuckDBPyConnection, view: str, spec: ModelSpec, version: int | None, start: str, end: str
+) -> bool:
+    """Make the labels of the partitions ``start`` to ``end`` a view: key, ``partition_date`` and ``label``.
+
+    Args:
+        con: the connection that gets the view; a view of that name is replaced.
+        view: name of the view.
+        spec: the model; where its label is a column of the published rows, the view reads that column.
+        version: version of the table that holds the labels; the latest when None.
+        start: first partition date.
+        end: last partition date.
+
+    Returns:
+        Whether there is anything to read; where not, no view is made.
+    """
+    if spec.label.source is not None:
+        uri = delta_tables.table_uri("labels", spec.name)
+        return duckdb_session.create_view(con, view, uri, version, start, end)
+    uri, rows = delta_tables.table_uri("published", spec.name), f"{view}_rows"
+    if not duckdb_session.create_view(con, rows, uri, version, start, end):
+        return False
+    columns = ", ".join(map(quote_identifier, _row_key(spec)))
+    con.execute(
+        f"CREATE OR REPLACE TEMP VIEW {quote_identifier(view)} AS "
+        f"SELECT {columns}, {quote_identifier(spec.label.expression)} AS label FROM {quote_identifier(rows)}"
+    )
+    return True
+
+
+def join_labels(spec: ModelSpec, rows: str, labels: str | None, *, keep_unlabelled: bool = False) -> str:
+    """Compose the SQL of rows with their labels.
+
+    Args:
+        spec: the model.
+        rows: the rows, with key and ``partition_date``: a view, or a query in parentheses.
+        labels: a view that `create_label_view` made; None where the label is a column of ``rows``.
+        keep_unlabelled: keep rows without a label, whose `LABEL` is null.
+
+    Returns:
+        SQL that gives the columns of ``rows`` and their label as `LABEL`.
+    """
+    if labels is None:
+        query = f"SELECT *, {quote_identifier(spec.label.expression)} AS {LABEL} FROM {rows}"
+        return query if keep_unlabelled else f"{query} WHERE {LABEL} IS NOT NULL"
+    match = same_row(spec, "r", "l")
+    if keep_unlabelled:
+        return f"SELECT r.*, l.label AS {LABEL} FROM {rows} r LEFT JOIN {labels} l ON {match}"
+    return (
+        f"SELECT r.*, l.label AS {LABEL} FROM {rows} r JOIN {labels} l ON {match} WHERE l.label IS NOT NULL"
+    )
+
+
+def same_row(spec: ModelSpec, left: str, right: str) -> str:
+    """The SQL condition that rows of two relations have the same key and partition."""
+    return " AND ".join(
+        f"{left}.{quote_identifier(c)} = {right}.{quote_identifier(c)}" for c in _row_key(spec)
+    )
+
+
+def row_order(spec: ModelSpec) -> str:
+    """The SQL order of rows that makes results reproducible: by partition, list (of a ranking task) and key."""
+    lists = [spec.group] if spec.group else []
+    return ", ".join(map(quote_identifier, (delta_tables.PARTITION, *lists, *spec.data.key)))
+
+
+def _row_key(spec: ModelSpec) -> tuple[str, ...]:
+    return (*spec.data.key, delta_tables.PARTITION)

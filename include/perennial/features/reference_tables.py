@@ -1,11 +1,15 @@
-"""Reference tables: landed files that features join to, kept in the lake so that a version can be pinned."""
+"""Reference tables: landed files that features join to, copied to the lake so that a version can be pinned."""
 
 from __future__ import annotations
 
 import hashlib
 from pathlib import Path
-from typing import TYPE_CHECKING
 from urllib.parse import unquote
+
+import duckdb
+import pyarrow as pa
+import pyarrow.csv
+import pyarrow.parquet
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
@@ -13,32 +17,32 @@ from perennial.core.sql import quote_identifier, text_literal
 from perennial.spec.model_spec import ModelSpec, ReferenceTable
 from perennial.storage import delta_tables, duckdb_session, landing, locks, object_store
 
-if TYPE_CHECKING:
-    import duckdb
-    import pyarrow as pa
-
-_KEY = "perennial.source_digest"
+#: Key of a commit's metadata: the digest of the file that the version was copied from.
+_SOURCE_DIGEST = "perennial.source_digest"
 
 
 def uri(reference: ReferenceTable) -> str:
-    """The lake table of a reference: one a source, whichever models name it."""
+    """The lake table of a reference table: one per source, whichever models name it."""
     return f"{settings().lake}/references/{reference.name}-{hashlib.sha256(reference.source.encode()).hexdigest()[:8]}"
 
 
 def sync_to_lake(spec: ModelSpec) -> dict[str, int]:
-    """Bring the lake's copy of each reference table up to its file, and return the version of each by name.
+    """Copy each reference table to the lake where its file has changed.
+
+    Returns:
+        The current version of each table in the lake, by name.
 
     Raises:
         DataError: a file is missing or cannot be read, and the lake has no copy of it.
     """
-    return {reference.name: _refresh(spec, reference) for reference in spec.references}
+    return {reference.name: _sync(spec, reference) for reference in spec.references}
 
 
-def _refresh(spec: ModelSpec, reference: ReferenceTable) -> int:
+def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
     from deltalake import CommitProperties, write_deltalake
 
-    source, place = landing.source_uri(reference.source), uri(reference)
-    table = delta_tables.open_table(place)
+    source, target = landing.source_uri(reference.source), uri(reference)
+    table = delta_tables.open_table(target)
     try:
         digest = object_store.digest(source)
     except FileNotFoundError:
@@ -49,36 +53,27 @@ def _refresh(spec: ModelSpec, reference: ReferenceTable) -> int:
             "land the file, or mend the reference's source in the spec",
             model=spec.name,
         ) from None
-    if table is not None and table.history(1)[0].get(_KEY) == digest:
+    if table is not None and table.history(1)[0].get(_SOURCE_DIGEST) == digest:
         return int(table.version())
-    content = _read(spec, reference, source)
-    with locks.hold(f"reference-{place.rsplit('/', 1)[1]}"):
-        table = delta_tables.open_table(place)
-        if table is None or table.history(1)[0].get(_KEY) != digest:
+    content = _read_whole(spec, reference, source)
+    with locks.hold(f"reference-{target.rsplit('/', 1)[1]}"):
+        table = delta_tables.open_table(target)
+        if table is None or table.history(1)[0].get(_SOURCE_DIGEST) != digest:
             write_deltalake(
-                place,
+                target,
                 content,
                 mode="overwrite",
                 schema_mode="overwrite" if table else None,
-                commit_properties=CommitProperties(custom_metadata={_KEY: digest}),
+                commit_properties=CommitProperties(custom_metadata={_SOURCE_DIGEST: digest}),
                 storage_options=settings().storage_options,
             )
-        return int(delta_tables.open_table(place).version())  # type: ignore[union-attr]
+        return int(delta_tables.open_table(target).version())  # type: ignore[union-attr]
 
 
-def _read(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.Table:
-    import pyarrow.csv
-    import pyarrow.parquet
-    from pyarrow.lib import ArrowException
-
-    remote = object_store.is_remote(source)
-    path, filesystem = source.removeprefix("s3://"), object_store.filesystem() if remote else None
+def _read_whole(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.Table:
     try:
-        if source.endswith(".parquet"):
-            return pyarrow.parquet.ParquetFile(path, filesystem=filesystem).read()
-        with filesystem.open_input_stream(path) if filesystem else Path(path).open("rb") as file:
-            return pyarrow.csv.read_csv(file)
-    except (ArrowException, OSError) as error:
+        return read_file(source)
+    except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"reference table {reference.name}: {source} cannot be read: {error}",
             "land a whole file; models go on with the last good copy until then",
@@ -86,31 +81,95 @@ def _read(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.Table:
         ) from error
 
 
+def read_file(source: str, max_rows: int | None = None) -> pa.Table:
+    """Read a landed file, Parquet or CSV.
+
+    Args:
+        source: path or S3 URI.
+        max_rows: of a Parquet file with more rows, and of any file on S3, only the columns are read: the result has
+            no rows. None: the whole file is read.
+
+    Raises:
+        pyarrow.ArrowException, OSError: the file cannot be read.
+    """
+    remote = object_store.is_remote(source)
+    path, filesystem = source.removeprefix("s3://"), object_store.filesystem() if remote else None
+    if source.endswith(".parquet"):
+        with pyarrow.parquet.ParquetFile(path, filesystem=filesystem) as file:
+            if max_rows is not None and (remote or file.metadata.num_rows > max_rows):
+                return file.schema_arrow.empty_table()
+            return file.read()
+    with filesystem.open_input_stream(path) if filesystem else Path(path).open("rb") as stream:
+        if max_rows is not None and remote:
+            with pyarrow.csv.open_csv(stream) as reader:
+                return reader.schema.empty_table()
+        return pyarrow.csv.read_csv(stream)
+
+
+def preview(reference: ReferenceTable, max_rows: int) -> pa.Table | None:
+    """Read a reference table without writing to the lake: its landed file, or else the lake's copy.
+
+    Args:
+        reference: the table.
+        max_rows: of a larger file only the columns are read, as in `read_file`; of a larger copy, so many rows.
+
+    Returns:
+        Its rows, or a table that has its columns and no rows; None where it has neither landed nor a copy.
+
+    Raises:
+        PerennialError, pyarrow.ArrowException, OSError: it cannot be read.
+    """
+    source = landing.source_uri(reference.source)
+    if object_store.exists(source):
+        return read_file(source, max_rows)
+    target = uri(reference)
+    table = delta_tables.open_table(target)
+    if table is None:
+        return None
+    remote = object_store.is_remote(target)
+    rows = table.to_pyarrow_dataset(filesystem=duckdb_session.table_filesystem(target) if remote else None)
+    return rows.schema.empty_table() if remote else rows.head(max_rows)
+
+
 def load_into(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str, int]) -> None:
-    """Load each reference table into ``con``, under its name, at the version pinned.
+    """Load the model's reference tables into a DuckDB connection.
+
+    Args:
+        con: gets a temporary table of the name of each reference table.
+        spec: the model.
+        versions: version of each reference table in the lake, by name.
 
     Raises:
         DataError: a version is not there.
     """
     for reference in spec.references:
-        table = delta_tables.open_table(uri(reference), versions[reference.name])
+        source = uri(reference)
+        table = delta_tables.open_table(source, versions[reference.name])
         if table is None:
             raise DataError(
                 f"reference table {reference.name} is not in the lake",
                 "run the model's data step first",
                 model=spec.name,
             )
-        place, target = uri(reference), quote_identifier(reference.name)
+        name, remote = quote_identifier(reference.name), object_store.is_remote(source)
         paths = [unquote(p.removeprefix("file://")) for p in sorted(table.file_uris())]
-        if paths and not object_store.is_remote(place) and not set("*?[") & set(place):
+        if paths and not remote and not set("*?[") & set(source):
             # Not by way of Arrow's datasets, which take 60 MB to import and to start their threads.
             listed = ", ".join(map(text_literal, paths))
             con.execute(
-                f"CREATE OR REPLACE TEMP TABLE {target} AS "
+                f"CREATE OR REPLACE TEMP TABLE {name} AS "
                 f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false)"
             )
             continue
-        filesystem = duckdb_session.table_filesystem(place) if object_store.is_remote(place) else None
-        con.register("_reference", table.to_pyarrow_table(filesystem=filesystem))
-        con.execute(f"CREATE OR REPLACE TEMP TABLE {target} AS SELECT * FROM _reference")
-        con.unregister("_reference")
+        load_table(
+            con,
+            reference.name,
+            table.to_pyarrow_table(filesystem=duckdb_session.table_filesystem(source) if remote else None),
+        )
+
+
+def load_table(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:
+    """Copy rows into a temporary table of DuckDB, replacing one of the same name."""
+    con.register("_reference", rows)
+    con.execute(f"CREATE OR REPLACE TEMP TABLE {quote_identifier(name)} AS SELECT * FROM _reference")
+    con.unregister("_reference")

@@ -1,128 +1,140 @@
-"""Units of work: published rows that go through features and prediction together, as one statement of DuckDB."""
+"""Units of work: published rows whose features and predictions are computed together, by one statement of DuckDB."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
+
+import pyarrow as pa
+import pyarrow.parquet
 
 from perennial.core.sql import text_literal
 from perennial.storage import object_store
 from perennial.storage.delta_tables import File
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
 
 class ParameterisedQuery(NamedTuple):
-    """SQL that reads rows: the same text for all units of a kind, which is planned once, and the variables it reads by.
+    """SQL that reads rows; it is the same for all units of a kind, so that DuckDB plans it once.
 
     Attributes:
-        variables: the SQL of each value, by name.
+        text: the SQL, which takes what differs from DuckDB's variables.
+        variables: the SQL of the value of each variable, by name.
     """
 
     text: str
     variables: dict[str, str]
 
 
-_WHOLE = "SELECT * FROM read_parquet(getvariable('files'), hive_partitioning=false, union_by_name=true{more})"
-_STRETCH = (
-    _WHOLE.format(more=", file_row_number=true")
+_WHOLE_FILES = (
+    "SELECT * FROM read_parquet(getvariable('files'), hive_partitioning=false, union_by_name=true{options})"
+)
+_ROW_RANGE = (
+    _WHOLE_FILES.format(options=", file_row_number=true")
     + " WHERE file_row_number >= getvariable('first') AND file_row_number < getvariable('last')"
 )
 
 
 @dataclass(frozen=True)
 class ScanUnit:
-    """Whole files of partitions that follow one another, or a stretch of one large file.
+    """Whole files of partitions that follow one another, or a range of the rows of one large file.
 
     Attributes:
-        held: the files, each with the partition that it is of, in the order of their rows.
-        first: the row that a stretch begins with; None where files are read whole.
-        rows: how many rows there are.
+        files: each file with the date of its partition, in the order of their rows.
+        first: the first row of a range; None where files are read whole.
+        rows: number of rows.
     """
 
-    held: tuple[tuple[str, File], ...]
+    files: tuple[tuple[str, File], ...]
     first: int | None
     rows: int
 
     @property
-    def nights(self) -> list[tuple[str, int]]:
-        """Each partition and its rows here, in the order of the rows."""
+    def partitions(self) -> list[tuple[str, int]]:
+        """The date of each partition and the number of its rows in this unit, in the order of the rows."""
         if self.first is not None:
-            return [(self.held[0][0], self.rows)]
-        return [(d, sum(f.rows for _, f in found)) for d, found in groupby(self.held, lambda h: h[0])]
+            return [(self.files[0][0], self.rows)]
+        return [(day, sum(f.rows for _, f in files)) for day, files in groupby(self.files, lambda f: f[0])]
 
-    def by_night(self) -> list[ScanUnit]:
-        """The same rows, a unit for each partition."""
+    def split_by_partition(self) -> list[ScanUnit]:
+        """The same rows as one unit per partition."""
         if self.first is not None:
             return [self]
-        return [_whole(list(found)) for _, found in groupby(self.held, lambda h: h[0])]
+        return [_whole_files(list(files)) for _, files in groupby(self.files, lambda f: f[0])]
 
     def source(self, columns: list[str]) -> ParameterisedQuery | pa.Table:
-        """Where DuckDB finds the rows: SQL that reads the files, or the rows themselves where it cannot.
+        """What DuckDB reads the rows from: SQL over the files, or the rows where it cannot read the files.
 
-        DuckDB's own S3 reader is an extension that it would download, and it takes paths for patterns.
+        DuckDB reads S3 by an extension that it would download, and takes paths for patterns.
 
         Args:
-            columns: those that are needed; one that the files do not have yet may be missing in what is found.
+            columns: the columns that are needed; those that the files lack are left out.
         """
-        paths = [f.path for _, f in self.held]
+        paths = [file.path for _, file in self.files]
         if object_store.is_remote(paths[0]) or set("*?") & set("".join(paths)):
             return self.read(columns)
-        listed = {"files": f"[{', '.join(map(text_literal, paths))}]"}
+        variables = {"files": f"[{', '.join(map(text_literal, paths))}]"}
         if self.first is None:
-            return ParameterisedQuery(_WHOLE.format(more=""), listed)
+            return ParameterisedQuery(_WHOLE_FILES.format(options=""), variables)
         return ParameterisedQuery(
-            _STRETCH, listed | {"first": str(self.first), "last": str(self.first + self.rows)}
+            _ROW_RANGE, variables | {"first": str(self.first), "last": str(self.first + self.rows)}
         )
 
     def read(self, columns: list[str]) -> pa.Table:
-        """The rows, with those of ``columns`` that the files have."""
-        import pyarrow as pa
-        import pyarrow.parquet
-
+        """Read the rows, with those of ``columns`` that the files have."""
         parts = []
-        for _, (path, _) in self.held:
+        for _, (path, _) in self.files:
             remote = object_store.is_remote(path)
             with pyarrow.parquet.ParquetFile(
                 path.removeprefix("s3://"), filesystem=object_store.filesystem() if remote else None
             ) as file:
-                here = [c for c in columns if c in file.schema_arrow.names]
+                present = [c for c in columns if c in file.schema_arrow.names]
                 if self.first is None:
-                    parts.append(file.read(here, use_threads=False))
+                    parts.append(file.read(present, use_threads=False))
                     continue
-                groups, before = [], 0
-                skipped = self.first
-                for i in range(file.num_row_groups):
-                    rows = file.metadata.row_group(i).num_rows
-                    if before + rows <= self.first:
-                        skipped = self.first - before - rows
-                    elif before < self.first + self.rows:
-                        groups.append(i)
-                    before += rows
-                found = file.read_row_groups(groups, here, use_threads=False)
-                parts.append(found.slice(skipped, self.rows))
+                groups, skip = _row_groups(file.metadata, self.first, self.first + self.rows)
+                parts.append(file.read_row_groups(groups, present, use_threads=False).slice(skip, self.rows))
         return pa.concat_tables(parts, promote_options="default")
 
 
-def plan_units(partitions: Mapping[str, list[File]], size: int, cut: int) -> Iterator[ScanUnit]:
-    """The rows of partitions in units of up to ``size`` rows; files of more than ``cut`` rows in stretches of that."""
-    held: list[tuple[str, File]] = []
-    for day, found in partitions.items():
-        for file in found:
-            if held and sum(f.rows for _, f in held) + file.rows > size:
-                yield _whole(held)
-                held = []
-            if file.rows <= cut:
-                held.append((day, file))
+def _row_groups(metadata: pyarrow.parquet.FileMetaData, first: int, stop: int) -> tuple[list[int], int]:
+    """The row groups of a file that hold the rows from ``first`` to before ``stop``, and how many rows precede them."""
+    groups, skip, start = [], first, 0
+    for i in range(metadata.num_row_groups):
+        rows = metadata.row_group(i).num_rows
+        if start + rows <= first:
+            skip = first - start - rows
+        elif start < stop:
+            groups.append(i)
+        start += rows
+    return groups, skip
+
+
+def plan_units(
+    partitions: Mapping[str, Sequence[File]], unit_rows: int, range_rows: int
+) -> Iterator[ScanUnit]:
+    """Divide the rows of partitions into units.
+
+    Args:
+        partitions: the files of each partition, by date, in order.
+        unit_rows: rows that a unit of several files has at most.
+        range_rows: files of more rows are divided into ranges of that many.
+    """
+    files: list[tuple[str, File]] = []
+    for day, listed in partitions.items():
+        for file in listed:
+            if files and sum(f.rows for _, f in files) + file.rows > unit_rows:
+                yield _whole_files(files)
+                files = []
+            if file.rows <= range_rows:
+                files.append((day, file))
                 continue
-            for first in range(0, file.rows, cut):
-                yield ScanUnit(((day, file),), first, min(cut, file.rows - first))
-    if held:
-        yield _whole(held)
+            for first in range(0, file.rows, range_rows):
+                yield ScanUnit(((day, file),), first, min(range_rows, file.rows - first))
+    if files:
+        yield _whole_files(files)
 
 
-def _whole(held: list[tuple[str, File]]) -> ScanUnit:
-    return ScanUnit(tuple(held), None, sum(f.rows for _, f in held))
+def _whole_files(files: list[tuple[str, File]]) -> ScanUnit:
+    return ScanUnit(tuple(files), None, sum(f.rows for _, f in files))

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from perennial.core.errors import DataError
-from perennial.features.labelled_rows import read_labelled_rows
+from perennial.features.labelled_rows import LABEL, read_labelled_rows
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 
-if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
+#: Classes that a multiclass label has at most.
+MAX_CLASSES = 1000
+#: The highest grade of a ranking task, XGBoost's limit for exponential gain.
+MAX_GRADE = 31
 
 
 def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
-    """Labels as float32, shape (rows,): 0 or 1, class index, value, or grade.
+    """Encode labels for XGBoost.
+
+    Args:
+        spec: the model.
+        labels: the labels, without nulls.
+        classes: the classes of a multiclass task in the order of their codes; empty otherwise.
+
+    Returns:
+        float32, shape (rows,): 0 or 1, class index (NaN for a class that is not in ``classes``), value, or grade.
 
     Raises:
-        DataError: a label that the task has no use for.
+        DataError: a label that the task cannot use.
     """
-    import numpy as np
-    import pyarrow as pa
-    import pyarrow.compute as pc
-
     if spec.task == "multiclass":
         index = pc.index_in(labels.cast(pa.string()), value_set=pa.array(classes, pa.string()))
         return np.asarray(index.cast(pa.float32()).to_numpy(zero_copy_only=False))
+    number = pa.int8() if pa.types.is_boolean(labels.type) else pa.float64()
     try:
-        y = np.asarray(
-            labels.cast(pa.float64() if not pa.types.is_boolean(labels.type) else pa.int8()).to_numpy()
-        )
+        y = np.asarray(labels.cast(number).to_numpy())
     except pa.ArrowInvalid as error:
         raise DataError(
             f"label.expression gives {labels.type}, not a number", "mend label.expression", model=spec.name
@@ -46,9 +54,9 @@ def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str,
             "have label.expression give a condition",
             model=spec.name,
         )
-    if spec.task == "ranking" and ((y < 0) | (y > 31) | (y != np.floor(y))).any():
+    if spec.task == "ranking" and ((y < 0) | (y > MAX_GRADE) | (y != np.floor(y))).any():
         raise DataError(
-            "a grade is not a whole number from 0 to 31", "mend label.expression", model=spec.name
+            f"a grade is not a whole number from 0 to {MAX_GRADE}", "mend label.expression", model=spec.name
         )
     return y
 
@@ -56,7 +64,10 @@ def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str,
 class ListNumbering:
     """Numbers the lists of a ranking task in tables that come one after another.
 
-    A list is one value of the group column on one date; its rows are adjacent, and it may go on in the next table.
+    A list is one value of the group column on one date. Its rows are adjacent, and may continue in the next table.
+
+    Args:
+        spec: the model.
     """
 
     def __init__(self, spec: ModelSpec) -> None:
@@ -65,16 +76,14 @@ class ListNumbering:
         self._count = 0
 
     def number(self, table: pa.Table) -> np.ndarray:
-        """The number of the list of each row, shape (rows,), rising."""
-        import numpy as np
-
-        fresh = np.zeros(table.num_rows, dtype=bool)
+        """The number of the list of each row, shape (rows,), ascending."""
+        starts = np.zeros(table.num_rows, dtype=bool)
         for name in self._columns:
             encoded = table.column(name).combine_chunks().dictionary_encode(null_encoding="encode")
             codes = encoded.indices.to_numpy(zero_copy_only=False)
-            fresh[1:] |= codes[1:] != codes[:-1]
-        fresh[0] = tuple(table.column(c)[0].as_py() for c in self._columns) != self._last
-        numbers = self._count + np.cumsum(fresh)
+            starts[1:] |= codes[1:] != codes[:-1]
+        starts[0] = tuple(table.column(c)[0].as_py() for c in self._columns) != self._last
+        numbers = self._count + np.cumsum(starts)
         self._count = int(numbers[-1])
         self._last = tuple(table.column(c)[-1].as_py() for c in self._columns)
         return numbers
@@ -83,25 +92,29 @@ class ListNumbering:
 def read_classes(
     spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
 ) -> set[str]:
-    """The classes that the labels of a multiclass task have on these days; none for any other task."""
-    import pyarrow as pa
-    import pyarrow.compute as pc
+    """Read the classes that the labels of a multiclass task have on these days; empty for any other task.
 
-    found: set[str] = set()
+    Args:
+        spec: the model.
+        days: partition dates in order.
+        version: version of the published rows; the latest when None.
+        labels_version: version of the labels; the latest when None.
+    """
+    classes: set[str] = set()
     if spec.task == "multiclass":
         for table in read_labelled_rows(spec, days, version, labels_version):
-            found |= set(pc.unique(table.column("__label").cast(pa.string())).to_pylist())
-    return found
+            classes |= set(pc.unique(table.column(LABEL).cast(pa.string())).to_pylist())
+    return classes
 
 
 def order_classes(spec: ModelSpec, classes: set[str]) -> tuple[str, ...]:
-    """The classes in the order of their codes.
+    """Put classes in the order of their codes.
 
     Raises:
-        DataError: there are too many.
+        DataError: there are more than `MAX_CLASSES`.
     """
-    if len(classes) > 1000:
+    if len(classes) > MAX_CLASSES:
         raise DataError(
-            f"the label has {len(classes)} classes", "at most 1,000 are supported", model=spec.name
+            f"the label has {len(classes)} classes", f"at most {MAX_CLASSES:,} are supported", model=spec.name
         )
     return tuple(sorted(classes))

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from perennial.core import dates as dates_module
 from perennial.core.errors import DataError
 from perennial.core.sql import quote_identifier, text_literal
+from perennial.features.labelled_rows import LABEL, create_label_view, join_labels, row_order
 from perennial.modeling import metrics
 from perennial.storage import delta_tables, duckdb_session
 
@@ -140,8 +141,8 @@ def sample_nights(
             lists,
             empty,
         )
-    rows = features.apply(table)
-    x = model.encoding.matrix(rows)
+    rows = features.compute(table)
+    x = model.encoding.encode(rows)
     index = {d: i for i, d in enumerate(dates)}
     label = table.column("__label")
     y = np.full(table.num_rows, np.nan)
@@ -196,11 +197,7 @@ def _sample(
     """Published rows with ``__label``, null where it is not known, by night, list and key; None: there are none."""
     con = duckdb_session.connect()
     uri = delta_tables.table_uri("published", spec.name)
-    sizes = {
-        d: sum(f.rows for f in held)
-        for d, held in delta_tables.files_by_partition(uri, version).items()
-        if start <= d <= end
-    }
+    sizes = {d: n for d, n in delta_tables.rows_by_partition(uri, version).items() if start <= d <= end}
     if not sizes or not duckdb_session.create_view(con, "r", uri, version, start, end):
         return None
     # A list is judged as a whole, so it is chosen as a whole. A night is thinned by its own size: a thousandfold one
@@ -211,22 +208,14 @@ def _sample(
         f"SELECT * FROM r WHERE hash({', '.join(quote_identifier(c) for c in chosen)}) "
         f"% (CASE {delta_tables.PARTITION} {every} ELSE 1 END) = 0"
     )
-    known = f"{delta_tables.PARTITION} <= {text_literal(labels_until)}"
     if spec.label.source is None:
-        label = quote_identifier(spec.label.expression)
-        query = f"SELECT *, CASE WHEN {known} THEN {label} END AS __label FROM ({kept})"
-    elif labels_until >= start and duckdb_session.create_view(
-        con, "l", delta_tables.table_uri("labels", spec.name), labels_version, start, min(end, labels_until)
+        known = f"{delta_tables.PARTITION} <= {text_literal(labels_until)}"
+        labelled = join_labels(spec, f"({kept})", None, keep_unlabelled=True)
+        query = f"SELECT * REPLACE (CASE WHEN {known} THEN {LABEL} END AS {LABEL}) FROM ({labelled})"
+    elif labels_until >= start and create_label_view(
+        con, "labels", spec, labels_version, start, min(end, labels_until)
     ):
-        on = " AND ".join(
-            f"k.{quote_identifier(c)} = l.{quote_identifier(c)}"
-            for c in (*spec.data.key, delta_tables.PARTITION)
-        )
-        query = f"SELECT k.*, l.label AS __label FROM ({kept}) k LEFT JOIN l ON {on}"
+        query = join_labels(spec, f"({kept})", "labels", keep_unlabelled=True)
     else:
-        query = f"SELECT *, NULL::DOUBLE AS __label FROM ({kept})"
-    order = ", ".join(
-        quote_identifier(c)
-        for c in (delta_tables.PARTITION, *([spec.group] if spec.group else []), *spec.data.key)
-    )
-    return con.sql(f"{query} ORDER BY {order}").to_arrow_table()
+        query = f"SELECT *, NULL::DOUBLE AS {LABEL} FROM ({kept})"
+    return con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_table()

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.core import dates
 from perennial.core.sql import quote_identifier, text_literal
+from perennial.features.labelled_rows import LABEL, create_label_view, join_labels, same_row
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -104,7 +105,7 @@ def nightly_losses(
     con, last = duckdb_session.connect(), last_labelled_date(spec, as_of)
     if start > last or not _views(con, spec, start, last, last, version.version):
         return {}
-    rows = _rows(con, spec, _count_labelled(con, spec), registry.load(version).classes)
+    rows = _rows(con, spec, _count_labelled(con, spec), registry.load_model(version).classes)
     if isinstance(rows, str):
         return {}
     found = {}
@@ -124,35 +125,15 @@ def _views(
         con, "scored", delta_tables.table_uri("predictions", spec.name), None, start, as_of
     ):
         return False
-    own = spec.label.source is None
-    if not duckdb_session.create_view(
-        con, "known", delta_tables.table_uri("published" if own else "labels", spec.name), None, start, last
-    ):
+    if not create_label_view(con, "known_labels", spec, None, start, last):
         return False
-    if own:
-        keys = ", ".join(quote_identifier(k) for k in (*spec.data.key, delta_tables.PARTITION))
-        con.execute(
-            f"CREATE TEMP VIEW known_labels AS SELECT {keys}, {quote_identifier(spec.label.expression)} AS label "
-            "FROM known"
-        )
-    else:
-        con.execute("CREATE TEMP VIEW known_labels AS SELECT * FROM known")
     mine = f"CAST(model_version AS VARCHAR) = {text_literal(model_version)}"
     con.execute(f"CREATE TEMP VIEW mine AS SELECT * FROM scored WHERE {mine}")
     return True
 
 
-def _on(spec: ModelSpec, left: str, right: str) -> str:
-    return " AND ".join(
-        f"{left}.{quote_identifier(k)} = {right}.{quote_identifier(k)}"
-        for k in (*spec.data.key, delta_tables.PARTITION)
-    )
-
-
 def _count_labelled(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
-    query = (
-        f"SELECT count(*) FROM mine JOIN known_labels l ON {_on(spec, 'mine', 'l')} WHERE l.label IS NOT NULL"
-    )
+    query = f"SELECT count(*) FROM ({join_labels(spec, 'mine', 'known_labels')})"
     return int(con.execute(query).fetchall()[0][0])
 
 
@@ -160,7 +141,7 @@ def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
     scored, matched = con.execute("SELECT count(*) FROM mine").fetchall()[0][0], _count_labelled(con, spec)
     # Only dates on which something was scored: the rest was published before there was a champion.
     strangers = con.execute(
-        f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {_on(spec, 'l', 'scored')} "
+        f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {same_row(spec, 'l', 'scored')} "
         f"WHERE l.{delta_tables.PARTITION} IN (SELECT DISTINCT {delta_tables.PARTITION} FROM scored)"
     ).fetchall()[0][0]
     return {
@@ -178,27 +159,26 @@ def _rows(
     import numpy as np
 
     every = max(1, -(-rows // MAX_ROWS))
-    keys = ", ".join(f"mine.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
+    keys = ", ".join(f"m.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
     # A list is judged as a whole: what is left out is left out by list.
     chosen = keys if spec.group is None else f"g.{quote_identifier(spec.group)}"
-    where = f"AND hash({chosen}) % {every} = 0" if every > 1 else ""
+    where = f"WHERE hash({chosen}) % {every} = 0" if every > 1 else ""
     join, order, extra = "", "", ""
     if spec.group is not None:
         if not _published(con, spec):
             return "the published rows of this window are gone"
-        join = f"JOIN groups g ON {_on(spec, 'mine', 'g')}"
+        join = f"JOIN groups g ON {same_row(spec, 'm', 'g')}"
         extra, order = (
             f", g.{quote_identifier(spec.group)} AS grp",
-            f"ORDER BY mine.{delta_tables.PARTITION}, grp",
+            f"ORDER BY m.{delta_tables.PARTITION}, grp",
         )
-    scores = ", mine.probabilities AS scores" if spec.task == "multiclass" else ""
+    scores = ", m.probabilities AS scores" if spec.task == "multiclass" else ""
     names = [str(r[0]) for r in con.execute("DESCRIBE mine").fetchall()]
     if spec.task == "multiclass" and "probabilities" not in names:
         return "the predictions hold no probability for each class"
     table = con.sql(
-        f"SELECT mine.prediction AS prediction, l.label AS label, "
-        f"mine.{delta_tables.PARTITION} AS night{scores}{extra} FROM mine JOIN known_labels l "
-        f"ON {_on(spec, 'mine', 'l')} {join} WHERE l.label IS NOT NULL {where} {order}"
+        f"SELECT m.prediction AS prediction, m.{LABEL} AS label, m.{delta_tables.PARTITION} AS night"
+        f"{scores}{extra} FROM ({join_labels(spec, 'mine', 'known_labels')}) m {join} {where} {order}"
     ).to_arrow_table()
     night = np.asarray(table.column("night").to_pandas(), object)
     if spec.task == "multiclass":

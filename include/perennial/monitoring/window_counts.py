@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -10,7 +10,7 @@ from perennial.core.errors import DataError
 from perennial.core.settings import settings
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import reference_tables
-from perennial.features.engine import compose_query, first_line
+from perennial.features.engine import compose_query, first_line, input_columns
 from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, count_bins, sample_rows
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
@@ -32,7 +32,7 @@ def count_features(
     """Counts of the window's features, and a sample of about ``n`` rows without personal columns.
 
     DuckDB computes the features and counts them in one statement, so that no row leaves it: half the time of counting
-    what `Features.apply` returns.
+    what `FeatureQuery.compute` returns.
 
     Args:
         trained: the spec that the champion was trained from.
@@ -44,8 +44,9 @@ def count_features(
 
     columns = {c: s for c, s in reference.items() if c != PREDICTION}
     uri = delta_tables.table_uri("published", trained.name)
-    groups = list(_groups(uri, start, as_of))
-    total = sum(rows for _, _, rows, _ in groups)
+    sizes = {d: n for d, n in delta_tables.rows_by_partition(uri).items() if start <= d <= as_of}
+    groups = list(delta_tables.group_by_rows(sizes, MAX_GROUP_ROWS))
+    total = sum(sizes.values())
     step = max(1, total // max(n, 1))
     counts: list[BinCounts] = []
     parts: list[pa.Table] = []
@@ -56,8 +57,7 @@ def count_features(
     # The SQL can read what was registered and the lake's own files, and nothing else.
     con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
     con.execute("SET enable_external_access=false; SET lock_configuration=true")
-    hidden = {trained.label.expression} if trained.label.source is None else set()
-    listed = ", ".join(quote_identifier(c) for c in trained.data.columns if c not in hidden)
+    listed = ", ".join(map(quote_identifier, input_columns(trained)))
     keys = ", ".join(quote_identifier(k) for k in trained.data.key)
     for first, last, rows, _ in groups:
         duckdb_session.create_view(con, "window_rows", uri, None, first, last)
@@ -84,7 +84,7 @@ def count_features(
                 model=trained.name,
                 partition=f"{first}..{last}",
             )
-    return replace(_sum_counts(counts), days=sum(days for *_, days in groups)), _concat(parts)
+    return replace(_sum_counts(counts), days=len(sizes)), _concat(parts)
 
 
 def count_predictions(
@@ -103,31 +103,6 @@ def count_predictions(
     ).fetchall()[0][0]
     counts = replace(count_bins(con, "mine", {PREDICTION: shape}), days=days)
     return counts, {PREDICTION: sample_rows(con, "mine", n=n).column(PREDICTION)} if counts.rows else {}
-
-
-def _groups(uri: str, start: str, as_of: str) -> Iterator[tuple[str, str, int, int]]:
-    """First and last date, rows and days of the window's partitions, taken together up to `GROUP_ROWS`."""
-    table = delta_tables.open_table(uri)
-    if table is None:
-        return
-    actions = table.get_add_actions(flatten=True)
-    rows: dict[str, int] = {}
-    dates, numbers = (
-        actions[f"partition.{delta_tables.PARTITION}"].to_pylist(),
-        actions["num_records"].to_pylist(),
-    )
-    for day, number in zip(dates, numbers, strict=True):
-        if start <= day <= as_of:
-            rows[day] = rows.get(day, 0) + int(number or 0)
-    days = sorted(rows)
-    group: list[str] = []
-    for day in days:
-        if group and sum(rows[d] for d in group) + rows[day] > MAX_GROUP_ROWS:
-            yield group[0], group[-1], sum(rows[d] for d in group), len(group)
-            group = []
-        group.append(day)
-    if group:
-        yield group[0], group[-1], sum(rows[d] for d in group), len(group)
 
 
 def _sampled_columns(

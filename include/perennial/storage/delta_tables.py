@@ -1,6 +1,6 @@
-"""Tables of the lake (Delta): partitions are replaced whole and atomically, a version can be read for ever.
+"""Delta tables of the lake: partitions are replaced whole and atomically, and each version stays readable.
 
-Every table has the column ``partition_date`` (ISO date as text), its partition column.
+Every table has the column ``partition_date`` (ISO date as text), by which it is partitioned.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 from urllib.parse import unquote
@@ -23,11 +23,13 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-# deltalake's writer reads ahead of itself with every worker it has: 13 million rows took 1.1 GB to write with two, and
-# take 0.27 GB with one, in about the same time. Read when its runtime starts, at the first operation.
+# deltalake's writer reads ahead with each worker thread: 13 million rows took 1.1 GB to write with two, and take
+# 0.27 GB with one, in about the same time. The variable is read when its runtime starts, at the first operation.
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
+#: The partition column of every table.
 PARTITION = "partition_date"
-ATTEMPTS = 12
+#: How often a commit is tried that other writers overtake.
+MAX_ATTEMPTS = 12
 
 
 def table_uri(kind: str, model: str) -> str:
@@ -36,7 +38,14 @@ def table_uri(kind: str, model: str) -> str:
 
 
 def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
-    """The table at a version (the latest when not given), or None where nothing was written yet.
+    """Open a table.
+
+    Args:
+        uri: a folder or an S3 URI.
+        version: version of the table; the latest when not given.
+
+    Returns:
+        The table, or None where nothing has been written yet.
 
     Raises:
         StorageError: it cannot be read.
@@ -44,10 +53,11 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    if odd := sorted(set("[]%") & set(uri)):
+    # deltalake panics on brackets, and with percent signs reads another folder than it writes.
+    if refused := sorted(set("[]%") & set(uri)):
         raise StorageError(
-            f"{uri} has {' and '.join(odd)} in it, which Delta tables cannot have in their path",
-            "set PERENNIAL_LAKE to another place",
+            f"{uri} has {' and '.join(refused)} in it, which Delta tables cannot have in their path",
+            "set PERENNIAL_LAKE to another folder or address",
         )
     if not object_store.is_remote(uri) and not Path(uri, "_delta_log").is_dir():
         return None
@@ -56,62 +66,102 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     except TableNotFoundError:
         return None
     except (DeltaError, OSError) as error:
-        what = uri if version is None else f"{uri} at version {version}"
+        name = uri if version is None else f"{uri} at version {version}"
         raise StorageError(
-            f"{what} cannot be read: {error}",
+            f"{name} cannot be read: {error}",
             "check the lake's address and permissions; a version that was vacuumed is gone",
         ) from error
 
 
 def version(uri: str) -> int | None:
-    """The latest version of a table; None where nothing was written yet."""
-    found = open_table(uri)
-    return None if found is None else found.version()
+    """The latest version of a table; None where nothing has been written yet."""
+    table = open_table(uri)
+    return None if table is None else table.version()
 
 
 def partitions(uri: str, version: int | None = None) -> list[str]:
-    """The partition dates that a table holds, in order."""
-    found = open_table(uri, version)
-    return sorted(p[PARTITION] for p in found.partitions()) if found else []
+    """The dates of a table's partitions, in order."""
+    table = open_table(uri, version)
+    return sorted(p[PARTITION] for p in table.partitions()) if table else []
 
 
 class File(NamedTuple):
-    """One Parquet file of a table, and how many rows it holds."""
+    """A Parquet file of a table: its path or URI, and its number of rows."""
 
     path: str
     rows: int
 
 
 def files_by_partition(uri: str, version: int | None = None) -> dict[str, list[File]]:
-    """The files of each partition, by date, both in order; the table is opened once."""
-    found = open_table(uri, version)
+    """The files of each partition, by date; dates and files are in order."""
+    table = open_table(uri, version)
     files: dict[str, list[File]] = {}
-    if found:
-        actions = found.get_add_actions(flatten=True)
+    if table:
+        actions = table.get_add_actions(flatten=True)
         columns = (f"partition.{PARTITION}", "path", "num_records")
         for day, path, rows in zip(*(actions[c].to_pylist() for c in columns), strict=True):
             files.setdefault(day, []).append(File(f"{uri}/{unquote(path)}", int(rows or 0)))
     return {day: sorted(files[day]) for day in sorted(files)}
 
 
+def rows_by_partition(uri: str, version: int | None = None) -> dict[str, int]:
+    """The number of rows of each partition, by date, in order."""
+    return {day: sum(f.rows for f in files) for day, files in files_by_partition(uri, version).items()}
+
+
+class PartitionGroup(NamedTuple):
+    """Partitions that follow one another, processed together.
+
+    Attributes:
+        start: date of the first partition.
+        end: date of the last partition.
+        rows: rows of all of them.
+        partitions: how many there are.
+    """
+
+    start: str
+    end: str
+    rows: int
+    partitions: int
+
+
+def group_by_rows(rows: Mapping[str, int], max_rows: int) -> Iterator[PartitionGroup]:
+    """Group partitions that follow one another, up to a number of rows; a larger one is a group of its own.
+
+    Args:
+        rows: rows of each partition by date, in order.
+        max_rows: rows that a group of several partitions has at most.
+    """
+    group: list[str] = []
+    total = 0
+    for day, count in rows.items():
+        if group and total + count > max_rows:
+            yield PartitionGroup(group[0], group[-1], total, len(group))
+            group, total = [], 0
+        group.append(day)
+        total += count
+    if group:
+        yield PartitionGroup(group[0], group[-1], total, len(group))
+
+
 def fingerprint(
     uri: str, start: str | None = None, end: str | None = None, version: int | None = None
 ) -> str:
-    """What names the content of the partitions ``start`` to ``end``: it changes when one of them is replaced.
+    """Identify the content of the partitions ``start`` to ``end``: it changes when one of them is replaced.
 
     Returns:
-        As `names` of the files that hold them; empty where none do.
+        The `files_digest` of their files; empty where there are none.
     """
-    held = files_by_partition(uri, version)
+    by_day = files_by_partition(uri, version).items()
     return files_digest(
-        f for day, found in held.items() if (start or day) <= day <= (end or day) for f in found
+        file for day, files in by_day if (start or day) <= day <= (end or day) for file in files
     )
 
 
-def files_digest(held: Iterable[File]) -> str:
+def files_digest(files: Iterable[File]) -> str:
     """SHA-256 over the names of files (Delta never writes a file twice); empty where there are none."""
-    found = sorted(f.path.rsplit("/", 1)[1] for f in held)
-    return hashlib.sha256("\n".join(found).encode()).hexdigest() if found else ""
+    names = sorted(f.path.rsplit("/", 1)[1] for f in files)
+    return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
 
 
 def replace(
@@ -122,15 +172,16 @@ def replace(
     *,
     distinct: Collection[str] = (),
 ) -> int:
-    """As `Writer.replace`, once."""
+    """Replace partitions once, as `Writer.replace` does."""
     return Writer(uri, distinct).replace(data, start, end)
 
 
 class Writer:
-    """Writes to a table, which stays open from one commit to the next: one of a year takes 20 ms to open.
+    """Writes to a table and keeps it open from one commit to the next: the table of a year takes 20 ms to open.
 
     Args:
-        distinct: columns whose values hardly repeat; no dictionary of them is tried, which halves the cost of writing.
+        uri: the table, made by the first write.
+        distinct: columns whose values hardly repeat; writing them without a dictionary costs half as much.
     """
 
     def __init__(self, uri: str, distinct: Collection[str] = ()) -> None:
@@ -147,8 +198,10 @@ class Writer:
         """Replace the partitions ``start`` to ``end`` (both included) by ``data`` in one commit.
 
         Args:
-            data: rows with a ``partition_date`` within the range; a function that opens the stream anew where rows do
-                not fit in memory, since a commit that collides with another writer's is tried again.
+            data: rows with a ``partition_date`` within the range. Where they do not fit in memory, a function that
+                opens a stream of them: it is called again when the commit collides with another writer's.
+            start: first partition date.
+            end: last partition date; ``start`` when not given.
 
         Returns:
             The version that holds the rows.
@@ -156,52 +209,29 @@ class Writer:
         Raises:
             StorageError: the lake cannot be written, or other writers won too often.
         """
-        from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
         from deltalake.exceptions import CommitFailedError, DeltaError
 
-        plain = dict.fromkeys(self.distinct, ColumnProperties(dictionary_enabled=False))
-        properties = WriterProperties(
-            compression="SNAPPY", max_row_group_size=262_144, column_properties=plain or None
-        )
         end = end or start
         for day in (start, end):
             dates.parse_date(day)
-        where = (
+        predicate = (
             f"{PARTITION} = '{start}'"
             if start == end
             else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
         )
-        for attempt in range(ATTEMPTS):
-            table, self._table = self._table, None
+        for attempt in range(MAX_ATTEMPTS):
             try:
-                rows = data() if callable(data) else data
-                if table is None and (table := open_table(self.uri)) is None:
-                    _create(self.uri, rows.schema)
-                    table = open_table(self.uri)
-                assert table is not None
-                write_deltalake(
-                    table,  # it knows its new version afterwards
-                    rows,
-                    mode="overwrite",
-                    predicate=where,
-                    partition_by=[PARTITION],
-                    schema_mode="merge",
-                    writer_properties=properties,
-                    # A table that is not the latest any more must be opened anew.
-                    commit_properties=CommitProperties(max_commit_retries=0),
-                )
-                self._table = table
-                return int(table.version())
+                return self._overwrite(data() if callable(data) else data, predicate)
             except CommitFailedError as error:
-                if attempt == ATTEMPTS - 1:
+                if attempt == MAX_ATTEMPTS - 1:
                     raise StorageError(
-                        f"{self.uri}: other writers won {ATTEMPTS} times",
+                        f"{self.uri}: other writers won {MAX_ATTEMPTS} times",
                         "run it again when they are done",
                         partition=start,
                     ) from error
                 time.sleep(random.uniform(0.02, 0.1 * (attempt + 1)))
             except (DeltaError, OSError) as error:
-                if "already exists" in str(error) and attempt < ATTEMPTS - 1:  # two first writers at once
+                if "already exists" in str(error) and attempt < MAX_ATTEMPTS - 1:  # two first writers at once
                     time.sleep(random.uniform(0.05, 0.2))
                     continue
                 raise StorageError(
@@ -212,11 +242,38 @@ class Writer:
                 ) from error
         raise AssertionError("unreachable")
 
+    def _overwrite(self, rows: pa.Table | pa.RecordBatchReader, predicate: str) -> int:
+        """Overwrite the rows that match ``predicate`` in one commit; returns the table's new version."""
+        from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
+
+        # After a failed commit the table is no longer the latest one, and must be opened anew.
+        table, self._table = self._table, None
+        if table is None and (table := open_table(self.uri)) is None:
+            _create(self.uri, rows.schema)
+            table = open_table(self.uri)
+        assert table is not None
+        plain = dict.fromkeys(self.distinct, ColumnProperties(dictionary_enabled=False))
+        write_deltalake(
+            table,  # it knows its new version afterwards
+            rows,
+            mode="overwrite",
+            predicate=predicate,
+            partition_by=[PARTITION],
+            schema_mode="merge",
+            writer_properties=WriterProperties(
+                compression="SNAPPY", max_row_group_size=262_144, column_properties=plain or None
+            ),
+            # deltalake's own retries would write to a table that is no longer the latest.
+            commit_properties=CommitProperties(max_commit_retries=0),
+        )
+        self._table = table
+        return int(table.version())
+
 
 def _create(uri: str, schema: pa.Schema) -> None:
     """Make an empty table, unless another writer is quicker.
 
-    A first write that made the table itself would overwrite whole what a writer of another partition has just made.
+    A first write that made the table itself would overwrite what a writer of another partition has just written.
     """
     from deltalake import DeltaTable
 

@@ -195,7 +195,7 @@ def records(model: str, kind: LedgerKind | None = None) -> list[LedgerRecord]:
 
 
 def _filesystem() -> Any:
-    return duckdb_session.ds_filesystem(uri()) if settings().lake.startswith("s3://") else None
+    return duckdb_session.table_filesystem(uri()) if settings().lake.startswith("s3://") else None
 
 
 def verify(model: str) -> int:

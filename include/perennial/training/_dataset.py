@@ -1,30 +1,36 @@
-"""The rows a model is trained on, encoded once into a file on disk and read from there in batches."""
+"""The rows that a model is trained on, encoded once into a file on disk and read from there in batches."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import pyarrow as pa
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
-from perennial.features.engine import BATCH_ROWS, FeatureQuery
-from perennial.features.labelled_rows import read_labelled_rows
+from perennial.features.engine import FeatureQuery
+from perennial.features.labelled_rows import BATCH_ROWS, read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
 from perennial.modeling.encoding import Encoding, categories
 from perennial.spec.model_spec import ModelSpec
-from perennial.training import _boosting
+from perennial.training import _boosting, _gpu_monitor
+from perennial.training._gpu_monitor import GpuReport
+from perennial.training.checkpoint import Checkpoint
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
     import xgboost
 
-#: Bytes that in-memory training was seen to need for each cell (row by column); above half of the step's memory the
-#: binned matrix stays on disk.
+#: Bytes that in-memory training was measured to need for each cell (row by column). Above half of the step's memory,
+#: the binned matrix stays on disk.
 BYTES_PER_CELL = 6
+#: Rows on which `FeatureQuery.check_rowwise` is run before a training.
+ROWWISE_CHECK_ROWS = 2000
 
 
 @dataclass(frozen=True)
@@ -32,7 +38,9 @@ class Binning:
     """How rows become XGBoost's binned matrix.
 
     Attributes:
-        max_bin: bins that a column has at most. external: on disk rather than in memory.
+        max_bin: bins that a column has at most.
+        threads: threads that bin.
+        external: whether the matrix is on disk rather than in memory.
     """
 
     max_bin: int
@@ -40,78 +48,166 @@ class Binning:
     external: bool
 
 
+class TrainingData(Protocol):
+    """Encoded rows to fit on: in this process (`Dataset`) or on workers (`DistributedDataset`).
+
+    Rows from ``fit_rows`` up to ``rows`` are for early stopping. Matrices are XGBoost's: a ``DMatrix`` here, a
+    ``DaskDMatrix`` on workers.
+    """
+
+    @property
+    def fit_rows(self) -> int:
+        """Number of rows to fit on while searching."""
+
+    @property
+    def rows(self) -> int:
+        """Number of rows, those for early stopping included."""
+
+    @property
+    def encoding(self) -> Encoding:
+        """How feature columns became the matrix."""
+
+    @property
+    def classes(self) -> tuple[str, ...]:
+        """Multiclass only: the label values by class index."""
+
+    def fits_in_memory(self) -> bool:
+        """Whether the binned matrix fits in memory."""
+
+    def max_parallel_trials(self, trials: int) -> int:
+        """The number of trials to boost side by side, at most ``trials``."""
+
+    def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in each process that boosts these rows; its results."""
+
+    def monitor_gpus(self, enabled: bool) -> AbstractContextManager[list[GpuReport]]:
+        """Monitor the GPUs of all machines that boost while a block runs; the list has their reports at its end."""
+
+    def head(self, count: int) -> np.ndarray:
+        """The first encoded rows, at most ``count``, shape (rows, columns)."""
+
+    def sample(self, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """About ``max_rows`` evenly spaced rows, shape (rows, columns), and their labels, shape (rows,)."""
+
+    def dmatrix(self, start: int, stop: int, binning: Binning, ref: Any = None) -> Any:
+        """Rows ``start`` to ``stop`` as XGBoost's binned matrix, with the bins of ``ref``."""
+
+    def boost(
+        self,
+        name: str,
+        params: dict[str, Any],
+        train: Any,
+        rounds: int,
+        checkpoint: Checkpoint,
+        *,
+        valid: Any = None,
+        patience: int = 0,
+        maximize: bool = False,
+    ) -> tuple[xgboost.Booster, list[float]]:
+        """As `_boosting.boost`."""
+
+    def ran_on(self, booster: xgboost.Booster) -> str:
+        """The device that a booster of these rows was trained on."""
+
+
 class Encoder:
-    """Turns labelled tables, one after another, into matrices.
+    """Encodes labelled tables, one after another, with provisional category codes.
+
+    A code is the position of the category in order of appearance, because the later tables are not known yet.
+
+    Args:
+        spec: the model.
+        features: its features.
+        classes: multiclass only: the label values by class index.
 
     Attributes:
-        known: categories of each categorical column, in order of appearance: provisional codes, since what the tables
-            to come hold is not known yet.
-        lists: numbers the lists of a ranking task.
+        categories: categories of each categorical column so far, in order of appearance.
     """
 
     def __init__(self, spec: ModelSpec, features: FeatureQuery, classes: tuple[str, ...]) -> None:
-        self.known: dict[str, list[str]] = {c: [] for c in features.categorical}
-        self.lists = ListNumbering(spec)
+        self.categories: dict[str, list[str]] = {c: [] for c in features.categorical}
+        self._numbering = ListNumbering(spec)
         self._spec, self._features, self._classes = spec, features, classes
 
     def encode(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-        """Features (float32, shape (rows, columns)), labels and, where the task has lists, their numbers."""
-        found = self._features.apply(table)
-        for name, listed in self.known.items():
-            seen = set(listed)
-            listed += [c for c in categories(found.column(name)) if c not in seen]
-        matrix = Encoding(tuple(self._features.columns), self.known).matrix(found)
-        group = self.lists.number(table) if self._spec.group else None
-        return matrix, encode_targets(self._spec, table.column("__label"), self._classes), group
+        """Encode one table.
+
+        Returns:
+            Features (float32, shape (rows, columns)), labels (shape (rows,)) and, for ranking, the lists' numbers
+            (shape (rows,)).
+        """
+        features = self._features.compute(table)
+        for name, known in self.categories.items():
+            known_set = set(known)
+            known += [c for c in categories(features.column(name)) if c not in known_set]
+        matrix = Encoding(tuple(self._features.columns), self.categories).encode(features)
+        lists = self._numbering.number(table) if self._spec.group else None
+        return matrix, encode_targets(self._spec, table.column("__label"), self._classes), lists
 
 
 def category_ranks(
-    columns: tuple[str, ...], known: dict[str, list[str]], order: dict[str, list[str]]
+    columns: tuple[str, ...], provisional: dict[str, list[str]], final: dict[str, list[str]]
 ) -> dict[int, np.ndarray]:
-    """The final code of each provisional one, by the column's place: its category's rank in ``order``; NaN is last."""
-    import numpy as np
+    """The final code of each provisional one.
 
-    found = {}
+    Args:
+        columns: names of the features.
+        provisional: categories by column, in the order of their provisional codes.
+        final: categories by column, in the order of their final codes.
+
+    Returns:
+        By position of the column, final codes by provisional code; the last is NaN.
+    """
+    lookup = {}
     for j, name in enumerate(columns):
-        if name in order:
-            rank = {c: r for r, c in enumerate(order[name])}
-            found[j] = np.array([rank[c] for c in known[name]] + [np.nan], dtype=np.float32)
-    return found
+        if name in final:
+            rank = {c: r for r, c in enumerate(final[name])}
+            lookup[j] = np.array([rank[c] for c in provisional[name]] + [np.nan], dtype=np.float32)
+    return lookup
 
 
 def recode_categories(matrix: np.ndarray, lookup: dict[int, np.ndarray]) -> None:
-    """Replace provisional category codes by those of `ranks`, in place."""
-    import numpy as np
+    """Replace provisional category codes by final ones, in place.
 
-    for j, found in lookup.items():
-        matrix[:, j] = found[np.nan_to_num(matrix[:, j], nan=len(found) - 1).astype(np.int64)]
+    Args:
+        matrix: encoded rows, shape (rows, columns).
+        lookup: as `category_ranks` returns it.
+    """
+    for j, codes in lookup.items():
+        matrix[:, j] = codes[np.nan_to_num(matrix[:, j], nan=len(codes) - 1).astype(np.int64)]
 
 
 @dataclass
 class EncodedRowFile:
-    """Encoded rows on disk: float32, row by row, beside labels and groups in memory."""
+    """Encoded rows on disk (float32, row by row), with labels and lists in memory.
+
+    Attributes:
+        path: the file.
+        columns: number of columns.
+        y: labels, an array for each appended block.
+        lists: ranking only: numbers of the lists, an array for each appended block.
+        rows: number of rows.
+        lookup: final category codes (`category_ranks`), which replace the provisional ones when rows are read.
+    """
 
     path: Path
     columns: int
-    y: list[Any] = field(default_factory=list)
-    groups: list[Any] = field(default_factory=list)
+    y: list[np.ndarray] = field(default_factory=list)
+    lists: list[np.ndarray] = field(default_factory=list)
     rows: int = 0
-    #: Provisional category codes, in order of appearance, become ranks when they are read.
-    lookup: dict[int, Any] = field(default_factory=dict)
+    lookup: dict[int, np.ndarray] = field(default_factory=dict)
 
-    def append(self, matrix: np.ndarray, y: np.ndarray, group: np.ndarray | None) -> None:
-        """Add rows."""
+    def append(self, matrix: np.ndarray, y: np.ndarray, lists: np.ndarray | None) -> None:
+        """Append rows, as `Encoder.encode` returns them."""
         with self.path.open("ab") as file:
             matrix.tofile(file)
         self.y.append(y)
-        if group is not None:
-            self.groups.append(group)
+        if lists is not None:
+            self.lists.append(lists)
         self.rows += len(y)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, slice]]:
-        """Matrices of at most `BATCH` rows between two rows, each with the rows it holds."""
-        import numpy as np
-
+        """Read the rows from ``start`` to ``stop`` in matrices of at most `BATCH_ROWS` rows, with their positions."""
         for first in range(start, stop, BATCH_ROWS):
             last = min(first + BATCH_ROWS, stop)
             matrix = np.fromfile(
@@ -124,84 +220,88 @@ class EncodedRowFile:
 
 @dataclass(frozen=True)
 class Dataset:
-    """What a training run fits on.
+    """The rows of a training in one process (`TrainingData`).
 
     Attributes:
-        fit: rows of the spool that are fitted on; the rest, up to ``spool.rows``, are for early stopping.
+        file: the encoded rows.
+        fit_rows: number of rows to fit on; the rest, up to ``rows``, are for early stopping.
+        encoding: how feature columns became the matrix.
+        classes: multiclass only: the label values by class index.
+        y: labels, shape (rows,).
+        lists: ranking only: number of each row's list, shape (rows,).
     """
 
-    spool: EncodedRowFile
-    fit: int
+    file: EncodedRowFile
+    fit_rows: int
     encoding: Encoding
     classes: tuple[str, ...]
     y: np.ndarray
-    group: np.ndarray | None
+    lists: np.ndarray | None
 
     boost, ran_on = staticmethod(_boosting.boost), staticmethod(_boosting.ran_on)
+    monitor_gpus = staticmethod(_gpu_monitor.monitor_gpus)
 
     @property
     def rows(self) -> int:
-        """Rows in all, those for early stopping included."""
-        return self.spool.rows
+        """Number of rows, those for early stopping included."""
+        return self.file.rows
 
-    def fits(self, times: int = 1) -> bool:
+    def fits_in_memory(self, copies: int = 1) -> bool:
         """Whether so many binned matrices fit into half of the step's memory."""
-        return times * self.rows * self.spool.columns * BYTES_PER_CELL <= settings().memory_mb * 2**20 // 2
+        return copies * self.rows * self.file.columns * BYTES_PER_CELL <= settings().memory_mb * 2**20 // 2
 
-    def abreast(self, trials: int) -> int:
-        """How many trials to boost side by side, each from a matrix of its own and with its share of the threads.
+    def max_parallel_trials(self, trials: int) -> int:
+        """The number of trials to boost side by side, each on a matrix and a share of the threads of its own.
 
-        Two threads boost a hundred thousand rows less than twice as fast as one: they wait for each other at each
-        level of each tree. Two trials do not.
+        Two threads boost a hundred thousand rows less than twice as fast as one, because they wait for each other at
+        each level of each tree. Two trials do not.
         """
-        most = min(trials, settings().threads)
-        return next((n for n in range(most, 1, -1) if self.fits(n)), 1)
+        limit = min(trials, settings().threads)
+        return next((n for n in range(limit, 1, -1) if self.fits_in_memory(n)), 1)
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """What ``function`` gives wherever these rows are boosted: here."""
+    def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function in this process; a list of its result."""
         return [function(*args)]
 
     def head(self, count: int) -> np.ndarray:
-        """The first encoded rows, at most ``count``."""
-        return next(self.spool.batches(0, min(count, self.rows)))[0]
+        """The first encoded rows, at most ``count``, shape (rows, columns)."""
+        return next(self.file.batches(0, min(count, self.rows)))[0]
 
-    def sample(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every so-manieth row and its label, so that there are about ``most``."""
-        import numpy as np
-
-        step = max(1, self.rows // most)
-        picked = [
+    def sample(self, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """About ``max_rows`` evenly spaced rows, shape (rows, columns), and their labels, shape (rows,)."""
+        step = max(1, self.rows // max_rows)
+        blocks = [
             (m[(-rows.start) % step :: step], self.y[rows][(-rows.start) % step :: step])
-            for m, rows in self.spool.batches(0, self.rows)
+            for m, rows in self.file.batches(0, self.rows)
         ]
-        return np.concatenate([p[0] for p in picked]), np.concatenate([p[1] for p in picked])
+        return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
 
     def dmatrix(
-        self, start: int, stop: int, how: Binning, ref: xgboost.DMatrix | None = None
+        self, start: int, stop: int, binning: Binning, ref: xgboost.DMatrix | None = None
     ) -> xgboost.DMatrix:
-        """Rows ``start`` to ``stop`` as XGBoost's binned matrix, in memory or on disk; the same bins either way."""
+        """Rows ``start`` to ``stop`` as XGBoost's binned matrix, in memory or on disk, with the same bins either way."""
         import xgboost
 
-        iterator = _iterator(self, start, stop, how.external)
-        kind = xgboost.ExtMemQuantileDMatrix if how.external else xgboost.QuantileDMatrix
-        return kind(iterator, max_bin=how.max_bin, ref=ref, nthread=how.threads)
+        iterator = _batch_iterator(self, start, stop, binning.external)
+        matrix = xgboost.ExtMemQuantileDMatrix if binning.external else xgboost.QuantileDMatrix
+        return matrix(iterator, max_bin=binning.max_bin, ref=ref, nthread=binning.threads)
 
 
-def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.DataIter:
+def _batch_iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.DataIter:
     import xgboost
 
-    class Batches(xgboost.DataIter):  # type: ignore[misc]
-        """Feeds the spool to XGBoost, which reads it several times."""
+    class BatchIterator(xgboost.DataIter):  # type: ignore[misc]
+        """Feeds encoded rows to XGBoost, which reads them several times."""
 
         def __init__(self) -> None:
-            self._batches = data.spool.batches(start, stop)
+            self._batches = data.file.batches(start, stop)
             super().__init__(
-                cache_prefix=f"{data.spool.path}.{start}" if external else None, release_data=True
+                cache_prefix=f"{data.file.path}.{start}" if external else None, release_data=True
             )
 
         def next(self, input_data: Callable[..., Any]) -> bool:
             for matrix, rows in self._batches:
-                qid = None if data.group is None else data.group[rows]
+                qid = None if data.lists is None else data.lists[rows]
                 input_data(
                     data=matrix, label=data.y[rows], qid=qid, feature_names=list(data.encoding.columns)
                 )
@@ -209,63 +309,72 @@ def _iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.D
             return False
 
         def reset(self) -> None:
-            self._batches = data.spool.batches(start, stop)
+            self._batches = data.file.batches(start, stop)
 
-    return Batches()
+    return BatchIterator()
 
 
 def build_dataset(
     spec: ModelSpec,
     features: FeatureQuery,
-    split: Windows,
+    windows: Windows,
     folder: Path,
     version: int | None,
     labels_version: int | None,
 ) -> Dataset:
-    """Read, join, compute features and encode the rows of ``split.fit`` and ``split.valid`` into ``folder``.
-
-    Raises:
-        DataError: no labelled rows, or one class only.
-    """
-    import numpy as np
-
-    days = split.fit + split.valid
-    classes = order_classes(spec, read_classes(spec, days, version, labels_version))
-    encoder = Encoder(spec, features, classes)
-    spool = EncodedRowFile(folder / "rows.f32", len(features.columns))
-    fit = 0
-    for part, days in (("fit", split.fit), ("valid", split.valid)):
-        for i, table in enumerate(read_labelled_rows(spec, days, version, labels_version)):
-            if part == "fit" and i == 0:
-                features.check_rowwise(table.slice(0, 2000))
-            spool.append(*encoder.encode(table))
-        if part == "fit":
-            fit = spool.rows
-    y = np.concatenate(spool.y) if spool.rows else np.zeros(0, np.float32)
-    check_trainable(spec, split, fit, spool.rows, set(np.unique(y[:fit]).tolist()))
-    order = {name: sorted(categories) for name, categories in encoder.known.items()}
-    columns = tuple(features.columns)
-    spool.lookup = category_ranks(columns, encoder.known, order)
-    encoding = Encoding(columns, order, spec.features.unseen)
-    return Dataset(spool, fit, encoding, classes, y, np.concatenate(spool.groups) if spool.groups else None)
-
-
-def check_trainable(spec: ModelSpec, split: Windows, fit: int, rows: int, labels: set[float]) -> None:
-    """Stop where there is nothing to learn.
+    """Read, join, compute features of and encode the rows to fit on and those for early stopping.
 
     Args:
-        fit: rows that are fitted on, of ``rows`` in all. labels: values, or a few of them, of the rows fitted on.
+        spec: the model.
+        features: its features.
+        windows: dates of the rows.
+        folder: where the encoded rows are written.
+        version: version of the published rows.
+        labels_version: version of the labels; None where the rows have them.
 
     Raises:
         DataError: no labelled rows, or one class only.
     """
-    if not fit or fit == rows:
+    classes = order_classes(spec, read_classes(spec, windows.fit + windows.valid, version, labels_version))
+    encoder = Encoder(spec, features, classes)
+    file = EncodedRowFile(folder / "rows.f32", len(features.columns))
+    for i, table in enumerate(read_labelled_rows(spec, windows.fit, version, labels_version)):
+        if i == 0:
+            features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
+        file.append(*encoder.encode(table))
+    fit_rows = file.rows
+    for table in read_labelled_rows(spec, windows.valid, version, labels_version):
+        file.append(*encoder.encode(table))
+    y = np.concatenate(file.y) if file.rows else np.zeros(0, np.float32)
+    check_trainable(spec, windows, fit_rows, file.rows, set(np.unique(y[:fit_rows]).tolist()))
+    final = {name: sorted(known) for name, known in encoder.categories.items()}
+    columns = tuple(features.columns)
+    file.lookup = category_ranks(columns, encoder.categories, final)
+    encoding = Encoding(columns, final, spec.features.unseen)
+    lists = np.concatenate(file.lists) if file.lists else None
+    return Dataset(file, fit_rows, encoding, classes, y, lists)
+
+
+def check_trainable(spec: ModelSpec, windows: Windows, fit_rows: int, rows: int, labels: set[float]) -> None:
+    """Refuse rows that nothing can be learned from.
+
+    Args:
+        spec: the model.
+        windows: dates of the rows, for the message.
+        fit_rows: number of rows to fit on.
+        rows: number of rows, those for early stopping included.
+        labels: distinct labels of the rows to fit on; two are enough.
+
+    Raises:
+        DataError: no labelled rows, or one class only.
+    """
+    if not fit_rows or fit_rows == rows:
         raise DataError(
-            f"{rows} labelled rows from {split.fit[0]} to {split.valid[-1]}: nothing to train on",
+            f"{rows} labelled rows from {windows.fit[0]} to {windows.valid[-1]}: nothing to train on",
             "check that labels arrive and that their keys are those of the rows",
             model=spec.name,
         )
     if spec.task in ("binary", "multiclass") and len(labels) < 2:
         raise DataError(
-            f"all {fit} training rows have the same label", "check label.expression", model=spec.name
+            f"all {fit_rows} training rows have the same label", "check label.expression", model=spec.name
         )

@@ -1,127 +1,190 @@
-"""The rows a model is trained on, a share on each worker, and XGBoost's Dask interface to boost them.
+"""The rows that a model is trained on, spread over Dask workers, and XGBoost's Dask interface to boost them.
 
-Each worker reads its share of the pinned dataset version from the lake itself. What all must agree on, categories and
-classes, is gathered once and handed to all. A worker keeps its share in memory, as float32 and binned.
+Each worker reads its dates of the pinned dataset version from the lake itself. What all workers must agree on,
+categories and classes, is gathered once and sent to all. A worker keeps its rows in memory, as float32 and binned.
 """
 
 from __future__ import annotations
 
 import logging
 import operator
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
 
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.features.engine import FeatureQuery
-from perennial.features.labelled_rows import GROUP_ROWS, groups, read_labelled_rows
+from perennial.features.labelled_rows import GROUP_ROWS, read_labelled_rows
 from perennial.features.targets import order_classes, read_classes
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
+from perennial.training import _gpu_monitor
 from perennial.training._boosting import ran_on, should_stop_early
-from perennial.training._dataset import Binning, Encoder
+from perennial.training._dataset import (
+    BYTES_PER_CELL,
+    ROWWISE_CHECK_ROWS,
+    Binning,
+    Encoder,
+    category_ranks,
+    check_trainable,
+    recode_categories,
+)
+from perennial.training._gpu_monitor import GpuReport
 from perennial.training.checkpoint import Checkpoint
 from perennial.training.dask_cluster import WorkerPool
-from perennial.training.dataset import BYTES_PER_CELL, category_ranks, check_trainable, recode_categories
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
-    import numpy as np
     import xgboost
     from distributed import Future
 
 log = logging.getLogger("perennial")
-#: Parts that a worker's share has at least, where there are dates enough: so that shares come out even.
-PARTS = 4
-_METRIC, _RAN = "valid", "perennial_ran_on"
+#: Blocks that each worker gets at least, where there are enough dates, so that workers get about as many rows each.
+MIN_BLOCKS_PER_WORKER = 4
+_METRIC, _RAN_ON = "valid", "perennial_ran_on"
 
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """What workers read: a model's labelled rows, at pinned versions."""
+    """What workers read: the labelled rows of a model at pinned versions.
+
+    Attributes:
+        spec: the model.
+        reference_versions: version of each reference table, by name.
+        version: version of the published rows.
+        labels_version: version of the labels; None where the rows have them.
+        classes: multiclass only: the label values by class index.
+    """
 
     spec: ModelSpec
-    references: dict[str, int]
+    reference_versions: dict[str, int]
     version: int | None
     labels_version: int | None
     classes: tuple[str, ...] = ()
 
 
+class BlockSummary(NamedTuple):
+    """What the trainer needs to know of a block.
+
+    Attributes:
+        rows: number of rows.
+        labels: distinct labels, two at most.
+        lists: ranking only: number of lists; otherwise 0.
+        categories: categories by column, in the order of their provisional codes.
+    """
+
+    rows: int
+    labels: set[float]
+    lists: int
+    categories: dict[str, list[str]]
+
+
 @dataclass(frozen=True)
 class WorkerBlock:
-    """Some adjacent partitions as one worker holds them: categories have provisional codes."""
+    """Some adjacent partitions on one worker, with provisional category codes.
+
+    Attributes:
+        matrix: encoded rows, float32 of shape (rows, columns).
+        y: labels, shape (rows,).
+        lists: ranking only: number of each row's list, shape (rows,).
+        categories: categories by column, in the order of their provisional codes.
+    """
 
     matrix: np.ndarray
     y: np.ndarray
-    group: np.ndarray | None
-    known: dict[str, list[str]]
+    lists: np.ndarray | None
+    categories: dict[str, list[str]]
 
-    def facts(self) -> tuple[int, set[float], int, dict[str, list[str]]]:
-        """Rows, two of their labels, lists, categories."""
-        import numpy as np
-
-        lists = int(self.group[-1]) if self.group is not None and len(self.group) else 0
-        return len(self.y), set(np.unique(self.y)[:2].tolist()), lists, self.known
+    def summarise(self) -> BlockSummary:
+        """What the trainer needs to know of the block."""
+        lists = int(self.lists[-1]) if self.lists is not None and len(self.lists) else 0
+        return BlockSummary(len(self.y), set(np.unique(self.y)[:2].tolist()), lists, self.categories)
 
 
 @dataclass(frozen=True)
 class WorkerPartition:
-    """Rows ``first`` to ``first + rows`` of all, with their worker: matrix, labels and lists, as futures."""
+    """The rows ``first`` to ``first + rows`` of all, on one worker, as futures.
+
+    Attributes:
+        first: position of the first row.
+        rows: number of rows.
+        worker: address of the worker.
+        x: encoded rows, float32 of shape (rows, columns).
+        y: labels, shape (rows,).
+        lists: ranking only: number of each row's list, shape (rows,).
+    """
 
     first: int
     rows: int
     worker: str
     x: Future
     y: Future
-    group: Future | None
+    lists: Future | None
 
 
 @dataclass(frozen=True)
 class DistributedDataset:
-    """What a training run fits on, as `perennial.training._dataset.Dataset`; good for as long as its crew is there.
+    """The rows of a training on workers (`TrainingData`); usable as long as its worker pool is open.
 
     Attributes:
-        fit: rows that are fitted on; the rest, up to ``rows``, are for early stopping.
+        pool: the workers.
+        parts: the rows, in order.
+        fit_rows: number of rows to fit on; the rest, up to ``rows``, are for early stopping.
+        rows: number of rows.
+        encoding: how feature columns became the matrix.
+        classes: multiclass only: the label values by class index.
     """
 
-    crew: WorkerPool
+    pool: WorkerPool
     parts: tuple[WorkerPartition, ...]
-    fit: int
+    fit_rows: int
     rows: int
     encoding: Encoding
     classes: tuple[str, ...]
 
-    def ask(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """What ``function`` gives on each worker."""
-        found = self.crew.client.run(function, *args)
-        return [found[address] for address in self.crew.addresses]
+    def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
+        """Call a function on each worker; its results in the order of the workers' ranks."""
+        results = self.pool.client.run(function, *args)
+        return [results[address] for address in self.pool.addresses]
+
+    @contextmanager
+    def monitor_gpus(self, enabled: bool) -> Iterator[list[GpuReport]]:
+        """Monitor the workers' GPUs while the block runs; the list has their reports when it ends."""
+        reports: list[GpuReport] = []
+        if not enabled:
+            yield reports
+            return
+        self.run_everywhere(_gpu_monitor.start_on_worker)
+        try:
+            yield reports
+        finally:
+            reports += [report for report in self.run_everywhere(_gpu_monitor.stop_on_worker) if report]
 
     def head(self, count: int) -> np.ndarray:
-        """The first encoded rows, at most ``count``."""
+        """The first encoded rows, at most ``count``, shape (rows, columns)."""
         part = self.parts[0]
-        rows: np.ndarray = self.crew.client.submit(
+        rows: np.ndarray = self.pool.client.submit(
             operator.getitem, part.x, slice(count), workers=[part.worker]
         ).result()
         return rows
 
-    def sample(self, most: int) -> tuple[np.ndarray, np.ndarray]:
-        """Every so-manieth row and its label, so that there are about ``most``."""
-        import numpy as np
-
-        step = max(1, self.rows // most)
-        picked = [slice((-p.first) % step, None, step) for p in self.parts]
-        x, y = (
-            self._gather(operator.getitem, [(getattr(p, name), s) for p, s in zip(self.parts, picked, strict=True)])
-            for name in ("x", "y")
-        )  # fmt: skip
+    def sample(self, max_rows: int) -> tuple[np.ndarray, np.ndarray]:
+        """About ``max_rows`` evenly spaced rows, shape (rows, columns), and their labels, shape (rows,)."""
+        step = max(1, self.rows // max_rows)
+        slices = [slice((-p.first) % step, None, step) for p in self.parts]
+        x = self._gather(operator.getitem, [(p.x, s) for p, s in zip(self.parts, slices, strict=True)])
+        y = self._gather(operator.getitem, [(p.y, s) for p, s in zip(self.parts, slices, strict=True)])
         return np.concatenate(x), np.concatenate(y)
 
     def dmatrix(
-        self, start: int, stop: int, how: Binning, ref: xgboost.dask.DaskDMatrix | None = None
+        self, start: int, stop: int, binning: Binning, ref: xgboost.dask.DaskDMatrix | None = None
     ) -> xgboost.dask.DaskDMatrix:
-        """Rows ``start`` to ``stop``, where one part begins and another ends, as XGBoost's binned matrix on workers."""
+        """Rows ``start`` to ``stop``, both borders of a part, as XGBoost's binned matrix on the workers."""
         import dask.array as da
         from xgboost.dask import DaskQuantileDMatrix
 
@@ -134,12 +197,12 @@ class DistributedDataset:
             )
 
         return DaskQuantileDMatrix(
-            self.crew.client,
+            self.pool.client,
             array("x", width),
             array("y"),
-            qid=None if parts[0].group is None else array("group", dtype="int64"),
+            qid=None if parts[0].lists is None else array("lists", dtype="int64"),
             feature_names=list(self.encoding.columns),
-            max_bin=how.max_bin,
+            max_bin=binning.max_bin,
             ref=ref,
         )
 
@@ -155,57 +218,61 @@ class DistributedDataset:
         patience: int = 0,
         maximize: bool = False,
     ) -> tuple[xgboost.Booster, list[float]]:
-        """As `_boosting.boost`, by ``xgboost.dask.train``; the worker of rank 0 keeps the checkpoint."""
+        """As `_boosting.boost`, with ``xgboost.dask.train``; the worker of rank 0 writes the checkpoint.
+
+        Raises:
+            PerennialError: several workers of one machine would share its GPU.
+        """
         import xgboost
         import xgboost.dask
 
-        found, losses = checkpoint.booster(name)
-        before = xgboost.Booster(model_file=found) if found else None
-        left = rounds - (before.num_boosted_rounds() if before else 0)
-        if before and should_stop_early(losses, patience, maximize):
-            return before, losses
-        if self.crew.together and len(self.crew.addresses) > 1 and params["device"] == "cuda":
+        raw, losses = checkpoint.load_booster(name)
+        unfinished = xgboost.Booster(model_file=raw) if raw else None
+        rounds_left = rounds - (unfinished.num_boosted_rounds() if unfinished else 0)
+        if unfinished and should_stop_early(losses, patience, maximize):
+            return unfinished, losses
+        if self.pool.same_machine and len(self.pool.addresses) > 1 and params["device"] == "cuda":
             raise PerennialError(
                 "workers of one machine share its GPU, which XGBoost refuses",
-                "leave workers out of the compute profile here, or use one of pods: a GPU each",
+                "leave workers out of the compute profile here, or use a profile of pods with a GPU each",
             )
-        told = xgboost.dask.train(
-            self.crew.client,
-            params | {"nthread": self.crew.threads},
+        result = xgboost.dask.train(
+            self.pool.client,
+            params | {"nthread": self.pool.threads},
             train,
-            left,
+            rounds_left,
             evals=[] if valid is None else [(valid, _METRIC)],
-            xgb_model=before,
+            xgb_model=unfinished,
             verbose_eval=False,
-            callbacks=[_keeper(name, checkpoint.uri, losses, patience, maximize)],
+            callbacks=[_checkpoint_callback(name, checkpoint.uri, losses, patience, maximize)],
         )
-        new = [float(loss) for history in told["history"].get(_METRIC, {}).values() for loss in history]
-        return told["booster"], losses + new
+        new = [float(loss) for history in result["history"].get(_METRIC, {}).values() for loss in history]
+        return result["booster"], losses + new
 
-    def fits(self) -> bool:
-        """Whether each worker's rows fit into its memory: they must, there is no other way for them."""
-        largest = max(sum(p.rows for p in self.parts if p.worker == w) for w in self.crew.addresses)
+    def fits_in_memory(self) -> bool:
+        """True, with a warning where a worker's rows may not fit: Dask has no matrix on disk."""
+        largest = max(sum(p.rows for p in self.parts if p.worker == w) for w in self.pool.addresses)
         needed = largest * len(self.encoding.columns) * (4 + BYTES_PER_CELL) // 2**20
         if needed > settings().memory_mb:
             log.warning(
-                "%d rows of one worker need about %d MiB, and it has %d to plan with: give it more memory, "
-                "or have more workers", largest, needed, settings().memory_mb,
+                "%d rows of one worker need about %d MiB, and it may use %d: give workers more memory, or use more "
+                "of them", largest, needed, settings().memory_mb,
             )  # fmt: skip
         return True
 
-    def abreast(self, trials: int) -> int:
-        """How many trials to boost side by side: each has all workers."""
+    def max_parallel_trials(self, trials: int) -> int:
+        """1, because each trial uses all workers."""
         return 1
 
     def ran_on(self, booster: xgboost.Booster) -> str:
-        """The device a booster of these rows was trained on, by its own account when it was there."""
-        ran = booster.attr(_RAN) or ""
-        booster.set_attr(**{_RAN: None})
-        return ran
+        """The device that the workers recorded in a booster of these rows; removes it from the booster."""
+        device = booster.attr(_RAN_ON) or ""
+        booster.set_attr(**{_RAN_ON: None})
+        return device
 
     def _gather(self, function: Callable[..., Any], calls: list[tuple[Any, ...]]) -> list[Any]:
-        """One call for each part, on its worker."""
-        client = self.crew.client
+        """Call a function for each part on its worker, and gather the results."""
+        client = self.pool.client
         return list(
             client.gather([
                 client.submit(function, *call, workers=[p.worker], pure=False)
@@ -214,11 +281,13 @@ class DistributedDataset:
         )  # fmt: skip
 
 
-def _keeper(name: str, uri: str | None, losses: list[float], patience: int, maximize: bool) -> Any:
-    """XGBoost's callback on each worker: early stopping that goes on where it was, and the checkpoint."""
+def _checkpoint_callback(
+    name: str, uri: str | None, losses: list[float], patience: int, maximize: bool
+) -> Any:
+    """XGBoost's callback on each worker: early stopping over all rounds, and the checkpoint."""
     import xgboost
 
-    class Keeper(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+    class CheckpointCallback(xgboost.callback.TrainingCallback):  # type: ignore[misc]
         def before_training(self, model: xgboost.Booster) -> xgboost.Booster:
             self._losses = list(losses)
             self._checkpoint = Checkpoint(uri if xgboost.collective.get_rank() == 0 else None)
@@ -227,117 +296,133 @@ def _keeper(name: str, uri: str | None, losses: list[float], patience: int, maxi
         def after_iteration(self, model: xgboost.Booster, epoch: int, evals_log: dict[str, Any]) -> bool:
             for history in evals_log.get(_METRIC, {}).values():
                 self._losses.append(float(history[-1]))  # the same on all workers
-            self._checkpoint.keep(name, model, self._losses)
+            self._checkpoint.save_booster(name, model, self._losses)
             return should_stop_early(self._losses, patience, maximize)
 
         def after_training(self, model: xgboost.Booster) -> xgboost.Booster:
-            # The trainer, which has no GPU, could not tell any more.
-            model.set_attr(**{_RAN: ran_on(model)})
+            # The trainer has no GPU: loaded there, the booster's configuration would say cpu.
+            model.set_attr(**{_RAN_ON: ran_on(model)})
             return model
 
-    return Keeper()
+    return CheckpointCallback()
+
+
+@dataclass(frozen=True)
+class _Assignment:
+    """Adjacent dates of one window that a worker reads."""
+
+    window: str
+    days: tuple[str, ...]
+    worker: str
 
 
 def build_distributed_dataset(
-    crew: WorkerPool, source: DatasetRef, split: Windows, columns: tuple[str, ...]
+    pool: WorkerPool, source: DatasetRef, windows: Windows, columns: tuple[str, ...]
 ) -> DistributedDataset:
-    """Have each worker read, join, compute features of and encode its share of ``split.fit`` and ``split.valid``.
+    """Have each worker read, join, compute features of and encode its rows to fit on and for early stopping.
 
     Args:
+        pool: the workers.
+        source: what they read.
+        windows: dates of the rows.
         columns: names of the features.
 
     Raises:
         DataError: no labelled rows, or one class only.
     """
-    client, spec = crew.client, source.spec
-    wanted = [
-        (part, days, worker)
-        for part, whole in (("fit", split.fit), ("valid", split.valid))
-        for days, worker in _assign_partitions(source, whole, crew.addresses)
+    client, spec = pool.client, source.spec
+    assignments = [
+        _Assignment(window, days, worker)
+        for window, dates in (("fit", windows.fit), ("valid", windows.valid))
+        for days, worker in _assign_partitions(source, dates, pool.addresses)
     ]
 
     def each(function: Callable[..., Any], *arguments: list[Any]) -> list[Future]:
-        """One call for each run of dates, on its worker."""
+        """Call a function for each assignment, on its worker."""
         return [
-            client.submit(function, *row, workers=[worker], pure=False)
-            for (_, _, worker), *row in zip(wanted, *arguments, strict=True)
+            client.submit(function, *row, workers=[assignment.worker], pure=False)
+            for assignment, *row in zip(assignments, *arguments, strict=True)
         ]
 
-    days = [d for _, d, _ in wanted]
+    days = [a.days for a in assignments]
     if spec.task == "multiclass":
-        found = client.gather(each(_classes, [source] * len(days), days))
-        source = DatasetRef(spec, source.references, source.version, source.labels_version,
-                        order_classes(spec, set().union(*found)))  # fmt: skip
-    blocks = each(_read, [source] * len(days), days, [i == 0 for i in range(len(days))])
-    facts = client.gather(each(WorkerBlock.facts, blocks))
-    fit = sum(rows for (rows, *_), (part, *_) in zip(facts, wanted, strict=True) if part == "fit")
-    rows = sum(count for count, *_ in facts)
-    labels = set().union(*(some for (_, some, *_), (p, *_) in zip(facts, wanted, strict=True) if p == "fit"))
-    check_trainable(spec, split, fit, rows, labels)
+        classes = client.gather(each(_read_classes, [source] * len(days), days))
+        source = replace(source, classes=order_classes(spec, set().union(*classes)))
+    blocks = each(_read_block, [source] * len(days), days, [i == 0 for i in range(len(days))])
+    summaries: list[BlockSummary] = client.gather(each(WorkerBlock.summarise, blocks))
+    fitted = [s for s, a in zip(summaries, assignments, strict=True) if a.window == "fit"]
+    fit_rows, rows = sum(s.rows for s in fitted), sum(s.rows for s in summaries)
+    check_trainable(spec, windows, fit_rows, rows, set().union(*(s.labels for s in fitted)))
 
-    known = [k for *_, k in facts]
-    order = {name: sorted(set().union(*(k[name] for k in known))) for name in known[0]}
-    lists = [sum(count for _, _, count, _ in facts[:i]) for i in range(len(facts))]
-    settled = each(_settle, blocks, [category_ranks(columns, k, order) for k in known], lists)
-    del blocks  # so that no worker holds its share twice
-    x, y, group = (each(operator.itemgetter(i), settled) for i in range(3))
-    parts, first = [], 0
-    for i, (count, *_) in enumerate(facts):
-        if count:
-            parts.append(
-                WorkerPartition(first, count, wanted[i][2], x[i], y[i], group[i] if spec.group else None)
-            )
-        first += count
-    held = {w: sum(p.rows for p in parts if p.worker == w) for w in crew.addresses}
-    log.info("Rows of the workers: %s", ", ".join(map(str, held.values())))
-    return DistributedDataset(
-        crew, tuple(parts), fit, rows, Encoding(columns, order, spec.features.unseen), source.classes
+    final = {
+        name: sorted(set().union(*(s.categories[name] for s in summaries)))
+        for name in summaries[0].categories
+    }
+    earlier_lists = [sum(s.lists for s in summaries[:i]) for i in range(len(summaries))]
+    lookups = [category_ranks(columns, s.categories, final) for s in summaries]
+    recoded = each(_recode_block, blocks, lookups, earlier_lists)
+    del blocks  # or workers would hold their rows twice
+    x, y, lists = (each(operator.itemgetter(i), recoded) for i in range(3))
+    first_rows = [sum(s.rows for s in summaries[:i]) for i in range(len(summaries))]
+    parts = tuple(
+        WorkerPartition(
+            first_rows[i], s.rows, assignments[i].worker, x[i], y[i], lists[i] if spec.group else None
+        )
+        for i, s in enumerate(summaries)
+        if s.rows
     )
+    worker_rows = [sum(p.rows for p in parts if p.worker == w) for w in pool.addresses]
+    log.info("Rows of the workers: %s", ", ".join(map(str, worker_rows)))
+    encoding = Encoding(columns, final, spec.features.unseen)
+    return DistributedDataset(pool, parts, fit_rows, rows, encoding, source.classes)
 
 
 def _assign_partitions(
     source: DatasetRef, days: tuple[str, ...], workers: tuple[str, ...]
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Runs of adjacent dates, in order, each for the worker that has least so far; the same each time."""
+    """Runs of adjacent dates, in order, each for the worker with the fewest rows so far; the same each time."""
     uri = delta_tables.table_uri("published", source.spec.name)
-    whole = sum(rows for *_, rows in groups(uri, days, source.version, GROUP_ROWS))
-    most = min(GROUP_ROWS, max(1, whole // (PARTS * len(workers))))
-    held, dealt = dict.fromkeys(workers, 0), []
-    for start, end, rows in groups(uri, days, source.version, most):
-        worker = min(workers, key=lambda w: held[w])
-        held[worker] += rows
-        dealt.append((tuple(d for d in days if start <= d <= end), worker))
-    return dealt
+    rows = delta_tables.rows_by_partition(uri, source.version)
+    sizes = {day: rows.get(day, 0) for day in days}
+    max_rows = min(GROUP_ROWS, max(1, sum(sizes.values()) // (MIN_BLOCKS_PER_WORKER * len(workers))))
+    assigned_rows, assignments = dict.fromkeys(workers, 0), []
+    for group in delta_tables.group_by_rows(sizes, max_rows):
+        worker = min(workers, key=lambda w: assigned_rows[w])
+        assigned_rows[worker] += group.rows
+        assignments.append((tuple(d for d in days if group.start <= d <= group.end), worker))
+    return assignments
 
 
-def _classes(source: DatasetRef, days: tuple[str, ...]) -> set[str]:
+def _read_classes(source: DatasetRef, days: tuple[str, ...]) -> set[str]:
+    """The classes of the labels on some dates; runs on a worker."""
     return read_classes(source.spec, days, source.version, source.labels_version)
 
 
-def _read(source: DatasetRef, days: tuple[str, ...], check: bool) -> WorkerBlock:
-    """Runs on a worker."""
-    import numpy as np
-
-    features = FeatureQuery(source.spec, source.references)
+def _read_block(source: DatasetRef, days: tuple[str, ...], check_rowwise: bool) -> WorkerBlock:
+    """Read and encode the rows of some dates; runs on a worker."""
+    features = FeatureQuery(source.spec, source.reference_versions)
     encoder = Encoder(source.spec, features, source.classes)
-    found = []
+    encoded = []
     for i, table in enumerate(read_labelled_rows(source.spec, days, source.version, source.labels_version)):
-        if check and i == 0:
-            features.check_rowwise(table.slice(0, 2000))
-        found.append(encoder.encode(table))
-    if not found:
-        return WorkerBlock(
-            np.zeros((0, len(features.columns)), np.float32), np.zeros(0, np.float32), None, encoder.known
-        )
-    x, y, group = zip(*found, strict=True)
-    lists = np.concatenate(group) if source.spec.group else None
-    return WorkerBlock(np.concatenate(x), np.concatenate(y), lists, encoder.known)
+        if check_rowwise and i == 0:
+            features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
+        encoded.append(encoder.encode(table))
+    if not encoded:
+        empty = np.zeros((0, len(features.columns)), np.float32)
+        return WorkerBlock(empty, np.zeros(0, np.float32), None, encoder.categories)
+    x, y, lists = zip(*encoded, strict=True)
+    return WorkerBlock(
+        np.concatenate(x),
+        np.concatenate(y),
+        np.concatenate(lists) if source.spec.group else None,
+        encoder.categories,
+    )
 
 
-def _settle(
-    block: WorkerBlock, lookup: dict[int, np.ndarray], lists: int
+def _recode_block(
+    block: WorkerBlock, lookup: dict[int, np.ndarray], earlier_lists: int
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
-    """Matrix, labels and lists with the codes and numbers that all workers share; runs on a worker."""
-    matrix = block.matrix.copy()  # a task's arguments are not its own
+    """Matrix, labels and lists with final category codes and list numbers; runs on a worker."""
+    matrix = block.matrix.copy()  # Dask's tasks must not change their arguments
     recode_categories(matrix, lookup)
-    return matrix, block.y, None if block.group is None else block.group + lists
+    return matrix, block.y, None if block.lists is None else block.lists + earlier_lists

@@ -72,7 +72,7 @@ def _build_reference(
     path = folder / "reference_rows.parquet"
     writer = None
     for table in read_labelled_rows(spec, split.fit + split.valid, source.version, source.labels_version):
-        rows = features.apply(table)
+        rows = features.compute(table)
         rows = rows.append_column("prediction", prediction_column(model, model.predict(rows)))
         rows = rows.append_column(delta_tables.PARTITION, table.column(delta_tables.PARTITION))
         writer = writer or pq.ParquetWriter(path, rows.schema)

@@ -123,5 +123,5 @@ def _rows(
         return build_dataset(spec, features, split, folder, source.version, source.labels_version)
     from perennial.training import _distributed_dataset, distributed_dataset
 
-    place = _distributed_dataset.DatasetRef(spec, features.versions, source.version, source.labels_version)
+    place = _distributed_dataset.DatasetRef(spec, features.reference_versions, source.version, source.labels_version)
     return distributed_dataset.build_distributed_dataset(crew, place, split, tuple(features.columns))

@@ -13,7 +13,8 @@ from perennial.core.errors import PerennialError
 from perennial.local_stack import demo, processes, servers, summary
 from perennial.local_stack.driver import Driver, DriverStopped, RunFailedError
 from perennial.local_stack.sample.plan import Plan
-from perennial.storage import delta_tables, duckdb_session, ledger, manifests
+from perennial.storage import delta_tables, ledger, manifests
+from support import lake
 from support.live import BROKEN, PLAN, Live
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
@@ -48,9 +49,9 @@ def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
         assert data and score
         assert data.rows_in == data.rows_out + data.quarantined
         assert score.rows_in == score.rows_out == data.rows_out
-    rows = duckdb_session.stream(
+    rows = lake.read_table(
         delta_tables.table_uri("predictions", PLAN.model), start=nights[0], end=nights[-1]
-    ).read_all()
+    )
     keys = set(zip(rows["id"].to_pylist(), rows[delta_tables.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
     assert ledger.records(PLAN.model, "promotion")[0]["decision"] == "promoted"

@@ -16,9 +16,9 @@ from perennial.core import dates
 from perennial.core.errors import DataError, LockHeldError, StorageError
 from perennial.modeling import registry
 from perennial.steps import dispatch
-from perennial.storage import delta_tables, duckdb_session, ledger, manifests, object_store
+from perennial.storage import delta_tables, ledger, manifests, object_store
 from perennial.storage import locks as locks_module
-from support import processes, toys
+from support import lake, processes, toys
 
 
 def test_several_tasks_tell_of_incidents(bucket: Any, tmp_path: Path) -> None:
@@ -80,9 +80,9 @@ def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
     first = put("2024-01-01", 1)
     put("2024-01-02", 2)
     put("2024-01-01", 3)
-    assert sorted(r["id"] for r in duckdb_session.stream(uri).read_all().to_pylist()) == [2, 3]  # type: ignore[union-attr]
-    assert duckdb_session.stream(uri, first).read_all()["id"].to_pylist() == [1]  # type: ignore[union-attr]
-    assert duckdb_session.stream(uri, start="2024-01-02").read_all()["id"].to_pylist() == [2]  # type: ignore[union-attr]
+    assert sorted(r["id"] for r in lake.read_table(uri).to_pylist()) == [2, 3]
+    assert lake.read_table(uri, first)["id"].to_pylist() == [1]
+    assert lake.read_table(uri, start="2024-01-02")["id"].to_pylist() == [2]
 
 
 def test_writers_at_once_lose_nothing(bucket: Any) -> None:

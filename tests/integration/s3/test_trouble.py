@@ -12,8 +12,8 @@ import pytest
 
 from perennial.core.errors import LockHeldError, StorageError
 from perennial.steps import dispatch
-from perennial.storage import delta_tables, duckdb_session, locks, manifests, object_store
-from support import toys
+from perennial.storage import delta_tables, locks, manifests, object_store
+from support import lake, toys
 from support.trouble import Proxy
 
 DAY = "2024-01-01"
@@ -25,9 +25,7 @@ def rows(*ids: int) -> pa.Table:
 
 
 def ids(uri: str) -> list[int]:
-    found = duckdb_session.stream(uri)
-    assert found is not None
-    return sorted(found.read_all()["id"].to_pylist())
+    return sorted(lake.read_table(uri)["id"].to_pylist())
 
 
 @pytest.fixture

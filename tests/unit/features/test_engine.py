@@ -13,27 +13,17 @@ import pytest
 
 from perennial.core import dates
 from perennial.core.errors import DataError, SpecError
-from perennial.features import reference_tables, scan_units
-from perennial.features.engine import FeatureQuery, reader
+from perennial.features import scan_units
+from perennial.features.engine import FeatureQuery
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, landing
+from perennial.storage import delta_tables
 from support import toys
 
 DAY = toys.FIRST
 
 
-@pytest.fixture
-def make(house: Path, tmp_path: Path) -> Any:
-    def make(sql: str = toys.SQL, **changes: Any) -> ModelSpec:
-        spec = toys.model(tmp_path / "models", "toy", sql=sql, **changes)
-        toys.write(landing.source_uri("{landing}/toy_places.parquet"), toys.places())
-        return spec
-
-    return make
-
-
 def features(spec: ModelSpec, rows: pa.Table) -> list[dict[str, Any]]:
-    return FeatureQuery(spec).apply(rows).to_pylist()  # type: ignore[no-any-return]
+    return FeatureQuery(spec).compute(rows).to_pylist()  # type: ignore[no-any-return]
 
 
 def one_unit(spec: ModelSpec) -> scan_units.ScanUnit:
@@ -49,16 +39,16 @@ def test_whole_slice_and_single_row_agree(make: Any) -> None:
     whole = features(spec, rows)
     assert len(whole) == len(rows)
     assert list(whole[0]) == ["x", "z", "k", "hour", "size"]
-    found = FeatureQuery(spec)
-    assert found.apply(rows.slice(7, 20)).to_pylist() == whole[7:27]
-    assert [found.apply(rows.slice(i, 1)).to_pylist()[0] for i in range(len(rows))] == whole
-    assert found.apply(rows.slice(0, 0)).to_pylist() == []
+    query = FeatureQuery(spec)
+    assert query.compute(rows.slice(7, 20)).to_pylist() == whole[7:27]
+    assert [query.compute(rows.slice(i, 1)).to_pylist()[0] for i in range(len(rows))] == whole
+    assert query.compute(rows.slice(0, 0)).to_pylist() == []
 
 
 def test_order_is_kept_through_joins(make: Any) -> None:
     spec, rows = make(), toys.rows("binary", DAY, 5000)
     shuffled = rows.take(np.random.default_rng(3).permutation(len(rows)))
-    assert FeatureQuery(spec).apply(shuffled)["x"].to_pylist() == shuffled["x"].to_pylist()
+    assert FeatureQuery(spec).compute(shuffled)["x"].to_pylist() == shuffled["x"].to_pylist()
 
 
 def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
@@ -72,33 +62,6 @@ def test_a_join_takes_what_was_known_and_nothing_later(make: Any) -> None:
     assert [r["size"] for r in features(spec, rows)] == [1.0, 2.0, 2.0, None]
 
 
-def test_a_pinned_reference_does_not_move(make: Any) -> None:
-    spec, rows = make(), toys.rows("binary", DAY)
-    pinned = reference_tables.sync_to_lake(spec)
-    before = FeatureQuery(spec, pinned).apply(rows).to_pylist()
-    new = toys.places().set_column(2, "size", pa.array([7.0] * 4))
-    toys.write(landing.source_uri(spec.references[0].source), new)
-    assert reference_tables.sync_to_lake(spec) != pinned
-    assert FeatureQuery(spec, pinned).apply(rows).to_pylist() == before
-    assert {r["size"] for r in features(spec, rows)} == {7.0}
-
-
-def test_a_reference_that_is_gone_or_damaged_leaves_the_last_good_copy_or_says_so(make: Any) -> None:
-    spec = make()
-    place = Path(landing.source_uri(spec.references[0].source))
-    good = place.read_bytes()
-    place.write_bytes(good[: len(good) // 2])
-    with pytest.raises(DataError, match=r"places: .* cannot be read"):
-        FeatureQuery(spec)
-    place.unlink()
-    with pytest.raises(DataError, match=r"places: .* is missing"):
-        FeatureQuery(spec)
-    place.write_bytes(good)
-    versions = reference_tables.sync_to_lake(spec)
-    place.unlink()
-    assert reference_tables.sync_to_lake(spec) == versions
-
-
 def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> None:
     folder = tmp_path / "models" / "shared"
     folder.mkdir(parents=True)
@@ -108,7 +71,7 @@ def test_a_feature_set_adds_columns_to_the_rows(make: Any, tmp_path: Path) -> No
         "SELECT id, twice, k FROM rows", features={"sets": ["shared"], "references": [], "categorical": ["k"]}
     )
     rows = toys.rows("binary", DAY, 3)
-    assert FeatureQuery(spec).apply(rows)["twice"].to_pylist() == [2 * x for x in rows["x"].to_pylist()]
+    assert FeatureQuery(spec).compute(rows)["twice"].to_pylist() == [2 * x for x in rows["x"].to_pylist()]
 
 
 @pytest.mark.parametrize(
@@ -138,11 +101,11 @@ def test_sql_that_does_not_keep_its_rows_is_refused(make: Any, sql: str, message
     spec = make(sql, features={"categorical": []})
     toys.publish(spec, days=1)
     unit = one_unit(spec)
-    found = FeatureQuery(spec, None, delta_tables.table_uri("published", "toy"))
+    query = FeatureQuery(spec, None, delta_tables.table_uri("published", "toy"))
     for run in (
-        lambda: found.apply(toys.rows("binary", DAY)),
-        lambda: list(found.of(unit.source(list(spec.data.columns)), unit.read(["id"]))),
-        lambda: list(found.of(toys.rows("binary", DAY), unit.read(["id"]))),
+        lambda: query.compute(toys.rows("binary", DAY)),
+        lambda: list(query.stream(unit.source(list(spec.data.columns)), unit.read(["id"]))),
+        lambda: list(query.stream(toys.rows("binary", DAY), unit.read(["id"]))),
     ):
         with pytest.raises(DataError, match=message) as error:
             run()
@@ -222,9 +185,9 @@ def test_the_engine_cannot_be_reconfigured(make: Any) -> None:
     ],
 )
 def test_sql_that_looks_at_other_rows_is_refused(make: Any, sql: str) -> None:
-    found = FeatureQuery(make(sql, features={"categorical": []}))
+    query = FeatureQuery(make(sql, features={"categorical": []}))
     with pytest.raises(SpecError, match="depends on the other rows"):
-        found.check_rowwise(toys.rows("binary", DAY))
+        query.check_rowwise(toys.rows("binary", DAY))
 
 
 def test_sql_that_minds_its_row_passes(make: Any) -> None:
@@ -238,8 +201,8 @@ def test_a_label_that_is_a_column_is_hidden(make: Any) -> None:
     own = {"source": None, "columns": {}, "expression": "z", "arrives_after_days": 0}
     with pytest.raises(SpecError, match="z"):
         FeatureQuery(make("SELECT id, z FROM rows", label=own, features={"categorical": []}))
-    found = FeatureQuery(make("SELECT id, x FROM rows", label=own, features={"categorical": []}))
-    assert found.apply(toys.rows("binary", DAY)).num_rows == toys.ROWS
+    query = FeatureQuery(make("SELECT id, x FROM rows", label=own, features={"categorical": []}))
+    assert query.compute(toys.rows("binary", DAY)).num_rows == toys.ROWS
 
 
 def test_keys_of_several_columns_and_types(make: Any) -> None:
@@ -251,22 +214,7 @@ def test_keys_of_several_columns_and_types(make: Any) -> None:
     )
     rows = toys.rows("binary", DAY)
     rows = rows.set_column(0, "id", pa.array(["one", "two"] * 30))
-    assert FeatureQuery(spec).apply(rows)["x"].to_pylist() == rows["x"].to_pylist()
-
-
-def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
-    spec = make()
-    toys.publish(spec, days=3)
-    stream = reader(spec, DAY, dates.add_days(DAY, 2))
-    assert stream is not None
-    table = stream.read_all()
-    assert table.column_names == ["id", delta_tables.PARTITION, "x", "z", "k", "hour", "size"]
-    assert table.num_rows == 3 * toys.ROWS
-    one = table.filter(pa.compute.equal(table[delta_tables.PARTITION], DAY)).drop_columns(
-        ["id", delta_tables.PARTITION]
-    )
-    assert one.to_pylist() == features(spec, toys.rows("binary", DAY))
-    assert reader(spec, "2030-01-01", "2030-01-02") is None
+    assert FeatureQuery(spec).compute(rows)["x"].to_pylist() == rows["x"].to_pylist()
 
 
 @pytest.mark.parametrize(
@@ -275,16 +223,16 @@ def test_reading_the_lake_gives_what_the_rows_give(make: Any) -> None:
 def test_files_give_what_their_rows_give(make: Any, sql: str) -> None:
     spec = make(sql)
     toys.publish(spec, days=3, n=5000)
-    found = FeatureQuery(spec, None, delta_tables.table_uri("published", "toy"))
+    query = FeatureQuery(spec, None, delta_tables.table_uri("published", "toy"))
     unit = one_unit(spec)
-    assert unit.nights == [(dates.add_days(DAY, i), 5000) for i in range(3)]
-    rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.nights])
+    assert unit.partitions == [(dates.add_days(DAY, i), 5000) for i in range(3)]
+    rows = pa.concat_tables([toys.rows("binary", day, 5000) for day, _ in unit.partitions])
     keys = unit.read(["id"])
-    parts = found.of(unit.source(list(spec.data.columns)), keys)
+    parts = query.stream(unit.source(list(spec.data.columns)), keys)
     assert keys["id"].to_pylist() == rows["id"].to_pylist()
     table = pa.concat_tables(parts)
     assert table["id"].to_pylist() == rows["id"].to_pylist()
-    assert table.select(found.columns).to_pylist() == found.apply(rows).to_pylist()
+    assert table.select(query.columns).to_pylist() == query.compute(rows).to_pylist()
 
 
 def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
@@ -295,10 +243,10 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
         data={"columns": {**spec.data.columns, "later": "timestamp"}},
         features={"categorical": []},
     )
-    found = FeatureQuery(more, None, delta_tables.table_uri("published", "toy"))
+    query = FeatureQuery(more, None, delta_tables.table_uri("published", "toy"))
     unit = one_unit(more)
     for source in (unit.source(list(more.data.columns)), toys.rows("binary", DAY)):
-        table = pa.concat_tables(found.of(source, unit.read(["id"])))
+        table = pa.concat_tables(query.stream(source, unit.read(["id"])))
         assert table["hour"].null_count == len(table) == toys.ROWS
         assert table["x"].to_pylist() == toys.rows("binary", DAY)["x"].to_pylist()
 
@@ -306,12 +254,12 @@ def test_a_column_that_the_files_do_not_have_yet_is_null(make: Any) -> None:
 def test_files_of_other_columns_and_types_follow_one_another(make: Any, tmp_path: Path) -> None:
     """The statement is planned once; what the files hold is asked for each time."""
     spec = make("SELECT id, x + 1 AS more FROM rows", features={"categorical": []})
-    found = FeatureQuery(spec, None, str(tmp_path))
+    query = FeatureQuery(spec, None, str(tmp_path))
     for number, x in enumerate(([1.5, None], [1, 2], None, [2.5, 3.5])):
         path, ids = tmp_path / f"{number}.parquet", [f"{number}a", f"{number}b"]
         pyarrow.parquet.write_table(pa.table({"id": ids} | ({"x": x} if x else {})), path)
         (unit,) = scan_units.plan_units({DAY: [delta_tables.File(str(path), 2)]}, 2, 2)
-        table = pa.concat_tables(found.of(unit.source(["id", "x"]), unit.read(["id"])))
+        table = pa.concat_tables(query.stream(unit.source(["id", "x"]), unit.read(["id"])))
         assert table["id"].to_pylist() == ids
         assert table["more"].to_pylist() == [None if v is None else v + 1 for v in x or [None, None]]
 
@@ -320,11 +268,11 @@ def test_sql_that_fails_on_a_late_row_is_told_and_the_next_rows_go_on(make: Any)
     spec = make("SELECT id, CAST(k AS DOUBLE) AS x FROM rows", features={"categorical": []})
     rows = toys.rows("binary", DAY, 400_000)
     rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["1"] * (len(rows) - 1) + ["one"]))
-    found = FeatureQuery(spec)
+    query = FeatureQuery(spec)
     with pytest.raises(DataError, match=r"features.sql failed: .*Conversion Error"):
-        list(found.of(rows, rows.select(["id"])))
+        list(query.stream(rows, rows.select(["id"])))
     good = rows.slice(0, 10)
-    assert sum(map(len, found.of(good, good.select(["id"])))) == 10
+    assert sum(map(len, query.stream(good, good.select(["id"])))) == 10
 
 
 def test_personal_values_stay_out_of_the_message(make: Any) -> None:
@@ -336,6 +284,33 @@ def test_personal_values_stay_out_of_the_message(make: Any) -> None:
             data={"personal": personal},
         )
         with pytest.raises(DataError, match=r"features.sql failed") as error:
-            list(FeatureQuery(spec).of(rows, rows.select(["id"])))
+            list(FeatureQuery(spec).stream(rows, rows.select(["id"])))
         quoted = [f"'{value}'" in str(error.value) for value in "abc"]
         assert any(quoted) is not bool(personal)
+
+
+def test_rows_are_put_back_in_order(make: Any) -> None:
+    spec = make(
+        "SELECT id, seen_at, x FROM rows",
+        data={"key": ["id", "seen_at"]},
+        label={"columns": {"id": "string", "seen_at": "timestamp", "y": "integer"}},
+        features={"categorical": []},
+    )
+    keys = pa.table({"id": [f"k{i}" for i in range(5000)], "seen_at": list(range(5000))})
+    order = np.random.default_rng(1).permutation(len(keys))
+    rows = keys.append_column("x", keys["seen_at"]).take(pa.array(order))
+    assert FeatureQuery(spec)._sort(rows, keys)["x"].to_pylist() == list(range(len(keys)))
+
+
+@pytest.mark.parametrize("alone", [True, False], ids=["alone only", "among others only"])
+def test_sql_that_gives_a_single_row_something_else_is_refused(make: Any, alone: bool) -> None:
+    """Halves agree with the whole; a null for a zero is a difference, too."""
+    count = "(SELECT count(*) FROM rows)"
+    query = FeatureQuery(
+        make(
+            f"SELECT id, CASE WHEN {count} {'= 1' if alone else '> 1'} THEN 0.0 END AS x FROM rows",
+            features={"categorical": []},
+        )
+    )
+    with pytest.raises(SpecError, match="depends on the other rows"):
+        query.check_rowwise(toys.rows("binary", DAY))

@@ -13,7 +13,8 @@ import pytest
 
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.data import data
-from perennial.storage import delta_tables, duckdb_session
+from perennial.storage import delta_tables
+from support import lake
 
 DAY = "2020-03-01"
 COLUMNS = {
@@ -93,9 +94,9 @@ class Place:
 
     def table(self, kind: str = "published", order: str = "id") -> list[dict[str, Any]]:
         """What a table of the lake holds, in order."""
-        reader = duckdb_session.stream(delta_tables.table_uri(kind, "small"))
-        found = reader.read_all().to_pylist() if reader else []
-        return sorted(found, key=lambda r: (r["partition_date"], str(r.get(order))))
+        table = lake.find_table(delta_tables.table_uri(kind, "small"))
+        rows = table.to_pylist() if table is not None else []
+        return sorted(rows, key=lambda r: (r["partition_date"], str(r.get(order))))
 
     def reasons(self) -> list[str]:
         """All reasons in quarantine."""

@@ -22,8 +22,8 @@ from perennial.steps.conclude import conclude
 from perennial.steps.monitor import monitor
 from perennial.steps.score import score
 from perennial.steps.train import train
-from perennial.storage import delta_tables, duckdb_session, ledger, manifests, object_store
-from support import toys
+from perennial.storage import delta_tables, ledger, manifests, object_store
+from support import lake, toys
 
 EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
 FIRST, LAST = dates.add_days(LATE, 1), dates.add_days(LATE, 9)
@@ -106,7 +106,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         assert (result["rows_in"], result["rows_out"]) == (ROWS, ROWS)
         assert (result["model_version"], result["challenger"]) == ("1", challenger)
         judged = monitor(spec, as_of=day)
-        seen = judged["shadow"]
+        seen = judged["trial"]
         page = object_store.read_text(judged["report"])
         assert "Challenger on trial" in page and summarise(seen, spec.metric).split("[")[0] in page
         concluded = conclude(spec, as_of=day, actor="scheduler")
@@ -116,7 +116,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
     assert 5 <= seen["nights"] <= NIGHTS and seen["split"] == SHARE
     assert (seen["low"] > 0) if better else (seen["high"] < 0), "it was sure before the time was over"
     assert concluded["promoted"] is better
-    champion = registry.champion(spec)
+    champion = registry.get_champion(spec)
     assert champion is not None and champion.version == (challenger if better else "1")
     told = [r["decision"] for r in ledger.records(spec.name, "shadow")]
     assert told == ["begun", "passed" if better else "failed"]
@@ -132,7 +132,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
     # From then on one version serves all rows, and is judged alone.
     score(spec, start=LAST)
     assert {v for i, v in arms(spec).items() if i.startswith(LAST)} == {champion.version}
-    assert monitor(spec, as_of=LAST, force=True)["shadow"] is None
+    assert monitor(spec, as_of=LAST, force=True)["trial"] is None
 
 
 def test_rows_go_by_the_hash_of_their_key_each_time(
@@ -158,8 +158,10 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     rows = toys.rows("binary", FIRST, ROWS)
     said = {}
     for version in ("1", challenger):
-        at_work = registry.version(spec.name, version)
-        said[version] = registry.load(at_work).predict(FeatureQuery(registry.spec(at_work)).apply(rows))
+        at_work = registry.get_version(spec.name, version)
+        said[version] = registry.load_model(at_work).predict(
+            FeatureQuery(registry.load_spec(at_work)).compute(rows)
+        )
     for i, row in enumerate(r for r in before if r[delta_tables.PARTITION] == FIRST):
         assert row["prediction"] == said[row["model_version"]][i]
     log = toys.content_of("served", spec.name)
@@ -183,7 +185,7 @@ def test_a_manifest_names_both_versions_and_a_changed_split_is_scored_anew(begin
     assert alone is not None and shared is not None
     assert "split" not in alone.inputs and alone.result.get("challenger") is None
     part = shared.inputs["split"]
-    digest = registry.version(spec.name, challenger).digest
+    digest = registry.get_version(spec.name, challenger).digest
     assert (part["version"], part["digest"], part["share"]) == (challenger, digest, SHARE)
     assert shared.result["challenger"] == challenger
     changed = spec.model_copy(update={"retraining": spec.retraining.model_copy(update={"ab_share": 0.1})})
@@ -208,7 +210,7 @@ def test_every_task_can_be_split(begin: Callable[..., Any], task: str) -> None:
         assert len({(lists[i], v) for i, v in found.items()}) == len(set(lists.values()))
         one = next(i for i in found if i.startswith(FIRST))
         assert (found[one] == challenger) is belongs(spec, challenger, str(lists[one]), SHARE)
-    seen = monitor(spec, as_of=last)["shadow"]
+    seen = monitor(spec, as_of=last)["trial"]
     assert seen["nights"] == 5 and seen["gain"] > 0 and seen["served"] == 5
 
 
@@ -223,8 +225,8 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
     end = dates.add_days(FIRST, 6)
     delta_tables.replace(delta_tables.table_uri("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
-    assert monitor(spec, as_of=dates.add_days(FIRST, 4))["shadow"]["state"] == "begun"
-    seen = monitor(spec, as_of=end)["shadow"]
+    assert monitor(spec, as_of=dates.add_days(FIRST, 4))["trial"]["state"] == "begun"
+    seen = monitor(spec, as_of=end)["trial"]
     assert (seen["nights"], seen["served"], seen["state"], seen["gain"]) == (0, 6, "failed", None)
     assert conclude(spec, as_of=end, actor="scheduler")["promoted"] is False
     last = ledger.records(spec.name, "shadow")[-1]
@@ -234,9 +236,8 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
 
 
 def _none(spec: ModelSpec) -> Any:
-    stream = duckdb_session.stream(delta_tables.table_uri("labels", spec.name), start=FIRST, end=FIRST)
-    assert stream is not None
-    return stream.schema.empty_table()
+    rows = lake.read_table(delta_tables.table_uri("labels", spec.name), start=FIRST, end=FIRST)
+    return rows.schema.empty_table()
 
 
 def test_a_champion_that_was_moved_ends_the_split(begin: Callable[..., Any]) -> None:

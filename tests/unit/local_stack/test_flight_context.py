@@ -56,9 +56,9 @@ def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) 
         ]
     )  # fmt: skip
     features = FeatureQuery(spec)
-    found = features.apply(flights)
+    found = features.compute(flights)
     assert found["temp"].to_pylist() == [t for *_, t in wanted]
     assert found["precip"].to_pylist() == found["temp"].to_pylist()
     assert found["plane_age"].to_pylist() == [(10, None, None)[i % 3] for i in range(len(wanted))]
-    alone = [features.apply(flights.slice(i, 1)).to_pylist()[0] for i in range(len(flights))]
+    alone = [features.compute(flights.slice(i, 1)).to_pylist()[0] for i in range(len(flights))]
     assert alone == found.to_pylist()

@@ -18,16 +18,16 @@ from perennial.monitoring.signals import Signal
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.score import score
 from perennial.steps.train import train
-from perennial.storage import delta_tables, duckdb_session, landing, manifests
-from support import toys
+from perennial.storage import delta_tables, landing, manifests
+from support import lake, toys
 
 FIRST, LAST = dates.add_days(toys.LAST, 1), dates.add_days(toys.LAST, 4)
 
 
 def look(spec: ModelSpec) -> Signal:
-    champion = registry.champion(spec)
+    champion = registry.get_champion(spec)
     assert champion is not None
-    return skew_signal(spec, champion, registry.load(champion), FIRST, LAST)
+    return skew_signal(spec, champion, registry.load_model(champion), FIRST, LAST)
 
 
 def log(spec: ModelSpec) -> list[dict[str, Any]]:
@@ -86,7 +86,7 @@ def test_a_night_published_anew_waits_for_its_scoring(scored: ModelSpec) -> None
 
 def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     """The serving side computes x in another way than training did, on one night."""
-    bad, real = dates.add_days(FIRST, 2), registry.spec
+    bad, real = dates.add_days(FIRST, 2), registry.load_spec
 
     def other(found: registry.ModelVersion) -> ModelSpec:
         spec = real(found)
@@ -96,7 +96,7 @@ def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch:
         return spec
 
     with monkeypatch.context() as patched:
-        patched.setattr(registry, "spec", other)
+        patched.setattr(registry, "load_spec", other)
         score(scored, start=bad, force=True)
     found = look(scored)
     positive = int((toys.rows(scored.task, bad)["x"].to_numpy() > 0).sum())
@@ -107,9 +107,7 @@ def test_features_of_another_definition_are_skew(scored: ModelSpec, monkeypatch:
 
 
 def test_a_prediction_that_its_features_do_not_give_is_skew(scored: ModelSpec) -> None:
-    log = duckdb_session.stream(serving_log.uri(scored.name), start=LAST, end=LAST)
-    assert log is not None
-    table = log.read_all()
+    table = lake.read_table(serving_log.uri(scored.name), start=LAST, end=LAST)
     said = table["prediction"].to_numpy().copy()
     said[:3] += 0.01
     where = table.column_names.index("prediction")
@@ -122,9 +120,7 @@ def test_a_prediction_that_its_features_do_not_give_is_skew(scored: ModelSpec) -
 
 def test_a_log_that_a_killed_scoring_left_is_not_judged(scored: ModelSpec) -> None:
     """It scored from something else than the manifest tells of: what differs is no skew."""
-    log = duckdb_session.stream(serving_log.uri(scored.name), start=LAST, end=LAST)
-    assert log is not None
-    table = log.read_all()
+    table = lake.read_table(serving_log.uri(scored.name), start=LAST, end=LAST)
     other = table.set_column(
         table.column_names.index("scored_from"), "scored_from", pa.array(["x"] * len(table))
     )
@@ -138,10 +134,10 @@ def test_without_a_log_nothing_can_be_told(world: Any) -> None:
     assert look(world.spec).state == "undetermined"
     score(world.spec, start=FIRST)
     assert look(world.spec).state == "ok"
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
     later = registry.ModelVersion(champion.name, "99", champion.run_id, champion.model_id, champion.tags)
-    assert skew_signal(world.spec, later, registry.load(champion), FIRST, LAST).state == "undetermined"
+    assert skew_signal(world.spec, later, registry.load_model(champion), FIRST, LAST).state == "undetermined"
 
 
 def test_some_two_hundred_rows_a_night_are_logged_evenly(world: Any) -> None:
@@ -166,7 +162,7 @@ def test_the_log_is_the_same_however_nights_are_scored(
     assert len(before) == 4 * 12
     monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", unit)
     monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", commit)
-    monkeypatch.setattr("perennial.steps.score.LOG_NIGHTS", nights)
+    monkeypatch.setattr("perennial.steps.score.LOG_PARTITIONS", nights)
     score(scored, start=FIRST, end=LAST, force=True)
     assert log(scored) == before
     score(scored, start=dates.add_days(FIRST, 1), force=True)

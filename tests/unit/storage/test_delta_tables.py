@@ -12,7 +12,7 @@ from perennial.core import dates
 from perennial.core.errors import PerennialError, StorageError
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.storage import delta_tables, duckdb_session
-from support import processes
+from support import lake, processes
 
 
 def table(day: str, *values: int) -> pa.Table:
@@ -20,8 +20,8 @@ def table(day: str, *values: int) -> pa.Table:
 
 
 def ids(uri: str, **where: Any) -> list[int]:
-    stream = duckdb_session.stream(uri, **where)
-    return sorted(stream.read_all()["id"].to_pylist()) if stream else []
+    rows = lake.find_table(uri, **where)
+    return sorted(rows["id"].to_pylist()) if rows is not None else []
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def uri(house: Path) -> str:
 def test_nothing_is_there_at_first(uri: str) -> None:
     assert delta_tables.version(uri) is None
     assert delta_tables.partitions(uri) == []
-    assert duckdb_session.stream(uri) is None
+    assert lake.find_table(uri) is None
     assert delta_tables.fingerprint(uri) == ""
 
 
@@ -98,13 +98,38 @@ def test_a_fingerprint_changes_with_its_partitions_and_with_no_other(uri: str) -
     assert delta_tables.fingerprint(uri, "2025-01-01", "2025-01-01") == ""
 
 
+def test_fingerprints_are_those_of_each_partition(uri: str) -> None:
+    days = dates.dates("2024-01-01", "2024-01-30")
+    rows = pa.table({"id": list(range(3000)), "partition_date": [d for d in days for _ in range(100)]})
+    delta_tables.replace(uri, rows, days[0], days[-1], distinct=["id"])
+    files = delta_tables.files_by_partition(uri)
+    assert len(files) == 30
+    assert (
+        delta_tables.files_digest(files["2024-01-07"])
+        == delta_tables.fingerprint(uri, "2024-01-07", "2024-01-07")
+        != ""
+    )
+    assert {sum(f.rows for f in listed) for listed in files.values()} == {100}
+    assert delta_tables.rows_by_partition(uri) == dict.fromkeys(days, 100)
+
+
+def test_partitions_are_grouped_up_to_a_number_of_rows() -> None:
+    rows = {"01": 40, "02": 60, "03": 0, "04": 1, "05": 250, "06": 0, "07": 100}
+    assert [tuple(g) for g in delta_tables.group_by_rows(rows, 100)] == [
+        ("01", "03", 100, 3),
+        ("04", "04", 1, 1),
+        ("05", "05", 250, 1),
+        ("06", "07", 100, 2),
+    ]
+    assert list(delta_tables.group_by_rows({}, 100)) == []
+
+
 def test_a_column_that_comes_later_is_added(uri: str) -> None:
     delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
     more = table("2024-01-02", 2).append_column("extra", pa.array(["x"]))
     delta_tables.replace(uri, more, "2024-01-02")
-    stream = duckdb_session.stream(uri, columns=["id", "extra"])
-    assert stream is not None
-    assert sorted(stream.read_all().to_pylist(), key=lambda r: r["id"]) == [
+    rows = lake.read_table(uri).select(["id", "extra"])
+    assert sorted(rows.to_pylist(), key=lambda r: r["id"]) == [
         {"id": 1, "extra": None},
         {"id": 2, "extra": "x"},
     ]

@@ -24,7 +24,7 @@ from perennial.modeling import registry
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
-from perennial.storage import delta_tables, duckdb_session, manifests, object_store
+from perennial.storage import delta_tables, manifests, object_store
 from perennial.training import dask_cluster, distributed_dataset
 from perennial.training._dataset import Binning
 from perennial.training._distributed_dataset import DatasetRef, DistributedDataset
@@ -34,7 +34,7 @@ from perennial.training.dask_cluster import WorkerPool, worker_pool
 from perennial.training.dataset import build_dataset
 from perennial.training.search import FitResult, search_and_fit
 from perennial.training.windows import Windows, split_partitions
-from support import toys
+from support import lake, toys
 
 Make = Callable[..., ModelSpec]
 HOW = Binning(256, threads=1, external=False)
@@ -153,7 +153,7 @@ def test_rounds_stop_where_the_validation_rows_say(make: Make, two: WorkerPool) 
 
 def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: WorkerPool) -> None:
     spec = make()
-    table = duckdb_session.stream(delta_tables.table_uri("published", spec.name)).read_all()  # type: ignore[union-attr]
+    table = lake.read_table(delta_tables.table_uri("published", spec.name))
     import pyarrow as pa
 
     last = table["partition_date"].to_pylist()
@@ -190,7 +190,7 @@ def test_what_was_interrupted_goes_on(make: Make, two: WorkerPool, tmp_path: Pat
 
 def test_errors_of_workers_keep_their_words(make: Make, two: WorkerPool) -> None:
     spec = make()
-    table = duckdb_session.stream(delta_tables.table_uri("labels", spec.name)).read_all()  # type: ignore[union-attr]
+    table = lake.read_table(delta_tables.table_uri("labels", spec.name))
     import pyarrow as pa
 
     same = table.set_column(table.column_names.index("label"), "label", pa.array([1] * len(table)))
