@@ -1,74 +1,110 @@
-"""Which partitions a scoring has to do, and how they are grouped into units of work."""
+"""What a scoring has to do: the partitions that lack predictions, the commits and units that they are scored in."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
 from perennial.core.dates import utc_timestamp
+from perennial.features.scan_units import ScanUnit, plan_units
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
+from perennial.storage.delta_tables import File
 
-#: Rows scored at a time, and rows a commit: what the memory of the step depends on, beside 200 MiB of libraries.
+#: Rows that a unit has at most. The step's memory depends on it, beside 200 MiB of libraries.
 UNIT_ROWS = 131_072
-
-
+#: Rows that a commit of several partitions has at most.
 COMMIT_ROWS = 2 * UNIT_ROWS
-
-
-#: Seconds after which a night that was published and not scored is left behind, and not just about to be scored.
+#: Seconds after which a published partition counts as not scored, rather than as about to be scored.
 CATCH_UP_DELAY_SECONDS = 3600
 
 
-def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
-    """Nights before ``day`` that were published and not scored, since the last one that was.
+@dataclass(frozen=True)
+class Commit:
+    """Partitions that are written in one commit.
 
-    A night is left behind where nobody heard of its publication: Airflow drops events for a DAG that is paused
-    (airflow 38891), and may strand those of partitions (airflow 56749); or where its scoring failed.
-    One look only: a night that still cannot be scored then, or that a later one overtook within `PATIENCE`, is for a
-    person's backfill.
+    Attributes:
+        days: their dates, in order, with no other published partition between.
+        units: the units of their rows, in order.
+    """
+
+    days: list[str]
+    units: list[ScanUnit]
+
+
+def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
+    """Find the partitions before ``day`` that were published and not scored, since the last one that was scored.
+
+    A partition remains unscored where the event of its publication got lost: Airflow drops events for a DAG that is
+    paused (airflow 38891), and may strand those of partitions (airflow 56749). Or its scoring failed. It is scored
+    once more only: one that still fails, or that a later partition overtook within `CATCH_UP_DELAY_SECONDS`, needs a
+    backfill by hand.
     """
     scored = [d for d in delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) if d < day]
     if not scored:
         return []
-    found = [
-        d
-        for d in delta_tables.partitions(delta_tables.table_uri("published", spec.name))
-        if scored[-1] < d < day
+    published = delta_tables.partitions(delta_tables.table_uri("published", spec.name))
+    latest = utc_timestamp(datetime.now(UTC) - timedelta(seconds=CATCH_UP_DELAY_SECONDS))
+    data_steps = {d: manifests.read(spec.name, "data", d) for d in published if scored[-1] < d < day}
+    return [d for d, manifest in data_steps.items() if manifest and manifest.finished_at < latest]
+
+
+def plan_commits(
+    files: Mapping[str, Sequence[File]], days: list[str], split_after: str | None, threads: int
+) -> list[Commit]:
+    """Divide partitions into commits, and these into units.
+
+    Args:
+        files: the files of all published partitions of the range, by date, in order.
+        days: dates of the partitions to score, in order.
+        split_after: last date that the champion serves alone; None where it serves all of them.
+        threads: units that are scored at the same time.
+    """
+    rows = {day: sum(f.rows for f in listed) for day, listed in files.items()}
+    # Rows that two versions share are read as a whole, and not streamed.
+    max_rows = UNIT_ROWS if split_after is None else UNIT_ROWS // 2
+    # Two units per thread at least, so that none of them is idle for long at the end.
+    unit_rows = max(UNIT_ROWS // 4, min(max_rows, sum(rows[d] for d in days) // (2 * threads)))
+    return [
+        Commit(group, list(plan_units({d: files[d] for d in group}, unit_rows, max_rows)))
+        for part in split_at_date(days, split_after or "")
+        for group in group_into_commits(part, list(files), rows, unit_rows)
     ]
-    before = utc_timestamp(datetime.now(UTC) - timedelta(seconds=CATCH_UP_DELAY_SECONDS))
-    done = {d: manifests.read(spec.name, "data", d) for d in found}
-    return [d for d, m in done.items() if m and m.finished_at < before]
 
 
-def split_at_date(todo: list[str], since: str) -> Iterator[list[str]]:
-    """The partitions up to ``since`` and those after it, which other arms serve, where there are any."""
-    for days in ([d for d in todo if d <= since], [d for d in todo if d > since]):
-        if days:
-            yield days
+def split_at_date(days: list[str], last: str) -> Iterator[list[str]]:
+    """The partitions up to ``last`` and those after it, where there are any: other versions serve them."""
+    for part in ([d for d in days if d <= last], [d for d in days if d > last]):
+        if part:
+            yield part
 
 
 def group_into_commits(
-    todo: list[str], present: list[str], rows: dict[str, int], size: int
+    days: list[str], published: list[str], rows: Mapping[str, int], unit_rows: int
 ) -> Iterator[list[str]]:
-    """Stretches of ``todo`` with no other published partition between: one commit each.
+    """Group partitions that follow one another, with no other published partition between: one commit each.
 
-    A stretch has up to `COMMIT_ROWS` rows, more only where a single partition has: the lake's writer holds what it
-    writes to a partition until all of them are done. It has whole units: one cut short costs as much to begin.
+    A group has up to `COMMIT_ROWS` rows, more only where a single partition has, because the lake's writer buffers
+    what it writes to a partition until all of them are written. It has whole units, since a smaller one takes as long
+    to begin.
 
     Args:
-        size: rows of a unit at most.
+        days: dates of the partitions, in order; at least one.
+        published: dates of all published partitions, in order.
+        rows: rows of each partition, by date.
+        unit_rows: rows that a unit has at most.
     """
-    index = {d: i for i, d in enumerate(present)}
-    most = max(1, COMMIT_ROWS // size)
-    held: list[str] = []
-    used = room = 0
-    for day in todo:
-        needed = 0 if rows[day] <= room else -(-rows[day] // size)
-        if held and (index[day] != index[held[-1]] + 1 or used + needed > most):
-            yield held
-            held, used, room, needed = [], 0, 0, -(-rows[day] // size)
-        held.append(day)
-        used += needed
-        room = max(0, (size if needed else room) - rows[day])
-    yield held
+    index = {day: i for i, day in enumerate(published)}
+    max_units = max(1, COMMIT_ROWS // unit_rows)
+    group: list[str] = []
+    units = room = 0
+    for day in days:
+        needed = 0 if rows[day] <= room else -(-rows[day] // unit_rows)
+        if group and (index[day] != index[group[-1]] + 1 or units + needed > max_units):
+            yield group
+            group, units, room, needed = [], 0, 0, -(-rows[day] // unit_rows)
+        group.append(day)
+        units += needed
+        room = max(0, (unit_rows if needed else room) - rows[day])
+    yield group

@@ -1,4 +1,4 @@
-"""A champion at work: from units of published rows to rows of predictions."""
+"""The champion at work: from units of published rows to rows of predictions."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
 
 from perennial.core.dates import utc_now
 from perennial.core.errors import DataError
@@ -18,21 +21,19 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, object_store
 
 if TYPE_CHECKING:
-    import numpy as np
-    import pyarrow as pa
-
     from perennial.lifecycle.ab_test import ABSplit
     from perennial.modeling.trained_model import TrainedModel
 
-#: Rows that XGBoost predicts at a time; with many fewer, it spends time on starting.
+#: Rows that XGBoost predicts at a time; with many fewer it spends its time on starting.
 MATRIX_ROWS = 2 * STREAM_ROWS
 
 
 class ScoredPartition(NamedTuple):
-    """Rows of one night.
+    """Scored rows of one partition.
 
     Attributes:
-        rows: key, prediction (and probabilities), and model_version where two versions share the night.
+        day: date of the partition.
+        rows: key, prediction (and probabilities), and model_version where two versions share the partition.
         served: those that are logged, as `serving_log.to_record_batch` gives them.
     """
 
@@ -46,203 +47,243 @@ class ServingVersion:
     """A version that serves rows.
 
     Attributes:
-        spec: the one that it was trained from. references: version of each reference table.
+        version: the registered version.
+        spec: the spec that it was trained from.
+        reference_versions: version of each of its reference tables, by name.
     """
 
     version: registry.ModelVersion
     spec: ModelSpec
-    references: dict[str, int]
+    reference_versions: dict[str, int]
 
     @classmethod
-    def of(cls, version: registry.ModelVersion) -> ServingVersion:
-        """The version with its reference tables as they are now."""
-        trained = registry.load_spec(version)
-        return cls(version, trained, reference_tables.sync_to_lake(trained))
+    def load(cls, version: registry.ModelVersion) -> ServingVersion:
+        """The version with the current state of its reference tables."""
+        spec = registry.load_spec(version)
+        return cls(version, spec, reference_tables.sync_to_lake(spec))
+
+
+@dataclass(frozen=True)
+class Serving:
+    """The versions that serve partitions: the champion, and in an A/B test a challenger for a share of the rows.
+
+    Attributes:
+        champion: serves all rows but the challenger's.
+        challenger: serves the rows of ``split``; None outside an A/B test.
+        split: the rows that the challenger serves; None outside an A/B test.
+    """
+
+    champion: ServingVersion
+    challenger: ServingVersion | None = None
+    split: ABSplit | None = None
+
+    @property
+    def versions(self) -> list[ServingVersion]:
+        """The champion and, in an A/B test, the challenger."""
+        return [self.champion, self.challenger] if self.challenger else [self.champion]
+
+    def split_on(self, day: str) -> ABSplit | None:
+        """The split of the rows of a partition; None where the champion serves all of them."""
+        return self.split if self.split and day > self.split.starts_after else None
 
 
 class Scorer:
-    """The champion with its features, ready for a number of threads: each takes units from their files to predictions.
+    """Scores units in several threads, each of which takes a unit from its files to its predictions.
 
-    No step waits for another's threads: within a thread, DuckDB and XGBoost have one each.
+    No thread waits for another's work: DuckDB and XGBoost have one thread each within it.
 
     Args:
-        champion: serves all rows but those of ``challenger``.
-        challenger: serves the rows of ``split``, where there is one.
+        serving: the versions that serve the rows.
         uri: the table of published rows.
-        sampling: which rows are logged.
-        work: all units that will be scored.
+        sampling: selects the rows that are logged.
+        run_id: of the run, for the predictions.
+        threads: units that are scored at the same time.
+        units: all units that will be scored.
     """
 
     def __init__(
         self,
-        champion: ServingVersion,
-        challenger: ServingVersion | None,
-        split: ABSplit | None,
+        serving: Serving,
         uri: str,
         sampling: serving_log.LogSampling,
         run_id: str,
         threads: int,
-        work: Sequence[ScanUnit],
+        units: Sequence[ScanUnit],
     ) -> None:
-        self.spec = champion.spec
-        self._split = split if challenger else None
-        self._arms = [champion, challenger] if challenger else [champion]
-        rows, longest = sum(u.rows for u in work), max(u.rows for u in work)
+        self.spec = serving.champion.spec
+        self._serving = serving
+        rows, max_rows = sum(u.rows for u in units), max(u.rows for u in units)
         self._models = [
-            registry.load_model(arm.version, threads=1).optimised_for(rows, threads=1) for arm in self._arms
+            registry.load_model(v.version, threads=1).optimised_for(rows, threads=1) for v in serving.versions
         ]
         self._sampling = sampling
-        self._free = SimpleQueue[list[FeatureQuery]]()
+        # One set of queries, those of each version, for each thread.
+        self._idle = SimpleQueue[list[FeatureQuery]]()
         folder = None if object_store.is_remote(uri) else uri
         # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
-        first = [FeatureQuery(arm.spec, arm.references, folder) for arm in self._arms]
-        self._free.put(first)
+        first = [FeatureQuery(v.spec, v.reference_versions, folder) for v in serving.versions]
+        self._idle.put(first)
         for _ in range(threads - 1):
-            self._free.put([FeatureQuery(f.spec, f.versions, folder, like=f) for f in first])
-        same = {"model_version": champion.version.version, "run_id": run_id, "scored_at": utc_now()}
-        #: Columns with the same value in each row.
-        self._same = {name: _repeated(value, longest) for name, value in same.items()}
+            self._idle.put([FeatureQuery(f.spec, f.reference_versions, folder, checked=f) for f in first])
+        version = serving.champion.version.version
+        constants = {"model_version": version, "run_id": run_id, "scored_at": utc_now()}
+        #: Columns with the same value in each row, of the length of the largest unit.
+        self._constants = {name: _repeat(value, max_rows) for name, value in constants.items()}
 
     def score(self, unit: ScanUnit) -> list[ScoredPartition]:
-        """A unit's rows with their predictions, by partition.
+        """Score the rows of a unit.
+
+        Returns:
+            The predictions of each partition, in order.
 
         Raises:
-            DataError: rows cannot be scored, or not each of them once; with the partition that they are of.
+            DataError: rows cannot be scored, or not each of them once; it names their partition.
         """
-        features = self._free.get()
+        features = self._idle.get()
         try:
             return self._score(unit, features)
         except DataError as error:
-            nights = unit.by_night()
-            if len(nights) == 1:
+            partitions = unit.split_by_partition()
+            if len(partitions) == 1:
                 raise DataError(
-                    error.cause, error.remedy, model=self.spec.name, partition=unit.nights[0][0]
+                    error.cause, error.remedy, model=self.spec.name, partition=unit.partitions[0][0]
                 ) from error
         finally:
-            self._free.put(features)
-        # Each by itself: one of them is to blame, or they have keys in common.
-        return [batch for night in nights for batch in self.score(night)]
+            self._idle.put(features)
+        # Each partition by itself: one of them cannot be scored, or they have keys in common.
+        return [scored for partition in partitions for scored in self.score(partition)]
 
     def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[ScoredPartition]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
-        split = self._split if self._split and unit.nights[0][0] > self._split.starts_after else None
-        source = (
-            unit.read(columns) if split else unit.source(columns)
-        )  # each version picks from rows read once
+        split = self._serving.split_on(unit.partitions[0][0])
+        # With a split, each version gets its part of rows that are read once.
+        source = unit.read(columns) if split else unit.source(columns)
         keys = unit.read(names) if isinstance(source, ParameterisedQuery) else source
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
                 "publish the partition anew: run the data DAG for it",
             )
-        picked = self._sampling.of(unit)
+        logged = self._sampling.select(unit)
         if split:
-            whole, log = self._shared(split, features, keys, picked)
+            scored, log = self._score_split(split, features, keys, logged)
         else:
-            whole, log = self._served(0, features[0], source, keys, picked)
-        made, at, done = [], 0, 0
-        for day, rows in unit.nights:
-            count = int(picked.searchsorted(at + rows)) - done
-            made.append(ScoredPartition(day, whole.slice(at, rows), log.slice(done, count)))
-            at, done = at + rows, done + count
-        return made
+            scored, log = self._score_by(0, features[0], source, keys, logged)
+        partitions, start, log_start = [], 0, 0
+        for day, rows in unit.partitions:
+            count = int(logged.searchsorted(start + rows)) - log_start
+            partitions.append(ScoredPartition(day, scored.slice(start, rows), log.slice(log_start, count)))
+            start, log_start = start + rows, log_start + count
+        return partitions
 
-    def _shared(
-        self, split: ABSplit, features: list[FeatureQuery], rows: pa.Table, picked: np.ndarray
+    def _score_split(
+        self, split: ABSplit, features: list[FeatureQuery], rows: pa.Table, logged: np.ndarray
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """As `_served`, each row by the version that serves it, and with its ``model_version``."""
-        import numpy as np
-        import pyarrow as pa
-
-        theirs = split.served_by_challenger(rows)
-        parts, logs, order, order_of_log = [], [], [], []
-        for arm, mine in enumerate((~theirs, theirs)):
-            some, wanted = rows.filter(pa.array(mine)), mine[picked]
-            part, log = self._served(arm, features[arm], some, some, mine.cumsum()[picked[wanted]] - 1)
+        """As `_score_by`, each row by the version that serves it, with a column ``model_version``."""
+        by_challenger = split.served_by_challenger(rows)
+        parts, logs, positions, log_positions = [], [], [], []
+        for i, mask in enumerate((~by_challenger, by_challenger)):
+            served, logged_here = rows.filter(pa.array(mask)), mask[logged]
+            part, log = self._score_by(i, features[i], served, served, mask.cumsum()[logged[logged_here]] - 1)
             parts.append(part)
             logs.append(log)
-            order.append(np.flatnonzero(mine))
-            order_of_log.append(np.flatnonzero(wanted))
-        whole = pa.concat_batches(parts).take(pa.array(np.concatenate(order).argsort()))
-        versions = pa.array([arm.version.version for arm in self._arms])
-        column = pa.DictionaryArray.from_arrays(pa.array(theirs.astype(np.int8)), versions)
-        log = pa.concat_batches(logs).take(pa.array(np.concatenate(order_of_log).argsort()))
-        return whole.append_column("model_version", column), log
+            positions.append(np.flatnonzero(mask))
+            log_positions.append(np.flatnonzero(logged_here))
+        scored = pa.concat_batches(parts).take(pa.array(np.concatenate(positions).argsort()))
+        versions = pa.array([v.version.version for v in self._serving.versions])
+        column = pa.DictionaryArray.from_arrays(pa.array(by_challenger.astype(np.int8)), versions)
+        log = pa.concat_batches(logs).take(pa.array(np.concatenate(log_positions).argsort()))
+        return scored.append_column("model_version", column), log
 
-    def _served(
-        self, arm: int, features: FeatureQuery, source: str | pa.Table, keys: pa.Table, picked: np.ndarray
+    def _score_by(
+        self,
+        i: int,
+        features: FeatureQuery,
+        source: ParameterisedQuery | pa.Table,
+        keys: pa.Table,
+        logged: np.ndarray,
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """Key, prediction (and probabilities) of rows that one arm serves, and the log of those picked."""
-        import pyarrow as pa
+        """Score rows by one version.
 
-        model, names = self._models[arm], list(self.spec.data.key)
-        keys = keys.select(names)
-        predicted, given = _predicted(model, features.of(source, keys), picked)
-        columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
-        columns["prediction"] = prediction_column(model, predicted)
-        if model.classes:
-            values = pa.FixedSizeListArray.from_arrays(pa.array(predicted.reshape(-1)), len(model.classes))
-            columns["probabilities"] = values.cast(pa.list_(pa.float32()))
-        whole = pa.RecordBatch.from_pydict(columns)
-        few = whole.take(pa.array(picked))
-        version = self._arms[arm].version.version
-        return whole, serving_log.to_record_batch(few.select(names), given, few.column("prediction"), version)
+        Args:
+            i: index of the version in `Serving.versions`.
+            features: its features.
+            source: the rows, as `FeatureQuery.stream` takes them.
+            keys: their keys.
+            logged: positions of the rows to log, ascending.
 
-    def rows(self, night: ScoredPartition) -> pa.RecordBatch:
-        """Rows as the lake has them: with model_version, run_id, scored_at and partition_date.
-
-        In batches of a single partition each: the lake's writer takes twice the time to take them apart.
+        Returns:
+            Key, prediction (and probabilities) of the rows; the log of some of them.
         """
-        import pyarrow as pa
+        model, names = self._models[i], list(self.spec.data.key)
+        keys = keys.select(names)
+        predictions, matrix = _predict(model, features.stream(source, keys), logged)
+        columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
+        columns["prediction"] = prediction_column(model, predictions)
+        if model.classes:
+            values = pa.FixedSizeListArray.from_arrays(pa.array(predictions.reshape(-1)), len(model.classes))
+            columns["probabilities"] = values.cast(pa.list_(pa.float32()))
+        scored = pa.RecordBatch.from_pydict(columns)
+        sample = scored.take(pa.array(logged))
+        version = self._serving.versions[i].version.version
+        return scored, serving_log.to_record_batch(
+            sample.select(names), matrix, sample.column("prediction"), version
+        )
 
-        batch = night.rows
-        for name, column in self._same.items():
+    def rows(self, partition: ScoredPartition) -> pa.RecordBatch:
+        """The rows as the lake stores them: with model_version, run_id, scored_at and partition_date.
+
+        Each batch is of a single partition: the lake's writer takes twice the time to divide one of several.
+        """
+        batch = partition.rows
+        for name, column in self._constants.items():
             if name not in batch.schema.names:
                 batch = batch.append_column(name, column.slice(0, len(batch)))
         return batch.append_column(
-            delta_tables.PARTITION, pa.repeat(pa.scalar(night.day, pa.string()), len(batch))
+            delta_tables.PARTITION, pa.repeat(pa.scalar(partition.day, pa.string()), len(batch))
         )
 
 
-def _predicted(
-    model: TrainedModel, parts: Iterable[pa.Table], wanted: np.ndarray
+def _predict(
+    model: TrainedModel, parts: Iterable[pa.Table], logged: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predictions for features that come in parts, as `Model.predict` gives them, and the matrix of some rows.
+    """Predict from features that come in parts.
 
     Args:
-        wanted: those rows, by their place, in order.
-    """
-    import numpy as np
+        model: the model.
+        parts: the features of the rows.
+        logged: positions of the rows whose encoded features are returned, ascending.
 
-    found: list[np.ndarray] = []
-    given = np.empty((len(wanted), len(model.encoding.columns)), np.float32)
-    # One for all, since memory that is given back and taken again costs more than filling it; by column, as they come.
+    Returns:
+        The predictions, as `TrainedModel.predict` gives them; the encoded features of the rows at ``logged``.
+    """
+    predictions: list[np.ndarray] = []
+    sample = np.empty((len(logged), len(model.encoding.columns)), np.float32)
+    # One matrix for all parts, since taking memory anew costs more than filling it; by column, as features come.
     matrix = np.empty((MATRIX_ROWS, len(model.encoding.columns)), np.float32, order="F")
     buffer = model.dense.allocate(MATRIX_ROWS) if model.dense else None
-    filled = before = 0
+    filled = start = 0
 
     def flush() -> None:
-        nonlocal filled, before
-        first, last = wanted.searchsorted([before, before + filled])
-        given[first:last] = matrix[wanted[first:last] - before]
-        found.append(model.predict_matrix(matrix[:filled], buffer))
-        filled, before = 0, before + filled
+        nonlocal filled, start
+        first, last = logged.searchsorted([start, start + filled])
+        sample[first:last] = matrix[logged[first:last] - start]
+        predictions.append(model.predict_matrix(matrix[:filled], buffer))
+        filled, start = 0, start + filled
 
     for part in parts:
-        for start in range(0, max(len(part), 1), STREAM_ROWS):
-            some = part.slice(start, STREAM_ROWS)
-            if filled + len(some) > MATRIX_ROWS:
+        for first in range(0, max(len(part), 1), STREAM_ROWS):
+            rows = part.slice(first, STREAM_ROWS)
+            if filled + len(rows) > MATRIX_ROWS:
                 flush()
-            model.encoding.encode(some, matrix[filled : filled + len(some)])
-            filled += len(some)
+            model.encoding.encode(rows, matrix[filled : filled + len(rows)])
+            filled += len(rows)
     flush()
-    return np.concatenate(found), given
+    return np.concatenate(predictions), sample
 
 
-def _repeated(text: str, rows: int) -> pa.Array:
-    """A column with the same text in each row; null where it is empty: the lake's writer is twice as quick then."""
-    import pyarrow as pa
-
+def _repeat(text: str, rows: int) -> pa.Array:
+    """A column with the same text in each row; null where it is empty, which halves the lake's writer's time."""
     if not text:
         return pa.nulls(rows, pa.string())
     return pa.DictionaryArray.from_arrays(

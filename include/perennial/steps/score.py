@@ -1,6 +1,6 @@
-"""The score step: the champion's prediction for every published row of a partition, or of a range in one go.
+"""The score step: the champion's prediction for every published row of a partition, or of a range of partitions.
 
-Where a challenger is on trial in a split, it predicts its share of the rows.
+In an A/B test, the challenger predicts its share of the rows.
 """
 
 from __future__ import annotations
@@ -8,37 +8,60 @@ from __future__ import annotations
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from itertools import chain, islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, NotRequired, TypedDict, TypeVar
+
+import pyarrow as pa
 
 from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, PerennialError, StorageError
 from perennial.core.settings import settings
 from perennial.features import serving_log
-from perennial.features.scan_units import plan_units
 from perennial.lifecycle import ab_test
 from perennial.modeling import registry
-from perennial.scoring.planning import UNIT_ROWS, find_unscored_partitions, group_into_commits, split_at_date
-from perennial.scoring.scorer import Scorer, ServingVersion
+from perennial.scoring.planning import Commit, find_unscored_partitions, group_into_commits, plan_commits
+from perennial.scoring.scorer import Scorer, Serving, ServingVersion
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
 from perennial.storage.manifests import Manifest
 
 if TYPE_CHECKING:
-    import pyarrow as pa
-
     from perennial.scoring.scorer import ScoredPartition
     from perennial.storage.delta_tables import File
 
-#: Nights whose log is written together: a commit for each would cost a tenth of the time, and the lake's writer takes
-#: a tenth of a MiB for each night that it has open.
-LOG_NIGHTS = 32
+#: Partitions whose log is written together. A commit for each would cost a tenth of the time; the lake's writer takes
+#: a tenth of a MiB for each partition that it has open.
+LOG_PARTITIONS = 32
 log = logging.getLogger("perennial")
 Item = TypeVar("Item")
-Made = TypeVar("Made")
+Result = TypeVar("Result")
+
+
+class ScoreResult(TypedDict):
+    """What `score` returns.
+
+    Attributes:
+        partitions: dates of the partitions that were scored.
+        missing: dates of the range for which nothing was published.
+        rows_in: published rows of the partitions that were scored.
+        rows_out: predictions that were written.
+        model_version: the champion's version; None without a champion.
+        status: ``unchanged`` where every partition had been scored before.
+        challenger: version that served a share of the rows, in an A/B test.
+        late: earlier partitions that were scored, too, where there were any.
+    """
+
+    partitions: list[str]
+    missing: list[str]
+    rows_in: int
+    rows_out: int
+    model_version: str | None
+    status: Literal["scored", "unchanged", "no champion"]
+    challenger: NotRequired[str]
+    late: NotRequired[list[str]]
 
 
 def score(
@@ -49,22 +72,23 @@ def score(
     force: bool = False,
     run_id: str = "",
     catch_up: bool = False,
-) -> dict[str, Any]:
+) -> ScoreResult:
     """Score the published partitions from ``start`` to ``end`` (both included) with the champion.
 
-    Each partition is replaced whole; one that was scored by the same champion from the same rows is left as it is, so
-    that a range that was interrupted goes on where it was.
+    Each partition is replaced whole. One that the same champion has scored from the same rows is skipped, so that an
+    interrupted range continues where it stopped.
 
     Args:
-        catch_up: also score the nights that `left_behind` finds; one that cannot be is logged, and fails nothing.
-
-    Returns:
-        partitions (those scored now), rows_in, rows_out, missing, model_version and status (``scored``, ``unchanged``
-        or ``no champion``); ``challenger``, the version that served a share of the rows, where there was one; ``late``,
-        the partitions that were caught up with, where there were any.
+        spec: the model.
+        start: first partition date.
+        end: last partition date; ``start`` when not given.
+        force: score partitions again that have been scored.
+        run_id: of the run, for predictions and manifests.
+        catch_up: also score the partitions that `find_unscored_partitions` returns; a failure of these is only logged.
 
     Raises:
-        DataError: nothing was published in the range. ArtifactError: the champion's file is not what was registered.
+        DataError: nothing was published in the range, or rows cannot be scored.
+        ArtifactError: the champion's file is not what was registered.
     """
     result = _score(spec, start, end, force, run_id)
     late: list[str] = []
@@ -79,217 +103,234 @@ def score(
     return result
 
 
-def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: str) -> dict[str, Any]:
-    """As `score`, of the partitions asked for alone."""
+def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: str) -> ScoreResult:
+    """As `score`, without earlier partitions."""
     started = time.monotonic()
     wanted = dates.dates(start, end)
-    published = delta_tables.table_uri("published", spec.name)
-    version = delta_tables.version(published)  # what is published while this runs is for the next run
-    held = delta_tables.files_by_partition(published, version)
-    present = [d for d in wanted if d in held]
-    where = start if len(wanted) == 1 else f"{start}..{end}"
-    if not present:
+    uri = delta_tables.table_uri("published", spec.name)
+    # A pinned version: what is published meanwhile is for the next run.
+    published = delta_tables.files_by_partition(uri, delta_tables.version(uri))
+    files = {day: published[day] for day in wanted if day in published}
+    if not files:
         raise DataError(
-            "no published rows", "run the data DAG for it first", model=spec.name, partition=where
+            "no published rows",
+            "run the data DAG for it first",
+            model=spec.name,
+            partition=start if len(wanted) == 1 else f"{start}..{end}",
         )
-    champion = registry.champion(spec)
-    result: dict[str, Any] = {
-        "partitions": [],
-        "missing": [d for d in wanted if d not in held],
-        "rows_in": 0,
-        "rows_out": 0,
-        "model_version": champion.version if champion else None,
-        "status": "no champion",
-    }
+    champion = registry.get_champion(spec)
+    result = ScoreResult(
+        partitions=[],
+        missing=[day for day in wanted if day not in published],
+        rows_in=0,
+        rows_out=0,
+        model_version=champion.version if champion else None,
+        status="no champion",
+    )
     if champion is None:
         return result
-    arm = ServingVersion.of(champion)
-    shared = ab_test.standing(spec, champion)
-    challenger = _challenger(spec, arm, shared) if shared and present[-1] > shared.since else None
-    inputs = {day: _inputs(day, held[day], arm, challenger, shared) for day in present}
-    if shared and challenger:
-        result["challenger"] = shared.version
-    todo = [d for d in present if force or not manifests.find_completed(spec.name, "score", d, inputs[d])]
+    serving = _serving(spec, champion, max(files))
+    if serving.challenger:
+        result["challenger"] = serving.challenger.version.version
+    inputs = {day: _inputs(day, files[day], serving) for day in files}
+    todo = [d for d in files if force or not manifests.find_completed(spec.name, "score", d, inputs[d])]
     if not todo:
-        return result | {"status": "unchanged"}
-    sizes = {day: sum(f.rows for f in held[day]) for day in present}
-    most = UNIT_ROWS // 2 if challenger else UNIT_ROWS  # rows that are shared are held, not streamed
-    size = max(UNIT_ROWS // 4, min(most, sum(sizes[d] for d in todo) // (2 * settings().threads)))
-    commits = [
-        (days, list(plan_units({d: held[d] for d in days}, size, most)))
-        for alike in split_at_date(todo, shared.since if shared else "")
-        for days in group_into_commits(alike, present, sizes, size)
-    ]
-    work = [unit for _, found in commits for unit in found]
-    threads = min(settings().threads, len(work))
-    sampling = serving_log.LogSampling({day: held[day] for day in todo})
-    scorer = Scorer(arm, challenger, shared, published, sampling, run_id, threads, work)
-    table = delta_tables.Writer(
-        delta_tables.table_uri("predictions", spec.name), distinct=[*spec.data.key, "prediction"]
-    )
-    counts = dict.fromkeys(todo, 0)
-    logged: dict[str, list[pa.RecordBatch]] = {}
-    written: list[str] = []
-
-    def settle() -> None:
-        """Log what the nights that are written were given, and mark them as done: what follows may fail."""
-        if wrong := [d for d in written if counts[d] != sizes[d]]:
-            raise DataError(
-                f"{sizes[wrong[0]]} rows were published, {counts[wrong[0]]} were scored",
-                "run it again: it was not marked as done",
-                model=spec.name,
-                partition=wrong[0],
-            )
-        _log(spec, logged, present, inputs)
-        done = [
-            _manifest(spec, day, inputs[day], sizes[day], counts[day], champion.version, run_id)
-            for day in written
-        ]
-        manifests.write_all(done, started)
-        written.clear()
-
-    with (
-        _system_memory(),
-        ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
-        # Looks ahead beyond the commit that is being written, so that no thread waits for it.
-        closing(_in_order(pool, scorer.score, work, threads + 1)) as scored,
-    ):
-        for days, found in commits:
-            for day, few in _commit(table, scorer, days, islice(scored, len(found)), counts):
-                logged.setdefault(day, []).append(few)
-            written += days
-            if len(written) >= LOG_NIGHTS:
-                settle()
-    settle()
-    return result | {
-        "partitions": todo,
-        "rows_in": sum(sizes[day] for day in todo),
-        "rows_out": sum(counts.values()),
-        "status": "scored",
-    }
+        result["status"] = "unchanged"
+        return result
+    run = _Run(spec, serving, files, inputs, run_id, started)
+    result["rows_out"] = run.score(todo)
+    result |= {"partitions": todo, "rows_in": sum(run.rows_in[day] for day in todo), "status": "scored"}
+    return result
 
 
-def _manifest(
-    spec: ModelSpec, day: str, inputs: dict[str, Any], rows: int, scored: int, version: str, run_id: str
-) -> Manifest:
-    result = {"partition": day, "rows": scored, "model_version": version, "run_id": run_id}
-    if "split" in inputs:
-        result["challenger"] = inputs["split"]["version"]
-    return Manifest(
-        spec.name,
-        "score",
-        day,
-        inputs,
-        result,
-        rows_in=rows,
-        rows_out=scored,
-        model_version=version,
-        run_id=run_id,
-    )
-
-
-def _inputs(
-    day: str,
-    held: list[File],
-    champion: ServingVersion,
-    challenger: ServingVersion | None,
-    shared: ab_test.ABSplit | None,
-) -> dict[str, Any]:
-    """What the predictions of a night depend on."""
-    found = {
-        "rows": delta_tables.files_digest(held),
-        "champion": champion.version.digest,
-        "version": champion.version.version,
-        "references": champion.references,
-    }
-    if not challenger or not shared or day <= shared.since:
-        return found
-    part = {"version": shared.version, "digest": challenger.version.digest, "share": shared.share}
-    return found | {"split": part | {"references": challenger.references}}
-
-
-def _challenger(spec: ModelSpec, champion: ServingVersion, shared: ab_test.ABSplit) -> ServingVersion:
-    """The challenger of a split.
+def _serving(spec: ModelSpec, champion: registry.ModelVersion, last: str) -> Serving:
+    """The versions that serve partitions up to ``last``.
 
     Raises:
-        ArtifactError, DataError: it cannot serve rows; with what to do to go on without it.
+        ArtifactError, DataError: the challenger of an A/B test cannot serve rows; with how to continue without it.
     """
-    remedy = "set retraining.split to 0, and the champion goes on alone"
+    champion_version = ServingVersion.load(champion)
+    split = ab_test.active_split(spec, champion)
+    if split is None or last <= split.starts_after:
+        return Serving(champion_version)
+    remedy = "set retraining.ab_share to 0, and the champion goes on alone"
     try:
-        found = ServingVersion.of(registry.version(spec.name, shared.version))
-        registry.load(found.version, threads=1)
+        challenger = ServingVersion.load(registry.get_version(spec.name, split.version))
+        registry.load_model(challenger.version, threads=1)
     except ArtifactError as error:
         raise ArtifactError(
-            f"version {shared.version} is to serve {shared.share:.0%} of the rows: {error.cause}",
+            f"version {split.version} is to serve {split.share:.0%} of the rows: {error.cause}",
             remedy,
             model=spec.name,
         ) from error
-    if found.spec.data.key != champion.spec.data.key:
+    if challenger.spec.data.key != champion_version.spec.data.key:
         raise DataError(
-            f"version {shared.version} is to serve {shared.share:.0%} of the rows, but it has the key "
-            f"{', '.join(found.spec.data.key)} and the champion {', '.join(champion.spec.data.key)}",
+            f"version {split.version} is to serve {split.share:.0%} of the rows, but it has the key "
+            f"{', '.join(challenger.spec.data.key)} and the champion {', '.join(champion_version.spec.data.key)}",
             remedy,
             model=spec.name,
         )
-    return found
+    return Serving(champion_version, challenger, split)
 
 
-def _commit(
-    table: delta_tables.Writer,
-    scorer: Scorer,
-    days: list[str],
-    scored: Iterator[list[ScoredPartition]],
-    counts: dict[str, int],
-) -> list[tuple[str, pa.RecordBatch]]:
-    """Replace the partitions ``days`` of a model by what was scored, in one commit; returns what is logged of each.
+def _inputs(day: str, files: Sequence[File], serving: Serving) -> dict[str, Any]:
+    """What the predictions of a partition depend on, as its manifest records it."""
+    champion, challenger, split = serving.champion, serving.challenger, serving.split_on(day)
+    inputs = {
+        "rows": delta_tables.files_digest(files),
+        "champion": champion.version.digest,
+        "version": champion.version.version,
+        "references": champion.reference_versions,
+    }
+    if not challenger or not split:
+        return inputs
+    return inputs | {
+        "split": {
+            "version": split.version,
+            "digest": challenger.version.digest,
+            "share": split.share,
+            "references": challenger.reference_versions,
+        }
+    }
+
+
+class _Run:
+    """Scores partitions, writes their predictions and logs, and marks them as done.
 
     Args:
-        counts: gets the rows of each partition added.
+        spec: the model.
+        serving: the versions that serve the rows.
+        files: the files of all published partitions of the range, by date, in order.
+        inputs: what the predictions of each partition depend on, by date.
+        run_id: of the run.
+        started: of the step, by ``time.monotonic()``.
+
+    Attributes:
+        rows_in: published rows of each partition, by date.
     """
-    import pyarrow as pa
 
-    failed: list[PerennialError] = []
-    kept: list[ScoredPartition] = []
+    def __init__(
+        self,
+        spec: ModelSpec,
+        serving: Serving,
+        files: dict[str, list[File]],
+        inputs: dict[str, dict[str, Any]],
+        run_id: str,
+        started: float,
+    ) -> None:
+        self.rows_in = {day: sum(f.rows for f in listed) for day, listed in files.items()}
+        self._spec, self._serving, self._files = spec, serving, files
+        self._inputs, self._run_id, self._started = inputs, run_id, started
+        self._rows_out = dict.fromkeys(files, 0)
+        self._table = delta_tables.Writer(
+            delta_tables.table_uri("predictions", spec.name), distinct=[*spec.data.key, "prediction"]
+        )
+        # Partitions whose predictions are written, but not yet their log and manifest.
+        self._written: list[str] = []
+        self._logs: dict[str, list[pa.RecordBatch]] = {}
 
-    def nights() -> Iterator[ScoredPartition]:
-        yield from list(kept)  # where another writer won, all of it is written once more
+    def score(self, days: list[str]) -> int:
+        """Score partitions in several threads; returns the number of predictions.
+
+        Raises:
+            DataError: rows cannot be scored, or not each of them once.
+            StorageError: the lake cannot be written.
+        """
+        split = self._serving.split
+        commits = plan_commits(self._files, days, split.starts_after if split else None, settings().threads)
+        units = [unit for commit in commits for unit in commit.units]
+        threads = min(settings().threads, len(units))
+        uri = delta_tables.table_uri("published", self._spec.name)
+        sampling = serving_log.LogSampling({day: self._files[day] for day in days})
+        scorer = Scorer(self._serving, uri, sampling, self._run_id, threads, units)
+        with (
+            _system_memory(),
+            ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
+            # Looks ahead beyond the commit that is being written, so that no thread waits for it.
+            closing(_map_ahead(pool, scorer.score, units, threads + 1)) as scored,
+        ):
+            for commit in commits:
+                self._write(commit, scorer, islice(scored, len(commit.units)))
+                if len(self._written) >= LOG_PARTITIONS:
+                    self._complete()
+        self._complete()
+        return sum(self._rows_out.values())
+
+    def _write(self, commit: Commit, scorer: Scorer, scored: Iterator[list[ScoredPartition]]) -> None:
+        """Replace the predictions of a commit's partitions by what was scored of its units."""
+        failures: list[PerennialError] = []
+        consumed: list[ScoredPartition] = []
+
+        def partitions() -> Iterator[ScoredPartition]:
+            yield from list(consumed)  # where another writer won, all of it is written once more
+            try:
+                for unit in scored:
+                    consumed.extend(unit)
+                    for partition in unit:
+                        self._rows_out[partition.day] += len(partition.rows)
+                    yield from unit
+            except PerennialError as error:
+                failures.append(error)
+                raise
+
+        def batches() -> pa.RecordBatchReader:
+            stream = map(scorer.rows, partitions())
+            first = next(stream)
+            return pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+
         try:
-            for found in scored:
-                kept.extend(found)
-                for night in found:
-                    counts[night.day] += len(night.rows)
-                yield from found
-        except PerennialError as error:
-            failed.append(error)
-            raise
+            self._table.replace(batches, commit.days[0], commit.days[-1])
+        except StorageError as error:
+            # The lake's writer passes on no more than the text of what ended its stream.
+            raise (failures[0] if failures else error) from None
+        for partition in consumed:
+            self._logs.setdefault(partition.day, []).append(partition.served)
+        self._written += commit.days
 
-    def batches() -> pa.RecordBatchReader:
-        stream = map(scorer.rows, nights())
-        first = next(stream)
-        return pa.RecordBatchReader.from_batches(first.schema, chain([first], stream))
+    def _complete(self) -> None:
+        """Write the log of the partitions that are written, then mark them as done: what follows may fail."""
+        for day in self._written:
+            if self._rows_out[day] != self.rows_in[day]:
+                raise DataError(
+                    f"{self.rows_in[day]} rows were published, {self._rows_out[day]} were scored",
+                    "run it again: it was not marked as done",
+                    model=self._spec.name,
+                    partition=day,
+                )
+        logged = sorted(self._logs)
+        for days in (
+            group_into_commits(logged, list(self._files), dict.fromkeys(logged, 0), 1) if logged else ()
+        ):
+            serving_log.write(
+                self._spec,
+                {day: self._logs.pop(day) for day in days},
+                {day: serving_log.inputs_digest(self._inputs[day]) for day in days},
+            )
+        manifests.write_all([self._manifest(day) for day in self._written], self._started)
+        self._written.clear()
 
-    try:
-        table.replace(batches, days[0], days[-1])
-    except StorageError as error:
-        # The lake's writer passes on no more than a text of what ended its stream.
-        raise (failed[0] if failed else error) from None
-    return [(night.day, night.served) for night in kept]
-
-
-def _log(
-    spec: ModelSpec, logged: dict[str, list[pa.RecordBatch]], present: list[str], inputs: dict[str, Any]
-) -> None:
-    """Replace the nights of ``logged`` in the table of what was served, and forget them."""
-    for days in group_into_commits(sorted(logged), present, dict.fromkeys(logged, 0), 1) if logged else ():
-        nights = {day: logged.pop(day) for day in days}
-        serving_log.write(spec, nights, {day: serving_log.inputs_digest(inputs[day]) for day in days})
+    def _manifest(self, day: str) -> Manifest:
+        version = self._serving.champion.version.version
+        inputs, rows = self._inputs[day], self._rows_out[day]
+        result = {"partition": day, "rows": rows, "model_version": version, "run_id": self._run_id}
+        if "split" in inputs:
+            result["challenger"] = inputs["split"]["version"]
+        return Manifest(
+            self._spec.name,
+            "score",
+            day,
+            inputs,
+            result,
+            rows_in=self.rows_in[day],
+            rows_out=rows,
+            model_version=version,
+            run_id=self._run_id,
+        )
 
 
 @contextmanager
 def _system_memory() -> Iterator[None]:
-    """Let Arrow take its memory from the system: its own pool is no faster here, and keeps 70 MiB for later."""
-    import pyarrow as pa
-
+    """Let Arrow allocate from the system: its own pool is no faster here, and does not give 70 MiB back."""
     before = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
     try:
@@ -298,18 +339,18 @@ def _system_memory() -> Iterator[None]:
         pa.set_memory_pool(before)
 
 
-def _in_order(
-    pool: Executor, work: Callable[[Item], Made], source: Iterable[Item], ahead: int
-) -> Generator[Made]:
-    """``map(work, source)`` in the threads of ``pool``, in order, at most ``ahead`` items beyond the one in use."""
-    coming: deque[Future[Made]] = deque()
+def _map_ahead(
+    pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
+) -> Generator[Result]:
+    """``map(function, items)`` in the threads of ``pool``, in order, up to ``ahead`` items beyond the one in use."""
+    pending: deque[Future[Result]] = deque()
     try:
-        for item in source:
-            coming.append(pool.submit(work, item))
-            if len(coming) > ahead:
-                yield coming.popleft().result()
-        while coming:
-            yield coming.popleft().result()
+        for item in items:
+            pending.append(pool.submit(function, item))
+            if len(pending) > ahead:
+                yield pending.popleft().result()
+        while pending:
+            yield pending.popleft().result()
     finally:
-        for late in coming:
-            late.cancel()
+        for future in pending:
+            future.cancel()

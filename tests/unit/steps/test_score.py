@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -14,13 +15,13 @@ from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, RegistryError
 from perennial.core.settings import settings
 from perennial.lifecycle.promotion import promote
-from perennial.modeling import _missing_value_rewrite, registry, trained_model
 from perennial.scoring.scorer import Scorer
 from perennial.spec.model_spec import ModelSpec
+from perennial.steps import score as score_step
 from perennial.steps.score import score
 from perennial.steps.train import train
-from perennial.storage import delta_tables, duckdb_session, manifests
-from support import processes, toys
+from perennial.storage import delta_tables, manifests
+from support import lake, processes, toys
 
 DAY = dates.add_days(toys.FIRST, 15)
 
@@ -35,9 +36,7 @@ def test_every_row_once(world: Any) -> None:
         "partitions": [DAY], "missing": [], "rows_in": toys.ROWS, "rows_out": toys.ROWS,
         "model_version": world.result["version"], "status": "scored",
     }  # fmt: skip
-    stream = duckdb_session.stream(delta_tables.table_uri("predictions", world.spec.name))
-    assert stream is not None
-    table = stream.read_all()
+    table = lake.read_table(delta_tables.table_uri("predictions", world.spec.name))
     assert sorted(table["id"].to_pylist()) == toys.rows("binary", DAY)["id"].to_pylist()
     assert set(table[delta_tables.PARTITION].to_pylist()) == {DAY}
     assert set(table["model_version"].to_pylist()) == {world.result["version"]}
@@ -50,37 +49,6 @@ def test_every_row_once(world: Any) -> None:
         toys.ROWS,
         world.result["version"],
     )
-
-
-def test_predictions_are_the_boosters_own(world: Any) -> None:
-    """Through the lake, by batches: the same numbers that the loaded model gives for the rows' features."""
-    from perennial.features.engine import FeatureQuery
-
-    score(world.spec, start=DAY)
-    champion = registry.get_champion(world.spec)
-    assert champion is not None
-    rows = toys.rows("binary", DAY)
-    direct = registry.load_model(champion).predict(FeatureQuery(world.spec).compute(rows))
-    found = {r["id"]: r["prediction"] for r in predictions(world)}
-    assert np.array_equal(np.float32([found[i] for i in rows["id"].to_pylist()]), direct)
-    truth = np.asarray(toys.labels("binary", rows)["y"])
-    assert direct[truth == 1].mean() - direct[truth == 0].mean() > 0.3
-
-
-def test_many_rows_get_the_same_predictions(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A booster that is rewritten for many rows predicts as the one that was registered."""
-    score(world.spec, start=DAY)
-    few = predictions(world)
-    monkeypatch.setattr(_missing_value_rewrite, "MIN_ROWS", 0)
-    monkeypatch.setattr(_missing_value_rewrite, "ROWS_PER_BYTE", 0)
-    rewritten: list[Any] = []
-    real = trained_model.rewrite_without_missing
-    monkeypatch.setattr(
-        trained_model, "rewrite_without_missing", lambda *args: rewritten.append(real(*args)) or rewritten[-1]
-    )
-    score(world.spec, start=DAY, force=True)
-    assert rewritten[0] is not None
-    assert [r["prediction"] for r in predictions(world)] == [r["prediction"] for r in few]
 
 
 def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> None:
@@ -140,11 +108,11 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     days = dates.dates(DAY, dates.add_days(DAY, 4))
     monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", toys.ROWS)
     monkeypatch.setattr("perennial.scoring.planning.COMMIT_ROWS", toys.ROWS)
-    monkeypatch.setattr("perennial.steps.score.LOG_NIGHTS", 2)
+    monkeypatch.setattr("perennial.steps.score.LOG_PARTITIONS", 2)
     real = Scorer.score
 
     def failing(scorer: Scorer, unit: Any) -> Any:
-        if unit.nights[0][0] == days[4]:
+        if unit.partitions[0][0] == days[4]:
             raise MemoryError("no memory left")
         return real(scorer, unit)
 
@@ -155,31 +123,12 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
     result = score(world.spec, start=days[0], end=days[-1], run_id="second")
     assert result["partitions"] == days[4:]
     assert len(predictions(world)) == 5 * toys.ROWS
-    stream = duckdb_session.stream(delta_tables.table_uri("predictions", world.spec.name))
-    assert stream is not None
-    found = stream.read_all().group_by(["partition_date", "run_id"]).aggregate([])
+    rows = lake.read_table(delta_tables.table_uri("predictions", world.spec.name))
+    found = rows.group_by(["partition_date", "run_id"]).aggregate([])
     assert sorted(zip(*found.to_pydict().values(), strict=True)) == [
         *((day, "first") for day in days[:4]),
         (days[4], "second"),
     ]
-
-
-def test_nights_may_have_keys_in_common(world: Any) -> None:
-    """Joins give the rows of several nights in another order; by the key alone they cannot be told apart."""
-    uri, days = delta_tables.table_uri("published", world.spec.name), dates.dates(DAY, dates.add_days(DAY, 2))
-    first = toys.rows("binary", DAY)
-    for day in days[1:]:
-        rows = toys.rows("binary", day)
-        rows = rows.set_column(0, "id", first["id"])
-        delta_tables.replace(
-            uri, rows.append_column(delta_tables.PARTITION, pa.array([day] * len(rows))), day
-        )
-    for day in days:
-        score(world.spec, start=day)
-    night_by_night = predictions(world)
-    score(world.spec, start=days[0], end=days[-1], force=True)
-    assert predictions(world) == night_by_night
-    assert len(predictions(world)) == 3 * toys.ROWS
 
 
 def strict(make_model: Callable[..., ModelSpec]) -> ModelSpec:
@@ -294,9 +243,8 @@ def test_two_runs_at_once_leave_every_row_once(world: Any) -> None:
     assert processes.wait(*runs) == [0, 0]
     found = predictions(world)
     assert len(found) == len({r["id"] for r in found}) == toys.ROWS
-    stream = duckdb_session.stream(delta_tables.table_uri("predictions", world.spec.name), columns=["run_id"])
-    assert stream is not None
-    assert len(set(stream.read_all()["run_id"].to_pylist())) == 1  # one run's rows, not a mixture
+    rows = lake.read_table(delta_tables.table_uri("predictions", world.spec.name))
+    assert len(set(rows["run_id"].to_pylist())) == 1  # one run's rows, not a mixture
     assert score(world.spec, start=DAY)["status"] == "unchanged"
 
 
@@ -361,22 +309,6 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
         assert manifests.read(spec.name, "score", day) is None
 
 
-def test_values_that_are_no_numbers_are_scored_as_missing(world: Any) -> None:
-    day = dates.add_days(toys.LAST, 1)
-    rows = toys.rows("binary", day, 4)
-    rows = rows.set_column(2, "x", pa.array([None, float("nan"), float("inf"), float("-inf")], pa.float64()))
-    rows = rows.set_column(3, "z", pa.array([0.5] * 4)).set_column(4, "k", pa.array([None] * 4, pa.string()))
-    rows = rows.set_column(1, "seen_at", pa.array([rows["seen_at"][0].as_py()] * 4))
-    rows = rows.set_column(5, "place", pa.array(["north"] * 4))
-    delta_tables.replace(
-        delta_tables.table_uri("published", world.spec.name),
-        rows.append_column(delta_tables.PARTITION, pa.array([day] * 4)),
-        day,
-    )
-    score(world.spec, start=day)
-    assert len({r["prediction"] for r in predictions(world)}) == 1
-
-
 def test_the_champion_scores_with_the_features_it_was_trained_on(world: Any, tmp_path: Path) -> None:
     """Today's folder may have gone on: the champion's own spec scores."""
     score(world.spec, start=DAY)
@@ -392,3 +324,23 @@ def test_mlflow_down_is_told(world: Any, monkeypatch: pytest.MonkeyPatch) -> Non
     with pytest.raises(RegistryError, match=r"does not answer(.|\n)*What to do: start it"):
         score(world.spec, start=DAY)
     assert delta_tables.version(delta_tables.table_uri("predictions", world.spec.name)) is None
+
+
+def test_one_item_is_made_ahead_and_an_error_comes_through() -> None:
+    ready = threading.Event()
+
+    def double(i: int) -> int:
+        if i == 2:
+            ready.set()
+        if i == 3:
+            raise ValueError("three")
+        return i * 2
+
+    with ThreadPoolExecutor(2) as pool:
+        items = score_step._map_ahead(pool, double, [1, 2, 3], 1)
+        assert next(items) == 2
+        assert ready.wait(5), "the second was not begun while the first was in use"
+        assert next(items) == 4
+        with pytest.raises(ValueError, match="three"):
+            next(items)
+        assert list(score_step._map_ahead(pool, double, [], 1)) == []

@@ -1,0 +1,21 @@
+"""The plan of a scoring: commits of partitions that follow one another, of a bounded size."""
+
+from __future__ import annotations
+
+import pytest
+
+from perennial.scoring import planning
+
+
+def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(planning, "COMMIT_ROWS", 250)
+    days = ["01", "02", "03", "04", "05", "07", "08", "09"]
+    rows = {**dict.fromkeys(days, 100), "07": 900}
+    found = [["01", "02"], ["03", "04"], ["05"], ["07"], ["08", "09"]]
+    assert list(planning.group_into_commits(days, days, rows, 125)) == found
+    # a partition that is not to be scored lies between
+    assert list(planning.group_into_commits(["01", "03"], days, rows, 125)) == [["01"], ["03"]]
+    # five nights would have room, two units of two nights each have four: none is cut short where a commit ends
+    monkeypatch.setattr(planning, "COMMIT_ROWS", 500)
+    found = [["01", "02", "03", "04"], ["05"], ["07"], ["08", "09"]]
+    assert list(planning.group_into_commits(days, days, rows, 250)) == found
