@@ -1,4 +1,4 @@
-"""Features and labels: the engine of ``features.sql``, its reference tables, the serving log, rows with their labels.
+"""Features and labels: the engine of ``features.sql``, reference tables, serving log, labelled rows.
 
 The same SQL runs in the same engine in training, scoring and monitoring, so that the features of a row cannot differ
 between them. numpy, pyarrow and duckdb are imported at the top of modules; deltalake only inside the functions that

@@ -1,4 +1,4 @@
-"""The feature engine: one SQL definition, run by DuckDB in training, scoring and monitoring, in bounded memory.
+"""The feature engine: one SQL definition for training, scoring and monitoring, in bounded memory.
 
 ``features.sql`` reads ``rows`` (the published rows, to which the model's feature sets have added their columns) and
 the reference tables, and returns the key and one column per feature. The features of a row depend on that row and the
@@ -242,7 +242,7 @@ class FeatureQuery:
 def _connect(
     spec: ModelSpec, reference_versions: dict[str, int], folder: str | None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection with the model's reference tables that can read them, files of ``folder`` and nothing else."""
+    """A connection that can read the model's reference tables, the files of ``folder`` and nothing else."""
     # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
     con = duckdb_session.connect(threads=1, memory_share=0.25)
     # Batches are used one by one; buffering ten MiB of them would take five times as much memory as helps.
@@ -266,7 +266,10 @@ def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> bool:
 
 
 def compose_query(spec: ModelSpec) -> str:
-    """Nest the SQL of a model: each feature set, then ``features.sql``, reads the one before it as ``rows``."""
+    """Nest the SQL of a model: each of its parts reads the one before it as ``rows``.
+
+    The parts are the feature sets, in order, and ``features.sql``; the first reads ``published``.
+    """
     text = "SELECT * FROM published"
     for sql in (*(s.sql for s in spec.feature_sets), spec.sql):
         text = f"WITH rows AS NOT MATERIALIZED ({text}) SELECT * FROM (\n{sql.rstrip().rstrip(';')}\n)"
@@ -274,7 +277,7 @@ def compose_query(spec: ModelSpec) -> str:
 
 
 def input_columns(spec: ModelSpec) -> dict[str, str]:
-    """The declared columns, with their types, that the SQL may read: all but a label that is a column of the rows."""
+    """The declared columns that the SQL may read, and their types: a label among the rows is left out."""
     label = spec.label.expression if spec.label.source is None else None
     return {column: kind for column, kind in spec.data.columns.items() if column != label}
 

@@ -1,4 +1,4 @@
-"""Rows joined with their labels: published rows for training and monitoring, predictions for evaluation.
+"""Rows joined with their labels: published rows, and predictions.
 
 Training reads them a few partitions at a time, sorted by key, so that neither memory nor the result depends on how the
 lake has laid them out.
@@ -57,7 +57,7 @@ def read_labelled_rows(
 def create_label_view(
     con: duckdb.DuckDBPyConnection, view: str, spec: ModelSpec, version: int | None, start: str, end: str
 ) -> bool:
-    """Make the labels of the partitions ``start`` to ``end`` a view: key, ``partition_date`` and ``label``.
+    """Make a view of the labels of some partitions: key, ``partition_date`` and ``label``.
 
     Args:
         con: the connection that gets the view; a view of that name is replaced.
@@ -115,7 +115,7 @@ def same_row(spec: ModelSpec, left: str, right: str) -> str:
 
 
 def row_order(spec: ModelSpec) -> str:
-    """The SQL order of rows that makes results reproducible: by partition, list (of a ranking task) and key."""
+    """The SQL order that makes results reproducible: partition, list (of a ranking task) and key."""
     lists = [spec.group] if spec.group else []
     return ", ".join(map(quote_identifier, (delta_tables.PARTITION, *lists, *spec.data.key)))
 

@@ -1,4 +1,4 @@
-"""Reference tables: landed files that features join to, copied to the lake so that a version can be pinned."""
+"""Reference tables: landed files that features join to, copied to the lake to pin their versions."""
 
 from __future__ import annotations
 

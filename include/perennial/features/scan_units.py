@@ -1,4 +1,4 @@
-"""Units of work: published rows whose features and predictions are computed together, by one statement of DuckDB."""
+"""Units of work: published rows whose features are computed by one statement of DuckDB."""
 
 from __future__ import annotations
 
@@ -99,7 +99,7 @@ class ScanUnit:
 
 
 def _row_groups(metadata: pyarrow.parquet.FileMetaData, first: int, stop: int) -> tuple[list[int], int]:
-    """The row groups of a file that hold the rows from ``first`` to before ``stop``, and how many rows precede them."""
+    """The row groups that hold the rows ``first`` to ``stop`` - 1, and how many rows precede these."""
     groups, skip, start = [], first, 0
     for i in range(metadata.num_row_groups):
         rows = metadata.row_group(i).num_rows

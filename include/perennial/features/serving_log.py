@@ -1,4 +1,4 @@
-"""The serving log: the encoded features of a sample of the rows that were scored, kept in the lake by key.
+"""The serving log: the encoded features of a sample of the scored rows, stored in the lake by key.
 
 The training code has to give the same features for the same rows, bit for bit, from the versions of everything that
 scoring read: `train_serve_skew` compares them.
@@ -26,12 +26,12 @@ MAX_ROWS_PER_PARTITION = 200
 
 
 def uri(model: str) -> str:
-    """The table of logged rows: key, ``features`` as XGBoost got them, prediction, version, ``scored_from``."""
+    """The table of logged rows: key, ``features``, ``prediction``, ``model_version``, ``scored_from``."""
     return delta_tables.table_uri("served", model)
 
 
 def inputs_digest(inputs: Mapping[str, Any]) -> str:
-    """The digest of what a partition was scored from: it ties logged rows to the manifest of that very scoring."""
+    """The digest of what a partition was scored from, which ties logged rows to that scoring's manifest."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 

@@ -1,4 +1,4 @@
-"""What a scoring has to do: the partitions that lack predictions, the commits and units that they are scored in."""
+"""The plan of a scoring: partitions that lack predictions, and the commits and units to score them in."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ class Commit:
 
 
 def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
-    """Find the partitions before ``day`` that were published and not scored, since the last one that was scored.
+    """Find the published partitions before ``day`` that follow the last scored one.
 
     A partition remains unscored where the event of its publication got lost: Airflow drops events for a DAG that is
     paused (airflow 38891), and may strand those of partitions (airflow 56749). Or its scoring failed. It is scored
@@ -83,7 +83,7 @@ def split_at_date(days: list[str], last: str) -> Iterator[list[str]]:
 def group_into_commits(
     days: list[str], published: list[str], rows: Mapping[str, int], unit_rows: int
 ) -> Iterator[list[str]]:
-    """Group partitions that follow one another, with no other published partition between: one commit each.
+    """Group partitions into commits; no other published partition lies between those of a group.
 
     A group has up to `COMMIT_ROWS` rows, more only where a single partition has, because the lake's writer buffers
     what it writes to a partition until all of them are written. It has whole units, since a smaller one takes as long

@@ -65,7 +65,7 @@ class ServingVersion:
 
 @dataclass(frozen=True)
 class Serving:
-    """The versions that serve partitions: the champion, and in an A/B test a challenger for a share of the rows.
+    """The versions that serve rows: the champion, and in an A/B test the challenger.
 
     Attributes:
         champion: serves all rows but the challenger's.
@@ -283,7 +283,7 @@ def _predict(
 
 
 def _repeat(text: str, rows: int) -> pa.Array:
-    """A column with the same text in each row; null where it is empty, which halves the lake's writer's time."""
+    """A column with the same text in each row; null for an empty text, which is written in half the time."""
     if not text:
         return pa.nulls(rows, pa.string())
     return pa.DictionaryArray.from_arrays(

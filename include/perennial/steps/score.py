@@ -1,4 +1,4 @@
-"""The score step: the champion's prediction for every published row of a partition, or of a range of partitions.
+"""The score step: the champion's prediction for every published row of some partitions.
 
 In an A/B test, the challenger predicts its share of the rows.
 """
@@ -342,7 +342,7 @@ def _system_memory() -> Iterator[None]:
 def _map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result]:
-    """``map(function, items)`` in the threads of ``pool``, in order, up to ``ahead`` items beyond the one in use."""
+    """``map`` in the threads of ``pool``, in order, with up to ``ahead`` items beyond the one in use."""
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:

@@ -1,4 +1,4 @@
-"""Delta tables of the lake: partitions are replaced whole and atomically, and each version stays readable.
+"""Delta tables of the lake: partitions are replaced atomically, and each version stays readable.
 
 Every table has the column ``partition_date`` (ISO date as text), by which it is partitioned.
 """
@@ -33,7 +33,12 @@ MAX_ATTEMPTS = 12
 
 
 def table_uri(kind: str, model: str) -> str:
-    """The URI of a model's table of one kind: published, labels, quarantine, predictions, served, monitoring."""
+    """The URI of a model's table.
+
+    Args:
+        kind: ``published``, ``labels``, ``quarantine``, ``predictions``, ``served``, ``monitoring``.
+        model: name of the model.
+    """
     return f"{settings().lake}/{kind}/{model}"
 
 
@@ -126,7 +131,7 @@ class PartitionGroup(NamedTuple):
 
 
 def group_by_rows(rows: Mapping[str, int], max_rows: int) -> Iterator[PartitionGroup]:
-    """Group partitions that follow one another, up to a number of rows; a larger one is a group of its own.
+    """Group adjacent partitions up to a number of rows; a larger partition is a group by itself.
 
     Args:
         rows: rows of each partition by date, in order.
@@ -147,7 +152,13 @@ def group_by_rows(rows: Mapping[str, int], max_rows: int) -> Iterator[PartitionG
 def fingerprint(
     uri: str, start: str | None = None, end: str | None = None, version: int | None = None
 ) -> str:
-    """Identify the content of the partitions ``start`` to ``end``: it changes when one of them is replaced.
+    """Identify the content of partitions: the result changes when one of them is replaced.
+
+    Args:
+        uri: the table.
+        start: first partition date; that of the table when not given.
+        end: last partition date; that of the table when not given.
+        version: version of the table; the latest when not given.
 
     Returns:
         The `files_digest` of their files; empty where there are none.
@@ -177,7 +188,9 @@ def replace(
 
 
 class Writer:
-    """Writes to a table and keeps it open from one commit to the next: the table of a year takes 20 ms to open.
+    """Writes to a table and keeps it open between commits.
+
+    Opening a table takes time: 20 ms where it holds a year of daily partitions.
 
     Args:
         uri: the table, made by the first write.

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB connection in UTC that stays within the step's memory and spills into the working folder.
+    """Open a DuckDB connection, in UTC, within the step's memory, spilling into the working folder.
 
     Args:
         threads: threads of DuckDB; ``PERENNIAL_THREADS`` when not given.

@@ -1,4 +1,4 @@
-"""Checks of ``features.sql`` before it runs: it binds, returns every row once, and computes each row by itself.
+"""Checks of ``features.sql`` before it runs: it binds, keeps each row, and computes it by itself.
 
 The SQL is bound against the declared columns and the reference tables that exist, then run on a few rows: landed rows
 where a partition has landed, generated ones otherwise. It can read what is given to it and nothing else.
@@ -80,7 +80,7 @@ def check(spec: ModelSpec, rows: pa.Table | None, generate_rows: Callable[[], pa
 
 
 def _problem(error: PerennialError, spec: ModelSpec) -> tuple[str, None, str]:
-    """File and message of an error of the feature engine, whose cause is ``[folder/]features.sql: message``."""
+    """File and message of an engine's error, whose cause is ``[folder/]features.sql: message``."""
     folder, _, cause = error.cause.partition("features.sql: ")
     where = (
         f"{folder}features.sql"
@@ -121,7 +121,7 @@ def _parts(spec: ModelSpec) -> list[tuple[str, str]]:
 
 
 def _parse(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
-    """Parse each part and report what would lose rows or mix them; returns whether all parts can be parsed."""
+    """Parse each part and report what would lose or mix rows; returns whether all can be parsed."""
     parsed = True
     for where, sql in _parts(spec):
         row = con.execute("SELECT json_serialize_sql(?)", [sql.rstrip().rstrip(";")]).fetchone()
@@ -245,7 +245,7 @@ def _offset(part: Any) -> int | None:
 
 
 def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
-    """Bind each part to the columns of the one before it, so that an error is reported with its file and line."""
+    """Bind each part to the columns of the one before it; returns whether all could be bound."""
     con.execute(f"CREATE TEMP VIEW stage_0 AS {no_rows(spec)}")
     try:
         for i, (where, sql) in enumerate(_parts(spec)):
