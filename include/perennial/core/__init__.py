@@ -1,1 +1,3 @@
-"""What every other package may use: errors, settings, dates, SQL and HTML text, the process."""
+"""What every other package may use: errors, settings, dates, SQL and HTML text, patches, the process."""
+
+__all__ = ["dates", "errors", "html", "patches", "runtime", "settings", "sql"]

@@ -1,4 +1,4 @@
-"""Finds and reads model folders; problems are told with file, line, key, value received and what is allowed."""
+"""Finds and reads the folders of models and feature sets."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from perennial.spec import compute_profile
 from perennial.spec.model_spec import FeatureSet, ModelSpec
 from perennial.spec.yaml_reader import display_path, key_location, parse_yaml, read_text
 
+__all__ = ["find_folders", "load_feature_set", "load_model", "load_model_by_name", "load_models"]
+
 
 def find_folders(filename: str = "model.yaml") -> dict[str, Path]:
-    """Folders that hold ``filename``, by folder name, in ``include/models`` and every root of ``PERENNIAL_MODELS``.
+    """Folders that contain ``filename``, by name, in ``include/models`` and every folder of ``PERENNIAL_MODELS``.
 
-    Of two folders with one name the first counts; `load_models` reports the other.
+    Of two folders with the same name the first is used; `load_models` reports the other.
     """
     return {folder.name: folder for folder in reversed(_folders(filename))}
 
@@ -25,10 +27,10 @@ def _folders(filename: str) -> list[Path]:
 
 
 def load_model_by_name(name: str) -> ModelSpec:
-    """The model called ``name``.
+    """Read the model called ``name``.
 
     Raises:
-        SpecError: there is none, or its folder is broken.
+        SpecError: there is none, or its folder is invalid.
     """
     folders = find_folders()
     if name not in folders:
@@ -39,7 +41,7 @@ def load_model_by_name(name: str) -> ModelSpec:
 
 
 def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
-    """Every model that can be used, and an error for every one that cannot."""
+    """Read every model; returns the valid ones by name, and an error for each other."""
     models: dict[str, ModelSpec] = {}
     errors: list[SpecError] = []
     sets: dict[str, FeatureSet] = {}
@@ -48,7 +50,7 @@ def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
         try:
             if folder != first[folder.name]:
                 raise SpecError(
-                    f"{display_path(folder)} has the name of {display_path(first[folder.name])}",
+                    f"{display_path(folder)} has the same name as {display_path(first[folder.name])}",
                     "rename one of them",
                     model=folder.name,
                 )
@@ -62,17 +64,18 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
     """Read one model folder.
 
     Args:
-        sets: feature sets that were read already, by name; those read now are added.
+        folder: the folder.
+        sets: cache of feature sets, by name; those read here are added.
 
     Raises:
-        SpecError: one line a problem.
+        SpecError: the folder is invalid; one line a problem.
     """
     folder = Path(folder)
     spec = parse_yaml(folder / "model.yaml", ModelSpec, folder.name)
     if spec.name != folder.name:
         raise SpecError(
             f"{display_path(folder / 'model.yaml')}: name is {spec.name!r}, the folder is {folder.name!r}",
-            "a model's name is its folder's name",
+            "a model has the name of its folder",
             model=folder.name,
         )
     spec._folder = folder
@@ -98,17 +101,22 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
         raise SpecError(
             f"{key_location(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} "
             "is declared twice",
-            "give it one name and one place",
+            "give each reference table its own name",
             model=spec.name,
         )
     return spec
 
 
 def load_feature_set(name: str, model: str | None = None, where: str = "") -> FeatureSet:
-    """Read the feature set called ``name``, for a model that names it at ``where``.
+    """Read the feature set called ``name``.
+
+    Args:
+        name: its name.
+        model: the model that uses it, for errors.
+        where: file and line at which the model names it, for errors.
 
     Raises:
-        SpecError: one line a problem.
+        SpecError: there is none, or its folder is invalid; one line a problem.
     """
     folders = find_folders("feature_set.yaml")
     if name not in folders:
@@ -122,7 +130,7 @@ def load_feature_set(name: str, model: str | None = None, where: str = "") -> Fe
     if result.name != name:
         raise SpecError(
             f"{display_path(folder / 'feature_set.yaml')}: name is {result.name!r}, the folder is {name!r}",
-            "a feature set's name is its folder's name",
+            "a feature set has the name of its folder",
             model=model,
         )
     result._folder = folder

@@ -1,4 +1,4 @@
-"""What a spec may say: metrics, objectives, parameters and names, and the checks of values that no type can express."""
+"""Metrics, objectives, parameters and names that a spec may use, and checks that types cannot express."""
 
 from __future__ import annotations
 
@@ -6,13 +6,29 @@ import re
 from collections.abc import Mapping
 from typing import Literal
 
+__all__ = [
+    "GATE_METRICS",
+    "HOLDOUT_METRICS",
+    "INTEGER_PARAMETERS",
+    "LAKE_COLUMNS",
+    "MIN_BASELINE_NIGHTS",
+    "MIN_BOOTSTRAP_DAYS",
+    "OBJECTIVES",
+    "PARAMETER_BOUNDS",
+    "RESERVED_NAMES",
+    "SignalState",
+    "check_columns",
+    "check_parameter",
+    "check_template",
+]
+
 SignalState = Literal["ok", "suspected", "bad", "undetermined"]
 
-#: Quiet nights that a baseline needs.
+#: Partitions without a known change that a baseline needs.
 MIN_BASELINE_NIGHTS = 5
 
-#: The metrics a gate may judge by. Each is a mean of one loss a row (a group, for ranking), so that champion and
-#: challenger can be compared by a paired bootstrap; lower is better.
+#: Losses that the gate can compare; lower is better. Each is the mean of one loss per row (per group, for ranking), so
+#: that champion and challenger can be compared by a paired bootstrap.
 GATE_METRICS: dict[str, tuple[str, ...]] = {
     "binary": ("log_loss", "brier"),
     "multiclass": ("log_loss", "error_rate"),
@@ -31,7 +47,7 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     ),
     "ranking": ("rank:ndcg", "rank:pairwise"),
 }
-#: XGBoost parameters that a spec may set or search, with the bounds of each.
+#: XGBoost parameters that a spec may set or search, with their bounds.
 PARAMETER_BOUNDS: dict[str, tuple[float, float]] = {
     "max_depth": (1, 16),
     "learning_rate": (1e-4, 1),
@@ -48,21 +64,21 @@ PARAMETER_BOUNDS: dict[str, tuple[float, float]] = {
     "scale_pos_weight": (1e-3, 1e4),
 }
 INTEGER_PARAMETERS = {"max_depth", "max_bin", "max_leaves"}
-#: Held-out days of which `gate.bootstrap_unit: days` can say anything.
+#: Held-out days that `gate.bootstrap_unit: days` needs.
 MIN_BOOTSTRAP_DAYS = 10
-#: Metrics of the held-out rows that `gate.bounds` may bound.
+#: Metrics of the held-out rows that `gate.bounds` may limit.
 HOLDOUT_METRICS: dict[str, tuple[str, ...]] = {
     "binary": (*GATE_METRICS["binary"], "auc", "average_precision"),
     "multiclass": (*GATE_METRICS["multiclass"], "accuracy"),
     "regression": (*GATE_METRICS["regression"], "rmse", "r2"),
     "ranking": (*GATE_METRICS["ranking"], "ndcg"),
 }
-#: Columns that the lake's tables have beside the key.
+#: Columns that the lake's tables have in addition to the key.
 LAKE_COLUMNS = frozenset({
     "label", "arrived", "prediction", "probabilities", "model_version", "run_id", "scored_at", "feed", "feed_date",
     "row_values", "reasons", "features", "scored_from",
 })  # fmt: skip
-#: Names that the SQL of features, or the reader of files, uses itself.
+#: Names that the engine of features.sql, or the reader of landed files, uses.
 RESERVED_NAMES = {
     "references": {"rows", "published"},
     "columns": {"partition_date", "file_index", "file_row_number", "filename"},
@@ -70,23 +86,27 @@ RESERVED_NAMES = {
 
 
 def check_columns(columns: Mapping[str, str]) -> None:
-    """Refuse column names that the lake, the reader of files or SQL cannot take.
+    """Refuse column names that clash with those of the engine, or with each other in SQL.
 
     Raises:
         ValueError: with the name.
     """
     for column in columns:
         if column.lower() in RESERVED_NAMES["columns"] or column.startswith("__"):
-            raise ValueError(f"columns must not hold {column!r}: the bundle uses that name itself")
+            raise ValueError(f"columns must not contain {column!r}: the name is reserved")
     if len({c.lower() for c in columns}) < len(columns):
-        raise ValueError("columns: two differ in case only, which SQL cannot tell apart")
+        raise ValueError("columns: two names differ only in case, and SQL ignores case")
 
 
 def check_template(value: str, *, dated: bool) -> str:
-    """Refuse a path template that could leave its folder, or that does not name a partition.
+    """Refuse a path template that could point outside its folder, or that names no partition.
+
+    Args:
+        value: the template.
+        dated: whether each partition has its own file.
 
     Raises:
-        ValueError: the template cannot be used.
+        ValueError: the template is invalid.
     """
     names = set(re.findall(r"\{([^}]*)\}", value))
     if unknown := names - {"landing", "date", "year", "month", "day"}:
@@ -104,14 +124,12 @@ def check_template(value: str, *, dated: bool) -> str:
     if not value.endswith((".parquet", ".csv", ".csv.gz")):
         raise ValueError("a source is a .parquet, .csv or .csv.gz file")
     if dated and not ("date" in names or {"year", "month", "day"} <= names):
-        raise ValueError(
-            "{date}, or {year}, {month} and {day}, must be in it: each partition has its own file"
-        )
+        raise ValueError("it needs {date}, or {year}, {month} and {day}: each partition has its own file")
     return value
 
 
 def check_parameter(name: str, value: float) -> None:
-    """Refuse an XGBoost parameter that is unknown, owned by the training step, or out of bounds.
+    """Refuse an XGBoost parameter that is unknown, set by the training step, or out of bounds.
 
     Raises:
         ValueError: with the name, the value received and what is allowed.

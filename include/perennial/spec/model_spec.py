@@ -1,6 +1,6 @@
-"""A model's specification, ``model.yaml``: its sections together, and what must hold across them.
+"""A model's specification, ``model.yaml``: its sections together, and the rules across them.
 
-Light on purpose: DAG files load every spec at parse time, so nothing but pydantic and PyYAML is imported here.
+DAG files load every spec when Airflow parses them, so nothing but pydantic and PyYAML is imported here.
 """
 
 from __future__ import annotations
@@ -40,7 +40,8 @@ __all__ = [
     "json_schema",
 ]
 
-_DECIDES_NOTHING: Any = {
+#: Keys that influence no result: changing them does not change the digest of a spec.
+_WITHOUT_EFFECT: Any = {
     "compute": True,
     "limits": True,
     "alerts": True,
@@ -49,34 +50,38 @@ _DECIDES_NOTHING: Any = {
 
 
 class ModelSpec(StrictModel):
-    """``model.yaml``: everything that is said about one model."""
+    """``model.yaml``: everything about one model."""
 
     name: Name = Field(
-        description="The folder's name; DAGs, tables and the registered model are called by it."
+        description="Name of the folder, and part of the names of DAGs, tables and the registered model."
     )
-    task: Task = Field(description="What kind of label is predicted.")
-    owner: str = Field(min_length=1, max_length=100, description="Who answers for it; shown on its DAGs.")
+    task: Task = Field(description="Kind of prediction.")
+    owner: str = Field(
+        min_length=1, max_length=100, description="Who is responsible for it; shown on its DAGs."
+    )
     description: str = Field(
-        min_length=1, max_length=1000, description="What it predicts, and when it is asked."
+        min_length=1, max_length=1000, description="What it predicts, and when a prediction is made."
     )
     tags: list[Name] = Field([], description="Tags of its DAGs.")
     group: Column | None = Field(
-        None, description="Ranking only: the column that names the list a row belongs to."
+        None, description="Ranking only: column that identifies the list a row belongs to."
     )
-    data: DataSpec = Field(description="Where partitions come from and what they hold.")
-    label: LabelSpec = Field(description="What is predicted, and when it becomes known.")
-    features: FeaturesSpec = Field(FeaturesSpec(), description="What features.sql is built upon.")
-    training: TrainingSpec = Field(TrainingSpec(), description="How a challenger is made.")
+    data: DataSpec = Field(description="The rows: where partitions come from, and what they contain.")
+    label: LabelSpec = Field(description="The label: what is predicted, and when it becomes known.")
+    features: FeaturesSpec = Field(FeaturesSpec(), description="Inputs of features.sql.")
+    training: TrainingSpec = Field(TrainingSpec(), description="How a challenger is trained.")
     gate: GateSpec = Field(GateSpec(), description="What a challenger must show before it becomes champion.")
-    monitoring: MonitoringSpec = Field(MonitoringSpec(), description="When a model counts as drifted.")
-    retraining: RetrainingSpec = Field(RetrainingSpec(), description="When a verdict leads to a retraining.")
-    schedule: ScheduleSpec = Field(description="When DAGs run by themselves (UTC), and for which partitions.")
-    compute: dict[Step, Name] = Field(
-        {}, description="Compute profile a step; PERENNIAL_PROFILE, or local, when not given."
+    monitoring: MonitoringSpec = Field(
+        MonitoringSpec(), description="When a model counts as drifted, and when a signal is bad."
     )
-    limits: dict[Step, StepLimits] = Field({}, description="Retries and timeout of a step's task.")
+    retraining: RetrainingSpec = Field(RetrainingSpec(), description="When a verdict leads to a retraining.")
+    schedule: ScheduleSpec = Field(description="When DAGs run (UTC), and for which partitions.")
+    compute: dict[Step, Name] = Field(
+        {}, description="Compute profile of a step; by default PERENNIAL_PROFILE, or local."
+    )
+    limits: dict[Step, StepLimits] = Field({}, description="Retries and timeouts of a step's tasks.")
     alerts: AlertsSpec = Field(
-        AlertsSpec(), description="Who is told when a signal turns bad, and when it is well again."
+        AlertsSpec(), description="Where to send a message when a signal turns bad, and when it recovers."
     )
     _folder: Path = Path()
     _sql: str = ""
@@ -105,31 +110,31 @@ class ModelSpec(StrictModel):
 
     @property
     def references(self) -> list[ReferenceTable]:
-        """All reference tables: those of the feature sets, then the model's own."""
+        """All reference tables: those of the feature sets, then those of the model."""
         return [r for s in self._sets for r in s.references] + self.features.references
 
     @property
     def metric(self) -> str:
-        """The gate's loss."""
+        """The loss that the gate compares."""
         return self.gate.metric or GATE_METRICS[self.task][0]
 
     @property
     def objective(self) -> str:
-        """XGBoost's objective."""
+        """The XGBoost objective."""
         return self.training.objective or OBJECTIVES[self.task][0]
 
     @property
     def digest(self) -> str:
-        """SHA-256 of everything in the folder that decides a result: spec, SQL, suite, feature sets.
+        """SHA-256 of everything in the folder that influences a result: spec, SQL, suite, feature sets.
 
-        Where a step runs, how often it is tried, how long a partition is waited for and who is told decide none.
+        Compute profiles, retries, timeouts, waiting for a partition, and alerts influence none.
         """
-        parts = [self.model_dump_json(exclude=_DECIDES_NOTHING), self._sql, self._suite]
+        parts = [self.model_dump_json(exclude=_WITHOUT_EFFECT), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
     def bundle(self) -> dict[str, Any]:
-        """The folder as one JSON-able value: what a pod is handed, and what a registered version was trained from."""
+        """The folder as one JSON-serialisable value, for a pod and for a registered version."""
         return {
             "model": self.model_dump(mode="json"),
             "sql": self._sql,
@@ -139,21 +144,25 @@ class ModelSpec(StrictModel):
 
     @classmethod
     def from_bundle(cls, bundle: dict[str, Any]) -> ModelSpec:
-        """The spec that `bundle` was made of."""
+        """The spec that `bundle` was made from.
+
+        Raises:
+            ValueError, KeyError, TypeError: it is not a bundle of this version of the library.
+        """
         spec = cls.model_validate(bundle["model"])
         spec._sql, spec._suite = bundle["sql"], bundle["suite"]
         sets = [(FeatureSet.model_validate(item["set"]), item["sql"]) for item in bundle["sets"]]
-        for found, sql in sets:
-            found._sql = sql
-        spec._sets = tuple(found for found, _ in sets)
+        for feature_set, sql in sets:
+            feature_set._sql = sql
+        spec._sets = tuple(feature_set for feature_set, _ in sets)
         return spec
 
     def step_limits(self, step: str) -> StepLimits:
-        """Retries and timeout of a stage."""
+        """Retries and timeouts of a step's tasks."""
         return self.limits.get(step, StepLimits())  # type: ignore[call-overload, no-any-return]
 
     @model_validator(mode="after")
-    def _across(self) -> Self:
+    def _task(self) -> Self:
         for key, value, table in (
             ("gate.metric", self.gate.metric, GATE_METRICS),
             ("training.objective", self.training.objective, OBJECTIVES),
@@ -163,19 +172,22 @@ class ModelSpec(StrictModel):
                     f"{key} is {value!r}; for task {self.task} it is one of {', '.join(table[self.task])}"
                 )
         if unknown := [m for m in self.gate.bounds if m not in HOLDOUT_METRICS[self.task]]:
-            raise ValueError(f"gate.bounds names {unknown[0]!r}; for task {self.task} it is one of "
-                             f"{', '.join(HOLDOUT_METRICS[self.task])}")  # fmt: skip
-        if self.gate.bootstrap_unit == "days" and (
-            self.task == "ranking" or self.training.holdout_days < MIN_BOOTSTRAP_DAYS
-        ):
             raise ValueError(
-                f"gate.bootstrap_unit is 'days': that needs training.holdout_days of {MIN_BOOTSTRAP_DAYS} or more (it is "
-                f"{self.training.holdout_days}), and another task than ranking (it is {self.task})"
+                f"gate.bounds names {unknown[0]!r}; for task {self.task} it is one of "
+                f"{', '.join(HOLDOUT_METRICS[self.task])}"
             )
+        few_days = self.training.holdout_days < MIN_BOOTSTRAP_DAYS
+        if self.gate.bootstrap_unit == "days" and (self.task == "ranking" or few_days):
+            raise ValueError(
+                f"gate.bootstrap_unit is 'days': that needs training.holdout_days of {MIN_BOOTSTRAP_DAYS} or more "
+                f"(it is {self.training.holdout_days}), and another task than ranking (it is {self.task})"
+            )
+        return self
+
+    @model_validator(mode="after")
+    def _group_columns(self) -> Self:
         if (self.task == "ranking") != (self.group is not None):
-            raise ValueError(
-                "group names the list a row belongs to: needed for task ranking, and for no other"
-            )
+            raise ValueError("group, the column that identifies a list, is needed for task ranking only")
         if self.group is not None and self.group not in self.data.columns:
             raise ValueError(f"group names {self.group!r}, which is not in data.columns")
         for key in ("slices", "fairness"):
@@ -184,31 +196,36 @@ class ModelSpec(StrictModel):
                     raise ValueError(f"monitoring.{key} names {column!r}, which is not in data.columns")
                 if column in self.data.personal:
                     raise ValueError(
-                        f"monitoring.{key} names {column!r}, which data.personal names too: its values would stand in "
-                        "reports; group by a column that names no person"
+                        f"monitoring.{key} names {column!r}, which is personal data (data.personal): its values would "
+                        "appear in reports; choose a column that does not identify a person"
                     )
-        if self.label.source is not None:
-            if missing := [k for k in self.data.key if k not in self.label.columns]:
+        return self
+
+    @model_validator(mode="after")
+    def _label(self) -> Self:
+        label = self.label
+        if label.source is not None:
+            if missing := [k for k in self.data.key if k not in label.columns]:
                 raise ValueError(
                     f"label.columns lacks the key column {missing[0]!r}: labels could not be joined"
                 )
             for key in self.data.key:
-                if self.label.columns[key] != self.data.columns[key]:
-                    raise ValueError(f"label.columns.{key} is {self.label.columns[key]}; in data.columns it is "
-                                     f"{self.data.columns[key]}, and labels are joined by it")  # fmt: skip
-        elif self.label.expression not in self.data.columns:
+                if label.columns[key] != self.data.columns[key]:
+                    raise ValueError(
+                        f"label.columns.{key} is {label.columns[key]}; in data.columns it is "
+                        f"{self.data.columns[key]}, and labels are joined by it"
+                    )
+        elif label.expression not in self.data.columns:
             raise ValueError(
-                f"label.expression is {self.label.expression!r}: without label.source it names one of "
-                "data.columns, which features then do not see"
+                f"label.expression is {label.expression!r}: without label.source it names one of data.columns, which "
+                "is then hidden from features"
             )
-        elif self.label.columns or self.label.arrives_after_days:
+        elif label.columns or label.arrives_after_days:
+            raise ValueError("label.columns and label.arrives_after_days need label.source, the label feed")
+        elif label.expression in (*self.data.key, self.data.event_time, self.group):
             raise ValueError(
-                "label.columns and label.arrives_after_days need label.source: the label's own feed"
-            )
-        elif self.label.expression in (*self.data.key, self.data.event_time, self.group):
-            raise ValueError(
-                f"label.expression is {self.label.expression!r}, which names the row, its time or its list: features "
-                "could not see that column"
+                f"label.expression is {label.expression!r}, a key column, the event time or the group: the label is "
+                "hidden from features, and these columns must not be"
             )
         return self
 

@@ -1,6 +1,6 @@
-"""The sections of ``model.yaml``: typed, bounded, unknown keys refused.
+"""The sections of ``model.yaml`` about data, features, training and schedule; unknown keys are refused.
 
-Light on purpose: DAG files load every spec at parse time, so nothing but pydantic and PyYAML is imported here.
+DAG files load every spec when Airflow parses them, so nothing but pydantic and PyYAML is imported here.
 """
 
 from __future__ import annotations
@@ -19,6 +19,26 @@ from perennial.spec.constraints import (
     check_template,
 )
 
+__all__ = [
+    "Column",
+    "ColumnType",
+    "DataSpec",
+    "FeatureSet",
+    "FeaturesSpec",
+    "Fraction",
+    "LabelSpec",
+    "Name",
+    "ReferenceTable",
+    "ScheduleSpec",
+    "SearchRange",
+    "SearchSpec",
+    "Step",
+    "StepLimits",
+    "StrictModel",
+    "Task",
+    "TrainingSpec",
+]
+
 ColumnType = Literal["string", "integer", "number", "boolean", "date", "timestamp"]
 Task = Literal["binary", "multiclass", "regression", "ranking"]
 Step = Literal["data", "train", "score", "monitor"]
@@ -29,47 +49,47 @@ Fraction = Annotated[float, Field(ge=0, le=1)]
 
 
 class StrictModel(BaseModel):
-    """Base of every section: unknown keys are refused, values are not changed after loading."""
+    """Base of every section: unknown keys are refused, and values are immutable."""
 
-    # Defaults are validated too: a 10 that is declared as a float is then 10.0 here as it is after a trip through JSON,
-    # and a spec has one digest wherever it is read.
+    # Validated defaults: a default of 10 for a float becomes 10.0, as after a round trip through JSON, so that a spec
+    # has the same digest wherever it is read.
     model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
 
 
 class ReferenceTable(StrictModel):
-    """A table that features join to: a file in the landing area, or one partition a date."""
+    """A table that features.sql joins: one file in the landing area or on S3."""
 
-    name: Name = Field(description="The name by which SQL joins it.")
-    source: str = Field(description="Path of one file, below {landing}/ or on s3://.")
+    name: Name = Field(description="Name of the table in SQL.")
+    source: str = Field(description="Path of the file, below {landing}/ or on s3://.")
 
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
         if value in RESERVED_NAMES["references"]:
-            raise ValueError("this name stands for the model's own rows: choose another")
+            raise ValueError("this name is reserved for the rows of the model: choose another")
         return value
 
     @field_validator("source")
     @classmethod
     def _source(cls, value: str) -> str:
         if "{" in value.removeprefix("{landing}"):
-            raise ValueError("a reference table is one file: no placeholder but {landing}")
+            raise ValueError("a reference table is one file: {landing} is the only placeholder")
         return check_template(value, dated=False)
 
 
 class FeatureSet(StrictModel):
-    """``feature_set.yaml``: features that several models share. ``features.sql`` beside it adds columns to ``rows``."""
+    """``feature_set.yaml``: features that several models share; its ``features.sql`` adds columns to ``rows``."""
 
-    name: Name = Field(description="The folder's name.")
-    owner: str = Field(min_length=1, description="Who answers for it.")
+    name: Name = Field(description="Name of the folder.")
+    owner: str = Field(min_length=1, description="Who is responsible for it.")
     description: str = Field(min_length=1, description="What it adds to a row.")
-    references: list[ReferenceTable] = Field([], description="Tables that its SQL joins to.")
+    references: list[ReferenceTable] = Field([], description="Tables that its SQL joins.")
     _folder: Path = Path()
     _sql: str = ""
 
     @property
     def folder(self) -> Path:
-        """The folder it was read from."""
+        """The folder that it was read from."""
         return self._folder
 
     @property
@@ -79,36 +99,37 @@ class FeatureSet(StrictModel):
 
 
 class DataSpec(StrictModel):
-    """Where partitions come from and what they hold."""
+    """The rows: where partitions come from, and what they contain."""
 
     source: str = Field(
-        description="Path template with {date} (or {year}, {month}, {day}); {landing} is the feed."
+        description="Path template with {date} (or {year}, {month}, {day}); {landing} is the landing area."
     )
     key: list[Column] = Field(
-        min_length=1, max_length=8, description="Columns that name a row within its partition."
+        min_length=1, max_length=8, description="Columns that identify a row within its partition."
     )
-    event_time: Column = Field(description="When the row happened; features know nothing later.")
+    event_time: Column = Field(description="Column with the time of the event; features use nothing later.")
     columns: dict[Column, ColumnType] = Field(
         min_length=2, max_length=2000, description="Name and type of each column."
     )
     personal: list[Column] = Field(
-        [], description="Columns of personal data: shown in no log, report or message."
+        [], description="Columns of personal data; never shown in logs, reports or messages."
     )
     extra_columns: Literal["ignore", "stop"] = Field(
-        "ignore", description="What a column not listed here does."
+        "ignore",
+        description="What to do about a column that is not listed here: ignore it, or stop the partition.",
     )
     arrival: Literal["none", "wait"] = Field(
         "none",
-        description="wait: a nightly run waits until its partition has landed; none: one that is not there fails.",
+        description="wait: a scheduled run waits for its partition to land. none: it fails if the file is missing.",
     )
     arrival_hours: float = Field(
         6,
         gt=0,
         le=72,
-        description="With wait: hours after which a partition that did not land is a failure.",
+        description="arrival wait: hours after which a missing partition is a failure.",
     )
     quarantine_limit: Fraction = Field(
-        0.05, description="Share of rows in quarantine above which the partition stops."
+        0.05, description="Share of quarantined rows above which the partition is not published."
     )
 
     @field_validator("source")
@@ -132,9 +153,9 @@ class DataSpec(StrictModel):
                 f"event_time {self.event_time!r} is a {self.columns[self.event_time]}: date or timestamp"
             )
         check_columns(self.columns)
-        if taken := [k for k in self.key if k in LAKE_COLUMNS]:
+        if reserved := [k for k in self.key if k in LAKE_COLUMNS]:
             raise ValueError(
-                f"key names {taken[0]!r}, which is a column of the lake's own tables: rename it in the feed"
+                f"key names {reserved[0]!r}, which the tables of the lake use themselves: rename it in the feed"
             )
         if twice := [k for k in self.key if self.key.count(k) > 1]:
             raise ValueError(f"key names {twice[0]!r} twice")
@@ -142,17 +163,20 @@ class DataSpec(StrictModel):
 
 
 class LabelSpec(StrictModel):
-    """What is predicted, and when it becomes known."""
+    """The label: what is predicted, and when it becomes known."""
 
-    expression: str = Field(min_length=1, max_length=2000, description="SQL over the label feed's columns.")
+    expression: str = Field(
+        min_length=1, max_length=2000, description="SQL expression over the columns of the label feed."
+    )
     source: str | None = Field(
-        None, description="Path template of the label feed; none: a column of the data itself."
+        None,
+        description="Path template of the label feed; when not given, expression names a column of the data.",
     )
     columns: dict[Column, ColumnType] = Field(
-        {}, description="Name and type of the label feed's columns, key included."
+        {}, description="Name and type of each column of the label feed, key included."
     )
     arrives_after_days: int = Field(
-        0, ge=0, le=365, description="Days from a partition's date to its labels."
+        0, ge=0, le=365, description="Days from the date of a partition to its labels."
     )
 
     @field_validator("source")
@@ -168,30 +192,30 @@ class LabelSpec(StrictModel):
 
 
 class FeaturesSpec(StrictModel):
-    """What ``features.sql`` is built upon, and how categories are encoded."""
+    """Inputs of ``features.sql``, and how categories are encoded."""
 
     sets: list[Name] = Field(
-        [], description="Feature sets applied to the rows, in order, before features.sql."
+        [], description="Feature sets, applied to the rows in this order before features.sql."
     )
-    references: list[ReferenceTable] = Field([], description="Reference tables of this model alone.")
+    references: list[ReferenceTable] = Field([], description="Reference tables of this model.")
     categorical: list[Column] = Field(
-        [], description="Columns of features.sql that get codes, fixed at training."
+        [], description="Columns of features.sql that are encoded as categories, fixed in training."
     )
     unseen: Literal["missing", "stop"] = Field(
         "missing",
-        description="What a category unseen in training does: become a missing value, or stop the step.",
+        description="What to do about a category unseen in training: treat it as missing, or stop the step.",
     )
 
 
 class SearchRange(StrictModel):
-    """A range, or a choice, that the search draws a parameter from."""
+    """The values of a parameter that the search may draw: a range, or choices."""
 
-    low: float | None = Field(None, description="Lowest value; with high.")
-    high: float | None = Field(None, description="Highest value.")
-    log: bool = Field(False, description="Draw evenly between the logarithms.")
-    choices: list[float] = Field([], description="The values to choose from, instead of low and high.")
+    low: float | None = Field(None, description="Lowest value; needs high.")
+    high: float | None = Field(None, description="Highest value; needs low.")
+    log: bool = Field(False, description="Draw uniformly on a logarithmic scale.")
+    choices: list[float] = Field([], description="Values to choose from, instead of low and high.")
 
-    def holds(self, value: float) -> bool:
+    def contains(self, value: float) -> bool:
         """Whether a value can be drawn."""
         return value in self.choices if self.choices else (self.low or 0) <= value <= (self.high or 0)
 
@@ -208,16 +232,16 @@ class SearchRange(StrictModel):
 
 
 class SearchSpec(StrictModel):
-    """The budget and the space of the hyperparameter search (Optuna)."""
+    """Budget and space of the hyperparameter search (Optuna)."""
 
     trials: int = Field(
         0, ge=0, le=1000,
-        description="Trials; 0: no search, params are taken as they are. The first ten run side by side where memory "
+        description="Number of trials; 0: no search, params are used as given. The first ten run in parallel if memory "
         "allows.",
     )  # fmt: skip
-    minutes: float = Field(10, gt=0, le=1440, description="No trial starts after this many minutes.")
+    minutes: float = Field(10, gt=0, le=1440, description="Minutes after which no trial starts.")
     space: dict[str, SearchRange] = Field(
-        {}, description="A range (low, high, log) or choices, by parameter."
+        {}, description="Range (low, high, log) or choices of each parameter."
     )
 
     @model_validator(mode="after")
@@ -230,7 +254,7 @@ class SearchSpec(StrictModel):
                     raise ValueError(f"space.{name}: {error}") from None
             if name == "max_bin":
                 raise ValueError(
-                    "space.max_bin: cannot be searched, the trials share the binned data; set it in params"
+                    "space.max_bin: cannot be searched, because the trials share the binned data; set it in params"
                 )
         if self.trials and not self.space:
             raise ValueError(f"trials is {self.trials} but space is empty: name the parameters to search")
@@ -238,22 +262,28 @@ class SearchSpec(StrictModel):
 
 
 class TrainingSpec(StrictModel):
-    """How a challenger is made."""
+    """How a challenger is trained."""
 
-    engine: Literal["xgboost"] = Field("xgboost", description="What fits the model.")
-    objective: str | None = Field(None, description="XGBoost objective; the task's usual one when not given.")
-    device: Literal["auto", "cpu", "cuda"] = Field("auto", description="cuda: fail where there is none.")
-    window_days: int | None = Field(None, ge=2, le=3650, description="Partition days to train on; none: all.")
-    holdout_days: int = Field(
-        14, ge=1, le=365, description="The latest labelled days, kept out and judged on."
+    engine: Literal["xgboost"] = Field("xgboost", description="Library that fits the model.")
+    objective: str | None = Field(
+        None, description="XGBoost objective; the first of the task when not given."
     )
-    rounds: int = Field(300, ge=1, le=10_000, description="Trees at most (a class, for multiclass).")
+    device: Literal["auto", "cpu", "cuda"] = Field(
+        "auto", description="auto: a GPU if there is one. cuda: fail without a GPU."
+    )
+    window_days: int | None = Field(
+        None, ge=2, le=3650, description="Days before the held-out days to train on; all when not given."
+    )
+    holdout_days: int = Field(14, ge=1, le=365, description="Latest labelled days, held out for the gate.")
+    rounds: int = Field(
+        300, ge=1, le=10_000, description="Maximum number of trees (per class, for multiclass)."
+    )
     early_stopping_rounds: int = Field(
-        20, ge=1, le=1000, description="Stop after so many trees without improvement."
+        20, ge=1, le=1000, description="Stop after this many trees without improvement."
     )
     params: dict[str, float] = Field({}, description="XGBoost parameters, each within its bounds.")
     search: SearchSpec = Field(SearchSpec(), description="The hyperparameter search.")
-    seed: int = Field(0, ge=0, le=2**31 - 1, description="Makes a training repeatable.")
+    seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed; makes training repeatable.")
 
     @field_validator("params")
     @classmethod
@@ -265,20 +295,21 @@ class TrainingSpec(StrictModel):
     @model_validator(mode="after")
     def _window(self) -> Self:
         if self.window_days is not None and self.window_days <= self.holdout_days:
-            raise ValueError(f"window_days is {self.window_days}, but {self.holdout_days} days of it are kept out "
-                             "(holdout_days): nothing is left to train on")  # fmt: skip
+            raise ValueError(
+                f"window_days is {self.window_days}; it must be more than holdout_days ({self.holdout_days})"
+            )
         return self
 
 
 class ScheduleSpec(StrictModel):
-    """When DAGs run by themselves (UTC)."""
+    """When DAGs run (UTC), and for which partitions."""
 
-    data: Cron = Field(
-        "0 2 * * *", description="When the night's partition, that of the day before, is fetched."
+    data: Cron = Field("0 2 * * *", description="When the partition of the day before is fetched (cron).")
+    monitor: Cron = Field(
+        "0 6 * * *", description="When the partitions since the last verdict are monitored (cron)."
     )
-    monitor: Cron = Field("0 6 * * *", description="When the nights since the last verdict are judged.")
     start: date = Field(description="First partition date.")
-    end: date | None = Field(None, description="Last partition date; none: goes on.")
+    end: date | None = Field(None, description="Last partition date; no end when not given.")
 
     @field_validator("data", "monitor")
     @classmethod
@@ -299,14 +330,13 @@ class ScheduleSpec(StrictModel):
 
 
 class StepLimits(StrictModel):
-    """Limits of the tasks of a stage."""
+    """Retries and timeouts of a step's tasks."""
 
-    retries: int = Field(2, ge=0, le=10, description="Times that a failed task is tried again.")
-    timeout_minutes: int = Field(60, ge=1, le=2880, description="A task that takes longer is ended.")
+    retries: int = Field(2, ge=0, le=10, description="Retries of a failed task.")
+    timeout_minutes: int = Field(60, ge=1, le=2880, description="Minutes after which a task is stopped.")
     deadline_minutes: int | None = Field(
         None,
         ge=1,
         le=20_160,
-        description="Minutes after which a run that is not over is an incident; all that its tasks may take, when not "
-        "given.",
+        description="Minutes after which an unfinished run is an incident; by default, as long as its tasks may take.",
     )

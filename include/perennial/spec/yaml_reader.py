@@ -14,9 +14,9 @@ from pydantic_core import ErrorDetails
 
 from perennial.core.errors import SpecError
 from perennial.core.settings import ROOT
-from perennial.spec import renamed_keys
+from perennial.spec import _renamed_keys
 
-__all__ = ["Yaml12Loader", "line", "parse", "read_text", "show"]
+__all__ = ["Yaml12Loader", "display_path", "key_location", "parse_yaml", "read_text"]
 
 MAX_BYTES = 262_144
 MAX_DEPTH = 20
@@ -190,7 +190,7 @@ def _describe(error: ErrorDetails, lines: _LineNumbers, kind: type[BaseModel]) -
         return f"{line}: {key}{_unknown_key(path, kind)}"
     if error["type"] == "missing":
         return f"{line}: {key}: is missing, and must be given"
-    if error["type"] == "literal_error" and (name := renamed_keys.new_value(path, error.get("input"))):
+    if error["type"] == "literal_error" and (name := _renamed_keys.new_value(path, error.get("input"))):
         return f"{line}: {key}: {received} is called {name!r}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("model_type", "model_attributes_type"):
@@ -203,7 +203,7 @@ def _describe(error: ErrorDetails, lines: _LineNumbers, kind: type[BaseModel]) -
 
 
 def _unknown_key(path: tuple[str, ...], kind: type[BaseModel]) -> str:
-    if name := renamed_keys.new_key(path):
+    if name := _renamed_keys.new_key(path):
         return f" is called {name}"
     known = _allowed_keys(kind, path[:-1])
     close = difflib.get_close_matches(path[-1], known, 1)

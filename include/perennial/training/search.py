@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import optuna
     import xgboost
 
-    from perennial.spec.sections import Range
+    from perennial.spec.sections import SearchRange
     from perennial.training._dataset import Dataset
     from perennial.training._distributed_dataset import DistributedDataset
 
@@ -238,7 +238,7 @@ def _search(
     search = spec.training.search
     sampler = optuna.samplers.TPESampler(seed=spec.training.seed, n_startup_trials=N_STARTUP_TRIALS)
     study = optuna.create_study(sampler=sampler)
-    given = {k: v for k, v in spec.training.params.items() if k in search.space and search.space[k].holds(v)}
+    given = {k: v for k, v in spec.training.params.items() if k in search.space and search.space[k].contains(v)}
     if len(given) == len(search.space):
         study.enqueue_trial(given)  # what the spec says is tried first: the search can only do better
     end = time.monotonic() + max(1.0, search.minutes * 60 - spent)
@@ -260,7 +260,7 @@ def _search(
             return
 
 
-def _chosen(trial: optuna.Trial, space: Mapping[str, Range]) -> dict[str, float]:
+def _chosen(trial: optuna.Trial, space: Mapping[str, SearchRange]) -> dict[str, float]:
     chosen: dict[str, float] = {}
     for name, item in space.items():
         if item.choices:

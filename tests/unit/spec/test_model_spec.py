@@ -146,15 +146,13 @@ def test_all_problems_are_told_at_once(folder: Path) -> None:
     assert "monitoring.window_days" in told
 
 
-def test_on_is_a_key_and_no_is_a_word(folder: Path) -> None:
-    """YAML 1.1 takes on, yes and no for booleans; the spec has a key called on, and Norway a code called no."""
+def test_on_and_no_are_words(folder: Path) -> None:
+    """YAML 1.1 reads on, yes and no as booleans; a tag may be called on, and Norway's code is no."""
     path = folder / "model.yaml"
-    path.write_text(
-        path.read_text().replace("owner: tests", "owner: no") + "retraining:\n  on: [drift, age]\n"
-    )
+    path.write_text(path.read_text().replace("owner: tests", "owner: no") + "tags: [on, drift]\n")
     spec = catalog.load_model(folder)
     assert spec.owner == "no"
-    assert spec.retraining.triggers == ["drift", "age"]
+    assert spec.tags == ["on", "drift"]
     path.write_text(path.read_text().replace("personal: [who]", "personal: [who]\n  quarantine_limit: yes"))
     with pytest.raises(SpecError, match="received 'yes'"):
         catalog.load_model(folder)
@@ -211,7 +209,7 @@ def test_specs_load_without_heavy_libraries() -> None:
     import sys
 
     code = (
-        "import sys; from perennial import catalog; catalog.load_models(); "
+        "import sys; from perennial.spec import catalog; catalog.load_models(); "
         "print([m for m in ('pandas', 'numpy', 'duckdb', 'pyarrow', 'xgboost', 'mlflow') if m in sys.modules])"
     )
     root = Path(__file__).parents[3] / "include"
