@@ -12,7 +12,8 @@ from typing import Any
 
 #: Characters with a meaning in HTML, in JavaScript's strings or in Great Expectations' string templates.
 _SPECIAL = "<>&\"'$`"
-_PLACEHOLDERS = {c: chr(0xE000 + i) for i, c in enumerate(_SPECIAL)}
+# not from U+E000 on: libraries name the borders of the private use area in their scripts
+_PLACEHOLDERS = {c: chr(0xE100 + i) for i, c in enumerate(_SPECIAL)}
 # a placeholder that the text itself contains would become markup: it is replaced by Unicode's replacement character
 _PROTECTION = str.maketrans(_PLACEHOLDERS | dict.fromkeys(_PLACEHOLDERS.values(), "\ufffd"))
 _AS_TEXT = str.maketrans({p: c for c, p in _PLACEHOLDERS.items()})

@@ -1,1 +1,7 @@
-"""From landed files to published rows and labels, with the rest put into quarantine."""
+"""From landed files to published rows and labels; what must not be published goes to quarantine.
+
+numpy, pyarrow and duckdb are imported at the top of modules; evidently and pandas inside the functions that use them,
+because together they take seconds and hundreds of megabytes, which only the data profile needs.
+"""
+
+__all__ = ["data_profile", "labels", "publishing", "rows", "run"]

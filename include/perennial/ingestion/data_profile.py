@@ -1,4 +1,4 @@
-"""A summary of each published version that a person can open: Evidently's, of a sample of the rows."""
+"""The data profile: Evidently's summary of a sample of published rows, as a page that a person can open."""
 
 from __future__ import annotations
 
@@ -8,129 +8,136 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+import duckdb
+
+from perennial.core import html, patches
+from perennial.core.dates import DateRange
 from perennial.core.settings import settings
 from perennial.core.sql import quote_identifier
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session, object_store
 
 if TYPE_CHECKING:
-    import duckdb
     import pandas as pd
 
 os.environ.setdefault("DO_NOT_TRACK", "true")
-#: Rows that are summarised: enough for a picture of each column.
-ROWS = 2000
-#: Columns that are drawn; a picture of more is no picture.
-COLUMNS = 60
-#: Texts of more different values are counted, not drawn: Evidently makes an object of each.
-MANY = 100
-_TEXT = 80
+#: Rows in the sample: enough for a plot of each column.
+MAX_ROWS = 2000
+#: Columns in the profile; with more, the page can no longer be read.
+MAX_COLUMNS = 60
+#: Text columns with more different values are counted, not plotted: Evidently makes an object of each value.
+MAX_CATEGORIES = 100
+_MAX_TEXT_LENGTH = 80
 
 
-def profile_uri(model: str, key: str, extension: str) -> str:
-    """Where the summary of a date (or ``start..end``) is kept."""
-    return f"{settings().lake}/reports/{model}/profile/{key}.{extension}"
+def profile_uri(model: str, partitions: str, extension: str) -> str:
+    """The file of the profile of a date or a range ``start..end``."""
+    return f"{settings().lake}/reports/{model}/profile/{partitions}.{extension}"
 
 
 def write_profile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int) -> str:
-    """Summarise the partitions ``start`` to ``end`` of a published version; returns the page's address.
+    """Write the profile of published partitions, without the columns of personal data, as a page and as JSON.
 
-    Columns of personal data are left out.
+    Args:
+        con: DuckDB connection.
+        spec: the model.
+        start: first partition date.
+        end: last partition date.
+        version: version of the table of published rows.
+
+    Returns:
+        The URI of the page.
     """
     rows = _sample(con, spec, start, end, version)
     page, content = summarise(rows, {c: spec.data.columns[c] for c in rows.columns}, spec.data.key)
-    key = start if start == end else f"{start}..{end}"
+    partitions = DateRange(start, end).compact
     content["perennial"] = {
         "model": spec.name,
-        "partitions": key,
+        "partitions": partitions,
         "version": version,
         "rows_sampled": len(rows),
     }
-    object_store.write_text(profile_uri(spec.name, key, "json"), json.dumps(content, indent=1))
-    return object_store.write_text(profile_uri(spec.name, key, "html"), _page(page))
+    object_store.write_text(profile_uri(spec.name, partitions, "json"), json.dumps(content, indent=1))
+    return object_store.write_text(profile_uri(spec.name, partitions, "html"), _compress_library(page))
 
 
-def summarise(rows: pd.DataFrame, kinds: Mapping[str, str], key: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Evidently's summary of rows: the page, with stand-ins in it, and the numbers.
+def summarise(rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]) -> tuple[str, dict[str, Any]]:
+    """Summarise rows with Evidently.
 
     Args:
-        kinds: of each column, in the words of the spec. key: columns that tell rows apart: they are not drawn.
+        rows: the rows; changed in place.
+        types: declared type of each column.
+        key: columns that identify a row; they are counted, not plotted.
+
+    Returns:
+        The page, and the summary's numbers as Evidently's JSON.
     """
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataSummaryPreset
 
-    plain = {c for c, k in kinds.items() if k == "string" and (c in key or rows[c].nunique() > MANY)}
-    filled = {c for c in rows.columns if rows[c].notna().any()}
-    shown = {c: c.translate(_GUARD) for c in rows.columns}
+    counted = {
+        c for c, t in types.items() if t == "string" and (c in key or rows[c].nunique() > MAX_CATEGORIES)
+    }
+    has_values = {c for c in rows.columns if rows[c].notna().any()}
+    names = {c: html.for_evidently(c) for c in rows.columns}
     definition = DataDefinition(
-        numerical_columns=[shown[c] for c, k in kinds.items() if k in ("integer", "number") and c in filled],
-        categorical_columns=[
-            shown[c]
-            for c, k in kinds.items()
-            if (k in ("string", "boolean") and c not in plain) or c not in filled
+        numerical_columns=[
+            names[c] for c, t in types.items() if t in ("integer", "number") and c in has_values
         ],
-        datetime_columns=[shown[c] for c, k in kinds.items() if k in ("date", "timestamp") and c in filled],
-        text_columns=[shown[c] for c in plain if c in filled],
+        categorical_columns=[
+            names[c]
+            for c, t in types.items()
+            if (t in ("string", "boolean") and c not in counted) or c not in has_values
+        ],
+        datetime_columns=[
+            names[c] for c, t in types.items() if t in ("date", "timestamp") and c in has_values
+        ],
+        text_columns=[names[c] for c in types if c in counted and c in has_values],
     )
-    with _undrawn():
-        data = Dataset.from_pandas(_guarded(rows, kinds).rename(columns=shown), data_definition=definition)
+    with patches.evidently_single_summary_plot():
+        data = Dataset.from_pandas(
+            _convert_values(rows, types).rename(columns=names), data_definition=definition
+        )
         summary = Report([DataSummaryPreset()]).run(data, None)
-    content = json.loads(json.dumps(summary.dict(), default=str).translate(_PLAIN))
-    return summary.get_html_str(as_iframe=False), content
+    content = json.loads(json.dumps(summary.dict(), default=str))
+    return html.placeholders_to_script(summary.get_html_str(as_iframe=False)), html.restore(content)
 
 
 def _sample(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int
 ) -> pd.DataFrame:
-    """Some of the rows, the same at every run."""
-    duckdb_session.create_view(
-        con, "summarised", delta_tables.table_uri("published", spec.name), version, start, end
-    )
-    names = [c for c in spec.data.columns if c not in spec.data.personal][:COLUMNS]
-    cut = [
-        f"left({quote_identifier(c)}, {_TEXT}) AS {quote_identifier(c)}"
+    """Some of the published rows, the same ones in every run."""
+    view = "rows_to_profile"
+    duckdb_session.create_view(con, view, delta_tables.table_uri("published", spec.name), version, start, end)
+    columns = [c for c in spec.data.columns if c not in spec.data.personal][:MAX_COLUMNS]
+    selected = [
+        f"left({quote_identifier(c)}, {_MAX_TEXT_LENGTH}) AS {quote_identifier(c)}"
         if spec.data.columns[c] == "string"
         else quote_identifier(c)
-        for c in names
+        for c in columns
     ]
     keys = ", ".join(quote_identifier(k) for k in spec.data.key)
-    query = f"SELECT {', '.join(cut)} FROM summarised ORDER BY hash({keys}), {keys} LIMIT {ROWS}"
-    found: pd.DataFrame = con.sql(query).df()
-    return found
-
-
-def _guarded(rows: pd.DataFrame, kinds: Mapping[str, str]) -> pd.DataFrame:
-    """The rows with characters that mean something in a page replaced by stand-ins, times as Evidently reads them."""
-    import pandas as pd
-
-    for column, kind in kinds.items():
-        if kind == "string":
-            rows[column] = (
-                rows[column].map(lambda v: v.translate(_GUARD) if isinstance(v, str) else None).astype(object)
-            )
-        elif kind in ("date", "timestamp"):
-            rows[column] = pd.to_datetime(rows[column], errors="coerce")
-        elif kind == "boolean":
-            rows[column] = rows[column].map({True: "true", False: "false"}).astype(object)
+    query = f"SELECT {', '.join(selected)} FROM {view} ORDER BY hash({keys}), {keys} LIMIT {MAX_ROWS}"
+    rows: pd.DataFrame = con.sql(query).df()
     return rows
 
 
-#: Stand-ins from Unicode's private use area: Evidently writes texts into a script as they are, so that ``</script>``
-#: in a value would end it. They become JavaScript's escapes in the page.
-_GUARDED = "<>&"
-_GUARD = {ord(c): 0xE100 + i for i, c in enumerate(_GUARDED)}
-_PLAIN = {v: chr(k) for k, v in _GUARD.items()}
+def _convert_values(rows: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFrame:
+    """Make texts safe to show, and give times and booleans types that Evidently reads."""
+    import pandas as pd
 
-
-def _page(page: str) -> str:
-    for char in _GUARDED:
-        escape = f"\\u{ord(char):04x}"
-        page = page.replace(chr(_GUARD[ord(char)]), escape).replace(f"\\u{_GUARD[ord(char)]:04x}", escape)
-    return _packed(page)
+    for column, declared in types.items():
+        if declared == "string":
+            texts = rows[column].map(lambda v: html.for_evidently(v) if isinstance(v, str) else None)
+            rows[column] = texts.astype(object)
+        elif declared in ("date", "timestamp"):
+            rows[column] = pd.to_datetime(rows[column], errors="coerce")
+        elif declared == "boolean":
+            rows[column] = rows[column].map({True: "true", False: "false"}).astype(object)
+    return rows
 
 
 _LIBRARY = re.compile(
@@ -146,44 +153,20 @@ document.head.append(library);
 }})();</script>"""
 
 
-def _packed(page: str) -> str:
-    """The page with Evidently's own library compressed within it: 1.6 MB instead of 3.7 for each version published.
+def _compress_library(page: str) -> str:
+    """Compress Evidently's JavaScript within the page: 1.6 MB instead of 3.7 for each published version.
 
-    A page must hold everything it needs: browsers show reports in a sandbox without an origin. Where the page is not
-    built as expected (another Evidently), it stays as it is.
+    A page must hold everything it needs, because browsers show reports in a sandbox without an origin. A page that is
+    not built as expected (by another version of Evidently) stays as it is.
     """
-    found = _LIBRARY.search(page)
-    if not found:
+    match = _LIBRARY.search(page)
+    if not match:
         return page
-    library = found.group(2)
-    kept = settings().home / "tmp" / f"evidently-{hashlib.sha256(library.encode()).hexdigest()[:16]}.b64"
+    library = match.group(2)
+    cache = settings().home / "tmp" / f"evidently-{hashlib.sha256(library.encode()).hexdigest()[:16]}.b64"
     try:
-        packed = kept.read_text("ascii")
+        packed = cache.read_text("ascii")
     except OSError:
         packed = base64.b64encode(gzip.compress(library.encode(), 9, mtime=0)).decode()
-        object_store.write_text(str(kept), packed)
-    return page[: found.start()] + _UNPACK.format(packed=packed, draw=found.group(3)) + page[found.end() :]
-
-
-_UNSEEN = ("Maximum value of ", "Mean value of ", "Std value of ", "Median value of ", "Quantile ", "Sum of ")
-
-
-@contextmanager
-def _undrawn() -> Iterator[None]:
-    """Draw one picture a column.
-
-    Evidently draws the same distribution for each of a column's statistics and shows that of the minimum alone, which
-    is two thirds of the preset's time (0.7.23, ``metrics/column_statistics.py``: ``StatisticsCalculation.calculate``).
-    """
-    from evidently.metrics import column_statistics as drawn
-
-    original = drawn.distribution
-
-    def once(title: str, current: Any, reference: Any) -> Any:
-        return [] if title.startswith(_UNSEEN) else original(title, current, reference)
-
-    drawn.distribution = once
-    try:
-        yield
-    finally:
-        drawn.distribution = original
+        object_store.write_text(str(cache), packed)
+    return page[: match.start()] + _UNPACK.format(packed=packed, draw=match.group(3)) + page[match.end() :]

@@ -1,138 +1,165 @@
-"""Validated rows and labels on their way into the lake: what is good is published, the rest goes to quarantine.
+"""Validated rows and labels on their way into the lake: good ones are published, the others go to quarantine.
 
-Everything streams from DuckDB into the lake. A table is replaced date by date, or a run of dates at once.
+Everything streams from DuckDB into Delta tables, which are replaced one partition or one range of partitions at a time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import duckdb
+import pyarrow as pa
 
 from perennial.core import dates
 from perennial.core.errors import SpecError
-from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
+from perennial.core.sql import HIDDEN_VALUE, SQL_TYPES, quote_identifier, text_literal
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.storage.landing import FeedSchema, LandedFile
+from perennial.storage.landing import TEXT_PREFIX, FeedSchema, LandedFile
+from perennial.validation.validator import ValidationFindings
 
-if TYPE_CHECKING:
-    import duckdb
-    import pyarrow as pa
-
-BATCH = 65_536
-HIDDEN = "(personal data)"
-#: Text beyond this many characters is cut in quarantine; the row's key leads to the whole.
-LONG_TEXT = 1000
+BATCH_ROWS = 65_536
+#: Longer text is cut in quarantine; the row's key leads to the whole.
+MAX_TEXT_LENGTH = 1000
+_INTEGERS = ("BOOLEAN", "BIGINT", "INTEGER", "SMALLINT", "TINYINT", "HUGEINT", "UBIGINT", "UINTEGER")
 
 
 class UnreadableError(Exception):
-    """Rows that were validated cannot be read again."""
+    """Rows that were validated cannot be read a second time."""
 
 
-def partition_date_sql(landed: list[LandedFile], shift: int = 0) -> str:
-    """SQL of the partition date of a row."""
-    days = [dates.add_days(file.day, shift) for file in landed]
+@dataclass(frozen=True)
+class ValidatedBatch:
+    """Files that were validated together.
+
+    Attributes:
+        feed: the files' feed.
+        files: the files.
+        findings: the result of the validation.
+        cast_failures: see `landing.create_landed_view`.
+    """
+
+    feed: FeedSchema
+    files: list[LandedFile]
+    findings: ValidationFindings
+    cast_failures: Mapping[str, str]
+
+
+def partition_date_sql(files: list[LandedFile], shift_days: int = 0) -> str:
+    """SQL of a row's partition date, ``shift_days`` later."""
+    days = [dates.add_days(file.day, shift_days) for file in files]
     if len(days) == 1:
         return text_literal(days[0])
     return f"([{', '.join(text_literal(d) for d in days)}])[__file + 1]"
 
 
-def partitions_condition(landed: list[LandedFile], days: set[str]) -> str:
-    """SQL condition of the rows of some dates."""
-    wanted = [str(i) for i, file in enumerate(landed) if file.day in days]
-    return "TRUE" if len(wanted) == len(landed) else f"__file IN ({', '.join(wanted) or '-1'})"
+def partitions_condition(files: list[LandedFile], days: set[str]) -> str:
+    """SQL condition of the rows of some partitions."""
+    indices = [str(i) for i, file in enumerate(files) if file.day in days]
+    return "TRUE" if len(indices) == len(files) else f"__file IN ({', '.join(indices) or '-1'})"
 
 
-def published_rows_sql(
-    columns: Mapping[str, str], landed: list[LandedFile], source: str, bad: str, days: set[str]
-) -> str:
-    """SQL of the rows that are published."""
-    listed = ", ".join(quote_identifier(c) for c in columns)
-    return (f"SELECT {listed}, {partition_date_sql(landed)} AS partition_date FROM {source} "
-            f"WHERE {partitions_condition(landed, days)} AND NOT coalesce(({bad}), FALSE)")  # fmt: skip
+def published_rows_sql(batch: ValidatedBatch, days: set[str]) -> str:
+    """SQL of the rows of some partitions that are published."""
+    columns = ", ".join(quote_identifier(c) for c in batch.feed.columns)
+    return (
+        f"SELECT {columns}, {partition_date_sql(batch.files)} AS partition_date FROM {batch.findings.source} "
+        f"WHERE {partitions_condition(batch.files, days)} AND NOT coalesce(({batch.findings.bad}), FALSE)"
+    )
 
 
 def quarantined_rows_sql(
-    spec: ModelSpec, feed: FeedSchema, landed: list[LandedFile], source: str, reasons: dict[str, str], days: set[str],
-    run_id: str, unread: Iterable[str] = (), shift: int = 0,
-) -> str:  # fmt: skip
+    spec: ModelSpec, batch: ValidatedBatch, days: set[str], run_id: str, shift_days: int = 0
+) -> str:
     """SQL of the rows that go to quarantine: key, feed, values as JSON, reasons, run.
 
     Args:
-        shift: days from the file's date to the partition that the records belong to (labels come with a later one).
+        spec: the model.
+        batch: the validated files.
+        days: partition dates of the files whose rows are wanted.
+        run_id: of the Airflow run.
+        shift_days: days from a file's date to the partition that the records belong to (labels come with a later one).
     """
+    feed, files, findings = batch.feed, batch.files, batch.findings
     keys = ", ".join(
         f"TRY_CAST({quote_identifier(k)} AS {SQL_TYPES[spec.data.columns[k]]}) AS {quote_identifier(k)}"
         for k in spec.data.key
     )
     cells = ", ".join(
-        f"{text_literal(c)}: {_cell(c, kind, feed, set(unread))}" for c, kind in feed.columns.items()
+        f"{text_literal(c)}: {_quarantined_value(c, declared, batch)}" for c, declared in feed.columns.items()
     )
-    why = ", ".join(f"CASE WHEN ({sql}) THEN {text_literal(label)} END" for label, sql in reasons.items())
-    bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
+    reasons = ", ".join(
+        f"CASE WHEN ({sql}) THEN {text_literal(label)} END" for label, sql in findings.reasons.items()
+    )
     return (
-        f"SELECT {keys}, {text_literal(feed.what)} AS feed, {partition_date_sql(landed)} AS feed_date, "
+        f"SELECT {keys}, {text_literal(feed.kind)} AS feed, {partition_date_sql(files)} AS feed_date, "
         f"to_json({{{cells}}})::VARCHAR AS row_values, "
-        f"list_filter([{why or 'NULL'}], lambda r: r IS NOT NULL) AS reasons, "
-        f"{text_literal(run_id)} AS run_id, {partition_date_sql(landed, shift)} AS partition_date "
-        f"FROM {source} WHERE {partitions_condition(landed, days)} AND coalesce(({bad}), FALSE)"
+        f"list_filter([{reasons or 'NULL'}], lambda r: r IS NOT NULL) AS reasons, "
+        f"{text_literal(run_id)} AS run_id, {partition_date_sql(files, shift_days)} AS partition_date "
+        f"FROM {findings.source} "
+        f"WHERE {partitions_condition(files, days)} AND coalesce(({findings.bad}), FALSE)"
     )
 
 
-def _cell(column: str, kind: str, feed: FeedSchema, unread: set[str]) -> str:
-    """A value as quarantine shows it: personal data masked, long text cut, what no JSON number can say as text."""
+def _quarantined_value(column: str, declared: str, batch: ValidatedBatch) -> str:
+    """SQL of a value as quarantine shows it: personal data hidden, long text cut, as text where JSON has no number."""
     name = quote_identifier(column)
-    if column in feed.personal:
-        return text_literal(HIDDEN)
-    if column in unread:
-        return f"left({quote_identifier('__text_' + column)}, {LONG_TEXT})"
-    if kind == "string":
-        cut = f"left({name}, {LONG_TEXT}) || '… (' || length({name}) || ' characters)'"
-        return f"CASE WHEN length({name}) > {LONG_TEXT} THEN {cut} ELSE {name} END"
-    return f"{name}::VARCHAR" if kind in ("number", "date", "timestamp") else name
+    if column in batch.feed.personal:
+        return text_literal(HIDDEN_VALUE)
+    if column in batch.cast_failures:
+        return f"left({quote_identifier(TEXT_PREFIX + column)}, {MAX_TEXT_LENGTH})"
+    if declared == "string":
+        cut = f"left({name}, {MAX_TEXT_LENGTH}) || '… (' || length({name}) || ' characters)'"
+        return f"CASE WHEN length({name}) > {MAX_TEXT_LENGTH} THEN {cut} ELSE {name} END"
+    return f"{name}::VARCHAR" if declared in ("number", "date", "timestamp") else name
 
 
 def stopped_partition_sql(spec: ModelSpec, day: str, reasons: list[str], run_id: str) -> str:
-    """SQL of the record that a stopped partition leaves in quarantine: no row, only why."""
+    """SQL of the record of a stopped partition in quarantine: no row, only the reasons."""
     keys = ", ".join(
         f"NULL::{SQL_TYPES[spec.data.columns[k]]} AS {quote_identifier(k)}" for k in spec.data.key
     )
-    why = ", ".join(text_literal("partition stopped: " + r) for r in reasons)
-    return (f"SELECT {keys}, 'partition' AS feed, {text_literal(day)} AS feed_date, NULL::VARCHAR AS row_values, "
-            f"[{why}] AS reasons, {text_literal(run_id)} AS run_id, {text_literal(day)} AS partition_date")  # fmt: skip
+    texts = ", ".join(text_literal("partition stopped: " + r) for r in reasons)
+    return (
+        f"SELECT {keys}, 'partition' AS feed, {text_literal(day)} AS feed_date, NULL::VARCHAR AS row_values, "
+        f"[{texts}] AS reasons, {text_literal(run_id)} AS run_id, {text_literal(day)} AS partition_date"
+    )
 
 
 def replace_partitions(
-    con: duckdb.DuckDBPyConnection, uri: str, sql: str, start: str, end: str, expected: int | None = None
+    con: duckdb.DuckDBPyConnection, uri: str, sql: str, span: dates.DateRange, expected: int | None = None
 ) -> int:
-    """Replace the partitions ``start`` to ``end`` of a table by the rows of a query, streaming.
+    """Replace a range of partitions of a table by the rows of a query, streaming.
 
     Args:
-        expected: rows that the query must give.
+        con: DuckDB connection.
+        uri: the table.
+        sql: the query.
+        span: the partitions.
+        expected: number of rows that the query must give.
 
     Returns:
-        The version that holds them.
+        The version of the table with these rows.
 
     Raises:
-        UnreadableError: the rows did not come to their end, or were not as many; nothing was published then.
+        UnreadableError: the rows could not all be read, or their number was another; nothing was published then.
     """
     causes: list[str] = []
     try:
-        return delta_tables.replace(uri, lambda: _counted(con, sql, expected, causes), start, end)
+        return delta_tables.replace(uri, lambda: _reader(con, sql, expected, causes), span.start, span.end)
     except Exception as error:
         if not causes:
             raise
         raise UnreadableError(causes[0]) from error
 
 
-def _counted(
+def _reader(
     con: duckdb.DuckDBPyConnection, sql: str, expected: int | None, causes: list[str]
 ) -> pa.RecordBatchReader:
-    import duckdb
-    import pyarrow as pa
-
+    """Read a query; what fails while reading, or a wrong number of rows, is added to ``causes``."""
     try:
-        reader = con.sql(sql).to_arrow_reader(BATCH)
+        reader = con.sql(sql).to_arrow_reader(BATCH_ROWS)
     except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException):
         raise
     except duckdb.Error as error:
@@ -151,60 +178,68 @@ def _counted(
         finally:
             reader.close()  # or the connection could not be used again
         if expected is not None and rows != expected:
-            causes.append(f"{rows} rows came where {expected} were validated: it changed while it was read")
+            causes.append(f"{rows} rows were read, {expected} were validated: the file changed in between")
             raise ValueError(causes[0])  # ends the write before it is committed
 
     return pa.RecordBatchReader.from_batches(reader.schema, batches())
 
 
 def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
-    """The SQL type in which labels are kept: BIGINT, DOUBLE or VARCHAR.
+    """The SQL type of published labels: BIGINT, DOUBLE or VARCHAR.
+
+    Args:
+        spec: the model.
+        columns: declared type of each column that ``label.expression`` may use.
 
     Raises:
-        SpecError: ``label.expression`` does not work on the label feed's columns.
+        SpecError: ``label.expression`` fails on these columns, or gives another type.
     """
-    import duckdb
-
     con = duckdb.connect(config={"autoinstall_known_extensions": False})
     con.execute("SET enable_external_access=false; SET lock_configuration=true")
     typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {quote_identifier(c)}" for c, kind in columns.items())
     try:
-        kind = str(
+        sql_type = str(
             con.execute(f"SELECT typeof(({spec.label.expression})) FROM (SELECT {typed})").fetchall()[0][0]
         )
     except duckdb.Error as error:
-        raise SpecError(f"model.yaml: label.expression {spec.label.expression!r} fails: {str(error).splitlines()[0]}",
-                        f"write SQL over these columns: {', '.join(columns)}", model=spec.name) from error  # fmt: skip
-    if kind in ("BOOLEAN", "BIGINT", "INTEGER", "SMALLINT", "TINYINT", "HUGEINT", "UBIGINT", "UINTEGER"):
+        raise SpecError(
+            f"model.yaml: label.expression {spec.label.expression!r} fails: {str(error).splitlines()[0]}",
+            f"write SQL that uses these columns: {', '.join(columns)}",
+            model=spec.name,
+        ) from error
+    if sql_type in _INTEGERS:
         return "BIGINT"
-    if kind in ("DOUBLE", "FLOAT") or kind.startswith("DECIMAL"):
+    if sql_type in ("DOUBLE", "FLOAT") or sql_type.startswith("DECIMAL"):
         return "DOUBLE"
-    if kind == "VARCHAR":
+    if sql_type == "VARCHAR":
         return "VARCHAR"
-    raise SpecError(f"model.yaml: label.expression gives a {kind}", "make it a number, a yes or no, or a text",
-                    model=spec.name)  # fmt: skip
-
-
-def label_value_sql(expression: str, kind: str) -> str:
-    """SQL of a label; NaN is a missing one."""
-    value = f"({expression})::{kind}"
-    return f"CASE WHEN NOT isnan({value}) THEN {value} END" if kind == "DOUBLE" else value
-
-
-def labels_sql(
-    spec: ModelSpec, landed: list[LandedFile], source: str, bad: str, days: set[str], kind: str, arrives: int
-) -> str:
-    """SQL of the labels that are published: key, label, the partition that brought them."""
-    keys = ", ".join(quote_identifier(k) for k in spec.data.key)
-    return (
-        f"SELECT {keys}, {label_value_sql(spec.label.expression, kind)} AS label, {partition_date_sql(landed, arrives)} AS arrived, "
-        f"{partition_date_sql(landed)} AS partition_date FROM {source} "
-        f"WHERE {partitions_condition(landed, days)} AND NOT coalesce(({bad}), FALSE)"
+    raise SpecError(
+        f"model.yaml: label.expression has type {sql_type}",
+        "make it a number, a boolean or a text",
+        model=spec.name,
     )
 
 
-def summary(counts: dict[str, Any]) -> str:
-    """Counts in words, most first."""
-    return ", ".join(
-        f"{n} × {label}" for label, n in sorted(counts.items(), key=lambda item: (-item[1], item[0]))
+def label_value_sql(expression: str, sql_type: str) -> str:
+    """SQL of a label; NaN is a missing one."""
+    value = f"({expression})::{sql_type}"
+    return f"CASE WHEN NOT isnan({value}) THEN {value} END" if sql_type == "DOUBLE" else value
+
+
+def labels_sql(spec: ModelSpec, batch: ValidatedBatch, days: set[str], sql_type: str, delay_days: int) -> str:
+    """SQL of the labels that are published: key, label, the partition that they came with.
+
+    Args:
+        spec: the model.
+        batch: the validated files that the labels are computed from.
+        days: partition dates of the rows that the labels belong to.
+        sql_type: the labels' type, see `label_type`.
+        delay_days: days from a row's partition to the one that its label comes with.
+    """
+    keys = ", ".join(quote_identifier(k) for k in spec.data.key)
+    return (
+        f"SELECT {keys}, {label_value_sql(spec.label.expression, sql_type)} AS label, "
+        f"{partition_date_sql(batch.files, delay_days)} AS arrived, "
+        f"{partition_date_sql(batch.files)} AS partition_date FROM {batch.findings.source} "
+        f"WHERE {partitions_condition(batch.files, days)} AND NOT coalesce(({batch.findings.bad}), FALSE)"
     )

@@ -1,112 +1,96 @@
-"""The rows of a feed: read, validated, published."""
+"""The rows of a feed: landed, validated, published."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
 
-from perennial.core.errors import PerennialError
+from perennial.core import dates
+from perennial.ingestion import publishing
+from perennial.ingestion.publishing import ValidatedBatch
 from perennial.ingestion.run import REMEDY, PartitionRun, land_file, validate_and_publish
 from perennial.storage import delta_tables, landing
+from perennial.storage.landing import FeedSchema
+from perennial.validation import data_docs
+from perennial.validation.gx_evaluator import ValidationOutcome
+from perennial.validation.suite import Expectation
 
-if TYPE_CHECKING:
-    from perennial.storage.landing import FeedSchema, LandedFile
-    from perennial.validation.gx_evaluator import ValidationOutcome
-    from perennial.validation.suite import Expectation
-    from perennial.validation.validator import ValidationFindings
-
-
-#: In a longer range, only dates with something to show get a page of their own; all get their JSON.
-PAGES = 7
+#: In a run of more partitions than this, only those with bad rows get a data doc as a page; all get it as JSON.
+MAX_PAGES = 7
 
 
-def publish_rows(work: PartitionRun, suite: list[Expectation]) -> None:
-    """Read, validate and publish the rows of all nights."""
-    from perennial.storage.landing import FeedSchema
+def publish_rows(run: PartitionRun, suite: list[Expectation]) -> None:
+    """Land, validate and publish the rows of all partitions of a run.
 
-    spec = work.spec
+    Args:
+        run: the run; its partitions get their row counts, or the error that stopped them.
+        suite: expectations of the rows.
+    """
+    spec = run.spec
     feed = FeedSchema(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
     landed = []
-    for night in work.nights.values():
-        uri = landing.source_uri(spec.data.source, night.day)
-        if file := land_file(work, night, feed, uri, required=True):
+    for partition in run.partitions.values():
+        uri = landing.source_uri(spec.data.source, partition.day)
+        if file := land_file(run, partition, feed, uri, required=True):
             landed.append(file)
-    validate_and_publish(work, feed, landed, suite, _publish_rows)
+    validate_and_publish(run, feed, landed, suite, _publish_batch)
 
 
-def _publish_rows(
-    work: PartitionRun,
-    feed: FeedSchema,
-    landed: list[LandedFile],
-    findings: ValidationFindings,
-    unread: dict[str, str],
-) -> None:
-    """Keep the data docs, then publish what is good and put the rest aside."""
-    from perennial.core import dates
-    from perennial.ingestion import publishing
-    from perennial.validation import data_docs
+def _publish_batch(run: PartitionRun, batch: ValidatedBatch) -> None:
+    """Write the data docs, put bad rows in quarantine, publish the good ones."""
+    suite_name = json.loads(run.spec.suite)["name"]
+    for outcome in batch.findings.outcomes:
+        _record_outcome(run, batch.feed, outcome, suite_name)
+    published = {o.day: o for o in batch.findings.outcomes if not o.stopped}
+    _quarantine(run, batch, published)
+    uri = delta_tables.table_uri("published", run.spec.name)
+    for span in dates.contiguous_ranges(published):
+        outcomes = {day: o for day, o in published.items() if day in span}
+        sql = publishing.published_rows_sql(batch, set(outcomes))
+        expected = sum(o.rows - o.quarantined for o in outcomes.values())
+        run.versions["published"] = publishing.replace_partitions(run.con, uri, sql, span, expected)
+    if run.spec.label.source is None:
+        _publish_own_labels(run, batch, set(published))
 
-    spec = work.spec
-    name = json.loads(spec.suite)["name"]
-    for outcome in findings.outcomes:
-        night = work.nights[outcome.day]
-        page = len(work.nights) <= PAGES or bool(outcome.quarantined or outcome.stopped)
-        night.doc = data_docs.write_data_doc(outcome, feed, name, page=page)
-        night.rows_in, night.quarantined = outcome.rows, outcome.quarantined
-        night.rows_out = outcome.rows - outcome.quarantined
-        if outcome.stopped:
-            night.error = _stopped(feed, outcome, night.doc)
-    stopped = {o.day: o for o in findings.outcomes if o.stopped}
-    good = {o.day for o in findings.outcomes} - set(stopped)
+
+def _record_outcome(run: PartitionRun, feed: FeedSchema, outcome: ValidationOutcome, suite_name: str) -> None:
+    """Write the data doc of a partition and record its row counts and, where it was stopped, its error."""
+    partition = run.partitions[outcome.day]
+    page = len(run.partitions) <= MAX_PAGES or bool(outcome.quarantined or outcome.stopped)
+    partition.data_doc = data_docs.write_data_doc(outcome, feed, suite_name, page=page)
+    partition.rows_in, partition.quarantined = outcome.rows, outcome.quarantined
+    partition.rows_out = outcome.rows - outcome.quarantined
+    if outcome.stopped:
+        cause = f"nothing was published: {'; '.join(outcome.stopped)}. Data doc: {partition.data_doc}"
+        partition.error = feed.error(cause, REMEDY, outcome.day)
+
+
+def _quarantine(run: PartitionRun, batch: ValidatedBatch, published: dict[str, ValidationOutcome]) -> None:
+    """Replace the quarantine of each partition: the reasons of a stopped one, else its bad rows, or nothing."""
+    spec = run.spec
     uri = delta_tables.table_uri("quarantine", spec.name)
-    held = set(delta_tables.partitions(uri))
-    for day, outcome in stopped.items():
-        publishing.replace_partitions(
-            work.con, uri, publishing.stopped_partition_sql(spec, day, outcome.stopped, work.run_id), day, day
-        )
-    aside = {o.day for o in findings.outcomes if o.day in good and (o.quarantined or o.day in held)}
-    by_day = {o.day: o for o in findings.outcomes}
-    for span in dates.contiguous_ranges(aside):
-        days = {d for d in aside if d in span}
-        sql = publishing.quarantined_rows_sql(
-            spec, feed, landed, findings.source, findings.reasons, days, work.run_id, unread
-        )
-        publishing.replace_partitions(
-            work.con, uri, sql, span.start, span.end, sum(by_day[d].quarantined for d in days)
-        )
-    for span in dates.contiguous_ranges(good):
-        days = {d for d in good if d in span}
-        sql = publishing.published_rows_sql(feed.columns, landed, findings.source, findings.bad, days)
-        rows = sum(by_day[d].rows - by_day[d].quarantined for d in days)
-        work.versions["published"] = publishing.replace_partitions(
-            work.con, delta_tables.table_uri("published", spec.name), sql, span.start, span.end, rows
-        )
-    if spec.label.source is None:
-        _own_labels(work, landed, findings, good)
+    present = set(delta_tables.partitions(uri))
+    for outcome in batch.findings.outcomes:
+        if outcome.stopped:
+            sql = publishing.stopped_partition_sql(spec, outcome.day, outcome.stopped, run.run_id)
+            publishing.replace_partitions(run.con, uri, sql, dates.DateRange(outcome.day, outcome.day))
+    replaced = {day: o for day, o in published.items() if o.quarantined or day in present}
+    for span in dates.contiguous_ranges(replaced):
+        outcomes = {day: o for day, o in replaced.items() if day in span}
+        sql = publishing.quarantined_rows_sql(spec, batch, set(outcomes), run.run_id)
+        expected = sum(o.quarantined for o in outcomes.values())
+        publishing.replace_partitions(run.con, uri, sql, span, expected)
 
 
-def _stopped(feed: FeedSchema, outcome: ValidationOutcome, doc: str) -> PerennialError:
-    return feed.error(
-        f"nothing was published: {'; '.join(outcome.stopped)}. Data doc: {doc}", REMEDY, outcome.day
-    )
-
-
-def _own_labels(
-    work: PartitionRun, landed: list[LandedFile], findings: ValidationFindings, good: set[str]
-) -> None:
-    """Publish the labels that the rows themselves hold."""
-    from perennial.core import dates
-    from perennial.ingestion import publishing
-
-    spec = work.spec
-    kind = publishing.label_type(spec, spec.data.columns)
-    for span in dates.contiguous_ranges(good):
-        days = {d for d in good if d in span}
-        sql = publishing.labels_sql(spec, landed, findings.source, findings.bad, days, kind, 0)
-        rows = sum(work.nights[d].rows_out for d in days)
-        work.versions["labels"] = publishing.replace_partitions(
-            work.con, delta_tables.table_uri("labels", spec.name), sql, span.start, span.end, rows
-        )
-    for day in good:
-        work.nights[day].labels, work.nights[day].label_state = work.nights[day].rows_out, "in the rows"
-        work.nights[day].label_date = day
+def _publish_own_labels(run: PartitionRun, batch: ValidatedBatch, days: set[str]) -> None:
+    """Publish the labels that are computed from the rows themselves."""
+    spec = run.spec
+    label_type = publishing.label_type(spec, spec.data.columns)
+    uri = delta_tables.table_uri("labels", spec.name)
+    for span in dates.contiguous_ranges(days):
+        within = {day for day in days if day in span}
+        sql = publishing.labels_sql(spec, batch, within, label_type, 0)
+        expected = sum(run.partitions[day].rows_out for day in within)
+        run.versions["labels"] = publishing.replace_partitions(run.con, uri, sql, span, expected)
+    for day in days:
+        partition = run.partitions[day]
+        partition.labels, partition.label_state, partition.label_date = partition.rows_out, "in the rows", day

@@ -1,35 +1,46 @@
-"""One call of the data step: files that are landed, validated and published together."""
+"""One run of the data step: the state of its partitions, landing and validating their files."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
 
 from perennial.core import dates
 from perennial.core.errors import PerennialError
+from perennial.ingestion.publishing import UnreadableError, ValidatedBatch
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import manifests
+from perennial.storage import landing, manifests
+from perennial.storage.landing import FeedSchema, LandedFile
+from perennial.validation import check_builder, validator
+from perennial.validation.suite import Expectation
 
-if TYPE_CHECKING:
-    import duckdb
-
-    from perennial.storage.landing import FeedSchema, LandedFile
-    from perennial.validation.checks import Check
-    from perennial.validation.suite import Expectation
-    from perennial.validation.validator import ValidationFindings
-
-
+#: Name of the step, in manifests.
 STEP = "data"
-
-
-REMEDY = "read the data doc, mend the feed (or the expectation), then run this date again"
+#: What to do about a partition that validation stopped.
+REMEDY = "read the data doc, correct the feed (or the expectation), then run this date again"
 
 
 @dataclass
 class PartitionState:
-    """One partition date on its way through the step."""
+    """One partition on its way through the step.
+
+    Attributes:
+        day: partition date.
+        inputs: what the result depends on, by digest.
+        rows_in: rows in the file.
+        rows_out: rows published.
+        quarantined: rows in quarantine.
+        labels: labels published with the partition.
+        label_date: partition date of the rows that these labels belong to.
+        label_state: ``published``, ``missing``, ``refused``, ``in the rows``, or empty where labels were not reached.
+        labels_quarantined: labels in quarantine.
+        data_doc: URI of the data doc.
+        error: why the partition was not published; none so far.
+    """
 
     day: str
     inputs: dict[str, Any]
@@ -40,119 +51,153 @@ class PartitionState:
     label_date: str = ""
     label_state: str = ""
     labels_quarantined: int = 0
-    doc: str = ""
+    data_doc: str = ""
     error: PerennialError | None = None
 
 
 @dataclass
 class PartitionRun:
-    """What the parts of one call share."""
+    """One call of the data step, for one partition or a range of them.
+
+    Attributes:
+        spec: the model.
+        con: DuckDB connection of this run.
+        folder: temporary folder of this run.
+        run_id: of the Airflow run.
+        partitions: state of each partition that is not published yet, by date.
+        versions: version of each table written, by its kind.
+    """
 
     spec: ModelSpec
     con: duckdb.DuckDBPyConnection
     folder: Path
     run_id: str
-    nights: dict[str, PartitionState]
+    partitions: dict[str, PartitionState]
     versions: dict[str, int] = field(default_factory=dict)
 
-    def good(self) -> list[PartitionState]:
-        """Nights that nothing has stopped so far."""
-        return [n for n in self.nights.values() if n.error is None]
+    def without_error(self) -> list[PartitionState]:
+        """The partitions that nothing has stopped so far."""
+        return [p for p in self.partitions.values() if p.error is None]
 
 
-def labelled_rows_digest(spec: ModelSpec, day: str, nights: dict[str, PartitionState]) -> str | None:
-    """The rows that the labels of one night are matched with, by the digest of their file; none: there are none."""
-    label_day = dates.add_days(day, -spec.label.arrives_after_days)
-    if label_day in nights and nights[label_day].error is None:
-        return str(nights[label_day].inputs["source"])
-    found = manifests.read(spec.name, STEP, label_day) if label_day != day else None
-    return found.inputs["source"] if found else None
+def labelled_rows_digest(spec: ModelSpec, day: str, partitions: dict[str, PartitionState]) -> str | None:
+    """The digest of the file whose rows the labels of a partition belong to; none: it was never published.
 
-
-def validate_and_publish(
-    work: PartitionRun, feed: FeedSchema, landed: list[LandedFile], suite: list[Expectation],
-    publish: Callable[[PartitionRun, FeedSchema, list[LandedFile], ValidationFindings, dict[str, str]], None],
-) -> None:  # fmt: skip
-    """Validate files and publish them, together as far as may be; a file that cannot be read stops its night alone."""
-    from perennial.ingestion.publishing import UnreadableError
-
-    queue = _batches(landed)
-    while queue:
-        for part, findings, unread in _validate(work, feed, queue.pop(0), suite):
-            try:
-                publish(work, feed, part, findings, unread)
-            except UnreadableError as error:
-                if len(part) > 1:
-                    queue += [[file] for file in part]
-                else:
-                    _unreadable(work, feed, part[0], error)
-
-
-def _unreadable(work: PartitionRun, feed: FeedSchema, file: LandedFile, error: Exception) -> None:
-    from perennial.storage.landing import read_error
-
-    late = 0 if feed.what == "rows" else work.spec.label.arrives_after_days
-    day = dates.add_days(file.day, late)
-    work.nights[day].error = read_error(feed, day, file.uri, error)
+    Args:
+        spec: the model.
+        day: date of the partition that the labels come with.
+        partitions: state of the partitions of this run.
+    """
+    label_date = dates.add_days(day, -spec.label.arrives_after_days)
+    if label_date in partitions and partitions[label_date].error is None:
+        return str(partitions[label_date].inputs["source"])
+    manifest = manifests.read(spec.name, STEP, label_date) if label_date != day else None
+    return manifest.inputs["source"] if manifest else None
 
 
 def land_file(
-    work: PartitionRun, night: PartitionState, feed: FeedSchema, uri: str, *, required: bool
+    run: PartitionRun, partition: PartitionState, feed: FeedSchema, uri: str, *, required: bool
 ) -> LandedFile | None:
-    from perennial.storage.landing import fetch_file
+    """Fetch one file of a partition; where that fails, the partition's ``error`` says why.
 
+    Args:
+        run: the run.
+        partition: the partition that the file comes with.
+        feed: the file's feed.
+        uri: where the file lands.
+        required: the partition stops where the file is missing or has no rows (rows, not labels).
+
+    Returns:
+        The file; none where it is missing or failed.
+    """
     try:
-        file = fetch_file(feed, night.day if required else night.label_date, uri, work.folder, work.con)
+        day = partition.day if required else partition.label_date
+        file = landing.fetch_file(feed, day, uri, run.folder, run.con)
     except FileNotFoundError:
         if required:
-            remedy = "wait for the feed, then run this date again; a range over it publishes the other dates"
-            night.error = feed.error(f"{uri} has not landed", remedy, night.day)
+            remedy = "wait for the feed, then run this date again; a range that includes it publishes the other dates"
+            partition.error = feed.error(f"{uri} has not landed", remedy, partition.day)
         return None
     except PerennialError as error:
-        night.error = error
+        partition.error = error
         return None
     if required and file.rows == 0:
-        night.error = feed.error(f"{uri} holds no rows", "ask the feed whether that is so; a partition without rows is "
-                                 "not published", night.day)  # fmt: skip
+        partition.error = feed.error(
+            f"{uri} holds no rows",
+            "ask the feed whether that is correct; a partition without rows is not published",
+            partition.day,
+        )
         return None
     return file
 
 
-def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
-    """Files that are read together: all, but big ones by themselves, so that a range judges as its nights would."""
-    from perennial.validation.checks import EXACT_QUANTILE_ROWS
+def validate_and_publish(
+    run: PartitionRun,
+    feed: FeedSchema,
+    landed: list[LandedFile],
+    suite: list[Expectation],
+    publish: Callable[[PartitionRun, ValidatedBatch], None],
+) -> None:
+    """Validate and publish files, together where possible; a file that cannot be read stops its partition only.
 
-    big = [[f] for f in landed if (f.rows or 0) > EXACT_QUANTILE_ROWS]
-    small = [f for f in landed if (f.rows or 0) <= EXACT_QUANTILE_ROWS]
+    Args:
+        run: the run; errors are recorded in its partitions.
+        feed: the files' feed.
+        landed: the files.
+        suite: expectations of the feed.
+        publish: publishes one batch.
+    """
+    queue = _batches(landed)
+    while queue:
+        for batch in _validate(run, feed, queue.pop(0), suite):
+            try:
+                publish(run, batch)
+            except UnreadableError as error:
+                if len(batch.files) > 1:
+                    queue += [[file] for file in batch.files]
+                else:
+                    _record_read_error(run, feed, batch.files[0], error)
+
+
+def _record_read_error(run: PartitionRun, feed: FeedSchema, file: LandedFile, error: Exception) -> None:
+    delay_days = 0 if feed.kind == "rows" else run.spec.label.arrives_after_days
+    day = dates.add_days(file.day, delay_days)
+    run.partitions[day].error = landing.read_error(feed, day, file.uri, error)
+
+
+def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
+    """Group files that are read together: big ones alone, so that a range gives what single partitions give."""
+    big = [[f] for f in landed if (f.rows or 0) > check_builder.EXACT_QUANTILE_ROWS]
+    small = [f for f in landed if (f.rows or 0) <= check_builder.EXACT_QUANTILE_ROWS]
     return [*([small] if small else []), *big]
 
 
 def _validate(
-    work: PartitionRun, feed: FeedSchema, batch: list[LandedFile], suite: list[Expectation]
-) -> Iterator[tuple[list[LandedFile], ValidationFindings, dict[str, str]]]:
-    """Validate files together; where one is malformed, one by one, so that it is found.
+    run: PartitionRun, feed: FeedSchema, files: list[LandedFile], suite: list[Expectation]
+) -> Iterator[ValidatedBatch]:
+    """Validate files together, or one by one where one of them cannot be read.
 
-    What it yields can be read until the next is asked for: the view is then another one.
+    A batch can be read until the next one is requested, which replaces the view.
     """
-    import duckdb
-
-    from perennial.storage.landing import create_landed_view
-    from perennial.validation.checks import EXACT_QUANTILE_ROWS, build_checks
-    from perennial.validation.validator import validate
-
-    spec, rows = work.spec, feed.what == "rows"
+    spec, is_rows = run.spec, feed.kind == "rows"
     try:
-        unread = create_landed_view(work.con, feed, batch, feed.what)
-        exact = (batch[0].rows or 0) <= EXACT_QUANTILE_ROWS
-        found: list[Check] = build_checks(
-            suite, feed.columns, spec.data.key, spec.data.event_time if rows else None, unread, exact
+        cast_failures = landing.create_landed_view(run.con, feed, files, feed.kind)
+        checks = check_builder.build_checks(
+            suite,
+            feed.columns,
+            spec.data.key,
+            spec.data.event_time if is_rows else None,
+            cast_failures,
+            exact=(files[0].rows or 0) <= check_builder.EXACT_QUANTILE_ROWS,
         )
-        yield batch, validate(work.con, feed, batch, found, spec.data.quarantine_limit, feed.what), unread
+        # through the module: the benchmarks time this function
+        findings = validator.validate(run.con, feed, files, checks, spec.data.quarantine_limit, feed.kind)
+        yield ValidatedBatch(feed, files, findings, cast_failures)
     except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException):
-        raise  # a defect of ours, not of the file
+        raise  # a fault in this library's SQL, not in the file
     except duckdb.Error as error:
-        if len(batch) > 1:
-            for file in batch:
-                yield from _validate(work, feed, [file], suite)
+        if len(files) > 1:
+            for file in files:
+                yield from _validate(run, feed, [file], suite)
             return
-        _unreadable(work, feed, batch[0], error)
+        _record_read_error(run, feed, files[0], error)

@@ -1,8 +1,8 @@
-"""The step ``data``: landed files are read, validated and published, with the labels that are due.
+"""The step ``data``: validate and publish landed files, with the labels that are due.
 
-The same code does one night or a range of them: the files of all dates are read as one relation, and every aggregate is
-grouped by file, so that a range gives what its nights would give one by one. A date that is stopped leaves the others
-as they are; the error that follows names it.
+The same code runs one partition or a range of them. The files of all dates are read as one relation and every aggregate
+is grouped by file, so that a range gives what its partitions would give one by one. A partition that is stopped does
+not affect the others; the error raised at the end names it.
 """
 
 from __future__ import annotations
@@ -10,156 +10,216 @@ from __future__ import annotations
 import hashlib
 import json
 import time
-from typing import TYPE_CHECKING, Any
+from typing import Any, TypedDict
 
 from perennial import __version__
 from perennial.core import dates, runtime
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.core.settings import settings
-from perennial.ingestion.rows import _rows
-from perennial.ingestion.run import REMEDY, STEP, PartitionRun, PartitionState, _labelled
+from perennial.ingestion import data_profile, labels, rows
+from perennial.ingestion.run import REMEDY, STEP, PartitionRun, PartitionState, labelled_rows_digest
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import duckdb_session, landing, manifests, object_store
 from perennial.storage.manifests import Manifest
+from perennial.validation.suite import Expectation, parse_suite
 
-if TYPE_CHECKING:
-    from perennial.validation.suite import Expectation
+#: What Arrow and the libraries that are not loaded yet need beside DuckDB, in MiB.
+_RESERVED_MB = 256
+
+
+class DataResult(TypedDict):
+    """What the step published.
+
+    Attributes:
+        partitions: dates that are published, in order.
+        rows_in: rows in the files.
+        rows_out: rows published.
+        quarantined: rows in quarantine.
+        labels: labels published.
+        labels_quarantined: labels in quarantine.
+        version: latest version of the table of published rows.
+        labels_version: latest version of the table of labels.
+        docs: URIs of the data docs.
+        status: ``published``; ``unchanged`` where all had been published from the same inputs before.
+    """
+
+    partitions: list[str]
+    rows_in: int
+    rows_out: int
+    quarantined: int
+    labels: int
+    labels_quarantined: int
+    version: int | None
+    labels_version: int | None
+    docs: list[str]
+    status: str
 
 
 def data(
     spec: ModelSpec, *, start: str, end: str | None = None, force: bool = False, run_id: str = ""
-) -> dict[str, Any]:
-    """Publish the partitions ``start`` to ``end`` (both included) of a model's data, and the labels due with them.
+) -> DataResult:
+    """Publish a range of partitions of a model's data, and the labels due with them.
 
-    Returns:
-        ``partitions`` (dates that are published), ``rows_in``, ``rows_out``, ``quarantined``, ``labels``, ``version``
-        and ``labels_version`` of the lake's tables, ``docs`` (addresses of the data docs) and ``status``.
+    Args:
+        spec: the model.
+        start: first partition date.
+        end: last partition date; the same as ``start`` when not given.
+        force: publish again what was published from the same inputs.
+        run_id: of the Airflow run.
 
     Raises:
         SpecError: the suite or the label's expression cannot be used.
         DataError: a partition is missing, malformed or was stopped; all others of the range are published.
     """
-    from perennial.storage.landing import workplace
-
     started = time.monotonic()
     days = dates.dates(start, end)
-    suite = _suite(spec)
-    nights: dict[str, PartitionState] = {}
+    suite = _parse_suite(spec)
+    pending, done = _pending_partitions(spec, days, force)
+    if pending:
+        with landing.temporary_folder(settings().home) as folder:
+            con = duckdb_session.connect(memory_share=_memory_share())
+            run = PartitionRun(spec, con, folder, run_id, pending)
+            rows.publish_rows(run, suite)
+            if spec.label.source is not None:
+                labels.publish_due_labels(run)
+            _write_profile(run)
+        done += manifests.write_all([_manifest(run, p) for p in run.without_error()], started)
+    if failed := [p for p in pending.values() if p.error]:
+        raise _failure(spec, failed, days)
+    return _result(done, "published" if pending else "unchanged")
+
+
+def _parse_suite(spec: ModelSpec) -> list[Expectation]:
+    suite, problems = parse_suite(spec.suite, spec.data.columns)
+    if problems:
+        raise SpecError(
+            "\n".join(map(str, problems)),
+            "correct expectations.json; `perennial check` shows the same problems",
+            model=spec.name,
+        )
+    return suite
+
+
+def _pending_partitions(
+    spec: ModelSpec, days: list[str], force: bool
+) -> tuple[dict[str, PartitionState], list[Manifest]]:
+    """Split dates into partitions to publish, and manifests of those published from the same inputs before."""
+    pending: dict[str, PartitionState] = {}
     done: list[Manifest] = []
     for day in days:
         inputs = _inputs(spec, day)
         if spec.label.source:
-            inputs["labelled_rows"] = _labelled(spec, day, nights)
-        finished = None if force else manifests.find_completed(spec.name, STEP, day, inputs)
-        if finished:
-            done.append(finished)
+            inputs["labelled_rows"] = labelled_rows_digest(spec, day, pending)
+        completed = None if force else manifests.find_completed(spec.name, STEP, day, inputs)
+        if completed:
+            done.append(completed)
         else:
-            nights[day] = PartitionState(day, inputs)
-    if nights:
-        with workplace(settings().home) as folder:
-            work = PartitionRun(spec, duckdb_session.connect(memory_share=_share()), folder, run_id, nights)
-            _rows(work, suite)
-            _labels(work)
-            _profile(work)
-        done += manifests.write_all([_record(work, night) for night in work.good()], started)
-    if failed := [n for n in nights.values() if n.error]:
-        raise _failure(spec, failed, days)
-    return _result(done, "published" if nights else "unchanged")
+            pending[day] = PartitionState(day, inputs)
+    return pending, done
 
 
-def _suite(spec: ModelSpec) -> list[Expectation]:
-    from perennial.validation.suite import parse_suite
-
-    suite, problems = parse_suite(spec.suite, spec.data.columns)
-    if problems:
-        raise SpecError("\n".join(map(str, problems)), "mend expectations.json; `perennial check` shows the same",
-                        model=spec.name)  # fmt: skip
-    return suite
-
-
-def _share() -> float:
-    """The part of the step's memory that is DuckDB's: what the loaded libraries leave, less what Arrow will hold."""
-    here = settings().memory_mb
-    taken = runtime.peak_memory_mb() + 256
-    return max(128, here - taken) / here
+def _memory_share() -> float:
+    """The share of the step's memory that DuckDB may use: what the libraries leave."""
+    total = settings().memory_mb
+    used = runtime.peak_memory_mb() + _RESERVED_MB
+    return max(128, total - used) / total
 
 
 def _inputs(spec: ModelSpec, day: str) -> dict[str, Any]:
-    """What the result of one date depends on."""
-    rows = spec.data.model_dump(
-        exclude={"arrival", "arrival_hours"}
-    )  # how long it was waited for decides nothing
-    what = json.dumps([rows, spec.label.model_dump()], sort_keys=True)
+    """What the result of one partition depends on, by digest."""
+    # not how long the file was waited for
+    section = spec.data.model_dump(exclude={"arrival", "arrival_hours"})
+    sections = json.dumps([section, spec.label.model_dump()], sort_keys=True)
     inputs: dict[str, Any] = {
-        "source": _digest(landing.source_uri(spec.data.source, day)),
-        "spec": hashlib.sha256(what.encode()).hexdigest(),
+        "source": _file_digest(landing.source_uri(spec.data.source, day)),
+        "spec": hashlib.sha256(sections.encode()).hexdigest(),
         "suite": hashlib.sha256(spec.suite.encode()).hexdigest(),
         "code": __version__,
     }
     if spec.label.source:
-        label_day = dates.add_days(day, -spec.label.arrives_after_days)
-        inputs["labels"] = _digest(landing.source_uri(spec.label.source, label_day))
+        label_date = dates.add_days(day, -spec.label.arrives_after_days)
+        inputs["labels"] = _file_digest(landing.source_uri(spec.label.source, label_date))
     return inputs
 
 
-def _digest(uri: str) -> str | None:
+def _file_digest(uri: str) -> str | None:
     try:
         return object_store.digest(uri)
     except FileNotFoundError:
         return None
 
 
-def _labels(work: PartitionRun) -> None:
-    """Publish the labels that are due with the nights."""
-    from perennial.ingestion import labels
-
-    if work.spec.label.source is not None:
-        labels.publish_due_labels(work)
-
-
-def _profile(work: PartitionRun) -> None:
-    """Give people a summary of what was published."""
-    from perennial.ingestion import data_profile
-
-    days = [n.day for n in work.good()]
+def _write_profile(run: PartitionRun) -> None:
+    """Write the data profile of what was published."""
+    days = [p.day for p in run.without_error()]
     if days:
-        data_profile.write(work.con, work.spec, days[0], days[-1], work.versions["published"])
+        data_profile.write_profile(run.con, run.spec, days[0], days[-1], run.versions["published"])
 
 
-def _record(work: PartitionRun, night: PartitionState) -> Manifest:
-    """What is written down of one date."""
-    if work.spec.label.source:
-        night.inputs["labelled_rows"] = _labelled(work.spec, night.day, work.nights)
+def _manifest(run: PartitionRun, partition: PartitionState) -> Manifest:
+    if run.spec.label.source:
+        # again: a partition of this run that the labels belong to may have been stopped meanwhile
+        partition.inputs["labelled_rows"] = labelled_rows_digest(run.spec, partition.day, run.partitions)
     return Manifest(
-        work.spec.name, STEP, night.day, night.inputs,
+        run.spec.name,
+        STEP,
+        partition.day,
+        partition.inputs,
         result={
-            "partitions": [night.day], "rows_in": night.rows_in, "rows_out": night.rows_out,
-            "quarantined": night.quarantined, "labels": night.labels,
-            "labels_quarantined": night.labels_quarantined, "label_date": night.label_date,
-            "label_state": night.label_state, "docs": [night.doc],
-            "version": work.versions.get("published"), "labels_version": work.versions.get("labels"),
+            "partitions": [partition.day],
+            "rows_in": partition.rows_in,
+            "rows_out": partition.rows_out,
+            "quarantined": partition.quarantined,
+            "labels": partition.labels,
+            "labels_quarantined": partition.labels_quarantined,
+            "label_date": partition.label_date,
+            "label_state": partition.label_state,
+            "docs": [partition.data_doc],
+            "version": run.versions.get("published"),
+            "labels_version": run.versions.get("labels"),
             "status": "published",
         },
-        outputs={f"{kind}_version": version for kind, version in work.versions.items()},
-        rows_in=night.rows_in, rows_out=night.rows_out, quarantined=night.quarantined, run_id=work.run_id,
-    )  # fmt: skip
+        outputs={f"{kind}_version": version for kind, version in run.versions.items()},
+        rows_in=partition.rows_in,
+        rows_out=partition.rows_out,
+        quarantined=partition.quarantined,
+        run_id=run.run_id,
+    )
 
 
 def _failure(spec: ModelSpec, failed: list[PartitionState], days: list[str]) -> PerennialError:
-    errors = [n.error for n in failed if n.error]
+    errors = [p.error for p in failed if p.error]
     if len(errors) == 1:
         return errors[0]
-    lines = "\n  ".join(f"{n.day}: {n.error.cause}" for n in failed[:10] if n.error)
+    lines = "\n  ".join(f"{p.day}: {p.error.cause}" for p in failed[:10] if p.error)
     more = f"\n  and {len(failed) - 10} more" if len(failed) > 10 else ""
-    return DataError(f"{len(failed)} of {len(days)} partitions were not published (the others were):\n  {lines}{more}",
-                     REMEDY, model=spec.name, partition=f"{days[0]}..{days[-1]}")  # fmt: skip
+    return DataError(
+        f"{len(failed)} of {len(days)} partitions were not published (the others were):\n  {lines}{more}",
+        REMEDY,
+        model=spec.name,
+        partition=f"{days[0]}..{days[-1]}",
+    )
 
 
-def _result(done: list[Manifest], status: str) -> dict[str, Any]:
-    done = sorted(done, key=lambda m: m.key)
-    total = {name: sum(m.result[name] for m in done)
-             for name in ("rows_in", "rows_out", "quarantined", "labels", "labels_quarantined")}  # fmt: skip
-    latest = {name: max((m.result[name] for m in done if m.result[name] is not None), default=None)
-              for name in ("version", "labels_version")}  # fmt: skip
-    return {"partitions": [m.key for m in done], **total, **latest, "docs": [d for m in done for d in m.result["docs"]],
-            "status": status}  # fmt: skip
+def _result(done: list[Manifest], status: str) -> DataResult:
+    """Add up what the manifests of all partitions say."""
+    results = [manifest.result for manifest in sorted(done, key=lambda m: m.key)]
+
+    def total(name: str) -> int:
+        return sum(result[name] for result in results)
+
+    def latest(name: str) -> int | None:
+        return max((result[name] for result in results if result[name] is not None), default=None)
+
+    return DataResult(
+        partitions=sorted(manifest.key for manifest in done),
+        rows_in=total("rows_in"),
+        rows_out=total("rows_out"),
+        quarantined=total("quarantined"),
+        labels=total("labels"),
+        labels_quarantined=total("labels_quarantined"),
+        version=latest("version"),
+        labels_version=latest("labels_version"),
+        docs=[uri for result in results for uri in result["docs"]],
+        status=status,
+    )

@@ -1,29 +1,22 @@
 """Data docs: Great Expectations' own page of a partition's validation, self-contained and safe to open.
 
-Its templates put column names and values into the page as they are, and load scripts and styles from six other hosts.
-So every text is guarded before it is rendered, and what the page would load is replaced by a small style of our own.
+Its templates put column names and values into the page without escaping, and load scripts and styles from six hosts.
+So every text is protected before it is rendered (see `perennial.core.html`), and a small style sheet replaces what the
+page would load.
 """
 
 from __future__ import annotations
 
 import functools
-import html
 import json
 import re
 from typing import Any
 
+from perennial.core import html
 from perennial.core.settings import settings
 from perennial.storage import object_store
 from perennial.storage.landing import FeedSchema
 from perennial.validation.gx_evaluator import ValidationOutcome
-
-#: Characters with a meaning in HTML or in Great Expectations' string templates, and stand-ins from Unicode's private
-#: use area that pass through rendering untouched.
-_GUARDED = "<>&\"'$`"
-_GUARD = {ord(c): 0xE000 + i for i, c in enumerate(_GUARDED)} | {
-    0xE000 + i: 0xFFFD for i in range(len(_GUARDED))
-}
-_UNGUARD = {0xE000 + i: html.escape(c) if c in "<>&\"'" else f"&#{ord(c)};" for i, c in enumerate(_GUARDED)}
 
 _STYLE = """
 body{font:15px/1.5 system-ui,sans-serif;color:#1c2733;margin:0;background:#fff}
@@ -48,32 +41,47 @@ a[href^=".."]{color:inherit;pointer-events:none}
 """
 
 
-def data_doc_uri(model: str, day: str, extension: str, what: str = "rows") -> str:
-    """Where the data doc of a partition is kept."""
-    return f"{settings().lake}/reports/{model}/validation/{day}{'' if what == 'rows' else '-' + what}.{extension}"
+def data_doc_uri(model: str, day: str, extension: str, kind: str = "rows") -> str:
+    """The file of the data doc of a partition.
+
+    Args:
+        model: name of the model.
+        day: partition date.
+        extension: ``html`` or ``json``.
+        kind: of the feed: ``rows`` or ``labels``.
+    """
+    suffix = "" if kind == "rows" else f"-{kind}"
+    return f"{settings().lake}/reports/{model}/validation/{day}{suffix}.{extension}"
 
 
-def suite_json(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) -> dict[str, Any]:
-    """Great Expectations' result of the whole suite, as JSON; its success is that the partition may be published."""
+def suite_result(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) -> dict[str, Any]:
+    """Great Expectations' result of the whole suite, as JSON; its success is that the partition may be published.
+
+    Args:
+        outcome: the partition's outcome.
+        feed: its feed.
+        suite_name: name of the suite.
+    """
     import great_expectations
     from great_expectations.core.expectation_validation_result import ExpectationSuiteValidationResult
 
-    good = sum(bool(r.success) for r in outcome.results)
+    evaluated = len(outcome.results)
+    successful = sum(bool(r.success) for r in outcome.results)
     suite = ExpectationSuiteValidationResult(
         success=not outcome.stopped,
         results=[],
         suite_name=suite_name,
         suite_parameters={},
         statistics={
-            "evaluated_expectations": len(outcome.results), "successful_expectations": good,
-            "unsuccessful_expectations": len(outcome.results) - good,
-            "success_percent": 100 * good / len(outcome.results) if outcome.results else None,
+            "evaluated_expectations": evaluated, "successful_expectations": successful,
+            "unsuccessful_expectations": evaluated - successful,
+            "success_percent": 100 * successful / evaluated if evaluated else None,
         },
         meta={
             "great_expectations_version": great_expectations.__version__,
             "run_id": {"run_name": f"{feed.model} {outcome.day}", "run_time": f"{outcome.day}T00:00:00+00:00"},
-            "batch_spec": {"partition_date": outcome.day, "feed": feed.what},
-            "active_batch_definition": {"datasource_name": feed.model, "data_asset_name": feed.what,
+            "batch_spec": {"partition_date": outcome.day, "feed": feed.kind},
+            "active_batch_definition": {"datasource_name": feed.model, "data_asset_name": feed.kind,
                                         "batch_identifiers": {"partition_date": outcome.day}},
             "perennial": {
                 "verdict": "stopped" if outcome.stopped else "published", "rows": outcome.rows,
@@ -82,30 +90,42 @@ def suite_json(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) ->
             },
         },
     )  # fmt: skip
-    # A suite's own conversion converts its results twice.
+    # a suite's own conversion converts its results twice
     return {**suite.to_json_dict(), "results": [result.to_json_dict() for result in outcome.results]}
 
 
 def write_data_doc(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str, *, page: bool) -> str:
-    """Keep the result as JSON and, if asked for, as a page; returns where a person looks."""
-    result = suite_json(outcome, feed, suite_name)
-    kept = object_store.write_text(
-        data_doc_uri(feed.model, outcome.day, "json", feed.what), json.dumps(result, indent=1, default=str)
-    )
+    """Write the result of a partition's validation as JSON and, if wanted, as a page.
+
+    Args:
+        outcome: the partition's outcome.
+        feed: its feed.
+        suite_name: name of the suite.
+        page: write the page, too.
+
+    Returns:
+        The URI of the page, or of the JSON file where there is no page.
+    """
+    result = suite_result(outcome, feed, suite_name)
+    json_uri = data_doc_uri(feed.model, outcome.day, "json", feed.kind)
+    object_store.write_text(json_uri, json.dumps(result, indent=1, default=str))
     if not page:
-        return kept
-    return object_store.write_text(
-        data_doc_uri(feed.model, outcome.day, "html", feed.what), render_data_doc(result)
-    )
+        return json_uri
+    page_uri = data_doc_uri(feed.model, outcome.day, "html", feed.kind)
+    return object_store.write_text(page_uri, render_data_doc(result))
 
 
-def render_data_doc(content: dict[str, Any]) -> str:
-    """The page of a suite's result (as JSON): Great Expectations' own, guarded, without anything from elsewhere."""
+def render_data_doc(result: dict[str, Any]) -> str:
+    """Render the page of a suite's result, without anything that it would load.
+
+    Args:
+        result: as `suite_result` gives it.
+    """
     from great_expectations.core.expectation_validation_result import expectationSuiteValidationResultSchema
     from great_expectations.render.renderer.page_renderer import ValidationResultsPageRenderer
 
-    result = expectationSuiteValidationResultSchema.load(_guard(content))
-    document = ValidationResultsPageRenderer().render(result)
+    content = expectationSuiteValidationResultSchema.load(html.protect(result))
+    document = ValidationResultsPageRenderer().render(content)
     page: str = _view().render(document, show_how_to_buttons=False)
     page = re.sub(
         r"<script\b.*?</script\s*>|<link\b[^>]*>|<img\b[^>]*>|<style\b.*?</style\s*>",
@@ -113,11 +133,11 @@ def render_data_doc(content: dict[str, Any]) -> str:
         page,
         flags=re.S | re.I,
     )
-    title = html.escape(f"{content['suite_name']} {content['meta']['batch_spec']['partition_date']}")
+    title = html.escape(f"{result['suite_name']} {result['meta']['batch_spec']['partition_date']}")
     page = re.sub(r"<title>.*?</title>", "", page, flags=re.S)
     page = page.replace("<head>", f"<head><title>{title}</title><style>{_STYLE}</style>", 1)
-    page = page.replace("<body>", "<body>" + _banner(content), 1)
-    return page.translate(_UNGUARD)
+    page = page.replace("<body>", "<body>" + _banner(result), 1)
+    return html.placeholders_to_html(page)
 
 
 @functools.cache
@@ -128,23 +148,16 @@ def _view() -> Any:
     return DefaultJinjaPageView()
 
 
-def _banner(content: dict[str, Any]) -> str:
-    facts = content["meta"]["perennial"]
-    day = content["meta"]["batch_spec"]["partition_date"]
-    if facts["stopped"]:
-        reasons = "".join(f"<li>{html.escape(r)}</li>" for r in facts["stopped"])
+def _banner(result: dict[str, Any]) -> str:
+    """The verdict on the partition, on top of the page."""
+    summary = result["meta"]["perennial"]
+    day = result["meta"]["batch_spec"]["partition_date"]
+    if summary["stopped"]:
+        reasons = "".join(f"<li>{html.escape(r)}</li>" for r in summary["stopped"])
         return (f'<div class="perennial stopped"><b>Partition {day} was stopped: nothing was published.</b>'
                 f"<ul>{reasons}</ul></div>")  # fmt: skip
-    broken = "".join(f"<li>{n} × {html.escape(label)}</li>" for label, n in facts["broken"].items())
-    kept = facts["rows"] - facts["quarantined"]
-    return (f'<div class="perennial"><b>Partition {day}: {kept} of {facts["rows"]} rows published, '
-            f"{facts['quarantined']} in quarantine.</b> {facts['evaluated']} of {facts['declared']} declared "
+    broken = "".join(f"<li>{n} × {html.escape(label)}</li>" for label, n in summary["broken"].items())
+    published = summary["rows"] - summary["quarantined"]
+    return (f'<div class="perennial"><b>Partition {day}: {published} of {summary["rows"]} rows published, '
+            f"{summary['quarantined']} in quarantine.</b> {summary['evaluated']} of {summary['declared']} declared "
             f"expectations were evaluated.<ul>{broken}</ul></div>")  # fmt: skip
-
-
-def _guard(value: Any) -> Any:
-    if isinstance(value, str):
-        return value.translate(_GUARD)
-    if isinstance(value, dict):
-        return {_guard(k): _guard(v) for k, v in value.items()}
-    return [_guard(v) for v in value] if isinstance(value, list | tuple) else value

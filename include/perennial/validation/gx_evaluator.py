@@ -1,34 +1,35 @@
-"""Great Expectations as the judge: it says which metrics an expectation asks for, and what they mean for it."""
+"""Great Expectations as the evaluator: it names the metrics that an expectation needs and evaluates their values."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.core import dates
+from perennial.core import dates, patches
 from perennial.core.errors import SpecError
-from perennial.validation.checks import EXAMPLES, Check
-from perennial.validation.suite import Expectation, SuiteProblem
+from perennial.core.sql import HIDDEN_VALUE
+from perennial.validation.checks import MAX_EXAMPLES, Check
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-#: Table-level expectations whose observed value says nothing of a single row.
-_COUNTS = ("count_to_be_between", "values_to_be_between", "to_exist")
-HIDDEN = "(personal data)"
+#: Endings of table-level expectations whose observed value reveals no value of a single row.
+_AGGREGATE_ONLY = ("count_to_be_between", "values_to_be_between", "to_exist")
+_RESULT_FORMAT = {"result_format": "BASIC", "partial_unexpected_count": MAX_EXAMPLES}
 
 
 @dataclass
 class ValidationOutcome:
-    """What validation found in one partition.
+    """The result of validating one partition.
 
     Attributes:
-        day: partition date. rows: rows in the file. quarantined: rows to put aside.
-        results: Great Expectations' results, one a check, in order.
-        broken: bad rows by check label, critical row-level checks alone.
+        day: partition date.
+        rows: rows in the file.
+        quarantined: rows that go to quarantine.
+        results: Great Expectations' results, one for each check, in order.
+        broken: bad rows by check label, of critical row-level checks only.
         stopped: why nothing of the partition may be published; empty: it may.
-        declared: expectations in the suite. evaluated: those that were evaluated.
+        declared: expectations in the suite.
+        evaluated: expectations of the suite that were evaluated.
     """
 
     day: str
@@ -42,169 +43,130 @@ class ValidationOutcome:
 
 
 class ExpectationEvaluator:
-    """Judges one check, for one file after the other.
+    """Evaluates one check for one file after the other.
 
-    Raises:
-        SpecError: Great Expectations refuses the arguments.
+    Args:
+        check: the check.
+        personal: columns of personal data, whose values no result may show.
     """
 
     def __init__(self, check: Check, personal: list[str]) -> None:
         self.check = check
-        self._hidden = bool(set(check.columns) & set(personal))
+        self._personal = bool(set(check.columns) & set(personal))
         self._expectation: Any = None
-        self._memory: dict[tuple[str, int], Any] = {}
+        self._cache: dict[tuple[str, int], Any] = {}
 
-    def decide(
+    def evaluate(
         self,
         outcome: ValidationOutcome,
         profile: dict[str, Any],
         columns: list[str],
-        bad: int,
+        bad_rows: int,
         examples: list[Any],
     ) -> None:
-        """Add the result to the outcome of a partition, and what follows from it.
+        """Add the check's result, and what follows from it, to the outcome of a partition.
 
         Args:
+            outcome: the outcome; changed in place.
             profile: results of the check's aggregates, by their SQL.
             columns: the file's columns.
-            bad: bad rows. examples: some of their values.
+            bad_rows: number of bad rows.
+            examples: some of their values.
+
+        Raises:
+            SpecError: Great Expectations refuses the check's arguments.
         """
         check = self.check
         outcome.declared += check.declared
-        if check.quiet and not bad:
+        if check.hidden_if_passed and not bad_rows:
             return
-        result = self._result(outcome, profile, columns, bad, examples)
+        result = self._result(outcome.day, profile, columns, bad_rows, examples)
         outcome.results.append(result)
         if result.exception_info.get("raised_exception"):
             cause = str(result.exception_info["exception_message"])
             outcome.stopped.append(f"{check.label} could not be evaluated: {cause[:200]}")
             return
         outcome.evaluated += check.declared
-        if self._hidden and check.level == "table" and not check.type.endswith(_COUNTS):
-            result.result = {"observed_value": HIDDEN}
+        if self._personal and check.level == "table" and not check.type.endswith(_AGGREGATE_ONLY):
+            result.result = {"observed_value": HIDDEN_VALUE}
         if not check.critical:
             return
         if check.level == "table":
             if not result.success:
                 outcome.stopped.append(_explain(check, result))
             return
-        if bad:
-            outcome.broken[check.label] = outcome.broken.get(check.label, 0) + bad
+        if bad_rows:
+            outcome.broken[check.label] = outcome.broken.get(check.label, 0) + bad_rows
         if check.mostly is not None and not result.success:
-            share = 1 - bad / max(1, profile[check.considered_sql])
+            share = 1 - bad_rows / max(1, profile[check.considered_sql])
             outcome.stopped.append(
-                f"{check.label}: {share:.2%} of the rows are good, mostly asks for {check.mostly:.2%}"
+                f"{check.label}: {share:.2%} of the rows are good, mostly requires {check.mostly:.2%}"
             )
 
     def _result(
-        self,
-        outcome: ValidationOutcome,
-        profile: dict[str, Any],
-        columns: list[str],
-        bad: int,
-        examples: list[Any],
+        self, day: str, profile: dict[str, Any], columns: list[str], bad_rows: int, examples: list[Any]
     ) -> Any:
+        """Great Expectations' result of the check for one file."""
         from great_expectations.core.expectation_validation_result import ExpectationValidationResult
 
-        if self._expectation is None or self.check.until_day:
-            self._expectation, self._memory = expectation(self.check, outcome.day), {}
-        judge = self._expectation
-        asked = {"result_format": {"result_format": "BASIC", "partial_unexpected_count": EXAMPLES}}
-        with _patched_gx_cache(type(judge), self._memory):
+        if self._expectation is None or self.check.max_day_offset:
+            self._expectation, self._cache = gx_expectation(self.check, day), {}
+        expectation = self._expectation
+        with patches.great_expectations_cache(type(expectation), self._cache):
             try:
-                needed = judge.get_validation_dependencies(runtime_configuration=dict(asked))
-                answer = self.check.metrics(profile.__getitem__, columns, bad, examples)
-                values = {m.id: answer(name) for name, m in needed.metric_configurations.items()}
-                return judge.metrics_validate(values, runtime_configuration=dict(asked))
+                dependencies = expectation.get_validation_dependencies(
+                    runtime_configuration={"result_format": dict(_RESULT_FORMAT)}
+                )
+                metric = self.check.metrics(profile.__getitem__, columns, bad_rows, examples)
+                values = {m.id: metric(name) for name, m in dependencies.metric_configurations.items()}
+                return expectation.metrics_validate(
+                    values, runtime_configuration={"result_format": dict(_RESULT_FORMAT)}
+                )
             except (
                 Exception
-            ) as error:  # whatever it is: the expectation was not evaluated, which stops the partition
-                told = "" if self._hidden else f": {error}"
-                info = {"raised_exception": True, "exception_traceback": "",
-                        "exception_message": f"{type(error).__name__}{told}"}  # fmt: skip
+            ) as error:  # whatever it is: an expectation that was not evaluated stops the partition
+                detail = "" if self._personal else f": {error}"
                 return ExpectationValidationResult(
-                    success=False, expectation_config=judge.configuration, exception_info=info
+                    success=False,
+                    expectation_config=expectation.configuration,
+                    exception_info={
+                        "raised_exception": True,
+                        "exception_traceback": "",
+                        "exception_message": f"{type(error).__name__}{detail}",
+                    },
                 )
 
 
-def refused(suite: list[Expectation]) -> list[SuiteProblem]:
-    """What Great Expectations itself refuses of a suite that `parse_suite` could read (imports it: seconds)."""
-    problems = []
-    for entry in suite:
-        check = Check(
-            entry.label, entry.type, {"meta": {}, **entry.config, "kwargs": entry.kwargs}, entry.level
-        )
-        try:
-            expectation(check, "2000-01-01")
-        except SpecError as error:
-            problems.append(SuiteProblem(entry.line, error.cause.removeprefix("expectations.json: ")))
-    return problems
+def gx_expectation(check: Check, day: str) -> Any:
+    """Build Great Expectations' own object for a check.
 
-
-def expectation(check: Check, day: str) -> Any:
-    """Great Expectations' own object for a check.
+    Args:
+        check: the check.
+        day: partition date, from which the latest allowed time is computed.
 
     Raises:
-        SpecError: it refuses the arguments.
+        SpecError: Great Expectations refuses the arguments.
     """
     from great_expectations.expectations.expectation_configuration import ExpectationConfiguration
 
     config = {k: v for k, v in check.config.items() if v is not None and k != "rendered_content"}
-    if check.until_day:
-        limit = f"{dates.add_days(day, check.until_day)}T00:00:00"
+    if check.max_day_offset:
+        limit = f"{dates.add_days(day, check.max_day_offset)}T00:00:00"
         config = {**config, "kwargs": {**check.kwargs, "max_value": limit, "strict_max": True}}
     try:
         return ExpectationConfiguration(**config).to_domain_obj()
     except Exception as error:  # its validation errors have no common base
         raise SpecError(
-            f"expectations.json: {check.label}: {error}", "mend the expectation's arguments"
+            f"expectations.json: {check.label}: {error}", "correct the expectation's arguments"
         ) from error
-
-
-@contextmanager
-def _patched_gx_cache(kind: type, memory: dict[tuple[str, int], Any]) -> Iterator[None]:
-    """An expectation's configuration, and the metrics that it needs, are worked out once and kept in ``memory``.
-
-    Great Expectations (1.24) works the one out anew at each of the eighty times that it asks for it to judge one
-    expectation, the other twice; that is nine tenths of the time, and nothing changes them meanwhile.
-
-    Args:
-        kind: the class of the one expectation that is judged meanwhile.
-    """
-    from great_expectations.expectations.expectation import Expectation
-
-    configured, needed = Expectation.configuration, kind.get_validation_dependencies  # type: ignore[attr-defined]
-    own = "get_validation_dependencies" in vars(kind)
-
-    def configuration(self: Any) -> Any:
-        return kept("configuration", self, lambda: configured.fget(self))
-
-    def dependencies(self: Any, *_: Any, **how: Any) -> Any:
-        return kept("dependencies", self, lambda: needed(self, **how))
-
-    def kept(what: str, of: Any, make: Callable[[], Any]) -> Any:
-        if (what, id(of)) not in memory:
-            memory[what, id(of)] = (of, make())  # with the object itself, so that its id stays its own
-        return memory[what, id(of)][1]
-
-    Expectation.configuration = property(configuration)
-    kind.get_validation_dependencies = dependencies  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        Expectation.configuration = configured
-        if own:
-            kind.get_validation_dependencies = needed  # type: ignore[attr-defined]
-        else:
-            del kind.get_validation_dependencies  # type: ignore[attr-defined]
 
 
 def _explain(check: Check, result: Any) -> str:
     observed = result.result.get("observed_value", result.result.get("details"))
-    asked = {k: v for k, v in check.kwargs.items() if k not in ("column", "row_condition")}
-    return f"{check.label}: observed {_brief(observed)}, expected {_brief(asked)}"
+    expected = {k: v for k, v in check.kwargs.items() if k not in ("column", "row_condition")}
+    return f"{check.label}: observed {_shorten(observed)}, expected {_shorten(expected)}"
 
 
-def _brief(value: Any) -> str:
+def _shorten(value: Any) -> str:
     text = ", ".join(f"{k} {v}" for k, v in value.items()) if isinstance(value, dict) else str(value)
     return text if len(text) <= 160 else text[:157] + "..."

@@ -1,9 +1,9 @@
-"""The suite ``expectations.json``, in Great Expectations' own format: what it may hold, and how each line reads in SQL.
+"""The suite ``expectations.json``, in Great Expectations' own format: reading it, and what it may contain.
 
-An expectation is row-level (it asks something of every row: a SQL condition that a bad row meets) or table-level (it
-asks something of the partition: SQL aggregates). What is not in `SUPPORTED` is refused when the spec is checked.
+An expectation is row-level (it becomes a SQL condition that a bad row meets) or table-level (it becomes SQL aggregates
+over the partition). What is not in `SUPPORTED` is refused when the spec is checked.
 
-Light on purpose (``perennial check`` and DAG files may call `check_suite`): no heavy import.
+Nothing heavy is imported here, because ``perennial check`` and DAG files read suites.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from typing import Any
 from perennial.core.sql import NUMERIC, condition, is_number, short, sql_literal
 
 MAX_EXPECTATIONS = 1000
+#: Types of columns that expectations accept.
 COMPARABLE = ("integer", "number", "date", "timestamp")  # Great Expectations takes no text as a bound
 ORDERED = (*COMPARABLE, "string")
 ANY = ("string", "integer", "number", "boolean", "date", "timestamp")
@@ -26,55 +27,61 @@ _BETWEEN = ("min_value", "max_value", "strict_min", "strict_max")
 
 @dataclass(frozen=True)
 class ExpectationSignature:
-    """What one expectation type accepts.
+    """The arguments that one expectation type takes.
 
     Attributes:
         level: ``row`` or ``table``.
-        needs: kwargs that must be given; one of ``column``, ``column_A`` + ``column_B``, ``column_list``, or none.
-        may: kwargs that may be given.
+        required: arguments that must be given; among them ``column``, ``column_A`` and ``column_B``, ``column_list``,
+            or none of these.
+        optional: arguments that may be given.
         types: declared types that its columns may have.
     """
 
     level: str
-    needs: tuple[str, ...] = ()
-    may: tuple[str, ...] = ()
+    required: tuple[str, ...] = ()
+    optional: tuple[str, ...] = ()
     types: tuple[str, ...] = ANY
 
 
-def _column(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> ExpectationSignature:
-    return ExpectationSignature("row", ("column", *needs), (*may, "mostly", "row_condition"), types)
+def _column(types: tuple[str, ...], *required: str, optional: tuple[str, ...] = ()) -> ExpectationSignature:
+    return ExpectationSignature("row", ("column", *required), (*optional, "mostly", "row_condition"), types)
 
 
-def _pair(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> ExpectationSignature:
+def _pair(types: tuple[str, ...], *required: str, optional: tuple[str, ...] = ()) -> ExpectationSignature:
     return ExpectationSignature(
-        "row", ("column_A", "column_B", *needs), (*may, "mostly", "ignore_row_if", "row_condition"), types
+        "row",
+        ("column_A", "column_B", *required),
+        (*optional, "mostly", "ignore_row_if", "row_condition"),
+        types,
     )
 
 
-def _many(types: tuple[str, ...], *needs: str) -> ExpectationSignature:
+def _many(types: tuple[str, ...], *required: str) -> ExpectationSignature:
     return ExpectationSignature(
-        "row", ("column_list", *needs), ("mostly", "ignore_row_if", "row_condition"), types
+        "row", ("column_list", *required), ("mostly", "ignore_row_if", "row_condition"), types
     )
 
 
-def _aggregate(types: tuple[str, ...], *needs: str, may: tuple[str, ...] = ()) -> ExpectationSignature:
-    return ExpectationSignature("table", ("column", *needs), (*may, "row_condition"), types)
+def _aggregate(
+    types: tuple[str, ...], *required: str, optional: tuple[str, ...] = ()
+) -> ExpectationSignature:
+    return ExpectationSignature("table", ("column", *required), (*optional, "row_condition"), types)
 
 
 SUPPORTED: dict[str, ExpectationSignature] = {
     "expect_column_values_to_not_be_null": _column(ANY),
     "expect_column_values_to_be_null": _column(ANY),
     "expect_column_values_to_be_unique": _column(ANY),
-    "expect_column_values_to_be_between": _column(COMPARABLE, may=_BETWEEN),
+    "expect_column_values_to_be_between": _column(COMPARABLE, optional=_BETWEEN),
     "expect_column_values_to_be_in_set": _column(ANY, "value_set"),
     "expect_column_values_to_not_be_in_set": _column(ANY, "value_set"),
     "expect_column_values_to_match_regex": _column(("string",), "regex"),
     "expect_column_values_to_not_match_regex": _column(("string",), "regex"),
-    "expect_column_values_to_match_regex_list": _column(("string",), "regex_list", may=("match_on",)),
+    "expect_column_values_to_match_regex_list": _column(("string",), "regex_list", optional=("match_on",)),
     "expect_column_values_to_not_match_regex_list": _column(("string",), "regex_list"),
-    "expect_column_value_lengths_to_be_between": _column(("string",), may=_BETWEEN),
+    "expect_column_value_lengths_to_be_between": _column(("string",), optional=_BETWEEN),
     "expect_column_value_lengths_to_equal": _column(("string",), "value"),
-    "expect_column_pair_values_a_to_be_greater_than_b": _pair(ORDERED, may=("or_equal",)),
+    "expect_column_pair_values_a_to_be_greater_than_b": _pair(ORDERED, optional=("or_equal",)),
     "expect_column_pair_values_to_be_equal": _pair(ANY),
     "expect_column_pair_values_to_be_in_set": _pair(ANY, "value_pairs_set"),
     "expect_compound_columns_to_be_unique": _many(ANY),
@@ -88,28 +95,29 @@ SUPPORTED: dict[str, ExpectationSignature] = {
     "expect_table_columns_to_match_set": ExpectationSignature("table", ("column_set",), ("exact_match",)),
     "expect_table_columns_to_match_ordered_list": ExpectationSignature("table", ("column_list",)),
     "expect_column_to_exist": ExpectationSignature("table", ("column",), ("column_index",)),
-    "expect_column_min_to_be_between": _aggregate(COMPARABLE, may=_BETWEEN),
-    "expect_column_max_to_be_between": _aggregate(COMPARABLE, may=_BETWEEN),
-    "expect_column_mean_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
-    "expect_column_median_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
-    "expect_column_stdev_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
-    "expect_column_sum_to_be_between": _aggregate(NUMERIC, may=_BETWEEN),
+    "expect_column_min_to_be_between": _aggregate(COMPARABLE, optional=_BETWEEN),
+    "expect_column_max_to_be_between": _aggregate(COMPARABLE, optional=_BETWEEN),
+    "expect_column_mean_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
+    "expect_column_median_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
+    "expect_column_stdev_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
+    "expect_column_sum_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
     "expect_column_quantile_values_to_be_between": _aggregate(NUMERIC, "quantile_ranges"),
-    "expect_column_unique_value_count_to_be_between": _aggregate(ANY, may=_BETWEEN),
-    "expect_column_proportion_of_unique_values_to_be_between": _aggregate(ANY, may=_BETWEEN),
-    "expect_column_proportion_of_non_null_values_to_be_between": _aggregate(ANY, may=_BETWEEN),
+    "expect_column_unique_value_count_to_be_between": _aggregate(ANY, optional=_BETWEEN),
+    "expect_column_proportion_of_unique_values_to_be_between": _aggregate(ANY, optional=_BETWEEN),
+    "expect_column_proportion_of_non_null_values_to_be_between": _aggregate(ANY, optional=_BETWEEN),
     "expect_column_distinct_values_to_be_in_set": _aggregate(ANY, "value_set"),
     "expect_column_distinct_values_to_contain_set": _aggregate(ANY, "value_set"),
     "expect_column_distinct_values_to_equal_set": _aggregate(ANY, "value_set"),
 }
 SEVERITIES = ("critical", "warning", "info")
+#: Keys of an entry of the suite.
 _KEYS = {"type", "kwargs", "meta", "severity", "notes", "description", "id", "rendered_content"}
 _IGNORE = {
     "column_B": ("both_values_are_missing", "either_value_is_missing", "neither"),
     "column_list": ("all_values_are_missing", "any_value_is_missing", "never"),
 }
-# kwargs whose values are compared with the column's own values
-_COMPARED = {
+#: Expectations whose bounds are compared with the column's values, and so have the column's type.
+_BOUNDS_OF_COLUMN_TYPE = {
     "expect_column_values_to_be_between",
     "expect_column_min_to_be_between",
     "expect_column_max_to_be_between",
@@ -121,9 +129,9 @@ class Expectation:
     """One declared expectation.
 
     Attributes:
-        type: Great Expectations' name of it.
-        kwargs: its arguments as written.
-        severity: ``critical``, or ``warning`` and ``info``, which are recorded and stop nothing.
+        type: Great Expectations' type.
+        kwargs: the arguments as written.
+        severity: ``critical``; or ``warning`` or ``info``, which are recorded and stop nothing.
         line: line in the suite's file.
         config: the whole entry, in Great Expectations' format.
     """
@@ -141,7 +149,7 @@ class Expectation:
 
     @property
     def columns(self) -> list[str]:
-        """The columns it reads."""
+        """The columns that the expectation reads."""
         if self.type == "expect_table_columns_to_match_ordered_list":
             return []
         named = [self.kwargs[k] for k in ("column", "column_A", "column_B") if k in self.kwargs]
@@ -149,13 +157,18 @@ class Expectation:
 
     @property
     def label(self) -> str:
-        """How reasons and messages name it: type and columns, no values."""
+        """The name of the expectation in reasons and messages: type and columns, no values."""
         return f"{self.type}({', '.join(self.columns)})"
 
 
 @dataclass(frozen=True)
 class SuiteProblem:
-    """Something in a suite that cannot be used."""
+    """A part of a suite that cannot be used.
+
+    Attributes:
+        line: line in the suite's file.
+        message: what is wrong.
+    """
 
     line: int
     message: str
@@ -172,7 +185,7 @@ def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation
         columns: declared type of each column (``data.columns`` of the spec).
 
     Returns:
-        The expectations that can be used, and a problem for each thing that cannot.
+        The expectations that can be used, and the problems of those that cannot.
     """
     try:
         suite = json.loads(text)
@@ -191,27 +204,22 @@ def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation
         return [], [
             SuiteProblem(1, f"{len(suite['expectations'])} expectations; {MAX_EXPECTATIONS} are allowed")
         ]
-    found = []
+    expectations = []
     for entry, line in zip(suite["expectations"], _lines(text), strict=True):
-        wrong = list(_check(entry, columns))
-        problems += [SuiteProblem(line, w) for w in wrong]
-        if not wrong:
+        messages = list(_check_entry(entry, columns))
+        problems += [SuiteProblem(line, message) for message in messages]
+        if not messages:
             severity = entry.get("severity") or "critical"
             kwargs = {k: v for k, v in entry["kwargs"].items() if v is not None}
-            found.append(Expectation(entry["type"], kwargs, severity, line, entry))
-    return found, problems
-
-
-def check_suite(text: str, columns: Mapping[str, str]) -> list[SuiteProblem]:
-    """What is wrong with a suite; nothing: it can be used. See `parse_suite`."""
-    return parse_suite(text, columns)[1]
+            expectations.append(Expectation(entry["type"], kwargs, severity, line, entry))
+    return expectations, problems
 
 
 def _lines(text: str) -> list[int]:
     """The line on which each entry of ``expectations`` begins."""
     decoder = json.JSONDecoder()
     lines: list[int] = []
-    # the top-level key: JSON's own reader walks the values, so that a nested "expectations" is not mistaken for it
+    # JSON's own decoder skips the values before it, so that a nested key "expectations" is not taken for the suite's
     at = text.index("{") + 1
     space = re.compile(r"[\s,:]*")
     while True:
@@ -230,8 +238,8 @@ def _lines(text: str) -> list[int]:
         _, at = decoder.raw_decode(text, at)
 
 
-def _check(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
-    """What is wrong with one entry."""
+def _check_entry(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
+    """The problems of one entry."""
     if not isinstance(entry, dict) or not isinstance(entry.get("kwargs"), dict):
         yield "an expectation is an object with 'type' and 'kwargs'"
         return
@@ -248,25 +256,25 @@ def _check(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
         return
     if (entry.get("severity") or "critical") not in SEVERITIES:
         yield f"severity is {entry['severity']!r}; allowed: {', '.join(SEVERITIES)}"
-    kind = SUPPORTED[name]
-    if unknown := sorted(set(kwargs) - set(kind.needs) - set(kind.may)):
-        allowed = (*kind.needs, *kind.may)
+    signature = SUPPORTED[name]
+    allowed = (*signature.required, *signature.optional)
+    if unknown := sorted(set(kwargs) - set(allowed)):
         close = difflib.get_close_matches(unknown[0], allowed, 1)
         hint = f"did you mean {close[0]!r}? " if close else ""
         yield f"{name} has no argument {unknown[0]!r}; {hint}allowed: {', '.join(allowed) or 'none'}"
     kwargs = {k: v for k, v in kwargs.items() if v is not None}
-    if missing := [n for n in kind.needs if n not in kwargs]:
+    if missing := [n for n in signature.required if n not in kwargs]:
         yield f"{name} needs {missing[0]!r}"
         return
     if bad := [k for k, v in kwargs.items() if isinstance(v, dict) and "$PARAMETER" in v]:
         yield f"{name}: {bad[0]} is a suite parameter, which is not supported: write the value"
         return
-    yield from (f"{name}: {w}" for w in _check_columns(name, kind, kwargs, columns))
-    yield from (f"{name}: {w}" for w in _check_values(name, kwargs, columns))
+    yield from (f"{name}: {message}" for message in _check_columns(name, signature, kwargs, columns))
+    yield from (f"{name}: {message}" for message in _check_values(name, kwargs, columns))
 
 
 def _check_columns(
-    name: str, kind: ExpectationSignature, kwargs: dict[str, Any], columns: Mapping[str, str]
+    name: str, signature: ExpectationSignature, kwargs: dict[str, Any], columns: Mapping[str, str]
 ) -> Iterator[str]:
     for argument in ("column_list", "column_set"):
         if argument in kwargs and not (isinstance(kwargs[argument], list) and kwargs[argument]):
@@ -282,8 +290,9 @@ def _check_columns(
             close = difflib.get_close_matches(str(column), columns, 1)
             hint = f"did you mean {close[0]!r}?" if close else f"declared: {', '.join(columns)}"
             yield f"column {column!r} is not in data.columns; {hint}"
-        elif columns[column] not in kind.types:
-            yield f"column {column!r} is declared {columns[column]}; allowed here: {', '.join(kind.types)}"
+        elif columns[column] not in signature.types:
+            allowed = ", ".join(signature.types)
+            yield f"column {column!r} is declared {columns[column]}; allowed here: {allowed}"
     if len(named) > 1 and all(c in columns for c in named) and "unique" not in name:
         families = {"number" if columns[c] in NUMERIC else columns[c] for c in named}
         if len(families) > 1 and name != "expect_column_pair_values_to_be_in_set":
@@ -291,6 +300,32 @@ def _check_columns(
 
 
 def _check_values(name: str, kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
+    """The problems of the arguments' values."""
+    yield from _check_options(name, kwargs)
+    if name.endswith("between") and "quantile" not in name:
+        yield from _check_bounds(name, kwargs, columns)
+    for argument in [a for a in ("value", "sum_total") if a in kwargs]:
+        yield from _check_literal(kwargs[argument], "number", argument)
+    if "value_set" in kwargs:
+        if not isinstance(kwargs["value_set"], list) or not kwargs["value_set"]:
+            yield f"value_set is a list with a value in it; received {short(kwargs['value_set'])}"
+        elif kwargs["column"] in columns:
+            for value in kwargs["value_set"]:
+                yield from _check_literal(value, columns[kwargs["column"]], "value_set")
+    if "value_pairs_set" in kwargs:
+        yield from _check_pairs(kwargs, columns)
+    for pattern in [kwargs[a] for a in ("regex",) if a in kwargs] + list(kwargs.get("regex_list", [])):
+        yield from _check_regex(pattern)
+    if "quantile_ranges" in kwargs:
+        yield from _check_quantiles(kwargs["quantile_ranges"])
+    if "row_condition" in kwargs:
+        try:
+            condition(kwargs["row_condition"], columns)
+        except ValueError as error:
+            yield f"row_condition: {error}"
+
+
+def _check_options(name: str, kwargs: dict[str, Any]) -> Iterator[str]:
     if "column_list" in kwargs and "table" not in name and len(kwargs["column_list"]) < 2:
         yield "column_list needs two columns or more"
     if "mostly" in kwargs and not (is_number(kwargs["mostly"]) and 0 <= kwargs["mostly"] <= 1):
@@ -303,42 +338,26 @@ def _check_values(name: str, kwargs: dict[str, Any], columns: Mapping[str, str])
     for argument, allowed in _IGNORE.items():
         if argument in kwargs and kwargs.get("ignore_row_if", allowed[0]) not in allowed:
             yield f"ignore_row_if is {short(kwargs['ignore_row_if'])}; allowed: {', '.join(allowed)}"
-    if name.endswith("between") and "quantile" not in name:
-        if "min_value" not in kwargs and "max_value" not in kwargs:
-            yield "min_value or max_value must be given"
-        compared = columns.get(kwargs.get("column", ""), "number") if name in _COMPARED else "number"
-        for bound in [b for b in ("min_value", "max_value") if b in kwargs]:
-            yield from _unreadable(kwargs[bound], compared, bound)
-    for argument in [a for a in ("value", "sum_total") if a in kwargs]:
-        yield from _unreadable(kwargs[argument], "number", argument)
-    if "value_set" in kwargs:
-        if not isinstance(kwargs["value_set"], list) or not kwargs["value_set"]:
-            yield f"value_set is a list with a value in it; received {short(kwargs['value_set'])}"
-        elif kwargs["column"] in columns:
-            for value in kwargs["value_set"]:
-                yield from _unreadable(value, columns[kwargs["column"]], "value_set")
-    if "value_pairs_set" in kwargs:
-        pairs = kwargs["value_pairs_set"]
-        if (
-            not isinstance(pairs, list)
-            or not pairs
-            or any(not isinstance(p, list) or len(p) != 2 for p in pairs)
-        ):
-            yield "value_pairs_set is a list of pairs"
-        else:
-            for pair in pairs:
-                for side, value in zip(("column_A", "column_B"), pair, strict=True):
-                    if value is not None and kwargs[side] in columns:
-                        yield from _unreadable(value, columns[kwargs[side]], "value_pairs_set")
-    for pattern in [kwargs[a] for a in ("regex",) if a in kwargs] + list(kwargs.get("regex_list", [])):
-        yield from _check_regex(pattern)
-    if "quantile_ranges" in kwargs:
-        yield from _check_quantiles(kwargs["quantile_ranges"])
-    if "row_condition" in kwargs:
-        try:
-            condition(kwargs["row_condition"], columns)
-        except ValueError as error:
-            yield f"row_condition: {error}"
+
+
+def _check_bounds(name: str, kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
+    if "min_value" not in kwargs and "max_value" not in kwargs:
+        yield "min_value or max_value must be given"
+    of_column = name in _BOUNDS_OF_COLUMN_TYPE
+    declared = columns.get(kwargs.get("column", ""), "number") if of_column else "number"
+    for bound in [b for b in ("min_value", "max_value") if b in kwargs]:
+        yield from _check_literal(kwargs[bound], declared, bound)
+
+
+def _check_pairs(kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
+    pairs = kwargs["value_pairs_set"]
+    if not isinstance(pairs, list) or not pairs or any(not isinstance(p, list) or len(p) != 2 for p in pairs):
+        yield "value_pairs_set is a list of pairs"
+        return
+    for pair in pairs:
+        for side, value in zip(("column_A", "column_B"), pair, strict=True):
+            if value is not None and kwargs[side] in columns:
+                yield from _check_literal(value, columns[kwargs[side]], "value_pairs_set")
 
 
 def _check_regex(pattern: Any) -> Iterator[str]:
@@ -354,8 +373,8 @@ def _check_regex(pattern: Any) -> Iterator[str]:
 
 
 def _check_quantiles(ranges: Any) -> Iterator[str]:
-    good = isinstance(ranges, dict) and set(ranges) == {"quantiles", "value_ranges"}
-    if not good or len(ranges["quantiles"]) != len(ranges["value_ranges"]) or not ranges["quantiles"]:
+    has_keys = isinstance(ranges, dict) and set(ranges) == {"quantiles", "value_ranges"}
+    if not has_keys or len(ranges["quantiles"]) != len(ranges["value_ranges"]) or not ranges["quantiles"]:
         yield "quantile_ranges is an object with as many 'quantiles' as 'value_ranges'"
         return
     for quantile, bounds in zip(ranges["quantiles"], ranges["value_ranges"], strict=True):
@@ -369,8 +388,8 @@ def _check_quantiles(ranges: Any) -> Iterator[str]:
             yield f"value range {short(bounds)} is not a pair of numbers"
 
 
-def _unreadable(value: Any, kind: str, what: str) -> Iterator[str]:
+def _check_literal(value: Any, declared: str, argument: str) -> Iterator[str]:
     try:
-        sql_literal(value, kind)
+        sql_literal(value, declared)
     except ValueError as error:
-        yield f"{what}: {error}"
+        yield f"{argument}: {error}"

@@ -1,35 +1,34 @@
-"""Validation of partitions of any size: one DuckDB aggregate over the files, judged by Great Expectations.
+"""Validation of partitions of any size: one DuckDB aggregate over the files, evaluated by Great Expectations.
 
-Great Expectations says which metrics each expectation asks for; the aggregate, grouped by file, answers them, and
-``metrics_validate`` judges. So results are Great Expectations' own, and the memory does not grow with the rows. A
-second pass is made only where something is broken: for the rows to put aside and for examples.
+Great Expectations says which metrics each expectation needs; the aggregate, grouped by file, gives their values, and
+``metrics_validate`` evaluates them. So results are Great Expectations' own, and the memory does not grow with the rows.
+A second pass is made only where a check failed: it counts the rows for quarantine and collects examples.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
 
 from perennial.core.sql import quote_identifier
-from perennial.validation.checks import EXAMPLES, Check
+from perennial.storage.landing import FeedSchema, LandedFile
+from perennial.validation.checks import MAX_EXAMPLES, Check
 from perennial.validation.gx_evaluator import ExpectationEvaluator, ValidationOutcome
 
-if TYPE_CHECKING:
-    import duckdb
-
-    from perennial.storage.landing import FeedSchema, LandedFile
-
-_TEXT_EXAMPLE = 120
+_MAX_EXAMPLE_LENGTH = 120
 
 
-@dataclass
+@dataclass(frozen=True)
 class ValidationFindings:
-    """The outcome of each partition, and how to tell its bad rows.
+    """The outcome of each partition, and which of its rows are bad.
 
     Attributes:
-        source: SQL relation to read rows from: the view, joined to what tells duplicates where there are any.
-        reasons: SQL condition of a bad row, by label; no entry: no row is bad.
+        outcomes: one for each file, in order.
+        source: SQL relation of the rows: the view, joined with what marks duplicates where there are any.
+        reasons: SQL condition of a bad row, by label; empty: no row is bad.
     """
 
     outcomes: list[ValidationOutcome]
@@ -39,159 +38,201 @@ class ValidationFindings:
     @property
     def bad(self) -> str:
         """SQL condition of a row that goes to quarantine."""
-        return " OR ".join(f"({sql})" for sql in self.reasons.values()) or "FALSE"
+        return _any_of(self.reasons)
+
+
+@dataclass(frozen=True)
+class _BadRows:
+    """Result of the second pass for one file: rows for quarantine, and examples of bad values by check."""
+
+    quarantined: int
+    examples: dict[int, list[Any]]
 
 
 def validate(
-    con: duckdb.DuckDBPyConnection, feed: FeedSchema, landed: list[LandedFile], checks: list[Check], limit: float,
+    con: duckdb.DuckDBPyConnection,
+    feed: FeedSchema,
+    landed: list[LandedFile],
+    checks: list[Check],
+    quarantine_limit: float,
     view: str = "rows",
-) -> ValidationFindings:  # fmt: skip
-    """Validate the files of ``view`` (see `perennial.storage.landing.view`).
+) -> ValidationFindings:
+    """Validate the files of a view.
 
     Args:
-        limit: share of rows in quarantine above which a partition is stopped.
+        con: DuckDB connection with the view.
+        feed: the files' feed.
+        landed: the files.
+        checks: what to check.
+        quarantine_limit: share of rows in quarantine above which a partition is stopped.
+        view: name of the view, see `landing.create_landed_view`.
 
     Raises:
         duckdb.Error: a file is malformed beyond its footer.
     """
-    profiles = _profile(con, landed, checks, view)
-    source, twice = _duplicates(con, checks, profiles, view)
-    counts = [[_bad(c, i, p, twice) for i, c in enumerate(checks)] for p in profiles]
+    profiles = _profiles(con, landed, checks, view)
+    source, duplicates = _find_duplicates(con, checks, profiles, view)
+    counts = [
+        [_bad_rows(check, i, file, profile, duplicates) for i, check in enumerate(checks)]
+        for file, profile in enumerate(profiles)
+    ]
+    failed = [i for i, c in enumerate(checks) if c.level == "row" and any(row[i] for row in counts)]
     reasons: dict[str, str] = {}
-    for i, check in enumerate(checks):
-        if check.level == "row" and check.critical and any(row[i] for row in counts):
-            told = f"__twice_{i}" if check.unique else check.bad_row
-            reasons[check.label] = f"{reasons[check.label]} OR {told}" if check.label in reasons else told
-    shown = [i for i, c in enumerate(checks) if c.level == "row" and any(row[i] for row in counts)]
-    extra = _second_pass(con, feed, checks, shown, reasons, source, len(landed)) if shown else {}
+    for i in failed:
+        if checks[i].critical:
+            label, condition = checks[i].label, _bad_condition(i, checks[i])
+            reasons[label] = f"{reasons[label]} OR {condition}" if label in reasons else condition
+    bad_rows = _second_pass(con, feed, checks, failed, reasons, source) if failed else {}
     outcomes = []
-    judges = [ExpectationEvaluator(check, feed.personal) for check in checks]
+    evaluators = [ExpectationEvaluator(check, feed.personal) for check in checks]
     for f, (file, profile) in enumerate(zip(landed, profiles, strict=True)):
-        quarantined, examples = extra.get(f, (0, {}))
-        outcome = ValidationOutcome(file.day, profile["count(*)"], quarantined)
-        for i, judge in enumerate(judges):
-            judge.decide(outcome, profile, file.columns, counts[f][i], examples.get(i, []))
-        _decide(outcome, limit)
+        bad = bad_rows.get(f, _BadRows(0, {}))
+        outcome = ValidationOutcome(file.day, profile["count(*)"], bad.quarantined)
+        for i, evaluator in enumerate(evaluators):
+            evaluator.evaluate(outcome, profile, file.columns, counts[f][i], bad.examples.get(i, []))
+        _apply_limits(outcome, quarantine_limit)
         outcomes.append(outcome)
     return ValidationFindings(outcomes, source, reasons)
 
 
-def _profile(
+def _any_of(reasons: dict[str, str]) -> str:
+    return " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
+
+
+def _bad_condition(index: int, check: Check) -> str:
+    """SQL condition of a bad row of one check; duplicates are marked by a column of the joined view."""
+    return f"__twice_{index}" if check.unique else check.bad_row
+
+
+def _profiles(
     con: duckdb.DuckDBPyConnection, landed: list[LandedFile], checks: list[Check], view: str
 ) -> list[dict[str, Any]]:
-    """All aggregates of all checks, by their SQL, for each file: one query."""
-    wanted = dict.fromkeys(["count(*)", *(sql for c in checks for sql in _needed(c))])
+    """The results of all checks' aggregates, by their SQL, for each file: one query."""
+    aggregates = list(dict.fromkeys(["count(*)", *(sql for c in checks for sql in _aggregates(c))]))
+    selected = ", ".join(aggregates)
+    # a file without rows has no group
     empty = (
-        con.execute(f"SELECT {', '.join(wanted)} FROM {view} WHERE FALSE").fetchall()[0]
-        if _has_empty(landed)
+        con.execute(f"SELECT {selected} FROM {view} WHERE FALSE").fetchall()[0]
+        if any(not file.rows for file in landed)
         else ()
     )
     if len(landed) == 1:
-        found = [(0, *con.execute(f"SELECT {', '.join(wanted)} FROM {view}").fetchall()[0])]
+        results = {0: con.execute(f"SELECT {selected} FROM {view}").fetchall()[0]}
     else:
-        found = con.execute(f"SELECT __file, {', '.join(wanted)} FROM {view} GROUP BY __file").fetchall()
-    rows = {row[0]: row[1:] for row in found}
-    return [dict(zip(wanted, rows.get(i, empty), strict=True)) for i in range(len(landed))]
+        groups = con.execute(f"SELECT __file, {selected} FROM {view} GROUP BY __file").fetchall()
+        results = {group[0]: group[1:] for group in groups}
+    return [dict(zip(aggregates, results.get(i, empty), strict=True)) for i in range(len(landed))]
 
 
-def _has_empty(landed: list[LandedFile]) -> bool:
-    return any(not file.rows for file in landed)
+def _aggregates(check: Check) -> list[str]:
+    one_column = check.level == "row" and len(check.columns) == 1
+    return check.aggregates() + ([check.non_null_sql] if one_column else [])
 
 
-def _needed(check: Check) -> list[str]:
-    found = check.aggregates()
-    if check.level == "row" and len(check.columns) == 1:
-        found = [*found, check.filled_sql]
-    return found
-
-
-def _bad(check: Check, index: int, profile: dict[str, Any], twice: dict[int, dict[int, int]]) -> int:
-    """Bad rows of one check in one file."""
+def _bad_rows(
+    check: Check, index: int, file: int, profile: dict[str, Any], duplicates: dict[int, dict[int, int]]
+) -> int:
+    """Number of bad rows of one check in one file."""
     if check.level != "row":
         return 0
     if check.unique:
-        return twice.get(index, {}).get(profile["file"], 0)
+        return duplicates.get(index, {}).get(file, 0)
     return int(profile[check.bad_sql])
 
 
-def _duplicates(
+def _find_duplicates(
     con: duckdb.DuckDBPyConnection, checks: list[Check], profiles: list[dict[str, Any]], view: str
 ) -> tuple[str, dict[int, dict[int, int]]]:
-    """Find the rows that stand more than once, exactly, where the counts of hashes say that there may be any.
+    """Find the rows that occur more than once, in files whose number of distinct hashes shows that there may be any.
 
     Returns:
-        The relation with one ``__twice_<i>`` a check, and rows by check and file.
+        The relation with one column ``__twice_<i>`` for each such check, and the rows by check and file.
     """
-    for f, profile in enumerate(profiles):
-        profile["file"] = f
-    joins, selected, found = [], [], {}
+    joins, selected, counts = [], [], {}
     for i, check in enumerate(checks):
         suspects = [
-            p["file"] for p in profiles if check.unique and p[check.bad_sql] != p[check.considered_sql]
+            file
+            for file, profile in enumerate(profiles)
+            if check.unique and profile[check.bad_sql] != profile[check.considered_sql]
         ]
         if not suspects:
             continue
+        table, alias = f"twice_{view}_{i}", f"d{i}"
+        _create_duplicates_table(con, check, suspects, view, table)
+        counts[i] = dict(con.execute(f"SELECT __file, sum(n)::BIGINT FROM {table} GROUP BY 1").fetchall())
         names = [quote_identifier(c) for c in check.unique]
-        where = " AND ".join(w for w in (check.where, check.considered, f"__file IN {_tuple(suspects)}") if w)
-        hashed = f"hash({', '.join(names)})"
-        # by hash first: texts as group keys would cost twice as much; then exactly, among the few that share one
-        suspect = f"SELECT {hashed} FROM {view} WHERE {where} GROUP BY __file, {hashed} HAVING count(*) > 1"
-        con.execute(
-            f"CREATE OR REPLACE TEMP TABLE twice_{view}_{i} AS SELECT __file, {', '.join(names)}, count(*) AS n, "
-            f"min(__row) AS first FROM {view} WHERE {where} AND {hashed} IN ({suspect}) "
-            f"GROUP BY __file, {', '.join(names)} HAVING count(*) > 1"
-        )
-        found[i] = dict(
-            con.execute(f"SELECT __file, sum(n)::BIGINT FROM twice_{view}_{i} GROUP BY 1").fetchall()
-        )
-        same = " AND ".join(f"{view}.{n} IS NOT DISTINCT FROM d{i}.{n}" for n in names)
-        joins.append(f"LEFT JOIN twice_{view}_{i} d{i} ON {view}.__file = d{i}.__file AND {same}")
-        looked = f" AND ({check.where})" if check.where else ""
-        kept = f" AND {view}.__row <> d{i}.first" if check.keep_first else ""
-        selected.append(f"(d{i}.n IS NOT NULL{kept}{looked}) AS __twice_{i}")
+        same = " AND ".join(f"{view}.{n} IS NOT DISTINCT FROM {alias}.{n}" for n in names)
+        joins.append(f"LEFT JOIN {table} {alias} ON {view}.__file = {alias}.__file AND {same}")
+        checked = f" AND ({check.where})" if check.where else ""
+        not_first = f" AND {view}.__row <> {alias}.first" if check.keep_first else ""
+        selected.append(f"({alias}.n IS NOT NULL{not_first}{checked}) AS __twice_{i}")
     if not joins:
         return view, {}
+    marked = f"{view}_with_duplicates"
     con.execute(
-        f"CREATE OR REPLACE TEMP VIEW {view}_told AS SELECT {view}.*, {', '.join(selected)} "
+        f"CREATE OR REPLACE TEMP VIEW {marked} AS SELECT {view}.*, {', '.join(selected)} "
         f"FROM {view} {' '.join(joins)}"
     )
-    return f"{view}_told", found
+    return marked, counts
 
 
-def _tuple(numbers: list[int]) -> str:
-    return f"({', '.join(map(str, numbers))})"
+def _create_duplicates_table(
+    con: duckdb.DuckDBPyConnection, check: Check, files: list[int], view: str, table: str
+) -> None:
+    """Create a table of the values that occur more than once in some files: file, columns, rows, first row."""
+    names = ", ".join(quote_identifier(c) for c in check.unique)
+    in_files = f"__file IN ({', '.join(map(str, files))})"
+    where = " AND ".join(w for w in (check.where, check.considered, in_files) if w)
+    # by hash first, because texts as group keys cost twice as much; then exactly, among the few that share a hash
+    hashes = f"SELECT {check.hash_sql} FROM {view} WHERE {where} GROUP BY __file, {check.hash_sql} HAVING count(*) > 1"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT __file, {names}, count(*) AS n, min(__row) AS first "
+        f"FROM {view} WHERE {where} AND {check.hash_sql} IN ({hashes}) "
+        f"GROUP BY __file, {names} HAVING count(*) > 1"
+    )
 
 
 def _second_pass(
-    con: duckdb.DuckDBPyConnection, feed: FeedSchema, checks: list[Check], shown: list[int], reasons: dict[str, str],
-    source: str, files: int,
-) -> dict[int, tuple[int, dict[int, list[Any]]]]:  # fmt: skip
-    """Rows to put aside, and examples of what is bad, for each file."""
-    bad = " OR ".join(f"({sql})" for sql in reasons.values()) or "FALSE"
-    wanted = []
-    for i in shown:
-        check = checks[i]
-        if set(check.columns) & set(feed.personal):
-            wanted.append("NULL")
-            continue
-        condition = f"__twice_{i}" if check.unique else check.bad_row
-        texts = check.types
-        values = [
-            f"left({quote_identifier(c)}, {_TEXT_EXAMPLE})" if texts[c] == "string" else quote_identifier(c)
-            for c in check.columns
-        ]
-        packed = values[0] if len(values) == 1 else f"[{', '.join(f'{v}::VARCHAR' for v in values)}]"
-        wanted.append(f"min({packed}, {EXAMPLES}) FILTER (WHERE {condition})")
+    con: duckdb.DuckDBPyConnection,
+    feed: FeedSchema,
+    checks: list[Check],
+    failed: list[int],
+    reasons: dict[str, str],
+    source: str,
+) -> dict[int, _BadRows]:
+    """Count the rows for quarantine and collect examples of the failed checks, for each file."""
+    examples = [_examples_sql(i, checks[i], feed.personal) for i in failed]
     rows = con.execute(
-        f"SELECT __file, count(*) FILTER (WHERE {bad}), {', '.join(wanted)} FROM {source} GROUP BY __file"
+        f"SELECT __file, count(*) FILTER (WHERE {_any_of(reasons)}), {', '.join(examples)} "
+        f"FROM {source} GROUP BY __file"
     ).fetchall()
     return {
-        r[0]: (r[1], {i: [_plain(v, checks[i]) for v in r[n + 2] or []] for n, i in enumerate(shown)})
-        for r in rows
+        file: _BadRows(
+            quarantined,
+            {
+                i: [_example(v, checks[i]) for v in bad_values or []]
+                for i, bad_values in zip(failed, values, strict=True)
+            },
+        )
+        for file, quarantined, *values in rows
     }
 
 
-def _plain(value: Any, check: Check) -> Any:
+def _examples_sql(index: int, check: Check, personal: list[str]) -> str:
+    """SQL aggregate: some of a check's bad values; nothing of personal data."""
+    if set(check.columns) & set(personal):
+        return "NULL"
+    names = [quote_identifier(c) for c in check.columns]
+    values = [
+        f"left({name}, {_MAX_EXAMPLE_LENGTH})" if check.types[column] == "string" else name
+        for column, name in zip(check.columns, names, strict=True)
+    ]
+    value = values[0] if len(values) == 1 else f"[{', '.join(f'{v}::VARCHAR' for v in values)}]"
+    return f"min({value}, {MAX_EXAMPLES}) FILTER (WHERE {_bad_condition(index, check)})"
+
+
+def _example(value: Any, check: Check) -> Any:
+    """A bad value as Great Expectations shows it."""
     if isinstance(value, float) and not math.isfinite(value):
         return str(value)
     if isinstance(value, list):
@@ -199,13 +240,14 @@ def _plain(value: Any, check: Check) -> Any:
     return value
 
 
-def _decide(outcome: ValidationOutcome, limit: float) -> None:
+def _apply_limits(outcome: ValidationOutcome, quarantine_limit: float) -> None:
+    """Stop a partition that was not fully evaluated, or of which too many rows are bad."""
     if outcome.evaluated < outcome.declared and not outcome.stopped:
         outcome.stopped.append(f"{outcome.evaluated} of {outcome.declared} expectations were evaluated")
-    if outcome.rows and outcome.quarantined / outcome.rows > limit:
-        worst = ", ".join(
-            f"{n} × {label}" for label, n in sorted(outcome.broken.items(), key=lambda b: -b[1])[:3]
-        )
+    if outcome.rows and outcome.quarantined / outcome.rows > quarantine_limit:
+        most = sorted(outcome.broken.items(), key=lambda item: -item[1])[:3]
         share = f"{outcome.quarantined / outcome.rows:.1%}"
-        outcome.stopped.append(f"{outcome.quarantined} of {outcome.rows} rows ({share}) "
-                               f"would go to quarantine, quarantine_limit is {limit:.1%}: {worst}")  # fmt: skip
+        outcome.stopped.append(
+            f"{outcome.quarantined} of {outcome.rows} rows ({share}) would go to quarantine, "
+            f"quarantine_limit is {quarantine_limit:.1%}: {', '.join(f'{n} × {label}' for label, n in most)}"
+        )

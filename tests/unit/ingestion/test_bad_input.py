@@ -325,7 +325,7 @@ def test_a_retyped_text_column_stops_the_partition(text_place: Any) -> None:
         (CSV + csv_row(0) + 'r1,"unclosed\n', "is malformed"),
         (b"\xff\xfe\x00\x00", "is not readable text"),
         (CSV.encode() + csv_row(0, kind="caf\u00e9").encode("latin-1"), "is malformed|is not readable text"),
-        (CSV.replace("kind", "id") + csv_row(0), "names a column twice"),
+        (CSV.replace("kind", "id") + csv_row(0), "has a duplicate or an empty column name"),
         (CSV.replace("kind", "KIND") + csv_row(0), "column 'kind' .string. is missing; the file has 'KIND'"),
         (CSV, "holds no rows"),
     ],

@@ -140,7 +140,7 @@ def test_mostly_stops_where_it_is_not_met(place: Any, make_rows: Any) -> None:
     place.suite = [wanted]
     assert place.run()["quarantined"] == 4
     wanted["kwargs"]["mostly"] = 0.95
-    with pytest.raises(DataError, match=r"90.00% of the rows are good, mostly asks for 95.00%"):
+    with pytest.raises(DataError, match=r"90.00% of the rows are good, mostly requires 95.00%"):
         place.run()
 
 

@@ -12,7 +12,7 @@ import pytest
 
 from perennial.storage import duckdb_session
 from perennial.storage.landing import FeedSchema, create_landed_view, fetch_file
-from perennial.validation.checks import build_checks
+from perennial.validation.check_builder import build_checks
 from perennial.validation.suite import SUPPORTED, parse_suite
 from perennial.validation.validator import validate
 
