@@ -159,7 +159,7 @@ class ComputeProfile(StrictModel):
             raise ValueError("gpu is for pods; for kind local, set training.device in model.yaml")
         if self.workers > 1 and self.gpu and self.gpu.count > 1:
             raise ValueError(
-                f"gpu.count is {self.gpu.count} with {self.workers} workers: each uses one GPU; increase workers instead"
+                f"gpu.count is {self.gpu.count} with {self.workers} workers: each uses one GPU; raise workers instead"
             )
         sizes = [quantity_bytes(q) for q in self.memory_limits()]
         if sizes[0] < 256 * 2**20:
