@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 # `support` is imported by tests and, by name, by the processes that they start.
 sys.path.append(str(Path(__file__).parent))
 os.environ.setdefault("DO_NOT_TRACK", "true")
+pytest.register_assert_rewrite("support.lock_contract")
 
 
 #: Folders whose tests share what takes long to start: one process runs them, and begins with them.
@@ -78,7 +79,7 @@ def artifact(mlflow_folder: Path) -> Callable[[ModelSpec, str], Path]:
     def find(spec: ModelSpec, version: str) -> Path:
         from perennial.modeling import registry
 
-        model = registry.version(spec.name, version).model_id
+        model = registry.get_version(spec.name, version).model_id
         return next((mlflow_folder / "artifacts").rglob(f"{model}/artifacts/model.ubj"))
 
     return find
@@ -96,6 +97,19 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     monkeypatch.setenv("PERENNIAL_THREADS", "1")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     return home
+
+
+@pytest.fixture
+def remote_lake(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """Settings that name a lake on S3, which nothing connects to; returns an empty folder of compute profiles."""
+    profiles = tmp_path / "compute"
+    profiles.mkdir()
+    monkeypatch.setenv("PERENNIAL_COMPUTE", str(profiles))
+    monkeypatch.setenv("PERENNIAL_LAKE", "s3://b/lake")
+    monkeypatch.setenv("PERENNIAL_LANDING", "s3://b/landing")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
+    monkeypatch.delenv("PERENNIAL_TRAINER_IMAGE", raising=False)
+    return profiles
 
 
 @pytest.fixture
@@ -117,7 +131,7 @@ class Trained:
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterator[Trained]:
     """Do not change what is in its folder: use `world`."""
-    from perennial.lifecycle.promotion import promote
+    from perennial.steps.promote import promote
     from perennial.steps.train import train
     from support import toys
 

@@ -49,7 +49,7 @@ def test_a_dag_file_imports_nothing_heavy(file: Path) -> None:
     assert not HEAVY & modules
     built = {
         "models": {f"{m}.{stage}" for m in load_models()[0] for stage in STAGES},
-        "digest": {"perennial.digest"},
+        "daily_summary": {"perennial.daily_summary"},
         "specs": set(),
         "maintenance": set(),
     }
@@ -64,7 +64,7 @@ def test_steps_in_pods_import_nothing_heavy_either() -> None:
 
 
 def test_a_task_builds_only_its_own_dag() -> None:
-    for running, built in (("digits.score", {"digits.score"}), ("perennial.digest", set())):
+    for running, built in (("digits.score", {"digits.score"}), ("perennial.daily_summary", set())):
         ids, _ = parse(ROOT / "dags" / "models.py", _AIRFLOW_PARSING_CONTEXT_DAG_ID=running)
         assert ids == built
 
@@ -86,7 +86,7 @@ def test_a_broken_folder_hurts_no_other_model(tmp_path: Path, monkeypatch: pytes
     bag = DagBag(str(ROOT / "dags"))
     good = load_models()[0]
     assert {"digits", "flight_late"} <= set(good)
-    assert set(bag.dags) == {"perennial.digest", *(f"{m}.{s}" for m in good for s in STAGES)}
+    assert set(bag.dags) == {"perennial.daily_summary", *(f"{m}.{s}" for m in good for s in STAGES)}
     (file, message), *others = bag.import_errors.items()
     assert not others
     assert Path(file).name == "specs.py"

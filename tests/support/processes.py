@@ -169,9 +169,9 @@ def limited_step(folder: str, name: str, arguments: dict[str, Any], answer: str,
     """Run one step in a process that may write no file beyond ``size`` bytes."""
     import resource
 
-    from perennial.steps import dispatch as steps
+    from perennial.steps import dispatch
 
-    importlib.import_module(steps.STEPS[name])
+    dispatch.load_step(name)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     step(folder, name, arguments, answer)
 
@@ -189,9 +189,12 @@ def write_ids(uri: str, day: str, first: int, count: int) -> None:
 def append_records(model: str, count: int) -> None:
     """Append records to a model's ledger."""
     from perennial.storage import ledger
+    from perennial.storage.ledger import Decision, LedgerKind
 
     for n in range(count):
-        ledger.append(model, kind="training", decision="trained", reason=str(n), actor=str(os.getpid()))
+        ledger.append(
+            model, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason=str(n), actor=str(os.getpid())
+        )
 
 
 def hold(name: str, path: str, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""The morning's digest: one message on all models, of what is wrong, what was decided, and what is muted."""
+"""The daily summary: each morning one message on all models, of open incidents, decisions and mutes."""
 
 from __future__ import annotations
 
@@ -9,27 +9,35 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from perennial.alerting import incidents
+from perennial.core.dates import utc_timestamp
 from perennial.core.settings import settings
 from perennial.spec.alerts import Channel, common_channel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, object_store
+from perennial.storage.ledger import Decision, LedgerKind
 
-FORMAT = "%Y-%m-%dT%H:%M:%SZ"
-#: Decisions that are news, by their kind, and what they are called. That nothing was decided is none.
-REPORTED_DECISIONS = {
-    ("retraining", "proposed"): "retraining proposed, it waits for an answer",
-    ("retraining", "requested"): "retraining asked for",
-    ("promotion", "promoted"): "promoted",
-    ("rollback", "rolled back"): "rolled back",
-    ("champion moved outside", "reported"): "champion moved outside promotion",
-    ("shadow", "begun"): "on trial",
-    ("shadow", "failed"): "given up after its trial",
+#: Decisions that are listed, with their texts.
+REPORTED_DECISIONS: dict[tuple[str, str], str] = {
+    (LedgerKind.RETRAINING, Decision.PROPOSED): "retraining proposed, it waits for approval",
+    (LedgerKind.RETRAINING, Decision.REQUESTED): "retraining requested",
+    (LedgerKind.PROMOTION, Decision.PROMOTED): "promoted",
+    (LedgerKind.ROLLBACK, Decision.ROLLED_BACK): "rolled back",
+    (LedgerKind.EXTERNAL_CHANGE, Decision.REPORTED): "champion changed outside promotion:",
+    (LedgerKind.TRIAL, Decision.STARTED): "on trial",
+    (LedgerKind.TRIAL, Decision.FAILED): "trial failed:",
 }
 
 
 @dataclass(frozen=True)
 class DailySummary:
-    """What is told, and the moment (UTC) up to which it tells."""
+    """The message.
+
+    Attributes:
+        title: one line.
+        text: the whole message, title included.
+        until: the time (UTC) up to which it reports.
+        facts: counts, for machines.
+    """
 
     title: str
     text: str
@@ -37,49 +45,68 @@ class DailySummary:
     facts: dict[str, Any]
 
 
-def compose(specs: Mapping[str, ModelSpec], now: datetime | None = None) -> DailySummary:
-    """What there is to tell since the digest before, or of the last day where there was none.
+def compose(specs: Mapping[str, ModelSpec], moment: datetime | None = None) -> DailySummary:
+    """Summarise what happened since the last summary that was sent, or within a day where none was.
+
+    Args:
+        specs: the models, by name.
+        moment: time up to which it reports, with time zone; now by default.
 
     Raises:
         StorageError: the lake cannot be read.
     """
-    until = (now or datetime.now(UTC)).strftime(FORMAT)
-    since = _last_sent() or ((now or datetime.now(UTC)) - timedelta(days=1)).strftime(FORMAT)
-    found: dict[str, list[str]] = {"Open incidents": [], "Ended": [], "Decided": [], "Muted": []}
+    moment = moment or datetime.now(UTC)
+    until, since = utc_timestamp(moment), _last_sent() or utc_timestamp(moment - timedelta(days=1))
+    sections: dict[str, list[str]] = {
+        "Open incidents": [],
+        "Closed incidents": [],
+        "Decisions": [],
+        "Mutes": [],
+    }
     for name, spec in specs.items():
-        book = incidents.read_log(name)
-        found["Open incidents"] += [f"{name}: {line}" for line in _open(spec, book)]
-        ended = [i for i in book.incidents.values() if i.closed and i.changed_at >= since]
-        found["Ended"] += [f"{name}: {i.signal}, bad from {i.first} to {i.last}" for i in ended]
-        found["Decided"] += [f"{name}: {line}" for line in _decided(name, since)]
-        found["Muted"] += [f"{name}: {line}" for line in _muted(spec, book)]
-    counts = {"incidents": len(found["Open incidents"]), "ended": len(found["Ended"]), "decided": len(found["Decided"]),
-              "muted": len(found["Muted"])}  # fmt: skip
+        log = incidents.read_log(name)
+        sections["Open incidents"] += [f"{name}: {line}" for line in _open(spec, log)]
+        sections["Closed incidents"] += [f"{name}: {line}" for line in _closed(log, since)]
+        sections["Decisions"] += [f"{name}: {line}" for line in _decisions(name, since)]
+        sections["Mutes"] += [f"{name}: {line}" for line in _mutes(spec, log)]
+    counts = {
+        "incidents": len(sections["Open incidents"]),
+        "closed": len(sections["Closed incidents"]),
+        "decisions": len(sections["Decisions"]),
+        "mutes": len(sections["Mutes"]),
+    }
     facts = counts | {"models": len(specs), "since": since, "until": until}
-    if not any(found.values()):
-        line = f"Perennial, {until[:10]}: all is well with {len(specs)} models, and nothing was decided."
+    if not any(counts.values()):
+        line = f"Perennial, {until[:10]}: no incidents and no decisions for {_count(len(specs), 'model')}."
         return DailySummary(line, line, until, facts)
     title = f"Perennial, {until[:10]}: {_count(counts['incidents'], 'open incident')}, " + _count(
-        counts["decided"], "decision"
+        counts["decisions"], "decision"
     )
-    parts = ["\n".join([head, *(f"- {line}" for line in lines)]) for head, lines in found.items() if lines]
+    parts = ["\n".join([head, *(f"- {line}" for line in lines)]) for head, lines in sections.items() if lines]
     return DailySummary(title, "\n\n".join([title, *parts]), until, facts)
 
 
 def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
-    """The channels that get the digest, each place once."""
+    """The channels that get the daily summary, each address once.
+
+    Args:
+        specs: the models.
+    """
     common = common_channel()
-    found = [*([common] if common else []), *(c for s in specs for c in s.alerts.channels if c.daily_summary)]
-    return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in found}.values())
+    wanted = [
+        *([common] if common else []),
+        *(c for s in specs for c in s.alerts.channels if c.daily_summary),
+    ]
+    return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in wanted}.values())
 
 
-def mark_sent(digest: DailySummary) -> None:
-    """Remember up to when people were told."""
-    object_store.write_text(_uri(), json.dumps({"until": digest.until}))
+def mark_sent(summary: DailySummary) -> None:
+    """Store the time up to which channels are informed, for the next summary."""
+    object_store.write_text(_uri(), json.dumps({"until": summary.until}))
 
 
 def _uri() -> str:
-    return f"{settings().lake}/digest.json"
+    return f"{settings().lake}/daily_summary.json"
 
 
 def _last_sent() -> str | None:
@@ -89,35 +116,44 @@ def _last_sent() -> str | None:
         return None
 
 
-def _count(number: int, what: str) -> str:
-    return f"{number or 'no'} {what}{'s' * (number != 1)}"
+def _count(number: int, noun: str) -> str:
+    return f"{number or 'no'} {noun}{'s' * (number != 1)}"
 
 
-def _open(spec: ModelSpec, book: incidents.IncidentLog) -> Iterator[str]:
-    for item in book.open:
-        seen = "seen once" if item.count == 1 else f"seen {item.count} times, last {item.last}"
-        muted = " (muted)" if book.muted(spec, item.signal, item.last) else ""
-        since = item.first or "a run without a date"
-        yield f"{item.signal} is {item.severity} since {since}, {seen}{muted}: {item.reason}"
+def _open(spec: ModelSpec, log: incidents.IncidentLog) -> Iterator[str]:
+    for incident in log.open:
+        observed = (
+            "observed once"
+            if incident.count == 1
+            else f"observed {incident.count} times, last {incident.last}"
+        )
+        muted = " (muted)" if log.muted(spec, incident.signal, incident.last) else ""
+        since = incident.first or "a run without a date"
+        yield f"{incident.signal} is {incident.severity} since {since}, {observed}{muted}: {incident.reason}"
 
 
-def _decided(model: str, since: str) -> Iterator[str]:
+def _closed(log: incidents.IncidentLog, since: str) -> Iterator[str]:
+    for incident in log.incidents.values():
+        if incident.closed and incident.changed_at >= since:
+            yield f"{incident.signal}, bad from {incident.first} to {incident.last}"
+
+
+def _decisions(model: str, since: str) -> Iterator[str]:
     for record in ledger.records(model):
-        what = REPORTED_DECISIONS.get((record["kind"], record["decision"]))
-        if what and record["recorded_at"] >= since:
-            version = "" if record["kind"] == "retraining" else f" version {record['model_version']}"
+        text = REPORTED_DECISIONS.get((record["kind"], record["decision"]))
+        if text and record["recorded_at"] >= since:
+            is_retraining = record["kind"] == LedgerKind.RETRAINING
+            version = "" if is_retraining else f" version {record['model_version']}"
             partition = f", partition {record['partition']}" if record["partition"] else ""
-            yield f"{what}{version}{partition}: {record['reason']}"
+            yield f"{text}{version}{partition}: {record['reason']}"
 
 
-def _muted(spec: ModelSpec, book: incidents.IncidentLog) -> Iterator[str]:
-    """Mutes that still hold at the latest date that anything was found out at; today where nothing was."""
-    seen = [*book.judged.values(), *(i.closed or i.last for i in book.incidents.values())]
-    day = max(seen, default="") or datetime.now(UTC).date().isoformat()
-    by_hand = [(m["signals"], m["until"], m["reason"]) for m in book.mutes]
-    for signals, until, reason in (
-        *by_hand,
-        *((m.signals, m.until.isoformat(), m.reason) for m in spec.alerts.mute),
-    ):
+def _mutes(spec: ModelSpec, log: incidents.IncidentLog) -> Iterator[str]:
+    """Mutes that apply at the latest date of any signal; today where there is none."""
+    observed = [*log.verdict_dates.values(), *(i.closed or i.last for i in log.incidents.values())]
+    day = max(observed, default="") or datetime.now(UTC).date().isoformat()
+    of_spec = ((m.signals, m.until.isoformat(), m.reason) for m in spec.alerts.mute)
+    by_hand = ((m["signals"], m["until"], m["reason"]) for m in log.mutes)
+    for signals, until, reason in (*by_hand, *of_spec):
         if until >= day:
             yield f"{', '.join(signals)} until {until}: {reason}"

@@ -1,17 +1,16 @@
-"""Incidents: what is wrong with a model, from the first bad sign until it is well again.
+"""Incidents: problems of a model, from the first bad signal until the signal is ok again.
 
-One incident at a time for each signal of a model. People are told when it opens, when it gets worse, and when it ends;
-everything between is counted. Kept as one small JSON file a model, written whole under the model's lock. A notice
-stays in the file's outbox until its channel has it: it is delivered at least once.
+Each signal of a model has at most one open incident. Channels are notified when it opens, gets worse and closes;
+everything between is counted. A model's incidents are one small JSON file, which is written whole under the model's
+lock. A notice stays in the file's outbox until its channel has accepted it: it is delivered at least once.
 """
 
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 from perennial.core import dates
 from perennial.core.errors import PerennialError, StorageError
@@ -20,23 +19,28 @@ from perennial.spec.alerts import Channel, Mute, Severity, matches
 from perennial.spec.constraints import SignalState
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, locks, object_store
+from perennial.storage.ledger import Decision, LedgerKind
 
-#: Signals that tell of a run and not of the model. A verdict of an old date says nothing about today; a run that failed
-#: did fail, whatever its date.
+NoticeKind = Literal["opened", "updated", "closed"]
+
+#: Signals about runs, not about the model. A verdict for an old date says nothing about the present; a run that failed
+#: is a problem whatever its date.
 RUN_SIGNAL_PREFIXES = ("failure:", "deadline:")
-#: Notices kept for channels that do not take them; the oldest go first.
+#: Undelivered notices that are stored; the oldest are dropped first.
 MAX_OUTBOX_NOTICES = 200
+#: Characters of a reason that are stored.
+MAX_REASON_LENGTH = 2000
 
 
 @dataclass(frozen=True)
 class SignalObservation:
-    """A signal as it was seen once.
+    """The state of a signal at one partition date.
 
     Attributes:
-        state: ``undetermined`` neither opens an incident nor ends one.
-        reason: why, for people; holds no values of the data.
-        part: which of several parallel tasks it is about; -1: there is one.
-        details: small and JSON-able, for machines: run, log.
+        state: ``undetermined`` neither opens an incident nor closes one.
+        reason: why, for people; contains no values of the data.
+        part: which of several parallel tasks reports it; -1 where there is only one.
+        details: for machines, small and JSON-able: run, log.
     """
 
     state: SignalState
@@ -47,15 +51,22 @@ class SignalObservation:
 
 @dataclass
 class Incident:
-    """One stretch of a signal being bad. Dates are partition dates; empty for a run that has none.
+    """A period in which a signal is not ok. Dates are partition dates, empty for runs without one.
 
     Attributes:
-        number: counts the incidents of this signal.
-        severity, worst: the latest state, and the worst one so far; ``reason`` and ``worst_reason`` belong to them.
-        count: how often it was seen. first, last: the dates it was seen at.
-        closed: the date at which it was well again; empty while it is open.
-        told: channels that were told of it.
-        changed_at: when that was written (UTC).
+        signal: name of the signal.
+        number: of this incident among those of the signal, from 1.
+        severity: the latest state.
+        worst: the worst state so far.
+        reason: why the latest state.
+        worst_reason: why the worst state.
+        first: the first date it was observed at.
+        last: the last date it was observed at.
+        count: number of dates it was observed at.
+        closed: the date at which the signal was ok again; empty while the incident is open.
+        notified_channels: names of the channels that got a notice.
+        part: which of several parallel tasks reported it last; -1 where there is only one.
+        changed_at: time of the last change (UTC).
     """
 
     signal: str
@@ -68,18 +79,18 @@ class Incident:
     last: str
     count: int = 1
     closed: str = ""
-    told: list[str] = field(default_factory=list)
+    notified_channels: list[str] = field(default_factory=list)
     part: int = -1
     changed_at: str = ""
 
 
 @dataclass(frozen=True)
 class Notice:
-    """What one channel is to be told of one incident."""
+    """A message about one incident for one channel."""
 
     id: str
     channel: str
-    kind: Literal["opened", "updated", "closed"]
+    kind: NoticeKind
     model: str
     owner: str
     signal: str
@@ -94,23 +105,23 @@ class Notice:
     @property
     def title(self) -> str:
         """One line."""
-        state = {
+        change = {
             "opened": f"is {self.severity}",
             "updated": f"got worse, is {self.severity}",
-            "closed": "is well again",
+            "closed": "recovered",
         }
-        return f"{self.model}: {self.signal} {state[self.kind]}" + (
+        return f"{self.model}: {self.signal} {change[self.kind]}" + (
             f", partition {self.last}" if self.last else ""
         )
 
     @property
     def text(self) -> str:
-        """Some lines: title, reason, history, owner, and where to look."""
-        seen = "once" if self.count == 1 else f"{self.count} times since {self.first}"
+        """Title, reason, history, owner, run and log; one a line."""
+        observed = "once" if self.count == 1 else f"{self.count} times since {self.first}"
         lines = [
             self.title,
             self.reason,
-            f"Incident {self.number} of {self.signal}, seen {seen}. Owner: {self.owner}",
+            f"Incident {self.number} of {self.signal}, observed {observed}. Owner: {self.owner}",
             *(f"{key}: {self.details[key]}" for key in ("run_id", "log") if self.details.get(key)),
         ]
         return "\n".join(filter(None, lines))
@@ -118,246 +129,284 @@ class Notice:
 
 @dataclass
 class IncidentLog:
-    """Everything that is known of one model's incidents.
+    """Incidents, mutes and undelivered notices of one model.
 
     Attributes:
-        incidents: the open incident of each signal, or its last one.
-        judged: the latest date that a verdict of each signal was for.
-        mutes: those made by hand, as `Mute`'s JSON. recorded: those of the spec that the ledger has.
-        outbox: notices not yet delivered.
+        incidents: the latest incident of each signal, by the signal's name.
+        verdict_dates: the latest date that each signal has a verdict for.
+        mutes: those set with the command line, as JSON of `Mute`.
+        recorded_mutes: those of the spec that are in the ledger, as JSON.
+        outbox: notices that are not delivered yet.
     """
 
     incidents: dict[str, Incident] = field(default_factory=dict)
-    judged: dict[str, str] = field(default_factory=dict)
+    verdict_dates: dict[str, str] = field(default_factory=dict)
     mutes: list[dict[str, Any]] = field(default_factory=list)
-    recorded: list[str] = field(default_factory=list)
+    recorded_mutes: list[str] = field(default_factory=list)
     outbox: list[Notice] = field(default_factory=list)
 
     @property
     def open(self) -> list[Incident]:
-        """The open incidents, the worst first."""
-        found = [i for i in self.incidents.values() if not i.closed]
-        return sorted(found, key=lambda i: (i.severity != "bad", i.first, i.signal))
+        """The open incidents: bad ones first, then by date."""
+        incidents = [i for i in self.incidents.values() if not i.closed]
+        return sorted(incidents, key=lambda i: (i.severity != "bad", i.first, i.signal))
 
     def muted(self, spec: ModelSpec | None, signal: str, day: str) -> Mute | None:
-        """What mutes a signal at a partition date (today where there is none): by hand, or in the spec."""
-        day = day or _now()[:10]
-        by_hand = [Mute.model_validate(m) for m in self.mutes]
-        both = [*by_hand, *(spec.alerts.mute if spec else [])]
-        return next((m for m in both if day <= m.until.isoformat() and matches(m.signals, signal)), None)
+        """The mute of a signal, from the command line or the spec; None where it is not muted.
+
+        Args:
+            spec: the model; without it, only mutes of the command line count.
+            signal: name of the signal.
+            day: the partition date; today where it is empty.
+        """
+        day = day or dates.utc_now()[:10]
+        mutes = [*(Mute.model_validate(m) for m in self.mutes), *(spec.alerts.mute if spec else [])]
+        return next((m for m in mutes if day <= m.until.isoformat() and matches(m.signals, signal)), None)
 
 
 def log_uri(model: str) -> str:
-    """Where a model's incidents are kept."""
+    """The file of a model's incidents."""
     return f"{settings().lake}/incidents/{model}.json"
 
 
 def read_log(model: str) -> IncidentLog:
-    """A model's incidents.
+    """Read a model's incidents.
 
     Raises:
-        StorageError: they cannot be read.
+        StorageError: the file cannot be read, or holds something else.
     """
     try:
-        found = json.loads(object_store.read_text(log_uri(model)))
-        found["incidents"] = {name: Incident(**item) for name, item in found["incidents"].items()}
-        found["outbox"] = [Notice(**item) for item in found["outbox"]]
-        return IncidentLog(**found)
+        content = json.loads(object_store.read_text(log_uri(model)))
+        content["incidents"] = {name: Incident(**item) for name, item in content["incidents"].items()}
+        content["outbox"] = [Notice(**item) for item in content["outbox"]]
+        return IncidentLog(**content)
     except FileNotFoundError:
         return IncidentLog()
     except (ValueError, TypeError, KeyError) as error:
         raise StorageError(
             f"{log_uri(model)} does not hold incidents: {error}",
-            "remove it: open incidents are then told anew, and mutes made by hand are lost",
+            "delete it: open incidents are then reported again, and mutes set by hand are lost",
             model=model,
         ) from error
 
 
 def record_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> list[Notice]:
-    """Take in what was found out at a partition date; opens, goes on with and ends incidents.
+    """Open, continue and close incidents by the signals of a partition date.
 
-    What was taken in before changes nothing, and neither does a verdict older than the latest one.
-
-    Returns:
-        The outbox: the notices that this made, and those that were not delivered yet.
+    Repeated observations change nothing, and neither does a verdict for a date before the latest one.
 
     Args:
+        spec: the model.
         as_of: the partition date; empty for a run that has none.
+        signals: observations by the signal's name.
+
+    Returns:
+        The outbox: new notices, and earlier ones that are not delivered yet.
 
     Raises:
-        StorageError, BusyError: it could not be written.
+        StorageError: the incidents cannot be read or written.
+        LockHeldError: another task holds their lock.
     """
     if as_of:
         dates.parse_date(as_of, "as_of")
-    book = read_log(spec.name)
-    if not _apply_signals(book, spec, as_of, signals):
-        return book.outbox
+    log = read_log(spec.name)
+    if not _apply_signals(log, spec, as_of, signals):
+        return log.outbox
     with locks.hold(f"incidents-{spec.name}"):
-        book = read_log(spec.name)
-        _apply_signals(book, spec, as_of, signals)
-        for mute in _mutes_to_record(book, spec):
-            _record(spec.name, mute, "model.yaml")
-            book.recorded.append(_mute_key(mute))
-        _write(spec.name, book)
-    return book.outbox
+        log = read_log(spec.name)
+        _apply_signals(log, spec, as_of, signals)
+        for mute in _mutes_to_record(log, spec):
+            _record_mute(spec.name, mute, "model.yaml")
+            log.recorded_mutes.append(mute.model_dump_json())
+        _write(spec.name, log)
+    return log.outbox
 
 
 def notices_without_history(
     spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
 ) -> list[Notice]:
-    """The notices that `update` would make if nothing had happened before, where the lake cannot be asked."""
-    book = IncidentLog()
-    _apply_signals(book, spec, as_of, signals)
-    return book.outbox
+    """The notices that `record_signals` would make for a model without incidents; for when the lake is not reachable.
+
+    Args:
+        spec: the model.
+        as_of: the partition date; empty for a run that has none.
+        signals: observations by the signal's name.
+    """
+    log = IncidentLog()
+    _apply_signals(log, spec, as_of, signals)
+    return log.outbox
 
 
 def observations_from_verdict(result: Mapping[str, Any]) -> dict[str, SignalObservation]:
-    """The signals of a monitor step's result."""
-    found = result.get("signals") or {}
+    """The signals in a monitor step's result, by name."""
+    signals = result.get("signals") or {}
     return {
-        name: SignalObservation(item["state"], str(item.get("reason") or "")) for name, item in found.items()
+        name: SignalObservation(signal["state"], str(signal.get("reason") or ""))
+        for name, signal in signals.items()
     }
 
 
 def deliver_notices(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool]) -> int:
-    """Deliver what is in the outbox; returns how many notices are left there for another time.
+    """Deliver the outbox.
 
     Args:
-        deliver: tells one channel; whether it took the notice.
+        spec: the model.
+        deliver: sends a notice to a channel; returns whether the channel accepted it.
+
+    Returns:
+        The number of notices that stay in the outbox.
 
     Raises:
-        BusyError: another task is delivering. StorageError: the outbox cannot be read or written.
+        LockHeldError: another task is delivering.
+        StorageError: the outbox cannot be read or written.
     """
     channels = {c.name: c for c in spec.alerts.all()}
-    left = 0
-    with locks.hold(f"notices-{spec.name}"):  # what two tasks send at once would come twice
+    undelivered = 0
+    with locks.hold(f"notices-{spec.name}"):  # two tasks at once would send each notice twice
         for notice in read_log(spec.name).outbox:
-            channel = channels.get(notice.channel)  # a channel that was removed takes nothing more
+            channel = channels.get(notice.channel)  # None: the channel was removed from the spec
             if channel is None or deliver(channel, notice):
                 with locks.hold(f"incidents-{spec.name}"):
-                    book = read_log(spec.name)
-                    book.outbox = [n for n in book.outbox if n.id != notice.id]
-                    _write(spec.name, book)
+                    log = read_log(spec.name)
+                    log.outbox = [n for n in log.outbox if n.id != notice.id]
+                    _write(spec.name, log)
             else:
-                left += 1
-    return left
+                undelivered += 1
+    return undelivered
 
 
 def mute_signals(model: str, mute: Mute, actor: str) -> None:
-    """Mute signals by hand; a mute of the same signals takes the place of the one before. The ledger records it."""
+    """Mute signals by hand, and record it in the ledger; replaces an earlier mute of the same signals.
+
+    Args:
+        model: name of the model.
+        mute: the signals, until when, and why.
+        actor: who mutes, for the ledger.
+    """
     with locks.hold(f"incidents-{model}"):
-        book = read_log(model)
-        book.mutes = [m for m in book.mutes if m["signals"] != mute.signals] + [mute.model_dump(mode="json")]
-        _record(model, mute, actor)
-        _write(model, book)
+        log = read_log(model)
+        others = [m for m in log.mutes if m["signals"] != mute.signals]
+        log.mutes = [*others, mute.model_dump(mode="json")]
+        _record_mute(model, mute, actor)
+        _write(model, log)
 
 
-def _record(model: str, mute: Mute, actor: str) -> None:
+def _record_mute(model: str, mute: Mute, actor: str) -> None:
     ledger.append(
         model,
-        kind="alerting",
-        decision="muted",
+        kind=LedgerKind.ALERTING,
+        decision=Decision.MUTED,
         reason=mute.reason,
         actor=actor,
         evidence=mute.model_dump(mode="json", exclude={"reason"}),
     )
 
 
-def _mute_key(mute: Mute) -> str:
-    return mute.model_dump_json()
+def _mutes_to_record(log: IncidentLog, spec: ModelSpec) -> list[Mute]:
+    """Mutes of the spec that the ledger does not have yet."""
+    return [m for m in spec.alerts.mute if m.model_dump_json() not in log.recorded_mutes]
 
 
-def _mutes_to_record(book: IncidentLog, spec: ModelSpec) -> list[Mute]:
-    return [m for m in spec.alerts.mute if _mute_key(m) not in book.recorded]
-
-
-def _write(model: str, book: IncidentLog) -> None:
-    book.outbox = book.outbox[-MAX_OUTBOX_NOTICES:]
-    object_store.write_text(log_uri(model), json.dumps(asdict(book), indent=1, sort_keys=True, default=str))
+def _write(model: str, log: IncidentLog) -> None:
+    log.outbox = log.outbox[-MAX_OUTBOX_NOTICES:]
+    object_store.write_text(log_uri(model), json.dumps(asdict(log), indent=1, sort_keys=True, default=str))
 
 
 def _apply_signals(
-    book: IncidentLog, spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
+    log: IncidentLog, spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
 ) -> bool:
-    """Change the book by signals; whether anything in it is to be written."""
-    before = json.dumps(asdict(book), default=str)
+    """Change the log by signals; returns whether it has to be written."""
+    before = json.dumps(asdict(log), default=str)
     for name, signal in signals.items():
-        if signal.state not in ("ok", "suspected", "bad", "undetermined"):
+        if signal.state not in get_args(SignalState):
             raise PerennialError(
                 f"signal {name} is {signal.state!r}", "this is a defect: report it", model=spec.name
             )
         if signal.state == "undetermined":
             continue
         if not name.startswith(RUN_SIGNAL_PREFIXES):
-            if as_of < book.judged.get(name, ""):
+            if as_of < log.verdict_dates.get(name, ""):
                 continue
-            book.judged[name] = as_of
-        found = book.incidents.get(name)
-        if signal.state == "ok":
-            if found and not found.closed and _ends_incident(found, as_of, signal):
-                _close(book, spec, found, as_of, signal)
-        else:
-            _open_or_continue(book, spec, name, as_of, signal, signal.state)
-    return json.dumps(asdict(book), default=str) != before or bool(_mutes_to_record(book, spec))
+            log.verdict_dates[name] = as_of
+        incident = log.incidents.get(name)
+        if signal.state != "ok":
+            _open_or_continue(log, spec, name, as_of, signal, signal.state)
+        elif incident and not incident.closed and _ends_incident(incident, as_of, signal):
+            _close(log, spec, incident, as_of, signal)
+    return json.dumps(asdict(log), default=str) != before or bool(_mutes_to_record(log, spec))
 
 
 def _ends_incident(incident: Incident, as_of: str, signal: SignalObservation) -> bool:
-    """Whether being well at a date ends it: not if it was bad at a later one, or in another part of the same one."""
+    """Whether an ok signal closes an incident: not where a later date, or another part of the same one, was bad."""
     return as_of > incident.last or (as_of == incident.last and signal.part == incident.part)
 
 
 def _open_or_continue(
-    book: IncidentLog, spec: ModelSpec, name: str, as_of: str, signal: SignalObservation, state: Severity
+    log: IncidentLog, spec: ModelSpec, name: str, as_of: str, signal: SignalObservation, severity: Severity
 ) -> None:
-    """Open an incident, or go on with the one that is open."""
-    reason = signal.reason[:2000]
-    found = book.incidents.get(name)
-    worse = False
-    if found is None or found.closed:
-        number = found.number + 1 if found else 1
-        found = Incident(
-            name, number, state, state, reason, reason, as_of, as_of, part=signal.part, changed_at=_now()
+    """Open an incident, or continue the open one; puts notices into the outbox."""
+    incident, got_worse = log.incidents.get(name), False
+    if incident is None or incident.closed:
+        number = incident.number + 1 if incident else 1
+        reason = signal.reason[:MAX_REASON_LENGTH]
+        incident = Incident(
+            name,
+            number,
+            severity,
+            severity,
+            reason,
+            reason,
+            as_of,
+            as_of,
+            part=signal.part,
+            changed_at=dates.utc_now(),
         )
-        book.incidents[name] = found
+        log.incidents[name] = incident
     else:
-        worse = state == "bad" and found.worst == "suspected"
-        if as_of != found.last:
-            found.count += 1
-            found.changed_at = _now()
-        if as_of >= found.last:
-            found.severity, found.reason, found.part = state, reason, signal.part
-        if worse:
-            found.worst, found.worst_reason = state, reason
-        found.first, found.last = min(found.first, as_of), max(found.last, as_of)
-    if book.muted(spec, name, as_of):
+        got_worse = severity == "bad" and incident.worst == "suspected"
+        _continue(incident, as_of, signal, severity)
+    if log.muted(spec, name, as_of):
         return
     for channel in spec.alerts.all():
-        if channel.wants(name, found.worst):
-            if channel.name not in found.told:
-                found.told.append(channel.name)
-                _add_notice(book, spec, found, channel.name, "opened", signal)
-            elif worse:
-                _add_notice(book, spec, found, channel.name, "updated", signal)
+        if channel.wants(name, incident.worst):
+            if channel.name not in incident.notified_channels:
+                incident.notified_channels.append(channel.name)
+                _add_notice(log, spec, incident, channel.name, "opened", signal)
+            elif got_worse:
+                _add_notice(log, spec, incident, channel.name, "updated", signal)
+
+
+def _continue(incident: Incident, as_of: str, signal: SignalObservation, severity: Severity) -> None:
+    """Add one more observation to an open incident."""
+    reason = signal.reason[:MAX_REASON_LENGTH]
+    if as_of != incident.last:
+        incident.count += 1
+        incident.changed_at = dates.utc_now()
+    if as_of >= incident.last:
+        incident.severity, incident.reason, incident.part = severity, reason, signal.part
+    if severity == "bad" and incident.worst == "suspected":
+        incident.worst, incident.worst_reason = severity, reason
+    incident.first, incident.last = min(incident.first, as_of), max(incident.last, as_of)
 
 
 def _close(
-    book: IncidentLog, spec: ModelSpec, incident: Incident, as_of: str, signal: SignalObservation
+    log: IncidentLog, spec: ModelSpec, incident: Incident, as_of: str, signal: SignalObservation
 ) -> None:
-    incident.closed, incident.changed_at = as_of, _now()
-    if not book.muted(spec, incident.signal, as_of):
-        for channel in incident.told:
-            _add_notice(book, spec, incident, channel, "closed", signal)
+    incident.closed, incident.changed_at = as_of, dates.utc_now()
+    if not log.muted(spec, incident.signal, as_of):
+        for channel in incident.notified_channels:
+            _add_notice(log, spec, incident, channel, "closed", signal)
 
 
 def _add_notice(
-    book: IncidentLog,
+    log: IncidentLog,
     spec: ModelSpec,
     incident: Incident,
     channel: str,
-    kind: Literal["opened", "updated", "closed"],
+    kind: NoticeKind,
     signal: SignalObservation,
 ) -> None:
-    book.outbox.append(
+    log.outbox.append(
         Notice(
             f"{incident.signal}/{incident.number}/{kind}/{channel}",
             channel,
@@ -367,14 +416,10 @@ def _add_notice(
             incident.signal,
             incident.number,
             incident.worst,
-            signal.reason[:2000] if kind == "closed" else incident.worst_reason,
+            signal.reason[:MAX_REASON_LENGTH] if kind == "closed" else incident.worst_reason,
             incident.count,
             incident.first,
             incident.closed or incident.last,
             dict(signal.details),
         )
     )
-
-
-def _now() -> str:
-    return time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())

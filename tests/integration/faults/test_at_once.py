@@ -11,6 +11,7 @@ from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import LedgerKind
 from support import processes, toys
 
 END = dates.add_days(toys.FIRST, 1)
@@ -37,10 +38,10 @@ def test_train_and_promote(make_model: Callable[..., ModelSpec]) -> None:
     twice(spec, "train", as_of=toys.LAST)
     done = manifests.read(spec.name, "train", toys.LAST)
     assert done is not None
-    assert {registry.version(spec.name, v).digest for v in ("1", "2")} == {done.result["digest"]}
+    assert {registry.get_version(spec.name, v).digest for v in ("1", "2")} == {done.result["digest"]}
     assert ledger.verify(spec.name) == 2
     twice(spec, "promote", as_of=toys.LAST, actor="test")
-    champion = registry.champion(spec)
+    champion = registry.get_champion(spec)
     assert champion is not None
     assert champion.version == done.result["version"]
-    assert len(ledger.records(spec.name, "promotion")) == 1
+    assert len(ledger.records(spec.name, LedgerKind.PROMOTION)) == 1

@@ -18,6 +18,7 @@ from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
 from perennial.storage import ledger, manifests, object_store
+from perennial.storage.ledger import Decision, LedgerKind
 from support import processes, toys
 
 
@@ -80,11 +81,11 @@ def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: in
     assert manifests.read(spec.name, "score", two) is None
     if not leave:
         with pytest.raises(StorageError, match="What to do"):
-            ledger.append(spec.name, kind="training", decision="trained", reason="x" * 20_000, actor="test")
+            ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="x" * 20_000, actor="test")
         assert ledger.verify(spec.name) == records
     small_disk.unlink()
     assert dispatch.run("score", spec, start=two)["rows_out"] == toys.ROWS
-    champion = registry.champion(spec)
+    champion = registry.get_champion(spec)
     assert champion is not None
     assert champion.version == world.result["version"]
 

@@ -16,6 +16,7 @@ from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
 from perennial.storage import delta_tables, landing, ledger, locks, manifests, object_store
+from perennial.storage.ledger import LedgerKind
 from support import processes, toys
 
 END = dates.add_days(toys.FIRST, 2)
@@ -43,7 +44,7 @@ def manifests_whole() -> None:
 
 
 def champion(spec: ModelSpec) -> str | None:
-    found = registry.champion(spec)
+    found = registry.get_champion(spec)
     return found.version if found else None
 
 
@@ -133,7 +134,7 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
     ledger.verify(quick.name)
     result = dispatch.run("train", quick, as_of=toys.LAST)
     assert dispatch.run("train", quick, as_of=toys.LAST) == result | {"status": "unchanged"}
-    trained = [r for r in ledger.records(quick.name, "training") if r["model_version"] == result["version"]]
+    trained = [r for r in ledger.records(quick.name, LedgerKind.TRAINING) if r["model_version"] == result["version"]]
     assert len(trained) == 1
     import mlflow
 
@@ -141,7 +142,7 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
     experiment = client.get_experiment_by_name(quick.name)
     assert not client.search_runs([experiment.experiment_id], "attributes.status = 'RUNNING'")
     # every version that was registered is the same model
-    digests = {registry.version(quick.name, str(n)).digest for n in range(1, int(result["version"]) + 1)}
+    digests = {registry.get_version(quick.name, str(n)).digest for n in range(1, int(result["version"]) + 1)}
     assert digests == {result["digest"]}
     if (place, moment) == ("perennial.storage.manifests.write", "after"):
         assert result["version"] == "1"
@@ -171,8 +172,8 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
     answer = dispatch.run("promote", quick, as_of=toys.LAST, actor="test")
     assert answer["promoted"] is True
     assert champion(quick) == result["version"]
-    assert [r["model_version"] for r in ledger.records(quick.name, "promotion")] == [result["version"]]
-    assert ledger.records(quick.name, "champion moved outside") == []
+    assert [r["model_version"] for r in ledger.records(quick.name, LedgerKind.PROMOTION)] == [result["version"]]
+    assert ledger.records(quick.name, LedgerKind.EXTERNAL_CHANGE) == []
 
 
 # score and monitor

@@ -13,6 +13,7 @@ from perennial.core import dates
 from perennial.lifecycle import retraining
 from perennial.local_stack.airflow_client import DONE
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import LedgerKind
 from support import toys
 from support.live import PLAN, Live, await_
 
@@ -28,8 +29,8 @@ def waiting(live: Live, champion: Any) -> Any:
     champion(NAME)
 
     def run() -> tuple[str, str]:
-        asked = {r["partition"] for r in ledger.records(NAME, "retraining")}
-        trained = max(r["partition"] for r in ledger.records(NAME, "training"))
+        asked = {r["partition"] for r in ledger.records(NAME, LedgerKind.RETRAINING)}
+        trained = max(r["partition"] for r in ledger.records(NAME, LedgerKind.TRAINING))
         day = next(d for d in DAYS if d not in asked and d >= dates.add_days(trained, 2))
         found = live.airflow.trigger(MONITOR, key=day)
         await_(lambda: state(live, found, TASK) == "awaiting_input", 150, lambda: states(live, found))
@@ -69,7 +70,7 @@ def ended(live: Live, run: str) -> dict[str, str]:
 
 
 def decisions(day: str) -> list[tuple[str, str]]:
-    return [(r["decision"], r["actor"]) for r in ledger.records(NAME, "retraining") if r["partition"] == day]
+    return [(r["decision"], r["actor"]) for r in ledger.records(NAME, LedgerKind.RETRAINING) if r["partition"] == day]
 
 
 def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
@@ -117,7 +118,7 @@ def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: 
     after = dates.add_days(day, 1)
     meanwhile = live.airflow.trigger(MONITOR, key=after)
     assert ended(live, meanwhile)["ask_retraining"] == "skipped"
-    (left,) = [r for r in ledger.records(NAME, "retraining") if r["partition"] == after]
+    (left,) = [r for r in ledger.records(NAME, LedgerKind.RETRAINING) if r["partition"] == after]
     assert left["decision"] == "declined"
     assert left["reason"].startswith(f"the retraining proposed on {day} waits for an answer")
     answer(live, run, "Approve")

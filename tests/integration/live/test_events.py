@@ -18,6 +18,7 @@ from perennial.core import dates
 from perennial.modeling import registry
 from perennial.steps import dispatch
 from perennial.storage import ledger, manifests, object_store
+from perennial.storage.ledger import LedgerKind
 from support import toys
 from support.live import PLAN, Live, await_
 
@@ -53,7 +54,7 @@ def quiet(live: Live, days: list[str]) -> bool:
 
 
 def trainings() -> list[str]:
-    return [r["partition"] for r in ledger.records(NAME, "training")]
+    return [r["partition"] for r in ledger.records(NAME, LedgerKind.TRAINING)]
 
 
 def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> None:
@@ -74,9 +75,9 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
     assert {day: reasons(live, day) for day in days} == sent
     assert sorted(trainings()) == [PLAN.trained_until, *days]
     versions = [str(n) for n in range(1, 4)]
-    assert len({registry.version(spec.name, v).digest for v in versions}) == 3
-    assert len(ledger.records(NAME, "promotion")) == len(
-        {r["model_version"] for r in ledger.records(NAME, "promotion")}
+    assert len({registry.get_version(spec.name, v).digest for v in versions}) == 3
+    assert len(ledger.records(NAME, LedgerKind.PROMOTION)) == len(
+        {r["model_version"] for r in ledger.records(NAME, LedgerKind.PROMOTION)}
     )
 
 
@@ -130,4 +131,4 @@ def monitored(live: Live, day: str) -> None:
 
 
 def decision(day: str) -> dict[str, Any]:
-    return [r for r in ledger.records(NAME, "retraining") if r["partition"] == day][-1]
+    return [r for r in ledger.records(NAME, LedgerKind.RETRAINING) if r["partition"] == day][-1]

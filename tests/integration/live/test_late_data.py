@@ -30,8 +30,8 @@ def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live) -> N
     assert told["log"].endswith(f"/dags/{DAG}/runs/{told['run_id']}")
     toys.land(spec, night, 1)
     await_(lambda: len(notices()) > 1, 200, lambda: live.airflow.runs(DAG))
-    assert notices()[1]["title"] == f"{NAME}: deadline:data is well again, partition {night}"
+    assert notices()[1]["title"] == f"{NAME}: deadline:data recovered, partition {night}"
     assert incidents.read_log(NAME).open == []
-    live.airflow.trigger("perennial.digest")
-    ended = f"Ended\n- {NAME}: deadline:data, bad from {night} to {night}"
+    live.airflow.trigger("perennial.daily_summary")
+    ended = f"Closed incidents\n- {NAME}: deadline:data, bad from {night} to {night}"
     await_(lambda: any(ended in t["text"] for t in live.told), 120, lambda: live.told)

@@ -14,6 +14,7 @@ from perennial.local_stack import demo, processes, servers, summary
 from perennial.local_stack.driver import Driver, DriverStopped, RunFailedError
 from perennial.local_stack.sample.plan import Plan
 from perennial.storage import delta_tables, ledger, manifests
+from perennial.storage.ledger import LedgerKind
 from support import lake
 from support.live import BROKEN, PLAN, Live
 
@@ -54,7 +55,7 @@ def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
     )
     keys = set(zip(rows["id"].to_pylist(), rows[delta_tables.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
-    assert ledger.records(PLAN.model, "promotion")[0]["decision"] == "promoted"
+    assert ledger.records(PLAN.model, LedgerKind.PROMOTION)[0]["decision"] == "promoted"
     for stage, found in runs(played).items():
         states = {r["state"] for r in played.airflow.runs(f"{PLAN.model}.{stage}")}
         assert states <= {"success"}, f"{stage}: {found}"
@@ -86,8 +87,8 @@ def test_the_outcome_names_nights_versions_and_decisions(played: Live) -> None:
 
 def test_a_training_by_hand_is_told_with_who_and_why(played: Live) -> None:
     day = PLAN.manual_training_on
-    said = [r["decision"] for r in ledger.records(PLAN.model, "retraining") if r["partition"] == day]
-    trained = [r for r in ledger.records(PLAN.model, "training") if r["partition"] == day]
+    said = [r["decision"] for r in ledger.records(PLAN.model, LedgerKind.RETRAINING) if r["partition"] == day]
+    trained = [r for r in ledger.records(PLAN.model, LedgerKind.TRAINING) if r["partition"] == day]
     assert set(said) == {"declined"} and len(trained) == 1
     asked = trained[0]["evidence"]["asked"]
     assert asked == {"by": "admin", "because": "by hand: would a new model not do better?"}

@@ -9,6 +9,9 @@ from typing import Any
 import pytest
 
 from support import servers, toys, trouble
+from support.small_model import make_rows, small_model
+
+__all__ = ["make_rows", "small_model"]
 
 
 @pytest.fixture(scope="session")

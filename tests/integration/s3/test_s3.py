@@ -1,11 +1,8 @@
-"""The whole loop with lake and landing area on S3, and the lock that is a conditional write there."""
+"""The whole loop with lake and landing area on S3; the locks are tested in test_locks.py."""
 
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from pathlib import Path
 from typing import Any
 
@@ -13,11 +10,10 @@ import pytest
 
 from perennial.alerting import incidents
 from perennial.core import dates
-from perennial.core.errors import DataError, LockHeldError, StorageError
+from perennial.core.errors import DataError, StorageError
 from perennial.modeling import registry
 from perennial.steps import dispatch
 from perennial.storage import delta_tables, ledger, manifests, object_store
-from perennial.storage import locks as locks_module
 from support import lake, processes, toys
 
 
@@ -25,11 +21,11 @@ def test_several_tasks_tell_of_incidents(bucket: Any, tmp_path: Path) -> None:
     hook = {"name": "hook", "kind": "webhook", "url": "http://127.0.0.1:9/"}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [hook]})
     names = [f"failure:task{i}" for i in range(3)]
-    found = [processes.start(processes.incident, str(spec.folder), toys.LAST, ("drift", n)) for n in names]
-    assert processes.wait(*found) == [0] * 3
-    book = incidents.read_log("toy")
-    assert {i.signal for i in book.open} == {"drift", *names}
-    assert sorted(n.signal for n in book.outbox) == sorted(["drift", *names])
+    tasks = [processes.start(processes.incident, str(spec.folder), toys.LAST, ("drift", n)) for n in names]
+    assert processes.wait(*tasks) == [0] * 3
+    log = incidents.read_log("toy")
+    assert {i.signal for i in log.open} == {"drift", *names}
+    assert sorted(n.signal for n in log.outbox) == sorted(["drift", *names])
     assert incidents.deliver_notices(spec, lambda *_: True) == 0
     assert incidents.read_log("toy").outbox == []
 
@@ -62,9 +58,8 @@ def test_the_loop_works_on_s3(
     keys = [o.key for o in bucket.objects.all()]
     assert keys
     assert all(k.startswith(("some where/lake/", "landing/")) for k in keys)
-    assert all(
-        json.loads(o.get()["Body"].read())["until"] == 0 for o in locks(bucket)
-    )  # every lock was given back
+    locks = [o for o in bucket.objects.all() if o.key.endswith(".lock")]
+    assert all(json.loads(o.get()["Body"].read())["until"] == 0 for o in locks), "every lock is free again"
     assert registry.get_champion(spec) is not None
 
 
@@ -129,8 +124,6 @@ def test_a_bucket_that_is_not_there_is_told(bucket: Any, monkeypatch: pytest.Mon
             pa.table({"id": [1], "partition_date": ["2024-01-01"]}),
             "2024-01-01",
         )
-    with pytest.raises(StorageError, match="lock x cannot be acquired"), locks_module.hold("x", timeout=1):
-        pass
 
 
 def test_a_partition_that_has_not_landed_is_told(bucket: Any, tmp_path: Path) -> None:
@@ -138,77 +131,3 @@ def test_a_partition_that_has_not_landed_is_told(bucket: Any, tmp_path: Path) ->
     with pytest.raises(DataError, match="has not landed") as error:
         dispatch.run("data", spec, start=toys.FIRST)
     assert error.value.partition == toys.FIRST
-
-
-def locks(bucket: Any) -> list[Any]:
-    return [o for o in bucket.objects.all() if o.key.endswith(".lock")]
-
-
-def content_of(bucket: Any) -> dict[str, Any]:
-    (held,) = locks(bucket)
-    return dict(json.loads(held.get()["Body"].read()))
-
-
-def test_the_lock_excludes_and_is_given_back(bucket: Any, tmp_path: Path) -> None:
-    holder = processes.start(processes.hold, "promote-toy", str(tmp_path / "held"), 60.0)
-    deadline = time.monotonic() + 60
-    while not (tmp_path / "held").exists():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
-    with (
-        pytest.raises(LockHeldError, match="held by another run"),
-        locks_module.hold("promote-toy", timeout=0.5),
-    ):
-        pass
-    assert holder.pid is not None
-    os.kill(holder.pid, signal.SIGKILL)
-    processes.wait(holder)
-    with pytest.raises(LockHeldError), locks_module.hold("promote-toy", timeout=0.5):
-        pass  # a dead holder's lease still runs
-    (held,) = locks(bucket)
-    content = json.loads(held.get()["Body"].read())
-    assert content["pid"] == holder.pid
-    held.put(Body=json.dumps(content | {"until": time.time() - 1}))
-    with locks_module.hold("promote-toy", timeout=5):
-        assert content_of(bucket)["pid"] == os.getpid()
-    assert content_of(bucket)["until"] == 0
-
-
-def test_a_lock_that_was_overtaken_is_not_taken_from_its_new_holder(bucket: Any) -> None:
-    theirs = {"until": time.time() + 60, "token": "somebody else's"}
-    with pytest.raises(LockHeldError, match="lock x was lost while it was held: another run overtook it"):  # noqa: SIM117
-        with locks_module.hold("x"):
-            locks(bucket)[0].put(Body=json.dumps(theirs))
-    assert content_of(bucket) == theirs
-    locks(bucket)[0].delete()
-    with locks_module.hold("x"):
-        locks(bucket)[0].delete()  # one that is gone is no error
-
-
-def test_what_fails_while_a_lock_is_held_is_told_as_it_is(bucket: Any) -> None:
-    with pytest.raises(ZeroDivisionError), locks_module.hold("x"):
-        raise ZeroDivisionError
-    assert content_of(bucket)["until"] == 0
-    with pytest.raises(ZeroDivisionError), locks_module.hold("x", timeout=0):
-        locks(bucket)[0].put(Body=json.dumps({"until": time.time() + 60, "token": "somebody else's"}))
-        raise ZeroDivisionError
-
-
-def test_a_lock_is_renewed_while_it_is_held(bucket: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(locks_module, "LEASE_SECONDS", 1.5)
-    with locks_module.hold("x"):
-        until = content_of(bucket)["until"]
-        time.sleep(2.5)
-        with pytest.raises(LockHeldError), locks_module.hold("x", timeout=0):
-            pass
-        assert content_of(bucket)["until"] > until + 1
-    with locks_module.hold("x", timeout=0):
-        pass
-
-
-def test_many_processes_take_turns(bucket: Any, tmp_path: Path) -> None:
-    counter = tmp_path / "counter"
-    counter.write_text("0")
-    workers = [processes.start(processes.count_up, str(counter), 5) for _ in range(3)]
-    assert processes.wait(*workers) == [0] * 3
-    assert counter.read_text() == "15"

@@ -1,7 +1,24 @@
-"""The fixtures of `support.monitored`: a small model's world that the tests can bend."""
+"""The fixtures of `support.monitored`, and a model whose challengers all pass the gate."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
+import pytest
+
+from perennial.spec.model_spec import ModelSpec
+from support import toys
 from support.monitored import calm, make_world, world
 
 __all__ = ["calm", "make_world", "world"]
+
+
+@pytest.fixture
+def passing(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """A model of which every challenger passes, and trains quickly: here the moves matter, not the models."""
+    from perennial.training import challenger_evaluation
+
+    monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
+    spec = make_model(training={"rounds": 3})
+    toys.publish(spec)
+    return spec

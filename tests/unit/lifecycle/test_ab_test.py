@@ -1,4 +1,4 @@
-"""An A/B split: who serves a row hangs on its key, and what came of the rows decides, whenever it is looked at."""
+"""An A/B trial: the key of a row decides who serves it, and each version is judged on its own rows."""
 
 from __future__ import annotations
 
@@ -14,15 +14,17 @@ from perennial.core import dates
 from perennial.core.errors import ArtifactError
 from perennial.lifecycle.ab_test import ABSplit, confidence_interval, trial_state
 from perennial.lifecycle.explanation import explain_decision
-from perennial.lifecycle.promotion import promote, rollback
 from perennial.lifecycle.trials import active_trial, summarise
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.conclude import conclude
 from perennial.steps.monitor import monitor
+from perennial.steps.promote import promote
+from perennial.steps.rollback import rollback
 from perennial.steps.score import score
 from perennial.steps.train import train
 from perennial.storage import delta_tables, ledger, manifests, object_store
+from perennial.storage.ledger import Decision, LedgerKind
 from support import lake, toys
 
 EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
@@ -50,18 +52,18 @@ def test_the_interval_is_wrong_no_oftener_than_stated_at_all_looks_together() ->
 @pytest.mark.parametrize(("effect", "within"), [(1.0, 30), (2.0, 14)])
 def test_a_real_difference_is_found_soon(effect: float, within: int) -> None:
     rng = np.random.default_rng(2)
-    found = [confidence_interval(rng.normal(effect, 1, within), 0.95)[0] > 0 for _ in range(300)]
-    assert np.mean(found) > 0.9
+    detected = [confidence_interval(rng.normal(effect, 1, within), 0.95)[0] > 0 for _ in range(300)]
+    assert np.mean(detected) > 0.9
 
 
 def test_few_nights_are_sure_of_nothing() -> None:
     for n in range(5):
         assert confidence_interval(np.full(n, 3.0) + 1e-9 * np.arange(n), 0.95) == (-np.inf, np.inf)
-    assert trial_state(-np.inf, np.inf, 0.0, False) == "begun"
+    assert trial_state(-np.inf, np.inf, 0.0, False) == "running"
     assert trial_state(-np.inf, np.inf, 0.0, True) == "failed"
     assert trial_state(0.01, 0.02, 0.0, True) == "passed"
     assert trial_state(0.01, 0.02, 0.03, False) == "failed", "surely better, but not by the margin"
-    assert trial_state(0.01, 0.05, 0.03, False) == "begun"
+    assert trial_state(0.01, 0.05, 0.03, False) == "running"
 
 
 def belongs(spec: ModelSpec, version: str, key: str, share: float) -> bool:
@@ -86,7 +88,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
         challenger = train(spec, as_of=LATE)["version"]
         answer = promote(spec, as_of=LATE, actor="test")
         assert answer["promoted"] is False
-        assert f"serves 40% of the rows for {policy['trial_days']} nights at most first" in answer["reason"]
+        assert f"serves 40% of the rows for {policy['trial_days']} days at most first" in answer["reason"]
         toys.publish(spec, FIRST, 10, n=ROWS)
         return spec, challenger
 
@@ -106,29 +108,37 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         assert (result["rows_in"], result["rows_out"]) == (ROWS, ROWS)
         assert (result["model_version"], result["challenger"]) == ("1", challenger)
         judged = monitor(spec, as_of=day)
-        seen = judged["trial"]
+        trial = judged["trial"]
         page = object_store.read_text(judged["report"])
-        assert "Challenger on trial" in page and summarise(seen, spec.metric).split("[")[0] in page
+        assert "Challenger on trial" in page and summarise(trial, spec.metric).split("[")[0] in page
         concluded = conclude(spec, as_of=day, actor="scheduler")
-        if seen["state"] != "begun":
+        if trial["state"] != "running":
             break
         assert not concluded["promoted"]
-    assert 5 <= seen["nights"] <= NIGHTS and seen["split"] == SHARE
-    assert (seen["low"] > 0) if better else (seen["high"] < 0), "it was sure before the time was over"
+    assert 5 <= trial["nights"] <= NIGHTS and trial["ab_share"] == SHARE
+    assert (trial["low"] > 0) if better else (trial["high"] < 0), (
+        "the interval excluded 0 before the time was over"
+    )
     assert concluded["promoted"] is better
     champion = registry.get_champion(spec)
     assert champion is not None and champion.version == (challenger if better else "1")
-    told = [r["decision"] for r in ledger.records(spec.name, "shadow")]
-    assert told == ["begun", "passed" if better else "failed"]
+    decisions = [r["decision"] for r in ledger.records(spec.name, LedgerKind.TRIAL)]
+    assert decisions == ["started", "passed" if better else "failed"]
     ledger.verify(spec.name)
-    decided = {"kind": "retraining", "decision": "requested", "reason": "gain", "actor": "test"}
-    ledger.append(spec.name, partition=LATE, **decided)
+    ledger.append(
+        spec.name,
+        kind=LedgerKind.RETRAINING,
+        decision=Decision.REQUESTED,
+        reason="gain",
+        actor="test",
+        partition=LATE,
+    )
     lines = explain_decision(spec, LATE)
-    begun = "it serves 40% of the rows for 8 nights at most, beside version 1"
-    assert f"  Version {challenger} is on trial: {begun}" in lines
-    came = "passed its trial" if better else "was given up after its trial"
-    assert f"  Version {challenger} {came}: {summarise(seen, spec.metric)}" in lines
-    assert ledger.records(spec.name, "shadow")[-1]["evidence"]["low"] == seen["low"]
+    policy = "it serves 40% of the rows for 8 days at most, beside version 1"
+    assert f"  Version {challenger} is on trial: {policy}" in lines
+    outcome = "passed its trial" if better else "failed its trial"
+    assert f"  Version {challenger} {outcome}: {summarise(trial, spec.metric)}" in lines
+    assert ledger.records(spec.name, LedgerKind.TRIAL)[-1]["evidence"]["low"] == trial["low"]
     # From then on one version serves all rows, and is judged alone.
     score(spec, start=LAST)
     assert {v for i, v in arms(spec).items() if i.startswith(LAST)} == {champion.version}
@@ -148,22 +158,22 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
         else "1"
         for r in before
     }
-    found = arms(spec)
-    assert found == wanted and len(found) == toys.ROWS + 3 * ROWS
-    assert abs(sum(v == challenger for v in found.values()) / (3 * ROWS) - SHARE) < 0.05
+    versions = arms(spec)
+    assert versions == wanted and len(versions) == toys.ROWS + 3 * ROWS
+    assert abs(sum(v == challenger for v in versions.values()) / (3 * ROWS) - SHARE) < 0.05
     assert score(spec, start=LATE, end=last)["status"] == "unchanged"
     # Each row has what its own version says of it.
     from perennial.features.engine import FeatureQuery
 
     rows = toys.rows("binary", FIRST, ROWS)
-    said = {}
+    predictions = {}
     for version in ("1", challenger):
         at_work = registry.get_version(spec.name, version)
-        said[version] = registry.load_model(at_work).predict(
+        predictions[version] = registry.load_model(at_work).predict(
             FeatureQuery(registry.load_spec(at_work)).compute(rows)
         )
     for i, row in enumerate(r for r in before if r[delta_tables.PARTITION] == FIRST):
-        assert row["prediction"] == said[row["model_version"]][i]
+        assert row["prediction"] == predictions[row["model_version"]][i]
     log = toys.content_of("served", spec.name)
     assert {r["model_version"] for r in log} == {"1", challenger}
     monkeypatch.setattr("perennial.scoring.planning.UNIT_ROWS", 70)
@@ -203,15 +213,15 @@ def test_every_task_can_be_split(begin: Callable[..., Any], task: str) -> None:
     spec, challenger = begin(task)
     last = dates.add_days(FIRST, 5)
     assert score(spec, start=FIRST, end=last)["rows_out"] == 6 * ROWS
-    found = arms(spec)
-    assert set(found.values()) == {"1", challenger}
+    versions = arms(spec)
+    assert set(versions.values()) == {"1", challenger}
     if task == "ranking":
         lists = {i: r for day in dates.dates(FIRST, last) for i, r in _lists(day)}
-        assert len({(lists[i], v) for i, v in found.items()}) == len(set(lists.values()))
-        one = next(i for i in found if i.startswith(FIRST))
-        assert (found[one] == challenger) is belongs(spec, challenger, str(lists[one]), SHARE)
-    seen = monitor(spec, as_of=last)["trial"]
-    assert seen["nights"] == 5 and seen["gain"] > 0 and seen["served"] == 5
+        assert len({(lists[i], v) for i, v in versions.items()}) == len(set(lists.values()))
+        one = next(i for i in versions if i.startswith(FIRST))
+        assert (versions[one] == challenger) is belongs(spec, challenger, str(lists[one]), SHARE)
+    trial = monitor(spec, as_of=last)["trial"]
+    assert trial["nights"] == 5 and trial["gain"] > 0 and trial["served"] == 5
 
 
 def _lists(day: str) -> list[tuple[str, int]]:
@@ -225,13 +235,13 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
     end = dates.add_days(FIRST, 6)
     delta_tables.replace(delta_tables.table_uri("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
-    assert monitor(spec, as_of=dates.add_days(FIRST, 4))["trial"]["state"] == "begun"
-    seen = monitor(spec, as_of=end)["trial"]
-    assert (seen["nights"], seen["served"], seen["state"], seen["gain"]) == (0, 6, "failed", None)
+    assert monitor(spec, as_of=dates.add_days(FIRST, 4))["trial"]["state"] == "running"
+    trial = monitor(spec, as_of=end)["trial"]
+    assert (trial["nights"], trial["served"], trial["state"], trial["gain"]) == (0, 6, "failed", None)
     assert conclude(spec, as_of=end, actor="scheduler")["promoted"] is False
-    last = ledger.records(spec.name, "shadow")[-1]
+    last = ledger.records(spec.name, LedgerKind.TRIAL)[-1]
     assert (last["decision"], last["model_version"]) == ("failed", challenger)
-    assert last["reason"] == "no night of 6 could be compared: too few rows with labels of both"
+    assert last["reason"] == "none of 6 nights could be compared: too few labelled rows of both versions"
     json.dumps(last, allow_nan=False)
 
 
@@ -243,8 +253,8 @@ def _none(spec: ModelSpec) -> Any:
 def test_a_champion_that_was_moved_ends_the_split(begin: Callable[..., Any]) -> None:
     spec, challenger = begin()
     rollback(spec, actor="operator", reason="sure of it", to_version=challenger)
-    told = ledger.records(spec.name, "shadow")[-1]
-    assert (told["decision"], told["model_version"]) == ("ended", challenger)
+    last = ledger.records(spec.name, LedgerKind.TRIAL)[-1]
+    assert (last["decision"], last["model_version"]) == ("cancelled", challenger)
     assert active_trial(spec) is None
     rollback(spec, actor="operator", reason="not so sure", to_version="1")
     score(spec, start=FIRST)
@@ -259,7 +269,7 @@ def test_a_champion_that_was_moved_by_hand_ends_the_split_at_once(begin: Callabl
     monitor(spec, as_of=FIRST)
     answer = conclude(spec, as_of=FIRST, actor="scheduler")
     assert answer == {"promoted": False, "reason": "the champion has changed since: the trial is over"}
-    assert ledger.records(spec.name, "shadow")[-1]["decision"] == "ended"
+    assert ledger.records(spec.name, LedgerKind.TRIAL)[-1]["decision"] == "cancelled"
 
 
 def test_a_damaged_challenger_is_named_with_what_to_do(
@@ -279,6 +289,6 @@ def test_a_row_is_given_by_all_columns_of_its_key_and_no_night_before_the_traini
     import pyarrow as pa
 
     table = pa.table({"a": ["x", "y"] * 500, "b": [i // 2 for i in range(1000)]})
-    found = split.rows(table)
-    assert 0.4 < found.mean() < 0.6 and (found[::2] != found[1::2]).any()
-    assert not (found == ABSplit("m", "3", ("a", "b"), 0.5, "2024-01-01").rows(table)).all()
+    mask = split.served_by_challenger(table)
+    assert 0.4 < mask.mean() < 0.6 and (mask[::2] != mask[1::2]).any()
+    assert not (mask == ABSplit("m", "3", ("a", "b"), 0.5, "2024-01-01").served_by_challenger(table)).all()

@@ -1,4 +1,4 @@
-"""The champion: moved through the gate alone, by one step under a lock, and given back only after a check."""
+"""Promotion and rollback: the champion changes only through the gate, under a lock, and after a check."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, PerennialError, RegistryError
 from perennial.core.settings import settings
 from perennial.lifecycle import promotion
-from perennial.lifecycle.promotion import promote, rollback
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
-from perennial.steps.conclude import conclude
-from perennial.steps.monitor import monitor
+from perennial.steps.promote import promote
+from perennial.steps.rollback import rollback
 from perennial.steps.train import train
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import LedgerKind
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
@@ -27,8 +27,8 @@ EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
 
 
 def champion(spec: ModelSpec) -> str | None:
-    found = registry.champion(spec)
-    return found.version if found else None
+    version = registry.get_champion(spec)
+    return version.version if version else None
 
 
 def decisions(spec: ModelSpec) -> list[tuple[str, str, str]]:
@@ -38,17 +38,6 @@ def decisions(spec: ModelSpec) -> list[tuple[str, str, str]]:
         for r in ledger.records(spec.name)
         if r["kind"] != "training"
     ]
-
-
-@pytest.fixture
-def passing(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
-    """A model of which every challenger passes, and trains quickly: here the moves matter, not the models."""
-    from perennial.training import challenger_evaluation
-
-    monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
-    spec = make_model(training={"rounds": 3})
-    toys.publish(spec)
-    return spec
 
 
 def test_a_worse_challenger_is_refused_and_a_better_one_passes(make_model: Make) -> None:
@@ -80,7 +69,11 @@ def test_a_worse_challenger_is_refused_and_a_better_one_passes(make_model: Make)
     assert answer["promoted"] is False
     assert "champion" in answer["reason"]
     assert champion(spec) == good["version"]
-    assert [r["decision"] for r in ledger.records(spec.name, "training")] == ["refused", "trained", "refused"]
+    assert [r["decision"] for r in ledger.records(spec.name, LedgerKind.TRAINING)] == [
+        "rejected",
+        "accepted",
+        "rejected",
+    ]
 
 
 def test_a_better_challenger_takes_the_place_of_a_weak_champion(make_model: Make) -> None:
@@ -92,7 +85,7 @@ def test_a_better_challenger_takes_the_place_of_a_weak_champion(make_model: Make
     toys.publish(spec)
     strong = train(spec, as_of=LATE)
     assert strong["gate"]["against_champion"]["low"] > 0
-    answer = promote(spec, as_of=LATE, actor="operator", reason="asked")
+    answer = promote(spec, as_of=LATE, actor="operator", reason="requested")
     assert answer == {
         "promoted": True,
         "version": strong["version"],
@@ -103,7 +96,7 @@ def test_a_better_challenger_takes_the_place_of_a_weak_champion(make_model: Make
     assert (last["actor"], last["partition"], last["model_version"]) == ("operator", LATE, strong["version"])
     assert last["evidence"]["previous"] == weak["version"]
     assert last["evidence"]["digest"] == strong["digest"]
-    assert last["evidence"]["asked"] == "asked"
+    assert last["evidence"]["request_reason"] == "requested"
 
 
 def test_a_promotion_is_recorded_once(passing: ModelSpec) -> None:
@@ -156,7 +149,7 @@ def test_an_old_promotion_run_again_does_not_undo_a_rollback(passing: ModelSpec)
     rollback(passing, actor="operator", reason="it predicts nonsense")
     answer = promote(passing, as_of=LATE, actor="test")
     assert answer["promoted"] is False
-    assert "was given up" in answer["reason"]
+    assert "was replaced" in answer["reason"]
     assert champion(passing) == one["version"]
 
 
@@ -178,7 +171,7 @@ def test_a_champion_moved_from_outside_is_reported_once(passing: ModelSpec) -> N
         assert answer["promoted"] is False
     assert decisions(passing) == [
         ("promotion", "promoted", two["version"]),
-        ("champion moved outside", "reported", one["version"]),
+        ("external change", "reported", one["version"]),
     ]
     assert three["gate"]["champion"] == two["version"]
     # back to what the ledger knows, and away again: that is another move, and another report
@@ -186,8 +179,8 @@ def test_a_champion_moved_from_outside_is_reported_once(passing: ModelSpec) -> N
     assert promote(passing, as_of=LATE, actor="test")["promoted"]
     registry.set_alias(passing.name, one["version"], "champion")
     promote(passing, as_of=LATE, actor="test")
-    assert [d for d in decisions(passing) if d[0] == "champion moved outside"] == [
-        ("champion moved outside", "reported", one["version"])
+    assert [d for d in decisions(passing) if d[0] == "external change"] == [
+        ("external change", "reported", one["version"])
     ] * 2
 
 
@@ -202,7 +195,7 @@ def test_a_refused_challenger_that_somebody_made_champion_is_reported(
     result = train(spec, as_of=LATE)
     registry.set_alias(spec.name, result["version"], "champion")
     assert promote(spec, as_of=LATE, actor="test")["promoted"] is False
-    assert decisions(spec) == [("champion moved outside", "reported", result["version"])]
+    assert decisions(spec) == [("external change", "reported", result["version"])]
 
 
 def test_a_challenger_that_somebody_made_champion_is_reported_before_it_is_promoted(
@@ -217,7 +210,7 @@ def test_a_challenger_that_somebody_made_champion_is_reported_before_it_is_promo
         answer = promote(passing, as_of=LATE, actor="test")
         assert (answer["promoted"], answer["previous"]) == (True, one["version"])
     assert decisions(passing)[1:] == [
-        ("champion moved outside", "reported", two["version"]),
+        ("external change", "reported", two["version"]),
         ("promotion", "promoted", two["version"]),
     ]
 
@@ -237,7 +230,9 @@ def killed_before_the_record() -> Iterator[None]:
         yield
 
 
-def test_a_promotion_killed_before_its_record_is_not_taken_for_a_stranger(passing: ModelSpec) -> None:
+def test_a_promotion_killed_before_its_record_is_not_reported_as_an_external_change(
+    passing: ModelSpec,
+) -> None:
     one = train(passing, as_of=EARLY)
     promote(passing, as_of=EARLY, actor="test")
     two = train(passing, as_of=LATE)
@@ -252,7 +247,7 @@ def test_a_promotion_killed_before_its_record_is_not_taken_for_a_stranger(passin
     registry.set_alias(passing.name, two["version"], "champion")
     promote(passing, as_of=LATE, actor="test")
     assert decisions(passing)[2:4] == [
-        ("champion moved outside", "reported", two["version"]),
+        ("external change", "reported", two["version"]),
         ("promotion", "promoted", two["version"]),
     ]
 
@@ -262,7 +257,7 @@ def test_a_move_by_hand_to_the_version_before_is_no_killed_rollback(two_champion
     registry.set_alias(spec.name, one["version"], "champion")
     assert rollback(spec, actor="operator", reason="not by us")["version"] == two["version"]
     assert decisions(spec)[2:] == [
-        ("champion moved outside", "reported", one["version"]),
+        ("external change", "reported", one["version"]),
         ("rollback", "rolled back", two["version"]),
     ]
 
@@ -342,43 +337,13 @@ def test_a_light_step_imports_nothing_heavy(passing: ModelSpec) -> None:
 
     train(passing, as_of=LATE)
     code = (
-        "import sys, pathlib; from perennial import steps; from perennial.spec.catalog import load_model; "
-        f"steps.run('promote', load_model(pathlib.Path({str(passing.folder)!r})), as_of={LATE!r}, actor='test'); "
+        "import sys, pathlib; from perennial.steps import dispatch; from perennial.spec.catalog import load_model; "
+        f"dispatch.run('promote', load_model(pathlib.Path({str(passing.folder)!r})), as_of={LATE!r}, actor='test'); "
         "print([m for m in ('mlflow', 'xgboost', 'sklearn', 'scipy', 'optuna', 'airflow') if m in sys.modules])"
     )
-    said = subprocess.run(
+    process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
-    assert said.stdout.strip() == "[]"
+    assert process.stdout.strip() == "[]"
     assert manifests.read(passing.name, "train", LATE) is not None
     assert settings().mlflow_uri.startswith("http://127.0.0.1:")
-
-
-@pytest.mark.parametrize("better", [True, False])
-def test_a_challenger_takes_over_after_its_nights_in_the_shadow_if_it_was_better(
-    passing: ModelSpec, better: bool
-) -> None:
-    """Labels shuffled among the rows make a bad model; here both it and a good one pass the gate."""
-    policy = passing.retraining.model_copy(update={"trial_days": 4})
-    spec = passing.model_copy(update={"retraining": policy})
-    toys.publish(spec, shuffled=better)
-    train(spec, as_of=EARLY)
-    assert promote(spec, as_of=EARLY, actor="test")["promoted"] is True, "there is nobody to be compared with"
-    toys.publish(spec, shuffled=not better)
-    challenger = train(spec, as_of=LATE)["version"]
-    answer = promote(spec, as_of=LATE, actor="test")
-    assert answer["promoted"] is False and "scores 4 nights unseen" in answer["reason"]
-    assert champion(spec) == "1" and promote(spec, as_of=LATE, actor="test")["promoted"] is False
-
-    toys.publish(spec, LATE, 8)
-    soon, end = dates.add_days(LATE, 3), dates.add_days(LATE, 7)
-    for day in (soon, end):
-        seen = monitor(spec, as_of=day)["shadow"]
-        assert seen["version"] == challenger
-        concluded = conclude(spec, as_of=day, actor="scheduler")
-        assert concluded["promoted"] is (better and day == end), concluded
-    assert seen["nights"] >= 4 and (seen["low"] > 0 if better else seen["high"] < 0)
-    assert champion(spec) == (challenger if better else "1")
-    told = [d for k, d, v in decisions(spec) if k == "shadow" and v == challenger]
-    assert told == ["begun", "passed" if better else "failed"]
-    assert monitor(spec, as_of=end, force=True)["shadow"] is None

@@ -1,0 +1,56 @@
+"""A shadow trial: the challenger scores new partitions without serving, and is promoted if it was better."""
+
+from __future__ import annotations
+
+import pytest
+
+from perennial.core import dates
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.conclude import conclude
+from perennial.steps.monitor import monitor
+from perennial.steps.promote import promote
+from perennial.steps.train import train
+from perennial.storage import ledger
+from perennial.storage.ledger import LedgerKind
+from support import toys
+
+EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
+
+
+def champion_version(spec: ModelSpec) -> str | None:
+    version = registry.get_champion(spec)
+    return version.version if version else None
+
+
+@pytest.mark.parametrize("better", [True, False])
+def test_a_challenger_is_promoted_after_its_shadow_trial_if_it_was_better(
+    passing: ModelSpec, better: bool
+) -> None:
+    """Labels shuffled among the rows make a bad model; here both it and a good one pass the gate."""
+    policy = passing.retraining.model_copy(update={"trial_days": 4})
+    spec = passing.model_copy(update={"retraining": policy})
+    toys.publish(spec, shuffled=better)
+    train(spec, as_of=EARLY)
+    assert promote(spec, as_of=EARLY, actor="test")["promoted"] is True, (
+        "without a champion there is no trial"
+    )
+    toys.publish(spec, shuffled=not better)
+    challenger = train(spec, as_of=LATE)["version"]
+    answer = promote(spec, as_of=LATE, actor="test")
+    assert answer["promoted"] is False and "scores 4 days without serving" in answer["reason"]
+    assert champion_version(spec) == "1" and promote(spec, as_of=LATE, actor="test")["promoted"] is False
+
+    toys.publish(spec, LATE, 8)
+    soon, end = dates.add_days(LATE, 3), dates.add_days(LATE, 7)
+    for day in (soon, end):
+        trial = monitor(spec, as_of=day)["trial"]
+        assert trial["version"] == challenger
+        concluded = conclude(spec, as_of=day, actor="scheduler")
+        assert concluded["promoted"] is (better and day == end), concluded
+    assert trial["nights"] >= 4 and (trial["low"] > 0 if better else trial["high"] < 0)
+    assert champion_version(spec) == (challenger if better else "1")
+    ledger.verify(spec.name)
+    trials = [(r["model_version"], r["decision"]) for r in ledger.records(spec.name, LedgerKind.TRIAL)]
+    assert trials == [(challenger, "started"), (challenger, "passed" if better else "failed")]
+    assert monitor(spec, as_of=end, force=True)["trial"] is None
