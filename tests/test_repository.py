@@ -372,8 +372,8 @@ def test_a_package_is_entered_by_its_face() -> None:
         if module and module not in exported:
             wrong.append(f"{file}:{line}: {package}.__all__ does not name {module}")
         elif name.startswith("_"):
-            wrong.append(f"{file}:{line}: {name} of {package}.{module} is that module's own")
-    assert not wrong, "\n".join(wrong)
+            wrong.append(f"{file}:{line}: {name} is private to {package}.{module}")
+    assert not wrong, "\n".join(dict.fromkeys(wrong))
 
 
 def test_a_module_that_is_nobody_elses_begins_with_an_underscore() -> None:
