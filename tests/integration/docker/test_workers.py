@@ -29,14 +29,14 @@ TRAINER = f"""
 import json, sys
 from perennial import lake, shares
 from perennial.training._boosting import Checkpoint
-from perennial.features.engine import Features
+from perennial.features.engine import FeatureQuery
 from perennial.training.search import fit
 from perennial.features.labelled_rows import windows
 from perennial.spec.model_spec import ModelSpec
 from perennial.training.dask_cluster import crew
 
 spec = ModelSpec.from_bundle(json.load(sys.stdin))
-features = Features(spec)
+features = FeatureQuery(spec)
 at = [lake.version(lake.table(kind, spec.name)) for kind in ("published", "labels")]
 split = windows(spec, {toys.LAST!r}, lake.partitions(lake.table("labels", spec.name)))
 checkpoint = Checkpoint.of(spec.name, "test", {{}})

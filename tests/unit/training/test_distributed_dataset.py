@@ -31,7 +31,7 @@ from perennial.training._distributed_dataset import DatasetRef, DistributedDatas
 from perennial.training.baseline_models import fit_baselines
 from perennial.training.checkpoint import Checkpoint
 from perennial.training.dask_cluster import WorkerPool, worker_pool
-from perennial.training.dataset import build_dataset
+from perennial.training._dataset import build_dataset
 from perennial.training.search import FitResult, search_and_fit
 from perennial.training.windows import Windows, split_partitions
 from support import lake, toys

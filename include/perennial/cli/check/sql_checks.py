@@ -284,7 +284,7 @@ def _run(
         features.check_rowwise(generate_rows() if rows is None else rows)
     except (SpecError, DataError) as error:
         if rows is None and " failed: " in error.cause:
-            findings.notes.append(f"features.sql could not be tried on made-up rows: {error.cause}")
+            findings.notes.append(f"features.sql could not be run on generated rows: {error.cause}")
             return
         where, line, message = _problem(error, features.spec)
         # The engine quotes the value that it could not convert.
