@@ -59,7 +59,7 @@ def placeholders_to_html(page: str) -> str:
 
 
 def placeholders_to_script(page: str) -> str:
-    """A page with JavaScript's escapes for the placeholders in its scripts, also for those that JSON has escaped."""
+    """A page with JavaScript's escapes for the placeholders in its scripts, also for JSON's escapes of them."""
     for char, placeholder in _PLACEHOLDERS.items():
         escaped = f"\\u{ord(char):04x}"
         page = page.replace(placeholder, escaped).replace(f"\\u{ord(placeholder):04x}", escaped)

@@ -103,7 +103,7 @@ def quarantined_rows_sql(
 
 
 def _quarantined_value(column: str, declared: str, batch: ValidatedBatch) -> str:
-    """SQL of a value as quarantine shows it: personal data hidden, long text cut, as text where JSON has no number."""
+    """SQL of a value in quarantine: personal data hidden, long text cut, text where JSON has no such value."""
     name = quote_identifier(column)
     if column in batch.feed.personal:
         return text_literal(HIDDEN_VALUE)

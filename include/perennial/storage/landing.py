@@ -87,10 +87,12 @@ class FeedSchema:
 
 @contextmanager
 def temporary_folder(home: Path) -> Iterator[Path]:
-    """Create a folder in ``home``/tmp for one run and remove it afterwards; also remove what killed runs left behind.
+    """Create a folder for one run and remove it afterwards.
+
+    Folders that killed runs have left behind are removed, too, once they are a day old.
 
     Args:
-        home: the working folder. Folders of killed runs are removed from it when they are a day old.
+        home: the working folder.
     """
     import tempfile
 
@@ -190,7 +192,7 @@ def _convert_text(
 def read_error(
     feed: FeedSchema, day: str, uri: str, error: Exception, problem: str = "cannot be read to its end"
 ) -> PerennialError:
-    """Translate DuckDB's error on a file: the fault of this machine (`StorageError`), or of the file (`DataError`).
+    """Translate DuckDB's error on a file: a `StorageError` of this machine, or a `DataError` of the file.
 
     Args:
         feed: the file's feed.

@@ -11,7 +11,9 @@ from perennial.core.sql import quote_identifier, sql_literal
 def table_level(
     type_: str, kwargs: dict[str, Any], types: Mapping[str, str], where: str, exact: bool
 ) -> dict[str, str]:
-    """SQL aggregates of a table-level check, by Great Expectations' metric or, where it needs several, by other names.
+    """SQL aggregates of a table-level check, by name.
+
+    The name is Great Expectations' metric; where a metric is computed from several aggregates, another one.
 
     Args:
         type_: Great Expectations' type.

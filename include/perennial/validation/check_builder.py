@@ -85,7 +85,7 @@ def _not_null_checks(checks: list[Check], required: list[str], columns: Mapping[
 
 
 def _with_key_check(checks: list[Check], key: list[str], columns: Mapping[str, str]) -> list[Check]:
-    """The checks, with that of the key's uniqueness added where the suite has none; it keeps the first row of a key."""
+    """Add the check that the key is unique, where the suite has none; the first row of a key is good."""
     for i, check in enumerate(checks):
         if check.unique and check.critical and not check.where and set(check.unique) == set(key):
             return [*checks[:i], replace(check, keep_first=True), *checks[i + 1 :]]

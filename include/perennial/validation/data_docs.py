@@ -55,7 +55,7 @@ def data_doc_uri(model: str, day: str, extension: str, kind: str = "rows") -> st
 
 
 def suite_result(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) -> dict[str, Any]:
-    """Great Expectations' result of the whole suite, as JSON; its success is that the partition may be published.
+    """Great Expectations' result of the whole suite, as JSON; ``success``: the partition may be published.
 
     Args:
         outcome: the partition's outcome.

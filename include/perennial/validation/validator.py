@@ -143,7 +143,9 @@ def _bad_rows(
 def _find_duplicates(
     con: duckdb.DuckDBPyConnection, checks: list[Check], profiles: list[dict[str, Any]], view: str
 ) -> tuple[str, dict[int, dict[int, int]]]:
-    """Find the rows that occur more than once, in files whose number of distinct hashes shows that there may be any.
+    """Find the rows that occur more than once, by check.
+
+    Only files are searched in which a check's number of distinct hashes is less than that of its rows.
 
     Returns:
         The relation with one column ``__twice_<i>`` for each such check, and the rows by check and file.

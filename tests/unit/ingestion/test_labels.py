@@ -22,16 +22,16 @@ def labels(make_rows: Any, day: str = DAY, n: int = 40, **changes: Any) -> Any:
 def test_labels_arrive_a_day_later(small_model: Any, make_rows: Any) -> None:
     small_model.land(make_rows())
     small_model.land(make_rows(NEXT), NEXT)
-    assert small_model.run()["labels"] == 0, "the first night's labels are not there: no failure"
-    found = manifests.read("small", "data", DAY)
-    assert found is not None and found.result["label_state"] == "missing"
+    assert small_model.run()["labels"] == 0, "the first partition's labels have not landed: no failure"
+    manifest = manifests.read("small", "data", DAY)
+    assert manifest is not None and manifest.result["label_state"] == "missing"
     small_model.land(labels(make_rows, value=[None] + [i / 10 for i in range(1, 40)]), DAY, "labels")
     assert small_model.run(NEXT)["labels"] == 40
     table = small_model.table("labels")
     assert {(r["partition_date"], r["arrived"]) for r in table} == {(DAY, NEXT)}
     values = {r["id"]: r["label"] for r in table}
     assert values[f"{DAY}-0"] is None and values[f"{DAY}-5"] == 0 and values[f"{DAY}-39"] == 1
-    # the first night's own labels still have not come: nothing to do
+    # the labels due with the first partition have still not landed: nothing to do
     assert small_model.run()["status"] == "unchanged"
 
 
@@ -44,7 +44,7 @@ def test_labels_that_come_late_are_published_by_a_rerun(small_model: Any, make_r
     assert result["status"] == "published" and result["labels"] == 40
 
 
-def test_labels_for_keys_never_published_are_put_aside(small_model: Any, make_rows: Any) -> None:
+def test_labels_for_keys_never_published_go_to_quarantine(small_model: Any, make_rows: Any) -> None:
     amounts = [float(i) for i in range(40)]
     amounts[3] = -1.0
     small_model.land(make_rows(amount=amounts))
@@ -54,16 +54,16 @@ def test_labels_for_keys_never_published_are_put_aside(small_model: Any, make_ro
     result = small_model.run(DAY, NEXT)
     assert result["labels"] == 37, "one row was in quarantine, one was never there, one has no key"
     assert result["labels_quarantined"] == 3
-    aside = [r for r in small_model.table("quarantine") if r["feed"] == "labels"]
-    assert {(r["id"], r["partition_date"], r["feed_date"]) for r in aside} == {
+    quarantined = [r for r in small_model.table("quarantine") if r["feed"] == "labels"]
+    assert {(r["id"], r["partition_date"], r["feed_date"]) for r in quarantined} == {
         (f"{DAY}-3", NEXT, DAY), ("nobody", NEXT, DAY), (None, NEXT, DAY)}  # fmt: skip
-    reasons = {r["id"]: r["reasons"] for r in aside}
+    reasons = {r["id"]: r["reasons"] for r in quarantined}
     assert reasons["nobody"] == ["key was never published"]
     assert "expect_column_values_to_not_be_null(id)" in reasons[None]
-    rows_aside = [
+    quarantined_rows = [
         r for r in small_model.table("quarantine") if r["feed"] == "rows" and r["partition_date"] == NEXT
     ]
-    assert len(rows_aside) == 1, "the night's own quarantine is kept beside that of the labels it brought"
+    assert len(quarantined_rows) == 1, "bad rows stay in quarantine beside the bad labels that came with them"
 
 
 def test_labels_can_be_a_column_of_the_data(small_model: Any, make_rows: Any) -> None:

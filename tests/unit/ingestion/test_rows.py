@@ -1,4 +1,4 @@
-"""Bad input: what is refused, what is put aside, and that it cannot hurt whoever reads about it."""
+"""Rows: which files are refused, which rows go to quarantine, and that no page runs what is in them."""
 
 # ruff: noqa: E501 -- a case a line reads best
 from __future__ import annotations
@@ -65,7 +65,7 @@ def test_damaged_pages(small_model: Any, make_rows: Any, column: str) -> None:
     refused(small_model, "cannot be read to its end")
 
 
-def test_one_damaged_night_of_a_range_stops_that_night_alone(small_model: Any, make_rows: Any) -> None:
+def test_one_damaged_file_of_a_range_stops_its_partition_only(small_model: Any, make_rows: Any) -> None:
     small_model.land(make_rows())
     path = small_model.land(make_rows(NEXT, n=5000), NEXT)
     content = bytearray(path.read_bytes())
@@ -184,8 +184,8 @@ def test_a_text_of_ten_megabytes(small_model: Any, make_rows: Any) -> None:
     ]
     small_model.land(make_rows(kind=kinds))
     assert small_model.run()["quarantined"] == 1
-    kept = json.loads(small_model.table("quarantine")[0]["row_values"])["kind"]
-    assert len(kept) < 1100 and kept.endswith("… (10000000 characters)")
+    shown = json.loads(small_model.table("quarantine")[0]["row_values"])["kind"]
+    assert len(shown) < 1100 and shown.endswith("… (10000000 characters)")
     assert len(small_model.report()) < 300_000 and len(small_model.report(ending="json")) < 300_000
     small_model.suite = []
     assert small_model.run()["rows_out"] == 40, "without an expectation against it, it is data"
@@ -263,12 +263,12 @@ def test_personal_data_is_in_no_report_message_or_log(
     small_model.suite = small_model.suite[:1]
     small_model.changes = {"quarantine_limit": 1.0}
     small_model.run()
-    seen = [str(caught.value), caplog.text, *capfd.readouterr()]
-    seen += [p.read_text() for p in (small_model.lake / "reports").rglob("*.*")]
-    seen += [p.read_text() for p in (small_model.lake / "manifests").rglob("*.json")]
-    seen += [r["row_values"] for r in small_model.table("quarantine")]
-    assert len(seen) > 8
-    assert not [text[:100] for text in seen if "170 00" in text.replace("\\+49 170 00000", "")]
+    texts = [str(caught.value), caplog.text, *capfd.readouterr()]
+    texts += [p.read_text() for p in (small_model.lake / "reports").rglob("*.*")]
+    texts += [p.read_text() for p in (small_model.lake / "manifests").rglob("*.json")]
+    texts += [r["row_values"] for r in small_model.table("quarantine")]
+    assert len(texts) > 8
+    assert not [text[:100] for text in texts if "170 00" in text.replace("\\+49 170 00000", "")]
 
 
 CSV = "id,at,amount,count,kind,ok,on,phone\n"
@@ -298,7 +298,7 @@ def test_text_files_are_read_as_the_declared_types(text_model: Any) -> None:
     assert [rows["r20"][c] for c in ("amount", "count", "kind", "ok")] == [None, None, None, None]
 
 
-def test_cells_that_cannot_be_read_put_their_row_aside(text_model: Any) -> None:
+def test_rows_with_cells_that_cannot_be_cast_go_to_quarantine(text_model: Any) -> None:
     bad = [
         csv_row(30, count="1.5"),
         csv_row(31, amount="many"),

@@ -1,4 +1,4 @@
-"""The data step: what is published, what is put aside, what is repeated and what is not."""
+"""The data step: what is published, what goes to quarantine, what a rerun repeats and what it does not."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def labels(make_rows: Any, day: str = DAY, n: int = 40, **changes: Any) -> Any:
 
 
 @pytest.mark.data_profile
-def test_publishes_a_night(small_model: Any, make_rows: Any) -> None:
+def test_publishes_a_partition(small_model: Any, make_rows: Any) -> None:
     small_model.land(make_rows())
     result = small_model.run(run_id="r1")
     assert result["status"] == "published"
@@ -32,8 +32,8 @@ def test_publishes_a_night(small_model: Any, make_rows: Any) -> None:
     assert len(table) == 40
     assert {r["partition_date"] for r in table} == {DAY}
     assert set(table[0]) == {*small_model.columns, "partition_date"}
-    found = manifests.read("small", "data", DAY)
-    assert found is not None and found.rows_in == 40 and found.run_id == "r1"
+    manifest = manifests.read("small", "data", DAY)
+    assert manifest is not None and manifest.rows_in == 40 and manifest.run_id == "r1"
     assert "Expectation Validation Result" in small_model.report()
     assert json.loads(small_model.report(ending="json"))["success"] is True
     assert json.loads(small_model.report(kind="profile", ending="json"))["perennial"]["rows_sampled"] == 40
@@ -66,13 +66,13 @@ def test_bad_rows_go_to_quarantine_with_key_and_reason(small_model: Any, make_ro
     small_model.land(make_rows(amount=amounts))
     result = small_model.run(run_id="r9")
     assert (result["rows_out"], result["quarantined"]) == (38, 2)
-    aside = small_model.table("quarantine")
-    assert [r["id"] for r in aside] == [f"{DAY}-3", f"{DAY}-7"]
-    assert aside[0]["reasons"] == ["expect_column_values_to_be_between(amount)"]
-    assert aside[0]["run_id"] == "r9"
-    assert json.loads(aside[0]["row_values"])["amount"] == "-1.0"
-    assert json.loads(aside[0]["row_values"])["phone"] == "(personal data)"
-    assert not {r["id"] for r in aside} & {r["id"] for r in small_model.table()}
+    quarantined = small_model.table("quarantine")
+    assert [r["id"] for r in quarantined] == [f"{DAY}-3", f"{DAY}-7"]
+    assert quarantined[0]["reasons"] == ["expect_column_values_to_be_between(amount)"]
+    assert quarantined[0]["run_id"] == "r9"
+    assert json.loads(quarantined[0]["row_values"])["amount"] == "-1.0"
+    assert json.loads(quarantined[0]["row_values"])["phone"] == "(personal data)"
+    assert not {r["id"] for r in quarantined} & {r["id"] for r in small_model.table()}
     document = json.loads(small_model.report(ending="json"))
     assert document["meta"]["perennial"] == {
         "verdict": "published", "rows": 40, "quarantined": 2, "stopped": [], "declared": 3, "evaluated": 3,
@@ -145,23 +145,23 @@ def test_mostly_stops_where_it_is_not_met(small_model: Any, make_rows: Any) -> N
 
 
 def _content(small_model: Any) -> dict[str, Any]:
-    kept = {kind: small_model.table(kind) for kind in ("published", "labels", "quarantine")}
+    tables = {kind: small_model.table(kind) for kind in ("published", "labels", "quarantine")}
     documents = {}
     for path in sorted((small_model.lake / "reports" / "small" / "validation").glob("*.json")):
         documents[path.name] = json.loads(path.read_text())
     manifests = {}
     for path in sorted((small_model.lake / "manifests" / "small" / "data").glob("*.json")):
-        found = json.loads(path.read_text())
+        content = json.loads(path.read_text())
         manifests[path.name] = [
-            found["inputs"],
-            found["rows_in"],
-            found["rows_out"],
-            found["quarantined"],
-        ] + [found["result"][k] for k in ("labels", "labels_quarantined", "label_state")]
-    return {"tables": kept, "documents": documents, "manifests": manifests}
+            content["inputs"],
+            content["rows_in"],
+            content["rows_out"],
+            content["quarantined"],
+        ] + [content["result"][k] for k in ("labels", "labels_quarantined", "label_state")]
+    return {"tables": tables, "documents": documents, "manifests": manifests}
 
 
-def test_a_range_gives_what_its_nights_give(
+def test_a_range_gives_what_its_partitions_give(
     small_model: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     amounts = [float(i) for i in range(40)]
@@ -190,10 +190,10 @@ def test_a_range_gives_what_its_nights_give(
             small_model.run(day)
         except DataError as error:
             assert day in (THIRD, "2020-03-05"), error
-    nights = _content(small_model)
-    assert whole["tables"] == nights["tables"]
-    assert whole["documents"] == nights["documents"]
-    assert whole["manifests"] == nights["manifests"]
+    single = _content(small_model)
+    assert whole["tables"] == single["tables"]
+    assert whole["documents"] == single["documents"]
+    assert whole["manifests"] == single["manifests"]
     assert delta_tables.partitions(delta_tables.table_uri("published", "small")) == [
         DAY,
         NEXT,
@@ -239,6 +239,7 @@ def test_an_expectation_that_cannot_be_evaluated_stops_the_partition(
         DataError, match=r"expect_column_values_to_be_between\(amount\) could not be evaluated"
     ):
         small_model.run()
-    kept = json.loads(small_model.report(ending="json"))
-    assert kept["meta"]["perennial"]["evaluated"] == 2 and kept["meta"]["perennial"]["declared"] == 3
+    document = json.loads(small_model.report(ending="json"))
+    summary = document["meta"]["perennial"]
+    assert (summary["evaluated"], summary["declared"]) == (2, 3)
     assert small_model.table() == []

@@ -1,4 +1,4 @@
-"""Our results are what Great Expectations' own pandas engine says of the same rows."""
+"""Validation in DuckDB gives the results of Great Expectations' own pandas engine on the same rows."""
 
 # ruff: noqa: E501 -- a case a line reads best
 from __future__ import annotations
@@ -136,9 +136,9 @@ def ours(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
     con = duckdb_session.connect()
     landed = [fetch_file(feed, "2020-01-01", str(path), folder, con)]
     create_landed_view(con, feed, landed)
-    found = validate(con, feed, landed, build_checks(expectations, COLUMNS, ["id"]), 1.0)
-    assert found.outcomes[0].evaluated == len(CASES)
-    return found.outcomes[0].results
+    findings = validate(con, feed, landed, build_checks(expectations, COLUMNS, ["id"]), 1.0)
+    assert findings.outcomes[0].evaluated == len(CASES)
+    return findings.outcomes[0].results
 
 
 @pytest.fixture(scope="module")
@@ -153,7 +153,6 @@ def theirs() -> list[Any]:
         context = gx.get_context(mode="ephemeral")
         # texts as objects, which is what the pandas engine knows best
         frame = pd.DataFrame(rows).astype({"s": object, "t": object})
-        frame = frame.where(frame.notna(), None) if False else frame
         asset = context.data_sources.add_pandas("p").add_dataframe_asset("a")
         batch = asset.add_batch_definition_whole_dataframe("b").get_batch({"dataframe": frame})
         return [batch.validate(ExpectationConfiguration(type=t, kwargs=k).to_domain_obj()) for t, k in CASES]
