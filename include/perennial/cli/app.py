@@ -143,7 +143,7 @@ def run(
     with result_file_module.step_outcome(result_file) as outcome:
         result_file_module.check_library_digest(library_digest)
         spec = invocation.resolve_spec(model, spec_file)
-        outcome.result = dispatch.run(step, spec, **invocation.resolve_arguments(step, spec, options))
+        outcome.result = dispatch.run(step, spec, **invocation.resolve_arguments(step, options))
     sys.stdout.flush()
     print(json.dumps(outcome.result, default=str), flush=True)  # noqa: T201
 

@@ -1,9 +1,10 @@
-"""What a step that is run by hand, or in a pod, is called with: its model, its arguments, who decides."""
+"""The model and the arguments of a step that the command line runs, for a person or in a pod."""
 
 from __future__ import annotations
 
 import json
 import sys
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from perennial.cli import terminal
@@ -13,23 +14,33 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 
-def resolve_arguments(step: str, spec: ModelSpec, given: dict[str, Any]) -> dict[str, Any]:
-    """What the step is called with; who decides is filled in."""
+def resolve_arguments(step: str, options: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments of a step, with defaults for who runs it.
+
+    Args:
+        step: name of the step.
+        options: options of the command line; those that are None were not given.
+
+    Raises:
+        PerennialError: there is no such step.
+    """
     from perennial.steps import dispatch
 
-    if step not in dispatch.STEPS:
-        dispatch.run(step, spec)
-    takes = dispatch.takes(step)
-    arguments = {name: value for name, value in given.items() if value is not None}
-    if "actor" in takes:
+    parameters = dispatch.takes(step)
+    arguments = {name: value for name, value in options.items() if value is not None}
+    if "actor" in parameters:
         arguments.setdefault("actor", terminal.user())
-    if "backfill" in takes:
+    if "backfill" in parameters:
         arguments.setdefault("backfill", False)
     return arguments
 
 
 def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
-    """The model to run: from its folder, or as it was handed over.
+    """The model to run: from its folder, or from a bundle that the caller made of it.
+
+    Args:
+        model: name of the model.
+        spec_file: path or URI of the bundle; ``-`` reads standard input.
 
     Raises:
         SpecError: neither is given, or what is given cannot be used.
@@ -46,22 +57,20 @@ def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
         return catalog.load_model_by_name(model)
     try:
         text = sys.stdin.read() if spec_file == "-" else object_store.read_text(spec_file)
-        found = ModelSpec.from_bundle(json.loads(text))
+        spec = ModelSpec.from_bundle(json.loads(text))
     except OSError as error:
         raise SpecError(f"{spec_file} cannot be read: {error.strerror}", "name the bundle's file") from None
     except ValidationError as error:
         first = error.errors(include_url=False)[0]
-        where = ".".join(str(part) for part in first["loc"])
+        key = ".".join(str(part) for part in first["loc"])
         raise SpecError(
-            f"{spec_file}: {where}: {first['msg']}", "make it with ModelSpec.bundle() of the same version"
+            f"{spec_file}: {key}: {first['msg']}", "make it with ModelSpec.bundle() of the same version"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise SpecError(
             f"{spec_file} is not a model's bundle: {type(error).__name__}: {error}",
             "make it with ModelSpec.bundle()",
         ) from None
-    if model not in (None, found.name):
-        raise SpecError(
-            f"{spec_file} holds model {found.name}, --model says {model}", "leave one of them out"
-        )
-    return found
+    if model not in (None, spec.name):
+        raise SpecError(f"{spec_file} holds model {spec.name}, --model is {model}", "drop one of the options")
+    return spec

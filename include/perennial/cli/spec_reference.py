@@ -161,7 +161,8 @@ def _table(kind: type[BaseModel], prefix: str) -> Iterator[str]:
     inner: list[tuple[str, type[BaseModel]]] = []
     for name, field in kind.model_fields.items():
         if section := _section(field.annotation):
-            suffix = {list: "[]", dict: ".*"}.get(get_origin(field.annotation), "")
+            origin = get_origin(field.annotation)
+            suffix = "[]" if origin is list else ".*" if origin is dict else ""
             inner.append((f"{prefix}{name}{suffix}", section))
         default = field.get_default(call_default_factory=True)
         if field.is_required():

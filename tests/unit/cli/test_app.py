@@ -19,6 +19,7 @@ from perennial.core.settings import ROOT
 from perennial.spec import catalog
 from perennial.steps import dispatch
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 
 BROKEN = Path(__file__).parents[1] / "spec" / "broken"
 
@@ -84,14 +85,14 @@ def test_markup_in_a_message_is_shown_as_it_is(toy: Path) -> None:
 
 
 def test_why_tells_a_decision_in_words(toy: Path) -> None:
-    assert "nothing was decided about a retraining by then" in str(call("why", "toy", "2024-02-01").exception)
+    assert "there is no decision on a retraining up to this date" in str(call("why", "toy", "2024-02-01").exception)
     ledger.append(
-        "toy", kind="retraining", decision="declined", reason="the verdict is ok", actor="scheduler",
+        "toy", kind=LedgerKind.RETRAINING, decision=Decision.DECLINED, reason="the verdict is ok", actor="scheduler",
         partition="2024-02-01", model_version="3",
         evidence={"signals": {"skew": {"state": "bad", "reason": "2 differ"}}},
     )  # fmt: skip
     told = call("why", "toy", "2024-02-01").output
-    assert "2024-02-01: no retraining was asked for (version 3)." in told
+    assert "2024-02-01: no retraining was requested (version 3)." in told
     assert "Because: the verdict is ok" in told and "skew: BAD: 2 differ" in told
 
 
@@ -188,7 +189,7 @@ def test_a_pod_gets_the_spec_with_the_call(
         == 0
     )
     assert [s.digest for s in seen] == [spec.digest] * 2
-    with pytest.raises(PerennialError, match="holds model flight_late, --model says toy"):
+    with pytest.raises(PerennialError, match="holds model flight_late, --model is toy"):
         raise (
             call("run", "score", "--spec-file", str(path), "-m", "toy", "--start", "2013-01-01").exception
             or AssertionError
@@ -224,8 +225,8 @@ def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
     for n in range(3):
         ledger.append(
             "toy",
-            kind="retraining",
-            decision="no",
+            kind=LedgerKind.RETRAINING,
+            decision=Decision.DECLINED,
             reason=f"[calm] {n}",
             actor="test",
             partition="2024-01-01",
@@ -239,7 +240,7 @@ def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
 
 def test_a_ledger_that_was_tampered_with(toy: Path, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(3):
-        ledger.append("toy", kind="promotion", decision="promoted", reason=str(n), actor="test")
+        ledger.append("toy", kind=LedgerKind.PROMOTION, decision=Decision.PROMOTED, reason=str(n), actor="test")
     real = ledger.records
     monkeypatch.setattr(
         ledger, "records", lambda model, kind=None: [r for r in real(model, kind) if r["reason"] != "1"]

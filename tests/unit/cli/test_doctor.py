@@ -105,7 +105,7 @@ def test_s3_is_tried_in_every_way_that_steps_need(proxy: trouble.Proxy) -> None:
 @pytest.mark.parametrize(
     ("kind", "method", "what", "remedy"),
     [
-        ("blind", "PUT", "lake: conditional writes", "honours If-None-Match"),
+        ("blind", "PUT", "lake: conditional writes", "supports If-None-Match"),
         ("forbidden", "PUT", "lake: write", "s3:PutObject"),
         ("forbidden", "DELETE", "lake: remove", "s3:DeleteObject"),
     ],
@@ -149,7 +149,7 @@ def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
 def test_dead_servers_are_told_in_seconds(
     dead: str, proxy: trouble.Proxy, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "ANSWER", 0.5)
+    monkeypatch.setattr(finding, "ANSWER_SECONDS", 0.5)
     with socket.socket() as ear:  # takes connections, and says nothing
         ear.bind(("127.0.0.1", 0))
         ear.listen(64)

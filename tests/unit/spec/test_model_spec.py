@@ -69,7 +69,7 @@ def problems(names: tuple[str, ...] = ("toy",)) -> str:
 def test_the_good_folder_is_good(folder: Path) -> None:
     (report,) = preflight.check(["toy"])
     assert report.problems == []
-    assert (report.features, report.expectations, report.tried) == (1, 1, "made-up rows")
+    assert (report.features, report.expectations, report.tried) == (1, 1, "generated rows")
     assert any("no partition has landed" in note for note in report.notes)
 
 

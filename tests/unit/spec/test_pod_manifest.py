@@ -44,7 +44,11 @@ def test_the_profile_decides(remote_lake: Path, tmp_path: Path) -> None:
     )  # fmt: skip
     pod = make_pod(tmp_path, profile, memory="4Gi", interruptions=2)
     spec, container = pod["spec"], pod["spec"]["containers"][0]
-    assert container["resources"]["limits"] == {"memory": "4Gi", "ephemeral-storage": "4Gi", "nvidia.com/gpu": "2"}
+    assert container["resources"]["limits"] == {
+        "memory": "4Gi",
+        "ephemeral-storage": "4Gi",
+        "nvidia.com/gpu": "2",
+    }
     assert container["resources"]["requests"]["cpu"] == "1500m"
     env = {e["name"]: e.get("value") for e in container["env"]}
     # the plan is of the first memory, whichever attempt this is
@@ -112,7 +116,9 @@ def test_workers_are_made_as_their_trainer_is(remote_lake: Path, tmp_path: Path)
         wait_minutes=4, start_minutes=2,
     )  # fmt: skip
     alone = make_pod(tmp_path, profile)
-    trainer = make_pod(tmp_path, profile, role="trainer", annotations={pod_manifest.RENDEZVOUS_ANNOTATION: "s3://b/m"})
+    trainer = make_pod(
+        tmp_path, profile, role="trainer", annotations={pod_manifest.RENDEZVOUS_ANNOTATION: "s3://b/m"}
+    )
     worker = make_pod(tmp_path, profile, role="worker")
     assert "perennial/role" not in alone["metadata"]["labels"]
     assert trainer["metadata"]["annotations"][pod_manifest.RENDEZVOUS_ANNOTATION] == "s3://b/m"

@@ -1,4 +1,4 @@
-"""`perennial check`: everything about the models that can be known before a night runs them, all problems at once."""
+"""`perennial check`: finds all problems of a model folder that can be found before a run."""
 
 from __future__ import annotations
 
@@ -20,9 +20,12 @@ if TYPE_CHECKING:
 
     from perennial.storage.landing import FeedSchema
 
-MADE_UP = 96
-#: What a task can use of a label, by the type that label.expression gives.
-LABELS = {
+__all__ = ["Report", "check", "check_model", "generate_rows"]
+
+#: Rows that are generated if none have landed.
+GENERATED_ROWS = 96
+#: SQL types of a label that each task accepts.
+LABEL_TYPES = {
     "binary": ("BIGINT",),
     "multiclass": ("BIGINT", "VARCHAR"),
     "regression": ("BIGINT", "DOUBLE"),
@@ -32,13 +35,16 @@ LABELS = {
 
 @dataclass
 class Report:
-    """What was found about one folder.
+    """The result of checking one folder.
 
     Attributes:
-        name: the folder's name. kind: its task, or ``feature set``.
-        features, expectations: how many it has; none where that could not be told.
+        name: name of the folder.
+        kind: the model's task, or ``feature set``.
+        features: number of features; None if unknown.
+        expectations: number of expectations; None if unknown.
         tried: what the SQL was run on.
-        problems: each begins with file and line. notes: what was not checked, or looks odd.
+        problems: each begins with file and line.
+        notes: what was not checked, or looks unusual.
     """
 
     name: str
@@ -51,7 +57,10 @@ class Report:
 
 
 def check(names: Sequence[str] = ()) -> list[Report]:
-    """Check the models called ``names``, or all of them with all feature sets.
+    """Check models and feature sets.
+
+    Args:
+        names: names of models; all models and feature sets if empty.
 
     Raises:
         SpecError: there is no model of such a name.
@@ -64,9 +73,9 @@ def check(names: Sequence[str] = ()) -> list[Report]:
     for name in names:
         if name not in models and name not in broken:
             catalog.load_model_by_name(name)
-    wanted = [*models, *(n for n in broken if n not in models)]
+    available = [*models, *(n for n in broken if n not in models)]
     reports = []
-    for name in sorted(n for n in wanted if not names or n in names):
+    for name in sorted(n for n in available if not names or n in names):
         report = check_model(models[name]) if name in models else broken[name]
         if name in models and name in broken:
             report.problems += broken[name].problems
@@ -76,18 +85,18 @@ def check(names: Sequence[str] = ()) -> list[Report]:
         reports += [
             _feature_set(name, name in used) for name in sorted(catalog.find_folders("feature_set.yaml"))
         ]
-    _say_once(reports)
+    _drop_repeated(reports)
     return reports
 
 
-def _say_once(reports: list[Report]) -> None:
-    """Leave out of each report what one before it says of a shared file."""
-    said: set[str] = set()
+def _drop_repeated(reports: list[Report]) -> None:
+    """Drop problems of a shared feature set from all reports but the first."""
+    reported: set[str] = set()
     for report in reports:
         report.problems = [
-            p for p in dict.fromkeys(report.problems) if p not in said or "features.sql" not in p
+            p for p in dict.fromkeys(report.problems) if p not in reported or "features.sql" not in p
         ] or (["see above: its feature set has a problem"] if report.problems else [])
-        said.update(report.problems)
+        reported.update(report.problems)
 
 
 def _feature_set(name: str, used: bool) -> Report:
@@ -99,15 +108,16 @@ def _feature_set(name: str, used: bool) -> Report:
     if used:
         report.tried = "with its models"
     else:
-        report.notes.append("no model names it, so its SQL was not checked")
+        report.notes.append("no model uses it, so its SQL was not checked")
     return report
 
 
 def check_model(spec: ModelSpec, *, landed: bool = True) -> Report:
-    """Check one model whose ``model.yaml`` could be read.
+    """Check one model with a valid ``model.yaml``.
 
     Args:
-        landed: look at what has landed, too.
+        spec: the model.
+        landed: also compare the spec with landed files.
     """
     from perennial.cli.check import sql_checks
     from perennial.validation.suite import parse_suite
@@ -117,23 +127,21 @@ def check_model(spec: ModelSpec, *, landed: bool = True) -> Report:
     report.expectations = len(suite) + len(problems)
     report.problems += [f"{_at(spec, 'expectations.json')}:{p.line}: {p.message}" for p in problems]
     if not report.expectations:
-        report.notes.append(
-            "expectations.json expects nothing: only the checks that hold for any partition are made"
-        )
+        report.notes.append("expectations.json has no expectations: only the built-in checks are made")
     _label(spec, report)
     rows = _landed(spec, report) if landed else None
-    found = sql_checks.check(spec, rows, lambda: made_up(spec))
-    for where, line, message in found.problems:
+    findings = sql_checks.check(spec, rows, lambda: generate_rows(spec))
+    for where, line, message in findings.problems:
         report.problems.append(f"{_at(spec, where)}{f':{line}' if line else ''}: {message}")
-    report.notes += found.notes
-    report.features = len(found.columns) or None
-    if found.columns and not found.problems:
-        report.tried = "made-up rows" if rows is None else f"{rows.num_rows:,} landed rows"
+    report.notes += findings.notes
+    report.features = len(findings.columns) or None
+    if findings.columns and not findings.problems:
+        report.tried = "generated rows" if rows is None else f"{rows.num_rows:,} landed rows"
     return report
 
 
 def _at(spec: ModelSpec, where: str) -> str:
-    """The path of a file of the model's folder, or of one of its feature sets (``name/features.sql``)."""
+    """The path of a file of the model, or of one of its feature sets (``name/features.sql``)."""
     folder, _, name = where.rpartition("/")
     path = next((s.folder for s in spec.feature_sets if s.name == folder), spec.folder) / name
     return yaml_reader.display_path(path)
@@ -149,7 +157,7 @@ def _label(spec: ModelSpec, report: Report) -> None:
         cause = error.cause.removeprefix("model.yaml: ").split("\n")[0]
         report.problems.append(f"{where}: {cause} ({error.remedy})")
         return
-    if kind not in LABELS[spec.task]:
+    if kind not in LABEL_TYPES[spec.task]:
         needed = {
             "binary": "a condition, or 0 and 1",
             "multiclass": "a text or a whole number",
@@ -162,9 +170,9 @@ def _label(spec: ModelSpec, report: Report) -> None:
 
 
 def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
-    """Some rows of the first partition that has landed, typed as declared; None: there are none here to look at.
+    """Read some rows of the first landed partition, typed as declared; None if no rows can be read.
 
-    The labels of that partition are compared with what is declared of them, too.
+    The label file of that partition is compared with label.columns, too.
     """
     from perennial.storage.landing import FeedSchema
 
@@ -174,14 +182,16 @@ def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
         return None
     if spec.label.source and Path(landing.source_uri(spec.label.source, day)).is_file():
         feed = FeedSchema(spec.name, "labels", spec.label.columns, "ignore", spec.data.personal)
-        _some(spec, feed, spec.label.source, day, report)
+        _read_sample(spec, feed, spec.label.source, day, report)
     feed = FeedSchema(spec.name, "rows", spec.data.columns, spec.data.extra_columns, spec.data.personal)
-    found = _some(spec, feed, spec.data.source, day, report)
-    return found if found is not None and found.num_rows else None
+    rows = _read_sample(spec, feed, spec.data.source, day, report)
+    return rows if rows is not None and rows.num_rows else None
 
 
-def _some(spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Report) -> pa.Table | None:
-    """Some rows of a landed file; None, and it is reported: it is not what the spec declares, or cannot be read."""
+def _read_sample(
+    spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Report
+) -> pa.Table | None:
+    """Read some rows of a landed file; if it cannot be read as the spec declares, report that and return None."""
     import duckdb
 
     from perennial.cli.check import sql_checks
@@ -207,23 +217,23 @@ def _some(spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Re
 
 
 def _first_day(spec: ModelSpec) -> str | None:
-    """The first partition date, of the first weeks, whose file lies on this machine."""
+    """The first partition date, within the first month, whose file is on this machine."""
     if object_store.is_remote(landing.source_uri(spec.data.source, spec.schedule.start.isoformat())):
         return None
     days = ((spec.schedule.start + timedelta(days=i)).isoformat() for i in range(31))
     return next((day for day in days if Path(landing.source_uri(spec.data.source, day)).is_file()), None)
 
 
-def made_up(spec: ModelSpec) -> pa.Table:
-    """Rows of the declared types, within what the suite allows where it says so, with missing values among them."""
+def generate_rows(spec: ModelSpec) -> pa.Table:
+    """Generate rows of the declared types, within the ranges of the suite, some values missing."""
     import pyarrow as pa
 
     from perennial.validation.suite import parse_suite
 
-    wanted: dict[str, dict[str, Any]] = {}
+    limits: dict[str, dict[str, Any]] = {}
     for expectation in parse_suite(spec.suite, spec.data.columns)[0]:
         if "column" in expectation.kwargs:
-            wanted.setdefault(expectation.kwargs["column"], {}).update(expectation.kwargs)
+            limits.setdefault(expectation.kwargs["column"], {}).update(expectation.kwargs)
     types = {
         "string": pa.string(),
         "integer": pa.int64(),
@@ -234,8 +244,8 @@ def made_up(spec: ModelSpec) -> pa.Table:
     }
     columns = {}
     for column, kind in spec.data.columns.items():
-        allowed, key = wanted.get(column, {}), column in spec.data.key
-        values = [_value(kind, i, {} if key else allowed, spec.schedule.start) for i in range(MADE_UP)]
+        allowed, key = limits.get(column, {}), column in spec.data.key
+        values = [_value(kind, i, {} if key else allowed, spec.schedule.start) for i in range(GENERATED_ROWS)]
         if not key:
             values = [None if i % 11 == 5 else value for i, value in enumerate(values)]
         columns[column] = pa.array(values, types[kind])
@@ -251,7 +261,7 @@ def _value(kind: str, i: int, allowed: dict[str, Any], start: date) -> Any:
         return i % 3 == 0
     choices = allowed.get("value_set")
     if kind == "string":
-        return str(choices[i % len(choices)]) if choices else f"made up {i}"
+        return str(choices[i % len(choices)]) if choices else f"value {i}"
     low, high = (
         allowed.get(b) if isinstance(allowed.get(b), int | float) else None
         for b in ("min_value", "max_value")
@@ -259,6 +269,10 @@ def _value(kind: str, i: int, allowed: dict[str, Any], start: date) -> Any:
     if choices and all(isinstance(c, int | float) for c in choices):
         return choices[i % len(choices)]
     first = low if low is not None else min(0, high or 0)
-    span = (high - first) if high is not None else MADE_UP
-    value = first + span * i / MADE_UP if span > MADE_UP or kind == "number" else first + i % (int(span) + 1)
+    span = (high - first) if high is not None else GENERATED_ROWS
+    value = (
+        first + span * i / GENERATED_ROWS
+        if span > GENERATED_ROWS or kind == "number"
+        else first + i % (int(span) + 1)
+    )
     return int(value) if kind == "integer" else float(value)

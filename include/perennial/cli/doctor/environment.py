@@ -1,7 +1,7 @@
-"""`perennial doctor`: whether everything outside is there that the nights will need, asked before they need it.
+"""`perennial doctor`: checks that everything the DAGs need is available: settings, storage, MLflow, cluster.
 
-Each check really does what a step will do (writes an object, stores an artifact, has a pod admitted), leaves nothing
-behind, and is bounded in time.
+Each check does what a step will do (write an object, store an artifact, have a pod admitted), removes what it wrote,
+and has a time limit.
 """
 
 from __future__ import annotations
@@ -9,11 +9,12 @@ from __future__ import annotations
 import os
 import tempfile
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.cli.doctor.finding import ANSWER, Finding, State, bounded, brief
+from perennial.cli.doctor import finding
+from perennial.cli.doctor.finding import Finding, State, bounded, brief
 from perennial.core.errors import PerennialError
 from perennial.core.settings import endpoint_url, settings
 from perennial.spec import compute_profile
@@ -28,25 +29,24 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
     """Check everything, in the order in which it is set up.
 
     Args:
-        profiles: compute profiles that are checked beside those that the models use.
+        profiles: names of compute profiles to check in addition to those that the models use.
     """
-    found: list[Finding] = []
     used: dict[str, ComputeProfile] = {}
-    found += bounded("models", lambda: _models(profiles, used))
+    findings = bounded("models", lambda: _models(profiles, used))
     pods = [p for p in used.values() if p.runs_in_pods]
-    found = bounded("settings", lambda: _settings(pods)) + found
+    findings = bounded("settings", lambda: _settings(pods)) + findings
     try:
-        here = settings()
+        current = settings()
     except PerennialError:
-        return found  # told above; nothing else can be asked
-    found += bounded("lake", lambda: _lake(here.lake))
-    found += bounded("landing area", lambda: _landing(here.landing))
-    found += bounded("MLflow", lambda: _mlflow(here.mlflow_uri))
+        return findings  # reported above; the other checks need the settings
+    findings += bounded("lake", lambda: _lake(current.lake))
+    findings += bounded("landing area", lambda: _landing(current.landing))
+    findings += bounded("MLflow", lambda: _mlflow(current.mlflow_uri))
     if pods:
         from perennial.cli.doctor import cluster
 
-        found += cluster.examine(pods)
-    return found
+        findings += cluster.examine(pods)
+    return findings
 
 
 # --- settings, models, profiles
@@ -54,40 +54,39 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
 
 def _settings(pods: list[ComputeProfile]) -> Iterator[Finding]:
     try:
-        here = settings()
+        current = settings()
     except PerennialError as error:
         yield Finding("settings", "missing", error.cause, error.remedy)
         return
-    for name, place in (("PERENNIAL_LAKE", here.lake), ("PERENNIAL_LANDING", here.landing)):
-        said = bool(os.environ.get(name, "").strip())
-        shown = place if said else f"{place} (not set: the default)"
-        blind = [p.name for p in pods if not object_store.is_remote(place)]
-        if blind:
+    for name, uri in (("PERENNIAL_LAKE", current.lake), ("PERENNIAL_LANDING", current.landing)):
+        shown = uri if os.environ.get(name, "").strip() else f"{uri} (not set: the default)"
+        if pods and not object_store.is_remote(uri):
             # a template may mount the folder; without one the step refuses to start
             hard = any(not p.template for p in pods)
+            names = ", ".join(p.name for p in pods)
             yield Finding(
                 name,
                 "missing" if hard else "warning",
-                f"{shown}: a folder, which pods of profile {', '.join(blind)} cannot see",
-                f"set {name} to an s3:// URI, for Airflow and for the shell that this ran in",
+                f"{shown}: a folder, which pods of profile {names} cannot read",
+                f"set {name} to an s3:// URI, for Airflow and for this shell",
             )
         else:
             yield Finding(name, "ok", shown)
-    if object_store.is_remote(here.lake) or object_store.is_remote(here.landing):
+    if object_store.is_remote(current.lake) or object_store.is_remote(current.landing):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         where = f" at {endpoint_url()}" if endpoint_url() else ""
         if region:
             yield Finding("AWS_REGION", "ok", f"{region}{where}")
         else:
-            yield Finding("AWS_REGION", "warning", f"not set: us-east-1 is taken{where}",
+            yield Finding("AWS_REGION", "warning", f"not set: us-east-1 is used{where}",
                           "set AWS_REGION to the region of the buckets")  # fmt: skip
     if not os.environ.get("MLFLOW_TRACKING_URI"):
-        yield Finding("MLFLOW_TRACKING_URI", "warning", f"not set: {here.mlflow_uri} is taken",
+        yield Finding("MLFLOW_TRACKING_URI", "warning", f"not set: {current.mlflow_uri} is used",
                       "set MLFLOW_TRACKING_URI to the server's address")  # fmt: skip
 
 
-def _models(asked: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[Finding]:
-    """Load models, and into ``used`` the profiles that they name."""
+def _models(profiles: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[Finding]:
+    """Load the models, and add the profiles that they use, and the given ones, to ``used``."""
     from perennial.spec import catalog
 
     models, errors = catalog.load_models()
@@ -99,9 +98,9 @@ def _models(asked: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[F
         yield Finding("models", "ok", f"{len(models)}: {', '.join(sorted(models))}"[:200])
     else:
         yield Finding(
-            "models", "warning", "there are none", "perennial new makes one; PERENNIAL_MODELS names folders"
+            "models", "warning", "there are none", "create one with `perennial new`, or set PERENNIAL_MODELS"
         )
-    for name, users in _users(models.values(), asked).items():
+    for name, users in _users(models.values(), profiles).items():
         try:
             profile = compute_profile.load_profile(name)
         except PerennialError as error:
@@ -111,11 +110,10 @@ def _models(asked: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[F
         yield Finding(f"profile {name}", "ok", f"{profile.kind}, {users}")
 
 
-def _users(models: Any, asked: Sequence[str]) -> dict[str, str]:
-    """Profiles in use, and by whom."""
-    users: dict[str, list[str]] = {name: ["named here"] for name in asked}
-    found: list[ModelSpec] = list(models)
-    for spec in found:
+def _users(models: Iterable[ModelSpec], profiles: Sequence[str]) -> dict[str, str]:
+    """The profiles in use, and the steps that use each."""
+    users: dict[str, list[str]] = {name: ["--profile"] for name in profiles}
+    for spec in models:
         for step in ("data", "train", "score", "monitor"):
             name = spec.compute.get(step) or compute_profile.default_profile()
             users.setdefault(name, []).append(f"{spec.name}.{step}")
@@ -128,73 +126,73 @@ def _users(models: Any, asked: Sequence[str]) -> dict[str, str]:
 # --- the lake and the landing area
 
 
-def _lake(place: str) -> Iterator[Finding]:
-    if not object_store.is_remote(place):
-        yield _folder("lake", place)
+def _lake(uri: str) -> Iterator[Finding]:
+    if not object_store.is_remote(uri):
+        yield _folder("lake", uri)
         return
-    s3, bucket, prefix, gone = _bucket("lake", place)
-    if gone:
-        yield gone
+    s3, bucket, prefix, problem = _bucket("lake", uri)
+    if problem:
+        yield problem
         return
     key = f"{prefix}.doctor/{uuid.uuid4().hex}"
     remedy = f"allow s3:GetObject, s3:PutObject and s3:DeleteObject on {bucket}/{prefix}*"
-    thing = {"Bucket": bucket, "Key": key}
+    target = {"Bucket": bucket, "Key": key}
     try:
-        s3.put_object(**thing, Body=b"doctor", IfNoneMatch="*")
+        s3.put_object(**target, Body=b"doctor", IfNoneMatch="*")
     except Exception as error:
-        yield Finding("lake: write", "missing", f"{place}: {brief(error)}", remedy)
+        yield Finding("lake: write", "missing", f"{uri}: {brief(error)}", remedy)
         return
     yield Finding("lake: write", "ok", f"s3://{bucket}/{key}")
     try:
-        read = s3.get_object(**thing)["Body"].read()
+        read = s3.get_object(**target)["Body"].read()
         same = read == b"doctor"
         state: State = "ok" if same else "missing"
-        yield Finding("lake: read", state, "what was written" if same else "other bytes came back")
+        yield Finding("lake: read", state, "returns what was written" if same else "returned other bytes")
     except Exception as error:
-        yield Finding("lake: read", "missing", f"{place}: {brief(error)}", remedy)
-    yield _conditions(s3, thing)
+        yield Finding("lake: read", "missing", f"{uri}: {brief(error)}", remedy)
+    yield _conditions(s3, target)
     try:
-        s3.delete_object(**thing)
-        yield Finding("lake: remove", "ok", "what was written is gone again")
+        s3.delete_object(**target)
+        yield Finding("lake: remove", "ok", "the object was removed")
     except Exception as error:
-        yield Finding("lake: remove", "missing", f"{key} is left behind: {brief(error)}", remedy)
+        yield Finding("lake: remove", "missing", f"{key} could not be removed: {brief(error)}", remedy)
 
 
-def _conditions(s3: Any, thing: dict[str, str]) -> Finding:
-    """Whether the store refuses writes whose condition does not hold: commits and locks depend on it."""
+def _conditions(s3: Any, target: dict[str, str]) -> Finding:
+    """Whether the store refuses conditional writes whose condition is false; commits and locks depend on it."""
     for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"0123456789abcdef0123456789abcdef"'}):
         (name,) = condition
         try:
-            s3.put_object(**thing, Body=b"second", **condition)
+            s3.put_object(**target, Body=b"second", **condition)
         except Exception as error:
             code = _code(error)
             if code not in ("PreconditionFailed", "412", "ConditionalRequestConflict", "409"):
                 return Finding("lake: conditional writes", "missing", f"{name}: {brief(error)}",
-                               "allow s3:PutObject with conditions; use a store that has them")  # fmt: skip
+                               "allow s3:PutObject with conditions, or use a store that supports them")  # fmt: skip
         else:
             return Finding(
                 "lake: conditional writes",
                 "missing",
                 f"the store ignores {name}: two runs could overwrite each other's commits",
-                "use AWS S3, or a store that honours If-None-Match and If-Match on PUT",
+                "use AWS S3, or a store that supports If-None-Match and If-Match on PUT",
             )
     return Finding("lake: conditional writes", "ok", "a second write is refused")
 
 
-def _landing(place: str) -> Iterator[Finding]:
-    if not object_store.is_remote(place):
-        there = Path(place).is_dir()
-        yield Finding("landing area", "ok" if there else "warning", place if there else f"{place} is not there yet",
-                      "" if there else "it is made by the feed, or set PERENNIAL_LANDING")  # fmt: skip
+def _landing(uri: str) -> Iterator[Finding]:
+    if not object_store.is_remote(uri):
+        exists = Path(uri).is_dir()
+        yield Finding("landing area", "ok" if exists else "warning", uri if exists else f"{uri} does not exist yet",
+                      "" if exists else "the feed creates it; or set PERENNIAL_LANDING")  # fmt: skip
         return
-    s3, bucket, prefix, gone = _bucket("landing area", place)
-    if gone:
-        yield gone
+    s3, bucket, prefix, problem = _bucket("landing area", uri)
+    if problem:
+        yield problem
         return
     listed = s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1).get("Contents", [])
     if not listed:
-        yield Finding("landing area: read", "warning", f"nothing is below {place} yet",
-                      "let the feed deliver, then ask again: reading was not tried")  # fmt: skip
+        yield Finding("landing area: read", "warning", f"there is nothing below {uri} yet",
+                      "run this again after the first delivery: reading was not tried")  # fmt: skip
         return
     key = listed[0]["Key"]
     try:
@@ -205,22 +203,22 @@ def _landing(place: str) -> Iterator[Finding]:
             "landing area: read",
             "missing",
             f"s3://{bucket}/{key}: {brief(error)}",
-            f"allow s3:GetObject on {bucket}/{prefix}*, and kms:Decrypt if it is encrypted by a key",
+            f"allow s3:GetObject on {bucket}/{prefix}*, and kms:Decrypt if it is encrypted with a key",
         )
 
 
-def _bucket(what: str, place: str) -> tuple[Any, str, str, Finding | None]:
-    """Client, bucket, prefix (ending in a slash, or empty), and what is wrong with it."""
-    bucket, _, prefix = place.removeprefix("s3://").partition("/")
+def _bucket(what: str, uri: str) -> tuple[Any, str, str, Finding | None]:
+    """Client, bucket, prefix (ends in a slash, or empty), and the problem with it, if any."""
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    s3 = object_store.client("s3", timeout=ANSWER, max_attempts=2)
+    s3 = object_store.client("s3", timeout=finding.ANSWER_SECONDS, max_attempts=2)
     try:
         s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         return s3, bucket, prefix, None
     except Exception as error:
         remedies = {
-            "NoSuchBucket": f"make it: aws s3 mb s3://{bucket}; or correct the URI",
-            "AccessDenied": f"allow s3:ListBucket on {bucket} to the role that this runs as",
+            "NoSuchBucket": f"create it: aws s3 mb s3://{bucket}; or correct the URI",
+            "AccessDenied": f"allow s3:ListBucket on {bucket} for the role that this runs as",
             "InvalidAccessKeyId": "check the AWS credentials of this environment",
             "PermanentRedirect": "set AWS_REGION to the bucket's region",
         }
@@ -234,16 +232,16 @@ def _code(error: Exception) -> str:
     return str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
 
 
-def _folder(what: str, place: str) -> Finding:
-    there = Path(place)
-    while not there.exists():  # what is not there yet is made by the first step; nothing is left behind here
-        there = there.parent
+def _folder(what: str, path: str) -> Finding:
+    folder = Path(path)
+    while not folder.exists():  # the first step creates it; the check writes to the closest existing parent
+        folder = folder.parent
     try:
-        with tempfile.TemporaryFile(dir=there):
-            return Finding(what, "ok", f"{place} can be written")
+        with tempfile.TemporaryFile(dir=folder):
+            return Finding(what, "ok", f"{path} is writable")
     except OSError as error:
         return Finding(
-            what, "missing", f"{place}: {error}", "let this user write there, or set PERENNIAL_LAKE"
+            what, "missing", f"{path}: {error}", "give this user write permission, or set PERENNIAL_LAKE"
         )
 
 
@@ -257,36 +255,42 @@ def _mlflow(uri: str) -> Iterator[Finding]:
 
     def call(method: str, path: str, data: bytes | None = None) -> requests.Response:
         return requests.request(
-            method, f"{uri}{path}", data=data, timeout=ANSWER, **registry.request_credentials()
+            method,
+            f"{uri}{path}",
+            data=data,
+            timeout=finding.ANSWER_SECONDS,
+            **registry.request_credentials(),
         )
 
     try:
         answer = call("GET", "/api/2.0/mlflow/registered-models/search?max_results=1")
     except requests.RequestException as error:
         yield Finding("MLflow", "missing", f"{uri} does not answer ({type(error).__name__})",
-                      "start it, or set MLFLOW_TRACKING_URI; check the network between")  # fmt: skip
+                      "start it, or set MLFLOW_TRACKING_URI; check the network")  # fmt: skip
         return
     if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):
         hints = {
             401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
-            403: "name this host in MLFLOW_SERVER_ALLOWED_HOSTS of the server",
+            403: "add this host to MLFLOW_SERVER_ALLOWED_HOSTS of the server",
         }
         yield Finding("MLflow", "missing", f"{uri} answered {answer.status_code}: {answer.text[:120]!r}",
-                      hints.get(answer.status_code, "look at the server's log; is this MLflow?"))  # fmt: skip
+                      hints.get(answer.status_code, "check the server's log, and that this is MLflow"))  # fmt: skip
         return
     yield Finding("MLflow", "ok", f"{uri} answers")
     path = f"/api/2.0/mlflow-artifacts/artifacts/.doctor/{uuid.uuid4().hex}"
-    remedy = "start the server with --serve-artifacts and --artifacts-destination; let its role read and write there"
+    remedy = (
+        "start the server with --serve-artifacts and --artifacts-destination; allow its role to write there"
+    )
     content = uuid.uuid4().bytes
     for what, method, data in (("write", "PUT", content), ("read", "GET", None), ("remove", "DELETE", None)):
         try:
             answer = call(method, path, data)
             problem = "" if answer.ok else f"{answer.status_code}: {answer.text[:160]!r}"
             if what == "read" and answer.ok and answer.content != content:
-                problem = "other bytes came back"
+                problem = "returned other bytes"
         except requests.RequestException as error:
             problem = type(error).__name__
         if problem:
             yield Finding(f"MLflow: {what} artifacts", "missing", problem, remedy)
             return
-    yield Finding("MLflow: artifacts", "ok", "written, read and removed through the server")
+    yield Finding("MLflow: artifacts", "ok", "written, read and removed by way of the server")

@@ -1,4 +1,4 @@
-"""What a check of the surroundings found, and how a check is bounded in time."""
+"""The result of a check of the environment, and a time limit for checks."""
 
 from __future__ import annotations
 
@@ -7,19 +7,22 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+__all__ = ["ANSWER_SECONDS", "CHECK_SECONDS", "Check", "Finding", "State", "bounded", "brief"]
+
 State = Literal["ok", "warning", "missing"]
-
-
-#: Seconds that one answer may take, and one whole check.
-ANSWER, CHECK = 4.0, 25.0
+#: Time limits of one request, and of one whole check.
+ANSWER_SECONDS, CHECK_SECONDS = 4.0, 25.0
 
 
 @dataclass(frozen=True)
 class Finding:
-    """What one check found.
+    """The result of one check.
 
     Attributes:
-        what: what was checked. detail: what was seen. remedy: what to do; empty where nothing is.
+        what: what was checked.
+        state: the result.
+        detail: the result in words.
+        remedy: what to do; empty if there is nothing to do.
     """
 
     what: str
@@ -32,23 +35,29 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def bounded(what: str, check: Check, seconds: float | None = None) -> list[Finding]:
-    """What a check finds within its time. What it had found when time was up, or when it broke, is kept."""
-    found: list[Finding] = []
+    """Run a check within a time limit; after a timeout or an error, its findings until then are returned, too.
+
+    Args:
+        what: what is checked, for the finding about a timeout or an error.
+        check: yields findings.
+        seconds: the limit; `CHECK_SECONDS` when not given.
+    """
+    findings: list[Finding] = []
 
     def work() -> None:
         try:
             for item in check():
-                found.append(item)
-        except Exception as error:  # a check that breaks is a finding, and must not hide the others
-            found.append(
-                Finding(what, "missing", f"could not be checked: {brief(error)}", "see what the error says")
+                findings.append(item)
+        except Exception as error:  # a failing check is a finding, and must not hide the others
+            findings.append(
+                Finding(what, "missing", f"could not be checked: {brief(error)}", "see the error")
             )
 
-    limit = CHECK if seconds is None else seconds
+    limit = CHECK_SECONDS if seconds is None else seconds
     worker = threading.Thread(target=work, daemon=True)
     worker.start()
     worker.join(limit)
-    result = list(found)
+    result = list(findings)
     if worker.is_alive():
         result.append(
             Finding(
@@ -62,6 +71,6 @@ def bounded(what: str, check: Check, seconds: float | None = None) -> list[Findi
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error, with its kind where it says little."""
+    """The first line of an error, with its type if the line is short."""
     text = (str(error).strip().splitlines() or [""])[0][:300]
     return text if len(text) > 20 else f"{type(error).__name__}: {text}"
