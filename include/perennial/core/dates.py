@@ -30,7 +30,8 @@ class DateRange:
     end: str
 
     def __post_init__(self) -> None:
-        if parse_date(self.end, "end") < parse_date(self.start, "start"):
+        first = parse_date(self.start, "start")
+        if parse_date(self.end, "end") < first:
             raise PerennialError(f"end {self.end} is before start {self.start}", "swap them")
 
     @classmethod

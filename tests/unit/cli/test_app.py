@@ -264,9 +264,9 @@ def test_interrupted_by_the_keyboard(toy: Path) -> None:
 
     code = (
         "import sys; sys.argv = ['perennial', 'run', 'data', '-m', 'toy', '--start', '2024-01-01']\n"
-        "from perennial import steps\nimport time\n"
+        "from perennial.steps import dispatch\nimport time\n"
         "def wait(*a, **k):\n    print('waiting', flush=True); time.sleep(60)\n"
-        "steps.run = wait\nfrom perennial.cli.app import main\nmain()"
+        "dispatch.run = wait\nfrom perennial.cli.app import main\nmain()"
     )
     child = subprocess.Popen(
         [sys.executable, "-c", code], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
