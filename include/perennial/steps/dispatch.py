@@ -19,7 +19,12 @@ def load_step(step: str) -> Callable[..., Mapping[str, Any]]:
 
     Args:
         step: one of `STEPS`.
+
+    Raises:
+        PerennialError: there is no such step.
     """
+    if step not in STEPS:
+        raise PerennialError(f"there is no step {step!r}", f"the steps are: {', '.join(STEPS)}")
     function: Callable[..., Mapping[str, Any]] = getattr(
         importlib.import_module(f"perennial.steps.{step}"), step
     )
@@ -40,10 +45,6 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
     Raises:
         PerennialError: there is no such step, it does not take these arguments, or the step failed.
     """
-    if step not in STEPS:
-        raise PerennialError(
-            f"there is no step {step!r}", f"the steps are: {', '.join(STEPS)}", model=spec.name
-        )
     function = load_step(step)
     try:
         inspect.signature(function).bind(spec, **arguments)
@@ -62,5 +63,8 @@ def takes(step: str) -> list[str]:
 
     Args:
         step: one of `STEPS`.
+
+    Raises:
+        PerennialError: there is no such step.
     """
     return [p for p in inspect.signature(load_step(step)).parameters if p != "spec"]

@@ -92,7 +92,7 @@ def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, 
     live.airflow.unpause(TRAIN)
     assert live.runs_of(TRAIN, day) == []
     monitored(live, night)
-    assert decision(night)["reason"].startswith(f"the retraining asked for on {day} is still in flight")
+    assert decision(night)["reason"].startswith(f"the retraining requested on {day} is still in flight")
     await_(lambda: quiet(live, [day]), 120, lambda: live.airflow.runs(TRAIN))
     assert reasons(live, day) == [decision(day)["reason"]]
     assert trainings().count(day) == 1 and night not in trainings()

@@ -12,9 +12,10 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
-from perennial.lifecycle.retraining import decide
+from perennial.steps.decide import decide
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
+from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest
 from perennial_airflow.dag_factory.dag_docs import page
 from perennial_airflow.dag_factory.stages.monitor import ask_retraining, monitor_dag
@@ -110,9 +111,9 @@ def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(asking: ModelS
 def test_nobody_is_asked_twice(asking: ModelSpec) -> None:
     propose(asking)
     respond(asking, "Reject", {"id": "1", "name": "ada"})
-    with pytest.raises(AirflowSkipException, match="turned down by ada"):
+    with pytest.raises(AirflowSkipException, match="rejected by ada"):
         monitor_dag(asking).get_task("approve_retraining").execute(context())
-    with pytest.raises(AirflowSkipException, match="turned down by ada"):
+    with pytest.raises(AirflowSkipException, match="rejected by ada"):
         ask_retraining(asking, context())
 
 
@@ -148,7 +149,7 @@ def test_no_answer_is_a_no(asking: ModelSpec) -> None:
     propose(asking)
     respond(asking, "Reject", None)
     last = ledger.records(asking.name)[-1]
-    assert (last["decision"], last["actor"]) == ("declined", "nobody, in time")
+    assert (last["decision"], last["actor"]) == ("declined", "no answer in time")
 
 
 def test_without_an_answer_no_event_is_sent(asking: ModelSpec) -> None:
@@ -168,6 +169,6 @@ def test_a_request_of_which_no_training_came_is_sent_again_for_its_own_date(spec
     assert told["as_of"] == DAY and told["reason"].startswith("drift: 70% of the weight")
     (event,) = seen["outlet_events"].values()
     assert event.partitions == [DAY] and event.extra["reason"] == told["reason"]
-    ledger.append(spec.name, kind="training", decision="trained", reason="", actor="t", partition=DAY)
+    ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="", actor="t", partition=DAY)
     with pytest.raises(AirflowSkipException):
         ask_retraining(spec, context(day="2013-02-02"))

@@ -1,4 +1,4 @@
-"""The morning's digest, from incidents and ledgers of several models."""
+"""The daily summary, from incidents and ledgers of several models."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from perennial.alerting.incidents import SignalObservation
 from perennial.spec.alerts import Mute
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 from support import toys
 
 HOOK = {"kind": "webhook", "url": "http://127.0.0.1:9/team"}
@@ -19,21 +20,23 @@ HOOK = {"kind": "webhook", "url": "http://127.0.0.1:9/team"}
 
 @pytest.fixture
 def specs(house: Path, tmp_path: Path) -> dict[str, ModelSpec]:
-    said = {
+    alerts_by_name = {
         "quiet": {"channels": [HOOK | {"name": "a"}]},
         "loud": {"channels": [HOOK | {"name": "b", "daily_summary": True}]},
         "other": {"channels": [HOOK | {"name": "c", "daily_summary": True, "signals": ["drift"]}]},
     }
-    return {name: toys.model(tmp_path / "models", name, alerts=alerts) for name, alerts in said.items()}
+    return {
+        name: toys.model(tmp_path / "models", name, alerts=alerts) for name, alerts in alerts_by_name.items()
+    }
 
 
-def test_where_there_is_nothing_to_tell_it_is_one_line(specs: dict[str, ModelSpec]) -> None:
-    found = daily_summary.compose(specs)
-    assert found.text == found.title
-    assert "all is well with 3 models" in found.text
+def test_without_news_it_is_one_line(specs: dict[str, ModelSpec]) -> None:
+    summary = daily_summary.compose(specs)
+    assert summary.text == summary.title
+    assert "no incidents and no decisions for 3 models" in summary.text
 
 
-def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[str, ModelSpec]) -> None:
+def test_it_lists_incidents_decisions_and_mutes(specs: dict[str, ModelSpec]) -> None:
     for day, x in (("2024-03-03", "bad"), ("2024-03-10", "bad")):
         incidents.record_signals(specs["loud"], day, {"drift": SignalObservation(x, f"x moved by {day}")})  # type: ignore[arg-type]
     incidents.mute_signals("other", Mute(signals=["failure:*"], until="2024-04-01", reason="a move"), "ann")  # type: ignore[arg-type]
@@ -42,40 +45,56 @@ def test_it_tells_what_is_wrong_what_was_decided_and_what_is_muted(specs: dict[s
     )
     incidents.record_signals(specs["quiet"], "2024-03-03", {"drift": SignalObservation("bad")})
     incidents.record_signals(specs["quiet"], "2024-03-10", {"drift": SignalObservation("ok")})
-    ledger.append("loud", kind="retraining", decision="requested", reason="drift: x", actor="scheduler",
-                  partition="2024-03-10")  # fmt: skip
-    ledger.append("loud", kind="retraining", decision="declined", reason="calm", actor="scheduler")
-    ledger.append("quiet", kind="promotion", decision="promoted", reason="better by 3%", actor="scheduler",
-                  partition="2024-03-10", model_version="4")  # fmt: skip
-    found = daily_summary.compose(specs)
-    assert found.title.endswith(": 2 open incidents, 2 decisions")
-    assert found.text.splitlines()[2:] == [
+    for decision, reason, partition in (
+        (Decision.REQUESTED, "drift: x", "2024-03-10"),
+        (Decision.DECLINED, "no drift", None),
+    ):
+        ledger.append(
+            "loud",
+            kind=LedgerKind.RETRAINING,
+            decision=decision,
+            reason=reason,
+            actor="scheduler",
+            partition=partition,
+        )
+    ledger.append(
+        "quiet",
+        kind=LedgerKind.PROMOTION,
+        decision=Decision.PROMOTED,
+        reason="better by 3%",
+        actor="scheduler",
+        partition="2024-03-10",
+        model_version="4",
+    )
+    summary = daily_summary.compose(specs)
+    assert summary.title.endswith(": 2 open incidents, 2 decisions")
+    assert summary.text.splitlines()[2:] == [
         "Open incidents",
-        "- loud: drift is bad since 2024-03-03, seen 2 times, last 2024-03-10: x moved by 2024-03-10",
-        "- other: failure:data is bad since 2024-03-03, seen once (muted): disk full",
+        "- loud: drift is bad since 2024-03-03, observed 2 times, last 2024-03-10: x moved by 2024-03-10",
+        "- other: failure:data is bad since 2024-03-03, observed once (muted): disk full",
         "",
-        "Ended",
+        "Closed incidents",
         "- quiet: drift, bad from 2024-03-03 to 2024-03-03",
         "",
-        "Decided",
+        "Decisions",
         "- quiet: promoted version 4, partition 2024-03-10: better by 3%",
-        "- loud: retraining asked for, partition 2024-03-10: drift: x",
+        "- loud: retraining requested, partition 2024-03-10: drift: x",
         "",
-        "Muted",
+        "Mutes",
         "- other: failure:* until 2024-04-01: a move",
     ]
-    daily_summary.mark_sent(found)
+    daily_summary.mark_sent(summary)
     later = daily_summary.compose(specs, datetime.now(UTC) + timedelta(seconds=5))
-    assert later.facts["since"] == found.until
+    assert later.facts["since"] == summary.until
     old = daily_summary.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=3))
     daily_summary.mark_sent(old)
     assert (
-        "all is well"
+        "no incidents"
         in daily_summary.compose({"quiet": specs["quiet"]}, datetime.now(UTC) + timedelta(days=4)).text
     )
 
 
-def test_each_place_gets_it_once(specs: dict[str, ModelSpec], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_each_address_gets_it_once(specs: dict[str, ModelSpec], monkeypatch: pytest.MonkeyPatch) -> None:
     assert [c.name for c in daily_summary.channels(specs.values())] == ["c"]
     monkeypatch.setenv("PERENNIAL_ALERT_URL", "http://127.0.0.1:9/all")
     assert {c.name for c in daily_summary.channels(specs.values())} == {"c", "perennial_alert_url"}

@@ -1,4 +1,4 @@
-"""Incidents: opened once, counted, told again when they get worse, ended; muted; delivered at least once."""
+"""Incidents: opened once, counted, updated when they get worse, closed; muted; delivered at least once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from perennial.core.settings import ROOT
 from perennial.spec.alerts import AlertsSpec, Channel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
+from perennial.storage.ledger import LedgerKind
 from support import processes, toys
 
 D1, D2, D3, D4 = "2024-03-03", "2024-03-10", "2024-03-17", "2024-03-24"
@@ -30,7 +31,7 @@ def spec(house: Path, tmp_path: Path) -> ModelSpec:
     return toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM]})
 
 
-def told(notices: list[Notice]) -> list[tuple[str, str]]:
+def summarise(notices: list[Notice]) -> list[tuple[str, str]]:
     return [(n.channel, n.kind) for n in notices]
 
 
@@ -39,15 +40,15 @@ def drift(state: str, reason: str = "") -> dict[str, SignalObservation]:
 
 
 def deliver(spec: ModelSpec) -> list[tuple[str, str]]:
-    """Empty the outbox; what it held."""
-    got: list[tuple[str, str]] = []
+    """Empty the outbox; returns channel and kind of its notices."""
+    delivered: list[tuple[str, str]] = []
 
     def take(channel: Channel, notice: Notice) -> bool:
-        got.append((channel.name, notice.kind))
+        delivered.append((channel.name, notice.kind))
         return True
 
     assert incidents.deliver_notices(spec, take) == 0
-    return got
+    return delivered
 
 
 def test_an_incident_opens_once_counts_and_ends(spec: ModelSpec) -> None:
@@ -61,9 +62,9 @@ def test_an_incident_opens_once_counts_and_ends(spec: ModelSpec) -> None:
     assert (item.count, item.first, item.last, item.reason, item.worst_reason) == (
         2, D2, D3, "x and z moved", "x moved",
     )  # fmt: skip
-    (closed,) = incidents.record_signals(spec, D4, drift("ok", "all is as it was"))
-    assert (closed.kind, closed.title) == ("closed", f"toy: drift is well again, partition {D4}")
-    assert "seen 2 times since 2024-03-10" in closed.text
+    (closed,) = incidents.record_signals(spec, D4, drift("ok", "as before"))
+    assert (closed.kind, closed.title) == ("closed", f"toy: drift recovered, partition {D4}")
+    assert "observed 2 times since 2024-03-10" in closed.text
     assert incidents.read_log("toy").open == []
 
 
@@ -89,7 +90,7 @@ def test_a_rerun_and_a_backfill_change_nothing(spec: ModelSpec, again: str) -> N
 def test_a_rerun_of_the_date_that_is_bad_counts_once(spec: ModelSpec) -> None:
     for _ in range(3):
         incidents.record_signals(spec, D1, drift("bad", "x"))
-    assert told(incidents.read_log("toy").outbox) == [("team", "opened")]
+    assert summarise(incidents.read_log("toy").outbox) == [("team", "opened")]
     assert incidents.read_log("toy").open[0].count == 1
 
 
@@ -99,18 +100,20 @@ def test_undetermined_neither_opens_nor_ends(spec: ModelSpec) -> None:
     incidents.record_signals(spec, D2, drift("undetermined"))
     (item,) = incidents.read_log("toy").open
     assert (item.count, item.last) == (1, D1)
-    assert incidents.read_log("toy").judged == {"drift": D1}
+    assert incidents.read_log("toy").verdict_dates == {"drift": D1}
 
 
-def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
+def test_getting_worse_is_sent_once_and_each_channel_gets_what_it_is_for(
     house: Path, tmp_path: Path
 ) -> None:
     data = TEAM | {"name": "data", "signals": ["failure:*", "deadline:*"]}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY, data]})
-    assert told(incidents.record_signals(spec, D1, drift("suspected", "a little"))) == [("early", "opened")]
+    assert summarise(incidents.record_signals(spec, D1, drift("suspected", "a little"))) == [
+        ("early", "opened")
+    ]
     deliver(spec)
     worse = incidents.record_signals(spec, D2, drift("bad", "a lot"))
-    assert told(worse) == [("team", "opened"), ("early", "updated")]
+    assert summarise(worse) == [("team", "opened"), ("early", "updated")]
     assert worse[1].title == f"toy: drift got worse, is bad, partition {D2}"
     deliver(spec)
     incidents.record_signals(spec, D3, drift("suspected", "less"))
@@ -118,7 +121,7 @@ def test_getting_worse_is_told_once_and_each_channel_hears_what_it_is_for(
     closed = incidents.record_signals(
         spec, "2024-03-31", drift("ok") | {"failure:score": SignalObservation("bad", "disk full")}
     )
-    assert told(closed) == [
+    assert summarise(closed) == [
         ("early", "closed"), ("team", "closed"), ("team", "opened"), ("early", "opened"), ("data", "opened"),
     ]  # fmt: skip
 
@@ -128,11 +131,11 @@ def test_a_failure_is_one_whatever_its_date_and_the_next_success_ends_it(spec: M
     well = {"failure:data": SignalObservation("ok")}
     assert incidents.record_signals(spec, D2, well) == []
     assert not Path(incidents.log_uri("toy")).exists(), "a success that ends nothing writes nothing"
-    assert told(incidents.record_signals(spec, D1, late)) == [("team", "opened")]
+    assert summarise(incidents.record_signals(spec, D1, late)) == [("team", "opened")]
     deliver(spec)
     incidents.record_signals(spec, "2024-03-02", well)
     assert len(incidents.read_log("toy").open) == 1, "a success of an earlier date says nothing"
-    assert told(incidents.record_signals(spec, D1, well)) == [("team", "closed")]
+    assert summarise(incidents.record_signals(spec, D1, well)) == [("team", "closed")]
 
 
 def test_a_part_that_is_well_does_not_end_what_another_part_failed_in(spec: ModelSpec) -> None:
@@ -147,7 +150,7 @@ def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(house: Path,
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY]})
     incidents.record_signals(spec, D1, drift("bad"))
     assert incidents.deliver_notices(spec, lambda channel, _: channel.name == "early") == 1
-    assert told(incidents.read_log("toy").outbox) == [("team", "opened")]
+    assert summarise(incidents.read_log("toy").outbox) == [("team", "opened")]
     assert deliver(spec) == [("team", "opened")]
     assert deliver(spec) == []
 
@@ -170,26 +173,29 @@ def test_a_removed_channel_blocks_nothing(spec: ModelSpec, tmp_path: Path) -> No
     assert incidents.read_log("toy").outbox == []
 
 
-def test_what_the_spec_mutes_is_recorded_and_told_when_the_mute_is_over(house: Path, tmp_path: Path) -> None:
+def test_what_the_spec_mutes_is_recorded_and_sent_when_the_mute_is_over(house: Path, tmp_path: Path) -> None:
     mute = {"signals": ["drift"], "until": D2, "reason": "a strike"}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM], "mute": [mute]})
     assert incidents.record_signals(spec, D1, drift("bad")) == []
-    assert told(incidents.record_signals(spec, D1, {"performance": SignalObservation("bad")})) == [
+    assert summarise(incidents.record_signals(spec, D1, {"performance": SignalObservation("bad")})) == [
         ("team", "opened")
     ]
     assert incidents.record_signals(spec, D2, drift("bad"))[1:] == []
     (item,) = [i for i in incidents.read_log("toy").open if i.signal == "drift"]
     assert item.count == 2
-    (record,) = ledger.records("toy", "alerting")
+    (record,) = ledger.records("toy", LedgerKind.ALERTING)
     assert (record["decision"], record["reason"], record["actor"]) == ("muted", "a strike", "model.yaml")
     assert record["evidence"] == {"signals": ["drift"], "until": D2}
     deliver(spec)
-    assert told(incidents.record_signals(spec, D3, drift("bad"))) == [("team", "opened")]
+    assert summarise(incidents.record_signals(spec, D3, drift("bad"))) == [("team", "opened")]
 
 
 def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
     run = CliRunner()
-    assert run.invoke(app, ["incidents"], env={"COLUMNS": "200"}).output.strip() == "There are no open incidents."
+    assert (
+        run.invoke(app, ["incidents"], env={"COLUMNS": "200"}).output.strip()
+        == "There are no open incidents."
+    )
     incidents.record_signals(spec, D1, drift("bad", "x moved"))
     done = run.invoke(app, ["mute", "toy", "drift", "--until", D3, "--reason", "known: a new shop"])
     assert done.exit_code == 0, done.output
@@ -198,7 +204,7 @@ def test_mute_and_incidents_of_the_command_line(spec: ModelSpec) -> None:
     for piece in ("toy", "drift", "bad, muted", D1, D2, "x moved", "until 2024-03-17: known: a new shop",
                   "1 notice could not be delivered yet"):  # fmt: skip
         assert piece in shown, shown
-    (record,) = ledger.records("toy", "alerting")
+    (record,) = ledger.records("toy", LedgerKind.ALERTING)
     assert "(command line)" in record["actor"]
     assert ledger.verify("toy") == 1
     as_json = json.loads(run.invoke(app, ["incidents", "toy", "--json"]).output)
@@ -217,27 +223,27 @@ def test_a_mute_needs_a_date_and_a_reason(spec: ModelSpec, wrong: list[str]) -> 
     assert "until" in str(result.exception) or "reason" in str(result.exception)
 
 
-def test_a_file_that_holds_something_else_is_told(spec: ModelSpec) -> None:
+def test_a_file_with_another_content_is_a_storage_error(spec: ModelSpec) -> None:
     path = Path(incidents.log_uri("toy"))
     path.parent.mkdir(parents=True)
     path.write_text("[1]")
-    with pytest.raises(StorageError, match=r"does not hold incidents(.|\n)*remove it"):
+    with pytest.raises(StorageError, match=r"does not hold incidents(.|\n)*delete it"):
         incidents.record_signals(spec, D1, drift("bad"))
 
 
-def test_several_writers_lose_nothing_and_tell_once(spec: ModelSpec) -> None:
+def test_several_writers_lose_nothing_and_notify_once(spec: ModelSpec) -> None:
     names = [f"task{i}" for i in range(6)]
-    found = [
+    tasks = [
         processes.start(processes.incident, str(spec.folder), D1, ("drift", f"failure:{n}")) for n in names
     ]
-    assert processes.wait(*found) == [0] * 6
-    book = incidents.read_log("toy")
-    assert {i.signal for i in book.open} == {"drift", *(f"failure:{n}" for n in names)}
-    assert [n.signal for n in book.outbox].count("drift") == 1
+    assert processes.wait(*tasks) == [0] * 6
+    log = incidents.read_log("toy")
+    assert {i.signal for i in log.open} == {"drift", *(f"failure:{n}" for n in names)}
+    assert [n.signal for n in log.outbox].count("drift") == 1
 
 
 @pytest.mark.parametrize("page", ["docs/alerts-and-metrics.md", "docs/production-on-aws.md"])
 def test_the_examples_of_the_pages_are_accepted(page: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    (said,) = [found["alerts"] for found in map(yaml.safe_load, blocks) if "alerts" in found]
-    assert {c.kind for c in AlertsSpec.model_validate(said).channels} == {"slack", "email", "webhook", "sns"}
+    (alerts,) = [page["alerts"] for page in map(yaml.safe_load, blocks) if "alerts" in page]
+    assert {c.kind for c in AlertsSpec.model_validate(alerts).channels} == {"slack", "email", "webhook", "sns"}

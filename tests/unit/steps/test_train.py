@@ -1,4 +1,4 @@
-"""Training: reproducible, judged on later rows than it learned from, registered with all that names it."""
+"""The step ``train``: reproducible, evaluated on later rows than it was fitted on, recorded."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from typing import Any
 import pytest
 
 from perennial.core import dates
+from perennial.core.dates import DateRange
 from perennial.core.errors import DataError, PerennialError
-from perennial.lifecycle.promotion import promote
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.monitor import monitor
+from perennial.steps.promote import promote
 from perennial.steps.score import score
 from perennial.steps.train import train
-from perennial.storage import delta_tables, duckdb_session, ledger, manifests
-from perennial.training import dataset, search
-from support import toys
+from perennial.storage import delta_tables, ledger, manifests
+from perennial.storage.ledger import Decision, LedgerKind
+from perennial.training import _dataset, search
+from support import lake, toys
 
 Make = Callable[..., ModelSpec]
 
@@ -54,7 +56,7 @@ def test_manifest_and_ledger_agree(world: Any) -> None:
     assert done.device == "cpu"
     assert done.run_id == "run-1"
     kinds = [(r["kind"], r["decision"]) for r in ledger.records(world.spec.name)]
-    assert kinds == [("training", "trained"), ("promotion", "promoted")]
+    assert kinds == [("training", "accepted"), ("promotion", "promoted")]
     assert ledger.verify(world.spec.name) == 2
 
 
@@ -78,7 +80,7 @@ def test_threads_and_external_memory_change_no_byte(
     assert one["external_memory"] is False
     monkeypatch.setenv("PERENNIAL_THREADS", "2")
     two = train(spec, as_of=toys.LAST, force=True)
-    monkeypatch.setattr(dataset, "BYTES_PER_CELL", 1 << 40)
+    monkeypatch.setattr(_dataset, "BYTES_PER_CELL", 1 << 40)
     disk = train(spec, as_of=toys.LAST, force=True)
     assert disk["external_memory"] is True
     assert one["digest"] == two["digest"] == disk["digest"]
@@ -91,9 +93,8 @@ def test_how_the_lake_lies_changes_no_byte(make_model: Make) -> None:
     one = train(spec, as_of=toys.LAST)
     uri = delta_tables.table_uri("published", spec.name)
     for day in delta_tables.partitions(uri):
-        stream = duckdb_session.stream(uri, start=day, end=day)
-        assert stream is not None
-        delta_tables.replace(uri, stream.read_all().sort_by([("x", "ascending")]), day)
+        rows = lake.read_table(uri, start=day, end=day)
+        delta_tables.replace(uri, rows.sort_by([("x", "ascending")]), day)
     two = train(spec, as_of=toys.LAST)
     assert two["status"] == "trained"
     assert two["digest"] == one["digest"]
@@ -124,7 +125,7 @@ def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
     toys.publish(spec)
     with pytest.raises(PerennialError, match=r"training\.device is cuda"):
         train(spec, as_of=toys.LAST)
-    assert registry.champion(spec) is None
+    assert registry.get_champion(spec) is None
     assert manifests.read(spec.name, "train", toys.LAST) is None
     experiment = client().get_experiment_by_name(spec.name)
     assert [r.info.status for r in client().search_runs([experiment.experiment_id])] == ["FAILED"]
@@ -166,16 +167,16 @@ def test_every_task_trains_promotes_and_scores(make_model: Make, task: str, metr
     assert result["gate"]["passed"], result["gate"]["reasons"]
     assert promote(spec, as_of=toys.LAST, actor="test")["promoted"]
     assert score(spec, start=toys.LAST)["rows_out"] == toys.ROWS
-    found = toys.content_of("predictions", spec.name)
+    rows = toys.content_of("predictions", spec.name)
     if task == "multiclass":
-        assert {r["prediction"] for r in found} <= {"red", "green", "blue"}
-        for row in found:
+        assert {r["prediction"] for r in rows} <= {"red", "green", "blue"}
+        for row in rows:
             assert sum(row["probabilities"]) == pytest.approx(1, abs=1e-5)
             # classes are in alphabetical order
             best = max(range(3), key=lambda i, p=row["probabilities"]: p[i])
             assert row["prediction"] == ["blue", "green", "red"][best]
     else:
-        assert len({r["prediction"] for r in found}) > 5
+        assert len({r["prediction"] for r in rows}) > 5
     again = train(spec, as_of=toys.LAST, force=True)
     assert again["digest"] == result["digest"]
 
@@ -189,17 +190,17 @@ def test_a_champion_of_every_task_can_be_watched(make_model: Make, task: str) ->
     end = dates.add_days(toys.LAST, 7)
     toys.publish(spec, toys.LAST, 8)
     score(spec, start=toys.LAST, end=end)
-    found = monitor(spec, as_of=end)
-    states = {name: signal["state"] for name, signal in found["signals"].items()}
-    assert found["model_version"] == result["version"] and states["skew"] == "ok"
+    verdict = monitor(spec, as_of=end)
+    states = {name: signal["state"] for name, signal in verdict["signals"].items()}
+    assert verdict["model_version"] == result["version"] and states["skew"] == "ok"
     known = {"performance", "attributions", "volume", "freshness", "labels", "nulls", "categories"}
-    known |= set() if task == "ranking" else {"calibration", "value", "estimated"}
-    assert {n for n in known if states.get(n, "undetermined") == "undetermined"} == set(), found["signals"]
+    known |= set() if task == "ranking" else {"calibration", "gain", "estimated"}
+    assert {n for n in known if states.get(n, "undetermined") == "undetermined"} == set(), verdict["signals"]
 
 
 def test_a_label_in_the_rows_needs_no_feed(make_model: Make) -> None:
-    own = {"source": None, "columns": {}, "expression": "z", "arrives_after_days": 0}
-    spec = make_model("regression", label=own, sql="SELECT id, x, k FROM rows", features={"references": []})
+    label = {"source": None, "columns": {}, "expression": "z", "arrives_after_days": 0}
+    spec = make_model("regression", label=label, sql="SELECT id, x, k FROM rows", features={"references": []})
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)
     assert result["dataset_version"]["labels"] is None
@@ -231,7 +232,7 @@ def relabel(spec: ModelSpec, values: Any) -> None:
     import pyarrow as pa
 
     uri = delta_tables.table_uri("labels", spec.name)
-    table = duckdb_session.stream(uri).read_all()  # type: ignore[union-attr]
+    table = lake.read_table(uri)
     new = table.set_column(table.column_names.index("label"), "label", pa.array(values(table)))
     days = delta_tables.partitions(uri)
     delta_tables.replace(uri, new, days[0], days[-1])
@@ -287,8 +288,49 @@ def test_nothing_is_registered_where_what_belongs_to_the_model_cannot_be_made(
     experiment = client().get_experiment_by_name(spec.name)
     parents = [r for r in client().search_runs([experiment.experiment_id]) if "reason" in r.data.tags]
     assert [r.info.status for r in parents] == ["FAILED"]
-    assert ledger.records(spec.name, "training")[-1]["decision"] == "failed"
+    assert ledger.records(spec.name, LedgerKind.TRAINING)[-1]["decision"] == "failed"
 
 
 def test_nothing_is_left_in_the_working_folder(world: Any) -> None:
     assert [p.name for p in (world.home / "tmp").iterdir() if p.name.startswith("train-")] == []
+
+
+def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_since_the_change(
+    make_model: Make,
+) -> None:
+    spec = make_model(training={"rounds": 10, "holdout_days": 5})
+    toys.publish(spec)
+    change = dates.add_days(toys.LAST, -8)
+    ledger.append(
+        spec.name, kind=LedgerKind.RETRAINING, decision=Decision.REQUESTED, reason="gain", actor="test",
+        partition=toys.LAST, evidence={"since": change},
+    )  # fmt: skip
+    result = train(spec, as_of=toys.LAST)
+    assert result["since"] == change and result["window"] in ("sliding", "since_change")
+    version = registry.get_version(spec.name, result["version"])
+    # Eight labelled days since the change: a third of them judges.
+    assert version.holdout_range == DateRange(dates.add_days(toys.LAST, -2), dates.add_days(toys.LAST, -1))
+    first = change if result["window"] == "since_change" else toys.FIRST
+    assert version.trained_range.start == first
+
+
+@pytest.mark.parametrize("days", [1, 5, 6])
+def test_too_few_days_are_told(make_model: Make, days: int) -> None:
+    spec = make_model()
+    toys.publish(spec, days=days)
+    with pytest.raises(DataError, match="too few"):
+        train(spec, as_of=dates.add_days(toys.FIRST, days - 1))
+
+
+def test_the_result_says_how_many_workers_ran(make_model: Make) -> None:
+    spec = make_model()
+    toys.publish(spec)
+    alone = train(spec, as_of=toys.LAST)
+    done = train(spec, as_of=toys.LAST, force=True, workers=2)
+    assert (alone["workers"], done["workers"]) == (1, 2)
+    assert alone["rows"] == done["rows"] and done["gate"]["passed"]
+    for name, value in alone["metrics"].items():
+        assert done["metrics"][name] == pytest.approx(value, rel=0.1, abs=0.02), name
+    manifest = manifests.read(spec.name, "train", toys.LAST)
+    assert manifest is not None and manifest.result["workers"] == 2
+    assert registry.get_version(spec.name, done["version"]).digest == done["digest"]

@@ -10,12 +10,15 @@ import pytest
 
 from perennial.core.errors import LedgerError
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 from support import processes
 
 
 def add(model: str = "toy", **more: Any) -> dict[str, Any]:
     return ledger.append(
-        model, **{"kind": "training", "decision": "trained", "reason": "why", "actor": "test"} | more
+        model,
+        **{"kind": LedgerKind.TRAINING, "decision": Decision.ACCEPTED, "reason": "why", "actor": "test"}
+        | more,
     )
 
 
@@ -37,14 +40,14 @@ def test_records_are_chained_and_kept_whole(house: Path) -> None:
         evidence={"loss": 0.25, "rows": [1, 2], "none": None}, partition="2024-01-01", model_version="3"
     )
     second = add(reason='ünïcode, "quotes" and\nlines', kind="promotion")
-    found = ledger.records("toy")
-    assert [r["sequence"] for r in found] == [1, 2]
-    assert found[0] == first
-    assert found[0]["previous"] == ledger.GENESIS
-    assert found[1]["previous"] == first["hash"]
-    assert found[1]["reason"] == second["reason"]
-    assert found[0]["evidence"] == {"loss": 0.25, "rows": [1, 2], "none": None}
-    assert ledger.records("toy", "promotion") == [second]
+    records = ledger.records("toy")
+    assert [r["sequence"] for r in records] == [1, 2]
+    assert records[0] == first
+    assert records[0]["previous"] == ledger.GENESIS
+    assert records[1]["previous"] == first["hash"]
+    assert records[1]["reason"] == second["reason"]
+    assert records[0]["evidence"] == {"loss": 0.25, "rows": [1, 2], "none": None}
+    assert ledger.records("toy", LedgerKind.PROMOTION) == [second]
     assert ledger.verify("toy") == 2
 
 

@@ -1,4 +1,4 @@
-"""Manifests: written whole, believed only when they can be read, found again by their inputs."""
+"""Manifests: written whole, and reused only for the same inputs."""
 
 from __future__ import annotations
 
@@ -20,8 +20,7 @@ DONE = Manifest("toy", "data", "2024-01-01", {"rows": "abc", "n": 1}, {"status":
 def test_it_comes_back_completed(house: Path) -> None:
     assert manifests.read("toy", "data", "2024-01-01") is None
     written = manifests.write(DONE, time.monotonic() - 2)
-    found = manifests.read("toy", "data", "2024-01-01")
-    assert found == written
+    assert manifests.read("toy", "data", "2024-01-01") == written
     assert written.duration >= 2
     assert written.memory_mb > 10
     assert written.code_version.startswith("0.")
@@ -50,10 +49,10 @@ def test_inputs_are_compared_as_json_keeps_them(house: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "toy"}', '{"unknown": 1}', "null"])
-def test_what_is_no_manifest_is_told(house: Path, text: str) -> None:
-    place = Path(manifests.uri("toy", "data", "2024-01-01"))
-    place.parent.mkdir(parents=True)
-    place.write_text(text)
+def test_another_content_is_an_error(house: Path, text: str) -> None:
+    file = Path(manifests.uri("toy", "data", "2024-01-01"))
+    file.parent.mkdir(parents=True)
+    file.write_text(text)
     with pytest.raises(StorageError, match="is not a manifest"):
         manifests.read("toy", "data", "2024-01-01")
 
@@ -61,6 +60,6 @@ def test_what_is_no_manifest_is_told(house: Path, text: str) -> None:
 def test_no_scraps_are_left_beside_it(house: Path) -> None:
     manifests.write(DONE, time.monotonic())
     manifests.write(DONE, time.monotonic())
-    place = Path(manifests.uri("toy", "data", "2024-01-01"))
-    assert [p.name for p in place.parent.iterdir()] == [place.name]
-    assert json.loads(place.read_text())["rows_in"] == 5
+    file = Path(manifests.uri("toy", "data", "2024-01-01"))
+    assert [p.name for p in file.parent.iterdir()] == [file.name]
+    assert json.loads(file.read_text())["rows_in"] == 5
