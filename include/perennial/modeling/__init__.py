@@ -1,4 +1,4 @@
-"""The trained model and what measures it: encoding, prediction, metrics, the paired bootstrap, the model registry.
+"""The trained model, its encoding, metrics and comparison, and the model registry.
 
 XGBoost, scikit-learn, SciPy and MLflow are imported inside the functions that use them. Scoring runs in little memory
 and needs none of them but XGBoost: scikit-learn alone takes 100 MiB.

@@ -1,9 +1,9 @@
-"""A booster rewritten so that no value is ever missing: the same predictions, bit for bit, in less time.
+"""A booster rewritten so that no value is ever missing: the same predictions in less time.
 
-XGBoost predicts rows in blocks, and takes half as long again for a block in which any value is missing, because each
-node then tests for it. A missing value takes the default direction of the node. So each feature with a node whose
-default direction is left gets a second column: +∞ stands for a missing value in the first, -∞ in the second, and each
-node reads the column that takes its default direction.
+The predictions are equal bit for bit. XGBoost predicts rows in blocks, and takes half as long again for a block in
+which any value is missing, because each node then tests for it. A missing value takes the default direction of the
+node. So each feature with a node whose default direction is left gets a second column: +∞ stands for a missing value in
+the first, -∞ in the second, and each node reads the column that takes its default direction.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ MAX_JSON_BYTES = 2 << 20
 
 @dataclass(frozen=True)
 class DenseBooster:
-    """A rewritten booster. It reads every feature, and a second column of those with a left default direction.
+    """A rewritten booster.
+
+    It reads every feature, and a second column of those with a left default direction.
 
     Attributes:
         booster: the booster.
@@ -103,6 +105,6 @@ def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -
 
 
 def _splits(tree: dict[str, list[int]]) -> Iterator[tuple[int, bool]]:
-    """The feature of each node, and whether missing values go left; a leaf has feature 0 and no direction."""
+    """The feature of each node, and whether missing values go left; a leaf has feature 0."""
     nodes = zip(tree["left_children"], tree["split_indices"], tree["default_left"], strict=True)
     return ((feature, child >= 0 and bool(goes_left)) for child, feature, goes_left in nodes)

@@ -62,8 +62,6 @@ def paired_bootstrap(
     Raises:
         ValueError: the losses are not of the same rows.
     """
-    from scipy.stats import bootstrap
-
     if losses.shape != other_losses.shape:
         raise ValueError(f"losses of {losses.shape} and {other_losses.shape} are not of the same rows")
     difference = other_losses - losses
@@ -76,16 +74,7 @@ def paired_bootstrap(
     elif days is not None:
         low, high = _interval_by_day(difference, days, confidence, resamples, rng)
     else:
-        interval = bootstrap(
-            (difference,),
-            np.mean,
-            n_resamples=resamples,
-            confidence_level=confidence,
-            method="percentile",
-            batch=max(1, BATCH_CELLS // len(difference)),
-            rng=rng,
-        ).confidence_interval
-        low, high = float(interval.low), float(interval.high)
+        low, high = _interval_by_row(difference, confidence, resamples, rng)
     return Comparison(
         float(losses.mean()),
         float(other_losses.mean()),
@@ -96,13 +85,32 @@ def paired_bootstrap(
     )
 
 
+def _interval_by_row(
+    difference: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
+) -> tuple[float, float]:
+    """Percentile interval of the mean over rows."""
+    from scipy.stats import bootstrap
+
+    interval = bootstrap(
+        (difference,),
+        np.mean,
+        n_resamples=resamples,
+        confidence_level=confidence,
+        method="percentile",
+        batch=max(1, BATCH_CELLS // len(difference)),
+        rng=rng,
+    ).confidence_interval
+    return float(interval.low), float(interval.high)
+
+
 def _interval_by_day(
     difference: np.ndarray, days: np.ndarray, confidence: float, resamples: int, rng: np.random.Generator
 ) -> tuple[float, float]:
-    """Percentile interval of the mean over rows, where whole days are drawn because rows of a day are correlated.
+    """Percentile interval of the mean over rows, where whole days are drawn.
 
-    The pairs cluster bootstrap of Cameron, Gelbach and Miller, Bootstrap-Based Improvements for Inference with
-    Clustered Errors (2008). A day weighs as many rows as it has. With few days the interval is still too narrow.
+    Rows of a day are correlated. This is the pairs cluster bootstrap of Cameron, Gelbach and Miller, Bootstrap-Based
+    Improvements for Inference with Clustered Errors (2008). A day weighs as many rows as it has. With few days the
+    interval is still too narrow.
     """
     _, day = np.unique(days, return_inverse=True)
     total, rows = np.bincount(day, difference), np.bincount(day)

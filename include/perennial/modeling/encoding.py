@@ -79,7 +79,7 @@ class Encoding:
 
 
 def categories(column: pa.ChunkedArray) -> list[str]:
-    """The distinct categories of a feature column as `Encoding.encode` looks them up, in order of appearance."""
+    """The distinct categories of a column, as `Encoding.encode` looks them up, in order of appearance."""
     return [str(c) for c in pc.unique(_as_text(column)).to_pylist() if c is not None]
 
 

@@ -1,4 +1,4 @@
-"""The model registry (MLflow): registered versions, the aliases ``champion`` and ``challenger``, artifacts of runs.
+"""The model registry in MLflow: versions, the aliases ``champion`` and ``challenger``, artifacts.
 
 Reads and alias moves go over MLflow's REST API, so that light tasks need not import MLflow. Only
 `perennial.training.tracking`, which registers models, imports it.

@@ -1,4 +1,4 @@
-"""A trained model: an XGBoost booster that carries its encoding, in one UBJ file identified by its digest."""
+"""A trained model: an XGBoost booster with its encoding, in one UBJ file identified by its digest."""
 
 from __future__ import annotations
 

@@ -1,15 +1,15 @@
-"""Boosting round by round, so that a training that was stopped from outside goes on where it was.
+"""Boosting round by round, so that an interrupted training continues where it was.
 
-A checkpoint on the lake holds the trials that are done and the boosters under way; a search replays what is done.
-Without sampling of rows or columns, what goes on gives the very model of an undisturbed training. With it, the rounds
-after the interruption draw other rows and columns, as good: XGBoost does not save its generators' state, and a seed of
-each round's own (``seed_per_iteration``, or the parameter set anew) does not bring it back.
+A checkpoint on the lake holds the finished trials and the unfinished boosters; a resumed search replays the finished
+trials. Without sampling of rows or columns, the continued booster equals that of an undisturbed training byte for byte.
+With it, the rounds after the interruption draw other rows and columns, which are as good: XGBoost does not save the
+state of its random generators, and a seed for each round (``seed_per_iteration``, or the parameter set anew) does not
+restore it.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import StepInterruptedError
@@ -17,8 +17,6 @@ from perennial.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import xgboost
-
-log = logging.getLogger("perennial")
 
 
 def boost(
@@ -32,44 +30,54 @@ def boost(
     patience: int = 0,
     maximize: bool = False,
 ) -> tuple[xgboost.Booster, list[float]]:
-    """Boost up to ``rounds`` rounds, from where the checkpoint has it; as ``xgboost.train``, which cannot go on so.
+    """Boost up to a number of rounds, from where the checkpoint has the booster.
 
-    ``xgboost.train(xgb_model=...)`` counts its rounds, and its patience, from 0 again.
+    As ``xgboost.train``, which cannot continue: with ``xgb_model`` it counts rounds and patience from 0 again.
 
     Args:
-        name: what the checkpoint calls it.
-        valid: rows whose metric is taken after each round.
-        patience: rounds without a better metric on ``valid`` after which it stops; 0: never.
-        maximize: more is better.
+        name: name of the booster in the checkpoint.
+        params: XGBoost parameters.
+        train: rows to fit on.
+        rounds: rounds in all.
+        checkpoint: where unfinished boosters are saved.
+        valid: rows whose metric is computed after each round.
+        patience: rounds without a better metric on ``valid`` after which boosting stops; 0: never.
+        maximize: whether a larger metric is better.
 
     Returns:
         The booster, and its metric on ``valid`` by round.
 
     Raises:
-        Interrupted: the checkpoint was halted.
+        StepInterruptedError: the checkpoint was halted.
     """
     import xgboost
 
-    found, losses = checkpoint.booster(name)
+    raw, losses = checkpoint.load_booster(name)
     cache = [train] if valid is None else [train, valid]
-    booster = xgboost.Booster(params, cache, model_file=found)
+    booster = xgboost.Booster(params, cache, model_file=raw)
     for i in range(booster.num_boosted_rounds(), rounds):
         if should_stop_early(losses, patience, maximize):
             break
         if checkpoint.halted:
             raise StepInterruptedError(
-                f"{name} was stopped after {i} rounds", "train again: it goes on from there"
+                f"{name} was stopped after {i} rounds", "train again: it continues from there"
             )
         booster.update(train, iteration=i)
         if valid is not None:
-            told = str(booster.eval_set([(valid, "valid")], iteration=i))
-            losses.append(float(told.rsplit(":", 1)[1]))
-        checkpoint.keep(name, booster, losses)
+            message = str(booster.eval_set([(valid, "valid")], iteration=i))
+            losses.append(float(message.rsplit(":", 1)[1]))
+        checkpoint.save_booster(name, booster, losses)
     return booster.reset(), losses
 
 
 def should_stop_early(losses: list[float], patience: int, maximize: bool) -> bool:
-    """Whether the metric, by round, has not become better for ``patience`` rounds; never where that is 0."""
+    """Whether the metric has not improved for ``patience`` rounds; never where that is 0.
+
+    Args:
+        losses: metric by round.
+        patience: number of rounds.
+        maximize: whether a larger metric is better.
+    """
     if not patience or not losses:
         return False
     best = max(losses) if maximize else min(losses)
@@ -77,6 +85,6 @@ def should_stop_early(losses: list[float], patience: int, maximize: bool) -> boo
 
 
 def ran_on(booster: xgboost.Booster) -> str:
-    """The device a booster was trained on, by its own account."""
+    """The device that a booster was trained on, as its configuration records it: ``cpu`` or ``cuda``."""
     config = json.loads(booster.save_config())
     return str(config["learner"]["generic_param"]["device"]).split(":")[0]

@@ -1,4 +1,4 @@
-"""The rows that a model is trained on, encoded once into a file on disk and read from there in batches."""
+"""The rows of a training, encoded once into a file on disk and read from there in batches."""
 
 from __future__ import annotations
 
@@ -81,7 +81,7 @@ class TrainingData(Protocol):
         """Call a function in each process that boosts these rows; its results."""
 
     def monitor_gpus(self, enabled: bool) -> AbstractContextManager[list[GpuReport]]:
-        """Monitor the GPUs of all machines that boost while a block runs; the list has their reports at its end."""
+        """Monitor the GPUs that boost while a block runs; the list has their reports at its end."""
 
     def head(self, count: int) -> np.ndarray:
         """The first encoded rows, at most ``count``, shape (rows, columns)."""
@@ -207,7 +207,7 @@ class EncodedRowFile:
         self.rows += len(y)
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, slice]]:
-        """Read the rows from ``start`` to ``stop`` in matrices of at most `BATCH_ROWS` rows, with their positions."""
+        """Read rows ``start`` to ``stop`` in matrices of at most `BATCH_ROWS` rows, with their positions."""
         for first in range(start, stop, BATCH_ROWS):
             last = min(first + BATCH_ROWS, stop)
             matrix = np.fromfile(
@@ -279,7 +279,7 @@ class Dataset:
     def dmatrix(
         self, start: int, stop: int, binning: Binning, ref: xgboost.DMatrix | None = None
     ) -> xgboost.DMatrix:
-        """Rows ``start`` to ``stop`` as XGBoost's binned matrix, in memory or on disk, with the same bins either way."""
+        """Rows ``start`` to ``stop`` as XGBoost's binned matrix, with the same bins in memory and on disk."""
         import xgboost
 
         iterator = _batch_iterator(self, start, stop, binning.external)

@@ -1,4 +1,4 @@
-"""The rows that a model is trained on, spread over Dask workers, and XGBoost's Dask interface to boost them.
+"""The rows of a training, spread over Dask workers and boosted with XGBoost's Dask interface.
 
 Each worker reads its dates of the pinned dataset version from the lake itself. What all workers must agree on,
 categories and classes, is gathered once and sent to all. A worker keeps its rows in memory, as float32 and binned.
@@ -319,7 +319,7 @@ class _Assignment:
 def build_distributed_dataset(
     pool: WorkerPool, source: DatasetRef, windows: Windows, columns: tuple[str, ...]
 ) -> DistributedDataset:
-    """Have each worker read, join, compute features of and encode its rows to fit on and for early stopping.
+    """Have each worker read, join and encode its rows to fit on and for early stopping.
 
     Args:
         pool: the workers.
@@ -354,33 +354,28 @@ def build_distributed_dataset(
     fit_rows, rows = sum(s.rows for s in fitted), sum(s.rows for s in summaries)
     check_trainable(spec, windows, fit_rows, rows, set().union(*(s.labels for s in fitted)))
 
-    final = {
-        name: sorted(set().union(*(s.categories[name] for s in summaries)))
-        for name in summaries[0].categories
-    }
+    final = _merge_categories(summaries)
     earlier_lists = [sum(s.lists for s in summaries[:i]) for i in range(len(summaries))]
     lookups = [category_ranks(columns, s.categories, final) for s in summaries]
     recoded = each(_recode_block, blocks, lookups, earlier_lists)
     del blocks  # or workers would hold their rows twice
     x, y, lists = (each(operator.itemgetter(i), recoded) for i in range(3))
-    first_rows = [sum(s.rows for s in summaries[:i]) for i in range(len(summaries))]
-    parts = tuple(
-        WorkerPartition(
-            first_rows[i], s.rows, assignments[i].worker, x[i], y[i], lists[i] if spec.group else None
-        )
-        for i, s in enumerate(summaries)
-        if s.rows
-    )
+    parts, first = [], 0
+    for i, summary in enumerate(summaries):
+        if summary.rows:
+            worker, part_lists = assignments[i].worker, lists[i] if spec.group else None
+            parts.append(WorkerPartition(first, summary.rows, worker, x[i], y[i], part_lists))
+        first += summary.rows
     worker_rows = [sum(p.rows for p in parts if p.worker == w) for w in pool.addresses]
     log.info("Rows of the workers: %s", ", ".join(map(str, worker_rows)))
     encoding = Encoding(columns, final, spec.features.unseen)
-    return DistributedDataset(pool, parts, fit_rows, rows, encoding, source.classes)
+    return DistributedDataset(pool, tuple(parts), fit_rows, rows, encoding, source.classes)
 
 
 def _assign_partitions(
     source: DatasetRef, days: tuple[str, ...], workers: tuple[str, ...]
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Runs of adjacent dates, in order, each for the worker with the fewest rows so far; the same each time."""
+    """Assign runs of adjacent dates, each to the worker with the fewest rows so far."""
     uri = delta_tables.table_uri("published", source.spec.name)
     rows = delta_tables.rows_by_partition(uri, source.version)
     sizes = {day: rows.get(day, 0) for day in days}
@@ -391,6 +386,14 @@ def _assign_partitions(
         assigned_rows[worker] += group.rows
         assignments.append((tuple(d for d in days if group.start <= d <= group.end), worker))
     return assignments
+
+
+def _merge_categories(summaries: list[BlockSummary]) -> dict[str, list[str]]:
+    """The categories of all blocks by column, in the order of their final codes."""
+    return {
+        name: sorted(set().union(*(s.categories[name] for s in summaries)))
+        for name in summaries[0].categories
+    }
 
 
 def _read_classes(source: DatasetRef, days: tuple[str, ...]) -> set[str]:

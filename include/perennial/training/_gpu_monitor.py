@@ -1,4 +1,4 @@
-"""What the GPU did while a training ran, as the driver counts it: name, memory, utilisation."""
+"""What the GPUs did while a model was fitted, as the driver counts it: names, memory, utilization."""
 
 from __future__ import annotations
 
@@ -7,108 +7,140 @@ import shutil
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypedDict
 
 log = logging.getLogger("perennial")
 _QUERY = ["--query-gpu=name,memory.total,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
-#: Seconds between two looks, and how long the driver may take to answer.
-EVERY, PATIENCE = 1.0, 10.0
+#: Seconds between two queries.
+QUERY_SECONDS = 1.0
+#: Seconds that the driver may take to answer one.
+TIMEOUT_SECONDS = 10.0
+
+
+class GpuReport(TypedDict):
+    """What the GPUs of one or several machines did.
+
+    Attributes:
+        names: names of the GPUs.
+        memory_mb: memory of all GPUs, in MiB.
+        peak_memory_mb: peak of the used memory of all GPUs, in MiB.
+        utilization: mean utilization, in per cent.
+        seconds: how long they were monitored.
+    """
+
+    names: list[str]
+    memory_mb: int
+    peak_memory_mb: int
+    utilization: float
+    seconds: float
 
 
 class GpuMonitor:
-    """Watches the GPUs of this machine (``CUDA_VISIBLE_DEVICES`` of a pod are all it has) while a block runs.
+    """Monitors the GPUs of this machine (those of ``CUDA_VISIBLE_DEVICES`` in a pod) while a block runs.
 
-    It asks ``nvidia-smi``, which every GPU container has from the host's driver. Without one it watches nothing.
+    It queries ``nvidia-smi``, which every GPU container has from the host's driver. Without it, it reports nothing.
+
+    Args:
+        enabled: False monitors nothing.
     """
 
-    def __init__(self, wanted: bool = True) -> None:
-        self._tool = shutil.which("nvidia-smi") if wanted else None
+    def __init__(self, enabled: bool = True) -> None:
+        self._tool = shutil.which("nvidia-smi") if enabled else None
         self._stop = threading.Event()
         self._thread: threading.Thread | None = None
         self._names: list[str] = []
         self._total = self._peak = 0.0
-        self._used: list[float] = []
-        self._began = time.monotonic()
+        self._utilizations: list[float] = []
+        self._started = time.monotonic()
+        self._seconds = 0.0
 
     def __enter__(self) -> Self:
         if self._tool:
-            self._thread = threading.Thread(target=self._watch, name="gpu", daemon=True)
+            self._thread = threading.Thread(target=self._run, name="gpu", daemon=True)
             self._thread.start()
         return self
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         self._stop.set()
         if self._thread:
-            self._thread.join(PATIENCE)
-        self.seconds = round(time.monotonic() - self._began, 3)
+            self._thread.join(TIMEOUT_SECONDS)
+        self._seconds = round(time.monotonic() - self._started, 3)
 
-    def report(self) -> dict[str, Any] | None:
-        """Names, memory_mb (of all), peak_memory_mb, utilization (mean per cent), seconds; None without a GPU."""
+    def report(self) -> GpuReport | None:
+        """What was measured; None without a GPU."""
         if not self._names:
             return None
         return {
             "names": self._names,
             "memory_mb": round(self._total),
             "peak_memory_mb": round(self._peak),
-            "utilization": round(sum(self._used) / len(self._used), 1),
-            "seconds": self.seconds,
+            "utilization": round(sum(self._utilizations) / len(self._utilizations), 1),
+            "seconds": self._seconds,
         }
 
-    def _watch(self) -> None:
+    def _run(self) -> None:
         while True:
             try:
-                self._look()
+                self._query()
             except (OSError, subprocess.SubprocessError, ValueError) as error:
-                log.warning("nvidia-smi does not tell what the GPU does: %s", error)
+                log.warning("nvidia-smi does not report what the GPU does: %s", error)
                 return
-            if self._stop.wait(EVERY):
+            if self._stop.wait(QUERY_SECONDS):
                 return
 
-    def _look(self) -> None:
+    def _query(self) -> None:
         assert self._tool
-        told = subprocess.run(
-            [self._tool, *_QUERY], capture_output=True, text=True, timeout=PATIENCE, check=True
+        process = subprocess.run(
+            [self._tool, *_QUERY], capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=True
         )
         rows = [
             [cell.strip() for cell in line.rsplit(",", 3)]
-            for line in told.stdout.splitlines()
+            for line in process.stdout.splitlines()
             if line.strip()
         ]
-        total, memory, used = (sum(float(row[i]) for row in rows) for i in (1, 2, 3))
+        total, memory, utilization = (sum(float(row[i]) for row in rows) for i in (1, 2, 3))
         self._names, self._total, self._peak = [row[0] for row in rows], total, max(self._peak, memory)
-        self._used.append(used / max(1, len(rows)))
-
-
-_here: GpuMonitor | None = None
+        self._utilizations.append(utilization / max(1, len(rows)))
 
 
 @contextmanager
-def watched(ask: Callable[..., list[Any]], wanted: bool) -> Iterator[list[dict[str, Any]]]:
-    """Watch while the block runs wherever ``ask`` asks; what each place reports is in the list when it ends."""
-    reports: list[dict[str, Any]] = []
-    ask(_begin, wanted)
+def monitor_gpus(enabled: bool) -> Iterator[list[GpuReport]]:
+    """Monitor the GPUs of this machine while the block runs; the list has their report when it ends.
+
+    Args:
+        enabled: False monitors nothing.
+    """
+    reports: list[GpuReport] = []
+    monitor = GpuMonitor(enabled)
     try:
-        yield reports
+        with monitor:
+            yield reports
     finally:
-        reports += [found for found in ask(_end) if found]
+        if report := monitor.report():
+            reports.append(report)
 
 
-def _begin(wanted: bool) -> None:
-    global _here
-    _here = GpuMonitor(wanted).__enter__()
+def start_on_worker(dask_worker: Any) -> None:
+    """Start to monitor the GPUs of a Dask worker, which holds the monitor until `stop_on_worker`."""
+    dask_worker.gpu_monitor = GpuMonitor().__enter__()
 
 
-def _end() -> dict[str, Any] | None:
-    assert _here
-    _here.__exit__()
-    return _here.report()
+def stop_on_worker(dask_worker: Any) -> GpuReport | None:
+    """Stop what `start_on_worker` started; its report, None without a GPU."""
+    monitor: GpuMonitor = dask_worker.gpu_monitor
+    monitor.__exit__()
+    return monitor.report()
 
 
-def combine_reports(reports: list[dict[str, Any]]) -> dict[str, Any] | None:
-    """Reports of several places as one: all names, memory and its peaks in sum, mean utilization; None without any."""
+def combine_reports(reports: list[GpuReport]) -> GpuReport | None:
+    """Combine the reports of several machines; None without any.
+
+    Returns:
+        All names; the sums of memory and of its peaks; the mean utilization; the longest time.
+    """
     if not reports:
         return None
     return {

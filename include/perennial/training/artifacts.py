@@ -1,90 +1,137 @@
-"""What is stored beside a trained model: the reference of its features and the monitoring's baseline."""
+"""What is stored beside a trained model: spec, importance, reference, monitoring baseline."""
 
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import pyarrow.parquet as pq
 
 from perennial.core.sql import text_literal
 from perennial.features.labelled_rows import read_labelled_rows
-from perennial.modeling import registry
+from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel, prediction_column
+from perennial.monitoring import baseline, histograms
+from perennial.monitoring.nightly_sample import NightlySample, sample_nights
 from perennial.storage import delta_tables, duckdb_session
+from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.windows import Windows
 
-if TYPE_CHECKING:
-    from perennial.training.challenger_evaluation import TrainingSource
+
+@dataclass(frozen=True)
+class ModelArtifacts:
+    """What is stored beside a model.
+
+    Attributes:
+        documents: JSON documents by file name.
+        files: other files.
+    """
+
+    documents: dict[str, Any]
+    files: list[Path]
+
+    def with_document(self, name: str, content: Any) -> ModelArtifacts:
+        """The same with one more JSON document."""
+        return replace(self, documents=self.documents | {name: content})
+
+
+@dataclass(frozen=True)
+class _Reference:
+    """The training rows as monitoring compares with them.
+
+    Attributes:
+        content: the columns' bins and counts, as `histograms.make_reference` returns them.
+        sample: file with some of the rows.
+    """
+
+    content: dict[str, Any]
+    sample: Path
 
 
 def build_artifacts(
     source: TrainingSource,
     model: TrainedModel,
-    split: Windows,
+    windows: Windows,
     folder: Path,
-    champion: registry.ModelVersion | None,
-) -> tuple[dict[str, Any], list[Path]]:
-    """What travels with the model: its spec, the importance of its features, the reference that drift is judged by."""
-    from perennial.monitoring import baseline, histograms
-    from perennial.monitoring.nightly_sample import sample_nights
+    champion: ModelVersion | None,
+) -> ModelArtifacts:
+    """Build what is stored beside a trained model, its evaluation excepted.
 
+    Args:
+        source: what the training read.
+        model: the model.
+        windows: dates of the training.
+        folder: working folder.
+        champion: the champion, whose monitoring baseline complements one of few held-out dates; None where there is
+            none.
+
+    Raises:
+        DataError: features cannot be computed.
+    """
     spec = source.spec
-    gains = model.booster.get_score(importance_type="total_gain")
-    whole = sum(gains.values()) or 1.0
-    importance = {c: round(float(gains.get(c, 0.0)) / whole, 6) for c in model.encoding.columns}
-    quiet = sample_nights(
+    holdout = _sample_holdout(source, model, windows)
+    # DuckDB counts the reference while numpy simulates the baseline: neither keeps all cores busy.
+    with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
+        counting = pool.submit(_build_reference, source, model, windows, folder)
+        monitoring_baseline, error_model = baseline.build_baseline(
+            spec, model, holdout, lambda: histograms.read_reference(counting.result().content)[1]
+        )
+        reference = counting.result()
+    if champion is not None and len(windows.holdout) < spec.training.holdout_days:
+        monitoring_baseline = baseline.inherit_from_champion(
+            monitoring_baseline, baseline.stored_baseline(champion)
+        )
+    files = [reference.sample]
+    if error_model is not None:
+        error_model.save_model(folder / baseline.ERROR_MODEL_ARTIFACT)
+        files.append(folder / baseline.ERROR_MODEL_ARTIFACT)
+    documents = {
+        "spec.json": spec.bundle(),
+        "importance.json": _importance(model),
+        "reference.json": reference.content,
+        baseline.ARTIFACT: monitoring_baseline,
+    }
+    return ModelArtifacts(documents, files)
+
+
+def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Windows) -> NightlySample:
+    """Sample rows of the held-out dates, with their labels."""
+    spec, dates = source.spec, windows.holdout_range
+    return sample_nights(
         spec,
         model,
         source.features,
-        split.holdout[0],
-        split.holdout[-1],
-        labels_until=split.holdout[-1],
+        dates.start,
+        dates.end,
+        labels_until=dates.end,
         columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
         version=source.version,
         labels_version=source.labels_version,
     )
-    # The one is counted by DuckDB, the other simulated by numpy: neither has work for all cores.
-    with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        counted = pool.submit(_build_reference, source, model, split, folder)
-        watched, errors = baseline.build_baseline(
-            spec, model, quiet, lambda: histograms.read_reference(counted.result()[0])[1]
-        )
-        reference, sample = counted.result()
-    if champion is not None and len(split.holdout) < spec.training.holdout_days:
-        watched = baseline.inherit_from_champion(watched, baseline.stored_baseline(champion))
-    kept = [sample]
-    if errors is not None:
-        errors.save_model(folder / baseline.ERROR_MODEL_ARTIFACT)
-        kept.append(folder / baseline.ERROR_MODEL_ARTIFACT)
-    made = {"spec.json": spec.bundle(), "importance.json": importance, "reference.json": reference}
-    return made | {baseline.ARTIFACT: watched}, kept
+
+
+def _importance(model: TrainedModel) -> dict[str, float]:
+    """The share of each feature in the total gain of all splits."""
+    gains = model.booster.get_score(importance_type="total_gain")
+    total = sum(gains.values()) or 1.0
+    return {c: round(float(gains.get(c, 0.0)) / total, 6) for c in model.encoding.columns}
 
 
 def _build_reference(
-    source: TrainingSource, model: TrainedModel, split: Windows, folder: Path
-) -> tuple[dict[str, Any], Path]:
-    """The training rows' columns and predictions as `histograms.make_reference` counts them; a file with some rows."""
-    import pyarrow.parquet as pq
-
-    from perennial.monitoring import histograms
-
+    source: TrainingSource, model: TrainedModel, windows: Windows, folder: Path
+) -> _Reference:
+    """Count the features and predictions of the training rows, and sample some rows."""
     spec, features = source.spec, source.features
-    path = folder / "reference_rows.parquet"
-    writer = None
-    for table in read_labelled_rows(spec, split.fit + split.valid, source.version, source.labels_version):
-        rows = features.compute(table)
-        rows = rows.append_column("prediction", prediction_column(model, model.predict(rows)))
-        rows = rows.append_column(delta_tables.PARTITION, table.column(delta_tables.PARTITION))
-        writer = writer or pq.ParquetWriter(path, rows.schema)
-        writer.write_table(rows)
-    assert isinstance(writer, pq.ParquetWriter)
-    writer.close()
+    rows_file = folder / "reference_rows.parquet"
+    _write_reference_rows(rows_file, source, model, windows)
     con = duckdb_session.connect()
-    con.execute(f"CREATE VIEW reference AS SELECT * FROM read_parquet({text_literal(str(path))})")
+    con.execute(f"CREATE VIEW reference AS SELECT * FROM read_parquet({text_literal(str(rows_file))})")
     multiclass = spec.task == "multiclass"
     categorical = [*features.categorical, *(["prediction"] if multiclass else [])]
     numeric = [c for c in features.columns if c not in categorical] + ([] if multiclass else ["prediction"])
-    reference = histograms.make_reference(
+    content = histograms.make_reference(
         con,
         "reference",
         numeric,
@@ -94,14 +141,26 @@ def _build_reference(
         personal=spec.data.personal,
     )
     sample = folder / "reference.parquet"
-    pq.write_table(
-        histograms.sample_rows(
-            con,
-            "reference",
-            n=spec.monitoring.report_rows,
-            seed=spec.training.seed,
-            personal=spec.data.personal,
-        ),
-        sample,
+    rows = histograms.sample_rows(
+        con,
+        "reference",
+        n=spec.monitoring.report_rows,
+        seed=spec.training.seed,
+        personal=spec.data.personal,
     )
-    return reference, sample
+    pq.write_table(rows, sample)
+    return _Reference(content, sample)
+
+
+def _write_reference_rows(path: Path, source: TrainingSource, model: TrainedModel, windows: Windows) -> None:
+    """Write features, prediction and partition date of the training rows."""
+    writer = None
+    days = windows.fit + windows.valid
+    for table in read_labelled_rows(source.spec, days, source.version, source.labels_version):
+        rows = source.features.compute(table)
+        rows = rows.append_column("prediction", prediction_column(model, model.predict(rows)))
+        rows = rows.append_column(delta_tables.PARTITION, table.column(delta_tables.PARTITION))
+        writer = writer or pq.ParquetWriter(path, rows.schema)
+        writer.write_table(rows)
+    assert isinstance(writer, pq.ParquetWriter)
+    writer.close()

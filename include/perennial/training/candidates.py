@@ -1,4 +1,4 @@
-"""The models that one training makes, one of each window, and how they are judged on the same held-out rows."""
+"""The candidates of one training, one for each window, and the choice of the best."""
 
 from __future__ import annotations
 
@@ -7,121 +7,135 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from perennial.modeling import registry
+import numpy as np
+
+from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
-from perennial.training._dataset import Dataset
-from perennial.training.challenger_evaluation import TrainingSource, evaluate_challenger
+from perennial.training import search
+from perennial.training._baseline_models import fit_baselines
+from perennial.training._dataset import TrainingData, build_dataset
+from perennial.training.challenger_evaluation import Evaluation, TrainingSource, evaluate_challenger
 from perennial.training.checkpoint import Checkpoint, Trial
-from perennial.training.dataset import build_dataset
+from perennial.training.search import FitResult
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from perennial.training._distributed_dataset import DistributedDataset
     from perennial.training.dask_cluster import WorkerPool
-    from perennial.training.search import FitResult
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What the candidates of one training have in common.
+
+    Attributes:
+        source: what the training reads.
+        champion: the champion; None where there is none.
+        folder: working folder.
+        checkpoints: checkpoint by name of the window.
+        on_trial: called with each trial of the searches.
+        workers: number of processes that fit a model together.
+        rendezvous: URI of the file where workers that run elsewhere find this process; None: processes of this
+            machine.
+    """
+
+    source: TrainingSource
+    champion: ModelVersion | None
+    folder: Path
+    checkpoints: Mapping[str, Checkpoint]
+    on_trial: Callable[[Trial], None]
+    workers: int = 1
+    rendezvous: str | None = None
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A model made of one window.
+    """A model fitted on one window.
 
     Attributes:
-        judge: judges it, as `judge` does. example: a few encoded rows, shape (rows, columns).
-        fit, rows: rows fitted on, and those together with the rows for early stopping.
+        window_name: name of the window.
+        windows: dates that it was fitted on, and those held out.
+        fitted: outcome of the search and the last fit.
+        model: the model.
+        evaluate: evaluates it on the held-out rows.
+        example: a few encoded rows, shape (rows, columns).
+        fit_rows: number of rows that it was fitted on while searching.
+        rows: number of rows, those for early stopping included.
     """
 
-    kind: str
-    split: Windows
+    window_name: str
+    windows: Windows
     fitted: FitResult
     model: TrainedModel
-    judge: Callable[[], dict[str, Any]]
+    evaluate: Callable[[], Evaluation]
     example: np.ndarray
-    fit: int
+    fit_rows: int
     rows: int
 
     @cached_property
-    def judged(self) -> dict[str, Any]:
-        """As `judge` returns it, found out when it is first asked for."""
-        return self.judge() | {"window": self.kind}
-
-    @property
-    def loss(self) -> float:
-        """Mean loss on the held-out rows."""
-        return float(self.judged["loss"])
+    def evaluation(self) -> Evaluation:
+        """Its evaluation, computed when it is first read."""
+        return self.evaluate()
 
 
-def fit_best_candidate(
-    source: TrainingSource,
-    splits: Mapping[str, Windows],
-    champion: registry.ModelVersion | None,
-    folder: Path,
-    checkpoints: Mapping[str, Checkpoint],
-    on_trial: Callable[[Trial], None],
-    workers: int,
-    meeting: str | None,
-) -> Candidate:
-    """Fit a model on each window; of several, the one that loses least on the held-out rows.
+def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Candidate:
+    """Fit a model on each window; of several, the one with the lowest loss on the held-out rows.
 
     Args:
-        splits: by name of the window; all hold out the same dates. checkpoints: one a window.
-        workers, meeting: as `train.train` takes them.
+        job: what the candidates have in common.
+        windows: windows by name; all hold out the same dates.
+
+    Raises:
+        DataError: too few labelled rows.
+        PerennialError: cuda was requested and there is none.
+        WorkersUnavailableError: a worker did not connect.
+        StepInterruptedError: a worker was lost.
     """
-    found: Candidate | None = None
-    with _crew(workers, meeting) as crew:
-        for kind, split in splits.items():
-            made = _fit(source, kind, split, champion, folder / kind, checkpoints[kind], on_trial, crew)
-            found = made if found is None or made.loss < found.loss else found
-    assert found is not None
-    return found
+    best: Candidate | None = None
+    with _optional_pool(job) as pool:
+        for window_name, dates in windows.items():
+            candidate = _fit(job, window_name, dates, pool)
+            if best is None or candidate.evaluation.loss < best.evaluation.loss:
+                best = candidate
+    assert best is not None
+    return best
 
 
 @contextlib.contextmanager
-def _crew(workers: int, meeting: str | None) -> Iterator[WorkerPool | None]:
-    if workers == 1:
+def _optional_pool(job: TrainingJob) -> Iterator[WorkerPool | None]:
+    """The workers of the job; None where this process fits alone."""
+    if job.workers == 1:
         yield None
         return
     from perennial.training.dask_cluster import worker_pool
 
-    with worker_pool(workers, meeting) as found:
-        yield found
+    with worker_pool(job.workers, job.rendezvous) as pool:
+        yield pool
 
 
-def _fit(
-    source: TrainingSource,
-    kind: str,
-    split: Windows,
-    champion: registry.ModelVersion | None,
-    folder: Path,
-    checkpoint: Checkpoint,
-    on_trial: Callable[[Trial], None],
-    crew: WorkerPool | None,
-) -> Candidate:
-    from perennial.training import baseline_models
-    from perennial.training import search as fitting
-
-    spec = source.spec
-    data = _rows(source, split, folder, crew)
-    fitted = fitting.search_and_fit(spec, data, on_trial=on_trial, checkpoint=checkpoint)
+def _fit(job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool | None) -> Candidate:
+    spec = job.source.spec
+    data = _build_data(job, window_name, windows, pool)
+    fitted = search.search_and_fit(spec, data, on_trial=job.on_trial, checkpoint=job.checkpoints[window_name])
     model = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes)
-    judging = partial(
-        evaluate_challenger, source, split, model, baseline_models.fit_baselines(spec, data), champion
+    evaluate = partial(
+        evaluate_challenger, job.source, windows, model, fit_baselines(spec, data), job.champion
     )
-    return Candidate(kind, split, fitted, model, judging, data.head(5), data.fit, data.rows)
+    return Candidate(window_name, windows, fitted, model, evaluate, data.head(5), data.fit_rows, data.rows)
 
 
-def _rows(
-    source: TrainingSource, split: Windows, folder: Path, crew: WorkerPool | None
-) -> Dataset | DistributedDataset:
-    """The rows that are fitted on: here in ``folder``, or on the crew's workers."""
-    spec, features = source.spec, source.features
-    if crew is None:
+def _build_data(
+    job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool | None
+) -> TrainingData:
+    """The rows to fit on: in this process, or on the workers."""
+    spec, features = job.source.spec, job.source.features
+    version, labels_version = job.source.version, job.source.labels_version
+    if pool is None:
+        folder = job.folder / window_name
         folder.mkdir()
-        return build_dataset(spec, features, split, folder, source.version, source.labels_version)
-    from perennial.training import _distributed_dataset, distributed_dataset
+        return build_dataset(spec, features, windows, folder, version, labels_version)
+    from perennial.training import _distributed_dataset
 
-    place = _distributed_dataset.DatasetRef(spec, features.reference_versions, source.version, source.labels_version)
-    return distributed_dataset.build_distributed_dataset(crew, place, split, tuple(features.columns))
+    source = _distributed_dataset.DatasetRef(spec, features.reference_versions, version, labels_version)
+    return _distributed_dataset.build_distributed_dataset(pool, source, windows, tuple(features.columns))

@@ -1,67 +1,41 @@
-"""Judges a challenger against the champion and the baselines on the same held-out rows."""
+"""The evaluation of a challenger against the champion and the baselines, and the gate."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
 
 from perennial.core.errors import DataError
 from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets
-from perennial.modeling import registry
+from perennial.modeling import comparison, metrics, registry
 from perennial.modeling.comparison import Comparison
+from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.constraints import MIN_BOOTSTRAP_DAYS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training.windows import Windows
 
-if TYPE_CHECKING:
-    import numpy as np
-
-
-def gate_decision(
-    spec: ModelSpec, values: dict[str, float], baselines: dict[str, Comparison], champion: Comparison | None
-) -> tuple[bool, list[str]]:
-    """Whether a challenger passes, and a reason for each thing that was looked at.
-
-    It must surely beat the constant and the champion (the interval lies above 0, and above the margin), and the linear
-    model must not surely beat it: where a simpler model is as good, the data do not say which is the better.
-    """
-    passed, reasons = True, []
-    metric = spec.metric
-
-    def look(name: str, found: Comparison, ok: bool, rule: str) -> None:
-        nonlocal passed
-        passed = passed and ok
-        reasons.append(
-            f"{'ok' if ok else 'FAILED'}: {metric} {found.loss:.4f}, {name} {found.other:.4f}: "
-            f"{found.improvement:+.2%} [{found.low:+.2%}, {found.high:+.2%}], {rule}"
-        )
-
-    if spec.gate.beat_baseline:
-        for name, found in baselines.items():
-            if name == "constant":
-                look(name, found, found.low > 0, "must be above 0")
-            else:
-                look(name, found, found.high > 0, "must not be below 0")
-    if champion is not None:
-        look("champion", champion, champion.low > spec.gate.margin, f"must be above {spec.gate.margin:.2%}")
-    else:
-        reasons.append("ok: there is no champion yet")
-    for name, bound in spec.gate.bounds.items():
-        value = values.get(name)
-        ok = value is not None and value <= bound
-        passed = passed and ok
-        shown = "not known" if value is None else f"{value:.4f}"
-        reasons.append(f"{'ok' if ok else 'FAILED'}: {name} is {shown}, must not be above {bound:g}")
-    return passed, reasons
+#: A function from an encoded matrix to predictions.
+Predictor = Callable[[np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """Where the rows come from: the versions of the published rows and of their labels, and their features."""
+    """What a training reads.
+
+    Attributes:
+        spec: the model.
+        features: its features, at pinned versions of the reference tables.
+        version: version of the published rows.
+        labels_version: version of the labels; None where the rows have them.
+    """
 
     spec: ModelSpec
     features: FeatureQuery
@@ -69,95 +43,231 @@ class TrainingSource:
     labels_version: int | None
 
 
+@dataclass(frozen=True)
+class Evaluation:
+    """How a challenger did on the held-out rows.
+
+    Attributes:
+        passed: whether it passed the gate.
+        reasons: a sentence for each criterion of the gate.
+        metrics: its metrics, by name.
+        loss: its mean loss.
+        rows: number of held-out rows.
+        against_baselines: comparison with each baseline, by name.
+        against_champion: comparison with the champion; None where there is none.
+    """
+
+    passed: bool
+    reasons: list[str]
+    metrics: dict[str, float]
+    loss: float
+    rows: int
+    against_baselines: dict[str, Comparison]
+    against_champion: Comparison | None
+
+    def as_dict(self) -> dict[str, Any]:
+        """The evaluation as JSON, with rounded comparisons."""
+        return asdict(self) | {
+            "against_baselines": {name: c.as_dict() for name, c in self.against_baselines.items()},
+            "against_champion": self.against_champion.as_dict() if self.against_champion else None,
+        }
+
+
+def gate_decision(
+    spec: ModelSpec,
+    values: Mapping[str, float],
+    baselines: Mapping[str, Comparison],
+    champion: Comparison | None,
+) -> tuple[bool, list[str]]:
+    """Decide whether a challenger passes the gate.
+
+    The interval of its improvement must lie above 0 against the constant, and above the margin against the champion. It
+    must not lie below 0 against the linear model: where a simpler model is as good, the data do not show which is
+    better.
+
+    Args:
+        spec: the model.
+        values: the challenger's metrics, by name.
+        baselines: comparison with each baseline, by name.
+        champion: comparison with the champion; None where there is none.
+
+    Returns:
+        Whether it passes, and a sentence for each criterion.
+    """
+    criteria: list[tuple[bool, str]] = []
+
+    def compare(name: str, result: Comparison, ok: bool, rule: str) -> None:
+        criteria.append(
+            (
+                ok,
+                f"{spec.metric} {result.loss:.4f}, {name} {result.other:.4f}: "
+                f"{result.improvement:+.2%} [{result.low:+.2%}, {result.high:+.2%}], {rule}",
+            )
+        )
+
+    if spec.gate.beat_baseline:
+        for name, result in baselines.items():
+            if name == "constant":
+                compare(name, result, result.low > 0, "must be above 0")
+            else:
+                compare(name, result, result.high > 0, "must not be below 0")
+    if champion is not None:
+        margin = spec.gate.margin
+        compare("champion", champion, champion.low > margin, f"must be above {margin:.2%}")
+    else:
+        criteria.append((True, "there is no champion yet"))
+    for name, bound in spec.gate.bounds.items():
+        value = values.get(name)
+        shown = "not known" if value is None else f"{value:.4f}"
+        ok = value is not None and value <= bound
+        criteria.append((ok, f"{name} is {shown}, must not be above {bound:g}"))
+    return all(ok for ok, _ in criteria), [f"{'ok' if ok else 'FAILED'}: {text}" for ok, text in criteria]
+
+
 def evaluate_challenger(
     source: TrainingSource,
-    split: Windows,
+    windows: Windows,
     challenger: TrainedModel,
-    baselines: dict[str, Any],
-    champion: registry.ModelVersion | None,
-) -> dict[str, Any]:
-    """Champion, challenger and baseline on the held-out rows, each with its own features and encoding."""
-    import numpy as np
+    baselines: Mapping[str, Predictor],
+    champion: ModelVersion | None,
+) -> Evaluation:
+    """Evaluate a challenger on the held-out rows.
 
-    from perennial.modeling import comparison, metrics
+    Args:
+        source: what the training reads.
+        windows: dates of the training.
+        challenger: the model.
+        baselines: simple models of the same rows, by name; they predict from the challenger's encoding.
+        champion: the champion, which predicts from its own features and encoding; None where there is none.
 
-    spec, features = source.spec, source.features
-    old = registry.load_model(champion) if champion else None
-    old_spec = registry.load_spec(champion) if champion else spec
-    old_features = features if old_spec.digest == spec.digest else FeatureQuery(old_spec)
-    y: list[np.ndarray] = []
-    mine: list[np.ndarray] = []
-    theirs: list[np.ndarray] = []
-    group: list[np.ndarray] = []
-    days: list[np.ndarray] = []
-    simple: dict[str, list[np.ndarray]] = {name: [] for name in baselines}
-    numbering = ListNumbering(spec)
-    for table in read_labelled_rows(spec, split.holdout, source.version, source.labels_version):
-        rows = features.compute(table)
-        target = encode_targets(spec, table.column("__label"), challenger.classes)
-        known = np.isfinite(target)  # a class that training never saw cannot be judged
-        matrix = challenger.encoding.encode(rows)
-        y.append(target[known])
-        mine.append(challenger.predict_matrix(matrix)[known])
-        for name, predict in baselines.items():
-            simple[name].append(predict(matrix)[known])
-        if spec.gate.bootstrap_unit == "days":
-            days.append(table.column(delta_tables.PARTITION).cast("date32").cast("int32").to_numpy()[known])
-        if spec.group:
-            group.append(numbering.number(table)[known])
-        if old:
-            found = old.predict(rows if old_features is features else old_features.compute(table))
-            theirs.append(_same_classes(found, old, challenger)[known])
-    if not sum(map(len, y)):
-        raise DataError(
-            f"no labelled row between {split.holdout[0]} and {split.holdout[-1]}",
-            "wait for labels",
-            model=spec.name,
+    Raises:
+        DataError: too few held-out rows or days have labels.
+        ArtifactError: the champion's file is missing, or is not what was registered.
+    """
+    spec = source.spec
+    rows = _predict_holdout(source, windows, challenger, baselines, champion)
+    _check_holdout(spec, windows, rows)
+    y = np.concatenate(rows.y)
+    lists = np.concatenate(rows.lists) if rows.lists else None
+
+    def losses(blocks: list[np.ndarray]) -> np.ndarray:
+        return metrics.losses(spec.task, spec.metric, y, np.concatenate(blocks), lists)
+
+    challenger_losses = losses(rows.challenger)
+
+    def compare(blocks: list[np.ndarray]) -> Comparison:
+        return comparison.paired_bootstrap(
+            challenger_losses,
+            losses(blocks),
+            confidence=spec.gate.confidence,
+            resamples=spec.gate.bootstrap_samples,
+            seed=spec.training.seed,
+            days=np.concatenate(rows.days) if rows.days else None,
         )
-    if days and len(np.unique(np.concatenate(days))) < MIN_BOOTSTRAP_DAYS:
+
+    against_baselines = {name: compare(blocks) for name, blocks in rows.baselines.items()}
+    against_champion = compare(rows.champion) if rows.champion else None
+    values = metrics.metrics(spec.task, y, np.concatenate(rows.challenger), lists)
+    passed, reasons = gate_decision(spec, values, against_baselines, against_champion)
+    loss = float(challenger_losses.mean())
+    return Evaluation(passed, reasons, values, loss, len(y), against_baselines, against_champion)
+
+
+@dataclass(frozen=True)
+class _HoldoutRows:
+    """The held-out rows in blocks.
+
+    Arrays have the shape (rows,), multiclass predictions (rows, classes).
+
+    Attributes:
+        y: labels.
+        challenger: the challenger's predictions.
+        champion: the champion's predictions; empty where there is none.
+        baselines: the baselines' predictions, by name.
+        lists: ranking only: number of each row's list.
+        days: day of each row, where the gate's bootstrap draws days.
+    """
+
+    y: list[np.ndarray] = field(default_factory=list)
+    challenger: list[np.ndarray] = field(default_factory=list)
+    champion: list[np.ndarray] = field(default_factory=list)
+    baselines: dict[str, list[np.ndarray]] = field(default_factory=dict)
+    lists: list[np.ndarray] = field(default_factory=list)
+    days: list[np.ndarray] = field(default_factory=list)
+
+
+def _predict_holdout(
+    source: TrainingSource,
+    windows: Windows,
+    challenger: TrainedModel,
+    baselines: Mapping[str, Predictor],
+    champion: ModelVersion | None,
+) -> _HoldoutRows:
+    spec, features = source.spec, source.features
+    predict_champion = _champion_predictor(champion, source, challenger) if champion else None
+    rows = _HoldoutRows(baselines={name: [] for name in baselines})
+    numbering = ListNumbering(spec)
+    for table in read_labelled_rows(spec, windows.holdout, source.version, source.labels_version):
+        computed = features.compute(table)
+        y = encode_targets(spec, table.column("__label"), challenger.classes)
+        known = np.isfinite(y)  # a class unseen in training cannot be evaluated
+        matrix = challenger.encoding.encode(computed)
+        rows.y.append(y[known])
+        rows.challenger.append(challenger.predict_matrix(matrix)[known])
+        for name, predict in baselines.items():
+            rows.baselines[name].append(predict(matrix)[known])
+        if spec.gate.bootstrap_unit == "days":
+            days = table.column(delta_tables.PARTITION).cast("date32").cast("int32").to_numpy()
+            rows.days.append(days[known])
+        if spec.group:
+            rows.lists.append(numbering.number(table)[known])
+        if predict_champion:
+            rows.champion.append(predict_champion(table, computed)[known])
+    return rows
+
+
+def _champion_predictor(
+    champion: ModelVersion, source: TrainingSource, challenger: TrainedModel
+) -> Callable[[pa.Table, pa.Table], np.ndarray]:
+    """The champion as a function of rows and the challenger's features of them.
+
+    Features are computed again only where the champion's spec differs.
+    """
+    model, spec = registry.load_model(champion), registry.load_spec(champion)
+    features = None if spec.digest == source.spec.digest else FeatureQuery(spec)
+
+    def predict(table: pa.Table, computed: pa.Table) -> np.ndarray:
+        predictions = model.predict(features.compute(table) if features else computed)
+        return _align_classes(predictions, model.classes, challenger.classes)
+
+    return predict
+
+
+def _check_holdout(spec: ModelSpec, windows: Windows, rows: _HoldoutRows) -> None:
+    """Refuse to evaluate on too few rows or days.
+
+    Raises:
+        DataError: there are too few.
+    """
+    dates = windows.holdout_range
+    if not sum(map(len, rows.y)):
         raise DataError(
-            f"fewer than {MIN_BOOTSTRAP_DAYS} of the days {split.holdout[0]} to {split.holdout[-1]} have labels",
+            f"no labelled row between {dates.start} and {dates.end}", "wait for labels", model=spec.name
+        )
+    if rows.days and len(np.unique(np.concatenate(rows.days))) < MIN_BOOTSTRAP_DAYS:
+        raise DataError(
+            f"fewer than {MIN_BOOTSTRAP_DAYS} of the days {dates.start} to {dates.end} have labels",
             "wait for labels, or set gate.bootstrap_unit to rows",
             model=spec.name,
         )
-    truth = np.concatenate(y)
-    lists = np.concatenate(group) if group else None
-
-    def loss(parts: list[np.ndarray]) -> np.ndarray:
-        return metrics.losses(spec.task, spec.metric, truth, np.concatenate(parts), lists)
-
-    how: dict[str, Any] = {
-        "confidence": spec.gate.confidence,
-        "resamples": spec.gate.bootstrap_samples,
-        "seed": spec.training.seed,
-        "days": np.concatenate(days) if days else None,
-    }
-    own = loss(mine)
-    to_baselines = {
-        name: comparison.paired_bootstrap(own, loss(parts), **how) for name, parts in simple.items()
-    }
-    to_champion = comparison.paired_bootstrap(own, loss(theirs), **how) if theirs else None
-    values = metrics.metrics(spec.task, truth, np.concatenate(mine), lists)
-    passed, reasons = gate_decision(spec, values, to_baselines, to_champion)
-    return {
-        "passed": passed,
-        "reasons": reasons,
-        "metrics": values,
-        "loss": float(own.mean()),
-        "rows": len(truth),
-        "against_baselines": {name: found.as_dict() for name, found in to_baselines.items()},
-        "against_champion": to_champion.as_dict() if to_champion else None,
-    }
 
 
-def _same_classes(found: np.ndarray, old: TrainedModel, new: TrainedModel) -> np.ndarray:
-    """The champion's probabilities in the challenger's order of classes; zero for one it does not know."""
-    if old.classes == new.classes:
-        return found
-    import numpy as np
-
-    out = np.zeros((len(found), len(new.classes)), found.dtype)
-    for j, name in enumerate(new.classes):
-        if name in old.classes:
-            out[:, j] = found[:, old.classes.index(name)]
-    return out
+def _align_classes(predictions: np.ndarray, classes: tuple[str, ...], order: tuple[str, ...]) -> np.ndarray:
+    """Probabilities in another order of classes; zero for a class that the model does not know."""
+    if classes == order:
+        return predictions
+    aligned = np.zeros((len(predictions), len(order)), predictions.dtype)
+    for j, name in enumerate(order):
+        if name in classes:
+            aligned[:, j] = predictions[:, classes.index(name)]
+    return aligned

@@ -1,4 +1,4 @@
-"""What an interrupted boosting goes on from."""
+"""The checkpoint of a training: what an interrupted search and boosting continue from."""
 
 from __future__ import annotations
 
@@ -19,16 +19,23 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perennial")
 
-#: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS says another number.
+#: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS sets another number.
 CHECKPOINT_SECONDS = 60.0
-
-
+#: The booster's attribute that holds its losses so far.
 _LOSSES = "perennial_losses"
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One point of the search: its parameters, its loss on the early-stopping rows, the rounds it took."""
+    """One trial of the search.
+
+    Attributes:
+        number: number of the trial, from 0.
+        params: XGBoost parameters that were tried.
+        loss: best loss on the early-stopping rows.
+        rounds: boosting rounds up to the best loss.
+        seconds: how long it took.
+    """
 
     number: int
     params: dict[str, float]
@@ -38,93 +45,113 @@ class Trial:
 
     @property
     def name(self) -> str:
-        """What its checkpoint calls it."""
+        """Name of its booster in a checkpoint."""
         return trial_name(self.number)
 
 
 def trial_name(number: int) -> str:
-    """What a checkpoint calls a trial."""
+    """Name of a trial's booster in a checkpoint."""
     return f"trial {number}"
 
 
 class Checkpoint:
-    """What is done of one training; several threads may tell it of their trials.
+    """The finished trials and unfinished boosters of one training; several threads may use it.
 
     Args:
-        uri: folder on the lake, of one dataset version and one spec; None keeps nothing.
+        uri: folder on the lake, for one dataset version and one spec; None stores nothing.
 
     Attributes:
-        trials: those that are done.
-        resumed: rounds that were found done, those of whole trials included.
-        halted: set to end what is boosted meanwhile: nobody needs it any more.
+        uri: that folder.
+        trials: finished trials.
+        resumed: rounds that did not have to be boosted again, those of finished trials included.
+        halted: set to stop all boosting that uses this checkpoint, because its results are no longer needed.
     """
 
     def __init__(self, uri: str | None) -> None:
         self.uri = uri
         self.resumed = 0
         self.halted = False
-        self._every = float(os.environ.get("PERENNIAL_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
+        self._seconds = float(os.environ.get("PERENNIAL_CHECKPOINT_SECONDS") or CHECKPOINT_SECONDS)
         self._lock = threading.Lock()
-        self._began, self._saved = time.monotonic(), dict[str, float]()
-        found = self._read("trials.json")
-        self.trials = [Trial(**item) for item in json.loads(found)] if found else []
+        self._started, self._saved = time.monotonic(), dict[str, float]()
+        stored = self._read("trials.json")
+        self.trials = [Trial(**item) for item in json.loads(stored)] if stored else []
 
     @classmethod
-    def of(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
-        """The checkpoint of a training from these inputs."""
+    def for_inputs(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
+        """The checkpoint of a training from these inputs.
+
+        Args:
+            model: name of the model.
+            as_of: partition date of the training.
+            inputs: what the result depends on, by digest or version.
+        """
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         return cls(f"{settings().lake}/checkpoints/{model}/{as_of}-{digest}")
 
-    def trial(self, number: int, params: dict[str, float]) -> Trial | None:
-        """A trial that is done, with these very parameters."""
-        found = next((t for t in self.trials if (t.number, t.params) == (number, params)), None)
-        if found is None:
+    def find_trial(self, number: int, params: dict[str, float]) -> Trial | None:
+        """The finished trial with this number and exactly these parameters; None where there is none."""
+        trial = next((t for t in self.trials if (t.number, t.params) == (number, params)), None)
+        if trial is None:
             return None
-        self._resume(found.rounds)
-        return found
+        self._count_resumed(trial.rounds)
+        return trial
 
-    def add(self, trial: Trial) -> None:
-        """Note a trial that is done."""
+    def add_trial(self, trial: Trial) -> None:
+        """Store a finished trial, and delete its booster."""
         with self._lock:
             self.trials = [t for t in self.trials if t.number != trial.number] + [trial]
             if self.uri:
                 object_store.write_text(
                     f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self.trials])
                 )
-                object_store.delete_file(self._place(trial.name))
+                object_store.delete_file(self._booster_uri(trial.name))
 
-    def booster(self, name: str) -> tuple[bytearray | None, list[float]]:
-        """The booster under way that is called ``name``, if there is one, and its losses so far."""
+    def load_booster(self, name: str) -> tuple[bytearray | None, list[float]]:
+        """Load an unfinished booster.
+
+        Args:
+            name: name of the booster.
+
+        Returns:
+            The model as UBJ, and its losses by round; None and no losses where there is none.
+        """
         import xgboost
 
-        raw = self._read(_file(name))
+        raw = self._read(_booster_file(name))
         if not raw:
             return None, []
         booster = xgboost.Booster(model_file=bytearray(raw))
         losses = [float(x) for x in json.loads(booster.attr(_LOSSES) or "[]")]
-        self._resume(booster.num_boosted_rounds())
-        log.info("%s goes on after %d rounds", name, booster.num_boosted_rounds())
+        self._count_resumed(booster.num_boosted_rounds())
+        log.info("%s continues after %d rounds", name, booster.num_boosted_rounds())
         booster.set_attr(**{_LOSSES: None})
         return booster.save_raw("ubj"), losses
 
-    def keep(self, name: str, booster: xgboost.Booster, losses: list[float]) -> None:
-        """Save a booster under way, if the last time is long enough ago."""
-        if not self.uri or time.monotonic() - self._saved.get(name, self._began) < self._every:
+    def save_booster(self, name: str, booster: xgboost.Booster, losses: list[float]) -> None:
+        """Save an unfinished booster, unless it was saved less than `CHECKPOINT_SECONDS` ago.
+
+        Args:
+            name: name of the booster.
+            booster: the booster.
+            losses: its losses by round.
+        """
+        if not self.uri or time.monotonic() - self._saved.get(name, self._started) < self._seconds:
             return
         booster.set_attr(**{_LOSSES: json.dumps(losses)})
-        object_store.write_bytes(self._place(name), bytes(booster.save_raw("ubj")))
+        object_store.write_bytes(self._booster_uri(name), bytes(booster.save_raw("ubj")))
         booster.set_attr(**{_LOSSES: None})
         self._saved[name] = time.monotonic()
 
     def clear(self) -> None:
-        """Forget it: the training is registered."""
+        """Delete the checkpoint, once the training is registered."""
         if self.uri:
             object_store.delete_files(self.uri)
 
-    def _place(self, name: str) -> str:
-        return f"{self.uri}/{_file(name)}"
+    def _booster_uri(self, name: str) -> str:
+        return f"{self.uri}/{_booster_file(name)}"
 
-    def _resume(self, rounds: int) -> None:
+    def _count_resumed(self, rounds: int) -> None:
         with self._lock:
             self.resumed += rounds
 
@@ -135,5 +162,5 @@ class Checkpoint:
             return b""
 
 
-def _file(name: str) -> str:
+def _booster_file(name: str) -> str:
     return f"{name.replace(' ', '-')}.ubj"

@@ -1,8 +1,9 @@
-"""Workers that train together: Dask's scheduler in this process, its workers in others, here or in pods of their own.
+"""A pool of Dask workers that fit one model together.
 
-Trainer and workers in pods find each other through the lake: the trainer writes its scheduler's address to a *meeting*,
-a file that its workers wait for. Dask's messages are neither encrypted nor signed, and whoever reaches the scheduler
-can run code in its workers: a network policy (docker/kubernetes/network.yaml) lets nobody else reach them.
+The scheduler runs in this process, the workers on this machine or in pods. A trainer and workers in pods find each
+other through the lake: the trainer writes its scheduler's address to a *rendezvous*, a file that its workers wait for.
+Dask's messages are neither encrypted nor signed, and whoever reaches the scheduler can run code in its workers: a
+network policy (docker/kubernetes/network.yaml) lets nothing else reach them.
 """
 
 from __future__ import annotations
@@ -29,105 +30,119 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger("perennial")
-#: Minutes that trainer and workers wait for each other, unless PERENNIAL_WORKERS_MINUTES says another number.
+#: Minutes that a trainer and its workers wait for each other, unless PERENNIAL_WORKERS_MINUTES sets another number.
 WAIT_MINUTES = 10.0
-#: Seconds between two looks for the meeting, and after which a worker that failed the others is known to be lost.
-POLL_SECONDS, LOST_WORKER_SECONDS = 1.0, 5.0
-#: Seconds that workers have to leave when the work is done.
+#: Seconds between two reads of the rendezvous.
+POLL_SECONDS = 1.0
+#: Seconds after an error within which the scheduler notices that a lost worker caused it.
+LOST_WORKER_SECONDS = 5.0
+#: Seconds that worker processes have to end once the pool is closed.
 SHUTDOWN_SECONDS = 10.0
-#: Dask's own status pages cannot be left out, but need not be reached from elsewhere.
-_NO_PAGES = "127.0.0.1:0"
+#: Dask's status pages cannot be switched off, but need not be reachable from elsewhere.
+_DASHBOARD_ADDRESS = "127.0.0.1:0"
 _CONFIG = {
-    # Rows stay with the worker that read them.
+    # Rows stay on the worker that read them.
     "distributed.scheduler.work-stealing": False,
-    # Each task is there for one worker; where that is lost, trying it elsewhere helps nobody.
+    # Each task belongs to one worker: when that is lost, running it elsewhere does not help.
     "distributed.scheduler.allowed-failures": 0,
 }
 
 
 @dataclass(frozen=True)
 class WorkerPool:
-    """Workers at work.
+    """Connected workers.
 
     Attributes:
-        addresses: of the workers, by rank.
-        together: whether they share one machine.
+        client: Dask's client of the scheduler.
+        addresses: addresses of the workers, by rank.
+        same_machine: whether they share this machine.
     """
 
     client: Client
     addresses: tuple[str, ...]
-    together: bool
+    same_machine: bool
 
     @property
     def threads(self) -> int:
-        """Threads that each may use."""
-        return max(1, settings().threads // len(self.addresses)) if self.together else settings().threads
+        """Threads that each worker may use."""
+        return max(1, settings().threads // len(self.addresses)) if self.same_machine else settings().threads
 
 
 @contextmanager
-def worker_pool(count: int, meeting: str | None = None) -> Iterator[WorkerPool]:
-    """So many workers, as long as the block runs.
+def worker_pool(count: int, rendezvous: str | None = None) -> Iterator[WorkerPool]:
+    """Connect to workers, as long as the block runs.
 
     Args:
-        meeting: URI where workers in other places look for this scheduler (`serve`); None: processes of this machine.
+        count: number of workers.
+        rendezvous: URI of the file where workers that run elsewhere (`run_worker`) read this scheduler's address;
+            None: start the workers as processes of this machine.
 
     Raises:
-        Absent: they did not come. Interrupted: one was lost while the block ran.
+        WorkersUnavailableError: they did not connect in time.
+        StepInterruptedError: one was lost while the block ran.
     """
     import dask
     from distributed import Client, LocalCluster
     from distributed.utils import get_ip
 
-    at = meeting or f"{_folder()}/{uuid.uuid4().hex}.meeting.json"
+    uri = rendezvous or f"{_working_folder()}/{uuid.uuid4().hex}.rendezvous.json"
     with (
         dask.config.set(_CONFIG),
         LocalCluster(
-            n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None, local_directory=_folder(),
-            host=get_ip() if meeting else "127.0.0.1", scheduler_kwargs={"dashboard_address": _NO_PAGES},
+            n_workers=0, threads_per_worker=1, memory_limit=0, dashboard_address=None,
+            local_directory=_working_folder(), host=get_ip() if rendezvous else "127.0.0.1",
+            scheduler_kwargs={"dashboard_address": _DASHBOARD_ADDRESS},
         ) as cluster,
         Client(cluster) as client,
-        _processes(0 if meeting else count, at),
+        _worker_processes(0 if rendezvous else count, uri),
     ):  # fmt: skip
-        over, lost = threading.Event(), list[str]()
+        closing, lost = threading.Event(), list[str]()
         try:
-            object_store.write_text(at, json.dumps({"scheduler": cluster.scheduler_address}))
-            log.info("The scheduler is %s; %d workers are waited for", cluster.scheduler_address, count)
-            here = WorkerPool(client, _wait_for_workers(client, count), meeting is None)
-            cluster.scheduler.add_plugin(_watch(here, lost, over))
-            yield here
+            object_store.write_text(uri, json.dumps({"scheduler": cluster.scheduler_address}))
+            log.info("The scheduler is %s; waiting for %d workers", cluster.scheduler_address, count)
+            pool = WorkerPool(client, _wait_for_workers(client, count), rendezvous is None)
+            cluster.scheduler.add_plugin(_lost_worker_plugin(pool, lost, closing))
+            yield pool
         except PerennialError:
             raise
         except Exception as error:
-            # The error of those that are left comes a moment before the scheduler misses the one that is not.
-            deadline = time.monotonic() + LOST_WORKER_SECONDS
-            while not lost and time.monotonic() < deadline:
-                time.sleep(0.1)
-            if not lost:
-                raise
-            raise StepInterruptedError(
-                f"{len(lost)} of {count} workers lost ({', '.join(lost)}): {str(error).strip()[:300]}",
-                "look at the worker's node and memory; another attempt goes on from the checkpoint",
-            ) from error
+            _raise_if_lost(lost, count, error)
+            raise
         finally:
-            over.set()
-            object_store.delete_file(at)
+            closing.set()
+            object_store.delete_file(uri)
             client.close()
-            cluster.close()  # workers leave when their scheduler does
+            cluster.close()  # workers end when their scheduler does
+
+
+def _raise_if_lost(lost: list[str], count: int, error: Exception) -> None:
+    """Raise `StepInterruptedError` if a lost worker caused the error.
+
+    The other workers fail a moment before the scheduler notices that one is lost.
+    """
+    deadline = time.monotonic() + LOST_WORKER_SECONDS
+    while not lost and time.monotonic() < deadline:
+        time.sleep(0.1)
+    if lost:
+        raise StepInterruptedError(
+            f"{len(lost)} of {count} workers lost ({', '.join(lost)}): {str(error).strip()[:300]}",
+            "check the worker's node and memory; another attempt continues from the checkpoint",
+        ) from error
 
 
 @contextmanager
-def _processes(count: int, meeting: str) -> Iterator[None]:
-    """Workers on this machine, gone with the block.
+def _worker_processes(count: int, rendezvous: str) -> Iterator[None]:
+    """Start workers on this machine, which end with the block.
 
-    LocalCluster's own would import again what this process was started as, and Airflow, in a task, cannot be.
+    LocalCluster's own workers import the main module of this process again, which is impossible in an Airflow task.
     """
-    command = [sys.executable, "-m", "perennial", "worker", "--meeting", meeting, "--rank"]
+    command = [sys.executable, "-m", "perennial", "worker", "--rendezvous", rendezvous, "--rank"]
     environ = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-    started = [subprocess.Popen([*command, str(rank)], env=environ) for rank in range(count)]
+    processes = [subprocess.Popen([*command, str(rank)], env=environ) for rank in range(count)]
     try:
         yield
     finally:
-        for process in started:
+        for process in processes:
             try:
                 process.wait(SHUTDOWN_SECONDS)
             except subprocess.TimeoutExpired:
@@ -135,85 +150,88 @@ def _processes(count: int, meeting: str) -> Iterator[None]:
                 process.wait()
 
 
-def run_worker(meeting: str, rank: int) -> None:
-    """Be a worker of the trainer whose address is at ``meeting``, until it has done.
+def run_worker(rendezvous: str, rank: int) -> None:
+    """Be a worker of a trainer until that has finished.
+
+    Args:
+        rendezvous: URI of the file with the address of the trainer's scheduler.
+        rank: number of this worker, from 0.
 
     Raises:
-        Absent: no trainer came, or it cannot be reached.
+        WorkersUnavailableError: no trainer came in time, or it cannot be reached.
     """
     import dask
     from distributed import Worker
 
-    async def work() -> None:
+    async def serve() -> None:
         async with Worker(
-            _address(meeting), nthreads=1, name=rank, memory_limit=0, local_directory=_folder(),
-            death_timeout=wait_seconds(), dashboard_address=_NO_PAGES,
+            _scheduler_address(rendezvous), nthreads=1, name=rank, memory_limit=0,
+            local_directory=_working_folder(), death_timeout=wait_seconds(), dashboard_address=_DASHBOARD_ADDRESS,
         ) as worker:  # fmt: skip
             await worker.finished()
 
     with dask.config.set(_CONFIG):
         try:
-            asyncio.run(work())
+            asyncio.run(serve())
         except (OSError, TimeoutError) as error:
             raise WorkersUnavailableError(
                 f"the trainer cannot be reached: {error}",
-                "see the trainer's own log, and whether network policies let workers reach it",
+                "see the trainer's log, and whether network policies let workers reach it",
             ) from error
 
 
 def wait_seconds() -> float:
-    """Seconds that trainer and workers wait for each other."""
+    """Seconds that a trainer and its workers wait for each other."""
     return float(os.environ.get("PERENNIAL_WORKERS_MINUTES") or WAIT_MINUTES) * 60
 
 
-def _folder() -> str:
-    place = settings().home / "tmp"
-    place.mkdir(parents=True, exist_ok=True)
-    return str(place)
+def _working_folder() -> str:
+    folder = settings().home / "tmp"
+    folder.mkdir(parents=True, exist_ok=True)
+    return str(folder)
 
 
 def _wait_for_workers(client: Client, count: int) -> tuple[str, ...]:
-    """Addresses of the workers, in the order of their ranks, once all are there."""
-    late = False
+    """Addresses of the workers, by rank, once all have connected."""
+    timed_out = False
     try:
         client.wait_for_workers(count, timeout=wait_seconds())
     except TimeoutError:
-        late = True
-    found = client.scheduler_info(n_workers=-1)["workers"]
-    if late:
+        timed_out = True
+    workers = client.scheduler_info(n_workers=-1)["workers"]
+    if timed_out:
         raise WorkersUnavailableError(
-            f"{len(found)} of {count} workers came within {wait_seconds() / 60:g} minutes",
-            "if the others run, let them reach this one (network policies); else ask for fewer or smaller ones",
+            f"{len(workers)} of {count} workers connected within {wait_seconds() / 60:g} minutes",
+            "if the others run, let network policies connect them to this one; otherwise use fewer or smaller workers",
         )
-    # XGBoost ranks them by name: the same shares of the rows in the same order give the same model.
-    return tuple(sorted(found, key=lambda address: int(found[address]["name"])))
+    # XGBoost ranks workers by name: the same rows in the same order give the same model.
+    return tuple(sorted(workers, key=lambda address: int(workers[address]["name"])))
 
 
-def _watch(crew: WorkerPool, lost: list[str], over: threading.Event) -> Any:
-    """A plugin of the scheduler that ends all waiting when a worker is ``lost`` before all is ``over``.
+def _lost_worker_plugin(pool: WorkerPool, lost: list[str], closing: threading.Event) -> Any:
+    """A scheduler plugin that closes the client when a worker is lost before the pool is closed.
 
-    XGBoost fails then by itself, but what only one worker can do would be waited for without end.
+    XGBoost then fails by itself, but a task that only the lost worker can run would be waited for without end.
     """
     from distributed import SchedulerPlugin
 
-    class Watch(SchedulerPlugin):  # type: ignore[misc]
+    class LostWorkerPlugin(SchedulerPlugin):  # type: ignore[misc]
         def remove_worker(self, scheduler: Any, worker: str, **_: Any) -> None:
-            if worker in crew.addresses and not over.is_set():
+            if worker in pool.addresses and not closing.is_set():
                 lost.append(worker)
                 log.warning("Worker %s is lost", worker)
-                threading.Thread(target=crew.client.close, daemon=True).start()
+                threading.Thread(target=pool.client.close, daemon=True).start()
 
-    return Watch()
+    return LostWorkerPlugin()
 
 
-def _address(meeting: str) -> str:
+def _scheduler_address(rendezvous: str) -> str:
     deadline = time.monotonic() + wait_seconds()
     while time.monotonic() < deadline:
         try:
-            return str(json.loads(object_store.read_text(meeting))["scheduler"])
+            return str(json.loads(object_store.read_text(rendezvous))["scheduler"])
         except FileNotFoundError:
             time.sleep(POLL_SECONDS)
     raise WorkersUnavailableError(
-        f"no trainer came to {meeting} within {wait_seconds() / 60:g} minutes",
-        "see the trainer's own log",
+        f"no trainer came to {rendezvous} within {wait_seconds() / 60:g} minutes", "see the trainer's log"
     )

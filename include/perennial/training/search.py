@@ -1,4 +1,4 @@
-"""Fits boosters: which device really runs, the search within its budget, the last fit, the simple baselines."""
+"""The hyperparameter search within its budget, and the last fit with the best parameters."""
 
 from __future__ import annotations
 
@@ -9,14 +9,17 @@ from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.modeling.metrics import EVAL_METRICS
 from perennial.spec.constraints import INTEGER_PARAMETERS
 from perennial.spec.model_spec import ModelSpec
-from perennial.training import _gpu_monitor, gpu_monitor
 from perennial.training._boosting import ran_on
-from perennial.training._dataset import Binning
+from perennial.training._dataset import Binning, TrainingData
+from perennial.training._gpu_monitor import GpuReport as GpuReport
+from perennial.training._gpu_monitor import combine_reports
 from perennial.training.checkpoint import Checkpoint, Trial, trial_name
 
 if TYPE_CHECKING:
@@ -24,10 +27,8 @@ if TYPE_CHECKING:
     import xgboost
 
     from perennial.spec.sections import SearchRange
-    from perennial.training._dataset import Dataset
-    from perennial.training._distributed_dataset import DistributedDataset
 
-#: Trials that Optuna's TPE draws at random, before it learns from results (its own default).
+#: Trials that Optuna's TPE sampler draws at random before it uses results (its default).
 N_STARTUP_TRIALS = 10
 
 
@@ -36,30 +37,41 @@ class FitResult:
     """The outcome of a search and the last fit.
 
     Attributes:
-        resumed: rounds that an interrupted training had done before.
-        gpu: what the GPU did meanwhile (`gpu_monitor.combine_reports`); None where there is none.
+        booster: the fitted booster.
+        device: device that it was trained on: ``cpu`` or ``cuda``.
+        params: XGBoost parameters of the last fit.
+        rounds: boosting rounds of the last fit.
+        external_memory: whether the binned matrix was on disk.
+        trials: trials of the search.
+        resumed_rounds: rounds that an interrupted training had done before.
+        gpu: what the GPUs did; None without one.
     """
 
     booster: xgboost.Booster
     device: str
     params: dict[str, Any]
     rounds: int
-    external: bool
+    external_memory: bool
     trials: list[Trial] = field(default_factory=list)
-    resumed: int = 0
-    gpu: dict[str, Any] | None = None
+    resumed_rounds: int = 0
+    gpu: GpuReport | None = None
 
 
-def resolve_device(asked: str) -> str:
-    """The device XGBoost really uses when ``asked`` for one: ``cpu`` or ``cuda``.
+def resolve_device(requested: str) -> str:
+    """The device that XGBoost really uses in this process.
+
+    Args:
+        requested: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        ``cpu`` or ``cuda``.
 
     Raises:
-        PerennialError: cuda was asked for and there is none. Training never falls back unnoticed.
+        PerennialError: cuda was requested and there is none; training never falls back silently.
     """
-    import numpy as np
     import xgboost
 
-    if asked == "cpu":
+    if requested == "cpu":
         return "cpu"
     with xgboost.config_context(verbosity=0):
         probe = xgboost.train(
@@ -67,28 +79,39 @@ def resolve_device(asked: str) -> str:
             xgboost.DMatrix(np.zeros((2, 1), np.float32), label=[0, 1]),
             1,
         )
-    found = ran_on(probe)
-    if asked == "cuda" and found != "cuda":
+    device = ran_on(probe)
+    if requested == "cuda" and device != "cuda":
         raise PerennialError(
             "training.device is cuda, but XGBoost found no GPU and would have used the CPU",
             "run it where there is a GPU, or set training.device to auto or cpu",
         )
-    return found
+    return device
 
 
-def _device(data: Dataset | DistributedDataset, asked: str) -> str:
-    found = sorted(set(data.ask(resolve_device, asked)))
-    if len(found) > 1:
+def _common_device(data: TrainingData, requested: str) -> str:
+    """The device that all processes use.
+
+    Raises:
+        PerennialError: some have a GPU and some have none.
+    """
+    devices = sorted(set(data.run_everywhere(resolve_device, requested)))
+    if len(devices) > 1:
         raise PerennialError(
-            f"some workers have a GPU and some have none ({', '.join(found)})",
+            f"some workers have a GPU and some have none ({', '.join(devices)})",
             "give all of them one in the compute profile, or set training.device to cpu",
         )
-    return str(found[0])
+    return str(devices[0])
 
 
 def xgboost_parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
-    """XGBoost's parameters, without those of the search."""
-    values: dict[str, Any] = {
+    """XGBoost's parameters without those of the search.
+
+    Args:
+        spec: the model.
+        device: ``cpu`` or ``cuda``.
+        classes: multiclass only: number of classes.
+    """
+    params: dict[str, Any] = {
         "objective": spec.objective,
         "eval_metric": EVAL_METRICS[(spec.task, spec.metric)],
         "tree_method": "hist",
@@ -98,175 +121,216 @@ def xgboost_parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, 
         "verbosity": 0,
     }
     if spec.task == "multiclass":
-        values["num_class"] = classes
-    return values | _typed(spec.training.params)
+        params["num_class"] = classes
+    return params | _cast_integers(spec.training.params)
 
 
-def _typed(params: dict[str, float]) -> dict[str, float]:
+def _cast_integers(params: dict[str, float]) -> dict[str, float]:
     return {k: int(v) if k in INTEGER_PARAMETERS else v for k, v in params.items()}
 
 
 def search_and_fit(
     spec: ModelSpec,
-    data: Dataset | DistributedDataset,
+    data: TrainingData,
     *,
     on_trial: Callable[[Trial], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
-    """Search within the budget, then fit on all training rows with the best parameters and its number of rounds.
+    """Search within the budget, then fit on all rows with the best trial's parameters and rounds.
 
     Args:
-        on_trial: told of each trial, those of an interrupted training included.
-        checkpoint: where an interrupted training of the same rows by the same spec left what it had.
+        spec: the model.
+        data: the rows.
+        on_trial: called with each trial in order, those of an interrupted training included.
+        checkpoint: checkpoint of a training of the same rows with the same spec.
 
     Raises:
-        PerennialError: cuda was asked for and there is none.
+        PerennialError: cuda was requested and there is none.
     """
-    where = _device(data, spec.training.device)
+    device = _common_device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
-    base = xgboost_parameters(spec, where, len(data.classes))
-    how = Binning(int(base.get("max_bin", 256)), settings().threads, external=not data.fits())
-    with _gpu_monitor.watched(data.ask, where == "cuda") as reports:
-        trials = _trials(spec, data, base, how, on_trial, checkpoint)
+    base = xgboost_parameters(spec, device, len(data.classes))
+    external = not data.fits_in_memory()
+    binning = Binning(int(base.get("max_bin", 256)), settings().threads, external)
+    with data.monitor_gpus(device == "cuda") as gpu_reports:
+        trials = _run_trials(spec, data, base, binning, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
-        params = base | _typed(best.params)
-        # Named after its trial: where a search goes on, another may turn out best.
+        params = base | _cast_integers(best.params)
+        # Named after its trial: in a resumed search, another trial may be the best.
         name = f"last fit of {best.name}"
-        booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, how), best.rounds, checkpoint)
-    ran = data.ran_on(booster)
-    if ran != where:
+        booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, binning), best.rounds, checkpoint)
+    trained_on = data.ran_on(booster)
+    if trained_on != device:
         raise PerennialError(
-            f"training began on {where} and ended on {ran}", "check the GPU; then train again"
+            f"training began on {device} and ended on {trained_on}", "check the GPU; then train again"
         )
     return FitResult(
         booster,
-        ran,
+        device,
         params,
         best.rounds,
-        how.external,
+        external,
         trials,
         checkpoint.resumed,
-        gpu_monitor.combine_reports(reports),
+        combine_reports(gpu_reports),
     )
 
 
-def _trials(
+class _TrialRunner:
+    """Boosts trials, several side by side where memory and threads allow.
+
+    Attributes:
+        parallel: number of trials side by side. Each has matrices of its own.
+    """
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        data: TrainingData,
+        base: dict[str, Any],
+        binning: Binning,
+        checkpoint: Checkpoint,
+    ) -> None:
+        self._spec, self._data, self._base, self._checkpoint = spec, data, base, checkpoint
+        one_by_one = base["device"] != "cpu" or binning.external
+        startup_trials = min(spec.training.search.trials, N_STARTUP_TRIALS)
+        self.parallel = 1 if one_by_one else data.max_parallel_trials(startup_trials)
+        self._threads = binning.threads
+        self._threads_each = max(1, binning.threads // self.parallel)
+        self._binning = replace(binning, threads=self._threads_each)
+        self._matrices = SimpleQueue[tuple[Any, Any]]()
+
+    @property
+    def seconds_spent(self) -> float:
+        """Seconds that an interrupted search took: its startup trials ran side by side too."""
+        return sum(
+            t.seconds / (self.parallel if t.number < N_STARTUP_TRIALS else 1) for t in self._checkpoint.trials
+        )
+
+    def make_matrices(self) -> None:
+        """Bin the rows once, for one trial at a time."""
+        data = self._data
+        train = data.dmatrix(0, data.fit_rows, self._binning)
+        self._matrices.put((train, data.dmatrix(data.fit_rows, data.rows, self._binning, ref=train)))
+
+    def finished(self, number: int, params: dict[str, float]) -> Trial | None:
+        """A trial that an interrupted training had finished."""
+        return self._checkpoint.find_trial(number, params)
+
+    def run(self, number: int, params: dict[str, float]) -> Trial:
+        """Boost one trial, stopped early by the validation rows."""
+        started = time.monotonic()
+        training, maximize = self._spec.training, self._spec.task == "ranking"
+        threads = self._threads_each if number < N_STARTUP_TRIALS else self._threads
+        matrices = train, valid = self._matrices.get()
+        try:
+            _, losses = self._data.boost(
+                trial_name(number),
+                self._base | {"nthread": threads} | _cast_integers(params),
+                train,
+                training.rounds,
+                self._checkpoint,
+                valid=valid,
+                patience=training.early_stopping_rounds,
+                maximize=maximize,
+            )
+        finally:
+            self._matrices.put(matrices)
+        best = max(losses) if maximize else min(losses)
+        seconds = round(time.monotonic() - started, 3)
+        trial = Trial(number, params, -best if maximize else best, losses.index(best) + 1, seconds)
+        self._checkpoint.add_trial(trial)
+        return trial
+
+
+def _run_trials(
     spec: ModelSpec,
-    data: Dataset | DistributedDataset,
+    data: TrainingData,
     base: dict[str, Any],
-    how: Binning,
+    binning: Binning,
     on_trial: Callable[[Trial], None],
     checkpoint: Checkpoint,
 ) -> list[Trial]:
-    """Every trial of the search, each stopped by the validation rows. Its matrices are gone before the last fit."""
-    alone = base["device"] != "cpu" or how.external
-    abreast = 1 if alone else data.abreast(min(spec.training.search.trials, N_STARTUP_TRIALS))
-    share = max(1, how.threads // abreast)
-    free = SimpleQueue[tuple[Any, Any]]()
-
-    def prepare(_: int) -> None:
-        train = data.dmatrix(0, data.fit, replace(how, threads=share))
-        free.put((train, data.dmatrix(data.fit, data.rows, replace(how, threads=share), ref=train)))
-
-    ranking = spec.task == "ranking"
-    # Of an interrupted search: its blind trials ran side by side too.
-    spent = sum(t.seconds / (abreast if t.number < N_STARTUP_TRIALS else 1) for t in checkpoint.trials)
-
-    def run(number: int, chosen: dict[str, float], late: bool) -> Trial | None:
-        return checkpoint.trial(number, chosen) or (None if late else fresh(number, chosen))
-
-    def fresh(number: int, chosen: dict[str, float]) -> Trial:
-        started = time.monotonic()
-        matrices = train, valid = free.get()
-        try:
-            _, losses = data.boost(
-                trial_name(number),
-                base | {"nthread": share if number < N_STARTUP_TRIALS else how.threads} | _typed(chosen),
-                train, spec.training.rounds, checkpoint,
-                valid=valid, patience=spec.training.early_stopping_rounds, maximize=ranking,
-            )  # fmt: skip
-        finally:
-            free.put(matrices)
-        best = max(losses) if ranking else min(losses)
-        seconds = round(time.monotonic() - started, 3)
-        trial = Trial(number, chosen, -best if ranking else best, losses.index(best) + 1, seconds)
-        checkpoint.add(trial)
-        return trial
-
+    """Run every trial of the search. Its matrices are freed before the last fit."""
+    runner = _TrialRunner(spec, data, base, binning, checkpoint)
     trials: list[Trial] = []
 
-    def done(trial: Trial) -> None:
+    def record(trial: Trial) -> None:
         trials.append(trial)
         on_trial(trial)
 
-    if abreast == 1:
-        prepare(0)
-    if not spec.training.search.trials:
-        done(checkpoint.trial(0, {}) or fresh(0, {}))
-    elif abreast == 1:
-        _search(spec, map, run, done, spent)
-    else:
-        with ThreadPoolExecutor(abreast, thread_name_prefix="trial") as pool:
-            try:
-                list(pool.map(prepare, range(abreast)))
-                _search(spec, pool.map, run, done, spent)
-            except BaseException:  # nothing waits for trials that nobody needs
-                checkpoint.halted = True
-                raise
+    if runner.parallel == 1:
+        runner.make_matrices()
+        if spec.training.search.trials:
+            _search(spec, runner, map, record)
+        else:
+            record(runner.finished(0, {}) or runner.run(0, {}))
+        return trials
+    with ThreadPoolExecutor(runner.parallel, thread_name_prefix="trial") as pool:
+        try:
+            list(pool.map(lambda _: runner.make_matrices(), range(runner.parallel)))
+            _search(spec, runner, pool.map, record)
+        except BaseException:  # do not wait for trials whose results are no longer needed
+            checkpoint.halted = True
+            raise
     return trials
 
 
 def _search(
     spec: ModelSpec,
-    each: Callable[..., Iterator[Trial | None]],
-    run: Callable[[int, dict[str, float], bool], Trial | None],
-    done: Callable[[Trial], None],
-    spent: float,
+    runner: _TrialRunner,
+    map_trials: Callable[..., Iterator[Trial | None]],
+    record: Callable[[Trial], None],
 ) -> None:
-    """Let Optuna choose; ``spent`` seconds of the budget are gone.
+    """Let Optuna choose the parameters of the trials, as long as the budget lasts.
 
-    It draws the first trials before it looks at any result: they run side by side, and are the same as one by one.
+    Optuna draws the first trials before it uses any result: they run side by side, and are the same as one by one.
 
     Args:
-        each: ``map``, or one that calls side by side.
-        run: makes a trial; where it is told that time is over, only one that was done before.
-        done: told of each trial, in their order.
+        spec: the model.
+        runner: runs the trials.
+        map_trials: ``map``, or one that calls side by side.
+        record: called with each trial, in order.
     """
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
-    search = spec.training.search
+    search, params = spec.training.search, spec.training.params
     sampler = optuna.samplers.TPESampler(seed=spec.training.seed, n_startup_trials=N_STARTUP_TRIALS)
     study = optuna.create_study(sampler=sampler)
-    given = {k: v for k, v in spec.training.params.items() if k in search.space and search.space[k].contains(v)}
-    if len(given) == len(search.space):
-        study.enqueue_trial(given)  # what the spec says is tried first: the search can only do better
-    end = time.monotonic() + max(1.0, search.minutes * 60 - spent)
+    in_space = {k: v for k, v in params.items() if k in search.space and search.space[k].contains(v)}
+    if len(in_space) == len(search.space):
+        study.enqueue_trial(in_space)  # the spec's parameters come first: the search can only improve on them
+    end = time.monotonic() + max(1.0, search.minutes * 60 - runner.seconds_spent)
 
-    def within(trial: optuna.Trial, chosen: dict[str, float]) -> Trial | None:
-        return run(trial.number, chosen, trial.number > 0 and time.monotonic() >= end)
+    def run(trial: optuna.Trial, params: dict[str, float]) -> Trial | None:
+        out_of_time = trial.number > 0 and time.monotonic() >= end
+        finished = runner.finished(trial.number, params)
+        return finished or (None if out_of_time else runner.run(trial.number, params))
 
     for count in (min(N_STARTUP_TRIALS, search.trials), *[1] * (search.trials - N_STARTUP_TRIALS)):
-        asked = [study.ask() for _ in range(count)]
-        chosen = [_chosen(trial, search.space) for trial in asked]
-        late = False
-        for trial, found in zip(asked, each(within, asked, chosen), strict=True):
-            if found is None:
-                late = True
+        drawn = [study.ask() for _ in range(count)]
+        params_by_trial = [_draw_params(trial, search.space) for trial in drawn]
+        out_of_time = False
+        for trial, result in zip(drawn, map_trials(run, drawn, params_by_trial), strict=True):
+            if result is None:
+                out_of_time = True
                 continue
-            study.tell(trial, found.loss)
-            done(found)
-        if late:
+            study.tell(trial, result.loss)
+            record(result)
+        if out_of_time:
             return
 
 
-def _chosen(trial: optuna.Trial, space: Mapping[str, SearchRange]) -> dict[str, float]:
-    chosen: dict[str, float] = {}
-    for name, item in space.items():
-        if item.choices:
-            chosen[name] = float(trial.suggest_categorical(name, item.choices))
+def _draw_params(trial: optuna.Trial, space: Mapping[str, SearchRange]) -> dict[str, float]:
+    params: dict[str, float] = {}
+    for name, values in space.items():
+        if values.choices:
+            params[name] = float(trial.suggest_categorical(name, values.choices))
         elif name in INTEGER_PARAMETERS:
-            chosen[name] = trial.suggest_int(name, int(item.low or 0), int(item.high or 0), log=item.log)
+            params[name] = trial.suggest_int(
+                name, int(values.low or 0), int(values.high or 0), log=values.log
+            )
         else:
-            chosen[name] = trial.suggest_float(name, item.low or 0, item.high or 0, log=item.log)
-    return chosen
+            params[name] = trial.suggest_float(name, values.low or 0, values.high or 0, log=values.log)
+    return params

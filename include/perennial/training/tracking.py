@@ -1,35 +1,76 @@
-"""Records a training run in MLflow and registers its model."""
+"""Trainings as runs in MLflow: their trials, stale runs, and the registration of models.
+
+Each training holds a lock while it runs, and its MLflow run names the lock. A killed training cannot close its run,
+and MLflow goes on calling it RUNNING; but its lock is free (on S3 once its lease has expired), so that the next
+training of the model can close it.
+"""
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+
+import numpy as np
 
 from perennial.core import runtime
 from perennial.core.errors import ArtifactError, LockHeldError, RegistryError
 from perennial.core.settings import settings
 from perennial.modeling import registry
+from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
-from perennial.training import liveness
+from perennial.storage import locks
+from perennial.training.artifacts import ModelArtifacts
 from perennial.training.checkpoint import Trial
 from perennial.training.search import FitResult
 
 if TYPE_CHECKING:
-    import numpy as np
+    from mlflow import MlflowClient
     from mlflow.entities import Run
+
+#: The tag of a run that names its lock.
+LOCK_TAG = "lock"
+
+
+@dataclass(frozen=True)
+class Registration:
+    """What is registered as a new version.
+
+    Attributes:
+        model: the model.
+        fitted: outcome of the search and the last fit.
+        example: a few encoded rows, shape (rows, columns).
+        metrics: metrics on the held-out rows, by name.
+        tags: tags of the version, without its digest.
+        description: description of the version, Markdown.
+    """
+
+    model: TrainedModel
+    fitted: FitResult
+    example: np.ndarray
+    metrics: dict[str, float]
+    tags: dict[str, str]
+    description: str
 
 
 class TrainingRun:
-    """One training run in MLflow: its trials as nested runs while they happen, everything else at its end.
+    """One training as a run in MLflow; its trials are nested runs.
 
-    Runs of the model that say RUNNING, and of which the training was killed, are closed first.
+    Runs that MLflow calls RUNNING, and whose training was killed, are closed first.
+
+    Args:
+        spec: the model.
+        as_of: partition date of the training.
+        reason: why it was requested.
 
     Raises:
         RegistryError: MLflow cannot be reached.
@@ -39,15 +80,16 @@ class TrainingRun:
         os.environ.setdefault("DO_NOT_TRACK", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the task has retries of its own
-        registry.by_alias(spec.name)  # a server that is down is told in a second, not after a whole training
+        # Fails within a second where the server is down, instead of after the training.
+        registry.get_version_by_alias(spec.name)
         import mlflow
 
         mlflow.set_tracking_uri(settings().mlflow_uri)
         self.spec, self.client = spec, mlflow.MlflowClient()
-        with contextlib.ExitStack() as held, self._told():
-            own = liveness.hold_liveness_lock(spec.name, held)
+        with contextlib.ExitStack() as stack, self._translate_errors():
+            lock = hold_liveness_lock(spec.name, stack)
             self._experiment = self._open_experiment()
-            liveness.close_stale_runs(self.client, self._experiment, own)
+            close_stale_runs(self.client, self._experiment, lock)
             self.run: Run = self.client.create_run(
                 self._experiment,
                 run_name=f"{spec.name} {as_of}",
@@ -57,33 +99,37 @@ class TrainingRun:
                     "reason": reason,
                     "spec_digest": spec.digest,
                     "code_version": runtime.code_version(),
-                    liveness.TAG: own,
+                    LOCK_TAG: lock,
                 },
             )
-            self._alive = held.pop_all()
+            self._liveness_lock = stack.pop_all()
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
-        found = self.client.get_experiment_by_name(self.spec.name)
-        if found is not None:
-            return str(found.experiment_id)
+        experiment = self.client.get_experiment_by_name(self.spec.name)
+        if experiment is not None:
+            return str(experiment.experiment_id)
         try:
             return str(self.client.create_experiment(self.spec.name))
-        except MlflowException:  # another run of this model was first
-            found = self.client.get_experiment_by_name(self.spec.name)
-            if found is None:
+        except MlflowException:  # another training of this model created it meanwhile
+            experiment = self.client.get_experiment_by_name(self.spec.name)
+            if experiment is None:
                 raise
-            return str(found.experiment_id)
+            return str(experiment.experiment_id)
 
-    def trial(self, trial: Trial) -> None:
-        """Record one trial of the search as a nested run."""
+    def log_trial(self, trial: Trial) -> None:
+        """Record one trial of the search as a nested run.
+
+        Raises:
+            RegistryError: MLflow refused or cannot be reached.
+        """
         from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
-        with self._told():
+        with self._translate_errors():
             nested = self.client.create_run(
                 self._experiment,
-                run_name=f"trial {trial.number}",
+                run_name=trial.name,
                 tags={MLFLOW_PARENT_RUN_ID: self.run.info.run_id},
             )
             self._log(
@@ -94,42 +140,44 @@ class TrainingRun:
             self.client.set_terminated(nested.info.run_id)
 
     def _log(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
-        import time
-
         from mlflow.entities import Metric, Param
 
-        now = int(time.time() * 1000)
+        timestamp = int(time.time() * 1000)
         self.client.log_batch(
             run_id,
-            [Metric(k, float(v), now, 0) for k, v in metrics.items()],
+            [Metric(k, float(v), timestamp, 0) for k, v in metrics.items()],
             [Param(k, str(v)) for k, v in params.items()],
         )
 
     def finish(self) -> None:
-        """Mark the run finished."""
-        with self._told():
+        """Mark the run as finished.
+
+        Raises:
+            RegistryError: MLflow refused or cannot be reached.
+        """
+        with self._translate_errors():
             self.client.set_terminated(self.run.info.run_id)
-        self._end()
+        self._release_lock()
 
     def fail(self) -> None:
-        """Mark the run failed, where MLflow still answers: what it failed of is already on its way."""
+        """Mark the run as failed where MLflow can be reached; the error itself is raised elsewhere."""
         import requests
         from mlflow.exceptions import MlflowException
 
         with contextlib.suppress(MlflowException, requests.RequestException):
             self.client.set_terminated(self.run.info.run_id, "FAILED")
-        self._end()
+        self._release_lock()
 
-    def _end(self) -> None:
-        """No longer count as alive; after the run's status is written, or another training would write it."""
+    def _release_lock(self) -> None:
+        """Release the lock once the run's status is written; before, another training would close the run."""
         with contextlib.suppress(
             LockHeldError
-        ):  # on S3 it may have been lost: the training is done all the same
-            self._alive.close()
+        ):  # on S3 the lease may be lost: the training has ended all the same
+            self._liveness_lock.close()
 
     @contextlib.contextmanager
-    def _told(self) -> Iterator[None]:
-        """Turn MLflow's exceptions into ours."""
+    def _translate_errors(self) -> Iterator[None]:
+        """Raise MLflow's exceptions as `RegistryError`."""
         import requests
         from mlflow.exceptions import MlflowException
 
@@ -142,80 +190,114 @@ class TrainingRun:
                 model=self.spec.name,
             ) from error
 
-    def register(
-        self,
-        model: TrainedModel,
-        fitted: FitResult,
-        example: np.ndarray,
-        metrics: dict[str, float],
-        tags: dict[str, str],
-        description: str,
-        companions: Callable[[], tuple[dict[str, Any], list[Path]]],
-    ) -> registry.ModelVersion:
-        """Log everything and register the version, alias ``challenger``.
+    def register(self, registration: Registration, artifacts: Callable[[], ModelArtifacts]) -> ModelVersion:
+        """Log everything and register the version, with the alias ``challenger``.
 
         Args:
-            example: a few encoded rows, shape (rows, columns).
-            description: of the version, Markdown.
-            companions: gives JSON artifacts by name, and files to keep beside them; called once the model is logged,
-                for they may still be made meanwhile.
+            registration: what is registered.
+            artifacts: returns what is stored beside the model; called once the model is logged, because it may still be
+                built meanwhile.
 
         Raises:
-            ArtifactError: what MLflow kept is not what was written.
-            RegistryError: MLflow refused or could not be reached.
+            ArtifactError: MLflow stored another model than it was given.
+            RegistryError: MLflow refused or cannot be reached.
         """
-        with self._told():
-            return self._register(model, fitted, example, metrics, tags, description, companions)
+        import mlflow
 
-    def _register(
-        self,
-        model: TrainedModel,
-        fitted: FitResult,
-        example: np.ndarray,
-        metrics: dict[str, float],
-        tags: dict[str, str],
-        description: str,
-        companions: Callable[[], tuple[dict[str, Any], list[Path]]],
-    ) -> registry.ModelVersion:
+        name, fitted = self.spec.name, registration.fitted
+        with self._translate_errors():
+            with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
+                digest = registration.model.save(Path(folder, "model.ubj"))
+            tags = registration.tags | {"digest": digest}
+            model_uri = self._log_model(registration, tags)
+            self._log_artifacts(artifacts())
+            registered = mlflow.register_model(model_uri, name, tags=tags)
+            version = registry.get_version(name, str(registered.version))
+            if registry.load_model(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:
+                raise ArtifactError(
+                    f"version {version.version} came back from MLflow changed",
+                    "check its artifact store",
+                    model=name,
+                )
+            registry.set_alias(name, version.version, "challenger")
+            self.client.update_registered_model(name, self.spec.description)
+            self.client.update_model_version(name, version.version, registration.description)
+            return version
+
+    def _log_model(self, registration: Registration, tags: dict[str, str]) -> str:
+        """Log parameters, metrics and the model; the model's URI."""
         import mlflow
         import pandas as pd
         import xgboost
         from mlflow.models import infer_signature
 
-        run_id = self.run.info.run_id
-        with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
-            digest = model.save(Path(folder, "model.ubj"))
-        tags = tags | {"digest": digest}
+        model, fitted, run_id = registration.model, registration.fitted, self.run.info.run_id
         params = {k: v for k, v in fitted.params.items() if k not in ("verbosity", "nthread")}
-        self._log(run_id, params | {"rounds": fitted.rounds, "external_memory": fitted.external}, metrics)
-        frame = pd.DataFrame(example, columns=list(model.encoding.columns))
+        params |= {"rounds": fitted.rounds, "external_memory": fitted.external_memory}
+        self._log(run_id, params, registration.metrics)
+        frame = pd.DataFrame(registration.example, columns=list(model.encoding.columns))
         with mlflow.start_run(run_id=run_id):
             info = mlflow.xgboost.log_model(
                 model.booster,
                 name="model",
                 model_format="ubj",
                 input_example=frame,
-                signature=infer_signature(frame, model.predict_matrix(example)),
-                # Given, or MLflow would spend seconds in a subprocess to find them out.
+                signature=infer_signature(frame, model.predict_matrix(registration.example)),
+                # Without these, MLflow spends seconds in a subprocess to infer them.
                 pip_requirements=[f"xgboost=={xgboost.__version__}"],
                 metadata=tags,
             )
-        texts, extra = companions()
+        return str(info.model_uri)
+
+    def _log_artifacts(self, artifacts: ModelArtifacts) -> None:
         with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
-            for name, content in texts.items():
+            for name, content in artifacts.documents.items():
                 Path(folder, name).write_text(json.dumps(content, indent=1, sort_keys=True))
-            for path in extra:
+            for path in artifacts.files:
                 shutil.copy(path, folder)
-            self.client.log_artifacts(run_id, folder, registry.ARTIFACT_FOLDER)
-        found = mlflow.register_model(info.model_uri, self.spec.name, tags=tags)
-        version = registry.version(self.spec.name, str(found.version))
-        if registry.load(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:
-            raise ArtifactError(
-                f"version {version.version} came back from MLflow changed",
-                "check its artifact store",
-                model=self.spec.name,
-            )
-        registry.set_alias(self.spec.name, version.version, "challenger")
-        self.client.update_registered_model(self.spec.name, self.spec.description)
-        self.client.update_model_version(self.spec.name, version.version, description)
-        return version
+            self.client.log_artifacts(self.run.info.run_id, folder, registry.ARTIFACT_FOLDER)
+
+
+def hold_liveness_lock(model: str, stack: contextlib.ExitStack) -> str:
+    """Hold the first free lock of a model's trainings.
+
+    Args:
+        model: name of the model.
+        stack: releases the lock when it closes.
+
+    Returns:
+        The lock's name.
+    """
+    for number in itertools.count(1):
+        name = f"training-{model}-{number}"
+        with contextlib.suppress(LockHeldError):
+            stack.enter_context(locks.hold(name, timeout=0))
+            return name
+    raise AssertionError("unreachable")
+
+
+def close_stale_runs(client: MlflowClient, experiment: str, held_lock: str) -> None:
+    """Mark the RUNNING runs of trainings that are gone, and their unfinished trials, as KILLED.
+
+    Args:
+        client: MLflow's client.
+        experiment: id of the model's experiment.
+        held_lock: name of the lock that the caller holds. The caller has no run yet, so a run that names it is dead.
+    """
+    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
+
+    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
+    dead = set()
+    for run in running:
+        name = run.data.tags.get(LOCK_TAG)
+        if name is None:
+            continue
+        lock = contextlib.nullcontext() if name == held_lock else locks.hold(name, timeout=0)
+        with contextlib.suppress(LockHeldError), lock:
+            # It may have ended since the runs were listed.
+            if client.get_run(run.info.run_id).info.status == "RUNNING":
+                client.set_terminated(run.info.run_id, "KILLED")
+                dead.add(run.info.run_id)
+    for run in running:
+        if run.data.tags.get(MLFLOW_PARENT_RUN_ID) in dead:
+            client.set_terminated(run.info.run_id, "KILLED")

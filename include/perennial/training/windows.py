@@ -38,7 +38,7 @@ class Windows:
 def split_partitions(
     spec: ModelSpec, as_of: str, available: list[str], *, window_name: str = "sliding", since: str = ""
 ) -> Windows:
-    """Split the partitions whose labels are known as of a date: the later ones evaluate, the earlier ones train.
+    """Split the partitions whose labels are known: the earlier ones train, the later ones evaluate.
 
     Args:
         spec: the model.

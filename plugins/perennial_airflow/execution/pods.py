@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from contextvars import copy_context
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
@@ -36,6 +36,7 @@ if TYPE_CHECKING:
 
     from perennial.spec.compute_profile import ComputeProfile
     from perennial.spec.model_spec import ModelSpec
+    from perennial_airflow.execution.operators import StageTask
 
 log = logging.getLogger("airflow.task")
 
@@ -73,8 +74,8 @@ def run(
         PerennialError: what the step raised; or that the pod did not start, did not end or left no result.
         TaskDeferred: the profile is deferrable; the task's ``resume`` goes on with it.
     """
-    task = context["task"]
-    event: dict[str, Any] | None = getattr(task, "event", None)
+    task = cast("StageTask", context["task"])
+    event = task.event
     attempt = Attempt(profile.memory)
     if event:
         attempt = Attempt(event.get("memory", profile.memory), int(event.get("interruptions", 0)))
@@ -117,7 +118,7 @@ def _result_or_outcome(
     """
     outcome = operator.outcome(failure)
     try:
-        return result_file.read(uri), outcome
+        return result_file.read_result(uri), outcome
     except StepInterruptedError as error:
         return None, operator.worker_outcome() or PodOutcome("interrupted", error.cause)
     except WorkersUnavailableError:
@@ -177,7 +178,7 @@ def _run_attempt(operator: StepPod, context: Context, event: dict[str, Any] | No
         if event:
             operator.trigger_reentry(context, event)
         else:
-            object_store.remove(result_uri(context))
+            object_store.delete_file(result_uri(context))
             # Airflow warns of operators that are not executed by the task runner; it marks its own like this.
             copy_context().run(_execute_as_task, operator, context)
     except TaskDeferred as deferred:
@@ -291,7 +292,7 @@ def kubernetes_client(profile: ComputeProfile) -> Iterator[k8s.CoreV1Api]:
 
     hook = EksHook(aws_conn_id=profile.aws_connection, region_name=profile.region)
     with hook.generate_config_file_with_credentials(
-        eks_cluster_name=profile.cluster, pod_namespace=profile.namespace
+        eks_cluster_name=profile.cluster or "", pod_namespace=profile.namespace
     ) as (file, _):
         yield KubernetesHook(conn_id=None, config_file=file).core_v1_client
 

@@ -1,8 +1,9 @@
-"""How a step runs in a pod, and how its end is read; the cluster itself is in tests/integration/kubernetes."""
+"""How a step runs in a pod, and how its outcome is read; the tests on a cluster are in tests/integration/kubernetes."""
 
 from __future__ import annotations
 
 import json
+import re
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,28 +14,42 @@ from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 from airflow.sdk import DAG
 from kubernetes.client import ApiClient
 
+from perennial.cli.doctor import cluster
 from perennial.core import runtime
 from perennial.core.errors import PerennialError, StepInterruptedError, StorageError, WorkersUnavailableError
 from perennial.spec import compute_profile, pod_manifest
 from perennial.spec.compute_profile import ComputeProfile
 from perennial.spec.model_spec import StepLimits
 from perennial.storage import object_store
-from perennial_airflow.dag_factory.dag_builder import limits
+from perennial_airflow.dag_factory.dag_builder import task_limits
 from perennial_airflow.execution import pod_outcome, pods
 from perennial_airflow.execution.operators import StageTask
+from perennial_airflow.execution.pods import Attempt
 from support import toys
 from support.pod_content import as_pod
+
+#: Labels that Airflow's operator adds to what it submits.
+AIRFLOW_LABELS = {"airflow_version", "airflow_kpo_in_cluster", "kubernetes_pod_operator"}
+#: Fields whose default is true.
+TRUE_BY_DEFAULT = {"automountServiceAccountToken", "enableServiceLinks", "allowPrivilegeEscalation"}
 
 
 def status(phase: str, *, state: dict[str, Any] | None = None, **more: Any) -> dict[str, Any]:
     deleted = {"deletionTimestamp": "2024-01-01T00:00:00Z"} if more.pop("deleted", False) else {}
-    box = {"name": "base", "state": state, "image": "", "imageID": "", "ready": False, "restartCount": 0}
-    told = {"phase": phase, "containerStatuses": [box] if state else [], **more}
-    return {"metadata": {"name": "p", **deleted}, "status": told}
+    container = {
+        "name": "base",
+        "state": state,
+        "image": "",
+        "imageID": "",
+        "ready": False,
+        "restartCount": 0,
+    }
+    content = {"phase": phase, "containerStatuses": [container] if state else [], **more}
+    return {"metadata": {"name": "p", **deleted}, "status": content}
 
 
 @pytest.mark.parametrize(
-    ("pod", "kind", "said"),
+    ("pod", "kind", "detail"),
     [
         (status("Succeeded", state={"terminated": {"exitCode": 0}}), "done", ""),
         (status("Failed", state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), "memory", "137"),
@@ -53,34 +68,38 @@ def status(phase: str, *, state: dict[str, Any] | None = None, **more: Any) -> d
          "unschedulable", "0/1 nodes"),
     ],
 )  # fmt: skip
-def test_how_a_pod_ended(pod: dict[str, Any], kind: str, said: str) -> None:
-    found = pod_outcome.ending(as_pod(pod))
-    assert found.kind == kind and said in found.detail
+def test_how_a_pod_ended(pod: dict[str, Any], kind: str, detail: str) -> None:
+    outcome = pod_outcome.outcome_of(as_pod(pod))
+    assert outcome.kind == kind and detail in outcome.detail
 
 
-def test_the_spec_and_every_wish_travel_with_the_call(house: Path, tmp_path: Path) -> None:
+def test_the_spec_and_every_argument_travel_with_the_call(house: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
-    wishes = {"start": "2024-01-01", "end": None, "force": True, "backfill": False, "run_id": "r"}
-    found = pods.command("data", spec, wishes, "s3://b/result.json")
-    assert found[:2] == ["run", "data"]
-    given = dict(zip(found[2::2], found[3::2], strict=False))
+    arguments = {"start": "2024-01-01", "end": None, "force": True, "backfill": False, "run_id": "r"}
+    words = pods.command("data", spec, arguments, "s3://b/result.json")
+    assert words[:2] == ["run", "data"]
+    given = dict(zip(words[2::2], words[3::2], strict=False))
     assert object_store.read_text(given["--spec-file"]) == json.dumps(spec.bundle(), sort_keys=True)
     assert given["--library-digest"] == runtime.library_digest()
-    assert found[-5:] == ["--start", "2024-01-01", "--force", "--run-id", "r"]
-    assert "--backfill" not in found and "--end" not in found
+    assert words[-5:] == ["--start", "2024-01-01", "--force", "--run-id", "r"]
+    assert "--backfill" not in words and "--end" not in words
 
 
-def test_the_operator_finds_its_pod_again_and_shows_events(lake: Path, tmp_path: Path) -> None:
+def test_the_operator_finds_its_pod_again_and_shows_events(remote_lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy_model")
     profile = ComputeProfile(name="p", kind="kubernetes", wait_minutes=2, start_minutes=3, deferrable=True)
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
-    wanted = pod_manifest.pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
-    made = pods.make(profile, task, wanted, "2Gi", 1)
-    assert made.reattach_on_restart and made.random_name_suffix and made.log_events_on_startup
-    assert made.schedule_timeout_seconds == 120 and made.startup_timeout_seconds == 180 and made.deferrable
-    assert made.trigger_kwargs == {"memory": "2Gi", "interruptions": 1}
-    built = made.build_pod_request_obj(None, dry_run=True)
+    manifest = pod_manifest.step_pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
+    operator = pods.make_operator(profile, task, manifest, Attempt("2Gi", 1))
+    assert operator.reattach_on_restart and operator.random_name_suffix and operator.log_events_on_startup
+    assert (
+        operator.schedule_timeout_seconds == 120
+        and operator.startup_timeout_seconds == 180
+        and operator.deferrable
+    )
+    assert operator.trigger_kwargs == {"memory": "2Gi", "interruptions": 1}
+    built = operator.build_pod_request_obj(None, dry_run=True)
     assert built.metadata.name.startswith("toy-model-train-") and built.metadata.namespace == "perennial"
     sent = ApiClient().sanitize_for_serialization(built)
     assert sent["spec"]["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
@@ -88,34 +107,88 @@ def test_the_operator_finds_its_pod_again_and_shows_events(lake: Path, tmp_path:
     assert len(sent["spec"]["containers"]) == 1
 
 
-def test_more_memory_is_asked_for_in_turn() -> None:
+def without_identity(pod: dict[str, Any]) -> dict[str, Any]:
+    """A pod without its name, its command, and the labels and annotations of its owner."""
+    metadata = {k: v for k, v in pod["metadata"].items() if k not in ("name", "generateName")}
+    for field in ("labels", "annotations"):
+        others = {
+            k: v for k, v in metadata[field].items() if not re.match("perennial/(model|step|team|task)$", k)
+        }
+        metadata[field] = {k: v for k, v in others.items() if k not in AIRFLOW_LABELS}
+    containers = [{k: v for k, v in c.items() if k != "args"} for c in pod["spec"]["containers"]]
+    return {"metadata": metadata, "spec": pod["spec"] | {"containers": containers}}
+
+
+def without_defaults(value: Any) -> Any:
+    """A manifest without fields that are empty or have their default, which the API server reads like missing ones."""
+    if isinstance(value, list):
+        return [without_defaults(item) for item in value]
+    if not isinstance(value, dict):
+        return value
+    given = {k: v for k, v in value.items() if v not in (None, {}, [], False) or k in TRUE_BY_DEFAULT}
+    return {
+        k: without_defaults(v) for k, v in given.items() if (k, v) != ("terminationMessagePolicy", "File")
+    }
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "eks"])
+def test_the_doctor_tries_the_pod_that_the_operator_submits(
+    kind: str, remote_lake: Path, tmp_path: Path
+) -> None:
+    template = {"spec": {"hostAliases": [{"ip": "1.2.3.4", "hostnames": ["proxy"]}],
+                         "containers": [{"name": "beside", "image": "proxy:1"}]}}  # fmt: skip
+    (remote_lake / "base.yaml.txt").write_text(json.dumps(template))
+    content = {
+        "name": "p", "kind": kind, "template": "base.yaml.txt", "cpu": "1500m", "gpu": {"count": 1, "kind": "H200"},
+        "spot": True, "queue": "q", "priority_class": "high", "service_account": "sa", "pull_secrets": ["pull"],
+        "run_minutes": 5, "node_selector": {"pool": "ml"}, "tolerations": [{"key": "t", "operator": "Exists"}],
+        "secrets": [{"env": "TOKEN", "secret": "s", "key": "k"}], "secret_env": ["aws"], "env": {"A": "1"},
+        "labels": {"cost_centre": "42"}, "annotations": {"note": "x"},
+    } | ({"cluster": "c"} if kind == "eks" else {})  # fmt: skip
+    (remote_lake / "p.yaml").write_text(json.dumps(content))
+    profile = compute_profile.load_profile("p")
+    spec = toys.model(tmp_path / "models", "toy")
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    manifest = pod_manifest.step_pod(
+        profile, spec, "train", ["run"], memory=profile.memory, interruptions=0,
+        annotations={pod_manifest.TASK_ANNOTATION: "{}"},
+    )  # fmt: skip
+    operator = pods.make_operator(profile, task, manifest, Attempt(profile.memory))
+    submitted = ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(None, dry_run=True))
+    tried = cluster.trial_pod(profile)
+    assert tried["metadata"]["generateName"] == "perennial-doctor-"
+    assert without_defaults(without_identity(tried)) == without_defaults(without_identity(submitted))
+
+
+def test_memory_limits_are_tried_in_turn() -> None:
     profile = ComputeProfile(name="p", kind="kubernetes", memory="1Gi", more_memory=["2Gi", "4Gi"])
-    assert pods._more(profile, "1Gi", "train", {}) == "2Gi"
-    assert pods._more(profile, "2Gi", "train", {}) == "4Gi"
+    assert pods._next_memory(profile, "1Gi", "train", {}) == "2Gi"
+    assert pods._next_memory(profile, "2Gi", "train", {}) == "4Gi"
     with pytest.raises(PerennialError, match="limit of 4Gi, the largest of profile p"):
-        pods._more(profile, "4Gi", "train", {})
+        pods._next_memory(profile, "4Gi", "train", {})
 
 
-def test_on_eks_the_operator_is_amazons(lake: Path, tmp_path: Path) -> None:
+def test_on_eks_the_operator_is_amazons(remote_lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     profile = ComputeProfile(name="p", kind="eks", cluster="c", region="eu-central-1")
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
-    wanted = pod_manifest.pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
-    made = pods.make(profile, task, wanted, "2Gi", 0)
-    assert isinstance(made, EksPodOperator) and isinstance(made, pods.StepPod)
-    assert (made.cluster_name, made.region, made.namespace) == ("c", "eu-central-1", "perennial")
-    built = made.build_pod_request_obj(None, dry_run=True)
+    manifest = pod_manifest.step_pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
+    operator = pods.make_operator(profile, task, manifest, Attempt("2Gi"))
+    assert isinstance(operator, EksPodOperator) and isinstance(operator, pods.StepPod)
+    assert (operator.cluster_name, operator.region, operator.namespace) == ("c", "eu-central-1", "perennial")
+    built = operator.build_pod_request_obj(None, dry_run=True)
     assert built.metadata.name.startswith("toy-train-")
-    assert made.trigger_kwargs == {"memory": "2Gi", "interruptions": 0, "eks_cluster_name": "c"}
+    assert operator.trigger_kwargs == {"memory": "2Gi", "interruptions": 0, "eks_cluster_name": "c"}
 
 
 def test_a_task_that_was_killed_starts_no_other_pod(
-    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
-    monkeypatch.setattr(pods.results, "read", lambda _: None)
+    monkeypatch.setattr(pods.result_file, "read_result", lambda _: None)
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     begun: list[pods.StepPod] = []
@@ -126,7 +199,7 @@ def test_a_task_that_was_killed_starts_no_other_pod(
         if len(begun) == 2:
             attempt._killed = task.killed = True
 
-    monkeypatch.setattr(pods, "_attempt", stopped)
+    monkeypatch.setattr(pods, "_run_attempt", stopped)
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
     profile = ComputeProfile(name="p", kind="kubernetes", interruptions=5)
     with pytest.raises(StorageError, match="step train was stopped with its task"):
@@ -138,18 +211,24 @@ def test_a_task_that_was_killed_starts_no_other_pod(
 def test_waiting_for_a_node_is_not_the_steps_own_time() -> None:
     limit = StepLimits(timeout_minutes=60)
     waits = ComputeProfile(name="p", kind="kubernetes", wait_minutes=240, start_minutes=10)
-    assert limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
-    assert limits(limit, compute_profile.load_profile("local"))["execution_timeout"] == timedelta(minutes=60)
-    assert limits(limit)["execution_timeout"] == timedelta(minutes=60)
+    assert task_limits(limit, waits)["execution_timeout"] == timedelta(minutes=310)
+    assert task_limits(limit, compute_profile.load_profile("local"))["execution_timeout"] == timedelta(
+        minutes=60
+    )
+    assert task_limits(limit)["execution_timeout"] == timedelta(minutes=60)
 
 
-def test_a_worker_that_did_not_start_explains_the_failure(lake: Path, tmp_path: Path) -> None:
+def test_a_worker_that_did_not_start_explains_the_failure(remote_lake: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     profile = ComputeProfile(name="p", kind="kubernetes", workers=2)
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
-    wanted = pod_manifest.pod(profile, spec, "train", [], memory="2Gi", interruptions=0, role="trainer")
-    attempt = pods.make(profile, task, wanted, "2Gi", 0, crew=2, worker=lambda *_: {})
+    manifest = pod_manifest.step_pod(
+        profile, spec, "train", [], memory="2Gi", interruptions=0, role="trainer"
+    )
+    attempt = pods.make_operator(
+        profile, task, manifest, Attempt("2Gi"), worker_count=2, worker_manifest=lambda *_: {}
+    )
     running = status("Running", state={"running": {}})
     waiting = status(
         "Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": "0/9 nodes"}]
@@ -160,44 +239,48 @@ def test_a_worker_that_did_not_start_explains_the_failure(lake: Path, tmp_path: 
         ([running, waiting], "unschedulable"),
         ([killed, running], "memory"),
     ):
-        attempt.crew_seen = [as_pod(p) for p in others]
-        found = attempt.crew_ending()
-        assert (found.kind if found else None) == kind
-    attempt.crew_seen = [as_pod(waiting)]
-    error = pod_outcome.told(
-        attempt.crew_ending(), profile, "train", None, {"model": "toy", "partition": "2024-01-01"}
+        attempt.worker_pods = [as_pod(p) for p in others]
+        outcome = attempt.worker_outcome()
+        assert (outcome.kind if outcome else None) == kind
+    attempt.worker_pods = [as_pod(waiting)]
+    error = pod_outcome.outcome_error(
+        attempt.worker_outcome(), profile, "train", None, {"model": "toy", "partition": "2024-01-01"}
     )
     assert "found no node within 30 minutes: a worker: 0/9 nodes" in str(error)
 
 
-def test_an_interruption_that_the_step_tells_of_is_tried_again(
-    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+def test_an_interruption_that_the_step_reports_is_tried_again(
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
-    told: list[Any] = [StepInterruptedError("1 of 2 workers lost", "-"), {"status": "trained"}]
+    results: list[Any] = [StepInterruptedError("1 of 2 workers lost", "-"), {"status": "trained"}]
 
     def read(_: str) -> Any:
-        if isinstance(found := told.pop(0), Exception):
-            raise found
-        return found
+        if isinstance(result := results.pop(0), Exception):
+            raise result
+        return result
 
-    monkeypatch.setattr(pods.results, "read", read)
+    monkeypatch.setattr(pods.result_file, "read_result", read)
     begun: list[pods.StepPod] = []
-    monkeypatch.setattr(pods, "_attempt", lambda attempt, *_: begun.append(attempt))
+    monkeypatch.setattr(pods, "_run_attempt", lambda attempt, *_: begun.append(attempt))
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
     profile = ComputeProfile(name="p", kind="kubernetes", workers=2, interruptions=1)
     done = pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
     assert done == {"status": "trained"}
-    assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1] and [a.crew for a in begun] == [2, 2]
-    meetings = {a.pod_template_dict["metadata"]["annotations"][pod_manifest.MEETING] for a in begun}
-    assert len(meetings) == 2  # nobody finds the trainer of another attempt
+    assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1] and [
+        a.worker_count for a in begun
+    ] == [2, 2]
+    rendezvous = {
+        a.pod_template_dict["metadata"]["annotations"][pod_manifest.RENDEZVOUS_ANNOTATION] for a in begun
+    }
+    assert len(rendezvous) == 2  # nobody finds the trainer of another attempt
 
 
 def test_workers_that_did_not_come_are_not_waited_for_again(
-    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     monkeypatch.setattr(pods, "command", lambda *_: [])  # there is no S3 here
@@ -206,11 +289,11 @@ def test_workers_that_did_not_come_are_not_waited_for_again(
         raise WorkersUnavailableError("0 of 2 workers came within 40 minutes", "see network policies")
 
     def ended(attempt: pods.StepPod, *_: Any) -> None:
-        attempt.last_seen = as_pod(status("Failed", state={"terminated": {"exitCode": 1}}))
-        attempt.crew_seen = [as_pod(p) for p in others]
+        attempt.final_pod = as_pod(status("Failed", state={"terminated": {"exitCode": 1}}))
+        attempt.worker_pods = [as_pod(p) for p in others]
 
-    monkeypatch.setattr(pods.results, "read", absent)
-    monkeypatch.setattr(pods, "_attempt", ended)
+    monkeypatch.setattr(pods.result_file, "read_result", absent)
+    monkeypatch.setattr(pods, "_run_attempt", ended)
     with DAG("d", schedule=None):
         task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)

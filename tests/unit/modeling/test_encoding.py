@@ -22,8 +22,8 @@ def matrix(
     return Encoding(("c",), categories or {}, unseen).encode(pa.table({"c": values}))[:, 0].tolist()
 
 
-def same(found: list[float], wanted: list[float]) -> bool:
-    return np.array_equal(found, wanted, equal_nan=True)
+def same(actual: list[float], expected: list[float]) -> bool:
+    return np.array_equal(actual, expected, equal_nan=True)
 
 
 def test_codes_are_ranks_and_unseen_is_missing() -> None:
@@ -106,7 +106,7 @@ def test_categories_of_any_type_are_found_again(values: pa.Array) -> None:
     """What training learns as a category is what scoring looks up."""
     from perennial.modeling.encoding import categories
 
-    seen = categories(pa.chunked_array([values]))
-    assert None not in seen
-    found = matrix(values, {"c": sorted(seen)}, "stop")
-    assert [np.isnan(v) for v in found] == [v is None for v in values.to_pylist()]
+    known = categories(pa.chunked_array([values]))
+    assert None not in known
+    codes = matrix(values, {"c": sorted(known)}, "stop")
+    assert [np.isnan(v) for v in codes] == [v is None for v in values.to_pylist()]

@@ -1,4 +1,4 @@
-"""What MLflow is told of a training, and what becomes of one that MLflow or a kill ended."""
+"""Trainings in MLflow: runs, versions, and trainings that MLflow's failure or a kill ended."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def client() -> Any:
 
 
 def test_the_version_carries_what_made_it(world: Any) -> None:
-    champion = registry.champion(world.spec)
+    champion = registry.get_champion(world.spec)
     assert champion is not None
     tags, result = champion.tags, world.result
     assert champion.version == result["version"]
@@ -44,16 +44,16 @@ def test_the_version_carries_what_made_it(world: Any) -> None:
         for kind in ("published", "labels")
     )
     assert tags["dataset_version"] == f"published@{published} labels@{labels}"
-    assert tags["trained_on"] == f"{toys.FIRST}..{dates.add_days(toys.FIRST, 13)}"
-    assert tags["judged_on"] == f"{dates.add_days(toys.FIRST, 14)}..{dates.add_days(toys.FIRST, 18)}"
+    assert tags["trained_range"] == f"{toys.FIRST}..{dates.add_days(toys.FIRST, 13)}"
+    assert tags["holdout_range"] == f"{dates.add_days(toys.FIRST, 14)}..{dates.add_days(toys.FIRST, 18)}"
     assert tags["device"] == "cpu"
     assert tags["reason"] == "first"
-    said = client().get_model_version(world.spec.name, champion.version).description
-    assert said.startswith(f"Passed its gate. Trained as of {toys.LAST}: first\n\n- ok: log_loss")
+    description = client().get_model_version(world.spec.name, champion.version).description
+    assert description.startswith(f"Passed the gate. Trained as of {toys.LAST}: first\n\n- ok: log_loss")
     assert client().get_registered_model(world.spec.name).description == world.spec.description
 
 
-def test_mlflow_holds_signature_example_trials_and_companions(world: Any) -> None:
+def test_mlflow_has_signature_example_trials_and_artifacts(world: Any) -> None:
     import mlflow
 
     mlflow.set_tracking_uri(client().tracking_uri)
@@ -74,14 +74,14 @@ def test_mlflow_holds_signature_example_trials_and_companions(world: Any) -> Non
         assert trial.info.status == "FINISHED"
         assert {"loss", "rounds", "seconds"} <= set(trial.data.metrics)
         assert {"max_depth", "learning_rate"} <= set(trial.data.params)
-    kept = {Path(f.path).name for f in client().list_artifacts(run.info.run_id, registry.ARTIFACT_FOLDER)}
-    assert {"spec.json", "importance.json", "reference.json", "reference.parquet", "evaluation.json"} <= kept
-    again = registry.spec(registry.version(world.spec.name, world.result["version"]))
+    stored = {Path(f.path).name for f in client().list_artifacts(run.info.run_id, registry.ARTIFACT_FOLDER)}
+    assert {"spec.json", "importance.json", "reference.json", "reference.parquet", "evaluation.json"} <= stored
+    again = registry.load_spec(registry.get_version(world.spec.name, world.result["version"]))
     assert again.digest == world.spec.digest
 
 
 def test_no_pickle_is_written(world: Any) -> None:
-    version = registry.version(world.spec.name, world.result["version"])
+    version = registry.get_version(world.spec.name, world.result["version"])
     names = [a.path for a in client().list_logged_model_artifacts(version.model_id)] if hasattr(
         client(), "list_logged_model_artifacts") else ["model.ubj"]  # fmt: skip
     assert "model.ubj" in names
@@ -89,17 +89,17 @@ def test_no_pickle_is_written(world: Any) -> None:
 
 
 def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make) -> None:
-    """Killed in the midst of a trial; two other trainings of the same model are alive meanwhile, one ends."""
+    """Killed during a trial; two other trainings of the same model are alive meanwhile, one ends."""
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
     alive, ending = (TrainingRun(spec, toys.LAST, name) for name in ("alive", "ending"))
-    place = "perennial.training.tracking.Recorder._log"
+    function = "perennial.training.tracking.TrainingRun._log"
     killed = processes.start(
         processes.killed_step,
         str(spec.folder),
         "train",
         {"as_of": toys.LAST, "reason": "killed"},
-        place,
+        function,
         "before",
         1,
     )
@@ -121,7 +121,7 @@ def test_the_run_of_a_killed_training_is_closed_by_the_next_one(make_model: Make
     assert ("alive", "FAILED") in statuses()
 
 
-def test_mlflow_down_is_told_quickly(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mlflow_down_is_reported_quickly(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     import time
 
     spec = make_model()
@@ -133,7 +133,7 @@ def test_mlflow_down_is_told_quickly(make_model: Make, monkeypatch: pytest.Monke
     assert time.monotonic() - began < 5
 
 
-def test_mlflow_that_dies_in_the_midst_of_a_training_is_told(
+def test_mlflow_that_dies_during_a_training_is_reported(
     make_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spec = make_model()
@@ -158,4 +158,4 @@ def test_mlflow_that_dies_in_the_midst_of_a_training_is_told(
         train(spec, as_of=toys.LAST)
     monkeypatch.setenv("MLFLOW_TRACKING_URI", url)  # MLflow's client writes the variable
     assert manifests.read(spec.name, "train", toys.LAST) is None
-    assert registry.champion(spec) is None
+    assert registry.get_champion(spec) is None

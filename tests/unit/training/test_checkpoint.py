@@ -1,0 +1,83 @@
+"""The checkpoint of a training: finished trials and unfinished boosters."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import xgboost
+
+from perennial.training import checkpoint as checkpoint_module
+from perennial.training._boosting import boost
+from perennial.training.checkpoint import Checkpoint, Trial
+
+PARAMS: dict[str, Any] = {
+    "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "seed": 3, "nthread": 1,
+    "max_depth": 3, "learning_rate": 0.3,
+}  # fmt: skip
+
+
+def matrices() -> tuple[xgboost.QuantileDMatrix, xgboost.QuantileDMatrix]:
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(4000, 6)).astype(np.float32)
+    y = (x[:, 0] + x[:, 1] ** 2 + rng.normal(size=4000) > 0).astype(int)
+    train = xgboost.QuantileDMatrix(x[:3000], y[:3000])
+    return train, xgboost.QuantileDMatrix(x[3000:], y[3000:], ref=train)
+
+
+@pytest.fixture
+def every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERENNIAL_CHECKPOINT_SECONDS", "0")
+
+
+def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:
+    uri = str(tmp_path / "checkpoint")
+    Checkpoint(uri).add_trial(Trial(0, {"max_depth": 3.0}, 0.5, 12, 4.0))
+    stored = Checkpoint(uri)
+    assert [t.seconds for t in stored.trials] == [4.0]
+    assert (
+        stored.find_trial(0, {"max_depth": 4.0}) is None and stored.find_trial(1, {"max_depth": 3.0}) is None
+    )
+    assert stored.find_trial(0, {"max_depth": 3.0}) == Trial(0, {"max_depth": 3.0}, 0.5, 12, 4.0)
+    assert stored.resumed == 12
+    stored.clear()
+    assert Checkpoint(uri).find_trial(0, {"max_depth": 3.0}) is None
+    stored.clear()
+
+
+def test_a_booster_of_another_trial_is_left_alone(tmp_path: Path, every_round: None) -> None:
+    train, _ = matrices()
+    uri = str(tmp_path / "checkpoint")
+    boost("trial 0", PARAMS, train, 4, Checkpoint(uri))
+    assert Checkpoint(uri).load_booster("trial 1") == (None, [])
+    raw, _ = Checkpoint(uri).load_booster("trial 0")
+    assert raw and xgboost.Booster(model_file=raw).attributes() == {}
+
+
+def test_boosters_side_by_side_are_each_saved(tmp_path: Path, every_round: None) -> None:
+    train, _ = matrices()
+    folder = tmp_path / "checkpoint"
+    checkpoint = Checkpoint(str(folder))
+    boost("trial 0", PARAMS, train, 4, checkpoint)
+    boost("trial 1", PARAMS, train, 3, checkpoint)
+    checkpoint.add_trial(Trial(0, {}, 0.5, 4, 1.0))
+    assert not Checkpoint(str(folder)).load_booster("trial 0")[0]  # it is done
+    boost("last fit of trial 0", PARAMS, train, 3, checkpoint)
+    stored = Checkpoint(str(folder))
+    assert (
+        stored.load_booster("trial 1")[0]
+        and stored.load_booster("last fit of trial 0")[0]
+        and stored.resumed == 6
+    )
+    assert not stored.load_booster("last fit of trial 1")[0]
+    checkpoint.clear()
+    assert not list(folder.iterdir())
+
+
+def test_checkpoints_are_not_written_more_often_than_asked(tmp_path: Path) -> None:
+    assert checkpoint_module.CHECKPOINT_SECONDS >= 30
+    train, _ = matrices()
+    boost("t", PARAMS, train, 4, Checkpoint(str(tmp_path / "checkpoint")))
+    assert not (tmp_path / "checkpoint").exists()
