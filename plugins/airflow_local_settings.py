@@ -1,8 +1,8 @@
-"""Makes tasks start and end quickly: loads the heavy libraries once, in the scheduler, before it forks its workers.
+"""Settings of Airflow's processes: loads the heavy libraries once, in the scheduler, before it forks its workers.
 
 Airflow imports this module from the plugins folder when any of its components starts. With the LocalExecutor each task
-runs in a process forked from the scheduler, and so finds the libraries loaded: an import of a few seconds becomes none.
-Memory is shared between the forks. The executor itself freezes the garbage collector around its forks.
+runs in a process forked from the scheduler, which has the libraries loaded already: an import of a few seconds takes no
+time. The forks share the memory. The executor itself freezes the garbage collector around its forks.
 """
 
 from __future__ import annotations
@@ -11,27 +11,24 @@ import gc
 import importlib
 import logging
 import os
+import pkgutil
 import sys
 import time
 from typing import Any
 
-#: What the steps and the DAG files import. What is missing here costs its import in every task, nothing more.
-HEAVY = (
+#: Libraries that steps import inside functions, and what the DAG files import. A task imports what is missing here
+#: itself.
+PRELOADED = (
     "numpy", "pandas", "pyarrow.parquet", "pyarrow.dataset", "duckdb", "deltalake", "deltalake.fs", "scipy.stats",
     "sklearn.compose", "sklearn.dummy", "sklearn.impute", "sklearn.linear_model", "sklearn.metrics",
     "sklearn.pipeline", "xgboost", "optuna", "git", "mlflow", "mlflow.xgboost", "mlflow.models",
     "mlflow.models.display_utils", "mlflow.pyfunc", "mlflow.pyfunc.scoring_server",
     "mlflow.tracing.processor.base_mlflow", "great_expectations", "great_expectations.render.view", "evidently",
-    "evidently.presets", "perennial.steps.data", "perennial.validation.validator", "perennial.ingestion.labels",
-    "perennial.validation.data_docs", "perennial.ingestion.data_profile", "perennial.ingestion.publishing",
-    "perennial.steps.train", "perennial.training.search", "perennial.training.tracking",
-    "perennial.training.candidates", "perennial.monitoring.baseline", "perennial.steps.score",
-    "perennial.steps.monitor", "perennial.monitoring.window_counts", "perennial.monitoring.drift_verdict",
-    "perennial.monitoring.signal_evaluation", "perennial.monitoring.report", "perennial.lifecycle.retraining",
-    "perennial.lifecycle.promotion", "airflow.dag_processing.dagbag", "perennial_airflow.dag_factory.factory",
+    "evidently.presets", "airflow.dag_processing.dagbag", "perennial_airflow.dag_factory.factory",
 )  # fmt: skip
-#: Nobody's usage is reported to the makers of libraries; threads that wait must not spin for long on a machine
-#: with few cores.
+#: Parts of the library that no task runs.
+NOT_IN_TASKS = ("perennial.__main__", "perennial.cli", "perennial.local_stack")
+#: No usage reports to the makers of libraries; threads that wait do not spin for long on a machine with few cores.
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
     "GX_ANALYTICS_ENABLED": "false",
@@ -39,10 +36,12 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
 }
-#: When the garbage collector runs, in new objects and runs of the generation before. A full collection looks at every
-#: object: as Python has it (700, 10, 10), each component spends one to two seconds of its start on them, and the
-#: scheduler, with the libraries in it, more than a second now and then, in which it schedules nothing.
-COLLECT = (50_000, 20, 20)
+#: Thresholds of the garbage collector: new objects, and collections of the generation before. A full collection looks
+#: at every object. With Python's defaults (700, 10, 10) each component spends one to two seconds of its start on them,
+#: and the scheduler, which holds the libraries, now and then more than a second in which it schedules nothing.
+GC_THRESHOLDS = (50_000, 20, 20)
+
+log = logging.getLogger("perennial")
 
 
 def forks_tasks(argv: list[str]) -> bool:
@@ -55,32 +54,41 @@ def forks_tasks(argv: list[str]) -> bool:
     return command == ["celery", "worker"]
 
 
-def in_pods() -> tuple[str, ...]:
-    """The module that runs steps in pods, which takes seconds to import, where a model needs it."""
+def library_modules() -> list[str]:
+    """Every module of the library that a task may import, at the top of a module or inside a function."""
+    import perennial
+
+    packages = [m.name for m in pkgutil.iter_modules(perennial.__path__, "perennial.")]
+    modules = []
+    for name in packages:
+        if name not in NOT_IN_TASKS:
+            package = importlib.import_module(name)
+            modules += [name, *(m.name for m in pkgutil.walk_packages(package.__path__, f"{name}."))]
+    return modules
+
+
+def pod_modules() -> list[str]:
+    """The module that runs steps in pods, which takes seconds to import, if some model needs it."""
     try:
         from perennial_airflow.execution import maintenance
 
-        return ("perennial_airflow.execution.pods",) if maintenance.used() else ()
-    except Exception as error:  # a broken profile is told where it is used
-        logging.getLogger("perennial").warning("compute profiles could not be read: %s", error)
-        return ()
+        return ["perennial_airflow.execution.pods"] if maintenance.pod_profiles() else []
+    except Exception as error:  # the import error of the DAG files reports a broken profile
+        log.warning("compute profiles could not be read: %s", error)
+        return []
 
 
 def preload() -> None:
-    """Import the heavy libraries; one that cannot be imported is reported and left to the task that needs it."""
+    """Import the libraries; one that cannot be imported is logged, and the task that needs it fails."""
     began = time.monotonic()
-    for name in (*HEAVY, *in_pods()):
+    for name in (*PRELOADED, *library_modules(), *pod_modules()):
         try:
             importlib.import_module(name)
         except Exception as error:
-            logging.getLogger("perennial").warning(
-                "%s could not be loaded ahead of the tasks: %s", name, error
-            )
+            log.warning("%s could not be loaded ahead of the tasks: %s", name, error)
     list_packages()
     draw_pages()
-    logging.getLogger("perennial").info(
-        "libraries loaded ahead of the tasks in %.1f s", time.monotonic() - began
-    )
+    log.info("libraries loaded ahead of the tasks in %.1f s", time.monotonic() - began)
 
 
 def list_packages() -> None:
@@ -90,7 +98,7 @@ def list_packages() -> None:
 
         warn_dependency_requirement_mismatches(["xgboost"])
     except Exception as error:
-        logging.getLogger("perennial").warning("MLflow lists packages in another way: %s", error)
+        log.warning("this MLflow lists packages differently: %s", error)
 
 
 def draw_pages() -> None:
@@ -104,23 +112,21 @@ def draw_pages() -> None:
         from perennial.monitoring.drift_verdict import ColumnDrift
 
         rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
-        day = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
-        data_profile.summarise(
-            pd.DataFrame(rows | day), {"number": "number", "text": "string", "day": "date"}, ()
-        )
+        days = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
+        data_profile.summarise(pd.DataFrame(rows | days), {"number": "number", "text": "string", "day": "date"}, ())
         sample = {name: pa.chunked_array([values]) for name, values in rows.items()}
-        findings = [ColumnDrift(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
-        report.evidently_drift_report(findings, sample, sample, ["text"], 0.5)
+        columns = [ColumnDrift(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
+        report.evidently_drift_report(columns, sample, sample, ["text"], 0.5)
     except Exception as error:
-        logging.getLogger("perennial").warning("Evidently draws in another way: %s", error)
+        log.warning("this Evidently draws differently: %s", error)
 
 
 def notice_exits() -> None:
     """Have a worker notice at once that its task's process is gone.
 
-    Airflow 3.3 hears the process close its sockets, looks whether it is gone, which is a moment too early, and then
-    sleeps for ``[workers] min_heartbeat_interval`` (whole seconds) with nothing left to wake it. Each skipped or failed
-    task lasts that much longer, and each slot stays taken. Once the sockets are closed, 20 ms is long enough to wait.
+    Airflow 3.3 sees the process close its sockets, checks whether it is gone, which is a moment too early, and then
+    sleeps for ``[workers] min_heartbeat_interval`` (whole seconds) with nothing to wake it. Each skipped or failed task
+    lasts that much longer, and each slot stays taken. Once the sockets are closed, 20 ms is long enough to wait.
     Delete this when ``WatchedSubprocess._monitor_subprocess`` waits for the process itself.
     """
     try:
@@ -128,7 +134,7 @@ def notice_exits() -> None:
 
         service = WatchedSubprocess._service_subprocess
     except (ImportError, AttributeError) as error:
-        logging.getLogger("perennial").warning("this Airflow waits for its tasks in another way: %s", error)
+        log.warning("this Airflow waits for its tasks differently: %s", error)
         return
 
     def service_soon(self: Any, max_wait_time: float, *args: Any, **kwargs: Any) -> Any:
@@ -140,7 +146,7 @@ def notice_exits() -> None:
 
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
-gc.set_threshold(*COLLECT)
+gc.set_threshold(*GC_THRESHOLDS)
 if forks_tasks(sys.argv):
     preload()
     notice_exits()

@@ -24,7 +24,7 @@ class LandedTrigger(BaseTrigger):
     """
 
     def __init__(self, uri: str, pause: float) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]  # Airflow does not annotate its arguments
         self.uri, self.pause = uri, pause
 
     def serialize(self) -> tuple[str, dict[str, Any]]:

@@ -1,4 +1,4 @@
-"""An Airflow of its own for these tests: it must be said before Airflow is first imported."""
+"""An Airflow home for these tests: its variables must be set before Airflow is first imported."""
 
 from __future__ import annotations
 
@@ -34,16 +34,3 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def spec() -> ModelSpec:
     """One model of the sample."""
     return load_model(ROOT / "include" / "models" / "flight_late")
-
-
-@pytest.fixture
-def lake(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """A lake on S3, by name alone."""
-    place = tmp_path / "compute"
-    place.mkdir()
-    monkeypatch.setenv("PERENNIAL_COMPUTE", str(place))
-    monkeypatch.setenv("PERENNIAL_LAKE", "s3://b/lake")
-    monkeypatch.setenv("PERENNIAL_LANDING", "s3://b/landing")
-    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
-    monkeypatch.delenv("PERENNIAL_TRAINER_IMAGE", raising=False)
-    return place

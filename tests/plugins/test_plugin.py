@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
+import importlib
 import os
+import pkgutil
 import subprocess
 import sys
+import tomllib
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,14 +17,17 @@ from airflow._shared.module_loading import find_path_from_directory
 from airflow.sdk.execution_time.supervisor import WatchedSubprocess
 
 import airflow_local_settings
+import perennial_airflow
+from perennial.core.settings import ROOT
+from perennial.steps import dispatch
+from perennial_airflow import plugin
 from perennial_airflow.timetables import DailyPartitions, PublishedPartitions
 from perennial_plugin import PerennialPlugin
 
-ROOT = Path(__file__).resolve().parents[2]
 LOOK = """
 import airflow.settings, gc, sys
 airflow.settings.initialize()
-assert gc.get_threshold() == sys.modules["airflow_local_settings"].COLLECT
+assert gc.get_threshold() == sys.modules["airflow_local_settings"].GC_THRESHOLDS
 from airflow import plugins_manager
 plugins_manager.ensure_plugins_loaded()
 print(*sys.modules)
@@ -30,15 +35,47 @@ print(*sys.modules)
 
 
 def test_only_the_entry_file_is_scanned() -> None:
-    found = find_path_from_directory(ROOT / "plugins", ".airflowignore", "glob")
-    assert {Path(f).name for f in found if f.endswith(".py")} == {"perennial_plugin.py"}
+    paths = find_path_from_directory(ROOT / "plugins", ".airflowignore", "glob")
+    assert {Path(p).name for p in paths if p.endswith(".py")} == {"perennial_plugin.py"}
 
 
 def test_registration() -> None:
-    plugin = PerennialPlugin()
-    assert plugin.timetables == [DailyPartitions, PublishedPartitions]
-    (app,) = plugin.fastapi_apps
+    assert PerennialPlugin is plugin.PerennialPlugin
+    registered = PerennialPlugin()
+    assert registered.timetables == [DailyPartitions, PublishedPartitions]
+    (app,) = registered.fastapi_apps
     assert app["url_prefix"] == "/perennial"
+
+
+def test_the_entry_point_names_the_same_plugin() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    (target,) = project["entry-points"]["airflow.plugins"].values()
+    assert pkgutil.resolve_name(target) is PerennialPlugin
+
+
+def test_what_airflow_stores_stays_importable() -> None:
+    """Paths in the metadata database: of timetables, callbacks of deadlines, triggers, and methods of deferred tasks."""
+    for path in (
+        "perennial_airflow.timetables:DailyPartitions",
+        "perennial_airflow.timetables:PublishedPartitions",
+        "perennial_airflow.deadlines:missed",
+        "perennial_airflow.arrival:LandedTrigger",
+        "perennial_airflow.arrival_s3:LandedOnS3",
+        "perennial_airflow.sensors.partition_arrival:AwaitPartition.landed",
+        "perennial_airflow.sensors.quiet_hours:AwaitQuietHours.go_on",
+        "perennial_airflow.execution.operators:StageTask.resume",
+    ):
+        module, _, name = path.partition(":")
+        stored = pkgutil.resolve_name(path)
+        assert (stored.__module__, stored.__qualname__) == (module, name)
+
+
+def test_packages_name_their_modules() -> None:
+    for package in pkgutil.walk_packages(perennial_airflow.__path__, "perennial_airflow."):
+        if package.ispkg:
+            room = importlib.import_module(package.name)
+            assert room.__doc__
+            assert room.__all__ == sorted(m.name for m in pkgutil.iter_modules(room.__path__))
 
 
 def test_loading_the_plugin_loads_nothing_heavy_and_no_web_server() -> None:
@@ -54,7 +91,7 @@ def test_loading_the_plugin_loads_nothing_heavy_and_no_web_server() -> None:
         "airflow_local_settings",
         "perennial_airflow.timetables",
     } <= modules  # Airflow found both by itself
-    assert not modules & {"perennial_airflow.web.reports", *airflow_local_settings.HEAVY}
+    assert not modules & {"perennial_airflow.web.reports", *airflow_local_settings.PRELOADED}
 
 
 @pytest.mark.parametrize(
@@ -76,20 +113,15 @@ def test_only_what_forks_tasks_loads_libraries(
     assert airflow_local_settings.forks_tasks(command) is expected
 
 
-@pytest.mark.parametrize("name", airflow_local_settings.HEAVY)
-def test_what_is_loaded_ahead_exists(name: str) -> None:
-    assert importlib.util.find_spec(name.partition(".")[0])
-
-
 def test_the_pod_operator_is_loaded_ahead_where_a_step_runs_in_pods(
     house: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PERENNIAL_PROFILE", raising=False)
-    assert airflow_local_settings.in_pods() == ()
+    assert airflow_local_settings.pod_modules() == []
     monkeypatch.setenv("PERENNIAL_PROFILE", "kubernetes")
-    assert airflow_local_settings.in_pods() == ("perennial_airflow.execution.pods",)
+    assert airflow_local_settings.pod_modules() == ["perennial_airflow.execution.pods"]
     monkeypatch.setenv("PERENNIAL_PROFILE", "no_such_profile")
-    assert airflow_local_settings.in_pods() == ()
+    assert airflow_local_settings.pod_modules() == []
 
 
 def test_mlflow_lists_the_packages_before_there_are_tasks(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -101,32 +133,47 @@ def test_mlflow_lists_the_packages_before_there_are_tasks(monkeypatch: pytest.Mo
     assert requirements_utils._MODULES_TO_PACKAGES is not None
 
 
-DRAW = """
-import sys
-import pandas as pd, pyarrow as pa
-import airflow_local_settings
-for name in airflow_local_settings.HEAVY:
-    __import__(name)
-airflow_local_settings.draw_pages()
+PRELOAD = """
+import importlib, sys
+import airflow_local_settings as settings
+for name in (*settings.PRELOADED, *settings.library_modules()):
+    importlib.import_module(name)
+settings.draw_pages()
 before = set(sys.modules)
-from perennial import profile, report
-from perennial.monitoring.drift_verdict import Finding
+
+from perennial.steps import dispatch
+for step in dispatch.STEPS:
+    dispatch.load_step(step)
+print(sorted(set(sys.modules) - before))
+
+import pandas as pd, pyarrow as pa
+from perennial.ingestion import data_profile
+from perennial.monitoring import report
+from perennial.monitoring.drift_verdict import ColumnDrift
 rows = {"n": [1.0, None, 3.0, 4.5], "t": ["x", "y", None, "y"], "b": [True, False, True, None], "k": list("1234")}
 kinds = {"n": "number", "t": "string", "b": "boolean", "k": "string", "d": "timestamp"}
-profile.draw(pd.DataFrame(rows | {"d": pd.date_range("2013-01-01", periods=4)}), kinds, ("k",))
+data_profile.summarise(pd.DataFrame(rows | {"d": pd.date_range("2013-01-01", periods=4)}), kinds, ("k",))
 sample = {c: pa.chunked_array([rows[c]]) for c in "nt"}
-findings = [Finding(c, "feature", "drifted", "", 0.3, 0.1, 0.1, 0.2, 4, 0.5) for c in "nt"]
-assert report.picture(findings, sample, sample, ["t"], 0.5)[0]
+columns = [ColumnDrift(c, "feature", "drifted", "", 0.3, 0.1, 0.1, 0.2, 4, 0.5) for c in "nt"]
+assert report.evidently_drift_report(columns, sample, sample, ["t"], 0.5)[0]
 print(sorted(set(sys.modules) - before))
 """
 
 
-def test_no_task_imports_anything_to_draw_its_page() -> None:
+def test_everything_preloaded_imports_and_no_task_imports_more_for_its_step_or_its_page() -> None:
     environment = os.environ | {"PYTHONPATH": f"{ROOT / 'include'}{os.pathsep}{ROOT / 'plugins'}"}
     done = subprocess.run(
-        [sys.executable, "-c", DRAW], env=environment, capture_output=True, text=True, check=True
+        [sys.executable, "-c", PRELOAD], env=environment, capture_output=True, text=True, check=False
     )
-    assert done.stdout.splitlines()[-1] == "[]"
+    assert done.returncode == 0, done.stderr[-3000:]
+    assert done.stdout.splitlines()[-2:] == ["[]", "[]"]
+
+
+def test_every_module_that_a_step_may_import_is_preloaded() -> None:
+    modules = airflow_local_settings.library_modules()
+    assert {f"perennial.steps.{step}" for step in dispatch.STEPS} <= set(modules)
+    assert "perennial.training.search" in modules and "perennial.validation.suite" in modules
+    assert not [m for m in modules if m.startswith(("perennial.cli", "perennial.local_stack"))]
 
 
 def test_pages_that_cannot_be_drawn_ahead_stop_nothing(

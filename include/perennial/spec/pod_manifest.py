@@ -117,7 +117,12 @@ def pod(
         },
         "spec": {"containers": [{"name": CONTAINER, "args": arguments}]},
     }  # fmt: skip
-    return merge(merge(compute_profile.load_template(profile), _profile_part(profile, memory)), step_part)
+    manifest: dict[str, Any] = merge(
+        merge(compute_profile.load_template(profile), _profile_part(profile, memory)), step_part
+    )
+    # The operator lays its own fields over the first container, whatever its name.
+    manifest["spec"]["containers"].sort(key=lambda container: container["name"] != CONTAINER)
+    return manifest
 
 
 def _profile_part(profile: ComputeProfile, memory: str) -> dict[str, Any]:
@@ -165,7 +170,6 @@ def _container(profile: ComputeProfile, memory: str) -> dict[str, Any]:
         "securityContext": {
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         },
-        "terminationMessagePolicy": "FallbackToLogsOnError",
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH},
                          {"name": "scratch", "mountPath": "/tmp", "subPath": "tmp"}],
     }  # fmt: skip

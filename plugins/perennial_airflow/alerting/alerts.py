@@ -75,10 +75,10 @@ def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """
     as_of = run_request.as_of(context).start
     manifest = manifests.read(spec.name, "monitor", as_of)
-    incidents.record_signals(spec, as_of, incidents.verdicts(manifest.result if manifest else {}))
+    incidents.record_signals(spec, as_of, incidents.observations_from_verdict(manifest.result if manifest else {}))
     undelivered = deliver_outbox(spec)
     metrics.record_open_incidents(spec)
-    return {"open": [i.signal for i in incidents.read(spec.name).open], "undelivered": undelivered}
+    return {"open": [i.signal for i in incidents.read_log(spec.name).open], "undelivered": undelivered}
 
 
 def report_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> None:
@@ -88,7 +88,7 @@ def report_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObse
     except PerennialError as error:
         log.warning("an incident could not be recorded", cause=error.cause)
         channels = {c.name: c for c in spec.alerts.all()}
-        for notice in incidents.unrecorded(spec, as_of, signals):
+        for notice in incidents.notices_without_history(spec, as_of, signals):
             deliver_notice(channels[notice.channel], notice)
     else:
         deliver_outbox(spec)
@@ -98,10 +98,10 @@ def report_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObse
 def deliver_outbox(spec: ModelSpec) -> int:
     """Deliver the model's outbox; returns the number of notices that remain in it."""
     try:
-        return incidents.send(spec, deliver_notice)
+        return incidents.deliver_notices(spec, deliver_notice)
     except PerennialError as error:  # the lake cannot be reached, or another task is delivering
         log.warning("notices could not be delivered", cause=error.cause)
-        return len(incidents.read(spec.name).outbox)
+        return len(incidents.read_log(spec.name).outbox)
 
 
 def deliver_notice(channel: Channel, notice: Notice) -> bool:

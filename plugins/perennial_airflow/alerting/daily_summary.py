@@ -52,7 +52,7 @@ class SendDailySummary(BaseOperator):
 
         specs = load_models()[0]
         for spec in specs.values():
-            if incidents.read(spec.name).outbox:
+            if incidents.read_log(spec.name).outbox:
                 alerts.deliver_outbox(spec)
         summary = daily_summary.compose(specs)
         log.info("%s", summary.text)

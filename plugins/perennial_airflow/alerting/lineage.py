@@ -44,7 +44,7 @@ class DatasetName(NamedTuple):
     name: str
 
 
-def task_lineage(spec: ModelSpec, task: str, result: Mapping[str, Any]) -> OperatorLineage | None:
+def task_lineage(spec: ModelSpec, task: str, result: Mapping[str, Any]) -> OperatorLineage[Any, Any] | None:
     """What a task that succeeded read and wrote; None for a task without data.
 
     Args:

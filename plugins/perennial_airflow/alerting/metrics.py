@@ -60,7 +60,7 @@ def record_step(spec: ModelSpec, step: str, key: str) -> None:
 def record_open_incidents(spec: ModelSpec) -> None:
     """Emit the number of open incidents, by severity."""
     if configured():
-        severities = [i.severity for i in incidents.read(spec.name).open]
+        severities = [i.severity for i in incidents.read_log(spec.name).open]
         counts = {severity: severities.count(severity) for severity in ("bad", "suspected")}
         _emit(spec, [("perennial.open_incidents", n, {"severity": s}) for s, n in counts.items()])
 
@@ -79,10 +79,10 @@ def _step_gauges(manifest: Manifest) -> Iterator[_Gauge]:
 def _verdict_gauges(result: dict[str, Any], as_of: str) -> Iterator[_Gauge]:
     """Gauges of a monitor step's result; none for a value that it could not compute."""
     performance = result.get("performance") or {}
-    metric = performance.get("metric")
+    metric = str(performance.get("metric") or "")
     if result.get("drift_share") is not None:
         yield "perennial.drift_share", result["drift_share"], {}
-    for name, section in (("perennial.loss", "metrics"), ("perennial.loss_at_training", "held_out")):
+    for name, section in (("perennial.loss", "metrics"), ("perennial.loss_at_training", "metrics_at_training")):
         value = (performance.get(section) or {}).get(metric)
         if value is not None:
             yield name, value, {"metric": metric}

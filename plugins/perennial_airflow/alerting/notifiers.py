@@ -73,8 +73,8 @@ def _slack(channel: Channel, message: Message) -> Notifier:
 
     text = html.escape(message.text, quote=False)  # Slack wants the same characters escaped as HTML
     return SlackNotifier(
-        slack_conn_id=channel.conn_id, channel=channel.channel, text=text, username="Perennial", timeout=TIMEOUT,
-        unfurl_links=False, unfurl_media=False,
+        slack_conn_id=channel.connection or "slack_api_default", channel=channel.channel or "", text=text,
+        username="Perennial", timeout=TIMEOUT, unfurl_links=False, unfurl_media=False,
     )  # fmt: skip
 
 
@@ -88,13 +88,14 @@ def _email(channel: Channel, message: Message) -> Notifier:
         smtp_retry_limit = 0
         timeout = TIMEOUT
 
+    conn_id = channel.connection or SmtpHook.default_conn_name
     notifier = SmtpNotifier(
-        smtp_conn_id=channel.conn_id,
+        smtp_conn_id=conn_id,
         to=channel.to,
         subject=message.title,
         html_content=f"<pre>{html.escape(message.text)}</pre>",
     )
-    notifier.hook = SingleTryHook(smtp_conn_id=channel.conn_id or SmtpHook.default_conn_name)
+    notifier.hook = SingleTryHook(smtp_conn_id=conn_id)
     return notifier
 
 
@@ -106,7 +107,7 @@ def _webhook(channel: Channel, message: Message) -> Notifier:
     class SilentHook(HttpHook):
         """Logs nothing: the provider's hook logs the address where it cannot be reached."""
 
-        log = _silent
+        log: Any = _silent
 
         @classmethod
         def get_connection(cls, conn_id: str) -> Any:
@@ -114,7 +115,7 @@ def _webhook(channel: Channel, message: Message) -> Notifier:
                 return Connection(conn_id=conn_id, conn_type="http", host=channel.url)
             return super().get_connection(conn_id)
 
-    conn_id = channel.conn_id or channel.name
+    conn_id = channel.name if channel.url else channel.connection or HttpHook.default_conn_name
     notifier = HttpNotifier(http_conn_id=conn_id, json=message.json, extra_options={"timeout": TIMEOUT})
     notifier.hook = SilentHook(method="POST", http_conn_id=conn_id)
     return notifier
@@ -132,7 +133,7 @@ def _sns(channel: Channel, message: Message) -> Notifier:
     subject = message.title.encode("ascii", "replace").decode()[:100]
     notifier = SnsNotifier(target_arn=topic, message=json.dumps(message.json), subject=subject)
     # Without a connection the credentials are those of the environment, as for the lake; the region is the topic's.
-    notifier.hook = SnsHook(aws_conn_id=channel.conn_id, region_name=topic.split(":")[3], config=config)
+    notifier.hook = SnsHook(aws_conn_id=channel.connection, region_name=topic.split(":")[3], config=config)
     return notifier
 
 

@@ -81,7 +81,7 @@ class StageTask(BaseOperator):
         self.event = event
         return self._call(context)
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage | None:
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What OpenLineage reports as read and written by this task, where it is configured."""
         from perennial_airflow.alerting import lineage
 

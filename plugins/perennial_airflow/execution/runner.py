@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from perennial.core.errors import PerennialError
 from perennial.spec import compute_profile
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 
     from perennial.spec.compute_profile import ComputeProfile
     from perennial.spec.model_spec import ModelSpec
+    from perennial.spec.sections import Step
 
 #: Niceness (as of `nice`) of a task that works on a range in this process: runs of single partitions, and what the
 #: range's own partitions start, must not wait for it.
@@ -27,8 +28,7 @@ def profile_of(spec: ModelSpec, step: str) -> ComputeProfile:
     Raises:
         SpecError: there is no such profile, or its file is broken.
     """
-    profiles: dict[str, str] = {**spec.compute}
-    return compute_profile.load_profile(profiles.get(step) or compute_profile.default_profile())
+    return compute_profile.load_profile(spec.compute.get(cast("Step", step)) or compute_profile.default_profile())
 
 
 def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
@@ -92,7 +93,7 @@ class StepPod(KubernetesPodOperator):
             manifest["metadata"]["labels"][pod_manifest.TRAINER_LABEL] = name
             try:
                 self._create_within_quota(
-                    lambda body=manifest: self.client.create_namespaced_pod(namespace, body), deadline
+                    partial(self.client.create_namespaced_pod, namespace, manifest), deadline
                 )
             except ApiException as error:
                 if error.status != 409:  # it exists already

@@ -144,7 +144,7 @@ def test_a_failure_is_told_once_and_its_end_too(server: Any, telling: Telling) -
     alerts.on_success(spec)(context(task="score"))
     assert len(server.told) == 1
     alerts.on_success(spec)(context(key=NEXT))
-    assert server.told[1][2]["title"] == "flight_late: failure:data is well again, partition 2013-02-02"
+    assert server.told[1][2]["title"] == "flight_late: failure:data recovered, partition 2013-02-02"
     alerts.on_success(spec)(context(key=NEXT))
     assert len(server.told) == 2
 

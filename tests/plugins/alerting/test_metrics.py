@@ -109,7 +109,7 @@ def done(spec: ModelSpec, step: str, result: dict[str, Any], kind: str = "schedu
 
 VERDICT = {
     "drift_share": 0.25, "champion_as_of": "2013-01-02", "verdict": "drifted", "reason": "",
-    "performance": {"metric": "log_loss", "metrics": {"log_loss": 0.5}, "held_out": {"log_loss": 0.4}},
+    "performance": {"metric": "log_loss", "metrics": {"log_loss": 0.5}, "metrics_at_training": {"log_loss": 0.4}},
 }  # fmt: skip
 
 

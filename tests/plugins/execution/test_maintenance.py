@@ -25,7 +25,7 @@ def test_only_pods_whose_task_is_gone_are_orphans() -> None:
         content = {
             "name": name,
             "creationTimestamp": born,
-            "annotations": {pod_manifest.TASK: json.dumps(task)},
+            "annotations": {pod_manifest.TASK_ANNOTATION: json.dumps(task)},
         }
         return as_pod({"metadata": content | more})
 
@@ -45,7 +45,9 @@ def test_only_pods_whose_task_is_gone_are_orphans() -> None:
         pod("mapped", map_index=3), pod("mapped", map_index=4), pod("going", deletionTimestamp=now.isoformat()),
         as_pod({"metadata": {"name": "a stranger's", "creationTimestamp": "2023-01-01T00:00:00Z"}}),
     ]  # fmt: skip
-    assert [p.metadata.name for p in maintenance.orphans(items, states, now - timedelta(minutes=2))] == [
+    assert [
+        p.metadata.name for p in maintenance.orphaned_pods(items, states, now - timedelta(minutes=2))
+    ] == [
         "failed",
         "removed",
         "mapped",
@@ -53,12 +55,12 @@ def test_only_pods_whose_task_is_gone_are_orphans() -> None:
 
 
 def test_maintenance_is_there_where_pods_are(
-    lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PERENNIAL_PROFILE", raising=False)
     assert maintenance.dags() == {}
     toys.model(tmp_path / "models", "toy", compute={"train": "gpu"})
-    found = maintenance.dags()["perennial.maintenance"]
-    assert [p.name for p in found.get_task("delete_orphaned_pods").profiles] == ["gpu"]
+    dag = maintenance.dags()["perennial.maintenance"]
+    assert [p.name for p in dag.get_task("delete_orphaned_pods").profiles] == ["gpu"]
     monkeypatch.setenv("PERENNIAL_PROFILE", "kubernetes")  # the same cluster and namespace
-    assert len(maintenance.used()) == 1
+    assert len(maintenance.pod_profiles()) == 1

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from itertools import pairwise
-from typing import Any
+from typing import Any, cast
 
 from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowSkipException
@@ -45,7 +45,7 @@ def split_range(spec: ModelSpec, context: Context) -> list[dict[str, str]]:
 def score(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Score the partition, the range, or this task's part of it; skipped while the model has no champion."""
     partitions = run_request.partitions(context)
-    part = context["task"].part
+    part = cast(StageTask, context["task"]).part
     if part and (part["start"], part["end"]) != (partitions.start, partitions.last):
         partitions = PartitionRange(part["start"], part["end"])
     result = runner.run_by_profile(
