@@ -39,7 +39,7 @@ if TYPE_CHECKING:
     from perennial.modeling import registry
     from perennial.spec.model_spec import ModelSpec
 
-#: The difference at which the interval is narrowest, in standard deviations of one night's difference.
+#: The difference at which the interval is narrowest, in standard deviations of one day's difference.
 TARGET_EFFECT = 1.0
 
 
@@ -102,18 +102,18 @@ def evaluate(
         performance.nightly_losses(spec, version, first, as_of, MIN_ROWS)
         for version in (champion, challenger)
     )
-    nights = sorted(champion_losses.keys() & challenger_losses.keys())
-    differences = np.array([champion_losses[d] - challenger_losses[d] for d in nights])
-    scale = max(float(np.mean([champion_losses[d] for d in nights])), 1e-12) if nights else 1.0
+    days = sorted(champion_losses.keys() & challenger_losses.keys())
+    differences = np.array([champion_losses[d] - challenger_losses[d] for d in days])
+    scale = max(float(np.mean([champion_losses[d] for d in days])), 1e-12) if days else 1.0
     low, high = (bound / scale for bound in confidence_interval(differences, spec.gate.confidence))
-    served = _served_nights(spec, challenger.version, first, performance.last_labelled_date(spec, as_of))
+    served = _served_days(spec, challenger.version, first, performance.last_labelled_date(spec, as_of))
     return {
         "version": challenger.version,
         "as_of": trained_as_of,
         "first": first,
         "state": trial_state(low, high, spec.gate.margin, served >= spec.retraining.trial_days),
-        "nights": len(nights),
-        "gain": round(float(differences.mean()) / scale, 6) if nights else None,
+        "days": len(days),
+        "gain": round(float(differences.mean()) / scale, 6) if days else None,
         "low": round(low, 6) if math.isfinite(low) else None,
         "high": round(high, 6) if math.isfinite(high) else None,
         "ab_share": spec.retraining.ab_share,
@@ -125,8 +125,8 @@ def confidence_interval(values: np.ndarray, confidence: float) -> tuple[float, f
     """Time-uniform interval of the mean: it holds after every number at once.
 
     Args:
-        values: one a night, shape (nights,).
-        confidence: that the mean lies within the intervals of all nights.
+        values: one a day, shape (days,).
+        confidence: that the mean lies within the intervals of all days.
 
     Returns:
         Lower and upper bound, infinite where there are too few numbers.
@@ -148,8 +148,8 @@ def trial_state(low: float, high: float, margin: float, time_is_over: bool) -> T
     return "failed" if high <= margin or time_is_over else "running"
 
 
-def _served_nights(spec: ModelSpec, version: str, start: str, end: str) -> int:
-    """Number of partitions of which a version served rows."""
+def _served_days(spec: ModelSpec, version: str, start: str, end: str) -> int:
+    """Number of partition dates of which a version served rows."""
     con = duckdb_session.connect()
     if start > end or not duckdb_session.create_view(
         con, "p", delta_tables.table_uri("predictions", spec.name), None, start, end

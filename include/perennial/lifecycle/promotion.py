@@ -82,16 +82,8 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
     Raises:
         DataError: no training of that date has finished.
     """
-    dates.parse_date(as_of, "as_of")
-    training = manifests.read(spec.name, "train", as_of)
-    if training is None:
-        raise DataError(
-            "there is no finished training",
-            "run the train DAG for this date first",
-            model=spec.name,
-            partition=as_of,
-        )
-    gate, version = training.result["gate"], str(training.result["version"])
+    training = _read_training(spec, as_of)
+    gate, version = training["gate"], str(training["version"])
     gate_reasons = "; ".join(gate["reasons"])
     with locks.hold(f"promote-{spec.name}"):
         state = _read_champion_state(spec, as_of)
@@ -101,18 +93,15 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
             return _result(True, version, gate["champion"], "is champion already")
         if refusal := _refusal(state, version, gate):
             return _result(False, version, state.champion, refusal)
-        if previous != gate["champion"]:
-            why = (
-                f"the champion is {previous} now, the challenger was compared with {gate['champion']}: "
-                "train again"
-            )
+        if previous != (compared := gate["champion"]):
+            why = f"the champion is {previous} now, the challenger was compared with {compared}: train again"
             return _result(False, version, previous, why)
         if _needs_trial(spec, version, previous):
             trials.start_trial(spec, version=version, champion=str(previous), as_of=as_of, actor=actor)
             why = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
             return _result(False, version, previous, why)
         _move(spec, version, state)
-        evidence = {key: training.result[key] for key in ("metrics", "run_id", "digest")}
+        evidence = {key: training[key] for key in ("metrics", "run_id", "digest")}
         evidence |= {"previous": previous, "request_reason": reason}
         _record(
             spec,
@@ -125,6 +114,20 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
         )
         trials.cancel_outdated_trial(spec, champion=version, actor=actor)
     return _result(True, version, previous, gate_reasons)
+
+
+def _read_training(spec: ModelSpec, as_of: str) -> dict[str, Any]:
+    """The result of the train step for a date."""
+    dates.parse_date(as_of, "as_of")
+    manifest = manifests.read(spec.name, "train", as_of)
+    if manifest is None:
+        raise DataError(
+            "there is no finished training",
+            "run the train DAG for this date first",
+            model=spec.name,
+            partition=as_of,
+        )
+    return manifest.result
 
 
 def _result(promoted: bool, version: str, previous: str | None, reason: str) -> PromotionResult:

@@ -13,6 +13,7 @@ from typing import Any, TypedDict
 from perennial.core.dates import parse_date
 from perennial.core.errors import DataError
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import RetrainingTrigger
 from perennial.storage import ledger, locks, manifests
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 from perennial.storage.manifests import Manifest
@@ -31,7 +32,7 @@ class RetrainingDecision(TypedDict):
         retrain: whether a retraining starts now.
         proposed: whether a person has to approve it first.
         reason: why, in a sentence.
-        triggers: the values of ``retraining.triggers`` that fired, sorted.
+        triggers: those that fired, sorted.
         report: URI of the monitoring report, where there is one.
     """
 
@@ -39,7 +40,7 @@ class RetrainingDecision(TypedDict):
     retrain: bool
     proposed: bool
     reason: str
-    triggers: list[str]
+    triggers: list[RetrainingTrigger]
     report: str | None
 
 
@@ -184,7 +185,7 @@ def _awaited_proposal(spec: ModelSpec, records: list[LedgerRecord], as_of: str) 
     return max(open_proposals, default=None)
 
 
-def _evidence(monitoring: Manifest, triggers: Mapping[str, str]) -> dict[str, Any]:
+def _evidence(monitoring: Manifest, triggers: Mapping[RetrainingTrigger, str]) -> dict[str, Any]:
     """What a decision rests on, for the ledger."""
     verdict = monitoring.result
     signals = verdict.get("signals") or {}
@@ -218,7 +219,7 @@ def _days_between(start: str, end: str) -> int:
     return (date.fromisoformat(end) - date.fromisoformat(start)).days
 
 
-def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> dict[str, str]:
+def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> dict[RetrainingTrigger, str]:
     """The policy's triggers that fired, each with its reason. An undetermined verdict fires none."""
     signals = verdict.get("signals") or {}
     fired = triggers_from_signals(signals)
@@ -234,7 +235,7 @@ def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> 
     return {name: reason for name, reason in fired.items() if name in spec.retraining.triggers}
 
 
-def triggers_from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str, str]:
+def triggers_from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[RetrainingTrigger, str]:
     """The triggers that fire because of labels, each with its reason.
 
     A rise of the loss alone does not fire: where recent labels promise no gain, a new model would do no better. Where
@@ -244,7 +245,7 @@ def triggers_from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[str,
         signals: a monitor step's signals, by name.
     """
     gain, performance = signals.get("gain", {}), signals.get("performance", {})
-    fired = {}
+    fired: dict[RetrainingTrigger, str] = {}
     if gain.get("state") == "bad":
         fired["gain"] = f"gain: {gain.get('reason', '')}"
     if performance.get("state") == "bad" and gain.get("state") != "ok":
@@ -325,7 +326,7 @@ def _active_trial_reason(verdict: Mapping[str, Any]) -> str:
     trial = verdict.get("trial") or {}
     if trial.get("state") not in ("running", "passed"):
         return ""
-    return f"version {trial['version']} is on trial, {trial['nights']} nights so far: it ends first"
+    return f"version {trial['version']} is on trial, {trial['days']} days so far: it ends first"
 
 
 def _gpu_hours(records: list[LedgerRecord], as_of: str) -> float:

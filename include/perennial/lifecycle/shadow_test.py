@@ -1,6 +1,6 @@
 """The shadow test: champion and challenger score the same rows, and their losses are compared in pairs.
 
-The numbers compared are the mean losses of the partitions (a paired t interval, one number a night). The interval is
+The numbers compared are the mean losses of the partitions (a paired t interval, one number a day). The interval is
 computed once there are ``retraining.trial_days`` of them, and the trial ends with it.
 """
 
@@ -37,25 +37,25 @@ def evaluate(
     from scipy import stats
 
     first = dates.add_days(challenger.holdout_range.end, 1)
-    losses = [_nightly_losses(spec, v, first, as_of, labels_until) for v in (champion, challenger)]
+    losses = [_daily_losses(spec, v, first, as_of, labels_until) for v in (champion, challenger)]
     both = np.isfinite(losses[0]) & np.isfinite(losses[1])
-    nights = int(both.sum())
+    days = int(both.sum())
     evaluation: TrialEvaluation = {
         "version": challenger.version,
         "as_of": trained_as_of,
         "first": first,
         "state": "running",
-        "nights": nights,
+        "days": days,
         "gain": None,
         "low": None,
         "high": None,
     }
-    if nights < max(2, spec.retraining.trial_days):
+    if days < max(2, spec.retraining.trial_days):
         return evaluation
     difference = (losses[0] - losses[1])[both]
     champion_loss = max(float(losses[0][both].mean()), 1e-12)
     low, high = stats.t.interval(
-        spec.gate.confidence, nights - 1, difference.mean(), max(stats.sem(difference), 1e-12)
+        spec.gate.confidence, days - 1, difference.mean(), max(stats.sem(difference), 1e-12)
     )
     evaluation["state"] = "passed" if low / champion_loss > spec.gate.margin else "failed"
     evaluation["gain"], evaluation["low"], evaluation["high"] = (
@@ -64,11 +64,11 @@ def evaluate(
     return evaluation
 
 
-def _nightly_losses(
+def _daily_losses(
     spec: ModelSpec, version: registry.ModelVersion, first: str, as_of: str, labels_until: str
 ) -> np.ndarray:
     """Mean loss of a version on each partition; NaN where there are too few labels. Shape (partitions,)."""
     features = FeatureQuery(registry.load_spec(version))
     model = registry.load_model(version)
     sample = sample_nights(spec, model, features, first, as_of, labels_until=labels_until).labelled
-    return sample.mean(sample.losses(spec.task, spec.metric))
+    return sample.nightly_mean(sample.losses(spec.task, spec.metric))

@@ -26,19 +26,19 @@ class TrialEvaluation(TypedDict):
         as_of: the partition date as of which it was trained.
         first: first partition date that is compared.
         state: ``running`` while there is too little evidence.
-        nights: number of partitions compared.
+        days: number of partition dates compared.
         gain: mean reduction of the loss, as a share of the champion's loss; None where nothing was compared.
         low: lower end of the gain's confidence interval; None where it has none.
         high: upper end of the interval.
         ab_share: A/B trials only: share of the rows that the challenger serves.
-        served: A/B trials only: number of partitions that both served and whose labels are due.
+        served: A/B trials only: number of partition dates that both served and whose labels are due.
     """
 
     version: str
     as_of: str
     first: str
     state: TrialState
-    nights: int
+    days: int
     gain: float | None
     low: float | None
     high: float | None
@@ -116,15 +116,15 @@ def summarise(evaluation: Mapping[str, Any], metric: str) -> str:
         metric: name of the loss.
     """
     gain, low, high = (evaluation[key] for key in ("gain", "low", "high"))
-    on_nights = f"on {evaluation['nights']} nights"
+    on_days = f"on {evaluation['days']} days"
     if evaluation.get("ab_share"):
-        on_nights += f", {evaluation['ab_share']:.0%} of the rows"
+        on_days += f", {evaluation['ab_share']:.0%} of the rows"
     if gain is not None and low is not None:
-        return f"{metric} {gain:+.2%} [{low:+.2%}, {high:+.2%}] {on_nights}"
+        return f"{metric} {gain:+.2%} [{low:+.2%}, {high:+.2%}] {on_days}"
     if gain is not None:
-        return f"{metric} {gain:+.2%} {on_nights}, too few for an interval"
+        return f"{metric} {gain:+.2%} {on_days}, too few for an interval"
     if "served" in evaluation:
         return (
-            f"none of {evaluation['served']} nights could be compared: too few labelled rows of both versions"
+            f"none of {evaluation['served']} days could be compared: too few labelled rows of both versions"
         )
-    return f"compared {on_nights} so far"
+    return f"compared {on_days} so far"

@@ -11,7 +11,10 @@ from pydantic import Field, field_validator, model_validator
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS, MIN_BOOTSTRAP_DAYS
 from perennial.spec.sections import Column, Fraction, StrictModel
 
-__all__ = ["Freeze", "GateSpec", "MonitoringSpec", "QuietHours", "RetrainingSpec"]
+__all__ = ["Freeze", "GateSpec", "MonitoringSpec", "QuietHours", "RetrainingSpec", "RetrainingTrigger"]
+
+#: What can trigger a retraining; `RetrainingSpec.triggers` describes each.
+RetrainingTrigger = Literal["gain", "performance", "drift", "age", "rows", "spec", "code"]
 
 
 class GateSpec(StrictModel):
@@ -176,7 +179,7 @@ class QuietHours(StrictModel):
 class RetrainingSpec(StrictModel):
     """When a verdict leads to a retraining."""
 
-    triggers: list[Literal["gain", "performance", "drift", "age", "rows", "spec", "code"]] = Field(
+    triggers: list[RetrainingTrigger] = Field(
         ["gain", "performance", "drift"],
         description="What triggers a retraining. gain: recent labels promise a lower loss. performance: the loss "
         "rose. drift: rows drifted and the model is worse for it. age: the champion is older than max_age_days. "

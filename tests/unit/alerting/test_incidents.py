@@ -245,5 +245,5 @@ def test_several_writers_lose_nothing_and_notify_once(spec: ModelSpec) -> None:
 @pytest.mark.parametrize("page", ["docs/alerts-and-metrics.md", "docs/production-on-aws.md"])
 def test_the_examples_of_the_pages_are_accepted(page: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
-    (alerts,) = [page["alerts"] for page in map(yaml.safe_load, blocks) if "alerts" in page]
+    (alerts,) = [block["alerts"] for block in map(yaml.safe_load, blocks) if "alerts" in block]
     assert {c.kind for c in AlertsSpec.model_validate(alerts).channels} == {"slack", "email", "webhook", "sns"}

@@ -1,4 +1,4 @@
-"""The fixtures of `support.monitored`, and a model whose challengers all pass the gate."""
+"""A fixture of `support.monitored`, and a model whose challengers all pass the gate."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import pytest
 
 from perennial.spec.model_spec import ModelSpec
 from support import toys
-from support.monitored import calm, make_world, world
+from support.monitored import make_world
 
-__all__ = ["calm", "make_world", "world"]
+__all__ = ["make_world"]
 
 
 @pytest.fixture

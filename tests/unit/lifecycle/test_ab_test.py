@@ -115,7 +115,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         if trial["state"] != "running":
             break
         assert not concluded["promoted"]
-    assert 5 <= trial["nights"] <= NIGHTS and trial["ab_share"] == SHARE
+    assert 5 <= trial["days"] <= NIGHTS and trial["ab_share"] == SHARE
     assert (trial["low"] > 0) if better else (trial["high"] < 0), (
         "the interval excluded 0 before the time was over"
     )
@@ -221,7 +221,7 @@ def test_every_task_can_be_split(begin: Callable[..., Any], task: str) -> None:
         one = next(i for i in versions if i.startswith(FIRST))
         assert (versions[one] == challenger) is belongs(spec, challenger, str(lists[one]), SHARE)
     trial = monitor(spec, as_of=last)["trial"]
-    assert trial["nights"] == 5 and trial["gain"] > 0 and trial["served"] == 5
+    assert trial["days"] == 5 and trial["gain"] > 0 and trial["served"] == 5
 
 
 def _lists(day: str) -> list[tuple[str, int]]:
@@ -237,11 +237,11 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
     score(spec, start=FIRST, end=end)
     assert monitor(spec, as_of=dates.add_days(FIRST, 4))["trial"]["state"] == "running"
     trial = monitor(spec, as_of=end)["trial"]
-    assert (trial["nights"], trial["served"], trial["state"], trial["gain"]) == (0, 6, "failed", None)
+    assert (trial["days"], trial["served"], trial["state"], trial["gain"]) == (0, 6, "failed", None)
     assert conclude(spec, as_of=end, actor="scheduler")["promoted"] is False
     last = ledger.records(spec.name, LedgerKind.TRIAL)[-1]
     assert (last["decision"], last["model_version"]) == ("failed", challenger)
-    assert last["reason"] == "none of 6 nights could be compared: too few labelled rows of both versions"
+    assert last["reason"] == "none of 6 days could be compared: too few labelled rows of both versions"
     json.dumps(last, allow_nan=False)
 
 

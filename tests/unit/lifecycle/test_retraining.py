@@ -283,7 +283,7 @@ def test_the_gpu_budget_counts_the_trainings_of_a_month() -> None:
 
 @pytest.mark.parametrize(("state", "retrain"), [("running", False), ("passed", False), ("failed", True)])
 def test_the_trial_of_a_challenger_ends_first(state: str, retrain: bool) -> None:
-    decision = decide_on("2024-02-01", trial={"version": "7", "nights": 3, "state": state})
+    decision = decide_on("2024-02-01", trial={"version": "7", "days": 3, "state": state})
     assert decision["retrain"] is retrain
     assert retrain or "version 7 is on trial" in decision["reason"]
 

@@ -48,7 +48,7 @@ def test_a_challenger_is_promoted_after_its_shadow_trial_if_it_was_better(
         assert trial["version"] == challenger
         concluded = conclude(spec, as_of=day, actor="scheduler")
         assert concluded["promoted"] is (better and day == end), concluded
-    assert trial["nights"] >= 4 and (trial["low"] > 0 if better else trial["high"] < 0)
+    assert trial["days"] >= 4 and (trial["low"] > 0 if better else trial["high"] < 0)
     assert champion_version(spec) == (challenger if better else "1")
     ledger.verify(spec.name)
     trials = [(r["model_version"], r["decision"]) for r in ledger.records(spec.name, LedgerKind.TRIAL)]
