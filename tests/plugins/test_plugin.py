@@ -155,7 +155,7 @@ kinds = {"n": "number", "t": "string", "b": "boolean", "k": "string", "d": "time
 data_profile.summarise(pd.DataFrame(rows | {"d": pd.date_range("2013-01-01", periods=4)}), kinds, ("k",))
 sample = {c: pa.chunked_array([rows[c]]) for c in "nt"}
 columns = [ColumnDrift(c, "feature", "drifted", "", 0.3, 0.1, 0.1, 0.2, 4, 0.5) for c in "nt"]
-assert report.evidently_drift_report(columns, sample, sample, ["t"], 0.5)[0]
+assert report.evidently_drift_report(columns, sample, sample, ["t"], 0.5).page
 print(sorted(set(sys.modules) - before))
 """
 

@@ -1,4 +1,4 @@
-"""A small model whose world the tests can bend: published rows, labels, predictions, and a champion's companions."""
+"""A small model for tests of monitoring: published rows, labels, predictions, and a champion with its artifacts."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ from perennial.storage import delta_tables, duckdb_session
 
 FIRST = "2024-01-01"
 ROWS = 200
-#: Labels that are 1 the oftener the larger x is, if the rows were published from the same date.
+#: SQL of labels that are more often 1 the larger x is, if the rows were published from the same date.
 TRUTH = (
     "(hash(i, getvariable($$salt$$)) % 1000 > 200 + 6 * (hash(i, 9, getvariable($$salt$$)) % 100))::INTEGER"
 )
-QUIET = 14
+HOLDOUT_DAYS = 14
 
 
 def make_spec(**changes: Any) -> ModelSpec:
@@ -66,7 +66,7 @@ def make_spec(**changes: Any) -> ModelSpec:
 
 @dataclass
 class World:
-    """What the tests write, and the champion that MLflow would hold."""
+    """The lake of the small model, and the champion that MLflow would return."""
 
     folder: Path
     spec: ModelSpec
@@ -83,7 +83,7 @@ class World:
         k: str = "'a' || (i % 3)",
         rows: int = ROWS,
     ) -> None:
-        """``ROWS`` rows a day; ``x`` is spread evenly over 0 to 1, moved by ``shift``."""
+        """Publish ``rows`` rows a day; ``x`` is uniform over 0 to 1, plus ``shift``."""
         con = duckdb_session.connect()
         for n in range(days):
             day = dates.add_days(start, n)
@@ -118,7 +118,7 @@ class World:
             delta_tables.replace(delta_tables.table_uri("predictions", self.spec.name), table, day)
 
     def train(self, version: str = "1", days: int = 21, metrics: dict[str, float] | None = None) -> None:
-        """Make the rows published so far the reference of a champion."""
+        """Make a champion whose reference and baseline are the rows published so far."""
         con = duckdb_session.connect()
         assert duckdb_session.create_view(
             con,
@@ -136,27 +136,27 @@ class World:
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
         self.model = fit()
-        last, first = dates.add_days(FIRST, days - 1), dates.add_days(FIRST, max(days - QUIET, 0))
-        quiet = sample_nights(
+        last, first = dates.add_days(FIRST, days - 1), dates.add_days(FIRST, max(days - HOLDOUT_DAYS, 0))
+        holdout = sample_nights(
             self.spec, self.model, FeatureQuery(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
         )  # fmt: skip
-        watched, _ = baseline.build_baseline(
-            self.spec, self.model, quiet, lambda: histograms.read_reference(reference)[1]
+        content, _ = baseline.build_baseline(
+            self.spec, self.model, holdout, lambda: histograms.read_reference(reference)[1]
         )
-        place = self.folder / "artifacts" / f"run-{version}"
-        place.mkdir(parents=True, exist_ok=True)
+        artifacts = self.folder / "artifacts" / f"run-{version}"
+        artifacts.mkdir(parents=True, exist_ok=True)
         pq.write_table(
             histograms.sample_rows(con, "training", n=500, personal=self.spec.data.personal),
-            place / "reference.parquet",
+            artifacts / "reference.parquet",
         )
-        for name, content in (
+        for name, artifact in (
             ("reference", reference),
             ("importance", {"x": 0.7, "k": 0.3, "who": 0.0}),
             ("evaluation", {"metrics": metrics or {"log_loss": 0.25}}),
-            ("monitoring_baseline", watched),
+            ("monitoring_baseline", content),
         ):
-            (place / f"{name}.json").write_text(json.dumps(content))
+            (artifacts / f"{name}.json").write_text(json.dumps(artifact))
         self.champion = registry.ModelVersion(
             "toy",
             version,
@@ -173,23 +173,23 @@ class World:
 
 @functools.cache
 def fit() -> TrainedModel:
-    """A booster that has learned `TRUTH` from rows of its own."""
+    """A booster fitted to labels that follow `TRUTH`."""
     rng = np.random.default_rng(0)
     x = np.stack([rng.random(8000), rng.integers(0, 3, 8000), rng.integers(0, ROWS, 8000)], 1).astype(
         np.float32
     )
     y = rng.random(8000) < np.clip((x[:, 0] - 0.2) / 0.6, 0, 1)
     names = ["x", "k", "who"]
-    known = {"k": ["a0", "a1", "a2"], "who": sorted(f"person {i}" for i in range(ROWS))}
+    categories = {"k": ["a0", "a1", "a2"], "who": sorted(f"person {i}" for i in range(ROWS))}
     matrix = xgboost.QuantileDMatrix(x, y, feature_names=names)
-    how = {
+    parameters = {
         "objective": "binary:logistic",
         "max_depth": 3,
         "learning_rate": 0.2,
         "min_child_weight": 20,
         "nthread": 1,
     }
-    return TrainedModel(xgboost.train(how, matrix, 40), Encoding(tuple(names), known), "binary")
+    return TrainedModel(xgboost.train(parameters, matrix, 40), Encoding(tuple(names), categories), "binary")
 
 
 @pytest.fixture
@@ -220,7 +220,7 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
 
 @pytest.fixture(scope="session")
 def calm(tmp_path_factory: pytest.TempPathFactory) -> World:
-    """Three calm weeks of training and a champion, made once."""
+    """Three weeks without a change and a champion trained on them, made once."""
     world = World(tmp_path_factory.mktemp("calm"), make_spec())
     with pytest.MonkeyPatch.context() as patched:
         patched.setenv("PERENNIAL_HOME", str(world.folder / "home"))
@@ -233,9 +233,9 @@ def calm(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 
 @pytest.fixture
-def world(make_world: Callable[..., World], calm: World) -> World:
-    """A copy of the calm weeks."""
-    world = make_world()
-    shutil.copytree(calm.folder, world.folder, dirs_exist_ok=True)
-    world.champion, world.model = calm.champion, calm.model
-    return world
+def monitored(make_world: Callable[..., World], calm: World) -> World:
+    """A copy of `calm`."""
+    copy = make_world()
+    shutil.copytree(calm.folder, copy.folder, dirs_exist_ok=True)
+    copy.champion, copy.model = calm.champion, calm.model
+    return copy

@@ -1,14 +1,20 @@
-"""Changes told from noise: a sequential test over nights whose rate of false alarms is a stated budget.
+"""Change detection in a series with one value a partition: a CUSUM e-detector with a budget of false alarms.
 
-Each night gives one number, such as the mean loss. It is standardised by what quiet nights showed when the model was
-trained, and followed by a CUSUM e-detector (Shin, Ramdas and Rinaldo, E-detectors: a nonparametric framework for
-sequential change detection, 2023): of z, at most `CLIP`, it keeps for each of `BETS` the level
-``max(level, 0) + bet z - bet² / 2``, and looks at the mean of their exponentials. The limit is what simulated years of
-harmless nights, at the very edge of the allowance, reach no oftener than the budget says: normal ones, and ones drawn
-from the model's own quiet nights.
+A series, such as the mean loss, is standardised by the mean and the standard deviation that it had on the hold-out
+partitions of the training (`CusumBaseline`): z is the number of standard deviations beyond the allowance, clipped to
+`CLIP`. For each of `BETS` the detector updates
 
-The unit is the night and not the row: rows of one night share its weather, its fares, its outage. A single night cannot
-raise an alarm by itself, and ten million rows do not turn a thousandth into a change.
+    S[t] = max(S[t-1], 0) + bet * z[t] - bet**2 / 2,    S[0] = 0,
+
+the logarithm of a CUSUM e-detector whose increment is the likelihood ratio of a normal mean shifted by ``bet`` standard
+deviations. The level at t is the logarithm of the mean of exp(S[t]) over the bets (Shin, Ramdas and Rinaldo,
+E-detectors: a nonparametric framework for sequential change detection, 2023; with a single bet it is the CUSUM of Page,
+Continuous inspection schemes, 1954). A change is certain once the level reaches the limit. The limit is the level that
+simulated years without a harmful change, at the very edge of the allowance, reach no more often than the budget allows:
+both years of Gaussian values and years resampled from the hold-out partitions.
+
+The unit is the partition and not the row, because the rows of one partition share their weather, fares and outages. A
+single partition cannot raise an alarm, and ten million rows do not turn a shift of a thousandth into a change.
 """
 
 from __future__ import annotations
@@ -18,34 +24,37 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import lru_cache
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import numpy as np
 
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS
 
-if TYPE_CHECKING:
-    import numpy as np
-
-#: The changes looked for, in standard deviations a night.
+#: Shifts of the mean that the detector looks for, in standard deviations. "Bet" is the term of game-theoretic
+#: statistics for the exponent of an e-value, and the bet b grows fastest under a shift of b. They range from small
+#: shifts, which only many partitions reveal, to large ones, which two reveal.
 BETS = (0.25, 0.5, 1.0, 2.0, 3.5)
-#: What one night can count for at most, in standard deviations.
+#: Largest absolute z of one partition, in standard deviations; also the largest bet.
 CLIP = 3.5
-#: The least limit: a single night of `CLIP` stays a whole unit below it, so that a second one has to be odd as well.
+#: Smallest limit: one unit above what a single partition of z = `CLIP` can reach, so that an alarm takes two.
 MIN_LIMIT = CLIP**2 / 2 - math.log(len(BETS)) + 1
 NIGHTS_PER_YEAR = 365
-#: Years of resampled quiet nights that a limit is checked on.
+#: Simulated years from which a limit is estimated.
 SIMULATED_YEARS = 400
-#: Nights that are drawn together on average: neighbours are alike.
+#: Mean length of the blocks that are resampled together, because neighbouring partitions are alike.
 MEAN_BLOCK_LENGTH = 3
 
 
 @dataclass(frozen=True)
 class CusumBaseline:
-    """What quiet nights showed of one number.
+    """The distribution of a series on the hold-out partitions, and the limit for later ones.
 
     Attributes:
-        mean, sd: over ``nights`` nights; of so few, ``sd`` is the upper end of its 80% confidence interval.
-        allowance: how far the number may lie from the mean without doing harm.
-        limit: level of `follow` from which on a change is certain.
+        mean: mean over the hold-out partitions, in the unit of the series.
+        sd: standard deviation over them; the upper end of its 80% confidence interval, because they are few.
+        allowance: distance from the mean that does no harm, in the unit of the series.
+        limit: level of the detector from which on a change is certain.
+        partitions: number of hold-out partitions with a value.
         two_sided: whether a fall counts like a rise.
     """
 
@@ -53,33 +62,38 @@ class CusumBaseline:
     sd: float
     allowance: float
     limit: float
-    nights: int
+    partitions: int
     two_sided: bool = False
 
-    def z(self, values: np.ndarray) -> np.ndarray:
-        """Standard deviations beyond the allowance, shape (nights,), or (2, nights) with falls in the second row."""
-        import numpy as np
+    def standardise(self, values: np.ndarray) -> np.ndarray:
+        """Standard deviations beyond the allowance.
 
-        moved = (values - self.mean) / self.sd
-        free = self.allowance / self.sd
-        return np.stack([moved - free, -moved - free]) if self.two_sided else moved - free
+        Args:
+            values: shape (partitions,).
+
+        Returns:
+            Shape (partitions,); if two-sided (2, partitions), with falls in the second row.
+        """
+        z = (values - self.mean) / self.sd
+        allowance = self.allowance / self.sd
+        return np.stack([z - allowance, -z - allowance]) if self.two_sided else z - allowance
 
     def as_dict(self) -> dict[str, Any]:
-        """For the champion's artifact."""
+        """The attributes as JSON, for the artifact of the champion."""
         return asdict(self)
 
 
 @dataclass(frozen=True)
 class Detection:
-    """What following the nights found.
+    """State of the detector after the last partition.
 
     Attributes:
-        level: at the last night; the change is certain from the baseline's limit on.
-        since: index of the night after which the level has not been at rest again: where the change began.
+        level: a change is certain if it reaches the limit of the baseline.
+        start: index of the partition at which the change began: the first after which S stayed above 0.
     """
 
     level: float
-    since: int
+    start: int
 
 
 def fit_cusum_baseline(
@@ -88,102 +102,130 @@ def fit_cusum_baseline(
     allowance: float,
     false_alarms: float,
     mean: float | None = None,
-    floor: float = 0.0,
+    min_sd: float = 0.0,
     two_sided: bool = False,
     seed: int = 0,
 ) -> CusumBaseline | None:
-    """The baseline of a number on quiet nights; None where there are fewer than `NIGHTS` of them.
-
-    The resampled nights come in blocks (stationary bootstrap, Politis and Romano, 1994), since neighbours are alike.
+    """Fit the baseline of one series, and simulate its limit.
 
     Args:
-        values: one a night, shape (nights,); NaN where there is none.
-        allowance: a deviation that does no harm; at least twice the standard error of the mean is allowed.
-        false_alarms: budget of this number alone, alarms a year.
-        mean: what is quiet by definition, where that is known.
-        floor: the least standard deviation to believe in.
+        values: the series on the hold-out partitions, shape (partitions,); NaN where a partition has no value.
+        allowance: deviation that does no harm, in the unit of the series; it is at least twice the standard error of
+            the mean.
+        false_alarms: budget of this series, in alarms a year.
+        mean: the mean without a change where it is known by definition; estimated when not given.
+        min_sd: smallest standard deviation to assume.
+        two_sided: whether a fall counts like a rise.
+        seed: of the simulation.
+
+    Returns:
+        None with fewer than `MIN_BASELINE_NIGHTS` values.
     """
-    import numpy as np
     from scipy.stats import chi2
 
-    quiet = np.asarray(values, dtype=np.float64)
-    quiet = quiet[np.isfinite(quiet)]
-    n = len(quiet)
+    finite = np.asarray(values, dtype=np.float64)
+    finite = finite[np.isfinite(finite)]
+    n = len(finite)
     if n < MIN_BASELINE_NIGHTS:
         return None
-    sd = float(quiet.std(ddof=1))
-    # Gaussian interval of a standard deviation from n nights: a lucky fortnight must not make every later night odd.
-    sd = max(sd * math.sqrt((n - 1) / chi2.ppf(0.2, n - 1)), floor, 1e-12)
+    sd = float(finite.std(ddof=1))
+    # Gaussian interval of a standard deviation estimated from n values: two calm weeks by chance must not make every
+    # later partition an outlier.
+    sd = max(sd * math.sqrt((n - 1) / chi2.ppf(0.2, n - 1)), min_sd, 1e-12)
     if mean is None:
-        mean = float(quiet.mean())
+        mean = float(finite.mean())
         allowance = max(allowance, 2 * sd / math.sqrt(n))
-    found = CusumBaseline(mean, sd, allowance, MIN_LIMIT, n, two_sided)
-    calm = math.exp(-false_alarms)  # share of years without an alarm, if they come as a Poisson process
-    years = (_gaussian_maxima(two_sided, seed), _yearly_maxima(found.z(_resampled_years(quiet, seed))))
-    return replace(found, limit=max(MIN_LIMIT, *(float(np.quantile(y, calm)) for y in years)))
+    fitted = CusumBaseline(mean, sd, allowance, MIN_LIMIT, n, two_sided)
+    # Share of years without an alarm, if alarms come as a Poisson process.
+    quantile = math.exp(-false_alarms)
+    maxima = (
+        _gaussian_maxima(two_sided, seed),
+        _yearly_maxima(fitted.standardise(_resampled_years(finite, seed))),
+    )
+    return replace(fitted, limit=max(MIN_LIMIT, *(float(np.quantile(m, quantile)) for m in maxima)))
 
 
 def _yearly_maxima(z: np.ndarray) -> np.ndarray:
-    """The highest level of each year, shape (YEARS,); ``z`` has the years' nights, one side or both."""
-    import numpy as np
+    """Highest level of each simulated year.
 
+    Args:
+        z: the partitions of all years, one side or both, shape ([2,] SIMULATED_YEARS * NIGHTS_PER_YEAR).
+
+    Returns:
+        Shape (SIMULATED_YEARS,).
+    """
     highest = log_e_detector(z.reshape(-1, NIGHTS_PER_YEAR)).max(axis=1)
     return np.asarray(highest.reshape(-1, SIMULATED_YEARS).max(axis=0))
 
 
 @lru_cache(maxsize=2)
 def _gaussian_maxima(two_sided: bool, seed: int) -> np.ndarray:
-    """`_peaks` of Gaussian nights: the same for each number that a champion's watch follows."""
-    import numpy as np
-
+    """`_yearly_maxima` of Gaussian partitions: the same for every series of a model, so computed once."""
     edge = np.random.default_rng(seed).normal(size=SIMULATED_YEARS * NIGHTS_PER_YEAR)
     return _yearly_maxima(np.stack([edge, -edge]) if two_sided else edge)
 
 
-def detect_change(values: np.ndarray, quiet: CusumBaseline) -> Detection:
-    """Follow the nights of a number, shape (nights,), oldest first; nights without one (NaN) are passed over."""
-    import numpy as np
+def detect_change(values: np.ndarray, fitted: CusumBaseline) -> Detection:
+    """Run the detector over a series.
 
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
+    Args:
+        values: shape (partitions,), oldest first; partitions without a value (NaN) are skipped.
+        fitted: baseline of the series.
+    """
+    finite = np.flatnonzero(np.isfinite(values))
+    if not len(finite):
         return Detection(0.0, 0)
-    sides = np.atleast_2d(quiet.z(values[known]))
-    found = log_e_detector(sides)
-    side = int(found[:, -1].argmax())
-    # The change began after the last rest of the bet that won most.
-    best = _log_e_cusums(sides[[side]])[..., 0]
-    resting = np.flatnonzero(best[:, best[-1].argmax()] <= 0)
-    since = int(resting[-1]) + 1 if len(resting) else 0
-    return Detection(float(found[side, -1]), int(known[min(since, len(known) - 1)]))
+    sides = np.atleast_2d(fitted.standardise(values[finite]))
+    levels = log_e_detector(sides)
+    side = int(levels[:, -1].argmax())
+    # The change began after the last partition at which the S of the best bet was not above 0.
+    log_e = _log_e_cusums(sides[[side]])[..., 0]
+    restarts = np.flatnonzero(log_e[:, log_e[-1].argmax()] <= 0)
+    start = int(restarts[-1]) + 1 if len(restarts) else 0
+    return Detection(float(levels[side, -1]), int(finite[min(start, len(finite) - 1)]))
 
 
 def _log_e_cusums(z: np.ndarray) -> np.ndarray:
-    """The level of each bet, shape (nights, bets, series) of ``z`` of shape (series, nights)."""
-    import numpy as np
+    """S of each bet (see the module).
 
+    Args:
+        z: shape (series, partitions).
+
+    Returns:
+        Shape (partitions, bets, series): with the partitions first each step works on one contiguous block of memory,
+        which is several times as fast.
+    """
     bets = np.asarray(BETS)[:, None]
-    # The nights first: each is then one piece of memory, which is several times as quick.
-    found = np.clip(z, -CLIP, CLIP).T[:, None, :] * bets - bets**2 / 2
-    for before, night in pairwise(found):
-        night += np.maximum(before, 0)
-    return np.asarray(found)
+    log_e = np.clip(z, -CLIP, CLIP).T[:, None, :] * bets - bets**2 / 2
+    for before, current in pairwise(log_e):
+        current += np.maximum(before, 0)
+    return np.asarray(log_e)
 
 
 def log_e_detector(z: np.ndarray) -> np.ndarray:
-    """Logarithm of the mean of the bets' exponentials, shape as ``z``: (series, nights)."""
-    import numpy as np
+    """Level of the detector after each partition: the logarithm of the mean of exp(S) over the bets.
 
+    Args:
+        z: shape (series, partitions).
+
+    Returns:
+        Shape (series, partitions).
+    """
     return np.asarray(np.logaddexp.reduce(_log_e_cusums(z), axis=1).T - math.log(len(BETS)))
 
 
-def _resampled_years(quiet: np.ndarray, seed: int) -> np.ndarray:
-    """Years of nights drawn from the quiet ones in blocks of random length, shape (YEARS * NIGHTS_A_YEAR,)."""
-    import numpy as np
+def _resampled_years(values: np.ndarray, seed: int) -> np.ndarray:
+    """Partitions drawn from the hold-out partitions in blocks of geometric length.
 
+    The stationary bootstrap (Politis and Romano, The stationary bootstrap, 1994).
+
+    Returns:
+        Shape (SIMULATED_YEARS * NIGHTS_PER_YEAR,).
+    """
     rng = np.random.default_rng(seed)
     size = SIMULATED_YEARS * NIGHTS_PER_YEAR
-    fresh = rng.random(size) < 1 / MEAN_BLOCK_LENGTH
-    fresh[0] = True
-    starts = rng.integers(0, len(quiet), size)
-    began = np.maximum.accumulate(np.where(fresh, np.arange(size), 0))
-    return np.asarray(quiet[(starts[began] + np.arange(size) - began) % len(quiet)])
+    starts_block = rng.random(size) < 1 / MEAN_BLOCK_LENGTH
+    starts_block[0] = True
+    first = rng.integers(0, len(values), size)
+    block = np.maximum.accumulate(np.where(starts_block, np.arange(size), 0))
+    return np.asarray(values[(first[block] + np.arange(size) - block) % len(values)])

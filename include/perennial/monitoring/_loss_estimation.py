@@ -1,10 +1,13 @@
-"""The loss that a model expects of rows whose labels are not known yet.
+"""The expected loss of a model on rows whose labels are not known yet.
 
-For classification it follows from the model's own probabilities, if they are calibrated (confidence-based
-estimation; Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022): of a row with
-probability p the log loss is expected to be the entropy of p. For regression a small booster has learned, on held-out
-rows, how far off the model is where (a learned error model). Both see that rows have become harder; neither can see
-that the truth has changed.
+For classification it follows from the model's probabilities, if these are calibrated (confidence-based estimation: Garg
+et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022). With probabilities p_c of the
+classes c the expected losses are
+
+    log loss: -sum_c p_c ln(p_c), the entropy;    Brier score of two classes: p (1 - p);    error rate: 1 - max_c p_c.
+
+For regression a small booster, the error model, is fitted to the losses on the hold-out rows. Both estimates rise when
+rows become harder to predict; neither can notice that the relation between features and label has changed.
 """
 
 from __future__ import annotations
@@ -12,11 +15,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 if TYPE_CHECKING:
-    import numpy as np
     import xgboost
 
-_TINY = 1e-7
+#: Probabilities are clipped to this distance from 0 and 1.
+_EPSILON = 1e-7
 _PARAMETERS = {
     "objective": "reg:tweedie",  # losses are positive, often small, sometimes huge
     "max_depth": 3,
@@ -27,63 +32,76 @@ _PARAMETERS = {
     "verbosity": 0,
 }
 _ROUNDS = 20
+#: Quantile of the losses at which the error model's target is clipped: above it lies most of the sum of squared errors.
+_CLIP_QUANTILE = 0.999
 
 
 @dataclass(frozen=True)
 class LossEstimator:
-    """How a model's loss is expected without labels.
+    """Estimates a model's loss without labels.
 
     Attributes:
-        errors: regression: the learned error model.
+        task: of the model.
+        metric: the gate's metric, whose loss is estimated.
+        error_model: predicts the loss of a row; for regression only.
     """
 
     task: str
     metric: str
-    errors: xgboost.Booster | None = None
+    error_model: xgboost.Booster | None = None
 
-    def losses(self, x: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
-        """The expected loss of each row, shape (rows,); None where there is no way to tell (ranking)."""
-        import numpy as np
+    def estimate(self, x: np.ndarray, predicted: np.ndarray) -> np.ndarray | None:
+        """The expected loss of each row.
 
+        Args:
+            x: encoded features, shape (rows, columns).
+            predicted: probabilities or values of the model, shape (rows,) or (rows, classes).
+
+        Returns:
+            Shape (rows,), in the unit of the metric's loss; None where it cannot be estimated: for ranking, and for
+            regression without an error model.
+        """
         if self.task == "regression":
-            if self.errors is None:
+            if self.error_model is None:
                 return None
-            return np.asarray(self.errors.inplace_predict(x, validate_features=False), np.float64)
-        p = np.clip(predicted.astype(np.float64), _TINY, 1 - _TINY)
+            return np.asarray(self.error_model.inplace_predict(x, validate_features=False), np.float64)
+        p = np.clip(predicted.astype(np.float64), _EPSILON, 1 - _EPSILON)
         if self.task == "binary":
-            return np.asarray(
-                p * (1 - p) if self.metric == "brier" else -(p * np.log(p) + (1 - p) * np.log1p(-p))
-            )
+            if self.metric == "brier":
+                return np.asarray(p * (1 - p))
+            return np.asarray(-(p * np.log(p) + (1 - p) * np.log1p(-p)))
         if self.task == "multiclass":
-            return np.asarray(
-                1 - p.max(axis=1) if self.metric == "error_rate" else -(p * np.log(p)).sum(axis=1)
-            )
+            if self.metric == "error_rate":
+                return np.asarray(1 - p.max(axis=1))
+            return np.asarray(-(p * np.log(p)).sum(axis=1))
         return None
 
 
 def fit_error_model(
     x: np.ndarray, losses: np.ndarray, night: np.ndarray
 ) -> tuple[xgboost.Booster, np.ndarray]:
-    """A model of the loss, and what it expects of each row when it has learned from the other half of the nights alone.
+    """Fit the error model of a regression.
 
     Args:
-        x: encoded features. losses: shape (rows,). night: the night of each row.
-    """
-    import numpy as np
+        x: encoded features, shape (rows, columns).
+        losses: loss of the model on each row, shape (rows,).
+        night: index of each row's partition, shape (rows,).
 
-    apart = np.empty(len(losses))
-    half = night % 2 == 0
-    for mine, others in ((half, ~half), (~half, half)):
-        if mine.any():
-            source = others if others.any() else mine
-            apart[mine] = _fit(x[source], losses[source]).inplace_predict(x[mine])
-    return _fit(x, losses), apart
+    Returns:
+        The error model, fitted on all rows; and out-of-fold estimates, shape (rows,), where the two folds are the
+        partitions with even and with odd index.
+    """
+    out_of_fold = np.empty(len(losses))
+    even = night % 2 == 0
+    for fold, others in ((even, ~even), (~even, even)):
+        if fold.any():
+            training = others if others.any() else fold
+            out_of_fold[fold] = _fit(x[training], losses[training]).inplace_predict(x[fold])
+    return _fit(x, losses), out_of_fold
 
 
 def _fit(x: np.ndarray, losses: np.ndarray) -> xgboost.Booster:
-    import numpy as np
     import xgboost
 
-    # The largest thousandth of squared errors would be most of what there is to learn.
-    kept = np.minimum(losses, np.quantile(losses, 0.999))
-    return xgboost.train(_PARAMETERS, xgboost.QuantileDMatrix(x, kept, nthread=1), _ROUNDS)
+    clipped = np.minimum(losses, np.quantile(losses, _CLIP_QUANTILE))
+    return xgboost.train(_PARAMETERS, xgboost.QuantileDMatrix(x, clipped, nthread=1), _ROUNDS)

@@ -1,9 +1,9 @@
-"""Train/serve skew: what the model was given when it served, against what the training code gives for the same rows.
+"""Train/serve skew: the features that the model was given in scoring, against those that the training code computes.
 
 The features of the rows that were logged at scoring are computed again by the training code, from the published rows
-and the versions of the reference tables that scoring read, and compared column by column: no value may differ. So a
-reference table that was revised since, or a night that was published anew, is no skew: the one is read as it was, the
-other waits for its scoring.
+and the versions of the reference tables that scoring read, and compared column by column: no value may differ. A
+reference table that was revised since is no skew, because its old version is read; nor is a partition that was
+published again, because it is skipped until it is scored again.
 """
 
 from __future__ import annotations
@@ -11,6 +11,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+import duckdb
+import numpy as np
+import pyarrow as pa
 
 from perennial.core.errors import DataError, StorageError
 from perennial.core.sql import quote_identifier, text_literal
@@ -21,74 +25,81 @@ from perennial.monitoring.signals import Signal
 from perennial.storage import delta_tables, duckdb_session, manifests
 
 if TYPE_CHECKING:
-    import duckdb
-    import numpy as np
-    import pyarrow as pa
-
     from perennial.modeling.trained_model import TrainedModel
     from perennial.spec.model_spec import ModelSpec
 
-#: Predictions of the same features may differ by this share of their size: another processor may add in another order.
+#: Predictions from the same features may differ by this share of their size: another processor may add in another
+#: order.
 RELATIVE_TOLERANCE = 1e-5
+ABSOLUTE_TOLERANCE = 1e-6
 PREDICTION_NAME = "the prediction"
 
 
 @dataclass(frozen=True)
 class ComparedPartition:
-    """One night that was compared: how many rows differ, by column, where any do."""
+    """A partition that was compared.
+
+    Attributes:
+        day: its date.
+        rows: logged rows that were compared.
+        differing: rows that differ, by column; columns without any are missing.
+    """
 
     day: str
     rows: int
-    differ: Mapping[str, int]
+    differing: Mapping[str, int]
 
 
 def skew_signal(
     spec: ModelSpec, champion: registry.ModelVersion, model: TrainedModel, start: str, as_of: str
 ) -> Signal:
-    """Whether the champion was given on the nights ``start`` to ``as_of`` what the training code gives.
+    """Compare the champion's logged features with those that the training code computes.
 
-    Nights that another version scored, or whose rows were published anew since, are passed over.
+    Partitions that another version scored, or whose rows were published again since, are skipped.
+
+    Args:
+        spec: the model's.
+        champion: its champion.
+        model: the champion, loaded.
+        start: first partition date.
+        as_of: last partition date.
     """
-    found = list(_compare_partitions(spec, champion, model, start, as_of))
-    rows = sum(night.rows for night in found)
+    compared = list(_compare_partitions(spec, champion, model, start, as_of))
+    rows = sum(partition.rows for partition in compared)
     if not rows:
-        return Signal("undetermined", "no night of this version, as it is published now, has logged features")
-    differ: dict[str, int] = {}
-    for night in found:
-        for column, count in night.differ.items():
-            differ[column] = differ.get(column, 0) + count
-    if not differ:
-        said = f"the features of all {rows:,} logged rows are what the training code gives for them"
-        return Signal("ok", said, 0.0, 0.0)
-    worst = max(differ, key=lambda c: differ[c])
-    first = next(night.day for night in found if night.differ)
-    others = f", and {len(differ) - 1} more" * (len(differ) > 1)
-    said = (
-        f"{worst}{others}: {differ[worst]:,} of {rows:,} logged rows differ from what the training code gives"
+        return Signal("undetermined", "no partition that this version scored has logged features")
+    differing: dict[str, int] = {}
+    for partition in compared:
+        for column, count in partition.differing.items():
+            differing[column] = differing.get(column, 0) + count
+    if not differing:
+        return Signal("ok", f"all {rows:,} logged rows have the features of the training code", 0.0, 0.0)
+    worst = max(differing, key=lambda c: differing[c])
+    first = next(partition.day for partition in compared if partition.differing)
+    others = f", and {len(differing) - 1} more" * (len(differing) > 1)
+    reason = (
+        f"{worst}{others}: {differing[worst]:,} of {rows:,} logged rows differ from the training code, "
+        f"first on {first}"
     )
-    return Signal("bad", f"{said}, first on {first}", float(differ[worst]), 0.0, first)
+    return Signal("bad", reason, float(differing[worst]), 0.0, first)
 
 
 def _compare_partitions(
     spec: ModelSpec, champion: registry.ModelVersion, model: TrainedModel, start: str, as_of: str
 ) -> Iterator[ComparedPartition]:
-    """Each night that can be compared, in order."""
-    published = delta_tables.table_uri("published", spec.name)
-    names = {
-        d: delta_tables.files_digest(held)
-        for d, held in delta_tables.files_by_partition(published).items()
-        if start <= d <= as_of
-    }
+    """Compare each partition that can be compared, in order."""
+    published = delta_tables.files_by_partition(delta_tables.table_uri("published", spec.name))
+    digests = {d: delta_tables.files_digest(files) for d, files in published.items() if start <= d <= as_of}
     logged = set(delta_tables.partitions(serving_log.uri(spec.name)))
     trained = registry.load_spec(champion)
-    made: dict[str, FeatureQuery] = {}
+    queries: dict[str, FeatureQuery] = {}
     con = duckdb_session.connect()
-    for day in sorted(names.keys() & logged):
+    for day in sorted(digests.keys() & logged):
         scored = manifests.read(spec.name, "score", day)
         if (
             scored is None
             or (scored.inputs["champion"], scored.inputs["version"]) != (champion.digest, champion.version)
-            or scored.inputs["rows"] != names[day]
+            or scored.inputs["rows"] != digests[day]
         ):
             continue
         log = _logged_rows(con, spec, champion.version, day, serving_log.inputs_digest(scored.inputs))
@@ -96,24 +107,24 @@ def _compare_partitions(
             continue
         versions = scored.inputs["references"]
         try:
-            features = made.get(str(versions)) or FeatureQuery(trained, versions)
-            made[str(versions)] = features
-            again = model.encoding.encode(features.compute(_published_rows(con, spec, day, log)))
+            query = queries.get(str(versions)) or FeatureQuery(trained, versions)
+            queries[str(versions)] = query
+            recomputed = model.encoding.encode(query.compute(_published_rows(con, spec, day, log)))
         except StorageError:
-            continue  # a version of a reference table that is no longer kept
+            continue  # a version of a reference table that is no longer stored
         except DataError as error:
             raise DataError(error.cause, error.remedy, model=spec.name, partition=day) from error
-        yield ComparedPartition(day, len(log), _count_differences(model, log, again))
+        yield ComparedPartition(day, len(log), _count_differences(model, log, recomputed))
 
 
 def _logged_rows(
-    con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, origin: str
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, inputs_digest: str
 ) -> pa.Table:
-    """The rows logged by the very scoring that the manifest tells of, ordered by key."""
+    """The rows logged by the scoring that the manifest describes, ordered by key."""
     duckdb_session.create_view(con, "log", serving_log.uri(spec.name), None, day, day)
     return con.sql(
-        f"SELECT * FROM log WHERE scored_from = {text_literal(origin)} AND model_version = {text_literal(version)} "
-        f"ORDER BY {_key(spec)}"
+        f"SELECT * FROM log WHERE scored_from = {text_literal(inputs_digest)} "
+        f"AND model_version = {text_literal(version)} ORDER BY {_key(spec)}"
     ).to_arrow_table()
 
 
@@ -130,26 +141,36 @@ def _key(spec: ModelSpec) -> str:
     return ", ".join(map(quote_identifier, spec.data.key))
 
 
-def _count_differences(model: TrainedModel, log: pa.Table, again: np.ndarray) -> dict[str, int]:
-    """Rows that differ, by column; ``again`` are the features that the training code gives, shape (rows, columns)."""
-    import numpy as np
+def _count_differences(model: TrainedModel, log: pa.Table, recomputed: np.ndarray) -> dict[str, int]:
+    """Rows that differ, by column.
 
+    Args:
+        model: the champion.
+        log: logged rows.
+        recomputed: their features by the training code, encoded, shape (rows, columns).
+    """
     columns = model.encoding.columns
     flat = log.column("features").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-    if again.shape != (len(log), len(columns)) or flat.size != again.size:
+    if recomputed.shape != (len(log), len(columns)) or flat.size != recomputed.size:
         return {"the number of features": len(log)}
-    given = flat.reshape(again.shape)
-    unlike = (given != again) & ~(np.isnan(given) & np.isnan(again))
-    found = {column: int(n) for column, n in zip(columns, unlike.sum(axis=0), strict=True) if n}
-    wrong = _count_changed_predictions(model, log.column("prediction").to_pylist(), given)
-    return found | ({PREDICTION_NAME: wrong} if wrong else {})
+    served = flat.reshape(recomputed.shape)
+    unequal = (served != recomputed) & ~(np.isnan(served) & np.isnan(recomputed))
+    differing = {column: int(n) for column, n in zip(columns, unequal.sum(axis=0), strict=True) if n}
+    changed = _count_changed_predictions(model, log.column("prediction").to_pylist(), served)
+    return differing | ({PREDICTION_NAME: changed} if changed else {})
 
 
-def _count_changed_predictions(model: TrainedModel, said: list[Any], given: np.ndarray) -> int:
-    """Rows of which the model says something else today than it said of the same features then."""
-    import numpy as np
+def _count_changed_predictions(model: TrainedModel, predictions: list[Any], served: np.ndarray) -> int:
+    """Rows for which the model now predicts something else from the same features.
 
-    again = model.predict_matrix(np.ascontiguousarray(given))
+    Args:
+        model: the champion.
+        predictions: logged ones.
+        served: logged features, shape (rows, columns).
+    """
+    repeated = model.predict_matrix(np.ascontiguousarray(served))
     if model.classes:
-        return sum(model.classes[c] != was for c, was in zip(again.argmax(axis=1), said, strict=True))
-    return int((~np.isclose(np.asarray(said, np.float64), again, rtol=RELATIVE_TOLERANCE, atol=1e-6)).sum())
+        classes = zip(repeated.argmax(axis=1), predictions, strict=True)
+        return sum(model.classes[c] != logged for c, logged in classes)
+    logged = np.asarray(predictions, np.float64)
+    return int((~np.isclose(logged, repeated, rtol=RELATIVE_TOLERANCE, atol=ABSOLUTE_TOLERANCE)).sum())

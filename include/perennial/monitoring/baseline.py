@@ -1,7 +1,8 @@
-"""What monitoring compares with, made when a model is trained: `watch.json`, and a regression's learned error model.
+"""What monitoring compares a champion with, made at training and stored with the model.
 
-The held-out nights, which the model has not learned from, are the quiet ones: of each followed number they give the
-mean, the spread, and a limit that keeps to the model's budget of false alarms.
+The hold-out partitions, which the model was not fitted to, show how each monitored series behaves without a change:
+`build_baseline` stores their mean, their spread, and a limit for the sequential test that keeps to the model's budget
+of false alarms. The artifacts are ``monitoring_baseline.json`` and, for a regression, its error model.
 """
 
 from __future__ import annotations
@@ -11,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from perennial.core.errors import ArtifactError
 from perennial.modeling import registry
 from perennial.monitoring import drift_attribution, signals
@@ -18,7 +21,6 @@ from perennial.monitoring._change_detection import CusumBaseline, fit_cusum_base
 from perennial.monitoring._loss_estimation import LossEstimator, fit_error_model
 
 if TYPE_CHECKING:
-    import numpy as np
     import xgboost
 
     from perennial.modeling.trained_model import TrainedModel
@@ -27,9 +29,9 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
 FORMAT = 1
-ARTIFACT, ERROR_MODEL_ARTIFACT = "watch.json", "errors.ubj"
-#: Numbers that share the budget of false alarms: performance, calibration, gain, estimated, attributions, slices,
-#: fairness.
+ARTIFACT, ERROR_MODEL_ARTIFACT = "monitoring_baseline.json", "error_model.ubj"
+#: Kinds of series that share the budget of false alarms: performance, calibration, gain, estimated, attributions,
+#: slices, fairness.
 SERIES_KINDS = 7
 #: Deviations that do no harm: of the calibration, in standard deviations of the label; of the attributions, as a share.
 CALIBRATION_ALLOWANCE, ATTRIBUTION_ALLOWANCE = 0.05, 0.05
@@ -37,183 +39,218 @@ CALIBRATION_ALLOWANCE, ATTRIBUTION_ALLOWANCE = 0.05, 0.05
 
 @dataclass(frozen=True)
 class MonitoringBaseline:
-    """What a champion's nights are compared with.
+    """What the partitions of a champion are compared with.
 
     Attributes:
-        baselines: by the name of the number. shares: of each column in the attributions, shape (columns,).
-        groups: values of slices and groups. nulls, unseen: highest share of a quiet night, by column.
-        loss: mean loss on the quiet nights. bins: mean expected loss of each bin of each column.
+        loss_estimator: of the expected loss.
+        series: baselines of the series, by name.
+        attribution_shares: share of each column in the attributions, shape (columns,).
+        groups: for each column of slices and fairness, the values that are compared.
+        max_null_shares: by column, the highest share of nulls of a hold-out partition.
+        max_unseen_shares: by categorical column, the highest share of categories unseen at training.
+        loss: mean loss on the hold-out partitions, in the unit of the gate's metric.
+        expected_loss_by_bin: by column, mean expected loss of each bin (`drift_attribution`).
     """
 
-    expected: LossEstimator
-    baselines: dict[str, CusumBaseline]
-    shares: np.ndarray
+    loss_estimator: LossEstimator
+    series: dict[str, CusumBaseline]
+    attribution_shares: np.ndarray
     groups: dict[str, list[str]]
-    nulls: dict[str, float]
-    unseen: dict[str, float]
+    max_null_shares: dict[str, float]
+    max_unseen_shares: dict[str, float]
     loss: float
-    bins: dict[str, list[float]]
+    expected_loss_by_bin: dict[str, list[float]]
 
 
 def build_baseline(
     spec: ModelSpec,
     model: TrainedModel,
-    quiet: NightlySample,
+    holdout: NightlySample,
     reference: Callable[[], Mapping[str, ReferenceColumn]],
 ) -> tuple[dict[str, Any], xgboost.Booster | None]:
-    """The watch of a new model, as JSON, and the error model of a regression.
+    """Make the baseline of a new model.
 
     Args:
-        quiet: rows of the held-out nights, as `nightly_sample.sample_nights` gives them.
-        reference: gives the columns' bins; called last, for they may still be counted meanwhile.
-    """
-    import numpy as np
+        spec: the model's.
+        model: the new model.
+        holdout: rows of the hold-out partitions, as `nightly_sample.sample_nights` returns them.
+        reference: returns the bins of the columns; called last, because they may still be counted meanwhile.
 
-    known = quiet.labelled
-    loss = known.losses(spec.task, spec.metric)
-    errors, expected = None, LossEstimator(spec.task, spec.metric)
-    if spec.task == "regression" and len(loss):
-        errors, apart = fit_error_model(known.x, loss, known.night)
-        expected = LossEstimator(spec.task, spec.metric, errors)
-    attributed = signals.attributions(model, quiet)
-    total = attributed[0].sum(axis=0)
-    shares = total / max(float(total.sum()), 1e-12)
-    groups = signals.frequent_groups(known)
-    series = signals.nightly_series(spec, model, quiet, expected, attributed, shares, groups)
-    if errors is not None:  # judged by what it says of nights that it has not seen
-        series["performance"] = known.mean(loss - apart)
-    usual = float(loss.mean()) if len(loss) else 0.0
+    Returns:
+        The content of ``monitoring_baseline.json``, and the error model of a regression.
+    """
+    labelled = holdout.labelled
+    losses = labelled.losses(spec.task, spec.metric)
+    error_model, estimator = None, LossEstimator(spec.task, spec.metric)
+    if spec.task == "regression" and len(losses):
+        error_model, out_of_fold = fit_error_model(labelled.x, losses, labelled.night)
+        estimator = LossEstimator(spec.task, spec.metric, error_model)
+    attributions = signals.attribution_means(model, holdout)
+    totals = attributions.means.sum(axis=0)
+    shares = totals / max(float(totals.sum()), 1e-12)
+    groups = signals.frequent_groups(labelled)
+    series = signals.nightly_series(spec, model, holdout, estimator, attributions, shares, groups)
+    if (
+        error_model is not None
+    ):  # compared with estimates for partitions that the error model was not fitted to
+        series["performance"] = labelled.nightly_mean(losses - out_of_fold)
+    mean_loss = float(losses.mean()) if len(losses) else 0.0
+    label_sd = float(np.std(labelled.y)) if len(labelled.y) and spec.task != "multiclass" else 1.0
     baselines = {
-        name: _series_baseline(spec, name, values, usual, known.y, series) for name, values in series.items()
+        name: _series_baseline(spec, name, values, mean_loss, label_sd, series)
+        for name, values in series.items()
     }
-    empty, odd = signals.null_and_unseen_shares(model, quiet)
-    guess = expected.losses(quiet.x, quiet.predicted)
+    nulls, unseen = signals.null_and_unseen_shares(model, holdout)
+    expected = estimator.estimate(holdout.x, holdout.predicted)
     content = {
         "format": FORMAT,
-        "nights": list(quiet.dates),
+        "partitions": list(holdout.dates),
         "false_alarms_per_year": spec.monitoring.false_alarms_per_year,
-        "loss": usual,
-        "baselines": {name: found.as_dict() for name, found in baselines.items() if found},
-        "series": {n: [None if np.isnan(v) else round(float(v), 6) for v in s] for n, s in series.items()},
-        "shares": [round(float(v), 6) for v in shares],
+        "loss": mean_loss,
+        "baselines": {name: fitted.as_dict() for name, fitted in baselines.items() if fitted},
+        "series": {name: _rounded(values) for name, values in series.items()},
+        "attribution_shares": [round(float(share), 6) for share in shares],
         "groups": groups,
-        "nulls": {c: _max_share(nights) for c, nights in empty.items()},
-        "unseen": {c: _max_share(nights) for c, nights in odd.items()},
-        "bins": {}
-        if guess is None
-        else drift_attribution.expected_loss_by_bin(reference(), model.encoding, quiet.x, guess),
+        "max_null_shares": {c: _max_share(values) for c, values in nulls.items()},
+        "max_unseen_shares": {c: _max_share(values) for c, values in unseen.items()},
+        "expected_loss_by_bin": {}
+        if expected is None
+        else drift_attribution.expected_loss_by_bin(reference(), model.encoding, holdout.x, expected),
     }
-    return content, errors
+    return content, error_model
 
 
-def inherit_from_champion(content: dict[str, Any], old: Mapping[str, Any] | None) -> dict[str, Any]:
-    """A new model's watch, with what it was judged on too few nights to have from the champion's, if that has one.
+def inherit_from_champion(content: dict[str, Any], champion: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Complete a new model's baseline by the champion's, for what it had too few hold-out partitions for.
 
-    What is quiet for the one is about as quiet for the other; a model made in a hurry, after a change, must not go
-    unwatched.
+    What is usual for one of them is about as usual for the other, and a model that was trained in a hurry, after a
+    change, must be monitored too.
+
+    Args:
+        content: of the new model's ``monitoring_baseline.json``.
+        champion: that of the champion; None if it has none.
     """
-    if old is None or old.get("format") != FORMAT:
+    if champion is None or champion.get("format") != FORMAT:
         return content
-    found = {"baselines": old["baselines"] | content["baselines"]}
-    found["groups"] = {c: names or old["groups"].get(c, []) for c, names in content["groups"].items()}
-    for what in ("nulls", "unseen"):
-        found[what] = {c: max(share, old[what].get(c, 0.0)) for c, share in content[what].items()}
-    return content | found
+    completed: dict[str, Any] = {"baselines": champion["baselines"] | content["baselines"]}
+    completed["groups"] = {
+        c: names or champion["groups"].get(c, []) for c, names in content["groups"].items()
+    }
+    for key in ("max_null_shares", "max_unseen_shares"):
+        completed[key] = {c: max(share, champion[key].get(c, 0.0)) for c, share in content[key].items()}
+    return content | completed
 
 
 def _series_baseline(
-    spec: ModelSpec, name: str, values: np.ndarray, loss: float, y: np.ndarray, series: dict[str, np.ndarray]
+    spec: ModelSpec,
+    name: str,
+    values: np.ndarray,
+    loss: float,
+    label_sd: float,
+    series: Mapping[str, np.ndarray],
 ) -> CusumBaseline | None:
-    import numpy as np
+    """Baseline of one series: its allowance, and its part of the budget of false alarms.
 
+    Args:
+        spec: the model's.
+        name: of the series.
+        values: on the hold-out partitions, shape (partitions,).
+        loss: mean loss on them.
+        label_sd: standard deviation of the label; 1 for multiclass.
+        series: all of them, by name; those of one kind share its part of the budget.
+    """
     kind = name.split(":")[0] + ":" if ":" in name else name
     drop = spec.monitoring.performance_drop
-    budget = spec.monitoring.false_alarms_per_year / SERIES_KINDS
-    alike = sum(other.startswith(kind) for other in series) if ":" in name else 1
-    spread = float(np.std(y)) if len(y) and spec.task != "multiclass" else 1.0
+    of_kind = sum(other.startswith(kind) for other in series) if ":" in name else 1
     allowance = {
         "performance": drop * loss,
         "gain": spec.retraining.min_gain * loss,
         "estimated": drop * loss,
-        "calibration": CALIBRATION_ALLOWANCE * spread,
+        "calibration": CALIBRATION_ALLOWANCE * label_sd,
         "attributions": ATTRIBUTION_ALLOWANCE,
         signals.SLICE_PREFIX: 2 * drop * loss,
         signals.FAIRNESS_PREFIX: spec.monitoring.fairness_gap
-        * (spread if spec.task == "regression" else 1.0),
+        * (label_sd if spec.task == "regression" else 1.0),
     }[kind]
     return fit_cusum_baseline(
         values,
         allowance=allowance,
-        false_alarms=budget / alike,
+        false_alarms=spec.monitoring.false_alarms_per_year / SERIES_KINDS / of_kind,
         mean=0.0 if name == "gain" else None,
-        floor=1e-3 * loss if name == "gain" else 0.0,
+        min_sd=1e-3 * loss if name == "gain" else 0.0,
         two_sided=name == "calibration",
         seed=spec.training.seed,
     )
 
 
-def _max_share(values: np.ndarray) -> float:
-    """The highest share that a quiet night had."""
-    import numpy as np
+def _rounded(values: np.ndarray) -> list[float | None]:
+    return [None if np.isnan(value) else round(float(value), 6) for value in values]
 
-    known = values[np.isfinite(values)]
-    return round(float(known.max()), 6) if len(known) else 0.0
+
+def _max_share(values: np.ndarray) -> float:
+    """The highest share of any partition; 0 if none has enough rows."""
+    finite = values[np.isfinite(values)]
+    return round(float(finite.max()), 6) if len(finite) else 0.0
 
 
 def stored_baseline(champion: registry.ModelVersion) -> dict[str, Any] | None:
-    """The watch that a version was registered with; None for one that was trained before there was such a thing.
+    """The baseline that a version was registered with; None if it has none.
 
     Raises:
         ArtifactError: it is damaged.
     """
     try:
-        registry.artifact(champion.run_id, ARTIFACT)
+        registry.download_artifact(champion.run_id, ARTIFACT)
     except ArtifactError:
         return None
-    found: dict[str, Any] = registry.load_json_artifact(champion, ARTIFACT)
-    return found
+    content: dict[str, Any] = registry.load_json_artifact(champion, ARTIFACT)
+    return content
 
 
 def load_baseline(champion: registry.ModelVersion, spec: ModelSpec) -> MonitoringBaseline:
-    """What a champion is watched by; where it has no watch, every followed number is undetermined.
+    """Load a champion's baseline; if it has none, an empty one, with which every series is undetermined.
 
     Raises:
         ArtifactError: it is damaged.
     """
-    import numpy as np
-
     content = stored_baseline(champion)
     if content is None:
         return MonitoringBaseline(LossEstimator(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
-    errors = registry.artifact(champion.run_id, ERROR_MODEL_ARTIFACT) if spec.task == "regression" else None
-    return parse_baseline(content, spec, errors)
+    error_model = None
+    if spec.task == "regression":
+        error_model = registry.download_artifact(champion.run_id, ERROR_MODEL_ARTIFACT)
+    return parse_baseline(content, spec, error_model)
 
 
-def parse_baseline(content: Any, spec: ModelSpec, errors: Path | None) -> MonitoringBaseline:
-    """The stored watch.
+def parse_baseline(content: Any, spec: ModelSpec, error_model: Path | None) -> MonitoringBaseline:
+    """Read the content of ``monitoring_baseline.json``.
+
+    Args:
+        content: of the file.
+        spec: the model's.
+        error_model: file of a regression's error model.
 
     Raises:
-        ArtifactError: it is not one.
+        ArtifactError: it is not a baseline.
     """
-    import numpy as np
     import xgboost
 
     try:
         if content["format"] != FORMAT:
             raise ValueError(f"format {content['format']}")
-        booster = xgboost.Booster({"nthread": 1}, model_file=errors) if errors else None
+        booster = xgboost.Booster({"nthread": 1}, model_file=error_model) if error_model else None
         return MonitoringBaseline(
             LossEstimator(spec.task, spec.metric, booster),
             {str(n): CusumBaseline(**b) for n, b in content["baselines"].items()},
-            np.asarray(content["shares"], np.float64),
+            np.asarray(content["attribution_shares"], np.float64),
             {str(c): [str(v) for v in values] for c, values in content["groups"].items()},
-            {str(c): float(v) for c, v in content["nulls"].items()},
-            {str(c): float(v) for c, v in content["unseen"].items()},
+            {str(c): float(v) for c, v in content["max_null_shares"].items()},
+            {str(c): float(v) for c, v in content["max_unseen_shares"].items()},
             float(content["loss"]),
-            {str(c): [float(v) for v in values] for c, values in content["bins"].items()},
+            {str(c): [float(v) for v in values] for c, values in content["expected_loss_by_bin"].items()},
         )
     except (KeyError, TypeError, ValueError, AttributeError, xgboost.core.XGBoostError) as error:
         raise ArtifactError(
-            f"what the champion is watched by cannot be used: {error}",
-            "train again: it is made with the model",
+            f"the monitoring baseline of the champion cannot be used: {error}",
+            "train again: the baseline is made with the model",
         ) from error

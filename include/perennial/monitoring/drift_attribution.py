@@ -1,12 +1,13 @@
-"""How much of the expected rise of the loss each drifted column explains.
+"""The part of a rise of the expected loss that the drift of one column accounts for.
 
-On the quiet nights of training the loss that the model expects is averaged within each bin of a column. Were the bins
-filled as they are in the window, with nothing else changed, the mean expected loss would be another by
+The expected loss (`_loss_estimation.LossEstimator`) of the hold-out rows is averaged within each bin b of a column. If
+the bins were filled as they are in the window, and nothing else had changed, the mean expected loss would rise by
 
-    sum over bins of (share in the window - share in training) * mean expected loss of the bin,
+    sum_b (share of b in the window - share of b in the reference) * mean expected loss of b,
 
-the part of a change in a mean that its composition explains (Kitagawa, Components of a difference between two rates,
-1955). Columns that move together explain the same rise twice; the parts are not a sum.
+which is the composition effect of a decomposition of the difference between two means (Kitagawa, Components of a
+difference between two rates, 1955). Columns that move together account for the same rise, so the effects do not add up
+to the whole.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
-if TYPE_CHECKING:
-    import numpy as np
+import numpy as np
 
+if TYPE_CHECKING:
     from perennial.modeling.encoding import Encoding
     from perennial.monitoring.histograms import ReferenceColumn
 
@@ -24,49 +25,69 @@ if TYPE_CHECKING:
 def expected_loss_by_bin(
     reference: Mapping[str, ReferenceColumn], encoding: Encoding, x: np.ndarray, expected: np.ndarray
 ) -> dict[str, list[float]]:
-    """Mean expected loss of each bin of each column; the mean of all rows for a bin without rows.
+    """Mean expected loss of each bin of each column.
 
     Args:
-        reference: the columns' bins. x: encoded rows, shape (rows, columns). expected: shape (rows,).
-    """
-    import numpy as np
+        reference: the bins of the columns; columns with hashed categories are skipped.
+        encoding: of the model's features.
+        x: encoded features, shape (rows, columns).
+        expected: expected loss of each row, shape (rows,).
 
-    whole = float(expected.mean()) if len(expected) else 0.0
-    found = {}
+    Returns:
+        By column, one mean a bin, as `ReferenceColumn.counts` orders them; the mean of all rows for an empty bin.
+    """
+    overall = float(expected.mean()) if len(expected) else 0.0
+    means = {}
     for j, name in enumerate(encoding.columns):
-        shape = reference.get(name)
-        if shape is None or shape.hashed:
+        column = reference.get(name)
+        if column is None or column.hashed:
             continue
-        bins = _bins(shape, encoding.categories.get(name), x[:, j])
-        size = len(shape.edges or shape.categories) + 2
+        bins = _bin_indices(column, encoding.categories.get(name), x[:, j])
+        size = len(column.edges or column.categories) + 2
         rows = np.bincount(bins, minlength=size)
         sums = np.bincount(bins, expected, size)
-        found[name] = [round(float(v), 6) for v in np.where(rows > 0, sums / np.maximum(rows, 1), whole)]
-    return found
+        by_bin = np.where(rows > 0, sums / np.maximum(rows, 1), overall)
+        means[name] = [round(float(mean), 6) for mean in by_bin]
+    return means
 
 
-def _bins(shape: ReferenceColumn, categories: list[str] | None, values: np.ndarray) -> np.ndarray:
-    """The bin of each encoded value, as `histograms.ReferenceColumn.counts` numbers them: the last is for no value."""
-    import numpy as np
+def _bin_indices(column: ReferenceColumn, categories: list[str] | None, values: np.ndarray) -> np.ndarray:
+    """The bin of each encoded value, as `ReferenceColumn.counts` orders them.
 
-    empty = np.isnan(values)
+    Args:
+        column: the bins.
+        categories: of the encoding, by code; None for a numeric column.
+        values: one encoded column, shape (rows,); NaN where a row has no value.
+
+    Returns:
+        Shape (rows,).
+    """
+    missing = np.isnan(values)
     if categories is None:
-        found = np.searchsorted(np.asarray(shape.edges), values, side="left")
-        return np.where(empty, len(shape.edges) + 1, found)
-    place = {c: i for i, c in enumerate(shape.categories)}
-    other = len(shape.categories)
-    table = np.array([place.get(c, other) for c in categories] + [other + 1])
-    return np.asarray(table[np.where(empty, len(categories), np.nan_to_num(values)).astype(np.int64)])
+        bins = np.searchsorted(np.asarray(column.edges), values, side="left")
+        return np.where(missing, len(column.edges) + 1, bins)
+    index = {category: i for i, category in enumerate(column.categories)}
+    other = len(column.categories)
+    bin_of_code = np.array([index.get(c, other) for c in categories] + [other + 1])
+    codes = np.where(missing, len(categories), np.nan_to_num(values)).astype(np.int64)
+    return np.asarray(bin_of_code[codes])
 
 
 def loss_attributable_to_drift(
-    then: Sequence[int], now: Sequence[int], losses: Sequence[float]
+    reference_counts: Sequence[int], window_counts: Sequence[int], expected_losses: Sequence[float]
 ) -> float | None:
-    """The rise of the mean expected loss that one column explains; None where there are no rows.
+    """The rise of the mean expected loss that the drift of one column accounts for.
 
     Args:
-        then, now: rows a bin, in training and in the window. losses: mean expected loss a bin.
+        reference_counts: rows of each bin in the reference.
+        window_counts: rows of each bin in the window.
+        expected_losses: mean expected loss of each bin.
+
+    Returns:
+        In the unit of the loss; None where there are no rows, or the bins do not match.
     """
-    if not sum(then) or not sum(now) or len(losses) != len(then):
+    reference_rows, window_rows = sum(reference_counts), sum(window_counts)
+    if not reference_rows or not window_rows or len(expected_losses) != len(reference_counts):
         return None
-    return sum((n / sum(now) - t / sum(then)) * m for t, n, m in zip(then, now, losses, strict=True))
+    bins = zip(reference_counts, window_counts, expected_losses, strict=True)
+    return sum((w / window_rows - r / reference_rows) * loss for r, w, loss in bins)

@@ -1,10 +1,12 @@
-"""From counts to a verdict: which columns drifted, how much of the model rests on them, and for how long already."""
+"""From bin counts to a verdict: which columns drifted, how much of the model's importance that is, for how long."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Literal
+
+import numpy as np
 
 from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, psi
 from perennial.spec.model_spec import MonitoringSpec
@@ -15,17 +17,21 @@ Verdict = Literal["ok", "suspected", "drifted", "undetermined"]
 
 @dataclass(frozen=True)
 class ColumnDrift:
-    """What was found about one column.
+    """The comparison of one column of the window with the reference.
 
     Attributes:
+        column: its name.
         role: ``feature`` or ``prediction``.
+        status: whether it drifted.
+        reason: why; empty where the status is ``stable``.
         psi: against the reference; None where it could not be computed.
-        threshold: the PSI above which the column has drifted.
-        reference_nulls, current_nulls: share of rows without a value.
+        threshold: PSI above which the column has drifted.
+        reference_nulls: share of rows without a value in the reference, 0 to 1.
+        current_nulls: share of rows without a value in the window, 0 to 1.
         rows: rows of the window.
-        weight: share of the model's gain, 0 to 1; 0 for the prediction.
-        effect: rise of the model's expected loss that the column's drift explains, as a share of its loss at training
-            (`drift_attribution.loss_attributable_to_drift`); None where that is not known.
+        importance: share of the model's total gain, 0 to 1; 0 for the prediction.
+        attributed_loss: rise of the expected loss that the column's drift accounts for, as a share of the loss at
+            training (`drift_attribution.loss_attributable_to_drift`); None where that is not known.
     """
 
     column: str
@@ -37,23 +43,24 @@ class ColumnDrift:
     reference_nulls: float
     current_nulls: float | None
     rows: int
-    weight: float
-    effect: float | None = None
+    importance: float
+    attributed_loss: float | None = None
 
 
 @dataclass(frozen=True)
 class Summary:
-    """All columns taken together.
+    """All columns together.
 
     Attributes:
-        suspicious: whether this window alone looks drifted; None: it cannot be told.
-        drift_share: weight of drifted features, of the weight that could be judged.
-        judged_share: weight that could be judged.
+        suspicious: whether this window alone looks drifted; None where too little could be evaluated.
+        drift_share: importance of the drifted features, as a share of the importance that could be evaluated.
+        evaluated_share: share of the importance that could be evaluated, 0 to 1.
+        reason: why, in words.
     """
 
     suspicious: bool | None
     drift_share: float | None
-    judged_share: float
+    evaluated_share: float
     reason: str
 
 
@@ -61,108 +68,143 @@ def compare_columns(
     reference: Mapping[str, ReferenceColumn],
     features: BinCounts,
     predictions: BinCounts,
-    weights: Mapping[str, float],
+    gains: Mapping[str, float],
     policy: MonitoringSpec,
 ) -> list[ColumnDrift]:
-    """One finding a column of the reference, the heaviest first.
+    """Compare each column of the reference with the window.
 
     Args:
+        reference: the columns, with their bins and counts.
         features: counts of the window's feature rows.
         predictions: counts of the champion's predictions in the window, under ``prediction``.
-        weights: gain of each feature; scaled to sum to 1, all alike where there is none.
+        gains: total gain of each feature in the model; scaled to sum to 1, or all equal where there is none.
+        policy: ``monitoring`` of the model.
+
+    Returns:
+        One comparison a column: the prediction first, then the features by falling importance.
     """
     names = [c for c in reference if c != PREDICTION]
-    gains = {c: max(0.0, float(weights.get(c, 0.0))) for c in names}
-    total = sum(gains.values())
-    found = []
-    for column, shape in reference.items():
+    positive = {c: max(0.0, float(gains.get(c, 0.0))) for c in names}
+    total = sum(positive.values())
+    compared = []
+    for column, expected in reference.items():
         if column == PREDICTION:
-            found.append(_compare_column(column, "prediction", shape, predictions, 0.0, policy))
+            compared.append(_compare_column(column, "prediction", expected, predictions, 0.0, policy))
         else:
-            weight = gains[column] / total if total > 0 else 1 / len(names)
-            found.append(_compare_column(column, "feature", shape, features, weight, policy))
-    return sorted(found, key=lambda f: (f.role == "feature", -f.weight, f.column))
+            importance = positive[column] / total if total > 0 else 1 / len(names)
+            compared.append(_compare_column(column, "feature", expected, features, importance, policy))
+    return sorted(compared, key=lambda c: (c.role == "feature", -c.importance, c.column))
 
 
 def _compare_column(
-    column: str, role: str, shape: ReferenceColumn, window: BinCounts, weight: float, policy: MonitoringSpec
+    column: str,
+    role: str,
+    reference: ReferenceColumn,
+    window: BinCounts,
+    importance: float,
+    policy: MonitoringSpec,
 ) -> ColumnDrift:
-    import numpy as np
-
     counts = window.columns.get(column)
-    floor = shape.floor(window.days or policy.window_days) if policy.noise_floor else 0.0
-    threshold = max(policy.psi_threshold, floor)
+    noise = reference.noise_floor(window.days or policy.window_days) if policy.noise_floor else 0.0
+    threshold = max(policy.psi_threshold, noise)
     nulls = counts[-1] / window.rows if counts and window.rows else None
+    status, reason = _status_without_psi(reference, window, counts, nulls, policy)
     value: float | None = None
-    status: ColumnStatus = "undetermined"
-    if window.rows < policy.min_rows:
-        reason = f"{window.rows} rows in the window, {policy.min_rows} are needed"
-    elif counts is None or nulls is None:
-        reason = "the column is not there any more"
-    elif sum(shape.counts) < policy.min_rows:
-        reason = f"{sum(shape.counts)} rows to compare with, {policy.min_rows} are needed"
-    elif nulls - shape.nulls > policy.null_jump:
-        status, reason = "drifted", f"rows without a value went from {shape.nulls:.1%} to {nulls:.1%}"
-    elif shape.nulls == 1:
-        reason = "empty in the reference"
-    elif shape.constant:
-        reason = "constant in the reference"
-    elif window.rows - counts[-1] < policy.min_rows:
-        reason = f"{window.rows - counts[-1]} rows with a value, {policy.min_rows} are needed"
-    else:
-        status, reason = "stable", ""
-    if counts is not None and window.rows and sum(shape.counts):
-        value = round(float(psi(np.asarray(shape.counts), np.asarray(counts))), 6)
+    if counts is not None and window.rows and sum(reference.counts):
+        value = round(float(psi(np.asarray(reference.counts), np.asarray(counts))), 6)
         if status == "stable" and value > threshold:
             status, reason = "drifted", f"PSI {value:.2f} is above {threshold:.2f}"
     return ColumnDrift(
-        column, role, status, reason, value, round(threshold, 6), shape.nulls, nulls, window.rows, weight
+        column,
+        role,
+        status,
+        reason,
+        value,
+        round(threshold, 6),
+        reference.null_share,
+        nulls,
+        window.rows,
+        importance,
     )
 
 
-def summarize(findings: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary:
-    """Weigh the findings. What cannot be judged never counts as fine."""
-    features = [f for f in findings if f.role == "feature"]
-    judged = sum(f.weight for f in features if f.status != "undetermined")
-    drifted = sorted((f for f in features if f.status == "drifted"), key=lambda f: -f.weight)
-    share = sum(f.weight for f in drifted) / judged if judged > 0 else None
-    prediction = next((f for f in findings if f.role == "prediction"), None)
-    known = share is not None and judged >= policy.min_evaluated_share
+def _status_without_psi(
+    reference: ReferenceColumn,
+    window: BinCounts,
+    counts: Sequence[int] | None,
+    nulls: float | None,
+    policy: MonitoringSpec,
+) -> tuple[ColumnStatus, str]:
+    """Status and reason of a column before its PSI is looked at; ``stable`` if the PSI decides."""
+    needed = policy.min_rows
+    if window.rows < needed:
+        return "undetermined", f"{window.rows} rows in the window, {needed} are needed"
+    if counts is None or nulls is None:
+        return "undetermined", "the window does not have this column"
+    if sum(reference.counts) < needed:
+        return "undetermined", f"{sum(reference.counts)} rows to compare with, {needed} are needed"
+    if nulls - reference.null_share > policy.null_jump:
+        return "drifted", f"rows without a value went from {reference.null_share:.1%} to {nulls:.1%}"
+    if reference.null_share == 1:
+        return "undetermined", "empty in the reference"
+    if reference.is_constant:
+        return "undetermined", "constant in the reference"
+    if window.rows - counts[-1] < needed:
+        return "undetermined", f"{window.rows - counts[-1]} rows with a value, {needed} are needed"
+    return "stable", ""
+
+
+def summarize(columns: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary:
+    """Weigh the columns by their importance; what cannot be evaluated does not count as stable.
+
+    Args:
+        columns: as `compare_columns` returns them.
+        policy: ``monitoring`` of the model.
+    """
+    features = [c for c in columns if c.role == "feature"]
+    evaluated = sum(f.importance for f in features if f.status != "undetermined")
+    drifted = sorted((f for f in features if f.status == "drifted"), key=lambda f: -f.importance)
+    share = sum(f.importance for f in drifted) / evaluated if evaluated > 0 else None
+    prediction = next((c for c in columns if c.role == "prediction"), None)
     if prediction is not None and prediction.status == "drifted":
-        return Summary(True, share, judged, f"the predictions drifted: {prediction.reason}")
-    if share is None or not known:
+        return Summary(True, share, evaluated, f"the predictions drifted: {prediction.reason}")
+    if share is None or evaluated < policy.min_evaluated_share:
         why = next(
-            (f.reason for f in features if f.status == "undetermined"), "the model has no features on record"
+            (f.reason for f in features if f.status == "undetermined"), "no feature importance is recorded"
         )
         return Summary(
             None,
             share,
-            judged,
-            f"only {judged:.0%} of the model's weight could be judged, "
+            evaluated,
+            f"only {evaluated:.0%} of the feature importance could be evaluated, "
             f"{policy.min_evaluated_share:.0%} is needed: {why}",
         )
-    names = ", ".join(f.column for f in drifted[:5]) + (
-        f" and {len(drifted) - 5} more" if len(drifted) > 5 else ""
-    )
-    said = f"{share:.0%} of the model's weight drifted" + (f" ({names})" if drifted else "")
-    return Summary(bool(drifted) and share >= policy.drift_share, share, judged, said)
+    names = ", ".join(f.column for f in drifted[:5])
+    names += f" and {len(drifted) - 5} more" if len(drifted) > 5 else ""
+    reason = f"{share:.0%} of the feature importance drifted" + (f" ({names})" if drifted else "")
+    return Summary(bool(drifted) and share >= policy.drift_share, share, evaluated, reason)
 
 
 def verdict_with_persistence(
-    suspicious: bool | None, earlier: Sequence[bool | None], policy: MonitoringSpec
+    suspicious: bool | None, previous: Sequence[bool | None], policy: MonitoringSpec
 ) -> tuple[Verdict, str]:
-    """The verdict, given those of the same champion before it.
+    """The verdict on a window, given the windows before it: drift must persist (n of the last m).
 
     Args:
-        earlier: whether each earlier window was suspicious, the latest first; None where it could not be told, which
-            neither confirms nor clears, and is passed over.
+        suspicious: whether the window alone looks drifted; None where that is undetermined.
+        previous: the same for each earlier window of the same champion, latest first; undetermined ones (None) neither
+            confirm nor clear, and are skipped.
+        policy: ``monitoring`` of the model.
+
+    Returns:
+        The verdict, and what to add to the reason.
     """
     if suspicious is None:
         return "undetermined", ""
     if not suspicious:
         return "ok", f"below {policy.drift_share:.0%}"
     needed, of = policy.persistence
-    hits = 1 + sum(1 for e in [e for e in earlier if e is not None][: of - 1] if e)
-    if hits >= needed:
-        return "drifted", f"in {hits} of the last {of} verdicts, {needed} are needed"
-    return "suspected", f"in {hits} of the last {of} verdicts, {needed} are needed"
+    determined = [p for p in previous if p is not None]
+    hits = 1 + sum(determined[: of - 1])
+    verdict: Verdict = "drifted" if hits >= needed else "suspected"
+    return verdict, f"in {hits} of the last {of} verdicts, {needed} are needed"

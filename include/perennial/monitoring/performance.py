@@ -1,39 +1,52 @@
-"""How well the champion did on the rows whose labels are known by now."""
+"""The champion's metrics on the rows whose labels have arrived."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
+
+import duckdb
+import numpy as np
+import pyarrow as pa
 
 from perennial.core import dates
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.features.labelled_rows import LABEL, create_label_view, join_labels, same_row
+from perennial.modeling import metrics as metrics_module
+from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
 if TYPE_CHECKING:
-    import duckdb
-    import numpy as np
+    from perennial.monitoring.results import PerformanceMetrics
 
-    from perennial.modeling import registry
-
-#: Rows that metrics are computed on at most, spread evenly by the hash of the key.
+#: Most rows that metrics are computed from, chosen by the hash of the key.
 MAX_ROWS = 500_000
-_Result = dict[str, Any]
 
 
 class LabelledPredictions(NamedTuple):
-    """Rows with their labels, as `metrics.metrics` takes them, and the night of each (ISO date)."""
+    """Predictions with their labels, as `modeling.metrics.metrics` takes them.
+
+    Attributes:
+        y: labels, shape (rows,).
+        predicted: values, or probabilities of the classes, shape (rows,) or (rows, classes).
+        group: for ranking: number of each row's list, shape (rows,).
+        night: partition date of each row, as text, shape (rows,).
+    """
 
     y: np.ndarray
     predicted: np.ndarray
     group: np.ndarray | None
     night: np.ndarray
 
-    def of(self, rows: np.ndarray) -> LabelledPredictions:
-        """The rows that a mask picks."""
+    def select(self, rows: np.ndarray) -> LabelledPredictions:
+        """The rows of a mask."""
         group = None if self.group is None else self.group[rows]
         return LabelledPredictions(self.y[rows], self.predicted[rows], group, self.night[rows])
+
+
+class _UnavailableError(Exception):
+    """The predictions cannot be compared with labels; the message says why."""
 
 
 def last_labelled_date(spec: ModelSpec, as_of: str) -> str:
@@ -47,160 +60,192 @@ def measure(
     start: str,
     as_of: str,
     model_version: str,
-    held_out: Mapping[str, float],
+    metrics_at_training: Mapping[str, float],
     classes: tuple[str, ...],
-) -> _Result:
-    """Metrics of the champion's predictions in the window, beside those on its held-out rows at training.
+) -> PerformanceMetrics:
+    """Metrics of the champion's predictions in a window, beside those at training.
 
     Labels of keys that were never scored are counted and left out; so are predictions of other versions.
 
     Args:
-        held_out: metrics by name.
+        spec: the model's.
+        start: first partition date of the window.
+        as_of: last partition date of the window.
+        model_version: the champion's.
+        metrics_at_training: of the hold-out rows, by name.
         classes: of a multiclass champion, in the order of its probabilities.
-
-    Returns:
-        ``reason``, ``metrics`` (empty where they cannot be told), ``held_out``, ``change`` (relative, of the gate's
-        loss), and counts: ``scored``, ``matured``, ``maturity``, ``labels_not_scored``.
     """
-    last = last_labelled_date(spec, as_of)
     con = duckdb_session.connect()
-    known = {"held_out": dict(held_out), "metrics": {}, "metric": spec.metric, "change": None}
-    if not _views(con, spec, start, as_of, last, model_version):
-        none = {"scored": 0, "matured": 0, "maturity": 0.0, "labels_not_scored": 0}
-        return known | none | {"reason": "nothing was scored in this window, or no label arrived"}
-    counts = _counts(con, spec)
-    found = known | counts
-    if counts["matured"] < spec.monitoring.min_rows:
-        return found | {
-            "reason": f"{counts['matured']} scored rows have a label, {spec.monitoring.min_rows} are needed",
-        }
-    from perennial.modeling import metrics as metrics_module
-
-    rows = _rows(con, spec, counts["matured"], classes)
-    if isinstance(rows, str):
-        return found | {"reason": rows}
-    metrics = {
-        k: round(v, 6)
-        for k, v in metrics_module.metrics(spec.task, rows.y, rows.predicted, rows.group).items()
+    result: PerformanceMetrics = {
+        "metric": spec.metric,
+        "metrics": {},
+        "metrics_at_training": dict(metrics_at_training),
+        "relative_change": None,
+        "scored_rows": 0,
+        "labelled_rows": 0,
+        "labelled_share": 0.0,
+        "unscored_labels": 0,
+        "reason": "nothing was scored in this window, or no label arrived",
     }
-    found["metrics"] = metrics
-    now, then = metrics.get(spec.metric), held_out.get(spec.metric)
-    if now is None or then is None:
-        return found | {"reason": f"the champion's {spec.metric} at training is not on record"}
-    change = (now - then) / max(abs(then), 1e-12)
-    return found | {
-        "change": round(change, 6),
-        "reason": f"{spec.metric} {now:.4g} against {then:.4g} on the held-out rows at training: {change:+.1%}",
-    }
+    if not _create_views(con, spec, start, as_of, last_labelled_date(spec, as_of), model_version):
+        return result
+    scored = con.execute("SELECT count(*) FROM champion_rows").fetchall()[0][0]
+    labelled = _count_labelled(con, spec)
+    result["scored_rows"], result["labelled_rows"] = scored, labelled
+    result["labelled_share"] = round(labelled / scored, 6) if scored else 0.0
+    result["unscored_labels"] = _count_unscored(con, spec)
+    if labelled < spec.monitoring.min_rows:
+        result["reason"] = f"{labelled} scored rows have a label, {spec.monitoring.min_rows} are needed"
+        return result
+    try:
+        rows = _read_labelled(con, spec, labelled, classes)
+    except _UnavailableError as error:
+        result["reason"] = str(error)
+        return result
+    metrics = metrics_module.metrics(spec.task, rows.y, rows.predicted, rows.group)
+    result["metrics"] = {name: round(value, 6) for name, value in metrics.items()}
+    current, before = result["metrics"].get(spec.metric), metrics_at_training.get(spec.metric)
+    if current is None or before is None:
+        result["reason"] = f"the champion's {spec.metric} at training is not recorded"
+        return result
+    change = (current - before) / max(abs(before), 1e-12)
+    result["relative_change"] = round(change, 6)
+    result["reason"] = (
+        f"{spec.metric} {current:.4g}, {before:.4g} on the hold-out rows at training: {change:+.1%}"
+    )
+    return result
 
 
 def nightly_losses(
-    spec: ModelSpec, version: registry.ModelVersion, start: str, as_of: str, least: int
+    spec: ModelSpec, version: registry.ModelVersion, start: str, as_of: str, min_rows: int
 ) -> dict[str, float]:
-    """Mean loss of what a version served, by night; nights with fewer than ``least`` labelled rows are left out."""
-    import numpy as np
+    """Mean loss of what a version served, by partition date.
 
-    from perennial.modeling import metrics, registry
-
+    Args:
+        spec: the model's.
+        version: the version.
+        start: first partition date.
+        as_of: date whose labels are known; partitions whose labels are not due by then are left out.
+        min_rows: labelled rows that a partition needs; those with fewer are left out.
+    """
     con, last = duckdb_session.connect(), last_labelled_date(spec, as_of)
-    if start > last or not _views(con, spec, start, last, last, version.version):
+    if start > last or not _create_views(con, spec, start, last, last, version.version):
         return {}
-    rows = _rows(con, spec, _count_labelled(con, spec), registry.load_model(version).classes)
-    if isinstance(rows, str):
+    try:
+        rows = _read_labelled(con, spec, _count_labelled(con, spec), registry.load_model(version).classes)
+    except _UnavailableError:
         return {}
-    found = {}
+    means = {}
     for night in np.unique(rows.night):
-        some = rows.of(rows.night == night)
-        if len(some.y) >= least:
-            losses = metrics.losses(spec.task, spec.metric, some.y, some.predicted, some.group)
-            found[str(night)] = float(losses.mean())
-    return found
+        part = rows.select(rows.night == night)
+        if len(part.y) >= min_rows:
+            losses = metrics_module.losses(spec.task, spec.metric, part.y, part.predicted, part.group)
+            means[str(night)] = float(losses.mean())
+    return means
 
 
-def _views(
-    con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, as_of: str, last: str, model_version: str
+def _create_views(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    start: str,
+    as_of: str,
+    labels_until: str,
+    model_version: str,
 ) -> bool:
-    """Views ``scored`` (all versions), ``mine`` (the champion's) and ``known_labels`` (of matured dates)."""
-    if not duckdb_session.create_view(
-        con, "scored", delta_tables.table_uri("predictions", spec.name), None, start, as_of
-    ):
+    """Make the views ``scored`` (of all versions), ``champion_rows`` (of one version) and ``known_labels``.
+
+    Returns:
+        Whether there are predictions and labels.
+    """
+    predictions = delta_tables.table_uri("predictions", spec.name)
+    if not duckdb_session.create_view(con, "scored", predictions, None, start, as_of):
         return False
-    if not create_label_view(con, "known_labels", spec, None, start, last):
+    if not create_label_view(con, "known_labels", spec, None, start, labels_until):
         return False
-    mine = f"CAST(model_version AS VARCHAR) = {text_literal(model_version)}"
-    con.execute(f"CREATE TEMP VIEW mine AS SELECT * FROM scored WHERE {mine}")
+    condition = f"CAST(model_version AS VARCHAR) = {text_literal(model_version)}"
+    con.execute(f"CREATE TEMP VIEW champion_rows AS SELECT * FROM scored WHERE {condition}")
     return True
 
 
 def _count_labelled(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
-    query = f"SELECT count(*) FROM ({join_labels(spec, 'mine', 'known_labels')})"
+    query = f"SELECT count(*) FROM ({join_labels(spec, 'champion_rows', 'known_labels')})"
     return int(con.execute(query).fetchall()[0][0])
 
 
-def _counts(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> _Result:
-    scored, matched = con.execute("SELECT count(*) FROM mine").fetchall()[0][0], _count_labelled(con, spec)
-    # Only dates on which something was scored: the rest was published before there was a champion.
-    strangers = con.execute(
+def _count_unscored(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
+    """Labels without a prediction, of dates on which rows were scored: before, there was no champion."""
+    query = (
         f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {same_row(spec, 'l', 'scored')} "
         f"WHERE l.{delta_tables.PARTITION} IN (SELECT DISTINCT {delta_tables.PARTITION} FROM scored)"
-    ).fetchall()[0][0]
-    return {
-        "scored": scored,
-        "matured": matched,
-        "maturity": round(matched / scored, 6) if scored else 0.0,
-        "labels_not_scored": strangers,
-    }
+    )
+    return int(con.execute(query).fetchall()[0][0])
 
 
-def _rows(
+def _read_labelled(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int, classes: tuple[str, ...]
-) -> LabelledPredictions | str:
-    """The rows of ``mine`` with their labels; or why there are none."""
-    import numpy as np
+) -> LabelledPredictions:
+    """Read the champion's rows that have a label, or a sample of them.
 
-    every = max(1, -(-rows // MAX_ROWS))
-    keys = ", ".join(f"m.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
-    # A list is judged as a whole: what is left out is left out by list.
-    chosen = keys if spec.group is None else f"g.{quote_identifier(spec.group)}"
-    where = f"WHERE hash({chosen}) % {every} = 0" if every > 1 else ""
-    join, order, extra = "", "", ""
-    if spec.group is not None:
-        if not _published(con, spec):
-            return "the published rows of this window are gone"
-        join = f"JOIN groups g ON {same_row(spec, 'm', 'g')}"
-        extra, order = (
-            f", g.{quote_identifier(spec.group)} AS grp",
-            f"ORDER BY m.{delta_tables.PARTITION}, grp",
-        )
-    scores = ", m.probabilities AS scores" if spec.task == "multiclass" else ""
-    names = [str(r[0]) for r in con.execute("DESCRIBE mine").fetchall()]
-    if spec.task == "multiclass" and "probabilities" not in names:
-        return "the predictions hold no probability for each class"
-    table = con.sql(
-        f"SELECT m.prediction AS prediction, m.{LABEL} AS label, m.{delta_tables.PARTITION} AS night"
-        f"{scores}{extra} FROM ({join_labels(spec, 'mine', 'known_labels')}) m {join} {where} {order}"
-    ).to_arrow_table()
+    Args:
+        con: connection with the views of `_create_views`.
+        spec: the model's.
+        rows: number of labelled rows.
+        classes: of a multiclass champion.
+
+    Raises:
+        _UnavailableError: they cannot be compared.
+    """
+    table = con.sql(_labelled_query(con, spec, rows)).to_arrow_table()
     night = np.asarray(table.column("night").to_pandas(), object)
     if spec.task == "multiclass":
-        index = {c: i for i, c in enumerate(classes)}
-        label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
-        flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
-        if len(flat) != len(label) * len(classes):
-            return "the predictions' probabilities do not fit the champion's classes"
-        known = label >= 0  # a class that training never saw
-        return LabelledPredictions(
-            label[known], flat.reshape(len(label), len(classes))[known], None, night[known]
-        )
+        return _multiclass_rows(table, classes, night)
     y = np.asarray(table.column("label").cast("double").to_numpy(), dtype=np.float64)
     predicted = np.asarray(table.column("prediction").cast("double").to_numpy(), dtype=np.float64)
-    fine = np.isfinite(y) & np.isfinite(predicted)
-    if not fine.any():
-        return "no finite label"
+    finite = np.isfinite(y) & np.isfinite(predicted)
+    if not finite.any():
+        raise _UnavailableError("no label is finite")
     group = None
     if spec.group is not None:
-        group = np.asarray(table.column("grp").to_pandas().factorize()[0])[fine]
-    return LabelledPredictions(y[fine], predicted[fine], group, night[fine])
+        group = np.asarray(table.column("grp").to_pandas().factorize()[0])[finite]
+    return LabelledPredictions(y[finite], predicted[finite], group, night[finite])
 
 
-def _published(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> bool:
-    return duckdb_session.create_view(con, "groups", delta_tables.table_uri("published", spec.name))
+def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) -> str:
+    """SQL of ``prediction``, ``label`` and ``night``; with ``scores`` for multiclass, and ``grp`` for ranking."""
+    step = max(1, -(-rows // MAX_ROWS))
+    keys = ", ".join(f"m.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
+    # Lists are evaluated as a whole, so they are sampled as a whole.
+    hashed = keys if spec.group is None else f"g.{quote_identifier(spec.group)}"
+    condition = f"WHERE hash({hashed}) % {step} = 0" if step > 1 else ""
+    join, order, columns = "", "", ""
+    if spec.group is not None:
+        if not duckdb_session.create_view(con, "groups", delta_tables.table_uri("published", spec.name)):
+            raise _UnavailableError("the published rows of this window no longer exist")
+        join = f"JOIN groups g ON {same_row(spec, 'm', 'g')}"
+        columns = f", g.{quote_identifier(spec.group)} AS grp"
+        order = f"ORDER BY m.{delta_tables.PARTITION}, grp"
+    if spec.task == "multiclass":
+        names = [str(r[0]) for r in con.execute("DESCRIBE champion_rows").fetchall()]
+        if "probabilities" not in names:
+            raise _UnavailableError("the predictions have no probability for each class")
+        columns += ", m.probabilities AS scores"
+    return (
+        f"SELECT m.prediction AS prediction, m.{LABEL} AS label, m.{delta_tables.PARTITION} AS night{columns} "
+        f"FROM ({join_labels(spec, 'champion_rows', 'known_labels')}) m {join} {condition} {order}"
+    )
+
+
+def _multiclass_rows(table: pa.Table, classes: tuple[str, ...], night: np.ndarray) -> LabelledPredictions:
+    """Rows of a multiclass model; those whose class training never saw are left out."""
+    index = {c: i for i, c in enumerate(classes)}
+    label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
+    flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    if len(flat) != len(label) * len(classes):
+        raise _UnavailableError("the predictions' probabilities do not fit the champion's classes")
+    seen_in_training = label >= 0
+    return LabelledPredictions(
+        label[seen_in_training],
+        flat.reshape(len(label), len(classes))[seen_in_training],
+        None,
+        night[seen_in_training],
+    )

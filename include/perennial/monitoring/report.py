@@ -10,6 +10,7 @@ import json
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -19,6 +20,21 @@ if TYPE_CHECKING:
     from perennial.monitoring.drift_verdict import ColumnDrift
 
     Sample = Mapping[str, "pa.ChunkedArray"]
+
+@dataclass(frozen=True)
+class DriftReport:
+    """Evidently's report.
+
+    Attributes:
+        page: HTML; empty where nothing could be drawn.
+        results: of Evidently, as JSON.
+        omitted_columns: by column that the page does not show, why.
+    """
+
+    page: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    omitted_columns: dict[str, str] = field(default_factory=dict)
+
 
 METHOD = "perennial_psi"
 #: Categories drawn; the others fall together.
@@ -60,7 +76,7 @@ def evidently_drift_report(
     current: Sample,
     categorical: Sequence[str],
     drift_share: float,
-) -> tuple[str, dict[str, Any], dict[str, str]]:
+) -> DriftReport:
     """Evidently's drift report of samples of both sides.
 
     A column that cannot be drawn is left out, and so is one that makes Evidently fail.
@@ -68,8 +84,6 @@ def evidently_drift_report(
     Args:
         reference, current: samples, values by column; a column that only one of them has is left out.
 
-    Returns:
-        The page (empty where nothing could be drawn), Evidently's results, and why each column left out is not there.
     """
     by_name = {f.column: f for f in findings}
     left_out: dict[str, str] = {}
@@ -102,7 +116,7 @@ def evidently_drift_report(
                 page, results = _run(frames, shown, by_name, categorical, drift_share) if frames else ("", {})
             except Exception as error:
                 left_out |= dict.fromkeys(frames, f"Evidently failed ({type(error).__name__})")
-    return page, results, left_out
+    return DriftReport(page, results, left_out)
 
 
 def _names(columns: Mapping[str, Any]) -> dict[str, str]:
@@ -211,8 +225,7 @@ def render_page(
     title: str,
     result: Mapping[str, Any],
     findings: Sequence[ColumnDrift],
-    left_out: Mapping[str, str],
-    page: str,
+    drift_report: DriftReport,
     trial_summary: str = "",
 ) -> str:
     """The whole page: the verdict, then Evidently's, in one document.
@@ -220,9 +233,9 @@ def render_page(
     Args:
         trial_summary: how the challenger on trial compares with the champion, in words.
     """
-    top = _top(title, result, findings, left_out, trial_summary)
-    if "<body>" in page:
-        head, _, rest = page.partition("<body>")
+    top = _top(title, result, findings, drift_report.omitted_columns, trial_summary)
+    if "<body>" in drift_report.page:
+        head, _, rest = drift_report.page.partition("<body>")
         return f"{head}<body>{top}{rest}"
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
@@ -251,7 +264,7 @@ def _top(
     window += (
         f"{result.get('model_version')} was trained on. Drifted: {_share(result.get('drift_share'))} of the "
     )
-    window += f"model's weight; judged: {_share(result.get('judged_share'))}."
+    window += f"model's weight; judged: {_share(result.get('evaluated_share'))}."
     heads = (
         "Column",
         "Verdict",
@@ -273,10 +286,10 @@ def _top(
         f"<h2>Performance {_tag(judged)}</h2><p>{html.escape(str(performance.get('reason', '')))}</p>",
     ]
     if metrics := performance.get("metrics"):
-        then = performance.get("held_out", {})
+        then = performance.get("metrics_at_training", {})
         cells = [[html.escape(m), _number(then.get(m)), _number(v)] for m, v in sorted(metrics.items())]
         parts.append(_table(("Metric", "Held-out rows, at training", "This window"), cells))
-    if trial := result.get("shadow"):
+    if trial := result.get("trial"):
         what = f"Version {trial['version']}, beside this one: {trial_summary}"
         parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(what)}</p>")
     if left_out:
@@ -308,8 +321,8 @@ def _row(f: ColumnDrift) -> list[str]:
     return [
         html.escape(plain(f.column)) + note,
         _tag(f.status),
-        "–" if prediction else _share(f.weight),
-        "–" if f.effect is None else f"{round(f.effect, 3) + 0.0:+.1%}",  # no minus before a zero
+        "–" if prediction else _share(f.importance),
+        "–" if f.attributed_loss is None else f"{round(f.attributed_loss, 3) + 0.0:+.1%}",  # no minus before a zero
         "–" if f.psi is None else f"{f.psi:.3f}",
         f"{f.threshold:.3f}",
         _share(f.reference_nulls),

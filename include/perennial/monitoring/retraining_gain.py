@@ -1,9 +1,10 @@
-"""Whether a retraining would pay: what the latest labels can teach the champion, night after night.
+"""The loss that a retraining would save, estimated on each partition from the latest labels.
 
-A small booster is fitted on the nights before, starting from the champion's own scores, and judged on the next night:
-does the champion, corrected by it, lose less than alone? Both are judged on the same rows, so that a stormy night, or a
-season of harder rows, weighs on both and cancels; what one night teaches must hold on the next. A change that does not
-hurt the model, or that no label can mend, has no value; one that a new model would learn has.
+On each partition the champion is compared with a corrected champion: a small booster that continues from the champion's
+own raw scores (``base_margin``) and is fitted to the partitions before. The gain is the mean loss of the champion less
+that of the corrected champion, on the same rows, so that a stormy night or a season of harder rows affects both and
+cancels out, and what one partition teaches has to hold on the next. A change that does not hurt the model, or that no
+label helps with, gains nothing; one that a new model would learn does.
 """
 
 from __future__ import annotations
@@ -11,23 +12,24 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from perennial.core.settings import settings
 from perennial.modeling.metrics import losses
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from perennial.monitoring.nightly_sample import NightlySample
 
-#: Nights that a correction learns from, and after how many of them a night counts half.
+#: Partitions that a correction is fitted to.
 LOOKBACK_NIGHTS = 14
+#: Partitions after which the weight of a row has halved.
 HALF_LIFE = 3.0
 ROUNDS = 10
-#: Nights that there must be before a correction is tried.
+#: Earlier partitions needed before a correction is tried.
 MIN_NIGHTS = 3
 _PARAMETERS = {
     "max_depth": 2,
-    "learning_rate": 0.1,  # cautious: what it saves varies less from night to night than for a bold correction
+    "learning_rate": 0.1,  # a cautious correction's gain varies less between partitions than a bold one's
     "min_child_weight": 20,
     "reg_lambda": 20,
     "max_bin": 32,
@@ -37,51 +39,55 @@ _PARAMETERS = {
 
 
 def nightly_retraining_gain(
-    task: str, metric: str, objective: str, evidence: NightlySample, classes: int = 0, since: int = 0
+    task: str, metric: str, objective: str, sample: NightlySample, classes: int = 0, since: int = 0
 ) -> np.ndarray:
-    """Mean loss saved by a correction, night by night, shape (nights,); NaN where it could not be tried.
+    """Mean loss that a correction saves, partition by partition.
 
     Args:
-        evidence: labelled rows, in the order of the nights.
-        objective: the champion's. classes: of a multiclass champion.
-        since: index of the first night to judge; those before it are learned from alone.
+        task: of the model.
+        metric: the gate's metric, whose loss is compared.
+        objective: XGBoost objective of the champion.
+        sample: labelled rows, in the order of the partitions.
+        classes: number of classes of a multiclass champion.
+        since: index of the first partition to evaluate; earlier ones are only fitted to.
+
+    Returns:
+        Shape (partitions,), in the unit of the metric's loss; NaN where it could not be evaluated.
     """
-    import numpy as np
-
-    found = np.full(len(evidence.dates), np.nan)
+    gains = np.full(len(sample.dates), np.nan)
     parameters = _PARAMETERS | {"objective": objective} | ({"num_class": classes} if classes else {})
-    edges = np.searchsorted(evidence.night, np.arange(len(evidence.dates) + 1))
-    nights = [i for i in range(len(evidence.dates)) if edges[i + 1] - edges[i] >= 1]
+    edges = np.searchsorted(sample.night, np.arange(len(sample.dates) + 1))
+    nights = [i for i in range(len(sample.dates)) if edges[i + 1] > edges[i]]
 
-    def judge(place: int) -> None:
-        night, first = nights[place], nights[max(0, place - LOOKBACK_NIGHTS)]
-        past, now = slice(edges[first], edges[night]), slice(edges[night], edges[night + 1])
-        corrected = _corrected_predictions(parameters, evidence, past, now)
-        alone = losses(task, metric, evidence.y[now], evidence.predicted[now])
-        found[night] = float((alone - losses(task, metric, evidence.y[now], corrected)).mean())
+    def evaluate(position: int) -> None:
+        night, first = nights[position], nights[max(0, position - LOOKBACK_NIGHTS)]
+        past, current = slice(edges[first], edges[night]), slice(edges[night], edges[night + 1])
+        corrected = _corrected_predictions(parameters, sample, past, current)
+        champion_loss = losses(task, metric, sample.y[current], sample.predicted[current])
+        corrected_loss = losses(task, metric, sample.y[current], corrected)
+        gains[night] = float((champion_loss - corrected_loss).mean())
 
-    judged = [place for place, night in enumerate(nights) if place >= MIN_NIGHTS and night >= since]
+    positions = [p for p, night in enumerate(nights) if p >= MIN_NIGHTS and night >= since]
     # side by side, each in one thread: a booster of so few rows has no use for more
     with ThreadPoolExecutor(settings().threads) as pool:
-        list(pool.map(judge, judged))
-    return found
+        list(pool.map(evaluate, positions))
+    return gains
 
 
 def _corrected_predictions(
-    parameters: dict[str, Any], evidence: NightlySample, past: slice, now: slice
+    parameters: dict[str, Any], sample: NightlySample, past: slice, current: slice
 ) -> np.ndarray:
-    """What the champion says of the rows ``now``, corrected by what the rows ``past`` taught."""
-    import numpy as np
+    """Predictions for the rows ``current`` of the champion with a correction fitted to the rows ``past``."""
     import xgboost
 
-    age = evidence.night[past][-1] - evidence.night[past]
+    age = sample.night[past][-1] - sample.night[past]
     matrix = xgboost.QuantileDMatrix(
-        evidence.x[past],
-        evidence.y[past],
+        sample.x[past],
+        sample.y[past],
         weight=0.5 ** (age / HALF_LIFE),
-        base_margin=evidence.margin[past],
+        base_margin=sample.margin[past],
         max_bin=_PARAMETERS["max_bin"],
         nthread=1,
     )
     booster = xgboost.train(parameters, matrix, ROUNDS)
-    return np.asarray(booster.inplace_predict(evidence.x[now], base_margin=evidence.margin[now]))
+    return np.asarray(booster.inplace_predict(sample.x[current], base_margin=sample.margin[current]))

@@ -1,4 +1,4 @@
-"""All signals of a champion on the nights up to one date: what is followed, and what no quiet night came near."""
+"""Every signal of a champion for the partitions up to one date."""
 
 from __future__ import annotations
 
@@ -9,32 +9,39 @@ from datetime import date
 from statistics import median
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from perennial.core import dates
 from perennial.core.errors import DataError
 from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.monitoring import retraining_gain, signals
 from perennial.monitoring._train_serve_skew import skew_signal
+from perennial.monitoring.drift_verdict import ColumnDrift, Verdict
 from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample, sample_nights
 from perennial.monitoring.signals import Signal
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
 from perennial.storage import delta_tables
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from perennial.modeling.trained_model import TrainedModel
     from perennial.monitoring.baseline import MonitoringBaseline
     from perennial.spec.model_spec import ModelSpec
 
-#: Nights that the bounds on single nights look at, the latest first: those since a weekly verdict.
+#: Days that signals of single partitions look at, the latest first; verdicts may be weekly.
 RECENT_DAYS = 7
+#: What the values of each series are, for the reason of its signal.
 _UNITS = {
-    "performance": "loss beyond the expected one",
-    "calibration": "what happened less what was said",
-    "gain": "loss that a correction by recent labels saves",
+    "performance": "loss beyond the expected loss",
+    "calibration": "mean of label minus prediction",
+    "gain": "loss saved by a correction from recent labels",
     "estimated": "expected loss",
     "attributions": "share of the attributions that moved to other columns",
+}
+#: Kinds of series that become one signal, that of their worst series: the signal's name and the unit.
+_GROUPED = {
+    "slice": ("slices", "loss beyond the expected loss"),
+    "fairness": ("fairness", "distance between groups"),
 }
 
 
@@ -42,193 +49,266 @@ def evaluate_signals(
     spec: ModelSpec,
     champion: registry.ModelVersion,
     model: TrainedModel,
-    watched: MonitoringBaseline,
+    baseline: MonitoringBaseline,
     start: str,
     as_of: str,
     labels_until: str,
 ) -> dict[str, Signal]:
-    """Every signal that comes from rows, by name.
+    """Evaluate every signal that comes from rows.
 
     Args:
-        watched: what the champion left to be compared with.
-        start, as_of: first and last date of the window. labels_until: last date whose labels count.
+        spec: the model's.
+        champion: its champion.
+        model: the champion, loaded.
+        baseline: the champion's.
+        start: first partition date of the window.
+        as_of: last partition date of the window.
+        labels_until: last partition date whose labels are due.
+
+    Returns:
+        The signals by name.
     """
-    trained = registry.spec(champion)
-    quiet_from, quiet_to = champion.tags["judged_on"].split("..")
-    first = max(start, dates.add_days(quiet_to, 1))
-    rows = _row_counts(spec, champion.tags["trained_on"].split("..")[0], as_of)
-    found = {
-        "volume": volume_signal(rows, quiet_to, as_of, spec.monitoring.volume_factor),
+    holdout = champion.holdout_range
+    first = max(start, dates.add_days(holdout.end, 1))
+    rows = _row_counts(spec, champion.trained_range.start, as_of)
+    evaluated = {
+        "volume": volume_signal(rows, holdout.end, as_of, spec.monitoring.volume_factor),
         "freshness": freshness_signal(rows, as_of),
     }
     try:
-        # A correction learns from earlier nights, but from none that the champion itself has learned from.
-        seen = sample_nights(
+        # A correction is fitted to partitions before the window too, but to none that the champion was fitted to.
+        sample = sample_nights(
             spec,
             model,
-            FeatureQuery(trained),
-            max(quiet_from, dates.add_days(first, -retraining_gain.LOOKBACK_NIGHTS)),
+            FeatureQuery(registry.load_spec(champion)),
+            max(holdout.start, dates.add_days(first, -retraining_gain.LOOKBACK_NIGHTS)),
             as_of,
             labels_until=labels_until,
             columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
         )
     except DataError as error:
         unknown = Signal("undetermined", error.cause)
-        return found | dict.fromkeys((*_UNITS, "labels", "nulls", "skew"), unknown)
-    skip = sum(d < first for d in seen.dates)
-    found |= _series_signals(spec, model, watched, seen, skip)
-    found["labels"] = _label_signal(seen, labels_until)
-    recent = seen.where(seen.night >= max(skip, len(seen.dates) - RECENT_DAYS))
-    found |= _column_signals(spec, model, watched, recent)
-    found["skew"] = skew_signal(
-        spec, champion, model, max(start, dates.add_days(as_of, 1 - RECENT_DAYS)), as_of
-    )
-    return found
+        return evaluated | dict.fromkeys((*_UNITS, "labels", "nulls", "skew"), unknown)
+    skip = sum(d < first for d in sample.dates)
+    evaluated |= _series_signals(spec, model, baseline, sample, skip)
+    evaluated["labels"] = _label_signal(sample, labels_until)
+    recent = sample.select(sample.night >= max(skip, len(sample.dates) - RECENT_DAYS))
+    evaluated |= _column_signals(spec, model, baseline, recent)
+    recent_start = max(start, dates.add_days(as_of, 1 - RECENT_DAYS))
+    evaluated["skew"] = skew_signal(spec, champion, model, recent_start, as_of)
+    return evaluated
+
+
+def drift_signals(
+    verdict: Verdict, reason: str, columns: Sequence[ColumnDrift], harmless: bool
+) -> dict[str, Signal]:
+    """Drift of all features together, and of the predictions, as signals.
+
+    Args:
+        verdict: on drift.
+        reason: of the verdict.
+        columns: the compared columns.
+        harmless: whether the drift does the model no harm; it is then suspected at most, because seasons come and go,
+            and a monitor that raises an alarm at each of them is switched off.
+    """
+    drifted: SignalState = "suspected" if harmless else "bad"
+    reason += "; no harm to the model is detected" if harmless else ""
+    states: dict[str, SignalState] = {
+        "drifted": drifted,
+        "stable": "ok",
+        "ok": "ok",
+        "suspected": "suspected",
+        "undetermined": "undetermined",
+    }
+    evaluated = {"features": Signal(states[verdict], reason)}
+    for column in columns:
+        if column.role == "prediction":
+            why = column.reason or f"PSI {column.psi:.3g}, the threshold is {column.threshold:.3g}"
+            evaluated["prediction"] = Signal(states[column.status], why, column.psi, column.threshold)
+    return evaluated
 
 
 def _series_signals(
-    spec: ModelSpec, model: TrainedModel, watched: MonitoringBaseline, seen: NightlySample, skip: int
+    spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, sample: NightlySample, skip: int
 ) -> dict[str, Signal]:
-    """The numbers that are followed; slices and groups as one signal each, that of the worst."""
-    attributed = signals.attributions(model, seen, skip)
+    """The signals that are series; slices and fairness as one signal each, that of the worst series.
+
+    Args:
+        skip: number of the sample's first partitions that are before the window.
+    """
     series = signals.nightly_series(
-        spec, model, seen, watched.expected, attributed, watched.shares, watched.groups, skip
+        spec,
+        model,
+        sample,
+        baseline.loss_estimator,
+        signals.attribution_means(model, sample, skip),
+        baseline.attribution_shares,
+        baseline.groups,
+        skip,
     )
-    dates = seen.dates[skip:]
-    found: dict[str, Signal] = {}
-    parts: dict[str, list[tuple[str, Signal]]] = {}
+    evaluated: dict[str, Signal] = {}
+    grouped: dict[str, list[Signal]] = {}
     for name, values in series.items():
-        kind, _, what = name.partition(":")
-        quiet = watched.baselines.get(name)
-        unit = _UNITS.get(
-            kind, f"{what}: loss beyond the expected one" if kind == "slice" else f"{what}: distance"
+        kind, _, group = name.partition(":")
+        unit = f"{group}: {_GROUPED[kind][1]}" if group else _UNITS[kind]
+        signal = signals.signal_from_series(
+            values[skip:], sample.dates[skip:], baseline.series.get(name), unit
         )
-        answer = signals.signal_from_series(values[skip:], dates, quiet, unit)
-        if what:
-            parts.setdefault({"slice": "slices"}.get(kind, kind), []).append((what, answer))
+        if group:
+            grouped.setdefault(_GROUPED[kind][0], []).append(signal)
         else:
-            found[name] = answer
-    if (gain := found.get("gain")) and gain.value is not None:  # as the policy has it: a share of the loss
-        found["gain"] = replace(gain, value=gain.value / max(watched.loss, 1e-12))
-    for kind, answers in parts.items():
-        found[kind] = _worst_signal(answers)
-    for kind, columns in (("slices", spec.monitoring.slices), ("fairness", spec.monitoring.fairness)):
-        blind = [c for c in columns if not watched.groups.get(c)]
-        if blind and (kind not in found or found[kind].state in ("ok", "undetermined")):
-            why = "none of its values had enough rows on quiet nights, or it was not asked for, at training"
-            found[kind] = Signal("undetermined", f"{', '.join(blind)}: {why}")
-    return found
+            evaluated[name] = signal
+    if (gain := evaluated.get("gain")) and gain.value is not None:
+        # the policy's min_gain is a share of the loss
+        evaluated["gain"] = replace(gain, value=gain.value / max(baseline.loss, 1e-12))
+    evaluated |= {name: _worst_signal(of_kind) for name, of_kind in grouped.items()}
+    for name, columns in (("slices", spec.monitoring.slices), ("fairness", spec.monitoring.fairness)):
+        unknown = [c for c in columns if not baseline.groups.get(c)]
+        if unknown and (name not in evaluated or evaluated[name].state in ("ok", "undetermined")):
+            why = "at training none of its values had enough hold-out rows, or it was not in the spec yet"
+            evaluated[name] = Signal("undetermined", f"{', '.join(unknown)}: {why}")
+    return evaluated
 
 
-def _worst_signal(answers: Sequence[tuple[str, Signal]]) -> Signal:
+def _worst_signal(of_kind: Sequence[Signal]) -> Signal:
     order: list[SignalState] = ["undetermined", "ok", "suspected", "bad"]
-    _, worst = max(answers, key=lambda a: (order.index(a[1].state), a[1].level or 0.0))
-    return worst
+    return max(of_kind, key=lambda s: (order.index(s.state), s.level or 0.0))
 
 
 def _row_counts(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
-    """Published rows by date."""
-    held = delta_tables.files_by_partition(delta_tables.table_uri("published", spec.name))
-    return {day: sum(f.rows for f in held[day]) for day in held if start <= day <= end}
+    """Published rows of each partition, by date."""
+    rows = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name))
+    return {day: n for day, n in rows.items() if start <= day <= end}
 
 
 def new_row_share(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) -> float:
-    """Rows published since the champion was trained, as a share of those that it learned from."""
-    first, last = champion.tags["trained_on"].split("..")
-    rows = _row_counts(spec, first, as_of)
-    learned = sum(n for d, n in rows.items() if d <= last)
-    fresh = sum(n for d, n in rows.items() if d > champion.tags["judged_on"].split("..")[1])
-    return round(fresh / max(learned, 1), 6)
+    """Rows published after the champion's hold-out partitions, as a share of those that it was fitted to."""
+    rows = _row_counts(spec, champion.trained_range.start, as_of)
+    fitted = sum(n for day, n in rows.items() if day <= champion.trained_range.end)
+    new = sum(n for day, n in rows.items() if day > champion.holdout_range.end)
+    return round(new / max(fitted, 1), 6)
 
 
-def volume_signal(rows: Mapping[str, int], quiet_to: str, as_of: str, factor: float) -> Signal:
-    """Whether a recent night is far larger or smaller than any quiet one was, of its weekday where that is known.
+def volume_signal(rows: Mapping[str, int], baseline_end: str, as_of: str, factor: float) -> Signal:
+    """Whether a recent partition is much larger or smaller than any of the baseline.
+
+    Compared are the logarithms of the row counts, relative to the median of the same weekday.
 
     Args:
-        rows: rows by date, the quiet nights (up to ``quiet_to``) among them.
-        factor: times beyond the extremes of the quiet nights.
+        rows: rows of each partition, by date, with those of the baseline.
+        baseline_end: last partition date of the baseline.
+        as_of: last partition date to evaluate.
+        factor: times beyond the extremes of the baseline.
     """
-    quiet = {d: n for d, n in rows.items() if d <= quiet_to}
-    if len(quiet) < MIN_BASELINE_NIGHTS:
+    usual = {d: n for d, n in rows.items() if d <= baseline_end}
+    if len(usual) < MIN_BASELINE_NIGHTS:
         return Signal(
-            "undetermined", f"{len(quiet)} nights to compare with, {MIN_BASELINE_NIGHTS} are needed"
+            "undetermined", f"{len(usual)} partitions to compare with, {MIN_BASELINE_NIGHTS} are needed"
         )
-    recent = {
-        d: n for d, n in rows.items() if max(quiet_to, dates.add_days(as_of, -RECENT_DAYS)) < d <= as_of
-    }
+    after = max(baseline_end, dates.add_days(as_of, -RECENT_DAYS))
+    recent = {d: n for d, n in rows.items() if after < d <= as_of}
     if not recent:
-        return Signal("undetermined", "no night to judge")
-    spread = max(abs(math.log(max(n, 1) / _usual_row_count(quiet, d))) for d, n in quiet.items())
+        return Signal("undetermined", "no recent partition was published")
+    spread = max(abs(math.log(max(n, 1) / _usual_row_count(usual, d))) for d, n in usual.items())
     limit = spread + math.log(factor)
-    moved = {d: math.log(max(n, 1) / _usual_row_count(quiet, d)) for d, n in recent.items()}
-    worst = max(moved, key=lambda d: abs(moved[d]))
-    times = math.exp(abs(moved[worst]))
-    way = "more" if moved[worst] > 0 else "fewer"
-    said = f"{worst} has {recent[worst]:,} rows, {times:.3g} times {way} than usual; bad from {math.exp(limit):.3g} on"
-    return Signal("bad" if abs(moved[worst]) > limit else "ok", said, times, math.exp(limit), worst)
+    ratios = {d: math.log(max(n, 1) / _usual_row_count(usual, d)) for d, n in recent.items()}
+    worst = max(ratios, key=lambda d: abs(ratios[d]))
+    times = math.exp(abs(ratios[worst]))
+    direction = "more" if ratios[worst] > 0 else "fewer"
+    reason = (
+        f"{worst} has {recent[worst]:,} rows, {times:.3g} times {direction} than usual; "
+        f"the limit is {math.exp(limit):.3g} times"
+    )
+    state: SignalState = "bad" if abs(ratios[worst]) > limit else "ok"
+    return Signal(state, reason, times, math.exp(limit), worst)
 
 
-def _usual_row_count(quiet: Mapping[str, int], day: str) -> float:
+def _usual_row_count(rows: Mapping[str, int], day: str) -> float:
+    """Median rows of the weekday's partitions; of all partitions where the weekday has fewer than two."""
     weekday = date.fromisoformat(day).weekday()
-    alike = [n for d, n in quiet.items() if date.fromisoformat(d).weekday() == weekday]
-    return max(1.0, median(alike if len(alike) >= 2 else quiet.values()))
+    same_weekday = [n for d, n in rows.items() if date.fromisoformat(d).weekday() == weekday]
+    return max(1.0, median(same_weekday if len(same_weekday) >= 2 else rows.values()))
 
 
 def freshness_signal(rows: Mapping[str, int], as_of: str) -> Signal:
-    """Whether each recent night has come; a weekday that never had one is not waited for."""
+    """Whether every recent partition was published; a weekday that never had one is not expected.
+
+    Args:
+        rows: rows of each partition, by date.
+        as_of: last partition date to evaluate.
+    """
     first = min(rows, default="")
-    wanted = [d for d in dates.dates(dates.add_days(as_of, 1 - RECENT_DAYS), as_of) if d >= first]
-    known = {date.fromisoformat(d).weekday() for d in rows}
-    missing = [d for d in wanted if not rows.get(d) and date.fromisoformat(d).weekday() in known]
-    if not rows or not wanted:
-        return Signal("undetermined", "nothing was published in these nights")
+    recent = [d for d in dates.dates(dates.add_days(as_of, 1 - RECENT_DAYS), as_of) if d >= first]
+    weekdays = {date.fromisoformat(d).weekday() for d in rows}
+    missing = [d for d in recent if not rows.get(d) and date.fromisoformat(d).weekday() in weekdays]
+    if not rows or not recent:
+        return Signal("undetermined", "no partition was published in this window")
     if missing:
         return Signal("bad", f"no rows for {', '.join(missing)}", float(len(missing)), 0.0, missing[0])
-    return Signal("ok", f"all of the {len(wanted)} latest nights have come", 0.0, 0.0)
+    return Signal("ok", f"all of the {len(recent)} latest partitions were published", 0.0, 0.0)
 
 
-def _label_signal(seen: NightlySample, labels_until: str) -> Signal:
-    """Whether the labels that should be known by now have come."""
-    import numpy as np
-
-    due = [i for i, d in enumerate(seen.dates) if d <= labels_until and (seen.night == i).any()]
+def _label_signal(sample: NightlySample, labels_until: str) -> Signal:
+    """Whether the labels that are due have arrived."""
+    due = [i for i, d in enumerate(sample.dates) if d <= labels_until and (sample.night == i).any()]
     if not due:
-        return Signal("undetermined", "no label is due yet")
-    have = seen.mean(np.isfinite(seen.y).astype(float), 1)
-    missing = [seen.dates[i] for i in due if have[i] == 0]
+        return Signal("undetermined", "no labels are due yet")
+    labelled_share = sample.nightly_mean(np.isfinite(sample.y).astype(float), 1)
+    missing = [sample.dates[i] for i in due if labelled_share[i] == 0]
     if not missing:
-        return Signal("ok", f"labels have come for all of {len(due)} nights", 0.0, 0.0)
-    said = f"no label for {len(missing)} of {len(due)} nights, the first {missing[0]}: what they say is not known"
-    return Signal("bad" if len(missing) > 1 else "suspected", said, float(len(missing)), 0.0, missing[0])
+        return Signal("ok", f"labels arrived for all of {len(due)} partitions", 0.0, 0.0)
+    reason = (
+        f"no labels for {len(missing)} of {len(due)} partitions where they are due, the first {missing[0]}"
+    )
+    return Signal("bad" if len(missing) > 1 else "suspected", reason, float(len(missing)), 0.0, missing[0])
 
 
 def _column_signals(
-    spec: ModelSpec, model: TrainedModel, watched: MonitoringBaseline, recent: NightlySample
+    spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, recent: NightlySample
 ) -> dict[str, Signal]:
-    """Empty values and unseen categories of single nights, against the worst quiet night of each column."""
-    if not watched.nulls:
-        unknown = Signal("undetermined", "the champion has nothing to compare with: train again")
+    """Nulls and unseen categories of single partitions, against the highest share of the baseline."""
+    if not baseline.max_null_shares:
+        unknown = Signal("undetermined", "the champion has no monitoring baseline: train again")
         return {"nulls": unknown, "categories": unknown}
-    empty, unseen = signals.null_and_unseen_shares(model, recent)
+    nulls, unseen = signals.null_and_unseen_shares(model, recent)
     policy = spec.monitoring
-    found = {"nulls": _share_signal(empty, watched.nulls, policy.null_jump, recent.dates, "empty values")}
+    evaluated = {
+        "nulls": _share_signal(nulls, baseline.max_null_shares, policy.null_jump, recent.dates, "nulls")
+    }
     if unseen:
-        found["categories"] = _share_signal(
-            unseen, watched.unseen, policy.new_categories, recent.dates, "categories unseen at training"
+        evaluated["categories"] = _share_signal(
+            unseen,
+            baseline.max_unseen_shares,
+            policy.new_categories,
+            recent.dates,
+            "categories unseen at training",
         )
-    return found
+    return evaluated
 
 
 def _share_signal(
-    shares: Mapping[str, np.ndarray], quiet: Mapping[str, float], free: float, dates: Sequence[str], what: str
+    shares: Mapping[str, np.ndarray],
+    usual: Mapping[str, float],
+    allowance: float,
+    dates: Sequence[str],
+    unit: str,
 ) -> Signal:
-    import numpy as np
+    """The column and partition whose share rose most above the baseline.
 
-    rises = {c: values - quiet.get(c, 0.0) for c, values in shares.items() if np.isfinite(values).any()}
+    Args:
+        shares: by column, shape (partitions,); NaN where a partition has too few rows.
+        usual: highest share of the baseline, by column.
+        allowance: rise that does no harm.
+        dates: of the partitions.
+        unit: what the shares are, for the reason.
+    """
+    rises = {c: values - usual.get(c, 0.0) for c, values in shares.items() if np.isfinite(values).any()}
     if not rises:
-        return Signal("undetermined", f"no recent night has {MIN_ROWS} rows")
+        return Signal("undetermined", f"no recent partition has {MIN_ROWS} rows")
     column = max(rises, key=lambda c: float(np.nanmax(rises[c])))
-    night = int(np.nanargmax(rises[column]))
-    now, limit = float(shares[column][night]), quiet.get(column, 0.0) + free
-    said = f"{column}: {now:.1%} {what} on {dates[night]}, bad above {limit:.1%}"
-    return Signal("bad" if now > limit else "ok", said, now, limit, dates[night] if now > limit else "")
+    position = int(np.nanargmax(rises[column]))
+    share, limit = float(shares[column][position]), usual.get(column, 0.0) + allowance
+    reason = f"{column}: {share:.1%} {unit} on {dates[position]}, the limit is {limit:.1%}"
+    if share > limit:
+        return Signal("bad", reason, share, limit, dates[position])
+    return Signal("ok", reason, share, limit)

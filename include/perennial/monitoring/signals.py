@@ -1,14 +1,17 @@
-"""The signals of a model: each a question about its nights, with an answer, its reason, and a limit set at training.
+"""The signals of a model: what each monitored quantity is, and how it becomes a state with a reason.
 
-Every signal is one number a night (`nightly`), which `detect` follows against what the quiet nights of training showed,
-or a bound that no quiet night came near. What cannot be told is ``undetermined``, never ``ok``.
+A signal is either a series with one value a partition (`nightly_series`), which a sequential test compares with the
+hold-out partitions of the training (`signal_from_series`), or a share with a bound that no hold-out partition came near
+(`signal_evaluation`). What cannot be computed is ``undetermined``, never ``ok``.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, NamedTuple, TypedDict, cast
+
+import numpy as np
 
 from perennial.monitoring import retraining_gain
 from perennial.monitoring._change_detection import CusumBaseline, detect_change
@@ -16,27 +19,39 @@ from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample
 from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
 
 if TYPE_CHECKING:
-    import numpy as np
-
     from perennial.modeling.trained_model import TrainedModel
     from perennial.monitoring._loss_estimation import LossEstimator
     from perennial.spec.model_spec import ModelSpec
 
-#: Rows of a night whose attributions are computed: TreeSHAP costs a hundred predictions.
+#: Rows of a partition whose attributions are computed: TreeSHAP costs as much as a hundred predictions.
 ATTRIBUTION_ROWS = 100
-#: Values of a column that make a slice or group at most, the most frequent first.
+#: Most values of a column that form slices or groups, the most frequent first.
 MAX_GROUPS = 20
 SLICE_PREFIX, FAIRNESS_PREFIX = "slice:", "fairness:"
 
 
+class SignalResult(TypedDict):
+    """A `Signal` as JSON."""
+
+    state: SignalState
+    reason: str
+    value: float | None
+    limit: float | None
+    since: str
+    level: float | None
+
+
 @dataclass(frozen=True)
 class Signal:
-    """One answer.
+    """The state of one monitored quantity.
 
     Attributes:
-        value: what was seen, in the unit that the reason names; of a followed number, its mean since it began to move.
-        limit: what is bad beyond it: of the value, or of a followed number's ``level``.
-        since: the night on which it began; empty where nothing did.
+        state: ``bad`` if the limit is passed, ``suspected`` from half the limit of a series on.
+        reason: the numbers in words, with their unit.
+        value: in the unit that the reason names; of a series, its mean since the change began.
+        limit: of the value; of a series, of its level.
+        since: partition date at which the change began; empty where nothing changed.
+        level: of a series: level of the sequential test (`_change_detection`), without a unit.
     """
 
     state: SignalState
@@ -46,195 +61,219 @@ class Signal:
     since: str = ""
     level: float | None = None
 
-    def as_dict(self) -> dict[str, Any]:
-        """For manifests, reports and tables."""
-        return {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+    def as_dict(self) -> SignalResult:
+        """As JSON, for manifests, reports and tables."""
+        rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
+        return cast(SignalResult, rounded)
+
+
+class Attributions(NamedTuple):
+    """XGBoost's feature contributions by partition.
+
+    Attributes:
+        means: mean absolute contribution, in units of the raw score, shape (partitions with enough rows, columns).
+        nights: index of each of those partitions, shape (partitions with enough rows,).
+    """
+
+    means: np.ndarray
+    nights: np.ndarray
 
 
 def nightly_series(
     spec: ModelSpec,
     model: TrainedModel,
-    seen: NightlySample,
-    expected: LossEstimator,
-    attributed: tuple[np.ndarray, np.ndarray],
-    shares: np.ndarray,
+    sample: NightlySample,
+    estimator: LossEstimator,
+    attributions: Attributions,
+    attribution_shares: np.ndarray,
     groups: Mapping[str, list[str]],
     since: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The numbers that are followed, one a night, shape (nights,) each; NaN for a night that does not tell.
+    """The monitored series of a sample.
 
     Args:
-        attributed: the rows' `attributions`. shares: of each column in those at training, shape (columns,).
-        groups: for each column of slices and of fairness, the values that are looked at.
-        since: index of the first night that has to be told of.
+        spec: the model.
+        model: the champion.
+        sample: rows of the partitions.
+        estimator: of the model's expected loss.
+        attributions: as `attribution_means` returns them for the sample.
+        attribution_shares: share of each column in the attributions at training, shape (columns,).
+        groups: for each column of ``monitoring.slices`` and ``monitoring.fairness``, the values that are compared.
+        since: index of the first partition whose values are needed.
 
     Returns:
-        ``performance`` (loss beyond what the model itself expects of the rows), ``calibration`` (what happened less
-        what was said), ``gain`` (loss that a correction saves), ``estimated`` (expected loss), ``attributions`` (share
-        of them that moved to other columns), ``slice:<column>=<value>`` as performance, and ``fairness:<column>``
-        (distance between the groups that were treated worst and best).
-    """
+        By name, one value a partition, shape (partitions,); NaN where a partition has too few rows:
 
-    known = seen.labelled
-    loss = known.losses(spec.task, spec.metric)
-    hoped = expected.losses(known.x, known.predicted)
-    excess = loss if hoped is None else loss - hoped
-    found = {"performance": known.mean(excess)}
-    if spec.task != "ranking":  # whose loss is a list's: it cannot be corrected or expected row by row
-        found["calibration"] = known.mean(_residuals(spec.task, known))
-        found["gain"] = retraining_gain.nightly_retraining_gain(
-            spec.task, spec.metric, spec.objective, known, len(model.classes), since
+        - ``performance``: mean loss beyond the loss that the model itself expects of the rows.
+        - ``calibration``: mean of label minus prediction; for multiclass, of accuracy minus confidence.
+        - ``gain``: mean loss that a correction saves (`retraining_gain`).
+        - ``estimated``: mean expected loss.
+        - ``attributions``: share of the attributions that moved to other columns, 0 to 1.
+        - ``slice:<column>=<value>``: as ``performance``, of the rows with that value.
+        - ``fairness:<column>``: distance between the groups' highest and lowest mean prediction.
+    """
+    labelled = sample.labelled
+    loss = labelled.losses(spec.task, spec.metric)
+    expected = estimator.estimate(labelled.x, labelled.predicted)
+    excess = loss if expected is None else loss - expected
+    series = {"performance": labelled.nightly_mean(excess)}
+    if spec.task != "ranking":  # a list's loss cannot be expected or corrected row by row
+        series["calibration"] = labelled.nightly_mean(_residuals(spec.task, labelled))
+        series["gain"] = retraining_gain.nightly_retraining_gain(
+            spec.task, spec.metric, spec.objective, labelled, len(model.classes), since
         )
-        guess = expected.losses(seen.x, seen.predicted)
-        if guess is not None:
-            found["estimated"] = seen.mean(guess)
-    found["attributions"] = _attribution_shift(attributed, len(seen.dates), shares)
+        expected_of_all = estimator.estimate(sample.x, sample.predicted)
+        if expected_of_all is not None:
+            series["estimated"] = sample.nightly_mean(expected_of_all)
+    series["attributions"] = _attribution_shift(attributions, len(sample.dates), attribution_shares)
     for column in spec.monitoring.slices:
         for name in groups.get(column, []):
-            rows = known.texts[column] == name
-            found[f"{SLICE_PREFIX}{column}={name}"] = known.where(rows).mean(excess[rows])
+            rows = labelled.groupings[column] == name
+            series[f"{SLICE_PREFIX}{column}={name}"] = labelled.select(rows).nightly_mean(excess[rows])
     for column in spec.monitoring.fairness:
-        found[f"{FAIRNESS_PREFIX}{column}"] = _group_gap(seen, column, groups.get(column, []))
-    return found
+        series[f"{FAIRNESS_PREFIX}{column}"] = _group_gap(sample, column, groups.get(column, []))
+    return series
 
 
-def _residuals(task: str, known: NightlySample) -> np.ndarray:
-    """What happened less what was said: the label less the prediction, or being right less the confidence."""
-    import numpy as np
-
+def _residuals(task: str, labelled: NightlySample) -> np.ndarray:
+    """Label minus prediction of each row; for multiclass, whether it is right minus the confidence. Shape (rows,)."""
     if task != "multiclass":
-        return np.asarray(known.y - known.predicted)
-    best = known.predicted.argmax(axis=1)
-    return np.asarray((best == known.y) - known.predicted.max(axis=1))
+        return np.asarray(labelled.y - labelled.predicted)
+    best = labelled.predicted.argmax(axis=1)
+    return np.asarray((best == labelled.y) - labelled.predicted.max(axis=1))
 
 
 def null_and_unseen_shares(
-    model: TrainedModel, seen: NightlySample
+    model: TrainedModel, sample: NightlySample
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Shares of each night's rows without a value, and with a category that training did not see, by column.
-
-    Returns:
-        Arrays of shape (nights,); the second has the categorical columns alone.
-    """
-    import numpy as np
-
-    empty, unseen = {}, {}
-    for j, column in enumerate(model.encoding.columns):
-        odd = seen.unseen.get(column, np.zeros(len(seen.night), bool))
-        empty[column] = seen.mean(np.isnan(seen.x[:, j]) & ~odd)
-        if column in seen.unseen:
-            unseen[column] = seen.mean(odd)
-    return empty, unseen
-
-
-def attributions(model: TrainedModel, seen: NightlySample, since: int = 0) -> tuple[np.ndarray, np.ndarray]:
-    """Mean size of XGBoost's own contributions (TreeSHAP; Lundberg et al., 2020) by night and column, and the nights.
+    """Share of each partition's rows without a value, and with a category that training did not see, by column.
 
     Args:
-        since: index of the first night that is looked at.
+        model: the champion.
+        sample: rows of the partitions.
 
     Returns:
-        Shape (nights with enough rows, columns), and the index of each of those nights.
+        Arrays of shape (partitions,), 0 to 1; the second has the categorical columns only.
     """
-    import numpy as np
+    nulls, unseen = {}, {}
+    for j, column in enumerate(model.encoding.columns):
+        is_unseen = sample.unseen_categories.get(column, np.zeros(len(sample.night), bool))
+        nulls[column] = sample.nightly_mean(np.isnan(sample.x[:, j]) & ~is_unseen)
+        if column in sample.unseen_categories:
+            unseen[column] = sample.nightly_mean(is_unseen)
+    return nulls, unseen
+
+
+def attribution_means(model: TrainedModel, sample: NightlySample, since: int = 0) -> Attributions:
+    """Mean absolute feature contribution by partition and column, from the first `ATTRIBUTION_ROWS` rows of each.
+
+    XGBoost's own contributions (TreeSHAP: Lundberg et al., From local explanations to global understanding with
+    explainable AI for trees, 2020), without the bias; those of several classes are summed.
+
+    Args:
+        model: the champion.
+        sample: rows of the partitions.
+        since: index of the first partition to compute.
+    """
     import xgboost
 
-    first = np.searchsorted(seen.night, np.arange(len(seen.dates)))
-    rank = np.arange(len(seen.night)) - first[seen.night] if len(seen.night) else np.zeros(0, np.int64)
-    rows = np.flatnonzero((rank < ATTRIBUTION_ROWS) & (seen.night >= since))
+    first = np.searchsorted(sample.night, np.arange(len(sample.dates)))
+    rank = np.arange(len(sample.night)) - first[sample.night] if len(sample.night) else np.zeros(0, np.int64)
+    rows = np.flatnonzero((rank < ATTRIBUTION_ROWS) & (sample.night >= since))
     if not len(rows):
-        return np.zeros((0, seen.x.shape[1])), np.zeros(0, np.int64)
-    matrix = xgboost.DMatrix(seen.x[rows], feature_names=list(model.encoding.columns))
-    each = np.abs(model.booster.predict(matrix, pred_contribs=True))[..., :-1]
-    each = each.reshape(len(rows), -1, each.shape[-1]).sum(axis=1)
-    night = seen.night[rows]
-    counts = np.bincount(night, minlength=len(seen.dates))
-    sums = np.zeros((len(seen.dates), each.shape[1]))
-    np.add.at(sums, night, each)
-    enough = np.flatnonzero(counts >= MIN_ROWS)
-    return sums[enough] / counts[enough, None], enough
+        return Attributions(np.zeros((0, sample.x.shape[1])), np.zeros(0, np.int64))
+    matrix = xgboost.DMatrix(sample.x[rows], feature_names=list(model.encoding.columns))
+    absolute = np.abs(model.booster.predict(matrix, pred_contribs=True))[..., :-1]
+    absolute = absolute.reshape(len(rows), -1, absolute.shape[-1]).sum(axis=1)
+    night = sample.night[rows]
+    counts = np.bincount(night, minlength=len(sample.dates))
+    sums = np.zeros((len(sample.dates), absolute.shape[1]))
+    np.add.at(sums, night, absolute)
+    nights = np.flatnonzero(counts >= MIN_ROWS)
+    return Attributions(sums[nights] / counts[nights, None], nights)
 
 
-def _attribution_shift(
-    attributed: tuple[np.ndarray, np.ndarray], nights: int, shares: np.ndarray
-) -> np.ndarray:
-    """Total variation between each night's shares of the attributions and those at training, shape (nights,)."""
-    import numpy as np
+def _attribution_shift(attributions: Attributions, nights: int, shares: np.ndarray) -> np.ndarray:
+    """Total variation distance between the columns' shares in the attributions and those at training.
 
-    found = np.full(nights, np.nan)
-    means, enough = attributed
-    if len(enough):
-        whole = np.maximum(means.sum(axis=1, keepdims=True), 1e-12)
-        found[enough] = np.abs(means / whole - shares).sum(axis=1) / 2
-    return found
+    Half the sum over columns of abs(share - share at training).
+
+    Args:
+        attributions: of the sample.
+        nights: number of its partitions.
+        shares: at training, shape (columns,).
+
+    Returns:
+        Shape (partitions,), 0 to 1; NaN where a partition has too few rows.
+    """
+    shift = np.full(nights, np.nan)
+    if len(attributions.nights):
+        totals = np.maximum(attributions.means.sum(axis=1, keepdims=True), 1e-12)
+        shift[attributions.nights] = np.abs(attributions.means / totals - shares).sum(axis=1) / 2
+    return shift
 
 
-def _group_gap(seen: NightlySample, column: str, names: list[str]) -> np.ndarray:
-    """Distance between the groups' highest and lowest mean prediction, night by night, shape (nights,).
+def _group_gap(sample: NightlySample, column: str, names: list[str]) -> np.ndarray:
+    """Distance between the groups' highest and lowest mean prediction, partition by partition.
 
     The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
-    probabilities and values instead of decisions. For multiclass and ranking, whose scores have no order: none.
+    probabilities and values instead of decisions. Not defined for multiclass and ranking, whose scores have no order.
+
+    Returns:
+        Shape (partitions,), in the unit of the prediction; NaN where fewer than two groups have enough rows.
     """
-    import numpy as np
-
-    nothing = np.full(len(seen.dates), np.nan)
-    if seen.predicted.ndim > 1 or seen.lists is not None or len(names) < 2:
-        return nothing
-    groups = [seen.texts[column] == name for name in names]
-    means = np.stack([seen.where(rows).mean(seen.predicted[rows]) for rows in groups])
-    both = np.isfinite(means).sum(axis=0) >= 2
-    nothing[both] = np.nanmax(means[:, both], axis=0) - np.nanmin(means[:, both], axis=0)
-    return nothing
+    gap = np.full(len(sample.dates), np.nan)
+    if sample.predicted.ndim > 1 or sample.lists is not None or len(names) < 2:
+        return gap
+    groups = [sample.groupings[column] == name for name in names]
+    means = np.stack([sample.select(rows).nightly_mean(sample.predicted[rows]) for rows in groups])
+    comparable = np.isfinite(means).sum(axis=0) >= 2
+    gap[comparable] = np.nanmax(means[:, comparable], axis=0) - np.nanmin(means[:, comparable], axis=0)
+    return gap
 
 
-def frequent_groups(seen: NightlySample) -> dict[str, list[str]]:
-    """For each column kept as text, the values that enough rows have, the most frequent first."""
-    import numpy as np
-
-    found = {}
-    for column, values in seen.texts.items():
+def frequent_groups(sample: NightlySample) -> dict[str, list[str]]:
+    """For each grouping column, the values with enough rows for a baseline, at most `MAX_GROUPS`, by frequency."""
+    groups = {}
+    for column, values in sample.groupings.items():
         names, counts = np.unique(values.astype(str), return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        found[column] = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_NIGHTS * MIN_ROWS][
-            :MAX_GROUPS
-        ]
-    return found
+        frequent = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_NIGHTS * MIN_ROWS]
+        groups[column] = frequent[:MAX_GROUPS]
+    return groups
 
 
 def signal_from_series(
-    values: np.ndarray, dates: tuple[str, ...], quiet: CusumBaseline | None, unit: str
+    values: np.ndarray, dates: tuple[str, ...], baseline: CusumBaseline | None, unit: str
 ) -> Signal:
-    """Follow one number.
+    """Test a series for a change.
 
     Args:
-        values: one a night, shape (nights,). dates: of the nights. quiet: None: there were too few held-out nights.
-        unit: what the number is, for the reason.
+        values: one a partition, shape (partitions,); NaN where there is none.
+        dates: of the partitions.
+        baseline: of the series; None if the training had too few hold-out partitions.
+        unit: what the values are, for the reason.
     """
-    import numpy as np
-
-    if quiet is None:
+    if baseline is None:
         return Signal(
-            "undetermined",
-            f"fewer than {MIN_BASELINE_NIGHTS} held-out nights at training: nothing to compare with",
+            "undetermined", f"fewer than {MIN_BASELINE_NIGHTS} hold-out partitions at training: no baseline"
         )
-    known = np.flatnonzero(np.isfinite(values))
-    if not len(known):
+    if not np.isfinite(values).any():
         return Signal(
-            "undetermined", "no night to judge by: too few rows, or no label yet", None, quiet.limit
+            "undetermined", "no partition has enough rows, or labels, to evaluate it", None, baseline.limit
         )
-    trace = detect_change(values, quiet)
-    state: SignalState = (
-        "bad" if trace.level >= quiet.limit else "suspected" if trace.level >= quiet.limit / 2 else "ok"
-    )
-    usual = f"{quiet.mean:.4g} ± {quiet.sd:.2g} on quiet nights"
+    detection = detect_change(values, baseline)
+    level, limit = detection.level, baseline.limit
+    state: SignalState = "bad" if level >= limit else "suspected" if level >= limit / 2 else "ok"
+    usual = f"baseline {baseline.mean:.4g} ± {baseline.sd:.2g}"
     if state == "ok":
         mean = float(np.nanmean(values))
-        return Signal(state, f"{unit} {mean:.4g}, {usual}", mean, quiet.limit, level=trace.level)
-    since = values[trace.since :]
-    nights = int(np.isfinite(since).sum())
+        return Signal(state, f"{unit} {mean:.4g}, {usual}", mean, limit, level=level)
+    since = values[detection.start :]
+    count = int(np.isfinite(since).sum())
+    mean = float(np.nanmean(since))
     reason = (
-        f"{unit} {np.nanmean(since):.4g} in the {nights} night{'s' * (nights != 1)} since {dates[trace.since]}, "
-        f"{usual}; "
-        f"evidence {trace.level:.1f}, certain from {quiet.limit:.1f}"
+        f"{unit} {mean:.4g} in the {count} partition{'s' * (count != 1)} since {dates[detection.start]}, {usual}; "
+        f"test level {level:.1f}, limit {limit:.1f}"
     )
-    return Signal(state, reason, float(np.nanmean(since)), quiet.limit, dates[trace.since], trace.level)
+    return Signal(state, reason, mean, limit, dates[detection.start], level)

@@ -1,10 +1,12 @@
-"""The rows of a window: their features and predictions, counted on the bins of a reference, and a sample of each."""
+"""The features and predictions of a window: counted on the bins of a reference, with a sample of the rows."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+
+import duckdb
+import pyarrow as pa
 
 from perennial.core.errors import DataError
 from perennial.core.settings import settings
@@ -15,94 +17,118 @@ from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColu
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
-if TYPE_CHECKING:
-    import duckdb
-    import pyarrow as pa
+Sample = dict[str, pa.ChunkedArray]
 
-    Sample = dict[str, pa.ChunkedArray]
-
-#: Rows whose features are computed and counted by one statement; partitions are taken together up to this many.
-#: Joins to reference tables sort their rows, and beyond the memory allowed they do it on disk.
+#: Most rows whose features are computed and counted by one statement, over several partitions. Joins to reference
+#: tables sort their rows, and beyond the memory allowed they do it on disk.
 MAX_GROUP_ROWS = 1_000_000
 
 
 def count_features(
-    trained: ModelSpec, reference: Mapping[str, ReferenceColumn], start: str, as_of: str, n: int
+    trained: ModelSpec, reference: Mapping[str, ReferenceColumn], start: str, as_of: str, sample_size: int
 ) -> tuple[BinCounts, Sample]:
-    """Counts of the window's features, and a sample of about ``n`` rows without personal columns.
+    """Count the features of a window.
 
     DuckDB computes the features and counts them in one statement, so that no row leaves it: half the time of counting
     what `FeatureQuery.compute` returns.
 
     Args:
         trained: the spec that the champion was trained from.
+        reference: columns with their bins.
+        start: first partition date.
+        as_of: last partition date.
+        sample_size: rows of the sample, about.
+
+    Returns:
+        The counts; and the sample, values by column, without personal columns.
 
     Raises:
         DataError: the features' SQL failed, or lost or doubled rows.
     """
-    import duckdb
-
-    columns = {c: s for c, s in reference.items() if c != PREDICTION}
+    columns = {c: column for c, column in reference.items() if c != PREDICTION}
     uri = delta_tables.table_uri("published", trained.name)
     sizes = {d: n for d, n in delta_tables.rows_by_partition(uri).items() if start <= d <= as_of}
-    groups = list(delta_tables.group_by_rows(sizes, MAX_GROUP_ROWS))
     total = sum(sizes.values())
-    step = max(1, total // max(n, 1))
-    counts: list[BinCounts] = []
-    parts: list[pa.Table] = []
     if not total:
         return BinCounts(0, dict.fromkeys(columns)), {}
-    con = duckdb_session.connect()
-    reference_tables.load_into(con, trained, reference_tables.sync_to_lake(trained))
-    # The SQL can read what was registered and the lake's own files, and nothing else.
-    con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
-    con.execute("SET enable_external_access=false; SET lock_configuration=true")
+    step = max(1, total // max(sample_size, 1))
+    counts: list[BinCounts] = []
+    parts: list[pa.Table] = []
+    con = _locked_connection(trained)
     listed = ", ".join(map(quote_identifier, input_columns(trained)))
     keys = ", ".join(quote_identifier(k) for k in trained.data.key)
-    for first, last, rows, _ in groups:
-        duckdb_session.create_view(con, "window_rows", uri, None, first, last)
+    for group in delta_tables.group_by_rows(sizes, MAX_GROUP_ROWS):
+        partitions = f"{group.start}..{group.end}"
+        duckdb_session.create_view(con, "window_rows", uri, None, group.start, group.end)
         try:
             con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
             con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {compose_query(trained)}")
             counts.append(count_bins(con, "window_features", columns))
-            few = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
-            con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {few}")
-            parts.append(
-                sample_rows(con, "window_features", n=n, columns=_sampled_columns(con, columns, trained))
-            )
+            sampled = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
+            con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {sampled}")
+            names = _sampled_columns(con, columns, trained)
+            parts.append(sample_rows(con, "window_features", n=sample_size, columns=names))
         except duckdb.Error as error:
             raise DataError(
                 f"features.sql failed: {first_line(error, hide=bool(trained.data.personal))}",
-                "score this window first: the score step says more",
+                "score this window first: the error of the score step has more details",
                 model=trained.name,
-                partition=f"{first}..{last}",
+                partition=partitions,
             ) from error
-        if counts[-1].rows != rows:
+        if counts[-1].rows != group.rows:
             raise DataError(
-                f"features.sql: {rows} rows went in, {counts[-1].rows} came out",
-                "join reference tables by a unique key, do not filter: each row has its features once",
+                f"features.sql returned {counts[-1].rows} rows for {group.rows} rows",
+                "join reference tables by a unique key and do not filter: it must return one row for each row",
                 model=trained.name,
-                partition=f"{first}..{last}",
+                partition=partitions,
             )
     return replace(_sum_counts(counts), days=len(sizes)), _concat(parts)
 
 
-def count_predictions(
-    spec: ModelSpec, reference: Mapping[str, ReferenceColumn], version: str, start: str, as_of: str, n: int
-) -> tuple[BinCounts, Sample]:
-    """Counts and a sample of what this very version predicted in the window."""
+def _locked_connection(trained: ModelSpec) -> duckdb.DuckDBPyConnection:
+    """A connection in which SQL can read the reference tables and the lake's files, and nothing else."""
     con = duckdb_session.connect()
-    shape = reference.get(PREDICTION)
+    reference_tables.load_into(con, trained, reference_tables.sync_to_lake(trained))
+    con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
+    con.execute("SET enable_external_access=false; SET lock_configuration=true")
+    return con
+
+
+def count_predictions(
+    spec: ModelSpec,
+    reference: Mapping[str, ReferenceColumn],
+    version: str,
+    start: str,
+    as_of: str,
+    sample_size: int,
+) -> tuple[BinCounts, Sample]:
+    """Count the predictions of one version in a window.
+
+    Args:
+        spec: the model's.
+        reference: columns with their bins.
+        version: of the model.
+        start: first partition date.
+        as_of: last partition date.
+        sample_size: most rows of the sample.
+
+    Returns:
+        The counts; and the sample, values by column.
+    """
+    con = duckdb_session.connect()
+    column = reference.get(PREDICTION)
     uri = delta_tables.table_uri("predictions", spec.name)
-    if shape is None or not duckdb_session.create_view(con, "predictions", uri, None, start, as_of):
+    if column is None or not duckdb_session.create_view(con, "predictions", uri, None, start, as_of):
         return BinCounts(0, {PREDICTION: None}), {}
-    mine = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
-    con.execute(f"CREATE TEMP VIEW mine AS SELECT prediction FROM predictions WHERE {mine}")
+    condition = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
+    con.execute(f"CREATE TEMP VIEW of_version AS SELECT prediction FROM predictions WHERE {condition}")
     days = con.execute(
-        f"SELECT count(DISTINCT {delta_tables.PARTITION}) FROM predictions WHERE {mine}"
+        f"SELECT count(DISTINCT {delta_tables.PARTITION}) FROM predictions WHERE {condition}"
     ).fetchall()[0][0]
-    counts = replace(count_bins(con, "mine", {PREDICTION: shape}), days=days)
-    return counts, {PREDICTION: sample_rows(con, "mine", n=n).column(PREDICTION)} if counts.rows else {}
+    counts = replace(count_bins(con, "of_version", {PREDICTION: column}), days=days)
+    if not counts.rows:
+        return counts, {}
+    return counts, {PREDICTION: sample_rows(con, "of_version", n=sample_size).column(PREDICTION)}
 
 
 def _sampled_columns(
@@ -113,6 +139,7 @@ def _sampled_columns(
 
 
 def _sum_counts(counts: list[BinCounts]) -> BinCounts:
+    """The counts of all groups together; a column that one of them does not have is missing."""
     columns: dict[str, list[int] | None] = {}
     for column in counts[0].columns:
         parts = [c.columns[column] for c in counts]
@@ -121,7 +148,5 @@ def _sum_counts(counts: list[BinCounts]) -> BinCounts:
 
 
 def _concat(parts: list[pa.Table]) -> Sample:
-    import pyarrow as pa
-
     table = pa.concat_tables(parts)
     return dict(zip(table.column_names, table.columns, strict=True))

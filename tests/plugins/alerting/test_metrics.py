@@ -19,11 +19,11 @@ import yaml
 
 from perennial.alerting import incidents
 from perennial.alerting.incidents import SignalObservation
+from perennial.core.settings import ROOT
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage.manifests import Manifest, write
 from perennial_airflow.alerting import alerts, metrics
 
-ROOT = Path(__file__).parents[2]
 GRAFANA = ROOT / "docker" / "grafana"
 NIGHT = "2013-02-01"
 
@@ -47,10 +47,10 @@ from airflow.sdk.observability import stats
 from airflow.sdk.observability.metrics import stats_utils
 from opentelemetry import metrics as otel
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
-from perennial.spec.catalog import load
+from perennial.spec.catalog import load_model_by_name
 from perennial_airflow import metrics
 stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
-metrics.incidents_open(load("flight_late"))
+metrics.record_open_incidents(load_model_by_name("flight_late"))
 otel.get_meter_provider().force_flush()
 for body in got:
     for scope in ExportMetricsServiceRequest.FromString(body).resource_metrics[0].scope_metrics:
@@ -75,9 +75,9 @@ def statsd(monkeypatch: pytest.MonkeyPatch) -> Iterator[socket.socket]:
             "STATSD_HOST": "127.0.0.1",
             "STATSD_PORT": str(server.getsockname()[1]),
         }
-        said = (GRAFANA / "statsd.yaml").read_text()
+        mapping = (GRAFANA / "statsd.yaml").read_text()
         settings |= dict(
-            re.findall(r"AIRFLOW__METRICS__(STATSD_INFLUXDB_ENABLED|LEGACY_NAMES_ON)=(\w+)", said)
+            re.findall(r"AIRFLOW__METRICS__(STATSD_INFLUXDB_ENABLED|LEGACY_NAMES_ON)=(\w+)", mapping)
         )
         assert len(settings) == 5
         for name, value in settings.items():
@@ -122,7 +122,7 @@ def test_what_is_sent(statsd: socket.socket, spec: ModelSpec) -> None:
     assert first[f"airflow.perennial.step_seconds,{data}"] > 0
     done(spec, "monitor", VERDICT)
     incidents.record_signals(spec, NIGHT, {"drift": SignalObservation("bad")})
-    metrics.incidents_open(spec)
+    metrics.record_open_incidents(spec)
     second = got(statsd)
     assert second["airflow.perennial.drift_share,model=flight_late"] == 0.25
     assert second["airflow.perennial.loss,model=flight_late,metric=log_loss"] == 0.5
@@ -155,17 +155,17 @@ def test_a_backfill_does_not_look_like_today(statsd: socket.socket, spec: ModelS
 def test_the_names_are_the_same_by_opentelemetry(tmp_path: Path) -> None:
     """Against a collector's HTTP endpoint, in a process of its own: OpenTelemetry is set up once in a process."""
     environ = os.environ | {"PYTHONPATH": f"{ROOT}/include:{ROOT}/plugins", "PERENNIAL_HOME": str(tmp_path)}
-    told = subprocess.run(
+    lines = subprocess.run(
         [sys.executable, "-c", COLLECT], env=environ, capture_output=True, text=True, timeout=120, check=True
     ).stdout.splitlines()
     labels = {"model": "flight_late", "severity": "bad"}
-    assert f"airflow.perennial.open_incidents {''!r} 0.0 {labels}" in told, told
+    assert f"airflow.perennial.open_incidents {''!r} 0.0 {labels}" in lines, lines
 
 
 def test_nothing_is_looked_up_unless_configured(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(metrics, "_emit", lambda *_: pytest.fail("something was sent"))
     done(spec, "data", {}, rows_in=1, rows_out=1)
-    metrics.incidents_open(spec)
+    metrics.record_open_incidents(spec)
 
 
 # --- dashboard, rules, mapping

@@ -17,21 +17,21 @@ POLICY = MonitoringSpec(min_rows=100)
 EVEN = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5])
 
 
-def one(counts: list[int] | None, shape: ReferenceColumn = EVEN, **policy: Any) -> ColumnDrift:
+def compare_one(counts: list[int] | None, reference: ReferenceColumn = EVEN, **policy: Any) -> ColumnDrift:
     rows = sum(counts) if counts is not None else 1000
-    chosen = POLICY.model_copy(update=policy)
+    changed = POLICY.model_copy(update=policy)
     return compare_columns(
-        {"x": shape}, BinCounts(rows, {"x": counts}), BinCounts(0, {}), {"x": 1.0}, chosen
+        {"x": reference}, BinCounts(rows, {"x": counts}), BinCounts(0, {}), {"x": 1.0}, changed
     )[0]
 
 
 @pytest.mark.parametrize(
-    ("counts", "shape", "status", "reason"),
+    ("counts", "reference", "status", "reason"),
     [
         ([500, 500, 0], EVEN, "stable", ""),
         ([100, 900, 0], EVEN, "drifted", "PSI"),
         ([45, 45, 0], EVEN, "undetermined", "90 rows in the window"),
-        (None, EVEN, "undetermined", "not there"),
+        (None, EVEN, "undetermined", "does not have this column"),
         ([500, 500, 120], EVEN, "drifted", "without a value"),
         ([0, 0, 1000], EVEN, "drifted", "without a value"),
         (
@@ -61,65 +61,67 @@ def one(counts: list[int] | None, shape: ReferenceColumn = EVEN, **policy: Any) 
         ),
     ],
 )
-def test_a_column(counts: list[int] | None, shape: ReferenceColumn, status: str, reason: str) -> None:
-    if shape.edges == [] and counts is not None:
+def test_status_of_a_column(
+    counts: list[int] | None, reference: ReferenceColumn, status: str, reason: str
+) -> None:
+    if reference.edges == [] and counts is not None:
         counts = [sum(counts), 0]
-    found = one(counts, shape)
-    assert (found.status, reason in found.reason) == (status, True)
+    drift = compare_one(counts, reference)
+    assert (drift.status, reason in drift.reason) == (status, True)
 
 
-def test_a_column_drifts_beyond_what_the_reference_did_by_itself() -> None:
-    noisy = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5], floors={28: 5.0})
-    assert one([100, 900, 0], noisy).status == "stable"
-    assert one([100, 900, 0], noisy, noise_floor=False).status == "drifted"
+def test_a_column_drifts_only_above_its_noise_floor() -> None:
+    noisy = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5], noise_floors={28: 5.0})
+    assert compare_one([100, 900, 0], noisy).status == "stable"
+    assert compare_one([100, 900, 0], noisy, noise_floor=False).status == "drifted"
 
 
-def finding(column: str, status: Any, weight: float, role: str = "feature") -> ColumnDrift:
-    return ColumnDrift(column, role, status, "why", 0.1, 0.2, 0.0, 0.0, 1000, weight)
+def column_drift(column: str, status: Any, importance: float, role: str = "feature") -> ColumnDrift:
+    return ColumnDrift(column, role, status, "why", 0.1, 0.2, 0.0, 0.0, 1000, importance)
 
 
-def test_columns_weigh_by_their_importance() -> None:
-    light = summarize([finding("a", "drifted", 0.05), finding("b", "stable", 0.95)], POLICY)
-    heavy = summarize([finding("a", "drifted", 0.95), finding("b", "stable", 0.05)], POLICY)
-    assert (light.suspicious, heavy.suspicious) == (False, True)
-    assert light.drift_share == pytest.approx(0.05)
+def test_columns_are_weighted_by_their_importance() -> None:
+    low = summarize([column_drift("a", "drifted", 0.05), column_drift("b", "stable", 0.95)], POLICY)
+    high = summarize([column_drift("a", "drifted", 0.95), column_drift("b", "stable", 0.05)], POLICY)
+    assert (low.suspicious, high.suspicious) == (False, True)
+    assert low.drift_share == pytest.approx(0.05)
 
 
-def test_what_cannot_be_judged_kills_nothing_and_is_never_fine() -> None:
-    few = summarize([finding("a", "undetermined", 0.2), finding("b", "stable", 0.8)], POLICY)
-    most = summarize([finding("a", "undetermined", 0.8), finding("b", "stable", 0.2)], POLICY)
-    assert few.suspicious is False and few.judged_share == pytest.approx(0.8)
+def test_undetermined_columns_do_not_count_as_stable() -> None:
+    few = summarize([column_drift("a", "undetermined", 0.2), column_drift("b", "stable", 0.8)], POLICY)
+    most = summarize([column_drift("a", "undetermined", 0.8), column_drift("b", "stable", 0.2)], POLICY)
+    assert few.suspicious is False and few.evaluated_share == pytest.approx(0.8)
     assert most.suspicious is None and "20%" in most.reason
     assert summarize([], POLICY).suspicious is None
 
 
-def test_predictions_count_on_their_own() -> None:
-    found = summarize(
-        [finding("prediction", "drifted", 0, "prediction"), finding("a", "stable", 1.0)], POLICY
+def test_drifted_predictions_alone_are_suspicious() -> None:
+    drift = summarize(
+        [column_drift("prediction", "drifted", 0, "prediction"), column_drift("a", "stable", 1.0)], POLICY
     )
-    assert found.suspicious is True and "predictions" in found.reason
+    assert drift.suspicious is True and "predictions" in drift.reason
 
 
 def test_without_importances_all_columns_weigh_the_same() -> None:
-    found = compare_columns(
+    drift = compare_columns(
         {"a": EVEN, "b": EVEN},
         BinCounts(1000, {"a": [500, 500, 0], "b": [500, 500, 0]}),
         BinCounts(0, {}),
         {},
         POLICY,
     )
-    assert [f.weight for f in found] == [0.5, 0.5]
+    assert [c.importance for c in drift] == [0.5, 0.5]
 
 
 def test_importances_of_columns_that_are_gone_do_not_count() -> None:
-    found = compare_columns(
+    drift = compare_columns(
         {"a": EVEN}, BinCounts(1000, {"a": [500, 500, 0]}), BinCounts(0, {}), {"a": 0.2, "gone": 0.8}, POLICY
     )
-    assert found[0].weight == 1.0
+    assert drift[0].importance == 1.0
 
 
 @pytest.mark.parametrize(
-    ("now", "earlier", "expected"),
+    ("suspicious", "previous", "expected"),
     [
         (None, [True, True], "undetermined"),
         (False, [True, True], "ok"),
@@ -132,18 +134,20 @@ def test_importances_of_columns_that_are_gone_do_not_count() -> None:
         (True, [None, None], "suspected"),
     ],
 )
-def test_two_of_three(now: bool | None, earlier: list[bool | None], expected: str) -> None:
-    assert verdict_with_persistence(now, earlier, POLICY)[0] == expected
+def test_drift_must_persist_in_two_of_three_windows(
+    suspicious: bool | None, previous: list[bool | None], expected: str
+) -> None:
+    assert verdict_with_persistence(suspicious, previous, POLICY)[0] == expected
 
 
-def test_one_of_one_needs_no_past() -> None:
+def test_one_of_one_needs_no_earlier_window() -> None:
     assert (
         verdict_with_persistence(True, [], POLICY.model_copy(update={"persistence": (1, 1)}))[0] == "drifted"
     )
 
 
-def test_a_window_of_few_days_is_judged_by_what_few_days_do() -> None:
-    shape = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5], floors={1: 5.0, 28: 0.0})
+def test_a_short_window_gets_the_noise_floor_of_its_length() -> None:
+    reference = ReferenceColumn("numeric", [500, 500, 0], edges=[0.5], noise_floors={1: 5.0, 28: 0.0})
     for days, status in ((1, "stable"), (28, "drifted")):
         window = BinCounts(1000, {"x": [100, 900, 0]}, days=days)
-        assert compare_columns({"x": shape}, window, BinCounts(0, {}), {}, POLICY)[0].status == status
+        assert compare_columns({"x": reference}, window, BinCounts(0, {}), {}, POLICY)[0].status == status

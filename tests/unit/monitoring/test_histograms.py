@@ -33,21 +33,21 @@ def reference(
     return histograms.read_reference(json.loads(json.dumps(made)))[1]
 
 
-def test_psi_is_the_formula_worked_by_hand() -> None:
-    found = histograms.psi(np.array([50, 50]), np.array([25, 75]))
-    assert found == pytest.approx(0.25 * math.log(2) + 0.25 * math.log(1.5))
+def test_psi_follows_the_formula() -> None:
+    value = histograms.psi(np.array([50, 50]), np.array([25, 75]))
+    assert value == pytest.approx(0.25 * math.log(2) + 0.25 * math.log(1.5))
     assert histograms.psi(np.array([3, 4, 5]), np.array([30, 40, 50])) == pytest.approx(0)
 
 
-def test_psi_of_categories_is_evidentlys() -> None:
+def test_psi_of_categories_equals_evidentlys() -> None:
     import pandas as pd
     from evidently.legacy.calculations.stattests import psi_stat_test
     from evidently.legacy.core import ColumnType
 
     before, after = [10, 30, 60], [25, 25, 50]
     series = [pd.Series(list("abc")).repeat(n).reset_index(drop=True) for n in (before, after)]
-    theirs = psi_stat_test.func(series[0], series[1], ColumnType.Categorical, 0.2)[0]
-    assert histograms.psi(np.array(before), np.array(after)) == pytest.approx(theirs)
+    expected = psi_stat_test.func(series[0], series[1], ColumnType.Categorical, 0.2)[0]
+    assert histograms.psi(np.array(before), np.array(after)) == pytest.approx(expected)
 
 
 def test_empty_bins_give_a_finite_index() -> None:
@@ -55,13 +55,13 @@ def test_empty_bins_give_a_finite_index() -> None:
     assert np.isfinite(histograms.psi(np.array([100, 0]), np.array([0, 0])))
 
 
-def test_numbers_that_are_none_count_as_missing_and_infinities_as_extremes(
+def test_nan_counts_as_null_and_infinities_as_extremes(
     con: duckdb.DuckDBPyConnection,
 ) -> None:
     table(con, x=[float(i) for i in range(100)])
-    shape = reference(con, ["x"], [])
+    columns = reference(con, ["x"], [])
     table(con, x=[math.nan, None, math.inf, -math.inf, 0.0, 99.0])
-    counts = histograms.count_bins(con, "rows", shape).columns["x"]
+    counts = histograms.count_bins(con, "rows", columns).columns["x"]
     assert counts is not None and sum(counts) == 6
     assert (counts[0], counts[-2], counts[-1]) == (2, 2, 2)
 
@@ -79,30 +79,34 @@ def test_counts_add_up_for_every_kind_of_column(con: duckdb.DuckDBPyConnection) 
         t=["a", "", None, "b"],
         n=pa.array([None] * 4, pa.float64()),
     )
-    shape = reference(con, ["i", "b", "n"], ["t"])
-    counts = histograms.count_bins(con, "rows", shape)
+    columns = reference(con, ["i", "b", "n"], ["t"])
+    counts = histograms.count_bins(con, "rows", columns)
     assert all(c is not None and sum(c) == 4 for c in counts.columns.values())
-    assert all(counts.columns[c] == shape[c].counts for c in shape)
-    assert shape["n"].nulls == 1 and shape["n"].constant
+    assert all(counts.columns[c] == columns[c].counts for c in columns)
+    assert columns["n"].null_share == 1 and columns["n"].is_constant
 
 
-def test_the_empty_text_is_a_category_of_its_own(con: duckdb.DuckDBPyConnection) -> None:
+def test_the_empty_text_is_a_category(con: duckdb.DuckDBPyConnection) -> None:
     table(con, t=["", "", "a"])
-    shape = reference(con, [], ["t"])
+    columns = reference(con, [], ["t"])
     table(con, t=["", "new", "new", None])
     assert dict(
-        zip(shape["t"].categories, histograms.count_bins(con, "rows", shape).columns["t"] or [], strict=False)
+        zip(
+            columns["t"].categories,
+            histograms.count_bins(con, "rows", columns).columns["t"] or [],
+            strict=False,
+        )
     ) == {"": 1, "a": 0}
-    assert histograms.count_bins(con, "rows", shape).columns["t"] == [1, 0, 2, 1]
+    assert histograms.count_bins(con, "rows", columns).columns["t"] == [1, 0, 2, 1]
 
 
-def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
+def test_a_missing_column_is_none_and_text_in_a_numeric_column_is_null(
     con: duckdb.DuckDBPyConnection,
 ) -> None:
     table(con, x=[1.0, 2.0, 3.0], y=[1.0, 2.0, 3.0])
-    shape = reference(con, ["x", "y"], [])
+    columns = reference(con, ["x", "y"], [])
     table(con, x=["one", "2", "three"])
-    counts = histograms.count_bins(con, "rows", shape)
+    counts = histograms.count_bins(con, "rows", columns)
     assert counts.columns["y"] is None
     assert counts.columns["x"] is not None and counts.columns["x"][-1] == 2
 
@@ -112,9 +116,9 @@ def test_a_column_that_vanished_is_none_and_one_that_became_text_is_missing(
 )
 def test_any_text_can_be_a_category(con: duckdb.DuckDBPyConnection, value: str) -> None:
     table(con, t=[value] * 5 + ["b"] * 4)
-    shape = reference(con, [], ["t"])
-    assert sum(map(len, shape["t"].categories)) < 200
-    assert histograms.count_bins(con, "rows", shape).columns["t"] == shape["t"].counts == [5, 4, 0, 0]
+    columns = reference(con, [], ["t"])
+    assert sum(map(len, columns["t"].categories)) < 200
+    assert histograms.count_bins(con, "rows", columns).columns["t"] == columns["t"].counts == [5, 4, 0, 0]
 
 
 def test_any_text_can_be_a_name(con: duckdb.DuckDBPyConnection) -> None:
@@ -138,27 +142,29 @@ def test_a_reference_does_not_depend_on_the_order_of_rows(
     assert len(one[0]["columns"]["x"]["edges"]) == 9
 
 
-def test_windows_within_the_reference_never_pass_its_floor(con: duckdb.DuckDBPyConnection) -> None:
+def test_no_window_of_the_reference_exceeds_its_noise_floor(con: duckdb.DuckDBPyConnection) -> None:
     days = [f"2024-01-{d:02d}" for d in range(1, 29) for _ in range(50)]
     rng = np.random.default_rng(2)
-    x = rng.normal(np.repeat(np.arange(28) / 5, 50))  # a reference that wanders by itself
+    x = rng.normal(np.repeat(np.arange(28) / 5, 50))  # a reference that drifts by itself
     table(con, x=x, partition_date=days)
-    shape = reference(con, ["x"], [], window_days=7, min_rows=100)["x"]
-    assert shape.floor(7) > 0.2 and set(shape.floors) == {2, 4, 7}
+    columns = reference(con, ["x"], [], window_days=7, min_rows=100)["x"]
+    assert columns.noise_floor(7) > 0.2 and set(columns.noise_floors) == {2, 4, 7}
     for start in range(22):
         window = x[start * 50 : (start + 7) * 50]
         table(con, x=window)
-        counts = np.array(histograms.count_bins(con, "rows", {"x": shape}).columns["x"])
-        assert histograms.psi(np.array(shape.counts), counts) <= shape.floor(7) + 1e-12
+        counts = np.array(histograms.count_bins(con, "rows", {"x": columns}).columns["x"])
+        assert histograms.psi(np.array(columns.counts), counts) <= columns.noise_floor(7) + 1e-12
 
 
-def test_a_reference_shorter_than_two_windows_has_no_floor_for_them(con: duckdb.DuckDBPyConnection) -> None:
+def test_a_reference_shorter_than_two_windows_has_no_noise_floor_for_them(
+    con: duckdb.DuckDBPyConnection,
+) -> None:
     table(con, x=[1.0, 2.0] * 7, partition_date=[f"2024-01-{d:02d}" for d in range(1, 15)])
-    assert reference(con, ["x"], [], window_days=8, min_rows=1)["x"].floors.keys() == {1, 2, 4, 7}
-    assert reference(con, ["x"], [], window_days=7, min_rows=1)["x"].floors.keys() == {1, 2, 4, 7}
+    assert reference(con, ["x"], [], window_days=8, min_rows=1)["x"].noise_floors.keys() == {1, 2, 4, 7}
+    assert reference(con, ["x"], [], window_days=7, min_rows=1)["x"].noise_floors.keys() == {1, 2, 4, 7}
 
 
-def test_personal_values_are_neither_kept_nor_sampled(con: duckdb.DuckDBPyConnection) -> None:
+def test_personal_values_are_neither_stored_nor_sampled(con: duckdb.DuckDBPyConnection) -> None:
     table(con, who=[f"person {i % 7}" for i in range(100)], x=[1.0] * 100)
     made = histograms.make_reference(con, "rows", ["x"], ["who"], personal=["who"])
     assert "person" not in json.dumps(made)
@@ -168,17 +174,17 @@ def test_personal_values_are_neither_kept_nor_sampled(con: duckdb.DuckDBPyConnec
 
 def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None:
     table(con, x=[float(i) for i in range(100)], t=["a", "b"] * 50)
-    shape = reference(con, ["x"], ["t"])
+    columns = reference(con, ["x"], ["t"])
     batches = pa.table({"x": [float(i) for i in range(100)], "t": ["a", "b"] * 50}).to_batches(
         max_chunksize=7
     )
     con.register("stream", pa.RecordBatchReader.from_batches(batches[0].schema, iter(batches)))
-    counts = histograms.count_bins(con, "stream", shape)
-    assert counts.rows == 100 and counts.columns == {c: s.counts for c, s in shape.items()}
+    counts = histograms.count_bins(con, "stream", columns)
+    assert counts.rows == 100 and counts.columns == {c: s.counts for c, s in columns.items()}
 
 
 @pytest.mark.parametrize(
-    "spoil",
+    "damage",
     [
         lambda r: r.pop("format"),
         lambda r: r.update(format=99),
@@ -189,34 +195,34 @@ def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None
         lambda r: r.update(columns=[]),
     ],
 )
-def test_a_damaged_reference_is_refused(con: duckdb.DuckDBPyConnection, spoil: Any) -> None:
+def test_a_damaged_reference_is_an_error(con: duckdb.DuckDBPyConnection, damage: Any) -> None:
     table(con, x=[1.0, 2.0, 3.0])
     made = histograms.make_reference(con, "rows", ["x"], [])
-    spoil(made)
+    damage(made)
     with pytest.raises(ArtifactError, match="reference"):
         histograms.read_reference(made)
 
 
-def test_a_wide_table_is_counted_in_parts_within_little_memory(con: duckdb.DuckDBPyConnection) -> None:
+def test_a_wide_table_is_counted_in_batches_within_little_memory(con: duckdb.DuckDBPyConnection) -> None:
     con.execute("SET memory_limit='300MB'; SET threads=2")
     names = [f"c{i}" for i in range(300)]
     listed = ", ".join(f"random() AS {c}" for c in names)
     con.execute(
         f"CREATE TABLE rows AS SELECT '2024-01-0' || (i % 3 + 1) AS partition_date, {listed} FROM range(600) r(i)"
     )
-    shape = reference(con, names, [])
-    assert list(shape) == names and all(len(s.edges) == 9 for s in shape.values())
-    counts = histograms.count_bins(con, "rows", shape)
-    assert counts.rows == 600 and all(counts.columns[c] == shape[c].counts for c in names)
+    columns = reference(con, names, [])
+    assert list(columns) == names and all(len(s.edges) == 9 for s in columns.values())
+    counts = histograms.count_bins(con, "rows", columns)
+    assert counts.rows == 600 and all(counts.columns[c] == columns[c].counts for c in names)
 
 
-def test_no_column_at_all(con: duckdb.DuckDBPyConnection) -> None:
+def test_without_columns_rows_are_counted(con: duckdb.DuckDBPyConnection) -> None:
     table(con, x=[1.0, 2.0])
     assert histograms.make_reference(con, "rows", [], [])["rows"] == 2
     assert histograms.count_bins(con, "rows", {}).rows == 2
 
 
-def test_the_floor_of_a_length_that_is_not_known_is_that_of_the_next_shorter() -> None:
-    shape = histograms.ReferenceColumn("numeric", [1, 1, 0], edges=[0.5], floors={2: 0.9, 7: 0.4})
-    assert [shape.floor(n) for n in (1, 2, 6, 7, 28)] == [0.9, 0.9, 0.9, 0.4, 0.4]
-    assert histograms.ReferenceColumn("numeric", []).floor(7) == 0.0
+def test_a_length_without_a_noise_floor_gets_that_of_the_next_shorter() -> None:
+    columns = histograms.ReferenceColumn("numeric", [1, 1, 0], edges=[0.5], noise_floors={2: 0.9, 7: 0.4})
+    assert [columns.noise_floor(n) for n in (1, 2, 6, 7, 28)] == [0.9, 0.9, 0.9, 0.4, 0.4]
+    assert histograms.ReferenceColumn("numeric", []).noise_floor(7) == 0.0

@@ -6,42 +6,43 @@ from typing import Any
 import pytest
 
 from perennial.monitoring import performance
+from perennial.monitoring.results import PerformanceMetrics
 from perennial.storage import delta_tables
 from support.monitored import FIRST, World
 
 Make = Callable[..., World]
 
 
-def measure(world: World, as_of: str = "2024-01-07", **more: Any) -> dict[str, Any]:
-    given: dict[str, Any] = {
+def measure(world: World, as_of: str = "2024-01-07", **more: Any) -> PerformanceMetrics:
+    arguments: dict[str, Any] = {
         "start": FIRST,
         "as_of": as_of,
         "model_version": "1",
-        "held_out": {"log_loss": 0.25},
+        "metrics_at_training": {"log_loss": 0.25},
         "classes": (),
     }
-    return performance.measure(world.spec, **given | more)
+    return performance.measure(world.spec, **arguments | more)
 
 
-def test_labels_mature_a_day_later(make_world: Make) -> None:
+def test_labels_are_due_a_day_later(make_world: Make) -> None:
     world = make_world()
     world.predict(FIRST, 7)
-    world.label(FIRST, 7)  # the last day's are there already, but not complete by the rules
-    found = measure(world)
-    assert (found["scored"], found["matured"]) == (1400, 1200)
-    assert found["maturity"] == pytest.approx(6 / 7, abs=1e-5)
-    assert found["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
-    assert found["metrics"]["auc"] == 1.0
-    assert found["change"] < 0
+    world.label(FIRST, 7)  # the last day has labels already, but they are not due
+    result = measure(world)
+    assert (result["scored_rows"], result["labelled_rows"]) == (1400, 1200)
+    assert result["labelled_share"] == pytest.approx(6 / 7, abs=1e-5)
+    assert result["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
+    assert result["metrics"]["auc"] == 1.0
+    assert result["relative_change"] < 0
 
 
-def test_labels_never_scored_are_counted_and_left_out(make_world: Make) -> None:
+def test_labels_without_a_prediction_are_counted_and_left_out(make_world: Make) -> None:
     world = make_world()
     world.predict(FIRST, 7)
     world.label(FIRST, 7, rows=250)
-    world.label("2023-12-31", 1)  # before anything was scored: no stranger
-    found = measure(world, start="2023-12-31")
-    assert found["labels_not_scored"] == 6 * 50 and found["matured"] == 1200
+    world.label("2023-12-31", 1)  # before anything was scored: not counted
+    result = measure(world, start="2023-12-31")
+    assert result["unscored_labels"] == 6 * 50 and result["labelled_rows"] == 1200
 
 
 def test_other_versions_predictions_are_left_out(make_world: Make) -> None:
@@ -49,8 +50,8 @@ def test_other_versions_predictions_are_left_out(make_world: Make) -> None:
     world.predict(FIRST, 3, version="0", value="1 - i % 2")
     world.predict("2024-01-04", 4)
     world.label(FIRST, 7)
-    found = measure(world)
-    assert found["scored"] == 800 and found["metrics"]["auc"] == 1.0
+    result = measure(world)
+    assert result["scored_rows"] == 800 and result["metrics"]["auc"] == 1.0
 
 
 def test_too_few_labels_are_undetermined(make_world: Make) -> None:
@@ -59,26 +60,32 @@ def test_too_few_labels_are_undetermined(make_world: Make) -> None:
     world.predict(FIRST, 7)
     assert "no label arrived" in measure(world)["reason"]
     world.label(FIRST, 1, rows=99)
-    found = measure(world)
-    assert not found["metrics"] and "99 scored rows" in found["reason"]
+    result = measure(world)
+    assert not result["metrics"] and "99 scored rows" in result["reason"]
 
 
-def test_null_labels_and_a_metric_not_on_record(make_world: Make) -> None:
+def test_null_labels_and_a_metric_that_was_not_recorded(make_world: Make) -> None:
     world = make_world()
     world.predict(FIRST, 7)
     world.label(FIRST, 7, value="CASE WHEN i < 100 THEN i % 2 END")
-    found = measure(world, held_out={})
-    assert found["matured"] == 600 and found["change"] is None and "not on record" in found["reason"]
+    result = measure(world, metrics_at_training={})
+    assert (
+        result["labelled_rows"] == 600
+        and result["relative_change"] is None
+        and "not recorded" in result["reason"]
+    )
 
 
-def test_labels_of_the_data_itself(make_world: Make) -> None:
+def test_labels_that_are_a_column_of_the_data(make_world: Make) -> None:
     world = make_world(
         label={"source": None, "columns": {}, "expression": "x", "arrives_after_days": 0}, task="regression"
     )  # fmt: skip
     world.publish(FIRST, 7)
     world.predict(FIRST, 7, value="0.5")
-    found = measure(world, held_out={"squared_error": 1.0})
-    assert found["matured"] == 1400 and found["metrics"]["squared_error"] == pytest.approx(1 / 12, rel=0.1)
+    result = measure(world, metrics_at_training={"squared_error": 1.0})
+    assert result["labelled_rows"] == 1400 and result["metrics"]["squared_error"] == pytest.approx(
+        1 / 12, rel=0.1
+    )
 
 
 def test_infinite_labels_do_not_reach_the_metrics(make_world: Make) -> None:
@@ -87,7 +94,7 @@ def test_infinite_labels_do_not_reach_the_metrics(make_world: Make) -> None:
     world.label(
         FIRST, 7, value="CASE WHEN i = 0 THEN 'inf'::DOUBLE WHEN i = 1 THEN 'nan'::DOUBLE ELSE 2.0 END"
     )
-    assert measure(world, held_out={"squared_error": 1.0})["metrics"]["squared_error"] == 1.0
+    assert measure(world, metrics_at_training={"squared_error": 1.0})["metrics"]["squared_error"] == 1.0
 
 
 def test_multiclass_reads_the_probabilities_and_skips_unknown_classes(make_world: Make) -> None:
@@ -96,26 +103,24 @@ def test_multiclass_reads_the_probabilities_and_skips_unknown_classes(make_world
     )
     world.predict(FIRST, 7, value="0", more=", [0.8, 0.2]::FLOAT[] AS probabilities")
     world.label(FIRST, 7, value="CASE WHEN i < 100 THEN 'a' ELSE 'unseen' END")
-    found = measure(world, classes=("a", "b"), held_out={"log_loss": 0.2})
+    result = measure(world, classes=("a", "b"), metrics_at_training={"log_loss": 0.2})
     assert (
-        found["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
-        and found["metrics"]["accuracy"] == 1.0
+        result["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
+        and result["metrics"]["accuracy"] == 1.0
     )
     assert measure(world, classes=("a", "b", "c"))["metrics"] == {}
 
 
-def test_ranking_is_judged_by_list(make_world: Make) -> None:
+def test_ranking_is_evaluated_by_list(make_world: Make) -> None:
     world = make_world(task="ranking", group="k")
     world.publish(FIRST, 7, k="'q' || (i // 20)")
     world.predict(FIRST, 7, value="i % 20")
     world.label(FIRST, 7, value="CASE WHEN i % 20 = 19 THEN 3 ELSE 0 END")
-    found = measure(world, held_out={"ndcg_loss": 0.1})
-    assert found["metrics"]["ndcg"] == pytest.approx(1.0)
+    result = measure(world, metrics_at_training={"ndcg_loss": 0.1})
+    assert result["metrics"]["ndcg"] == pytest.approx(1.0)
 
 
-def test_many_rows_are_judged_on_an_even_part_of_them(
-    make_world: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_many_rows_are_evaluated_on_a_sample(make_world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(performance, "MAX_ROWS", 300)
     world = make_world()
     world.predict(FIRST, 7)
@@ -123,14 +128,14 @@ def test_many_rows_are_judged_on_an_even_part_of_them(
     one, two = measure(world), measure(world)
     assert (
         one == two
-        and one["matured"] == 1200
+        and one["labelled_rows"] == 1200
         and one["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
     )
 
 
-def test_a_version_that_looks_like_sql(make_world: Make) -> None:
+def test_a_version_that_looks_like_sql_is_a_value(make_world: Make) -> None:
     world = make_world()
     world.predict(FIRST, 7)
     world.label(FIRST, 7)
-    assert measure(world, model_version="1' OR '1'='1")["scored"] == 0
+    assert measure(world, model_version="1' OR '1'='1")["scored_rows"] == 0
     assert delta_tables.partitions(delta_tables.table_uri("predictions", "toy"))

@@ -1,4 +1,4 @@
-"""Faults planted in the lake's tables, and the signal that names each; a calm week raises none."""
+"""Faults in the lake's tables, and the signal that reports each; a week without a change raises none."""
 
 from __future__ import annotations
 
@@ -18,159 +18,162 @@ from support.monitored import FIRST, ROWS, TRUTH, World
 LATER, AS_OF = "2024-01-22", "2024-01-28"
 
 
-def look(world: World, as_of: str = AS_OF) -> dict[str, Any]:
-    found: dict[str, Any] = monitor(world.spec, as_of=as_of)["signals"]
-    return found
+def evaluate(monitored: World, as_of: str = AS_OF) -> dict[str, Any]:
+    return dict(monitor(monitored.spec, as_of=as_of)["signals"])
 
 
-def test_a_calm_week_raises_nothing(world: World) -> None:
-    world.publish(LATER, 7)
-    world.label(LATER, 7, TRUTH)
-    score(world.spec, start=LATER, end=AS_OF)
-    found = look(world)
-    # The drift reference of this world holds predictions of another kind.
-    raised = {n: s["reason"] for n, s in found.items() if s["state"] != "ok"}
+def test_a_calm_week_raises_nothing(monitored: World) -> None:
+    monitored.publish(LATER, 7)
+    monitored.label(LATER, 7, TRUTH)
+    score(monitored.spec, start=LATER, end=AS_OF)
+    signals = evaluate(monitored)
+    # The drift reference of `World` has predictions of another kind.
+    raised = {n: s["reason"] for n, s in signals.items() if s["state"] != "ok"}
     assert set(raised) == {"features", "prediction"}, raised
-    assert set(found) == {
+    assert set(signals) == {
         "features", "prediction", "volume", "freshness", "labels", "nulls", "categories", "skew",
         "performance", "calibration", "gain", "estimated", "attributions",
     }  # fmt: skip
 
 
-def test_drift_that_does_no_harm_is_no_alarm(world: World) -> None:
-    world.publish(LATER, 14, k="'a0'")  # the model has no use for k
-    world.label(LATER, 14, TRUTH)
-    score(world.spec, start=LATER, end="2024-02-04")
-    states = {d: monitor(world.spec, as_of=d) for d in ("2024-02-03", "2024-02-04")}
-    found = states["2024-02-04"]
-    assert found["verdict"] == "drifted" and "k" in found["drifted"]
-    assert found["signals"]["features"]["state"] == "suspected"
-    assert "no harm to the model is seen" in found["signals"]["features"]["reason"]
+def test_drift_that_does_no_harm_is_no_alarm(monitored: World) -> None:
+    monitored.publish(LATER, 14, k="'a0'")  # the model has no use for k
+    monitored.label(LATER, 14, TRUTH)
+    score(monitored.spec, start=LATER, end="2024-02-04")
+    results = {d: monitor(monitored.spec, as_of=d) for d in ("2024-02-03", "2024-02-04")}
+    result = results["2024-02-04"]
+    assert result["verdict"] == "drifted" and "k" in result["drifted"]
+    assert result["signals"]["features"]["state"] == "suspected"
+    assert "no harm to the model is detected" in result["signals"]["features"]["reason"]
 
 
-def test_features_that_were_served_otherwise_are_skew_without_a_value_of_them_told(world: World) -> None:
-    """The reference has this column's values as personal data."""
-    world.publish(LATER, 7)
-    score(world.spec, start=LATER, end=AS_OF)
-    assert look(world)["skew"]["state"] == "ok"
+def test_skew_is_reported_without_personal_values(monitored: World) -> None:
+    """The reason names the column and the number of rows only."""
+    monitored.publish(LATER, 7)
+    score(monitored.spec, start=LATER, end=AS_OF)
+    assert evaluate(monitored)["skew"]["state"] == "ok"
     con = duckdb_session.connect()
     duckdb_session.create_view(
         con, "log", delta_tables.table_uri("served", "toy"), None, "2024-01-25", "2024-01-25"
     )
-    given = con.sql("SELECT * REPLACE ([features[1], features[2], features[3] + 1] AS features) FROM log")
-    delta_tables.replace(delta_tables.table_uri("served", "toy"), given.to_arrow_table(), "2024-01-25")
-    found = look(world)["skew"]
-    assert found["state"] == "bad" and found["since"] == "2024-01-25" and found["value"] == ROWS
-    assert found["reason"].startswith(f"who, and 1 more: {ROWS} of 1,400 logged rows differ"), found
-    assert "person" not in found["reason"]
+    changed = con.sql("SELECT * REPLACE ([features[1], features[2], features[3] + 1] AS features) FROM log")
+    delta_tables.replace(delta_tables.table_uri("served", "toy"), changed.to_arrow_table(), "2024-01-25")
+    signals = evaluate(monitored)["skew"]
+    assert signals["state"] == "bad" and signals["since"] == "2024-01-25" and signals["value"] == ROWS
+    assert signals["reason"].startswith(f"who, and 1 more: {ROWS} of 1,400 logged rows differ"), signals
+    assert "person" not in signals["reason"]
 
 
-def test_a_night_of_nulls_is_found_on_that_night(world: World) -> None:
-    world.publish(LATER, 6)
-    world.publish(AS_OF, 1, x="NULL::DOUBLE")
-    found = look(world)
+def test_a_partition_of_nulls_is_reported_with_its_date(monitored: World) -> None:
+    monitored.publish(LATER, 6)
+    monitored.publish(AS_OF, 1, x="NULL::DOUBLE")
+    signals = evaluate(monitored)
     assert (
-        found["nulls"]["state"] == "bad"
-        and "x: 100.0% empty values on 2024-01-28" in found["nulls"]["reason"]
+        signals["nulls"]["state"] == "bad" and "x: 100.0% nulls on 2024-01-28" in signals["nulls"]["reason"]
     )
-    assert found["categories"]["state"] == "ok"
+    assert signals["categories"]["state"] == "ok"
 
 
-def test_a_night_of_new_categories_is_found_and_is_not_a_night_of_nulls(world: World) -> None:
-    world.publish(LATER, 6)
-    world.publish(AS_OF, 1, k="'z' || (i % 3)")
-    found = look(world)
-    assert found["categories"]["state"] == "bad" and found["categories"]["reason"].startswith("k: 100.0%")
-    assert found["nulls"]["state"] == "ok"
+def test_new_categories_are_reported_and_are_not_nulls(monitored: World) -> None:
+    monitored.publish(LATER, 6)
+    monitored.publish(AS_OF, 1, k="'z' || (i % 3)")
+    signals = evaluate(monitored)
+    assert signals["categories"]["state"] == "bad" and signals["categories"]["reason"].startswith("k: 100.0%")
+    assert signals["nulls"]["state"] == "ok"
 
 
-def test_a_thousandfold_night_is_bad_and_drives_no_other_night_out(world: World) -> None:
-    world.publish(LATER, 7)
-    world.label(LATER, 7, TRUTH)
-    world.publish("2024-01-26", 1, rows=1000 * ROWS)
-    found = look(world)
-    assert found["volume"]["state"] == "bad" and "1e+03 times more than usual" in found["volume"]["reason"]
-    assert found["performance"]["state"] == found["freshness"]["state"] == "ok"
+def test_a_partition_of_a_thousand_times_the_rows_is_bad_and_displaces_no_other(monitored: World) -> None:
+    monitored.publish(LATER, 7)
+    monitored.label(LATER, 7, TRUTH)
+    monitored.publish("2024-01-26", 1, rows=1000 * ROWS)
+    signals = evaluate(monitored)
+    assert (
+        signals["volume"]["state"] == "bad" and "1e+03 times more than usual" in signals["volume"]["reason"]
+    )
+    assert signals["performance"]["state"] == signals["freshness"]["state"] == "ok"
 
 
-def test_a_missing_night_is_bad(world: World) -> None:
+def test_a_missing_partition_is_bad(monitored: World) -> None:
     for start, days in ((LATER, 3), ("2024-01-26", 3)):
-        world.publish(start, days)
-    found = look(world)["freshness"]
-    assert found["state"] == "bad" and found["reason"] == "no rows for 2024-01-25"
+        monitored.publish(start, days)
+    signals = evaluate(monitored)["freshness"]
+    assert signals["state"] == "bad" and signals["reason"] == "no rows for 2024-01-25"
 
 
-def test_labels_a_week_late_are_told_and_performance_is_not_called_fine(world: World) -> None:
-    world.publish(LATER, 14)
-    found = look(world, "2024-02-04")
-    assert found["labels"]["state"] == "bad" and "no label for 13 of" in found["labels"]["reason"]
-    assert {found[n]["state"] for n in ("performance", "calibration", "gain")} == {"undetermined"}
-    assert found["estimated"]["state"] == "ok"  # which needs no labels
-    world.label(LATER, 14, TRUTH)
-    late = look(world, "2024-02-04")
+def test_late_labels_are_reported_and_performance_is_undetermined(monitored: World) -> None:
+    monitored.publish(LATER, 14)
+    signals = evaluate(monitored, "2024-02-04")
+    assert signals["labels"]["state"] == "bad" and "no labels for 13 of" in signals["labels"]["reason"]
+    assert {signals[n]["state"] for n in ("performance", "calibration", "gain")} == {"undetermined"}
+    assert signals["estimated"]["state"] == "ok"  # which needs no labels
+    monitored.label(LATER, 14, TRUTH)
+    late = evaluate(monitored, "2024-02-04")
     assert late["labels"]["state"] == "ok" and late["performance"]["state"] == "ok"
 
 
 @pytest.mark.parametrize(("rows", "state"), [(1000, "ok"), (2500, "bad"), (300, "bad"), (0, "bad")])
-def test_volume_is_judged_against_quiet_nights_of_the_weekday(rows: int, state: str) -> None:
+def test_volume_is_compared_with_baseline_partitions_of_the_weekday(rows: int, state: str) -> None:
     days = dates.dates("2024-01-01", "2024-01-28")
-    held = {d: 1000 if i % 7 < 5 else 100 for i, d in enumerate(days)}  # few at weekends
-    held["2024-01-29"] = rows
-    assert volume_signal(held, "2024-01-28", "2024-01-29", 2).state == state
+    counts = {d: 1000 if i % 7 < 5 else 100 for i, d in enumerate(days)}  # few at weekends
+    counts["2024-01-29"] = rows
+    assert volume_signal(counts, "2024-01-28", "2024-01-29", 2).state == state
     assert (
-        volume_signal(held | {"2024-02-03": 110}, "2024-01-28", "2024-02-03", 2).state == state
-    )  # Monday's is recent still
+        volume_signal(counts | {"2024-02-03": 110}, "2024-01-28", "2024-02-03", 2).state == state
+    )  # Monday's is still recent
 
 
-def test_a_weekday_that_never_comes_is_not_waited_for() -> None:
+def test_a_weekday_that_never_has_a_partition_is_not_expected() -> None:
     days = [d for i, d in enumerate(dates.dates("2024-01-01", "2024-01-28")) if i % 7 < 5]
     assert freshness_signal(dict.fromkeys(days, 5), "2024-01-28").state == "ok"
     assert freshness_signal(dict.fromkeys(days[:-1], 5), "2024-01-28").state == "bad"
     assert freshness_signal({}, "2024-01-28").state == "undetermined"
 
 
-def test_what_cannot_be_read_is_undetermined(make_world: Callable[..., World]) -> None:
-    world = make_world()
-    world.publish(FIRST, 21)  # and no label ever came
-    world.train()
-    world.publish(LATER, 7)
-    found = look(world)
+def test_without_labels_at_training_performance_is_undetermined(make_world: Callable[..., World]) -> None:
+    monitored = make_world()
+    monitored.publish(FIRST, 21)  # and no label ever came
+    monitored.train()
+    monitored.publish(LATER, 7)
+    signals = evaluate(monitored)
     assert (
-        found["performance"]["state"] == "undetermined"
-        and "held-out nights" in found["performance"]["reason"]
+        signals["performance"]["state"] == "undetermined"
+        and "hold-out partitions" in signals["performance"]["reason"]
     )
 
 
-def test_a_champion_without_anything_to_compare_with_is_not_called_well(world: World) -> None:
-    (world.folder / "artifacts" / "run-1" / "watch.json").unlink()  # as one of an earlier release
-    world.publish(LATER, 7)
-    world.label(LATER, 7, TRUTH)
-    states = {name: signal["state"] for name, signal in look(world).items()}
-    followed = ("performance", "calibration", "gain", "estimated", "attributions", "nulls", "categories")
-    assert {states[name] for name in followed} == {"undetermined"}
+def test_a_champion_without_a_baseline_is_undetermined(monitored: World) -> None:
+    (monitored.folder / "artifacts" / "run-1" / "monitoring_baseline.json").unlink()
+    monitored.publish(LATER, 7)
+    monitored.label(LATER, 7, TRUTH)
+    states = {name: signal["state"] for name, signal in evaluate(monitored).items()}
+    names = ("performance", "calibration", "gain", "estimated", "attributions", "nulls", "categories")
+    assert {states[name] for name in names} == {"undetermined"}
     assert states["freshness"] == states["volume"] == "ok"
 
 
-def test_a_slice_that_was_not_asked_for_at_training_is_not_called_well(
+def test_a_slice_that_was_added_after_training_is_undetermined(
     make_world: Callable[..., World],
 ) -> None:
-    world = make_world()
-    world.publish(FIRST, 21)
-    world.label(FIRST, 21, TRUTH)
-    world.train()
-    world.publish(LATER, 7)
-    world.spec.monitoring.slices.append("k")
-    world.spec.monitoring.fairness.append("who")
-    found = look(world)
-    assert found["slices"]["state"] == found["fairness"]["state"] == "undetermined"
+    monitored = make_world()
+    monitored.publish(FIRST, 21)
+    monitored.label(FIRST, 21, TRUTH)
+    monitored.train()
+    monitored.publish(LATER, 7)
+    monitored.spec.monitoring.slices.append("k")
+    monitored.spec.monitoring.fairness.append("who")
+    signals = evaluate(monitored)
+    assert signals["slices"]["state"] == signals["fairness"]["state"] == "undetermined"
     assert (
-        found["slices"]["reason"].startswith("k: none of its values") and "who" in found["fairness"]["reason"]
+        signals["slices"]["reason"].startswith("k: at training none of its values")
+        and "who" in signals["fairness"]["reason"]
     )
 
 
-def test_a_damaged_watch_is_an_error_and_not_silence(world: World) -> None:
-    place = world.folder / "artifacts" / "run-1" / "watch.json"
-    place.write_text(place.read_text().replace('"format": 1', '"format": 9'))
-    world.publish(LATER, 7)
-    with pytest.raises(ArtifactError, match="what the champion is watched by cannot be used: format 9"):
-        look(world)
+def test_a_damaged_baseline_is_an_error(monitored: World) -> None:
+    path = monitored.folder / "artifacts" / "run-1" / "monitoring_baseline.json"
+    path.write_text(path.read_text().replace('"format": 1', '"format": 9'))
+    monitored.publish(LATER, 7)
+    with pytest.raises(
+        ArtifactError, match="the monitoring baseline of the champion cannot be used: format 9"
+    ):
+        evaluate(monitored)
