@@ -85,7 +85,9 @@ def test_markup_in_a_message_is_shown_as_it_is(toy: Path) -> None:
 
 
 def test_why_tells_a_decision_in_words(toy: Path) -> None:
-    assert "there is no decision on a retraining up to this date" in str(call("why", "toy", "2024-02-01").exception)
+    assert "there is no decision on a retraining up to this date" in str(
+        call("why", "toy", "2024-02-01").exception
+    )
     ledger.append(
         "toy", kind=LedgerKind.RETRAINING, decision=Decision.DECLINED, reason="the verdict is ok", actor="scheduler",
         partition="2024-02-01", model_version="3",
@@ -240,7 +242,9 @@ def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
 
 def test_a_ledger_that_was_tampered_with(toy: Path, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for n in range(3):
-        ledger.append("toy", kind=LedgerKind.PROMOTION, decision=Decision.PROMOTED, reason=str(n), actor="test")
+        ledger.append(
+            "toy", kind=LedgerKind.PROMOTION, decision=Decision.PROMOTED, reason=str(n), actor="test"
+        )
     real = ledger.records
     monkeypatch.setattr(
         ledger, "records", lambda model, kind=None: [r for r in real(model, kind) if r["reason"] != "1"]

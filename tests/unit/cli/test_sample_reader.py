@@ -69,8 +69,8 @@ def test_what_is_no_feature_is_left_out_and_said(house: Path, tmp_path: Path) ->
     )
     spec = make("orders", [write(tmp_path / "o.parquet", rows)], label="y", key=["order_id"])
     for column, why in (
-        ("note", "free text"), ("token", "600 different values"), ("currency", "the same in every row"),
-        ("row_number", "numbers the rows"), ("nothing", "it has no value"), ("items", "columns of type list"),
+        ("note", "free text"), ("token", "600 distinct values"), ("currency", "constant in the sample"),
+        ("row_number", "a running number"), ("nothing", "it has no value"), ("items", "columns of type list"),
         ("email", "personal data"), ("y", "the label"),
     ):  # fmt: skip
         assert f'--   "{column}": {why}' in spec.sql
@@ -184,22 +184,22 @@ def test_samples_that_cannot_be_used(house: Path, tmp_path: Path) -> None:
     refused(b"", "a.parquet", "zero bytes")
     refused(b"", "a.csv", "zero bytes")
     refused(b"PAR1 is not all", "b.parquet", "is not a parquet file")
-    refused(b"id,at,y\n", "c.csv", "no rows")
-    refused(b"id,at,id\n1,2024-01-01,2\n", "d.csv", "names a column twice")
+    refused(b"id,at,y\n", "c.csv", "has no rows")
+    refused(b"id,at,id\n1,2024-01-01,2\n", "d.csv", "a duplicate or an empty column name")
     refused(b"id,y\n1,2\n2,3\n", "e.csv", "no column of the sample is a date")
-    refused(b"id,at,y\n1,2024-01-01,0\n1,2024-01-01,0\n", "f.csv", "name a row")
+    refused(b"id,at,y\n1,2024-01-01,0\n1,2024-01-01,0\n", "f.csv", "identify a row")
     refused(b"x", "g.xlsx", "is not .parquet, .csv")
-    with pytest.raises(PerennialError, match="is not there"):
+    with pytest.raises(PerennialError, match="does not exist"):
         make("wine", [tmp_path / "missing.csv"])
     with pytest.raises(PerennialError, match="no sample file"):
         make("wine", [])
     good = table(y=[0, 1] * 30)
-    with pytest.raises(PerennialError, match="not named alike"):
+    with pytest.raises(PerennialError, match="differ in more than a date"):
         make(
             "wine",
             [write(tmp_path / "a-2024-01-01.parquet", good), write(tmp_path / "b-2024-01-02.parquet", good)],
         )
-    with pytest.raises(PerennialError, match="of the same date"):
+    with pytest.raises(PerennialError, match="have the same date"):
         make(
             "wine",
             [

@@ -82,7 +82,7 @@ def test_a_person_is_asked(house: Path, wine: Path, tmp_path: Path) -> None:
     )
     done = new("wine", answers=answers)
     assert done.exit_code == 0, done.output
-    for question in ("Sample file", "Event time", "Key", "Label", "'nonsense' does not fit", "Task", "Owner",
+    for question in ("Sample file", "Event time", "Key", "Label", "'nonsense' is not valid", "Task", "Owner",
                      "Is grower_name personal data?", "Copy the sample"):  # fmt: skip
         assert question in done.output
     spec = catalog.load_model_by_name("wine")
@@ -117,7 +117,7 @@ def test_nothing_is_overwritten(house: Path, wine: Path, tmp_path: Path) -> None
     for name in ("wine", "flight_late", "flight_context"):
         done = new(name, "-s", wine, "--yes")
         assert done.exit_code == 1
-        assert "is there already" in str(done.exception)
+        assert "exists already" in str(done.exception)
     assert {p.name: p.read_bytes() for p in (tmp_path / "models" / "wine").iterdir()} == before
 
 
@@ -125,7 +125,7 @@ def test_landed_files_are_not_overwritten(house: Path, wine: Path, tmp_path: Pat
     other = house / "landing" / "wine" / "2024-03-02.csv"
     other.parent.mkdir(parents=True)
     other.write_text("something else")
-    with pytest.raises(PerennialError, match="is there already, with other content"):
+    with pytest.raises(PerennialError, match="exists already, with other content"):
         make("wine", [wine], label="cultivar")
     assert other.read_text() == "something else"
     assert list((tmp_path / "models").iterdir()) == []
@@ -138,7 +138,7 @@ def test_nothing_half_written_is_left(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"write": (templates, "readme_text"), "check": (preflight, "check_model"), "land": (sample_reader, "copy"),
+    target = {"write": (templates, "readme_text"), "check": (preflight, "check_model"), "land": (sample_reader, "land"),
               "rename": (Path, "rename")}[place]  # fmt: skip
     monkeypatch.setattr(*target, fail)
     with pytest.raises((OSError, PerennialError)):
@@ -157,14 +157,14 @@ def test_names_that_are_none(house: Path, wine: Path, name: str) -> None:
     ("asked", "message"),
     [
         ({"label": "nope"}, "--label is 'nope'"),
-        ({"label": "sample_id", "key": ["sample_id"]}, "names the row or its time"),
+        ({"label": "sample_id", "key": ["sample_id"]}, "is in the key, or the event time"),
         ({"label": "cultivar", "task": "regression"}, "is a string, not a number"),
         ({"label": "cultivar", "task": "ranking", "group": "ash"}, "is not a grade"),
         ({"label": "alcohol", "task": "multiclass"}, "is a number, not a class"),
         ({"label": "cultivar", "task": "binary"}, "has 3 values"),
         ({"label": "cultivar", "task": "binary", "positive": "z"}, "--positive is 'z'"),
         ({"label": "cultivar", "task": "guess"}, "--task is 'guess'"),
-        ({"label": "cultivar", "key": ["ash"]}, "does not name a row"),
+        ({"label": "cultivar", "key": ["ash"]}, "does not identify a row"),
         ({"label": "cultivar", "key": ["nope"]}, "the sample has no column 'nope'"),
         ({"label": "cultivar", "event_time": "ash"}, "--event-time is 'ash'"),
         ({"label": "cultivar", "personal": ["nope"]}, "--personal names 'nope'"),

@@ -1,1 +1,3 @@
-"""`perennial check`: everything about a model folder that can be found wrong before it runs."""
+"""`perennial check`: finds the problems of a model folder before it runs."""
+
+__all__ = ["preflight", "sql_checks"]

@@ -1,1 +1,3 @@
-"""`perennial doctor`: whether everything outside is there that the nights will need."""
+"""`perennial doctor`: checks that everything the DAGs need is available."""
+
+__all__ = ["cluster", "environment", "finding"]

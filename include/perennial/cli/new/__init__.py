@@ -1,1 +1,3 @@
-"""`perennial new`: a model's folder from a sample file."""
+"""`perennial new`: creates a model's folder from a sample file."""
+
+__all__ = ["sample_reader", "templates", "wizard"]

@@ -1,4 +1,4 @@
-"""The files of a new model, from a sample and what was decided about it. Text only: nothing is read or asked here."""
+"""The text of a new model's files, from a sample and the decisions about the model."""
 
 from __future__ import annotations
 
@@ -10,26 +10,52 @@ from statistics import median
 from typing import Any
 
 from perennial.cli.new.sample_reader import Sample, SampleColumn
-from perennial.core.sql import quote_identifier
+from perennial.core.sql import quote_identifier, text_literal
 from perennial.spec.sections import ColumnType
 
-#: A text with more different values than this is no category.
-CATEGORIES = 500
-#: A set is suggested for a text with at most so many values, each seen often enough not to be chance.
-SET_VALUES, ROWS_A_VALUE = 25, 5
-FREE_TEXT = 40
-LARGEST = 1e308
+__all__ = [
+    "Feature",
+    "ModelDraft",
+    "expectation_suite",
+    "features",
+    "label_is_column",
+    "model_text",
+    "readme_text",
+    "sql_text",
+    "suite_text",
+    "yaml_text",
+]
+
+#: A text column with more distinct values is not a categorical feature.
+MAX_CATEGORIES = 500
+#: A text column is expected to have the values of the sample if they are at most this many, and common enough.
+MAX_SET_VALUES, MIN_ROWS_PER_VALUE = 25, 5
+#: Texts that are longer than this on average are free text.
+FREE_TEXT_LENGTH = 40
+#: JSON and DuckDB can both represent it.
+LARGEST_NUMBER = 1e308
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
-_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
+_YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
 
 @dataclass(frozen=True)
-class Choice:
-    """What was decided about a new model.
+class ModelDraft:
+    """The decisions about a new model.
 
     Attributes:
-        positive: the label's value that counts as yes, where the label is no 0 and 1.
-        days: rows of each partition of the sample.
+        name: name of the model.
+        task: its task.
+        label: column to predict.
+        key: columns that identify a row.
+        event_time: column with the time of the event.
+        owner: who is responsible for it.
+        description: what it predicts.
+        source: path template of its files.
+        days: number of rows of each partition of the sample.
+        group: ranking: column that identifies the list of a row.
+        positive: binary: the value of the positive class, unless the label is boolean, or 0 and 1.
+        personal: columns of personal data.
+        schema: path of the JSON Schema, relative to the folder of the model.
     """
 
     name: str
@@ -49,58 +75,58 @@ class Choice:
 
 @dataclass
 class Feature:
-    """One line of ``features.sql``."""
+    """One column of ``features.sql``."""
 
     sql: str
     name: str
     categorical: bool = False
 
 
-def features(sample: Sample, choice: Choice) -> tuple[list[Feature], dict[str, str]]:
-    """The features of a model, and why each other column is not among them."""
-    found: list[Feature] = []
+def features(sample: Sample, draft: ModelDraft) -> tuple[list[Feature], dict[str, str]]:
+    """The features of a model, and the reason why each other column is left out."""
+    result: list[Feature] = []
     left_out: dict[str, str] = {}
-    taken = {c.lower() for c in sample.columns}
+    names = {c.lower() for c in sample.columns}
     for column in sample.columns.values():
         name = column.name
-        if name in choice.key:
+        if name in draft.key:
             continue
-        if why := _unfit(column, sample, choice):
-            left_out[name] = why
+        if reason := _exclusion_reason(column, sample, draft):
+            left_out[name] = reason
         elif column.kind in ("date", "timestamp"):
             for part in ("hour", "weekday") if column.kind == "timestamp" else ("weekday",):
                 sql = f"{'dayofweek' if part == 'weekday' else part}({_sql_name(name)})"
                 alias = f"{name}_{part}"
-                while alias.lower() in taken:
+                while alias.lower() in names:
                     alias += "_"
-                taken.add(alias.lower())
-                found.append(Feature(f"{sql} AS {_sql_name(alias)}", alias))
+                names.add(alias.lower())
+                result.append(Feature(f"{sql} AS {_sql_name(alias)}", alias))
         else:
-            found.append(Feature(_sql_name(name), name, column.kind == "string"))
-    return found, left_out
+            result.append(Feature(_sql_name(name), name, column.kind == "string"))
+    return result, left_out
 
 
-def _unfit(column: SampleColumn, sample: Sample, choice: Choice) -> str:
-    """Why a column is no feature; empty: it is one."""
-    if column.name == choice.label:
+def _exclusion_reason(column: SampleColumn, sample: Sample, draft: ModelDraft) -> str:
+    """Why a column is not a feature; empty if it is one."""
+    if column.name == draft.label:
         return "the label"
-    if column.name == choice.group:
-        return "names the list, says nothing about the row"
-    if column.name in choice.personal:
+    if column.name == draft.group:
+        return "identifies the list"
+    if column.name in draft.personal:
         return "personal data"
     rows = sum(sample.rows)
     if column.distinct == 1 and not column.nulls:
-        return "the same in every row of the sample"
-    if column.kind == "string" and column.length > FREE_TEXT:
+        return "constant in the sample"
+    if column.kind == "string" and column.length > FREE_TEXT_LENGTH:
         return "free text"
-    if column.kind == "string" and (column.distinct > CATEGORIES or column.distinct > max(20, rows // 2)):
-        return f"{column.distinct} different values, too many for a category"
+    if column.kind == "string" and (column.distinct > MAX_CATEGORIES or column.distinct > max(20, rows // 2)):
+        return f"{column.distinct} distinct values, too many for a categorical feature"
     if (
         column.kind == "integer"
         and column.distinct == rows
         and re.search(r"(^|_)(id|key|nr|no|number)$", column.name.lower())
     ):
-        return "numbers the rows"
+        return "a running number of the rows"
     return ""
 
 
@@ -110,7 +136,7 @@ def _sql_name(name: str) -> str:
     )
 
 
-#: Words that DuckDB does not take for a column's name (``duckdb_keywords()``).
+#: Keywords that DuckDB does not accept as the name of a column (``duckdb_keywords()``).
 _RESERVED = frozenset(
     """
     all analyse analyze and anti any array as asc asof asymmetric at authorization binary both by case
@@ -125,74 +151,55 @@ _RESERVED = frozenset(
 )
 
 
-def sql_text(sample: Sample, choice: Choice) -> str:
+def sql_text(sample: Sample, draft: ModelDraft) -> str:
     """``features.sql``."""
-    found, left_out = features(sample, choice)
-    lines = [*(_sql_name(k) for k in choice.key), *(f.sql for f in found)]
-    text = "-- One row in, one row out: the key, then a column a feature. Nothing here may be known only later.\n"
+    columns, left_out = features(sample, draft)
+    lines = [*(_sql_name(k) for k in draft.key), *(f.sql for f in columns)]
+    text = "-- Each row once: its key, then one column per feature. Use only what is known when a prediction is made.\n"
     text += "SELECT\n" + ",\n".join(f"    {line}" for line in lines) + "\nFROM rows\n"
     shown = {**left_out, **sample.left_out}
     if shown:
         text += "-- Left out:\n" + "".join(
-            f"--   {json.dumps(n, ensure_ascii=False)}: {why}\n" for n, why in shown.items()
+            f"--   {json.dumps(n, ensure_ascii=False)}: {reason}\n" for n, reason in shown.items()
         )
     return text
 
 
-def own_label(sample: Sample, choice: Choice) -> bool:
-    """Whether the label is a column that can be taken as it is; if not, an expression over the same file gives it."""
-    column = sample.columns[choice.label]
-    if choice.task == "binary":
+def label_is_column(sample: Sample, draft: ModelDraft) -> bool:
+    """Whether the label is a column as it is; otherwise an expression over the label's column."""
+    column = sample.columns[draft.label]
+    if draft.task == "binary":
         return column.kind == "boolean" or set(column.values) <= {0, 1}
-    return not (choice.task == "regression" and column.kind not in ("integer", "number"))
+    return not (draft.task == "regression" and column.kind not in ("integer", "number"))
 
 
-def model_text(sample: Sample, choice: Choice) -> str:
+def model_text(sample: Sample, draft: ModelDraft) -> str:
     """``model.yaml``."""
-    own = own_label(sample, choice)
-    types: dict[str, ColumnType] = {
-        c.name: c.kind for c in sample.columns.values() if own or c.name != choice.label
-    }
-    days, categorical = len(choice.days), [f.name for f in features(sample, choice)[0] if f.categorical]
+    types: dict[str, ColumnType] = {c.name: c.kind for c in sample.columns.values()}
+    if not label_is_column(sample, draft):
+        del types[draft.label]
+    days, categorical = len(draft.days), [f.name for f in features(sample, draft)[0] if f.categorical]
     window = 28 if days >= 84 else 7
-    rows = int(median(choice.days.values()))
+    rows = int(median(draft.days.values()))
+    personal = [p for p in draft.personal if p in types]
     lines = [
-        f"# yaml-language-server: $schema={choice.schema}",
-        f"name: {choice.name}",
-        f"task: {choice.task}",
-        f"owner: {word(choice.owner)}",
-        f"description: {word(choice.description)}",
-        *([f"group: {word(choice.group)}"] if choice.group else []),
+        f"# yaml-language-server: $schema={draft.schema}",
+        f"name: {draft.name}",
+        f"task: {draft.task}",
+        f"owner: {yaml_text(draft.owner)}",
+        f"description: {yaml_text(draft.description)}",
+        *([f"group: {yaml_text(draft.group)}"] if draft.group else []),
         "",
         "data:",
-        f"  source: {json.dumps(choice.source, ensure_ascii=False)}",
-        f"  key: {_list(choice.key)}",
-        f"  event_time: {word(choice.event_time)}",
+        f"  source: {json.dumps(draft.source, ensure_ascii=False)}",
+        f"  key: {_yaml_list(draft.key)}",
+        f"  event_time: {yaml_text(draft.event_time)}",
         "  columns:",
-        *(f"    {word(n)}: {kind}" for n, kind in types.items()),
-    ]
-    if personal := [p for p in choice.personal if p in types]:
-        lines.append(f"  personal: {_list(personal)}")
-    lines += ["", "label:"]
-    if own:
-        lines.append(f"  expression: {word(choice.label)}")
-    else:
-        label = sample.columns[choice.label]
-        value = (
-            f"'{str(choice.positive).replace(chr(39), chr(39) * 2)}'"
-            if label.kind == "string"
-            else choice.positive
-        )
-        lines += [
-            "  # from the same files: features do not see the label",
-            f"  source: {json.dumps(choice.source, ensure_ascii=False)}",
-            "  columns:",
-            *(f"    {word(k)}: {types[k]}" for k in choice.key),
-            f"    {word(choice.label)}: {label.kind}",
-            f"  expression: {json.dumps(f'{quote_identifier(choice.label)} = {value}', ensure_ascii=False)}",
-        ]
-    lines += ["", "features:", f"  categorical: {_list(categorical)}"] if categorical else []
-    lines += [
+        *(f"    {yaml_text(n)}: {kind}" for n, kind in types.items()),
+        *([f"  personal: {_yaml_list(personal)}"] if personal else []),
+        "",
+        *_label_lines(sample, draft),
+        *(["", "features:", f"  categorical: {_yaml_list(categorical)}"] if categorical else []),
         "",
         "training:",
         f"  holdout_days: {max(1, min(14, days // 4))}",
@@ -204,26 +211,44 @@ def model_text(sample: Sample, choice: Choice) -> str:
         f"  min_rows: {max(10, min(1000, rows * window // 4))}",
         "",
         "schedule:",
-        f"  start: {min(choice.days)}",
+        f"  start: {min(draft.days)}",
         "",
     ]
     return "\n".join(lines)
 
 
-def word(text: str | None) -> str:
-    """A text as YAML writes it."""
+def _label_lines(sample: Sample, draft: ModelDraft) -> list[str]:
+    """The section ``label`` of ``model.yaml``."""
+    if label_is_column(sample, draft):
+        return ["label:", f"  expression: {yaml_text(draft.label)}"]
+    label, value = sample.columns[draft.label], draft.positive
+    if label.kind == "string":
+        value = text_literal(str(value))
+    return [
+        "label:",
+        "  # from the same files; features cannot use the label",
+        f"  source: {json.dumps(draft.source, ensure_ascii=False)}",
+        "  columns:",
+        *(f"    {yaml_text(k)}: {sample.columns[k].kind}" for k in draft.key),
+        f"    {yaml_text(draft.label)}: {label.kind}",
+        f"  expression: {json.dumps(f'{quote_identifier(draft.label)} = {value}', ensure_ascii=False)}",
+    ]
+
+
+def yaml_text(text: str | None) -> str:
+    """A text as a YAML scalar."""
     text = text or ""
-    plain = _PLAIN.fullmatch(text) and text.lower() not in _WORDS
+    plain = _PLAIN.fullmatch(text) and text.lower() not in _YAML_WORDS
     return text if plain else json.dumps(text, ensure_ascii=False)
 
 
-def _list(names: list[str]) -> str:
-    return f"[{', '.join(word(n) for n in names)}]"
+def _yaml_list(names: list[str]) -> str:
+    return f"[{', '.join(yaml_text(n) for n in names)}]"
 
 
-def suite(sample: Sample, choice: Choice) -> dict[str, Any]:
-    """``expectations.json``: a Great Expectations suite that the sample passes, with room for other nights."""
-    counts = list(choice.days.values())
+def expectation_suite(sample: Sample, draft: ModelDraft) -> dict[str, Any]:
+    """A Great Expectations suite that the sample passes, with tolerance for other partitions."""
+    counts = list(draft.days.values())
     entries = [
         _expect(
             "expect_table_row_count_to_be_between",
@@ -232,48 +257,54 @@ def suite(sample: Sample, choice: Choice) -> dict[str, Any]:
             notes=f"The sample's partitions have {min(counts)} to {max(counts)} rows.",
         )
     ]
-    must = [*choice.key, *([choice.event_time] if choice.event_time not in choice.key else [])]
+    required = [*draft.key, *([draft.event_time] if draft.event_time not in draft.key else [])]
     entries += [
-        _expect("expect_column_values_to_not_be_null", column=c) for c in must if not sample.columns[c].nulls
+        _expect("expect_column_values_to_not_be_null", column=c)
+        for c in required
+        if not sample.columns[c].nulls
     ]
-    if len(choice.key) == 1:
-        entries.append(_expect("expect_column_values_to_be_unique", column=choice.key[0]))
+    if len(draft.key) == 1:
+        entries.append(_expect("expect_column_values_to_be_unique", column=draft.key[0]))
     else:
-        entries.append(_expect("expect_compound_columns_to_be_unique", column_list=choice.key))
-    hidden = {*must, *choice.personal, *([] if own_label(sample, choice) else [choice.label])}
-    for column in [c for c in sample.columns.values() if c.name not in hidden]:
-        entries += _column(
-            column, sample, is_class=column.name == choice.label and choice.task in ("binary", "multiclass")
+        entries.append(_expect("expect_compound_columns_to_be_unique", column_list=draft.key))
+    without = {*required, *draft.personal, *([] if label_is_column(sample, draft) else [draft.label])}
+    for column in [c for c in sample.columns.values() if c.name not in without]:
+        entries += _column_expectations(
+            column, sample, is_class=column.name == draft.label and draft.task in ("binary", "multiclass")
         )
-    return {"name": choice.name, "expectations": entries, "meta": {}}
+    return {"name": draft.name, "expectations": entries, "meta": {}}
 
 
-def _column(column: SampleColumn, sample: Sample, *, is_class: bool) -> list[dict[str, Any]]:
-    """What is expected of one column."""
-    found, rows = [], sum(sample.rows)
+def _column_expectations(column: SampleColumn, sample: Sample, *, is_class: bool) -> list[dict[str, Any]]:
+    """The expectations of one column."""
+    entries, rows = [], sum(sample.rows)
     if not column.nulls:
-        found.append(
+        entries.append(
             _expect(
                 "expect_column_values_to_not_be_null",
                 "warning",
                 column=column.name,
                 mostly=0.95,
-                notes="It has no gaps in the sample.",
+                notes="The sample has no missing values.",
             )
         )
     if column.kind == "string":
-        if column.values and len(column.values) <= SET_VALUES and rows >= ROWS_A_VALUE * len(column.values):
-            found.append(
+        if (
+            column.values
+            and len(column.values) <= MAX_SET_VALUES
+            and rows >= MIN_ROWS_PER_VALUE * len(column.values)
+        ):
+            entries.append(
                 _expect(
                     "expect_column_values_to_be_in_set",
                     None if is_class else "warning",
                     column=column.name,
                     value_set=column.values,
-                    notes="The values of the sample.",
+                    notes="The values in the sample.",
                 )
             )
-        elif column.length and column.length <= FREE_TEXT:
-            found.append(
+        elif column.length and column.length <= FREE_TEXT_LENGTH:
+            entries.append(
                 _expect(
                     "expect_column_value_lengths_to_be_between",
                     "warning",
@@ -283,33 +314,33 @@ def _column(column: SampleColumn, sample: Sample, *, is_class: bool) -> list[dic
                 )
             )
     if is_class and column.kind == "integer" and column.values:
-        found.append(
+        entries.append(
             _expect("expect_column_values_to_be_in_set", column=column.name, value_set=column.values)
         )
     elif column.kind in ("integer", "number") and column.low is not None and column.high is not None:
-        low, high = _slack(column)
-        found.append(
+        low, high = _widened_bounds(column)
+        entries.append(
             _expect(
                 "expect_column_values_to_be_between",
                 column=column.name,
                 min_value=low,
                 max_value=high,
-                notes=f"The sample has {column.low:.6g} to {column.high:.6g}.",
+                notes=f"In the sample: {column.low:.6g} to {column.high:.6g}.",
             )
         )
-    return found
+    return entries
 
 
-def _slack(column: SampleColumn) -> tuple[float, float]:
-    """Bounds wider than the sample's by its whole range; what is never negative stays so."""
+def _widened_bounds(column: SampleColumn) -> tuple[float, float]:
+    """The range of the sample, extended by its width on both sides, but not from non-negative to negative."""
     assert column.low is not None and column.high is not None
     span = (column.high - column.low) or abs(column.high) or 1.0
-    low, high = max(column.low - span, -LARGEST), min(column.high + span, LARGEST)
+    low, high = max(column.low - span, -LARGEST_NUMBER), min(column.high + span, LARGEST_NUMBER)
     if column.low >= 0:
         low = max(low, 0.0)
     if column.kind == "integer":
         return math.floor(low), math.ceil(high)
-    digits = 2 - math.floor(math.log10(min(span, LARGEST)))
+    digits = 2 - math.floor(math.log10(min(span, LARGEST_NUMBER)))
     return round(low, digits), round(high, digits)
 
 
@@ -318,41 +349,42 @@ def _expect(kind: str, severity: str | None = None, *, notes: str = "", **kwargs
     return entry | ({"severity": severity} if severity else {})
 
 
-def suite_text(sample: Sample, choice: Choice) -> str:
-    """The suite as JSON, one expectation a line."""
-    content = suite(sample, choice)
+def suite_text(sample: Sample, draft: ModelDraft) -> str:
+    """``expectations.json``, one expectation per line."""
+    content = expectation_suite(sample, draft)
     lines = ",\n".join(
         f"    {json.dumps(e, ensure_ascii=False, allow_nan=False)}" for e in content["expectations"]
     )
     return f'{{\n  "name": {json.dumps(content["name"])},\n  "expectations": [\n{lines}\n  ],\n  "meta": {{}}\n}}\n'
 
 
-def readme_text(sample: Sample, choice: Choice) -> str:
+def readme_text(sample: Sample, draft: ModelDraft) -> str:
     """``README.md``."""
-    found, left_out = features(sample, choice)
-    told = {
+    columns, left_out = features(sample, draft)
+    kind = {
         "binary": "yes or no",
         "multiclass": "one of several classes",
         "regression": "a number",
         "ranking": "an order within a list",
-    }[choice.task]
-    features_ = ", ".join(f"`{f.name}`" for f in found)
-    key = ", ".join(f"`{k}`" for k in choice.key)
-    personal = ", ".join(f"`{p}`" for p in choice.personal) or "none"
-    without = ", ".join(f"`{n}` ({why})" for n, why in left_out.items()) or "nothing"
-    rows, first, last = sum(choice.days.values()), min(choice.days), max(choice.days)
-    return f"""# {choice.name}
+    }[draft.task]
+    names = ", ".join(f"`{f.name}`" for f in columns)
+    key = ", ".join(f"`{k}`" for k in draft.key)
+    personal = ", ".join(f"`{p}`" for p in draft.personal) or "none"
+    without = ", ".join(f"`{n}` ({reason})" for n, reason in left_out.items()) or "nothing"
+    rows, first, last = sum(draft.days.values()), min(draft.days), max(draft.days)
+    return f"""# {draft.name}
 
-{choice.description}
+{draft.description}
 
-- **Predicts** `{choice.label}`: {told} ({choice.task}).
-- **Data.** One file a day, `{choice.source}`, {len(sample.columns)} columns. A row is named by {key} and happened at
-  `{choice.event_time}`. Personal data: {personal}.
-- **Features.** {features_}. Left out: {without}.
-- **Gate.** A challenger becomes champion if it beats the champion, and a constant, on the latest held-out days.
-- **Owner.** {choice.owner}.
+- **Prediction.** `{draft.label}`: {kind} ({draft.task}).
+- **Data.** One file per day, `{draft.source}`, {len(sample.columns)} columns. {key} identifies a row; the time of the
+  event is `{draft.event_time}`. Personal data: {personal}.
+- **Features.** {names}. Left out: {without}.
+- **Gate.** A challenger becomes champion if it is better than the champion, and than a constant prediction, on the
+  latest held-out days.
+- **Owner.** {draft.owner}.
 
-`perennial new` wrote this folder from a sample of {rows:,} rows, {first} to {last}. Before it goes live: does every
-feature exist when the model is asked? Do the ranges in `expectations.json` hold all year? When does the label arrive
-(`label.arrives_after_days`)?
+`perennial new` generated this folder from a sample of {rows:,} rows, {first} to {last}. Before the model goes live,
+check: Is every feature known when a prediction is made? Do the ranges in `expectations.json` hold all year? When does
+the label arrive (`label.arrives_after_days`)?
 """
