@@ -1,4 +1,4 @@
-"""`make bench-loop`: what monitoring and retraining are worth, on streams whose truth is known and on the flights."""
+"""`make bench-loop`: what monitoring and retraining achieve, on streams with known changes and on the flights."""
 
 from __future__ import annotations
 
@@ -22,190 +22,206 @@ from perennial.spec import catalog
 
 _Result = dict[str, Any]
 MODEL = "flight_late"
-#: Partitions within which a harmful change has to be found, and within which an alarm still counts as its.
-SOON, LATE = 3, 30
+#: Partitions within which a harmful change should be detected, and within which an alarm is still attributed to it.
+GOAL_DELAY, MAX_DELAY = 3, 30
+#: First date of the flights on which the policies act; the categories are those of the dates before.
+LIVE_START = "2013-04-01"
 
 
 def main() -> int:
-    """Play, print, and say whether the goals are met."""
+    """Replay the policies, and print the results; returns 0 if all goals are met."""
     parser = argparse.ArgumentParser(prog="bench-loop", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="streams of each kind")
-    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of streams, by comma")
-    parser.add_argument("--no-flights", action="store_true", help="generated streams alone")
-    parser.add_argument("--out", type=Path, help="file for the numbers, as JSON")
-    chosen = parser.parse_args()
+    parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of streams, separated by commas")
+    parser.add_argument("--no-flights", action="store_true", help="replay generated streams only")
+    parser.add_argument("--out", type=Path, help="JSON file to write the numbers to")
+    options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     console = Console(width=max(120, Console().width))
-    jobs = [(kind, seed) for seed in range(chosen.seeds) for kind in chosen.kinds.split(",")]
+    jobs = [(kind, seed) for seed in range(options.seeds) for kind in options.kinds.split(",")]
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        flights = None if chosen.no_flights else pool.submit(_flights)
-        found = []
-        for i, result in enumerate(pool.map(_stream, jobs), 1):
-            found.append(result)
+        flights = None if options.no_flights else pool.submit(_replay_flights)
+        results = []
+        for i, result in enumerate(pool.map(_replay_stream, jobs), 1):
+            results.append(result)
             console.print(f"{i} of {len(jobs)}: {result['kind']}, seed {result['seed']}", style="dim")
-        year = flights.result() if flights else None
-    console.print(_by_kind(found))
-    goals, met = _goals(found)
+        on_flights = flights.result() if flights else None
+    console.print(_kinds_table(results))
+    goals, all_met = _goals_table(results)
     console.print(goals)
-    if year:
-        console.print(_year(year))
-    if chosen.out:
-        chosen.out.write_text(json.dumps({"streams": found, "flights": year}, indent=1))
-    return 0 if met else 1
+    if on_flights:
+        console.print(_flights_table(on_flights))
+    if options.out:
+        options.out.write_text(json.dumps({"streams": results, "flights": on_flights}, indent=1))
+    return 0 if all_met else 1
 
 
-def _stream(job: tuple[str, int]) -> _Result:
-    return replay.results(Stream(*job), catalog.load_model_by_name(MODEL))
+def _replay_stream(job: tuple[str, int]) -> _Result:
+    return replay.replay_stream(Stream(*job), catalog.load_model_by_name(MODEL))
 
 
 def delays(result: _Result) -> list[int | None]:
-    """For each harmful change, the number of its partitions whose labels were known at the alarm; None: not found."""
-    numbers = result["policies"]["ours"]
+    """Detection delay of each harmful change.
+
+    Returns:
+        For each, the number of partitions with the change whose labels were known at the alarm; None: not detected.
+    """
+    numbers = result["policies"]["perennial"]
     raised = sorted({*numbers["alarms"], *numbers["trained"]})
-    found: list[int | None] = []
-    harmful = [night for night, gap in result["harms"] if gap > replay.HARM]
+    delays: list[int | None] = []
+    harmful = [night for night, harm in result["harms"] if harm > replay.HARM]
     for i, night in enumerate(harmful):
-        end = min([night + LATE, *harmful[i + 1 : i + 2]])
-        # A gradual change may be found before it does harm.
-        hits = [a - night for a in raised if (result["change"] if not i else night) < a <= end]
-        found.append(max(hits[0], 0) if hits else None)
-    return found
+        end = min([night + MAX_DELAY, *harmful[i + 1 : i + 2]])
+        # A gradual change may be detected before it does harm.
+        hits = [alarm - night for alarm in raised if (result["change"] if not i else night) < alarm <= end]
+        delays.append(max(hits[0], 0) if hits else None)
+    return delays
 
 
-def harmless(result: _Result) -> bool:
-    """Whether nothing that happens in a stream makes a difference to the model."""
-    return all(gap < replay.HARMLESS for _, gap in result["harms"])
+def is_harmless(result: _Result) -> bool:
+    """Whether no change of a stream makes a difference to the model."""
+    return all(harm < replay.HARMLESS for _, harm in result["harms"])
 
 
-def quiet(result: _Result) -> tuple[int, int]:
-    """False alarms, and quiet nights: those before a change that makes a difference, or all where there is none."""
-    end = HISTORY + LIVE if harmless(result) else result["change"]
-    numbers = result["policies"]["ours"]
+def false_alarms(result: _Result) -> tuple[int, int]:
+    """False alarms of a stream, and the number of partitions on which an alarm would be false.
+
+    These are the partitions before the first change, or all of them if no change makes a difference.
+    """
+    end = HISTORY + LIVE if is_harmless(result) else result["change"]
+    numbers = result["policies"]["perennial"]
     raised = {*numbers["alarms"], *numbers["trained"]}
-    return sum(a < end for a in raised), end - HISTORY
+    return sum(alarm < end for alarm in raised), end - HISTORY
 
 
-def _interval(values: Sequence[float], how: Callable[..., Any] = np.mean) -> str:
+def _interval(values: Sequence[float], statistic: Callable[..., Any] = np.mean) -> str:
     """A statistic over streams, with its 95% confidence interval (percentile bootstrap over streams)."""
     data = np.asarray(values, dtype=np.float64)
-    middle = float(how(data))
+    estimate = float(statistic(data))
     if len(data) < 2 or np.ptp(data) == 0:
-        return f"{middle:.3g}"
-    low, high = bootstrap((data,), how, method="percentile", rng=np.random.default_rng(0)).confidence_interval
-    return f"{middle:.3g} [{low:.3g}, {high:.3g}]"
+        return f"{estimate:.3g}"
+    interval = bootstrap((data,), statistic, method="percentile", rng=np.random.default_rng(0))
+    low, high = interval.confidence_interval
+    return f"{estimate:.3g} [{low:.3g}, {high:.3g}]"
 
 
-def _shares(results: Sequence[_Result], policy: str, what: str) -> list[float]:
-    return [r["policies"][policy][what] / r["oracle"][what] for r in results]
+def _shares_of_oracle(results: Sequence[_Result], policy: str, score: str) -> list[float]:
+    return [r["policies"][policy][score] / r["oracle"][score] for r in results]
 
 
-def _by_kind(found: Sequence[_Result]) -> Table:
-    table = Table(title=f"{LIVE} nights a stream; share of the oracle's AUC, and retrainings")
+def _kinds_table(results: Sequence[_Result]) -> Table:
+    table = Table(title=f"{LIVE} partitions a stream; share of the oracle's AUC, and retrainings")
     for head in (
         "stream",
-        "changes found",
-        "most harm",
+        "changes detected",
+        "highest harm",
         "delay",
-        "false alarms a 100 nights",
+        "false alarms per 100 partitions",
         *replay.POLICIES,
-        "nightly",
-        "ours",
+        "retrainings, nightly",
+        "retrainings, perennial",
     ):
         table.add_column(head)
-    for kind in dict.fromkeys(r["kind"] for r in found):
-        mine = [r for r in found if r["kind"] == kind]
-        late = [d for r in mine for d in delays(r)]
-        hits = [d for d in late if d is not None]
-        counts = np.array([quiet(r) for r in mine]).sum(axis=0)
-        worst = max((gap for r in mine for _, gap in r["harms"]), default=0.0)
+    for kind in dict.fromkeys(r["kind"] for r in results):
+        of_kind = [r for r in results if r["kind"] == kind]
+        all_delays = [d for r in of_kind for d in delays(r)]
+        detected = [d for d in all_delays if d is not None]
+        counts = np.array([false_alarms(r) for r in of_kind]).sum(axis=0)
+        highest_harm = max((harm for r in of_kind for _, harm in r["harms"]), default=0.0)
         cells = [
-            f"{len(hits)} of {len(late)}" if late else "",
-            f"{max(worst, 0.0):.0%}",
-            _interval(hits) if hits else "",
+            f"{len(detected)} of {len(all_delays)}" if all_delays else "",
+            f"{max(highest_harm, 0.0):.0%}",
+            _interval(detected) if detected else "",
+            f"{100 * counts[0] / counts[1]:.2g}",
         ]
-        cells.append(f"{100 * counts[0] / counts[1]:.2g}")
-        cells += [_interval(_shares(mine, p, "auc")) for p in replay.POLICIES]
-        cells += [_interval([len(r["policies"][p]["trained"]) for r in mine]) for p in ("nightly", "ours")]
+        cells += [_interval(_shares_of_oracle(of_kind, p, "auc")) for p in replay.POLICIES]
+        for policy in ("nightly", "perennial"):
+            cells.append(_interval([len(r["policies"][policy]["trained"]) for r in of_kind]))
         table.add_row(kind, *cells)
     return table
 
 
-def _goals(found: Sequence[_Result]) -> tuple[Table, bool]:
-    late = [d for r in found for d in delays(r)]
-    alarms = np.array([quiet(r) for r in found])
-    calm = [r for r in found if harmless(r) and r["kind"] != "none"]
-    trainings = sum(len(r["policies"]["ours"]["trained"]) for r in found)
-    nightly = sum(len(r["policies"]["nightly"]["trained"]) for r in found)
-    auc, skill = _shares(found, "ours", "auc"), _shares(found, "ours", "skill")
-    soon = [float(d is not None and d <= SOON) for d in late]
-    rate = [100 * a / n for a, n in alarms]
-    vain = [float(len(r["policies"]["ours"]["trained"])) for r in calm]
+def _goals_table(results: Sequence[_Result]) -> tuple[Table, bool]:
+    """The goals as a table, and whether all of them are met."""
+    trainings = sum(len(r["policies"]["perennial"]["trained"]) for r in results)
+    nightly = sum(len(r["policies"]["nightly"]["trained"]) for r in results)
+    auc, skill = (_shares_of_oracle(results, "perennial", score) for score in ("auc", "skill"))
+    soon = [float(d is not None and d <= GOAL_DELAY) for r in results for d in delays(r)]
+    rates = [100 * alarms / partitions for alarms, partitions in map(false_alarms, results)]
+    harmless = [r for r in results if is_harmless(r) and r["kind"] != "none"]
+    needless = [float(len(r["policies"]["perennial"]["trained"])) for r in harmless]
     rows = [
         ("share of the oracle's AUC", _interval(auc), "≥ 0.95", np.mean(auc) >= 0.95),
         ("share of nightly's retrainings", f"{trainings / nightly:.3f}", "≤ 0.25", trainings <= 0.25 * nightly),
-        ("false alarms a hundred quiet nights", _interval(rate), "≤ 1", np.mean(rate) <= 1),
-        (f"harmful changes found within {SOON} partitions", _interval(soon) if soon else "none", "≥ 0.95",
+        ("false alarms per hundred partitions without a change", _interval(rates), "≤ 1", np.mean(rates) <= 1),
+        (f"harmful changes detected within {GOAL_DELAY} partitions", _interval(soon) if soon else "none", "≥ 0.95",
          not soon or np.mean(soon) >= 0.95),
         ("as a count", f"{sum(soon):.0f} of {len(soon)}", "", None),
-        ("retrainings of a stream whose change does no harm", _interval(vain) if vain else "none", "0",
-         not vain or max(vain) == 0),
+        ("retrainings of a stream whose change does no harm", _interval(needless) if needless else "none", "0",
+         not needless or max(needless) == 0),
         ("share of the oracle's skill (1 - log loss / log 2)", _interval(skill), "", None),
     ]  # fmt: skip
-    table = Table(title=f"{len(found)} streams")
+    table = Table(title=f"{len(results)} streams")
     for head in ("", "measured, with 95% interval", "goal", ""):
         table.add_column(head)
-    for what, measured, goal, met in rows:
-        table.add_row(what, measured, goal, "" if met is None else "met" if met else "MISSED")
+    for name, measured, goal, met in rows:
+        table.add_row(name, measured, goal, "" if met is None else "met" if met else "MISSED")
     return table, all(met is not False for *_, met in rows)
 
 
-def _flights() -> _Result:
-    """All policies on the nights of 2013, from the second quarter on."""
-    from perennial.core.settings import settings
-    from perennial.features.engine import FeatureQuery
-    from perennial.features.labelled_rows import read_labelled_rows
-    from perennial.features.targets import encode_targets
-    from perennial.local_stack.sample import landing
-    from perennial.modeling.encoding import Encoding, categories
+def _replay_flights() -> _Result:
+    """All policies on the partitions of 2013, from the second quarter on."""
+    from perennial.core import dates
 
     spec = catalog.load_model_by_name(MODEL)
+    days = dates.dates("2013-01-01", "2013-12-30")
     with tempfile.TemporaryDirectory(prefix="bench-loop-") as folder:
         os.environ |= {
             "PERENNIAL_HOME": folder,
             "PERENNIAL_LAKE": f"{folder}/lake",
             "PERENNIAL_LANDING": f"{folder}/landing",
         }
-        from perennial.core import dates
-        from perennial.steps import data
-        from perennial.storage import delta_tables
-
-        landing.land_sample(settings().landing)
-        data.data(spec, start="2013-01-01", end="2013-12-31")
-        features = FeatureQuery(spec)
-        days = dates.dates("2013-01-01", "2013-12-30")
-        known: dict[str, list[str]] = {}
-        nights = []
-        versions = [
-            delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels")
-        ]
-        for day in days:
-            table = next(read_labelled_rows(spec, (day,), *versions))
-            rows = features.compute(table)
-            for column in features.categorical:  # those of the first quarter; later ones are unseen
-                if day < "2013-04-01":
-                    seen = known.setdefault(column, [])
-                    seen += [c for c in categories(rows.column(column)) if c not in seen]
-            nights.append((rows, encode_targets(spec, table.column("__label"), ()).astype(np.float64)))
-        encoding = Encoding(tuple(features.columns), {c: sorted(v) for c, v in known.items()})
-    world = replay.World(spec, [(encoding.encode(x), y) for x, y in nights], days.index("2013-04-01"))
-    return {p: replay.numbers(replay.play(world, p)) for p in replay.POLICIES}
+        nights = _flight_partitions(days)
+    world = replay.World(spec, nights, days.index(LIVE_START))
+    return {p: replay.to_json(replay.replay_policy(world, p)) for p in replay.POLICIES}
 
 
-def _year(year: _Result) -> Table:
+def _flight_partitions(days: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Ingest the flights; returns the encoded features and the labels of each date."""
+    from perennial.core.settings import settings
+    from perennial.features.engine import FeatureQuery
+    from perennial.features.labelled_rows import LABEL, read_labelled_rows
+    from perennial.features.targets import encode_targets
+    from perennial.local_stack.sample import landing
+    from perennial.modeling.encoding import Encoding, categories
+    from perennial.steps import data
+    from perennial.storage import delta_tables
+
+    spec = catalog.load_model_by_name(MODEL)
+    landing.land_sample(settings().landing)
+    data.data(spec, start="2013-01-01", end="2013-12-31")
+    features = FeatureQuery(spec)
+    by_column: dict[str, list[str]] = {}
+    nights = []
+    versions = [
+        delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels")
+    ]
+    for day in days:
+        table = next(read_labelled_rows(spec, (day,), *versions))
+        rows = features.compute(table)
+        for column in features.categorical if day < LIVE_START else ():
+            listed = by_column.setdefault(column, [])
+            listed += [c for c in categories(rows.column(column)) if c not in listed]
+        nights.append((rows, encode_targets(spec, table.column(LABEL), ()).astype(np.float64)))
+    encoding = Encoding(tuple(features.columns), {c: sorted(v) for c, v in by_column.items()})
+    return [(encoding.encode(rows), y) for rows, y in nights]
+
+
+def _flights_table(by_policy: _Result) -> Table:
     table = Table(title="Flights, April to December 2013")
     for head in ("policy", "AUC", "skill", "retrainings", "promoted"):
         table.add_column(head)
-    for policy, n in year.items():
+    for policy, n in by_policy.items():
         table.add_row(
             policy, f"{n['auc']:.4f}", f"{n['skill']:.4f}", str(len(n["trained"])), str(len(n["promoted"]))
         )
