@@ -1,5 +1,5 @@
--- The sixty-four pixels, and what a reader sees at a glance: how much ink is in each row and column, and in which half
--- of it. The digit itself is the label and not among the rows.
+-- The sixty-four pixels, the sum of each row and column of pixels, and the difference between the halves of each. The
+-- label is hidden from this query.
 SELECT
     sample_id,
     COLUMNS('^p\d\d$'),

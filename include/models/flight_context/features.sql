@@ -1,20 +1,20 @@
--- Adds to each row its aircraft and the weather known two hours before departure: the latest observation made by
--- then (ASOF), never a later one, however complete the reference table has become since; none where it is two days old.
--- Stations observe on the hour, so the weather is looked up once an airport and hour, and not for each of its flights;
--- and among the days around the rows, not among those of years.
-WITH asked AS (
-    SELECT DISTINCT origin, date_trunc('hour', scheduled_departure - INTERVAL 2 HOURS) AS by_then FROM rows
+-- Adds to each row its aircraft and the weather known two hours before departure: the latest observation at that time
+-- (ASOF JOIN), never a later one, and none that is more than two days older.
+-- Stations observe on the hour, so the weather is joined once per airport and hour instead of once per flight, and only
+-- among the observations of the days around the rows.
+WITH lookups AS (
+    SELECT DISTINCT origin, date_trunc('hour', scheduled_departure - INTERVAL 2 HOURS) AS known_at FROM rows
 ),
 recent AS (
     FROM weather
-    WHERE observed_at BETWEEN (SELECT min(by_then) - INTERVAL 2 DAYS FROM asked) AND (SELECT max(by_then) FROM asked)
+    WHERE observed_at BETWEEN (SELECT min(known_at) - INTERVAL 2 DAYS FROM lookups) AND (SELECT max(known_at) FROM lookups)
 ),
 known AS (
-    SELECT asked.origin, asked.by_then, recent.* EXCLUDE (origin)
-    FROM asked
+    SELECT lookups.origin, lookups.known_at, recent.* EXCLUDE (origin)
+    FROM lookups
     ASOF JOIN recent
-        ON asked.origin = recent.origin
-        AND recent.observed_at <= asked.by_then
+        ON lookups.origin = recent.origin
+        AND recent.observed_at <= lookups.known_at
 )
 SELECT
     rows.*,
@@ -31,5 +31,5 @@ FROM rows
 LEFT JOIN planes USING (tailnum)
 LEFT JOIN known
     ON rows.origin = known.origin
-    AND date_trunc('hour', rows.scheduled_departure - INTERVAL 2 HOURS) = known.by_then
-    AND known.observed_at > known.by_then - INTERVAL 2 DAYS
+    AND date_trunc('hour', rows.scheduled_departure - INTERVAL 2 HOURS) = known.known_at
+    AND known.observed_at > known.known_at - INTERVAL 2 DAYS

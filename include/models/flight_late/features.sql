@@ -1,4 +1,4 @@
--- One row in, one row out: the key, then a column a feature. Nothing here is known later than the evening before.
+-- Each row once: its key, then one column per feature. Everything here is known the evening before departure.
 SELECT
     flight_id,
     carrier,

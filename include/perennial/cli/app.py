@@ -36,7 +36,7 @@ LibraryDigest = Annotated[
     typer.Option(help="Refuse to run unless the library has this digest (`perennial library-digest`)."),
 ]
 ModelName = Annotated[str, typer.Argument(help="Name of the model.")]
-Rendezvous = "path or s3:// URI of the file in which trainer and workers find each other"
+RENDEZVOUS_HELP = "path or s3:// URI of the file in which trainer and workers find each other"
 
 
 def main() -> None:
@@ -128,7 +128,7 @@ def run(
     ] = None,
     library_digest: LibraryDigest = None,
     workers: Annotated[int | None, typer.Option(help="train: processes that fit the model together.")] = None,
-    rendezvous: Annotated[str | None, typer.Option(help=f"train: {Rendezvous}.")] = None,
+    rendezvous: Annotated[str | None, typer.Option(help=f"train: {RENDEZVOUS_HELP}.")] = None,
 ) -> None:
     """Run one step. Its result is printed last, as one line of JSON."""
     from perennial.cli import invocation
@@ -150,7 +150,7 @@ def run(
 
 @app.command()
 def worker(
-    rendezvous: Annotated[str, typer.Option(help=f"{Rendezvous[0].upper()}{Rendezvous[1:]}.")],
+    rendezvous: Annotated[str, typer.Option(help=f"{RENDEZVOUS_HELP[0].upper()}{RENDEZVOUS_HELP[1:]}.")],
     rank: Annotated[int, typer.Option(help="Number of this worker, from 0.")],
     library_digest: LibraryDigest = None,
 ) -> None:
