@@ -1,4 +1,4 @@
-"""An Airflow of its own for these tests: it must be said before Airflow is first imported."""
+"""An Airflow home for these tests: its variables must be set before Airflow is first imported."""
 
 from __future__ import annotations
 

@@ -26,7 +26,7 @@ def spec_of(dag: DAG) -> ModelSpec:
     return SPECS[dag.dag_id.rpartition(".")[0]]
 
 
-def come_back(dag: DAG) -> Any:
+def deserialised(dag: DAG) -> Any:
     """The DAG as Airflow's scheduler and API server see it."""
     return DagSerialization.from_dict(json.loads(json.dumps(DagSerialization.to_dict(dag))))
 
@@ -55,7 +55,7 @@ def test_a_dag_explains_itself(dag: DAG) -> None:
         "**Reads**",
         "**Emits**",
         "**When it fails.**",
-        "**Who is told**",
+        "**Alerts**",
         "**Owner.**",
     ):
         assert part in page
@@ -84,7 +84,7 @@ def test_a_form_that_nobody_fills_in_holds_valid_values(dag: DAG) -> None:
 
 
 @each_task
-def test_a_task_is_bounded_and_tells_of_failure(task: object) -> None:
+def test_a_task_is_bounded_and_reports_failure(task: object) -> None:
     assert 0 <= task.retries <= 10
     assert task.retry_delay == timedelta(seconds=30)
     assert task.retry_exponential_backoff == 2.0
@@ -111,7 +111,7 @@ def test_wiring(model: str) -> None:
     assert wires("score") == {"score": set()}
     assert wires("train") == {"train": {"promote"}, "promote": set()}
     assert wires("monitor") == {
-        "monitor": {"decide", "notify"}, "decide": {"ask_retraining"}, "ask_retraining": set(), "notify": set(),
+        "monitor": {"decide", "notify"}, "decide": {"request_retraining"}, "request_retraining": set(), "notify": set(),
     }  # fmt: skip
     assert wires("rollback") == {"rollback": set()}
 
@@ -129,7 +129,8 @@ def test_the_loop_closes_over_assets(model: str) -> None:
 
     def waits_for(stage: str) -> set[str]:
         return {
-            key.name for key, _ in come_back(DAGS[f"{model}.{stage}"]).timetable.asset_condition.iter_assets()
+            key.name
+            for key, _ in deserialised(DAGS[f"{model}.{stage}"]).timetable.asset_condition.iter_assets()
         }
 
     assert waits_for("score") == {f"data/{model}"}
@@ -143,7 +144,7 @@ def test_serialization_is_stable_and_comes_back(dag: DAG) -> None:
     first = json.dumps(DagSerialization.to_dict(dag), sort_keys=True, default=str)
     again = json.dumps(DagSerialization.to_dict(dags()[dag.dag_id]), sort_keys=True, default=str)
     assert first == again
-    back = come_back(dag)
+    back = deserialised(dag)
     assert back.timetable.partitioned is (stage != "rollback")
     assert back.timetable.periodic is (
         stage in ("data", "score", "monitor")

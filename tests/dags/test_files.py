@@ -11,10 +11,10 @@ from pathlib import Path
 import pytest
 from airflow.dag_processing.dagbag import DagBag
 
+from perennial.core.settings import ROOT
 from perennial.spec.catalog import load_models
 from perennial_airflow.dag_factory.factory import STAGES
 
-ROOT = Path(__file__).resolve().parents[2]
 FILES = sorted((ROOT / "dags").glob("*.py"))
 HEAVY = {
     "dask", "deltalake", "duckdb", "evidently", "great_expectations", "matplotlib", "mlflow", "numpy", "optuna",

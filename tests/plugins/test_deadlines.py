@@ -1,17 +1,17 @@
-"""Deadlines, by Airflow's own scheduler code on a real metadata database: who is told of which run."""
+"""Deadlines, by Airflow's own scheduler code on a real metadata database: which runs open an incident."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
-from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.triggers.base import TriggerEvent
 
 from perennial.alerting import incidents
+from perennial.core.settings import ROOT
 from perennial.spec.model_spec import ModelSpec, StepLimits
 from perennial_airflow import deadlines
 from perennial_airflow.alerting import alerts
@@ -50,7 +50,7 @@ def database() -> Iterator[Any]:
 
     initdb()
     DagBundlesManager().sync_bundles_to_db()
-    bag = DagBag(str(Path(__file__).parents[2] / "dags" / "models.py"), bundle_name="dags-folder")
+    bag = DagBag(str(ROOT / "dags" / "models.py"), bundle_name="dags-folder")
     assert not bag.import_errors
     sync_bag_to_db(bag, "dags-folder", None)
     with create_session() as session:
@@ -89,22 +89,22 @@ def fire(session: Any, run: Any) -> str:
 
 
 @pytest.fixture
-def told(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """Signals raised, with their dates."""
-    found: list[Any] = []
-    real = alerts.raise_signals
-    monkeypatch.setattr(alerts, "raise_signals", lambda *a: (found.append(a[1:]), real(*a)))
-    return found
+def reported(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """Signals that are reported, with their dates."""
+    signals: list[Any] = []
+    real = alerts.report_signals
+    monkeypatch.setattr(alerts, "report_signals", lambda *a: (signals.append(a[1:]), real(*a)))
+    return signals
 
 
-def test_a_run_that_does_not_end_is_told_and_the_next_success_ends_it(
-    database: Any, told: list[Any], spec: ModelSpec
+def test_a_run_that_does_not_end_opens_an_incident_and_the_next_success_closes_it(
+    database: Any, reported: list[Any], spec: ModelSpec
 ) -> None:
     run = queued(database, "scheduled", NIGHT)
     run.state = "running"
     database.flush()
-    assert fire(database, run) == "told: the run is running"
-    ((day, signals),) = told
+    assert fire(database, run) == "incident opened: the run is running"
+    ((day, signals),) = reported
     assert (day, list(signals)) == (NIGHT, ["deadline:data"])
     reason = signals["deadline:data"].reason
     assert reason.startswith(
@@ -120,21 +120,23 @@ def test_a_run_that_does_not_end_is_told_and_the_next_success_ends_it(
 
 
 @pytest.mark.parametrize("state", ["failed", "success"])
-def test_a_run_that_is_over_is_not_told(database: Any, told: list[Any], state: str) -> None:
+def test_a_run_that_has_ended_opens_no_incident(database: Any, reported: list[Any], state: str) -> None:
     run = queued(database, "scheduled", "2013-02-03" if state == "failed" else "2013-02-04")
     run.state = state
     database.flush()
-    assert fire(database, run) == f"the run is over: {state}"
-    assert told == []
+    assert fire(database, run) == f"the run has ended: {state}"
+    assert reported == []
 
 
-def test_the_runs_of_a_backfill_have_no_deadline(database: Any, told: list[Any]) -> None:
+def test_the_runs_of_a_backfill_have_no_deadline(database: Any, reported: list[Any]) -> None:
     run = queued(database, "backfill", "2013-02-05")
     assert fire(database, run) == "a run of a backfill has no deadline"
-    assert told == []
+    assert reported == []
 
 
-def test_a_run_that_waits_for_a_person_is_not_told(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_that_waits_for_a_person_opens_no_incident(
+    reported: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     states = {"r": {"monitor": "success", "approve_retraining": "awaiting_input"}}
@@ -142,17 +144,17 @@ def test_a_run_that_waits_for_a_person_is_not_told(told: list[Any], monkeypatch:
     monkeypatch.setattr(RuntimeTaskInstance, "get_task_states", staticmethod(lambda dag_id, run_ids: states))
     run = {"dag_id": "flight_late.monitor", "dag_run_id": "r", "state": "running", "run_type": "scheduled",
            "partition_key": NIGHT, "conf": None}  # fmt: skip
-    said = asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
-    assert said == "the run waits for a person's answer, which has a time of its own"
+    outcome = asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
+    assert outcome == "the run waits for a person's answer, which has its own time limit"
     states["r"] = {"monitor": "running"}
     assert (
         asyncio.run(deadlines.missed("flight_late", "monitor", 5, {"dag_run": run}))
-        == "told: the run is running"
+        == "incident opened: the run is running"
     )
-    assert len(told) == 1
+    assert len(reported) == 1
 
 
-def test_the_state_is_asked_for_anew(told: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_current_state_counts(reported: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
     """The triggerer may call long after the scheduler saw the deadline pass."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
@@ -161,6 +163,6 @@ def test_the_state_is_asked_for_anew(told: list[Any], monkeypatch: pytest.Monkey
            "partition_key": NIGHT, "conf": None}  # fmt: skip
     assert (
         asyncio.run(deadlines.missed("flight_late", "data", 5, {"dag_run": run}))
-        == "the run is over: success"
+        == "the run has ended: success"
     )
-    assert told == []
+    assert reported == []

@@ -54,7 +54,7 @@ def test_the_entry_point_names_the_same_plugin() -> None:
 
 
 def test_what_airflow_stores_stays_importable() -> None:
-    """Paths in the metadata database: of timetables, callbacks of deadlines, triggers, and methods of deferred tasks."""
+    """Paths in its database: timetables, callbacks of deadlines, triggers, methods of deferred tasks."""
     for path in (
         "perennial_airflow.timetables:DailyPartitions",
         "perennial_airflow.timetables:PublishedPartitions",

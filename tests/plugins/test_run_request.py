@@ -1,4 +1,4 @@
-"""What a run was asked to do."""
+"""What a run was triggered for."""
 
 from __future__ import annotations
 
@@ -13,33 +13,37 @@ from airflow.utils.types import DagRunType
 from perennial.core.errors import PerennialError
 from perennial_airflow import run_request
 from perennial_airflow.dag_factory import params
-from perennial_airflow.run_request import Span
+from perennial_airflow.run_request import PartitionRange
 
 
-def context(key: str | None = None, kind: str = "manual", user: str | None = None, **wishes: Any) -> Any:
+def context(key: str | None = None, kind: str = "manual", user: str | None = None, **fields: Any) -> Any:
     run = SimpleNamespace(partition_key=key, run_type=DagRunType(kind), triggering_user_name=user)
-    return {"dag_run": run, "params": wishes, "triggering_asset_events": {}}
+    return {"dag_run": run, "params": fields, "triggering_asset_events": {}}
 
 
 @pytest.mark.parametrize(
-    ("key", "wishes", "expected"),
+    ("key", "fields", "expected"),
     [
-        ("2013-02-01", {}, Span("2013-02-01", scheduled=True)),
-        ("2013-02-01", {"start": None, "end": "", "force": False}, Span("2013-02-01", scheduled=True)),
-        (None, {"start": "2013-02-01"}, Span("2013-02-01")),
-        (None, {"start": "2013-02-01", "end": "2013-02-01"}, Span("2013-02-01")),
-        (None, {"start": "2013-02-01", "end": "2013-02-28"}, Span("2013-02-01", "2013-02-28")),
+        ("2013-02-01", {}, PartitionRange("2013-02-01", scheduled=True)),
+        (
+            "2013-02-01",
+            {"start": None, "end": "", "force": False},
+            PartitionRange("2013-02-01", scheduled=True),
+        ),
+        (None, {"start": "2013-02-01"}, PartitionRange("2013-02-01")),
+        (None, {"start": "2013-02-01", "end": "2013-02-01"}, PartitionRange("2013-02-01")),
+        (None, {"start": "2013-02-01", "end": "2013-02-28"}, PartitionRange("2013-02-01", "2013-02-28")),
     ],
 )
-def test_partitions(key: str | None, wishes: dict[str, Any], expected: Span) -> None:
-    assert run_request.span(context(key, **wishes)) == expected
+def test_partitions(key: str | None, fields: dict[str, Any], expected: PartitionRange) -> None:
+    assert run_request.partitions(context(key, **fields)) == expected
 
 
 @pytest.mark.parametrize(
-    ("key", "wishes", "cause"),
+    ("key", "fields", "cause"),
     [
-        (None, {}, "nothing says which partition"),
-        (None, {"end": "2013-02-01"}, "nothing says which partition"),
+        (None, {}, "neither a partition key nor a first partition"),
+        (None, {"end": "2013-02-01"}, "neither a partition key nor a first partition"),
         ("2013-02-01", {"start": "2013-02-01"}, "also start 2013-02-01"),
         ("2013-02-01", {"end": "2013-02-03"}, "end 2013-02-03"),
         ("2013-02-30", {}, "'2013-02-30', not a date"),
@@ -48,16 +52,18 @@ def test_partitions(key: str | None, wishes: dict[str, Any], expected: Span) -> 
         (None, {"start": "2013-02-01", "end": "2999-01-01"}, "more than ten years"),
     ],
 )
-def test_partitions_that_make_no_sense(key: str | None, wishes: dict[str, Any], cause: str) -> None:
+def test_partitions_that_make_no_sense(key: str | None, fields: dict[str, Any], cause: str) -> None:
     with pytest.raises(PerennialError, match=cause) as caught:
-        run_request.span(context(key, **wishes))
+        run_request.partitions(context(key, **fields))
     assert "What to do: " in str(caught.value)
 
 
 def test_as_of() -> None:
-    assert run_request.as_of(context("2013-02-01")) == Span("2013-02-01", scheduled=True)
-    assert run_request.as_of(context("2013-02-01", as_of="2013-02-01")) == Span("2013-02-01", scheduled=True)
-    assert run_request.as_of(context(as_of="2013-02-01")) == Span("2013-02-01")
+    assert run_request.as_of(context("2013-02-01")) == PartitionRange("2013-02-01", scheduled=True)
+    assert run_request.as_of(context("2013-02-01", as_of="2013-02-01")) == PartitionRange(
+        "2013-02-01", scheduled=True
+    )
+    assert run_request.as_of(context(as_of="2013-02-01")) == PartitionRange("2013-02-01")
     for broken in (context(), context("2013-02-01", as_of="2013-02-02"), context(as_of="soon")):
         with pytest.raises(PerennialError):
             run_request.as_of(broken)
@@ -90,7 +96,7 @@ def test_the_reason_comes_from_the_event_first() -> None:
         (params.partitions, {"start": "01.02.2013"}),
         (params.partitions, {"start": "2013-02-30"}),
         (params.partitions, {"force": "yes"}),
-        (params.looking_back, {"as_of": "x"}),
+        (params.monitoring, {"as_of": "x"}),
         (params.training, {"reason": "x" * 501}),
         (params.rollback, {}),
         (params.rollback, {"reason": ""}),
@@ -110,7 +116,7 @@ def test_forms_refuse(form: Any, given: dict[str, Any]) -> None:
     [
         (params.partitions, {}),
         (params.partitions, {"start": "2013-02-01", "end": "2013-02-28", "force": True}),
-        (params.looking_back, {"as_of": "2013-02-01"}),
+        (params.monitoring, {"as_of": "2013-02-01"}),
         (params.training, {"as_of": "2013-02-01", "reason": "new feature"}),
         (params.rollback, {"reason": "worse since May"}),
         (params.rollback, {"reason": "worse since May", "to_version": 3}),

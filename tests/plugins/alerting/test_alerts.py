@@ -23,18 +23,18 @@ from perennial.spec.alerts import Channel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage.manifests import Manifest, write
 from perennial_airflow.alerting import alerts, notifiers
-from perennial_airflow.alerting.daily_summary import SendDigest
+from perennial_airflow.alerting.daily_summary import SendDailySummary
 from support.servers import free_port
 
 NIGHT, NEXT = "2013-02-01", "2013-02-02"
 
 
 class Hook(BaseHTTPRequestHandler):
-    """Notes what it is told; answers 500 on /broken, not in time on /slow, and as Slack does on /api."""
+    """Collects what it receives; answers 500 on /broken, late on /slow, and like Slack on /api."""
 
     def do_POST(self) -> None:
         body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.told.append((self.path, dict(self.headers), json.loads(body)))
+        self.server.received.append((self.path, dict(self.headers), json.loads(body)))
         if self.path == "/slow":
             self.server.release.wait(10)
         answer = b'{"ok": true}' if self.path.startswith("/api/") else b""
@@ -50,19 +50,19 @@ class Hook(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server() -> Iterator[Any]:
-    with HTTPServer(("127.0.0.1", 0), Hook) as found:
-        found.told, found.broken, found.release = [], {"/broken"}, threading.Event()
-        found.url = f"http://127.0.0.1:{found.server_port}"
-        thread = threading.Thread(target=found.serve_forever, daemon=True)
+    with HTTPServer(("127.0.0.1", 0), Hook) as http:
+        http.received, http.broken, http.release = [], {"/broken"}, threading.Event()
+        http.url = f"http://127.0.0.1:{http.server_port}"
+        thread = threading.Thread(target=http.serve_forever, daemon=True)
         thread.start()
-        yield found
-        found.release.set()
-        found.shutdown()
+        yield http
+        http.release.set()
+        http.shutdown()
         thread.join()
 
 
 class Mailbox:
-    """Keeps the mails that an SMTP server got."""
+    """Collects the mails that an SMTP server receives."""
 
     def __init__(self) -> None:
         self.mails: list[tuple[str, list[str], Any]] = []
@@ -85,11 +85,11 @@ def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
     controller.stop()
 
 
-Telling = Callable[..., ModelSpec]
+WithChannels = Callable[..., ModelSpec]
 
 
 @pytest.fixture
-def telling(spec: ModelSpec) -> Telling:
+def with_channels(spec: ModelSpec) -> WithChannels:
     """The model with these channels."""
 
     def make(*channels: dict[str, Any], **more: Any) -> ModelSpec:
@@ -105,15 +105,15 @@ def hook(server: Any, path: str = "/hook", **more: Any) -> dict[str, Any]:
 
 
 def context(
-    error: object = None, task: str = "data", key: str | None = NIGHT, part: int = -1, **wishes: str
+    error: object = None, task: str = "data", key: str | None = NIGHT, part: int = -1, **params: str
 ) -> Any:
     stage = {"promote": "train", "notify": "monitor"}.get(task, task)
     instance = SimpleNamespace(
         dag_id=f"flight_late.{stage}", task_id=task, run_id="manual__1", try_number=3, log_url="http://ui/log",
         map_index=part,
     )  # fmt: skip
-    run = SimpleNamespace(partition_key=None if wishes else key)
-    return {"task_instance": instance, "dag_run": run, "params": wishes, "exception": error}
+    run = SimpleNamespace(partition_key=None if params else key)
+    return {"task_instance": instance, "dag_run": run, "params": params, "exception": error}
 
 
 FAILURE = AirflowFailException(
@@ -124,13 +124,13 @@ FAILURE = AirflowFailException(
 # --- from a task to an incident
 
 
-def test_a_failure_is_told_once_and_its_end_too(server: Any, telling: Telling) -> None:
-    spec = telling(hook(server))
+def test_a_failure_is_sent_once_and_its_end_too(server: Any, with_channels: WithChannels) -> None:
+    spec = with_channels(hook(server))
     alerts.on_failure(spec)(context(FAILURE))
-    ((path, headers, told),) = server.told
+    ((path, headers, body),) = server.received
     assert (path, headers["Content-Type"]) == ("/hook", "application/json")
-    text = told.pop("text")
-    assert told == {
+    text = body.pop("text")
+    assert body == {
         "title": "flight_late: failure:data is bad, partition 2013-02-01",
         "model": "flight_late", "stage": "data", "task": "data", "run_id": "manual__1", "partition": NIGHT,
         "try_number": 3, "owner": spec.owner, "log": "http://ui/log", "reason": str(FAILURE),
@@ -140,54 +140,56 @@ def test_a_failure_is_told_once_and_its_end_too(server: Any, telling: Telling) -
     assert "What to do: send it again" in text and "http://ui/log" in text
     alerts.on_failure(spec)(context(FAILURE))
     alerts.on_failure(spec)(context(FAILURE, key=NEXT))
-    assert len(server.told) == 1
+    assert len(server.received) == 1
     alerts.on_success(spec)(context(task="score"))
-    assert len(server.told) == 1
+    assert len(server.received) == 1
     alerts.on_success(spec)(context(key=NEXT))
-    assert server.told[1][2]["title"] == "flight_late: failure:data recovered, partition 2013-02-02"
+    assert server.received[1][2]["title"] == "flight_late: failure:data recovered, partition 2013-02-02"
     alerts.on_success(spec)(context(key=NEXT))
-    assert len(server.told) == 2
+    assert len(server.received) == 2
 
 
-def test_tasks_of_one_stage_are_told_apart(server: Any, telling: Telling) -> None:
-    spec = telling(hook(server))
+def test_tasks_of_one_stage_have_their_own_incidents(server: Any, with_channels: WithChannels) -> None:
+    spec = with_channels(hook(server))
     alerts.on_failure(spec)(context(FAILURE, task="promote"))
     alerts.on_success(spec)(context(task="train"))
     assert [i.signal for i in incidents.read_log(spec.name).open] == ["failure:promote"]
 
 
-def test_channels_hear_what_they_are_for(
-    server: Any, telling: Telling, monkeypatch: pytest.MonkeyPatch
+def test_channels_get_the_signals_that_they_name(
+    server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PERENNIAL_ALERT_URL", f"{server.url}/all")
-    spec = telling(hook(server, "/data", signals=["failure:data"]), hook(server, "/drift", signals=["drift"]))
+    spec = with_channels(
+        hook(server, "/data", signals=["failure:data"]), hook(server, "/drift", signals=["drift"])
+    )
     alerts.on_failure(spec)(context(FAILURE))
-    assert [path for path, _, _ in server.told] == ["/data", "/all"]
+    assert [path for path, _, _ in server.received] == ["/data", "/all"]
 
 
-def test_what_was_not_delivered_is_told_later_and_not_twice(server: Any, telling: Telling) -> None:
-    spec = telling(hook(server, "/broken"), hook(server, "/good"))
+def test_what_was_not_delivered_is_sent_later_and_not_twice(server: Any, with_channels: WithChannels) -> None:
+    spec = with_channels(hook(server, "/broken"), hook(server, "/good"))
     alerts.on_failure(spec)(context(FAILURE))
-    assert [path for path, _, _ in server.told] == ["/broken", "/good"]
+    assert [path for path, _, _ in server.received] == ["/broken", "/good"]
     assert [n.channel for n in incidents.read_log(spec.name).outbox] == ["c0"]
     server.broken.clear()
     alerts.on_failure(spec)(context(FAILURE))
-    assert [path for path, _, _ in server.told] == ["/broken", "/good", "/broken"]
+    assert [path for path, _, _ in server.received] == ["/broken", "/good", "/broken"]
     assert incidents.read_log(spec.name).outbox == []
 
 
-def test_a_failure_is_told_where_the_lake_is_away(server: Any, telling: Telling, home: Path) -> None:
-    spec = telling(hook(server))
+def test_a_failure_is_sent_without_a_lake(server: Any, with_channels: WithChannels, home: Path) -> None:
+    spec = with_channels(hook(server))
     (home / "lake").write_text("a file where the lake should be")
     alerts.on_failure(spec)(context(FAILURE))
     alerts.on_success(spec)(context())
-    assert [told["kind"] for _, _, told in server.told] == ["opened"]
+    assert [body["kind"] for _, _, body in server.received] == ["opened"]
 
 
-def test_while_another_task_delivers_nothing_is_told_twice(
-    server: Any, telling: Telling, monkeypatch: pytest.MonkeyPatch
+def test_while_another_task_delivers_nothing_is_sent_twice(
+    server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = telling(hook(server))
+    spec = with_channels(hook(server))
 
     def busy(*_: object) -> int:
         raise LockHeldError("the lock notices-flight_late is held by another run", "wait")
@@ -196,25 +198,25 @@ def test_while_another_task_delivers_nothing_is_told_twice(
         patch.setattr(incidents, "deliver_notices", busy)
         alerts.on_failure(spec)(context(FAILURE))
         assert monitored(spec, NIGHT)["undelivered"] == 1
-    assert server.told == []
+    assert server.received == []
     assert monitored(spec, NIGHT)["undelivered"] == 0
-    assert len(server.told) == 1
+    assert len(server.received) == 1
 
 
-def test_a_range_is_dated_by_its_last_day(server: Any, telling: Telling) -> None:
-    spec = telling(hook(server))
+def test_a_range_is_dated_by_its_last_day(server: Any, with_channels: WithChannels) -> None:
+    spec = with_channels(hook(server))
     alerts.on_failure(spec)(context(FAILURE, start="2013-01-01", end="2013-01-31"))
-    ((_, _, told),) = server.told
-    assert (told["partition"], told["last"]) == ("2013-01-01..2013-01-31", "2013-01-31")
+    ((_, _, body),) = server.received
+    assert (body["partition"], body["last"]) == ("2013-01-01..2013-01-31", "2013-01-31")
 
 
-def test_values_of_the_data_are_not_told(server: Any, telling: Telling) -> None:
-    alerts.on_failure(telling(hook(server)))(
+def test_values_of_the_data_are_not_sent(server: Any, with_channels: WithChannels) -> None:
+    alerts.on_failure(with_channels(hook(server)))(
         context(ValueError("could not convert string to float: 'N12345'"))
     )
-    ((_, _, told),) = server.told
-    assert told["reason"] == "ValueError: see the task's log"
-    assert "N12345" not in json.dumps(told)
+    ((_, _, body),) = server.received
+    assert body["reason"] == "ValueError: see the task's log"
+    assert "N12345" not in json.dumps(body)
 
 
 def test_nothing_configured_nothing_sent(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,61 +237,61 @@ def test_nothing_configured_nothing_sent(spec: ModelSpec, monkeypatch: pytest.Mo
     ],
 )
 def test_an_address_that_cannot_be_used_stops_no_other(
-    url: str, server: Any, telling: Telling, monkeypatch: pytest.MonkeyPatch
+    url: str, server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PERENNIAL_ALERT_URL", url)
-    alerts.on_failure(telling(hook(server)))(context(FAILURE))
-    assert len(server.told) == 1
+    alerts.on_failure(with_channels(hook(server)))(context(FAILURE))
+    assert len(server.received) == 1
 
 
-def test_half_a_context_is_enough(server: Any, telling: Telling) -> None:
+def test_half_a_context_is_enough(server: Any, with_channels: WithChannels) -> None:
     """Airflow's DAG processor calls the hook for a task whose worker was killed, with less in hand."""
-    spec = telling(hook(server))
+    spec = with_channels(hook(server))
     task = SimpleNamespace(dag_id="flight_late.train", task_id="train", run_id="manual__1", try_number=1)
     alerts.on_failure(spec)({"task_instance": task})
-    ((_, _, told),) = server.told
-    assert (told["stage"], told["partition"], told["log"]) == ("train", None, None)
-    assert told["title"] == "flight_late: failure:train is bad"
+    ((_, _, body),) = server.received
+    assert (body["stage"], body["partition"], body["log"]) == ("train", None, None)
+    assert body["title"] == "flight_late: failure:train is bad"
     alerts.on_success(spec)(context(task="train"))
-    assert server.told[1][2]["kind"] == "closed"
+    assert server.received[1][2]["kind"] == "closed"
 
 
 # --- from a verdict to an incident
 
 
 def monitored(spec: ModelSpec, day: str, **signals: tuple[str, str]) -> dict[str, Any]:
-    told = {name: {"state": state, "reason": reason} for name, (state, reason) in signals.items()}
-    write(Manifest(spec.name, "monitor", day, {}, {"verdict": "ok", "reason": "", "signals": told}), 0)
+    content = {name: {"state": state, "reason": reason} for name, (state, reason) in signals.items()}
+    write(Manifest(spec.name, "monitor", day, {}, {"verdict": "ok", "reason": "", "signals": content}), 0)
     return alerts.notify(spec, context(task="notify", key=day) | {"run_id": "r"})
 
 
-def test_a_verdict_opens_and_ends_an_incident(server: Any, telling: Telling) -> None:
-    spec, fine = telling(hook(server)), ("ok", "")
+def test_a_verdict_opens_and_ends_an_incident(server: Any, with_channels: WithChannels) -> None:
+    spec, fine = with_channels(hook(server)), ("ok", "")
     drifted = monitored(spec, NIGHT, features=("bad", "PSI of hour"), performance=fine)
     assert drifted == {"open": ["features"], "undelivered": 0}
     unknown = monitored(spec, "2013-02-08", features=("undetermined", "few rows"), performance=fine)
     assert unknown["open"] == ["features"]
     last = monitored(spec, "2013-02-15", features=fine, performance=("bad", "worse"))
     assert last["open"] == ["performance"]
-    assert [(t["signal"], t["kind"], t["reason"]) for _, _, t in server.told] == [
+    assert [(t["signal"], t["kind"], t["reason"]) for _, _, t in server.received] == [
         ("features", "opened", "PSI of hour"), ("features", "closed", ""), ("performance", "opened", "worse"),
     ]  # fmt: skip
-    server.told.clear()
+    server.received.clear()
     monitored(spec, NIGHT, features=("bad", "PSI of hour"), performance=fine)
-    assert server.told == [], "an older date, monitored again"
+    assert server.received == [], "an older date, monitored again"
 
 
-def test_a_channel_may_want_to_know_what_is_only_suspected(server: Any, telling: Telling) -> None:
-    spec = telling(hook(server, severity="suspected"))
+def test_a_channel_may_want_what_is_only_suspected(server: Any, with_channels: WithChannels) -> None:
+    spec = with_channels(hook(server, severity="suspected"))
     assert monitored(spec, NIGHT, fairness=("suspected", "a gap"), features=("ok", ""))["open"] == [
         "fairness"
     ]
-    assert [t["title"] for _, _, t in server.told] == [
+    assert [t["title"] for _, _, t in server.received] == [
         "flight_late: fairness is suspected, partition 2013-02-01"
     ]
 
 
-# --- the ways to tell
+# --- the channels
 
 
 MESSAGE = notifiers.Message("m: drift is bad", "m: drift is bad\n<b>{{ 7 * 7 }}</b> & é", {"signal": "drift"})
@@ -306,10 +308,10 @@ def test_slack(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
         json.dumps({"conn_type": "slack", "password": "xoxb-token", "extra": extra}),
     )
     assert notifiers.deliver(channel(kind="slack", connection="slack_team", channel="#models"), MESSAGE)
-    ((path, headers, told),) = server.told
+    ((path, headers, body),) = server.received
     assert (path, headers["Authorization"]) == ("/api/chat.postMessage", "Bearer xoxb-token")
-    assert told["channel"] == "#models"
-    assert told["text"] == "m: drift is bad\n&lt;b&gt;{{ 7 * 7 }}&lt;/b&gt; &amp; é"
+    assert body["channel"] == "#models"
+    assert body["text"] == "m: drift is bad\n&lt;b&gt;{{ 7 * 7 }}&lt;/b&gt; &amp; é"
 
 
 def test_mail(mailbox: Mailbox) -> None:
@@ -325,9 +327,9 @@ def test_a_webhook_by_its_connection(server: Any, monkeypatch: pytest.MonkeyPatc
     connection = {"conn_type": "http", "host": f"{server.url}/hook", "extra": {"X-Token": "secret"}}
     monkeypatch.setenv("AIRFLOW_CONN_TEAM_HOOK", json.dumps(connection))
     assert notifiers.deliver(channel(kind="webhook", connection="team_hook"), MESSAGE)
-    ((path, headers, told),) = server.told
+    ((path, headers, body),) = server.received
     assert (path, headers["X-Token"]) == ("/hook", "secret")
-    assert told == {"title": MESSAGE.title, "text": MESSAGE.text, "signal": "drift"}
+    assert body == {"title": MESSAGE.title, "text": MESSAGE.text, "signal": "drift"}
 
 
 def test_a_webhook_that_does_not_answer_is_given_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -357,8 +359,8 @@ def test_an_address_is_not_logged(
     server.broken.add("/broken?token=hush")
     url = server.url + path if path.startswith("/") else f"http://127.0.0.1{path}"
     assert notifiers.deliver(channel(kind="webhook", url=url), MESSAGE) is False
-    told = caplog.text + "".join(capfd.readouterr())
-    assert "not delivered" in told and "hush" not in told
+    logged = caplog.text + "".join(capfd.readouterr())
+    assert "not delivered" in logged and "hush" not in logged
 
 
 def test_a_mail_server_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -370,21 +372,21 @@ def test_a_mail_server_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatc
 # --- each morning
 
 
-def test_the_digest_is_sent_and_what_was_left_is_tried_again(
-    server: Any, telling: Telling, monkeypatch: pytest.MonkeyPatch
+def test_the_daily_summary_is_sent_and_the_outbox_is_tried_again(
+    server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PERENNIAL_ALERT_URL", f"{server.url}/broken")
-    spec = telling()
+    spec = with_channels()
     alerts.on_failure(spec)(context(FAILURE))
-    send = SendDigest(task_id="send")
-    first = SendDigest.execute.__wrapped__(send, {})
+    send = SendDailySummary(task_id="send_summary")
+    first = SendDailySummary.execute.__wrapped__(send, {})
     assert first["undelivered"] == ["perennial_alert_url"]
     server.broken.clear()
-    server.told.clear()
-    second = SendDigest.execute.__wrapped__(send, {})
-    assert second["told"] == ["perennial_alert_url"]
-    notice, digest = [told for _, _, told in server.told]
+    server.received.clear()
+    second = SendDailySummary.execute.__wrapped__(send, {})
+    assert second["delivered"] == ["perennial_alert_url"]
+    notice, summary = [body for _, _, body in server.received]
     assert notice["signal"] == "failure:data"
-    assert digest["title"] == second["title"] and digest["incidents"] == 1
-    assert "failure:data is bad since 2013-02-01" in digest["text"]
+    assert summary["title"] == second["title"] and summary["incidents"] == 1
+    assert "failure:data is bad since 2013-02-01" in summary["text"]
     assert incidents.read_log(spec.name).outbox == []

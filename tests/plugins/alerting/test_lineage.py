@@ -11,12 +11,11 @@ from typing import Any
 
 import pytest
 
-from perennial.core.settings import settings
+from perennial.core.settings import ROOT, settings
 from perennial.spec.model_spec import ModelSpec
 from perennial_airflow.alerting import lineage
 from perennial_airflow.dag_factory.factory import STAGES
 
-ROOT = Path(__file__).resolve().parents[2]
 DAY = "2024-01-01"
 RUN = """
 import sys
@@ -59,19 +58,19 @@ def run(tmp_path: Path, **environment: str) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_tells_what_it_read_and_wrote(toy: ModelSpec, tmp_path: Path) -> None:
+def test_a_run_reports_what_it_read_and_wrote(toy: ModelSpec, tmp_path: Path) -> None:
     events = tmp_path / "events.jsonl"
     transport = json.dumps({"type": "file", "log_file_path": str(events), "append": True})
     run(tmp_path, AIRFLOW__OPENLINEAGE__TRANSPORT=transport, AIRFLOW__OPENLINEAGE__NAMESPACE="test")
-    told = [json.loads(line) for line in events.read_text().splitlines()]
-    (complete,) = [e for e in told if e["job"]["name"] == "toy.data.data" and e["eventType"] == "COMPLETE"]
-    here = settings()
+    emitted = [json.loads(line) for line in events.read_text().splitlines()]
+    (complete,) = [e for e in emitted if e["job"]["name"] == "toy.data.data" and e["eventType"] == "COMPLETE"]
+    paths = settings()
     assert {(d["namespace"], d["name"]) for d in complete["inputs"]} == {
-        ("file", f"{here.landing}/toy/{{date}}.parquet"), ("file", f"{here.landing}/toy_labels/{{date}}.parquet"),
+        ("file", f"{paths.landing}/toy/{{date}}.parquet"), ("file", f"{paths.landing}/toy_labels/{{date}}.parquet"),
     }  # fmt: skip
     outputs = {d["name"]: d for d in complete["outputs"]}
-    assert set(outputs) == {f"{here.lake}/{kind}/toy" for kind in ("published", "labels", "quarantine")}
-    published = outputs[f"{here.lake}/published/toy"]
+    assert set(outputs) == {f"{paths.lake}/{kind}/toy" for kind in ("published", "labels", "quarantine")}
+    published = outputs[f"{paths.lake}/published/toy"]
     assert published["outputFacets"]["outputStatistics"]["rowCount"] == 60
     assert published["facets"]["version"]["datasetVersion"].isdigit()
     assert f"{DAY}-00001" not in events.read_text(), "a value of the data"
@@ -86,22 +85,22 @@ def test_nothing_is_listened_to_unless_configured() -> None:
 def test_every_heavy_task_has_its_datasets(spec: ModelSpec) -> None:
     tasks = {t.task_id for dag in (make(spec) for make in STAGES.values()) for t in dag.tasks}
     assert set(lineage.READS) <= set(lineage.WRITES) <= tasks
-    assert tasks - set(lineage.WRITES) == {"decide", "ask_retraining", "notify"}
+    assert tasks - set(lineage.WRITES) == {"decide", "request_retraining", "notify"}
 
 
 def test_models_and_tables_on_s3(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PERENNIAL_LAKE", "s3://bucket/some/lake")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "https://user:secret@mlflow.example.com:5000")
-    found = lineage.of_task(spec, "score", {"rows_out": 9, "model_version": "3"})
-    named: dict[str, Any] = {d.name: d for d in found.inputs}
+    facts = lineage.task_lineage(spec, "score", {"rows_out": 9, "model_version": "3"})
+    named: dict[str, Any] = {d.name: d for d in facts.inputs}
     model = named["flight_late"]
     assert (model.namespace, model.facets["version"].datasetVersion) == (
         "mlflow://mlflow.example.com:5000",
         "3",
     )
-    output, log = found.outputs
+    output, log = facts.outputs
     assert (output.namespace, output.name) == ("s3://bucket", "some/lake/predictions/flight_late")
     assert log.name == "some/lake/served/flight_late"
-    (trained,) = lineage.of_task(spec, "train", {"version": "4"}).outputs
+    (trained,) = lineage.task_lineage(spec, "train", {"version": "4"}).outputs
     assert (trained.name, trained.facets["version"].datasetVersion) == ("flight_late", "4")
-    assert lineage.of_task(spec, "decide", {}) is None
+    assert lineage.task_lineage(spec, "decide", {}) is None

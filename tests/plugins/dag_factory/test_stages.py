@@ -22,17 +22,17 @@ from perennial_airflow.execution.operators import ReportingTask, ReportLink, Sta
 
 
 class Steps:
-    """Stands for `perennial.steps.dispatch.run`: gives the results it was told to, and notes how it was called."""
+    """Stands for `perennial.steps.dispatch.run`: returns given results, and collects the calls."""
 
     def __init__(self) -> None:
         self.results: dict[str, dict[str, Any]] = {}
         self.calls: list[tuple[str, dict[str, Any]]] = []
-        self.leaves_manifest = True
+        self.writes_manifest = True
 
     def run(self, step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         self.calls.append((step, arguments))
         result = self.results[step]
-        if self.leaves_manifest:
+        if self.writes_manifest:
             for key in result.get("partitions", [arguments.get("as_of")]):
                 write(Manifest(spec.name, step, key, {}, result), 0)
         return result
@@ -40,9 +40,9 @@ class Steps:
 
 @pytest.fixture
 def fake(monkeypatch: pytest.MonkeyPatch) -> Steps:
-    found = Steps()
-    monkeypatch.setattr(dispatch, "run", found.run)
-    found.results = {
+    steps = Steps()
+    monkeypatch.setattr(dispatch, "run", steps.run)
+    steps.results = {
         "data": {"partitions": ["2013-02-01"], "rows_out": 9, "quarantined": 1, "version": 4, "docs": ["a", "b"]},
         "score": {"partitions": ["2013-02-01"], "rows_out": 9, "model_version": "2", "status": "scored"},
         "train": {"version": "2", "gate": {"passed": True}},
@@ -51,22 +51,22 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Steps:
         "decide": {"retrain": True, "proposed": False, "reason": "drift"},
         "rollback": {"version": "1", "previous": "2"},
     }  # fmt: skip
-    return found
+    return steps
 
 
-def context(key: str | None = "2013-02-01", kind: str = "manual", **wishes: Any) -> Any:
+def context(key: str | None = "2013-02-01", kind: str = "manual", **params: Any) -> Any:
     return {
         "dag_run": SimpleNamespace(partition_key=key, run_type=DagRunType(kind), triggering_user_name=None),
         "run_id": "run-1",
-        "params": wishes,
+        "params": params,
         "triggering_asset_events": {},
         "outlet_events": OutletEventAccessors(),
         "task": SimpleNamespace(part=None),
     }
 
 
-def event(found: Any, asset: Any) -> Any:
-    return found["outlet_events"][asset]
+def event(run: Any, asset: Any) -> Any:
+    return run["outlet_events"][asset]
 
 
 def test_data_publishes_a_partition(fake: Steps, spec: ModelSpec) -> None:
@@ -74,18 +74,18 @@ def test_data_publishes_a_partition(fake: Steps, spec: ModelSpec) -> None:
     result = data.publish(spec, run)
     assert fake.calls == [("data", {"start": "2013-02-01", "end": None, "force": False, "run_id": "run-1"})]
     assert result["docs"] == ["b"]
-    told = event(run, assets.data(spec))
-    assert told.extra == {
+    emitted = event(run, assets.data(spec))
+    assert emitted.extra == {
         "start": "2013-02-01",
         "end": "2013-02-01",
         "rows_out": 9,
         "quarantined": 1,
         "version": 4,
     }
-    assert told.partition_keys == set()  # Airflow adds the run's own key
+    assert emitted.partition_keys == set()  # Airflow adds the run's own key
 
 
-def test_one_partition_by_hand_wakes_its_consumers_a_range_does_not(fake: Steps, spec: ModelSpec) -> None:
+def test_one_partition_by_hand_starts_its_consumers_a_range_does_not(fake: Steps, spec: ModelSpec) -> None:
     single, wide = (
         context(None, start="2013-02-01", force=True),
         context(None, start="2013-02-01", end="2013-02-03"),
@@ -100,30 +100,32 @@ def test_one_partition_by_hand_wakes_its_consumers_a_range_does_not(fake: Steps,
 
 def test_score(fake: Steps, spec: ModelSpec) -> None:
     run = context()
-    assert score.predict(spec, run)["status"] == "scored"
+    assert score.score(spec, run)["status"] == "scored"
     assert event(run, assets.predictions(spec)).extra["model_version"] == "2"
     fake.results["score"] = {"partitions": [], "status": "no champion"}
     with pytest.raises(AirflowSkipException, match=r"no champion yet: trigger flight_late\.train"):
-        score.predict(spec, context())
+        score.score(spec, context())
 
 
 @pytest.mark.parametrize("kind", list(DagRunType))
-def test_only_the_run_of_a_published_night_catches_up(fake: Steps, spec: ModelSpec, kind: DagRunType) -> None:
-    score.predict(spec, context(kind=kind))
+def test_only_the_run_of_a_published_partition_catches_up(
+    fake: Steps, spec: ModelSpec, kind: DagRunType
+) -> None:
+    score.score(spec, context(kind=kind))
     assert fake.calls[-1][1]["catch_up"] is (kind == DagRunType.ASSET_TRIGGERED)
 
 
-def test_nights_that_were_caught_up_with_are_announced_too(fake: Steps, spec: ModelSpec) -> None:
+def test_partitions_that_were_caught_up_with_are_emitted_too(fake: Steps, spec: ModelSpec) -> None:
     run = context(kind="asset_triggered")
     fake.results["score"] |= {"late": ["2013-01-30", "2013-01-31"]}
-    score.predict(spec, run)
+    score.score(spec, run)
     assert event(run, assets.predictions(spec)).partition_keys == {"2013-01-30", "2013-01-31", "2013-02-01"}
 
 
 def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -> None:
     run = context("2013-04-01", "asset_triggered")
     run["triggering_asset_events"] = {"retraining/flight_late": [SimpleNamespace(extra={"reason": "drift"})]}
-    train.fit(spec, run)
+    train.train(spec, run)
     train.promote(spec, run)
     assert fake.calls == [
         (
@@ -154,46 +156,50 @@ def test_a_refused_challenger_is_a_skipped_task_that_says_why(fake: Steps, spec:
 
 @pytest.mark.parametrize(("kind", "backfill"), [("backfill", True), ("scheduled", False), ("manual", False)])
 def test_decide_knows_a_backfill(fake: Steps, spec: ModelSpec, kind: str, backfill: bool) -> None:
-    monitor.look(spec, context("2013-04-01", kind))
-    monitor.weigh(spec, context("2013-04-01", kind))
+    monitor.monitor(spec, context("2013-04-01", kind))
+    monitor.decide(spec, context("2013-04-01", kind))
     assert fake.calls[1] == (
         "decide", {"as_of": "2013-04-01", "actor": "scheduler", "backfill": backfill, "run_id": "run-1"},
     )  # fmt: skip
 
 
-def test_a_retraining_is_asked_for_with_its_reason(fake: Steps, spec: ModelSpec) -> None:
+def test_a_retraining_is_requested_with_its_reason(fake: Steps, spec: ModelSpec) -> None:
     run, by_hand = context("2013-04-01"), context(None, as_of="2013-04-01")
-    monitor.ask_retraining(spec, run)
-    told = event(run, assets.retraining(spec))
-    assert (told.extra["reason"], told.extra["as_of"], told.partition_keys) == ("drift", "2013-04-01", set())
-    monitor.ask_retraining(spec, by_hand)
+    monitor.request_retraining(spec, run)
+    emitted = event(run, assets.retraining(spec))
+    assert (emitted.extra["reason"], emitted.extra["as_of"], emitted.partition_keys) == (
+        "drift",
+        "2013-04-01",
+        set(),
+    )
+    monitor.request_retraining(spec, by_hand)
     assert event(by_hand, assets.retraining(spec)).partition_keys == {"2013-04-01"}
     fake.results["decide"] = {"retrain": False, "proposed": False, "reason": "cooldown"}
     with pytest.raises(AirflowSkipException, match="No retraining: cooldown"):
-        monitor.ask_retraining(spec, context())
+        monitor.request_retraining(spec, context())
 
 
-def test_scoring_in_pods_is_split_into_as_many_tasks_as_asked_for(fake: Steps, spec: ModelSpec) -> None:
-    asked = context(None, start="2013-02-01", end="2013-02-10", tasks=3)
-    parts = score.split(spec, asked)
+def test_scoring_in_pods_is_split_into_the_requested_number_of_tasks(fake: Steps, spec: ModelSpec) -> None:
+    by_hand = context(None, start="2013-02-01", end="2013-02-10", tasks=3)
+    parts = score.split_range(spec, by_hand)
     assert parts == [
         {"start": "2013-02-01", "end": "2013-02-03"},
         {"start": "2013-02-04", "end": "2013-02-06"},
         {"start": "2013-02-07", "end": "2013-02-10"},
     ]
-    assert len(score.split(spec, asked | {"params": asked["params"] | {"tasks": 500}})) == 10
-    assert score.split(spec, context()) == [{"start": "2013-02-01", "end": "2013-02-01"}]
-    score.predict(spec, asked | {"task": SimpleNamespace(part=parts[1])})
+    assert len(score.split_range(spec, by_hand | {"params": by_hand["params"] | {"tasks": 500}})) == 10
+    assert score.split_range(spec, context()) == [{"start": "2013-02-01", "end": "2013-02-01"}]
+    score.score(spec, by_hand | {"task": SimpleNamespace(part=parts[1])})
     assert (fake.calls[-1][1]["start"], fake.calls[-1][1]["end"]) == ("2013-02-04", "2013-02-06")
     night = context()
-    score.predict(spec, night | {"task": SimpleNamespace(part=score.split(spec, night)[0])})
+    score.score(spec, night | {"task": SimpleNamespace(part=score.split_range(spec, night)[0])})
     assert (fake.calls[-1][1]["start"], fake.calls[-1][1]["end"]) == ("2013-02-01", None)
 
 
 def test_rollback(fake: Steps, spec: ModelSpec) -> None:
     run = context(None, reason="worse since May", to_version=1)
-    rollback.restore(spec, run)
-    rollback.restore(spec, context(None, reason="worse since May", to_version=None))
+    rollback.roll_back(spec, run)
+    rollback.roll_back(spec, context(None, reason="worse since May", to_version=None))
     assert [c[1]["to_version"] for c in fake.calls] == ["1", None]
     assert fake.calls[0][1]["reason"] == "worse since May"
     assert event(run, assets.model(spec)).extra == {"version": "1"}
@@ -210,21 +216,21 @@ def test_rollback(fake: Steps, spec: ModelSpec) -> None:
 def test_a_step_without_a_manifest_is_not_believed(
     fake: Steps, spec: ModelSpec, stage: str, arguments: dict[str, str]
 ) -> None:
-    fake.leaves_manifest = False
+    fake.writes_manifest = False
     with pytest.raises(PerennialError, match=rf"2013-02-01: step {stage} ended without its manifest"):
-        runner.heavy(stage, spec, context(), **arguments)
+        runner.run_by_profile(stage, spec, context(), **arguments)
 
 
-def test_a_range_steps_back_behind_the_tasks_beside_it(
+def test_a_range_runs_at_a_lower_priority(
     fake: Steps, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     nice: list[tuple[int, int, int]] = []
     monkeypatch.setattr(os, "setpriority", lambda *given: nice.append(given))
     data.publish(spec, context("2013-02-01"))
-    train.fit(spec, context("2013-02-01", reason="because"))
+    train.train(spec, context("2013-02-01", reason="because"))
     assert nice == []
     data.publish(spec, context(None, start="2013-02-01", end="2013-02-03"))
-    assert nice == [(os.PRIO_PROCESS, 0, runner.BEHIND)]
+    assert nice == [(os.PRIO_PROCESS, 0, runner.RANGE_NICENESS)]
 
 
 def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> None:
@@ -236,12 +242,12 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
     )
     for call in (
         data.publish,
-        score.predict,
-        train.fit,
+        score.score,
+        train.train,
         train.promote,
-        monitor.look,
-        monitor.weigh,
-        rollback.restore,
+        monitor.monitor,
+        monitor.decide,
+        rollback.roll_back,
     ):
         run["outlet_events"] = OutletEventAccessors()
         call(spec, run)
@@ -261,9 +267,7 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
         (ValueError("unforeseen"), ValueError),
     ],
 )
-def test_only_errors_that_may_pass_are_retried(
-    spec: ModelSpec, error: Exception, kind: type[Exception]
-) -> None:
+def test_only_retryable_errors_are_retried(spec: ModelSpec, error: Exception, kind: type[Exception]) -> None:
     def call(*_: object) -> dict[str, Any]:
         raise error
 

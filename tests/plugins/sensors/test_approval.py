@@ -12,21 +12,21 @@ from typing import Any
 import pytest
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
 
-from perennial.steps.decide import decide
 from perennial.spec.model_spec import ModelSpec
+from perennial.steps.decide import decide
 from perennial.storage import ledger, manifests
 from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest
 from perennial_airflow.dag_factory.dag_docs import page
-from perennial_airflow.dag_factory.stages.monitor import ask_retraining, monitor_dag
+from perennial_airflow.dag_factory.stages.monitor import monitor_dag, request_retraining
 from support.live import webhook
 
 DAY = "2013-02-01"
 
 
 @pytest.fixture
-def asking(spec: ModelSpec) -> ModelSpec:
-    """A model of which a person decides."""
+def with_approval(spec: ModelSpec) -> ModelSpec:
+    """A model whose retrainings a person approves."""
     policy = spec.retraining.model_copy(update={"mode": "approval", "approval_hours": 5})
     return spec.model_copy(update={"retraining": policy})
 
@@ -53,8 +53,8 @@ class Event:
 
 
 def propose(spec: ModelSpec, day: str = DAY, verdict: str = "drifted") -> None:
-    found = {"verdict": verdict, "reason": "70% of the weight", "model_version": "1"}
-    manifests.write(Manifest(spec.name, "monitor", day, {}, found), time.monotonic())
+    result = {"verdict": verdict, "reason": "70% of the weight", "model_version": "1"}
+    manifests.write(Manifest(spec.name, "monitor", day, {}, result), time.monotonic())
     decide(spec, as_of=day, actor="scheduler", backfill=False)
 
 
@@ -63,24 +63,24 @@ def respond(spec: ModelSpec, option: str, user: dict[str, str] | None) -> None:
     event = {
         "chosen_options": [option], "params_input": {}, "responded_at": datetime.now(UTC), "responded_by_user": user,
     }  # fmt: skip
-    left = pytest.raises(DownstreamTasksSkipped) if option == "Reject" else contextlib.nullcontext()
-    with left:
+    skips = pytest.raises(DownstreamTasksSkipped) if option == "Reject" else contextlib.nullcontext()
+    with skips:
         task.execute_complete(context(task), event)
 
 
-def test_the_question_stands_between_the_decision_and_the_event(asking: ModelSpec) -> None:
-    dag = monitor_dag(asking)
-    asked = dag.get_task("approve_retraining")
-    assert asked.upstream_task_ids == {"decide"} and asked.downstream_task_ids == {"ask_retraining"}
-    assert asked.response_timeout.total_seconds() == 5 * 3600 and asked.defaults == ["Reject"]
+def test_the_question_stands_between_the_decision_and_the_event(with_approval: ModelSpec) -> None:
+    dag = monitor_dag(with_approval)
+    question = dag.get_task("approve_retraining")
+    assert question.upstream_task_ids == {"decide"} and question.downstream_task_ids == {"request_retraining"}
+    assert question.response_timeout.total_seconds() == 5 * 3600 and question.defaults == ["Reject"]
 
 
 @pytest.mark.parametrize(("hours", "nights"), [(5, 2), (72, 4)])
 def test_the_nights_after_are_monitored_while_a_person_is_asked(
-    asking: ModelSpec, spec: ModelSpec, hours: int, nights: int
+    with_approval: ModelSpec, spec: ModelSpec, hours: int, nights: int
 ) -> None:
-    policy = asking.retraining.model_copy(update={"approval_hours": hours})
-    dag = monitor_dag(asking.model_copy(update={"retraining": policy}))
+    policy = with_approval.retraining.model_copy(update={"approval_hours": hours})
+    dag = monitor_dag(with_approval.model_copy(update={"retraining": policy}))
     assert dag.max_active_runs == nights and dag.get_task("monitor").max_active_tis_per_dag == 1
     assert monitor_dag(spec).max_active_runs == 1
     assert monitor_dag(spec).get_task("monitor").max_active_tis_per_dag is None  # a backfill may run several
@@ -89,86 +89,93 @@ def test_the_nights_after_are_monitored_while_a_person_is_asked(
 def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
     policy = spec.retraining.model_copy(update={"trial_days": 3})
     dag = monitor_dag(spec.model_copy(update={"retraining": policy}))
-    assert dag.get_task("conclude_shadow").upstream_task_ids == {"monitor"}
-    assert [asset.name for asset in dag.get_task("conclude_shadow").outlets] == [f"model/{spec.name}"]
-    assert "conclude_shadow" not in monitor_dag(spec).task_ids
+    assert dag.get_task("conclude_trial").upstream_task_ids == {"monitor"}
+    assert [asset.name for asset in dag.get_task("conclude_trial").outlets] == [f"model/{spec.name}"]
+    assert "conclude_trial" not in monitor_dag(spec).task_ids
 
 
-def test_pages_tell_of_a_split(spec: ModelSpec) -> None:
+def test_pages_describe_an_ab_trial(spec: ModelSpec) -> None:
     policy = spec.retraining.model_copy(update={"trial_days": 14, "ab_share": 0.2})
     split = spec.model_copy(update={"retraining": policy})
-    assert "it predicts 20% of the rows, chosen by the hash of their\nkey" in page(split, "score")
-    assert "once what came of its rows is sure, after 14 nights at the latest." in page(split, "monitor")
+    assert "it scores 20% of the rows, chosen by the hash of their\nkey" in page(split, "score")
+    assert "once the labels of the rows it scored decide the A/B trial, after 14 days at the latest." in page(
+        split, "monitor"
+    )
     assert "on trial" not in page(spec, "score") + page(spec, "monitor")
 
 
-def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(asking: ModelSpec) -> None:
-    propose(asking, verdict="ok")
+def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(with_approval: ModelSpec) -> None:
+    propose(with_approval, verdict="ok")
     with pytest.raises(AirflowSkipException, match="the verdict is ok"):
-        monitor_dag(asking).get_task("approve_retraining").execute(context())
+        monitor_dag(with_approval).get_task("approve_retraining").execute(context())
 
 
-def test_nobody_is_asked_twice(asking: ModelSpec) -> None:
-    propose(asking)
-    respond(asking, "Reject", {"id": "1", "name": "ada"})
+def test_nobody_is_asked_twice(with_approval: ModelSpec) -> None:
+    propose(with_approval)
+    respond(with_approval, "Reject", {"id": "1", "name": "ada"})
     with pytest.raises(AirflowSkipException, match="rejected by ada"):
-        monitor_dag(asking).get_task("approve_retraining").execute(context())
+        monitor_dag(with_approval).get_task("approve_retraining").execute(context())
     with pytest.raises(AirflowSkipException, match="rejected by ada"):
-        ask_retraining(asking, context())
+        request_retraining(with_approval, context())
 
 
-def test_the_question_goes_to_the_channels_that_want_it(asking: ModelSpec) -> None:
-    with webhook() as (address, told):
+def test_the_question_goes_to_the_channels_that_want_it(with_approval: ModelSpec) -> None:
+    with webhook() as (address, received):
         every = {"name": "every", "kind": "webhook", "url": address}
         failures = {"name": "failures", "kind": "webhook", "url": address, "signals": ["failure:*"]}
-        alerts = type(asking.alerts).model_validate({"channels": [every, failures]})
-        task = monitor_dag(asking.model_copy(update={"alerts": alerts})).get_task("approve_retraining")
+        alerts = type(with_approval.alerts).model_validate({"channels": [every, failures]})
+        task = monitor_dag(with_approval.model_copy(update={"alerts": alerts})).get_task("approve_retraining")
         instance = SimpleNamespace(dag_id="d", run_id="r", task_id=task.task_id, map_index=-1)
-        task._tell(context(task) | {"task_instance": instance}, DAY, "drift: 70%")
-    (message,) = told
+        task._notify_channels(context(task) | {"task_instance": instance}, DAY, "drift: 70%")
+    (message,) = received
     assert message["text"].startswith(
-        "Retrain flight_late?\n2013-02-01: drift: 70%\nNo answer within 5 hours is a no."
+        "Retrain flight_late?\n2013-02-01: drift: 70%\nWithout an answer within 5 hours the retraining is rejected."
     )
     assert "/dags/d/runs/r/tasks/approve_retraining/required_actions" in message["answer_at"]
 
 
-def test_a_yes_is_recorded_with_its_name(asking: ModelSpec) -> None:
-    propose(asking)
-    respond(asking, "Approve", {"id": "1", "name": "ada"})
-    assert [(r["decision"], r["actor"]) for r in ledger.records(asking.name)][-1] == ("requested", "ada")
-    assert ask_retraining(asking, context())["reason"].startswith("approved by ada (")
+def test_a_yes_is_recorded_with_its_name(with_approval: ModelSpec) -> None:
+    propose(with_approval)
+    respond(with_approval, "Approve", {"id": "1", "name": "ada"})
+    assert [(r["decision"], r["actor"]) for r in ledger.records(with_approval.name)][-1] == (
+        "requested",
+        "ada",
+    )
+    assert request_retraining(with_approval, context())["reason"].startswith("approved by ada (")
 
 
-def test_a_person_without_a_name_is_not_nobody(asking: ModelSpec) -> None:
-    propose(asking)
-    respond(asking, "Reject", {"id": "7", "name": ""})
-    assert ledger.records(asking.name)[-1]["actor"] == "7"
+def test_a_person_without_a_name_is_not_nobody(with_approval: ModelSpec) -> None:
+    propose(with_approval)
+    respond(with_approval, "Reject", {"id": "7", "name": ""})
+    assert ledger.records(with_approval.name)[-1]["actor"] == "7"
 
 
-def test_no_answer_is_a_no(asking: ModelSpec) -> None:
-    propose(asking)
-    respond(asking, "Reject", None)
-    last = ledger.records(asking.name)[-1]
+def test_no_answer_is_a_no(with_approval: ModelSpec) -> None:
+    propose(with_approval)
+    respond(with_approval, "Reject", None)
+    last = ledger.records(with_approval.name)[-1]
     assert (last["decision"], last["actor"]) == ("declined", "no answer in time")
 
 
-def test_without_an_answer_no_event_is_sent(asking: ModelSpec) -> None:
+def test_without_an_answer_no_event_is_sent(with_approval: ModelSpec) -> None:
     """Not where somebody marks the question as done by hand, either."""
-    propose(asking)
+    propose(with_approval)
     with pytest.raises(AirflowSkipException, match="a person has not answered"):
-        ask_retraining(asking, context())
+        request_retraining(with_approval, context())
 
 
 def test_a_request_of_which_no_training_came_is_sent_again_for_its_own_date(spec: ModelSpec) -> None:
     propose(spec)
     propose(spec, "2013-02-02")
     with pytest.raises(AirflowSkipException, match="still in flight"):
-        ask_retraining(spec, context(day="2013-02-02", runs=1))
-    seen = context(day="2013-02-02")
-    told = ask_retraining(spec, seen)
-    assert told["as_of"] == DAY and told["reason"].startswith("drift: 70% of the weight")
-    (event,) = seen["outlet_events"].values()
-    assert event.partitions == [DAY] and event.extra["reason"] == told["reason"]
-    ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="", actor="t", partition=DAY)
+        request_retraining(spec, context(day="2013-02-02", runs=1))
+    run = context(day="2013-02-02")
+    request = request_retraining(spec, run)
+    assert request["as_of"] == DAY and request["reason"].startswith("drift: 70% of the weight")
+    (event,) = run["outlet_events"].values()
+    assert event.partitions == [DAY] and event.extra["reason"] == request["reason"]
+    ledger.append(
+        spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="", actor="t", partition=DAY
+    )
     with pytest.raises(AirflowSkipException):
-        ask_retraining(spec, context(day="2013-02-02"))
+        request_retraining(spec, context(day="2013-02-02"))

@@ -18,8 +18,8 @@ from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import landing, object_store
-from perennial_airflow.arrival import AwaitPartition
 from perennial_airflow.dag_factory.factory import STAGES
+from perennial_airflow.sensors.partition_arrival import AwaitPartition
 from support import servers, trouble
 
 DAY = "2013-02-01"
@@ -31,14 +31,14 @@ def waiting(spec: ModelSpec) -> ModelSpec:
     return spec.model_copy(update={"data": data})
 
 
-def context(key: str | None = DAY, kind: str = "scheduled", *, ago: float = 0, **wishes: Any) -> Any:
+def context(key: str | None = DAY, kind: str = "scheduled", *, ago: float = 0, **params: Any) -> Any:
     began = datetime.now(UTC) - timedelta(hours=ago)
     run = SimpleNamespace(partition_key=key, run_type=kind, start_date=began)
-    return {"dag_run": run, "params": wishes}
+    return {"dag_run": run, "params": params}
 
 
 def task(spec: ModelSpec) -> AwaitPartition:
-    return AwaitPartition(task_id="arrival", spec=spec)
+    return AwaitPartition(task_id="await_partition", spec=spec)
 
 
 def land(spec: ModelSpec) -> Path:
@@ -66,9 +66,9 @@ def first(trigger: Any, patience: float = 10) -> TriggerEvent:
 def test_the_dag_has_it_only_when_the_spec_asks(spec: ModelSpec, waiting: ModelSpec) -> None:
     assert [t.task_id for t in STAGES["data"](spec).tasks] == ["data"]
     dag = STAGES["data"](waiting)
-    assert dag.get_task("arrival").downstream_task_ids == {"data"}
-    assert dag.get_task("data").upstream_task_ids == {"arrival"}
-    assert "waits until they have landed, 2 hours at most" in (dag.doc_md or "")
+    assert dag.get_task("await_partition").downstream_task_ids == {"data"}
+    assert dag.get_task("data").upstream_task_ids == {"await_partition"}
+    assert "`await_partition` waits until the file has landed, for at most 2 hours" in (dag.doc_md or "")
     assert waiting.digest == spec.digest  # waiting changes no result: nothing is done again for it
 
 

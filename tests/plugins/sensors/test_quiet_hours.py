@@ -40,25 +40,27 @@ def around(hour: int) -> QuietHours:
         ((22, 6, "Europe/Berlin"), "2024-03-30T23:00", "2024-03-31T04:00"),
     ],
 )
-def test_their_end_is_that_of_the_place(hours: tuple[int, int, str], now: str, end: str | None) -> None:
-    first, last, place = hours
-    found = QuietHours(from_hour=first, to_hour=last, timezone=place).end_of(
+def test_they_end_by_the_clock_of_their_time_zone(
+    hours: tuple[int, int, str], now: str, end: str | None
+) -> None:
+    first, last, timezone = hours
+    actual = QuietHours(from_hour=first, to_hour=last, timezone=timezone).end_of(
         datetime.fromisoformat(now).replace(tzinfo=UTC)
     )
-    assert found == (datetime.fromisoformat(end).replace(tzinfo=UTC) if end else None)
+    assert actual == (datetime.fromisoformat(end).replace(tzinfo=UTC) if end else None)
 
 
 @pytest.mark.parametrize(
-    ("wrong", "said"),
+    ("wrong", "message"),
     [
         ({"timezone": "Europe/Atlantis"}, "not a time zone"),
         ({"timezone": "../etc/passwd"}, "not a time zone"),
-        ({"to_hour": 8}, "when would a retraining begin"),
+        ({"to_hour": 8}, "no retraining could ever start"),
         ({"to_hour": 24}, "less than or equal to 23"),
     ],
 )
-def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], said: str) -> None:
-    with pytest.raises(ValidationError, match=said):
+def test_what_makes_no_sense_is_refused(wrong: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
         QuietHours.model_validate({"from_hour": 8, "to_hour": 18} | wrong)
 
 

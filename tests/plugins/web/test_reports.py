@@ -13,10 +13,10 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 
 from perennial_airflow.web.links import PREFIX, report_url
-from perennial_airflow.web.reports import create_app, readable
+from perennial_airflow.web.reports import create_app, is_plain_path
 
 PAGE = "<h1>É</h1><script>draw()</script>"
-PLACE = f"{PREFIX}/reports/flight_late/monitor/2013-04-01.html"
+REPORT_URL = f"{PREFIX}/reports/flight_late/monitor/2013-04-01.html"
 
 
 @pytest.fixture
@@ -49,12 +49,12 @@ def client(role: str | None, monkeypatch: pytest.MonkeyPatch) -> TestClient:
 
 @pytest.fixture
 def viewer(lake: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[TestClient]:
-    with client("VIEWER", monkeypatch) as found:
-        yield found
+    with client("VIEWER", monkeypatch) as browser:
+        yield browser
 
 
 def test_a_viewer_sees_a_report_in_a_sandbox(viewer: TestClient) -> None:
-    answer = viewer.get(PLACE)
+    answer = viewer.get(REPORT_URL)
     assert answer.status_code == 200
     assert answer.text == PAGE
     assert answer.headers["content-type"] == "text/html; charset=utf-8"
@@ -67,11 +67,11 @@ def test_a_viewer_sees_a_report_in_a_sandbox(viewer: TestClient) -> None:
 
 def test_nobody_else_does(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     anonymous = client(None, monkeypatch)
-    assert anonymous.get(PLACE).status_code == 401
+    assert anonymous.get(REPORT_URL).status_code == 401
     assert anonymous.get(f"{PREFIX}/reports/flight_late/none.html").status_code == 401
     anonymous.headers["Authorization"] = "Bearer forged"
-    assert anonymous.get(PLACE).status_code == 403
-    assert client("", monkeypatch).get(PLACE).status_code == 403
+    assert anonymous.get(REPORT_URL).status_code == 403
+    assert client("", monkeypatch).get(REPORT_URL).status_code == 403
 
 
 @pytest.mark.parametrize(
@@ -95,11 +95,11 @@ def test_nothing_else_can_be_reached(viewer: TestClient, path: str) -> None:
     "path", ["a/../b.html", "a/./b.html", "/a/b.html", "a//b.html", "a/~b.html", "b.html", "a/-b.html", ""]
 )
 def test_paths_that_are_not_plain(path: str) -> None:
-    assert not readable(path)
+    assert not is_plain_path(path)
 
 
 def test_nothing_but_reading(viewer: TestClient) -> None:
-    assert viewer.post(PLACE).status_code == 405
+    assert viewer.post(REPORT_URL).status_code == 405
     assert viewer.get(f"{PREFIX}/openapi.json").status_code == 404
 
 
@@ -107,7 +107,7 @@ def test_links(lake: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://air.example/flow/")
     assert (
         report_url(f"{lake}/reports/flight_late/monitor/2013-04-01.html")
-        == f"https://air.example/flow{PLACE}"
+        == f"https://air.example/flow{REPORT_URL}"
     )
     assert report_url(f"{lake}/reports/flight_late/a b.html").endswith("/a%20b.html")
     for elsewhere in ("", "/etc/passwd", f"{lake}/published/x.html", "javascript:alert(1)"):
