@@ -23,26 +23,29 @@ from support import servers, toys
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(600)]
 DOCKER = os.environ.get("DOCKER", "docker")
 IMAGE = os.environ.get("PERENNIAL_TRAINER_IMAGE") or f"perennial/trainer:{__version__}"
-MEETING = "s3://perennial/lake/meeting.json"
-#: The fit of the train step, without the registry that it then talks to.
+RENDEZVOUS = "s3://perennial/lake/rendezvous.json"
+#: The fit of the train step, without the registry that it uses afterwards.
 TRAINER = f"""
 import json, sys
-from perennial import lake, shares
-from perennial.training._boosting import Checkpoint
 from perennial.features.engine import FeatureQuery
-from perennial.training.search import fit
-from perennial.features.labelled_rows import windows
 from perennial.spec.model_spec import ModelSpec
-from perennial.training.dask_cluster import crew
+from perennial.storage import delta_tables
+from perennial.training._distributed_dataset import DatasetRef, build_distributed_dataset
+from perennial.training.checkpoint import Checkpoint
+from perennial.training.dask_cluster import worker_pool
+from perennial.training.search import search_and_fit
+from perennial.training.windows import split_partitions
 
 spec = ModelSpec.from_bundle(json.load(sys.stdin))
 features = FeatureQuery(spec)
-at = [lake.version(lake.table(kind, spec.name)) for kind in ("published", "labels")]
-split = windows(spec, {toys.LAST!r}, lake.partitions(lake.table("labels", spec.name)))
-checkpoint = Checkpoint.of(spec.name, "test", {{}})
-with crew(2, {MEETING!r}) as found:
-    source = shares.Source(spec, features.reference_versions, *at)
-    fitted = fit(spec, shares.build(found, source, split, tuple(features.columns)), checkpoint=checkpoint)
+published, labels = (delta_tables.table_uri(kind, spec.name) for kind in ("published", "labels"))
+versions = delta_tables.version(published), delta_tables.version(labels)
+windows = split_partitions(spec, {toys.LAST!r}, delta_tables.partitions(labels))
+checkpoint = Checkpoint.for_inputs(spec.name, "test", {{}})
+with worker_pool(2, {RENDEZVOUS!r}) as pool:
+    source = DatasetRef(spec, features.reference_versions, *versions)
+    data = build_distributed_dataset(pool, source, windows, tuple(features.columns))
+    fitted = search_and_fit(spec, data, checkpoint=checkpoint)
 print(json.dumps({{"rounds": fitted.rounds, "loss": fitted.trials[0].loss, "resumed": checkpoint.resumed}}))
 """
 
@@ -116,13 +119,13 @@ def make(containers: Containers, tmp_path: Path) -> Callable[..., ModelSpec]:
 
 def fit(containers: Containers, spec: ModelSpec) -> tuple[subprocess.Popen[str], list[subprocess.Popen[str]]]:
     """Start a trainer and two workers."""
-    told = ["worker", "--meeting", MEETING, "--library-digest", runtime.library_digest(), "--rank"]
+    command = ["worker", "--rendezvous", RENDEZVOUS, "--library-digest", runtime.library_digest(), "--rank"]
     trainer = containers.start("trainer", "-c", TRAINER, entrypoint="python")
     assert trainer.stdin
     trainer.stdin.write(json.dumps(spec.bundle()))
     trainer.stdin.close()
     trainer.stdin = None
-    return trainer, [containers.start(f"worker{rank}", *told, str(rank)) for rank in (0, 1)]
+    return trainer, [containers.start(f"worker{rank}", *command, str(rank)) for rank in (0, 1)]
 
 
 def test_containers_train_together(containers: Containers, make: Callable[..., ModelSpec]) -> None:
@@ -132,7 +135,7 @@ def test_containers_train_together(containers: Containers, make: Callable[..., M
     done = json.loads(out.splitlines()[-1])
     assert 1 <= done["rounds"] <= 25 and done["loss"] < 0.6 and done["resumed"] == 0
     assert [worker.wait(60) for worker in workers] == [0, 0]
-    assert not object_store.exists(MEETING)
+    assert not object_store.exists(RENDEZVOUS)
 
 
 def test_what_a_lost_container_interrupts_goes_on(
@@ -140,13 +143,13 @@ def test_what_a_lost_container_interrupts_goes_on(
 ) -> None:
     spec = make(rounds=1500, early_stopping_rounds=1000, params={"learning_rate": 0.001})
     trainer, _ = fit(containers, spec)
-    place = Checkpoint.of(spec.name, "test", {})
+    checkpoint = Checkpoint.for_inputs(spec.name, "test", {})
     lost = threading.Thread(
-        target=_kill_once_it_boosts, args=(containers, containers.names[-1], place), daemon=True
+        target=_kill_once_it_boosts, args=(containers, containers.names[-1], checkpoint), daemon=True
     )
     lost.start()
     _, err = trainer.communicate(timeout=300)
-    assert trainer.returncode == 1 and "Interrupted: 1 of 2 workers lost" in err, err
+    assert trainer.returncode == 1 and "StepInterruptedError: 1 of 2 workers lost" in err, err
     again, _ = fit(containers, spec)
     out, err = again.communicate(timeout=300)
     assert again.returncode == 0, err

@@ -117,8 +117,8 @@ def quick(make_model: Callable[..., ModelSpec]) -> ModelSpec:
 @pytest.mark.parametrize(
     ("place", "moment"),
     [
-        ("perennial.training.search.fit", "after"),
-        ("perennial.training.tracking.Recorder.register", "before"),
+        ("perennial.training.search.search_and_fit", "after"),
+        ("perennial.training.tracking.TrainingRun.register", "before"),
         ("mlflow.register_model", "after"),
         ("perennial.modeling.registry.set_alias", "after"),
         ("perennial.storage.ledger.append", "before"),
