@@ -48,7 +48,7 @@ from airflow.sdk.observability.metrics import stats_utils
 from opentelemetry import metrics as otel
 from opentelemetry.proto.collector.metrics.v1.metrics_service_pb2 import ExportMetricsServiceRequest
 from perennial.spec.catalog import load_model_by_name
-from perennial_airflow import metrics
+from perennial_airflow.alerting import metrics
 stats.initialize(factory=stats_utils.get_stats_factory(), export_legacy_names=False)
 metrics.record_open_incidents(load_model_by_name("flight_late"))
 otel.get_meter_provider().force_flush()
