@@ -14,10 +14,10 @@ import pytest
 from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, RegistryError
 from perennial.core.settings import settings
-from perennial.lifecycle.promotion import promote
 from perennial.scoring.scorer import Scorer
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import score as score_step
+from perennial.steps.promote import promote
 from perennial.steps.score import score
 from perennial.steps.train import train
 from perennial.storage import delta_tables, manifests

@@ -1,3 +1,3 @@
 """`perennial check`: finds the problems of a model folder before it runs."""
 
-__all__ = ["preflight", "sql_checks"]
+__all__ = ["preflight"]

@@ -119,7 +119,7 @@ def check_model(spec: ModelSpec, *, landed: bool = True) -> Report:
         spec: the model.
         landed: also compare the spec with landed files.
     """
-    from perennial.cli.check import sql_checks
+    from perennial.cli.check import _sql_checks
     from perennial.validation.suite import parse_suite
 
     report = Report(spec.name, spec.task)
@@ -130,7 +130,7 @@ def check_model(spec: ModelSpec, *, landed: bool = True) -> Report:
         report.notes.append("expectations.json has no expectations: only the built-in checks are made")
     _label(spec, report)
     rows = _landed(spec, report) if landed else None
-    findings = sql_checks.check(spec, rows, lambda: generate_rows(spec))
+    findings = _sql_checks.check(spec, rows, lambda: generate_rows(spec))
     for where, line, message in findings.problems:
         report.problems.append(f"{_at(spec, where)}{f':{line}' if line else ''}: {message}")
     report.notes += findings.notes
@@ -194,7 +194,7 @@ def _read_sample(
     """Read some rows of a landed file; if it cannot be read as the spec declares, report that and return None."""
     import duckdb
 
-    from perennial.cli.check import sql_checks
+    from perennial.cli.check import _sql_checks
     from perennial.storage.landing import create_landed_view, fetch_file
 
     uri = landing.source_uri(template, day)
@@ -205,7 +205,7 @@ def _read_sample(
             key = ", ".join(quote_identifier(k) for k in spec.data.key)
             filled = " AND ".join(f"{quote_identifier(k)} IS NOT NULL" for k in spec.data.key)
             listed = ", ".join(quote_identifier(c) for c in feed.columns)
-            some = f"SELECT * FROM rows WHERE {filled} LIMIT {sql_checks.MAX_ROWS}"
+            some = f"SELECT * FROM rows WHERE {filled} LIMIT {_sql_checks.MAX_ROWS}"
             return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
         except DataError as error:
             section = "data" if feed.kind == "rows" else "label"
