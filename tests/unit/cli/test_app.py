@@ -1,4 +1,4 @@
-"""The command line: what it prints, how it ends, and that errors are told in words."""
+"""The command line: what it prints, how it ends, and how errors are shown."""
 
 from __future__ import annotations
 
@@ -14,6 +14,7 @@ import pytest
 from typer.testing import CliRunner, Result
 
 from perennial.cli.app import app
+from perennial.core import runtime
 from perennial.core.errors import PerennialError
 from perennial.core.settings import ROOT
 from perennial.spec import catalog
@@ -84,7 +85,7 @@ def test_markup_in_a_message_is_shown_as_it_is(toy: Path) -> None:
     assert "persistence is [9, 2]" in call("check", "toy").output
 
 
-def test_why_tells_a_decision_in_words(toy: Path) -> None:
+def test_why_explains_a_decision(toy: Path) -> None:
     assert "there is no decision on a retraining up to this date" in str(
         call("why", "toy", "2024-02-01").exception
     )
@@ -93,9 +94,9 @@ def test_why_tells_a_decision_in_words(toy: Path) -> None:
         partition="2024-02-01", model_version="3",
         evidence={"signals": {"skew": {"state": "bad", "reason": "2 differ"}}},
     )  # fmt: skip
-    told = call("why", "toy", "2024-02-01").output
-    assert "2024-02-01: no retraining was requested (version 3)." in told
-    assert "Because: the verdict is ok" in told and "skew: BAD: 2 differ" in told
+    output = call("why", "toy", "2024-02-01").output
+    assert "2024-02-01: no retraining was requested (version 3)." in output
+    assert "Because: the verdict is ok" in output and "skew: BAD: 2 differ" in output
 
 
 def test_help_and_errors_come_without_heavy_libraries() -> None:
@@ -129,10 +130,10 @@ def test_check_loads_no_more_than_it_needs(toy: Path) -> None:
 
 
 def test_run_prints_its_result_last(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[object] = []
+    calls: list[object] = []
 
     def run(step: str, spec: object, **arguments: object) -> dict[str, object]:
-        seen.append((step, getattr(spec, "name", ""), arguments))
+        calls.append((step, getattr(spec, "name", ""), arguments))
         print("a library talks")
         return {"status": "published", "partitions": ["2024-01-01"]}
 
@@ -140,17 +141,19 @@ def test_run_prints_its_result_last(toy: Path, monkeypatch: pytest.MonkeyPatch) 
     done = call("run", "data", "-m", "toy", "--start", "2024-01-01", "--force")
     assert done.exit_code == 0, done.output
     assert json.loads(done.stdout.splitlines()[-1]) == {"status": "published", "partitions": ["2024-01-01"]}
-    assert seen == [("data", "toy", {"start": "2024-01-01", "force": True})]
+    assert calls == [("data", "toy", {"start": "2024-01-01", "force": True})]
 
 
 def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: dict[str, object] = {}
-    monkeypatch.setattr(dispatch, "run", lambda step, spec, **arguments: seen.update(arguments) or {})
+    arguments_of_step: dict[str, object] = {}
+    monkeypatch.setattr(
+        dispatch, "run", lambda step, spec, **arguments: arguments_of_step.update(arguments) or {}
+    )
     assert call("run", "decide", "-m", "toy", "--as-of", "2024-01-07").exit_code == 0
-    assert seen["backfill"] is False
-    assert str(seen["actor"]).endswith("(command line)")
+    assert arguments_of_step["backfill"] is False
+    assert str(arguments_of_step["actor"]).endswith("(command line)")
     assert call("run", "rollback", "-m", "toy", "--to-version", "3", "--actor", "me").exit_code == 0
-    assert (seen["to_version"], seen["actor"]) == ("3", "me")
+    assert (arguments_of_step["to_version"], arguments_of_step["actor"]) == ("3", "me")
 
 
 @pytest.mark.parametrize(
@@ -167,7 +170,7 @@ def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (["data", "-m", "toy", "--spec-file", "/nowhere.json"], "/nowhere.json cannot be read"),
     ],
 )  # fmt: skip
-def test_run_tells_errors_in_words(toy: Path, arguments: list[str], message: str) -> None:
+def test_run_shows_errors_without_a_traceback(toy: Path, arguments: list[str], message: str) -> None:
     done = process("run", *arguments)
     assert done.returncode == 1
     assert message in done.stderr
@@ -180,8 +183,8 @@ def test_a_pod_gets_the_spec_with_the_call(
     toy: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     spec = catalog.load_model_by_name("flight_late")
-    seen = []
-    monkeypatch.setattr(dispatch, "run", lambda step, given, **_: seen.append(given) or {})
+    specs = []
+    monkeypatch.setattr(dispatch, "run", lambda step, given, **_: specs.append(given) or {})
     bundle = json.dumps(spec.bundle())
     assert call("run", "score", "--spec-file", "-", "--start", "2013-01-01", stdin=bundle).exit_code == 0
     path = tmp_path / "bundle.json"
@@ -190,7 +193,7 @@ def test_a_pod_gets_the_spec_with_the_call(
         call("run", "score", "--spec-file", str(path), "-m", "flight_late", "--start", "2013-01-01").exit_code
         == 0
     )
-    assert [s.digest for s in seen] == [spec.digest] * 2
+    assert [s.digest for s in specs] == [spec.digest] * 2
     with pytest.raises(PerennialError, match="holds model flight_late, --model is toy"):
         raise (
             call("run", "score", "--spec-file", str(path), "-m", "toy", "--start", "2013-01-01").exception
@@ -254,6 +257,10 @@ def test_a_ledger_that_was_tampered_with(toy: Path, house: Path, monkeypatch: py
     assert "was changed, or one before it is missing" in str(done.exception)
 
 
+def test_the_digest_of_the_library_is_printed() -> None:
+    assert call("library-digest").stdout.strip() == runtime.library_digest()
+
+
 def test_schema_is_printed() -> None:
     assert json.loads(call("schema").stdout)["title"] == "ModelSpec"
 
@@ -282,6 +289,6 @@ def test_interrupted_by_the_keyboard(toy: Path) -> None:
     assert child.stdout.readline() == "waiting\n"
     time.sleep(0.1)
     child.send_signal(signal.SIGINT)
-    _, told = child.communicate(timeout=30)
+    _, errors = child.communicate(timeout=30)
     assert child.returncode != 0
-    assert "Traceback" not in told
+    assert "Traceback" not in errors

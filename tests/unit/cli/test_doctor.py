@@ -1,4 +1,4 @@
-"""What `perennial doctor` says of real servers: whole, broken in one place each, and dead."""
+"""`perennial doctor` against real servers: healthy, broken in one way each, and dead."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ def proxy(clean: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
     import boto3
 
     bucket = toys.unique("bucket").replace("_", "-")
-    with trouble.between(s3_url) as found:
+    with trouble.between(s3_url) as proxy:
         for name, value in {
-            "AWS_ENDPOINT_URL": found.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_ENDPOINT_URL": proxy.url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
             "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
             "PERENNIAL_LAKE": f"s3://{bucket}/lake", "PERENNIAL_LANDING": f"s3://{bucket}/landing",
         }.items():  # fmt: skip
@@ -55,9 +55,9 @@ def proxy(clean: Path, s3_url: str, monkeypatch: pytest.MonkeyPatch) -> Iterator
         s3 = boto3.client("s3", endpoint_url=s3_url)
         s3.create_bucket(Bucket=bucket)
         s3.put_object(Bucket=bucket, Key="landing/rows.parquet", Body=b"x")
-        yield found
+        yield proxy
         left = [o["Key"] for o in s3.list_objects_v2(Bucket=bucket).get("Contents", [])]
-        assert left == ["landing/rows.parquet"] or any(f.kind == "forbidden" for f in found.faults)
+        assert left == ["landing/rows.parquet"] or any(f.kind == "forbidden" for f in proxy.faults)
 
 
 @pytest.fixture
@@ -68,13 +68,13 @@ def profile(clean: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     monkeypatch.setenv("PERENNIAL_COMPUTE", str(folder))
 
     def make(**changes: Any) -> str:
-        said = {
+        values = {
             "name": "pods",
             "kind": "kubernetes",
             "namespace": "there-is-no-such",
             "cpu": "100m",
         } | changes
-        (folder / "pods.yaml").write_text(yaml.safe_dump(said))
+        (folder / "pods.yaml").write_text(yaml.safe_dump(values))
         return "pods"
 
     return make
@@ -84,22 +84,22 @@ def states(*profiles: str) -> dict[str, finding.Finding]:
     return {f.what: f for f in environment.examine(profiles)}
 
 
-def test_a_laptop_is_told_what_it_has(clean: Path, registry_house: Path) -> None:
-    found = states()
-    assert {f.what for f in found.values() if f.state == "missing"} == set()
-    assert found["models"].detail.endswith("toy")
-    assert found["profile local"].detail.startswith("local, used by ")
-    assert found["lake"].state == "ok"
-    assert found["landing area"].state == "warning"  # nothing has landed
-    assert found["MLflow: artifacts"].state == "ok"
+def test_the_checks_pass_on_a_laptop(clean: Path, registry_house: Path) -> None:
+    findings = states()
+    assert {f.what for f in findings.values() if f.state == "missing"} == set()
+    assert findings["models"].detail.endswith("toy")
+    assert findings["profile local"].detail.startswith("local, used by ")
+    assert findings["lake"].state == "ok"
+    assert findings["landing area"].state == "warning"  # nothing has landed
+    assert findings["MLflow: artifacts"].state == "ok"
     assert not (registry_house / "lake").exists()  # asking leaves nothing behind
 
 
 def test_s3_is_tried_in_every_way_that_steps_need(proxy: trouble.Proxy) -> None:
-    found = states()
+    findings = states()
     for what in ("write", "read", "conditional writes", "remove"):
-        assert found[f"lake: {what}"].state == "ok", found
-    assert found["landing area: read"].state == "ok"
+        assert findings[f"lake: {what}"].state == "ok", findings
+    assert findings["landing area: read"].state == "ok"
 
 
 @pytest.mark.parametrize(
@@ -114,9 +114,9 @@ def test_what_s3_does_not_do_is_named(
     proxy: trouble.Proxy, kind: Any, method: str, what: str, remedy: str
 ) -> None:
     proxy.add(kind, 99, method, r"\.doctor")
-    found = states()
-    assert found[what].state == "missing"
-    assert remedy in found[what].remedy
+    findings = states()
+    assert findings[what].state == "missing"
+    assert remedy in findings[what].remedy
 
 
 def test_a_bucket_that_may_not_be_listed_or_is_not_there(
@@ -125,28 +125,28 @@ def test_a_bucket_that_may_not_be_listed_or_is_not_there(
     bucket = os.environ["PERENNIAL_LANDING"].split("/")[2]
     proxy.add("forbidden", 99, "GET", "landing")
     monkeypatch.setenv("PERENNIAL_LAKE", "s3://there-is-no-such-bucket/lake")
-    found = states()
-    assert "s3:ListBucket" in found[f"landing area: bucket {bucket}"].remedy
-    assert "aws s3 mb s3://there-is-no-such-bucket" in found["lake: bucket there-is-no-such-bucket"].remedy
+    findings = states()
+    assert "s3:ListBucket" in findings[f"landing area: bucket {bucket}"].remedy
+    assert "aws s3 mb s3://there-is-no-such-bucket" in findings["lake: bucket there-is-no-such-bucket"].remedy
 
 
 def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
     import boto3
 
-    said = {"name": "p", "kind": "eks", "cluster": "night", "region": "eu-central-1"}
-    profile = ComputeProfile.model_validate(said)
-    (found,) = cluster._eks(profile)
-    assert found.state == "missing"
-    assert "eks:DescribeCluster" in found.remedy
+    values = {"name": "p", "kind": "eks", "cluster": "night", "region": "eu-central-1"}
+    profile = ComputeProfile.model_validate(values)
+    (result,) = cluster._eks(profile)
+    assert result.state == "missing"
+    assert "eks:DescribeCluster" in result.remedy
     eks = boto3.client("eks", region_name="eu-central-1", endpoint_url=s3_url)
     role = "arn:aws:iam::123456789012:role/eks"
     eks.create_cluster(name="night", roleArn=role, resourcesVpcConfig={})
-    (found,) = cluster._eks(profile)
-    assert (found.state, found.detail) == ("ok", "status ACTIVE")
+    (result,) = cluster._eks(profile)
+    assert (result.state, result.detail) == ("ok", "status ACTIVE")
 
 
 @pytest.mark.parametrize("dead", ["refused", "silent"])
-def test_dead_servers_are_told_in_seconds(
+def test_dead_servers_are_reported_in_seconds(
     dead: str, proxy: trouble.Proxy, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(finding, "ANSWER_SECONDS", 0.5)
@@ -168,21 +168,21 @@ def test_dead_servers_are_told_in_seconds(
         }.items():
             monkeypatch.setenv(name, value)
         began = time.monotonic()
-        found = states(profile())
+        findings = states(profile())
         assert time.monotonic() - began < 20
     bucket = os.environ["PERENNIAL_LAKE"].split("/")[2]
     for what in (f"lake: bucket {bucket}", f"landing area: bucket {bucket}", "MLflow", "pods: API"):
-        assert found[what].state == "missing"
-        assert found[what].remedy
+        assert findings[what].state == "missing"
+        assert findings[what].remedy
 
 
 def test_a_check_that_hangs_or_breaks_hides_no_other() -> None:
     def hangs() -> Iterator[finding.Finding]:
-        yield finding.Finding("first", "ok", "seen")
+        yield finding.Finding("first", "ok", "fine")
         time.sleep(5)
 
     def breaks() -> Iterator[finding.Finding]:
-        yield finding.Finding("first", "ok", "seen")
+        yield finding.Finding("first", "ok", "fine")
         raise ZeroDivisionError("a division by zero it was")
 
     slow = finding.bounded("it", hangs, 0.2)
@@ -206,17 +206,20 @@ def test_pods_cannot_see_a_folder(
     assert states()["profile pods"].detail.endswith("more")
 
 
-def test_broken_models_profiles_and_settings_are_told(
+def test_broken_models_profiles_and_settings_are_reported(
     clean: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (clean / "models" / "toy" / "features.sql").unlink()
     monkeypatch.setattr(cluster, "examine", lambda _: [])
     profile(cpu="lots")
-    found = states("pods", "no_such")
+    findings = states("pods", "no_such")
     assert (
-        found["model toy"].state == found["profile pods"].state == found["profile no_such"].state == "missing"
+        findings["model toy"].state
+        == findings["profile pods"].state
+        == findings["profile no_such"].state
+        == "missing"
     )
-    assert "features.sql" in found["model toy"].detail
+    assert "features.sql" in findings["model toy"].detail
     monkeypatch.setenv("PERENNIAL_THREADS", "many")
     assert "PERENNIAL_THREADS is 'many'" in states()["settings"].detail
 
@@ -242,8 +245,8 @@ def test_the_command_ends_with_1_and_speaks_json(clean: Path, registry_house: Pa
     assert "missing" not in good.output
     bad = CliRunner().invoke(app, ["doctor", "--profile", "no_such", "--json"])
     assert bad.exit_code == 1
-    told = {f["what"]: f for f in json.loads(bad.stdout)}
-    assert told["profile no_such"]["state"] == "missing"
+    rows = {f["what"]: f for f in json.loads(bad.stdout)}
+    assert rows["profile no_such"]["state"] == "missing"
     assert "What to do" in CliRunner().invoke(app, ["doctor", "--profile", "no_such"]).output
 
 
@@ -278,9 +281,9 @@ def test_a_cluster_that_has_everything(namespace: tuple[Any, str], profile: Call
         namespace=name, service_account="step", secret_env=["keys"],
         secrets=[{"env": "ID", "secret": "keys", "key": "id"}],
     )  # fmt: skip
-    found = states(made)
+    findings = states(made)
     for what in ("API", "namespace", "rights", "secret keys", "service account step", "quota", "pod"):
-        assert found[f"pods: {what}"].state == "ok", found[f"pods: {what}"]
+        assert findings[f"pods: {what}"].state == "ok", findings[f"pods: {what}"]
     assert core.list_namespaced_pod(name).items == []  # the pod was judged, not started
 
 
@@ -299,38 +302,38 @@ def test_a_cluster_that_lacks_things(namespace: tuple[Any, str], profile: Callab
         namespace=name, service_account="no-such", secret_env=["no-such"], gpu={"count": 9}, memory="2Gi",
         secrets=[{"env": "ID", "secret": "keys", "key": "no_such"}], priority_class="no-such",
     )  # fmt: skip
-    found = states(made)
-    for what, told in {
+    findings = states(made)
+    for what, detail in {
         "secret no-such": "is not in", "secret keys": "no key no_such", "service account no-such": "is not in",
         "quota": "allows 1Gi", "GPU nodes": "offers 9 nvidia.com/gpu", "pod": "no-such",
     }.items():  # fmt: skip
-        assert found[f"pods: {what}"].state == "missing", found[f"pods: {what}"]
-        assert told in found[f"pods: {what}"].detail
+        assert findings[f"pods: {what}"].state == "missing", findings[f"pods: {what}"]
+        assert detail in findings[f"pods: {what}"].detail
     assert "pods: namespace" in states(profile(namespace="there-is-no-such-namespace"))
 
 
 @pytest.mark.kubernetes
-def test_an_account_without_rights_is_told_which(
+def test_missing_rights_of_an_account_are_named(
     namespace: tuple[Any, str], profile: Callable[..., str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     core, name = namespace
     deadline = time.monotonic() + 60
-    while not (found := core.read_namespaced_service_account("default", name).secrets):
+    while not (secrets := core.read_namespaced_service_account("default", name).secrets):
         assert time.monotonic() < deadline
         time.sleep(0.2)
     import base64
 
-    token = base64.b64decode(core.read_namespaced_secret(found[0].name, name).data["token"]).decode()
-    said = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
-    for user in said["users"]:
+    token = base64.b64decode(core.read_namespaced_secret(secrets[0].name, name).data["token"]).decode()
+    values = yaml.safe_load(Path(os.environ["KUBECONFIG"]).read_text())
+    for user in values["users"]:
         user["user"] = {"token": token}
     config = tmp_path / "kubeconfig"
-    config.write_text(yaml.safe_dump(said))
+    config.write_text(yaml.safe_dump(values))
     connection = {"conn_type": "kubernetes", "extra": {"kube_config_path": str(config), "in_cluster": False}}
     monkeypatch.setenv("AIRFLOW_CONN_KUBERNETES_DEFAULT", json.dumps(connection))
-    seen = states(profile(namespace=name))
-    assert seen["pods: rights"].state == "missing"
-    assert "may not create pods, get pods" in seen["pods: rights"].detail
-    assert "rbac.yaml" in seen["pods: rights"].remedy
-    assert seen["pods: namespace"].state == "warning"
-    assert seen["pods: pod"].state == "missing"
+    findings = states(profile(namespace=name))
+    assert findings["pods: rights"].state == "missing"
+    assert "may not create pods, get pods" in findings["pods: rights"].detail
+    assert "rbac.yaml" in findings["pods: rights"].remedy
+    assert findings["pods: namespace"].state == "warning"
+    assert findings["pods: pod"].state == "missing"

@@ -32,12 +32,12 @@ def wine(tmp_path: Path) -> Path:
     """scikit-learn's wine data as a person would have it: one CSV with an id, a date, and a column too many."""
     from sklearn.datasets import load_wine
 
-    found = load_wine(as_frame=True)
+    wines = load_wine(as_frame=True)
     path = tmp_path / "wine.csv"
     with path.open("w", newline="", encoding="utf-8") as file:
         out = csv.writer(file)
-        out.writerow(["sample_id", "tasted_on", *found.feature_names, "grower_name", "cultivar"])
-        for i, (row, target) in enumerate(zip(found.data.itertuples(index=False), found.target, strict=True)):
+        out.writerow(["sample_id", "tasted_on", *wines.feature_names, "grower_name", "cultivar"])
+        for i, (row, target) in enumerate(zip(wines.data.itertuples(index=False), wines.target, strict=True)):
             day = dt.date(2024, 3, 1) + dt.timedelta(days=i % DAYS)
             out.writerow([i, day, *row, f"Grower {i}, “Müller”", "abc"[target]])
     return path
@@ -131,15 +131,15 @@ def test_landed_files_are_not_overwritten(house: Path, wine: Path, tmp_path: Pat
     assert list((tmp_path / "models").iterdir()) == []
 
 
-@pytest.mark.parametrize("place", ["write", "check", "land", "rename"])
+@pytest.mark.parametrize("step", ["write", "check", "land", "rename"])
 def test_nothing_half_written_is_left(
-    house: Path, wine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+    house: Path, wine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
     target = {"write": (templates, "readme_text"), "check": (preflight, "check_model"), "land": (sample_reader, "land"),
-              "rename": (Path, "rename")}[place]  # fmt: skip
+              "rename": (Path, "rename")}[step]  # fmt: skip
     monkeypatch.setattr(*target, fail)
     with pytest.raises((OSError, PerennialError)):
         wizard.create_model_folder("wine", [wine], GivenAnswers(label="cultivar"), ask=False)

@@ -18,7 +18,7 @@ PRINT = """
 from perennial.core.runtime import code_version
 from perennial.core.settings import CHECKOUT, settings
 from perennial.spec import compute_profile
-print(CHECKOUT, settings().home, *settings().models, compute_profile.folders()[-1], code_version(), sep='|')
+print(CHECKOUT, settings().home, *settings().models, compute_profile.profile_folders()[-1], code_version(), sep='|')
 """
 
 

@@ -1,4 +1,4 @@
-"""Models and feature sets are found in every root; one that is broken leaves the others as they are."""
+"""Models and feature sets are found in every root; a broken one does not affect the others."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ def test_feature_sets_of_another_root(roots: tuple[Path, Path]) -> None:
     assert (report.problems, report.features) == ([], 1)
 
 
-def test_a_broken_feature_set_is_told_where_it_is(roots: tuple[Path, Path]) -> None:
+def test_a_broken_feature_set_is_reported_with_file_and_line(roots: tuple[Path, Path]) -> None:
     for name in ("toy", "twin"):
         folder = write(roots[0], name)
         (folder / "model.yaml").write_text(
@@ -166,7 +166,7 @@ def test_what_landed_is_compared_with_what_is_declared(house: Path, roots: tuple
     assert any("model.yaml:20: " in p and "column 'y' (integer) is missing" in p for p in report.problems)
 
 
-def test_no_value_of_a_person_is_told(house: Path, roots: tuple[Path, Path]) -> None:
+def test_no_personal_value_is_shown(house: Path, roots: tuple[Path, Path]) -> None:
     import datetime as dt
 
     folder = write(roots[0])

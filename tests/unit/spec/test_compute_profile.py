@@ -1,37 +1,31 @@
-"""Compute profiles: what they may say, and what a step that runs elsewhere brings back."""
+"""Compute profiles: where they are found, and what they may contain."""
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 import pytest
 import yaml
-from typer.testing import CliRunner
 
 from perennial import __version__
-from perennial.cli.app import app
-from perennial.core import runtime
-from perennial.core.errors import DataError, PerennialError, SpecError
+from perennial.core.errors import SpecError
 from perennial.spec import compute_profile, yaml_reader
-from perennial.steps import result_file
-from perennial.storage import manifests
 from support import toys
 
 
 @pytest.fixture
 def folder(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A team's own folder of profiles."""
-    place = tmp_path / "compute"
-    place.mkdir()
-    monkeypatch.setenv("PERENNIAL_COMPUTE", str(place))
+    """A further folder of profiles."""
+    profiles = tmp_path / "compute"
+    profiles.mkdir()
+    monkeypatch.setenv("PERENNIAL_COMPUTE", str(profiles))
     for name in ("PERENNIAL_PROFILE", "PERENNIAL_TRAINER_IMAGE"):
         monkeypatch.delenv(name, raising=False)
-    return place
+    return profiles
 
 
-def write(folder: Path, file: str, **said: object) -> None:
-    (folder / f"{file}.yaml").write_text(yaml.safe_dump({"name": file, "kind": "kubernetes"} | said))
+def write(folder: Path, file: str, **values: object) -> None:
+    (folder / f"{file}.yaml").write_text(yaml.safe_dump({"name": file, "kind": "kubernetes"} | values))
 
 
 @pytest.mark.parametrize(
@@ -50,7 +44,7 @@ def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("said", "told"),
+    ("values", "message"),
     [
         ({"memroy": "2Gi"}, r"bad\.yaml:\d+: memroy: unknown key; did you mean 'memory'\?"),
         ({"memory": "2 GB"}, r"bad\.yaml:\d+: memory: .*received '2 GB'"),
@@ -68,9 +62,11 @@ def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
         ({"name": "other"}, "name is 'other', the file is 'bad.yaml'"),
     ],
 )  # fmt: skip
-def test_what_cannot_be_is_told_with_file_and_line(folder: Path, said: dict[str, object], told: str) -> None:
-    write(folder, "bad", **said)
-    with pytest.raises(SpecError, match=told):
+def test_an_invalid_profile_is_reported_with_file_and_line(
+    folder: Path, values: dict[str, object], message: str
+) -> None:
+    write(folder, "bad", **values)
+    with pytest.raises(SpecError, match=message):
         compute_profile.load_profile("bad")
 
 
@@ -95,9 +91,9 @@ def test_the_image_has_the_librarys_version_unless_another_is_named(
 ) -> None:
     monkeypatch.setenv("PERENNIAL_TRAINER_IMAGE", "registry.example/trainer:7")
     write(folder, "plain")
-    write(folder, "own", image="mine:{version}")
+    write(folder, "named", image="mine:{version}")
     assert compute_profile.load_profile("plain").image_name == "registry.example/trainer:7"
-    assert compute_profile.load_profile("own").image_name == f"mine:{__version__}"
+    assert compute_profile.load_profile("named").image_name == f"mine:{__version__}"
 
 
 @pytest.mark.parametrize(
@@ -105,46 +101,6 @@ def test_the_image_has_the_librarys_version_unless_another_is_named(
 )
 def test_quantities(text: str, value: int) -> None:
     assert compute_profile.quantity_bytes(text) == value
-
-
-def test_a_result_comes_back(tmp_path: Path) -> None:
-    place = str(tmp_path / "result.json")
-    assert result_file.read_result(place) is None
-    with result_file.step_outcome(place) as kept:
-        kept.result = {"rows_in": 3, "partitions": ["2024-01-01"]}
-    assert result_file.read_result(place) == {"rows_in": 3, "partitions": ["2024-01-01"]}
-
-
-def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
-    place = str(tmp_path / "result.json")
-    with pytest.raises(DataError), result_file.step_outcome(place):
-        raise DataError("no rows", "land some", model="toy", partition="2024-01-01")
-    with pytest.raises(DataError) as error:
-        result_file.read_result(place)
-    assert str(error.value) == str(DataError("no rows", "land some", model="toy", partition="2024-01-01"))
-
-
-def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), result_file.step_outcome(str(tmp_path / "result.json")):
-        raise ZeroDivisionError
-    assert result_file.read_result(str(tmp_path / "result.json")) is None
-
-
-def test_another_library_is_refused_before_any_work(folder: Path, tmp_path: Path) -> None:
-    spec = toys.model(tmp_path / "models", "toy")
-    bundle, place = tmp_path / "bundle.json", tmp_path / "result.json"
-    bundle.write_text(json.dumps(spec.bundle()))
-    done = CliRunner().invoke(app, ["run", "data", "--spec-file", str(bundle), "--start", "2024-01-01",
-                                    "--result-file", str(place), "--library-digest", "0" * 64])  # fmt: skip
-    assert isinstance(done.exception, PerennialError)
-    with pytest.raises(PerennialError, match="its caller's is 000000000000"):
-        result_file.read_result(str(place))
-    assert manifests.read("toy", "data", "2024-01-01") is None
-
-
-def test_the_digest_is_of_the_source(monkeypatch: pytest.MonkeyPatch) -> None:
-    printed = CliRunner().invoke(app, ["library-digest"]).stdout.strip()
-    assert len(printed) == 64 and printed == runtime.library_digest()
 
 
 def test_parsing_knows_the_profiles_keys(folder: Path) -> None:

@@ -1,4 +1,4 @@
-"""Every broken folder of `broken/` is told with file, line, key, what was received and what is allowed."""
+"""The error about each folder of `broken/` names file, line, key, the value received and what is allowed."""
 
 from __future__ import annotations
 
@@ -76,12 +76,14 @@ def test_the_good_folder_is_good(folder: Path) -> None:
 @pytest.mark.parametrize("case", sorted(p.stem for p in BROKEN.glob("*.txt")))
 def test_broken_folder(folder: Path, case: str) -> None:
     expected = break_it(folder, case)
-    told = problems()
+    output = problems()
     assert expected
     for piece in expected:
-        assert piece in told, f"\n{told}\n\nlacks {piece!r}"
-    assert "Traceback" not in told
-    assert str(folder) in told or "toy/" in told or "reference table" in told or "features.sets" in told
+        assert piece in output, f"\n{output}\n\nlacks {piece!r}"
+    assert "Traceback" not in output
+    assert (
+        str(folder) in output or "toy/" in output or "reference table" in output or "features.sets" in output
+    )
 
 
 def test_no_python_is_run_by_a_tag(folder: Path, tmp_path: Path) -> None:
@@ -138,12 +140,12 @@ def test_a_spec_that_may_not_be_read(folder: Path) -> None:
     assert any("cannot be read" in str(e) and "toy" in str(e) for e in errors)
 
 
-def test_all_problems_are_told_at_once(folder: Path) -> None:
+def test_all_problems_are_reported_at_once(folder: Path) -> None:
     for case in ("unknown_key_far", "out_of_range", "suite_type"):
         break_it(folder, case)
-    told = problems()
-    assert "flavour" in told
-    assert "monitoring.window_days" in told
+    output = problems()
+    assert "flavour" in output
+    assert "monitoring.window_days" in output
 
 
 def test_on_and_no_are_words(folder: Path) -> None:
@@ -169,7 +171,7 @@ def test_bundle_is_the_whole_model(folder: Path) -> None:
 
 
 def test_digest_follows_every_file(folder: Path) -> None:
-    seen = {catalog.load_model(folder).digest}
+    digests = {catalog.load_model(folder).digest}
     for name, old, new in (
         ("model.yaml", "y > 0", "y > 1"),
         ("features.sql", "x", "x + 1 AS x"),
@@ -177,8 +179,8 @@ def test_digest_follows_every_file(folder: Path) -> None:
     ):
         path = folder / name
         path.write_text(path.read_text().replace(old, new))
-        seen.add(catalog.load_model(folder).digest)
-    assert len(seen) == 4
+        digests.add(catalog.load_model(folder).digest)
+    assert len(digests) == 4
 
 
 def test_generated_files_are_not_stale() -> None:

@@ -1,0 +1,50 @@
+"""The file in which a step that runs elsewhere returns its result or its error."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from perennial.cli.app import app
+from perennial.core.errors import DataError, PerennialError
+from perennial.steps import result_file
+from perennial.storage import manifests
+from support import toys
+
+
+def test_a_result_comes_back(tmp_path: Path) -> None:
+    uri = str(tmp_path / "result.json")
+    assert result_file.read_result(uri) is None
+    with result_file.step_outcome(uri) as outcome:
+        outcome.result = {"rows_in": 3, "partitions": ["2024-01-01"]}
+    assert result_file.read_result(uri) == {"rows_in": 3, "partitions": ["2024-01-01"]}
+
+
+def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
+    uri = str(tmp_path / "result.json")
+    with pytest.raises(DataError), result_file.step_outcome(uri):
+        raise DataError("no rows", "land some", model="toy", partition="2024-01-01")
+    with pytest.raises(DataError) as error:
+        result_file.read_result(uri)
+    assert str(error.value) == str(DataError("no rows", "land some", model="toy", partition="2024-01-01"))
+
+
+def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), result_file.step_outcome(str(tmp_path / "result.json")):
+        raise ZeroDivisionError
+    assert result_file.read_result(str(tmp_path / "result.json")) is None
+
+
+def test_another_library_is_refused_before_any_work(house: Path, tmp_path: Path) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    bundle, uri = tmp_path / "bundle.json", tmp_path / "result.json"
+    bundle.write_text(json.dumps(spec.bundle()))
+    done = CliRunner().invoke(app, ["run", "data", "--spec-file", str(bundle), "--start", "2024-01-01",
+                                    "--result-file", str(uri), "--library-digest", "0" * 64])  # fmt: skip
+    assert isinstance(done.exception, PerennialError)
+    with pytest.raises(PerennialError, match="its caller's is 000000000000"):
+        result_file.read_result(str(uri))
+    assert manifests.read("toy", "data", "2024-01-01") is None
