@@ -113,7 +113,9 @@ def draw_pages() -> None:
 
         rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
         days = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
-        data_profile.summarise(pd.DataFrame(rows | days), {"number": "number", "text": "string", "day": "date"}, ())
+        data_profile.summarise(
+            pd.DataFrame(rows | days), {"number": "number", "text": "string", "day": "date"}, ()
+        )
         sample = {name: pa.chunked_array([values]) for name, values in rows.items()}
         columns = [ColumnDrift(c, "feature", "stable", "", 0.0, 0.1, 0.0, 0.0, 3, 0.5) for c in rows]
         report.evidently_drift_report(columns, sample, sample, ["text"], 0.5)

@@ -1,7 +1,8 @@
-"""When DAGs run, and for which partition. Partition keys are dates, ``YYYY-MM-DD``, UTC.
+"""Timetables: when DAGs run, and for which partition. Partition keys are dates, ``YYYY-MM-DD``, UTC.
 
-Airflow's own partition timetables come close: the cron one takes its offset in ticks, so that a weekly run could not be
-for yesterday, and the asset one refuses backfills. These two add just that.
+Airflow's own partition timetables lack two things that these add: the cron one counts its offset in ticks, so that a
+weekly run could not be for yesterday, and the asset one refuses backfills. Airflow stores the import paths of these
+classes: they stay in this module.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ DAY = timedelta(days=1)
 
 
 def midnight(moment: datetime) -> DateTime:
-    """The start of the UTC day that holds ``moment``."""
+    """The start of the UTC day of ``moment``."""
     return instance(moment).in_timezone("UTC").start_of("day")
 
 
@@ -43,54 +44,53 @@ class DailyPartitions(CronPartitionTimetable):
     @classmethod
     @functools.cache
     def of(cls, cron: str) -> DailyPartitions:
-        """The one timetable of an expression: putting the expression into words, as Airflow does, takes a while."""
+        """The timetable of an expression, made once: Airflow's description of the expression takes a while to make."""
         return cls(cron)
 
     @classmethod
     def deserialize(cls, data: dict[str, Any]) -> Timetable:
-        """The timetable that was serialized."""
+        """The timetable of what `serialize` returned."""
         return cls.of(data["cron"])
 
     def serialize(self) -> dict[str, Any]:
-        """What `deserialize` needs."""
+        """The arguments, for `deserialize`."""
         return {"cron": self._expression}
 
     def _get_partition_date(self, *, run_date: DateTime) -> DateTime:
         return midnight(run_date) - DAY
 
     def iter_partition_dagrun_infos(self, *, earliest: datetime, latest: datetime) -> Iterable[DagRunInfo]:
-        """The partitions of a backfill: those with a tick on the day after."""
+        """The partitions of a backfill: the days of the range with a tick on the day after."""
         last = midnight(latest)
         tick = self._align_to_next(midnight(earliest) + DAY)
-        seen = None
+        previous = None
         while (day := self._get_partition_date(run_date=tick)) <= last:
-            if day != seen:
+            if day != previous:
                 yield day_info(day)
-            seen = day
+            previous = day
             tick = self._get_next(tick)
 
 
 class PublishedPartitions(PartitionedAssetTimetable):
-    """Each partition of an asset as it is published; any range of days by a backfill."""
+    """Each partition of an asset when it is published; any range of days in a backfill."""
 
-    description = "Each partition as it is published"
-    periodic = True  # Airflow's word for: backfills are possible
+    description = "Each partition when it is published"
+    periodic = True  # Airflow offers backfills for periodic timetables only
 
     @classmethod
     def of(cls, asset: Asset) -> PublishedPartitions:
-        """The partitions of ``asset``, keyed as it keys them."""
+        """The timetable of the partitions of ``asset``, with the same keys."""
+        # Airflow takes the SDK's objects here, although the annotations say otherwise
         mapper: Any = StartOfDayMapper(input_format=KEY_FORMAT)
-        return cls(
-            assets=cast(Any, asset), default_partition_mapper=mapper
-        )  # Airflow takes the SDK's objects here
+        return cls(assets=cast(Any, asset), default_partition_mapper=mapper)
 
     @property
     def summary(self) -> str:
-        """What the UI shows in the list of DAGs."""
+        """The schedule as the UI's list of DAGs shows it."""
         return "Each partition"
 
     def iter_partition_dagrun_infos(self, *, earliest: datetime, latest: datetime) -> Iterable[DagRunInfo]:
-        """The partitions of a backfill: every day of it."""
+        """The partitions of a backfill: every day of the range."""
         day, last = midnight(earliest), midnight(latest)
         while day <= last:
             yield day_info(day)

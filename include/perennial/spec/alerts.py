@@ -38,8 +38,6 @@ _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "webhook": (set(), {"url", "connection"}),
     "sns": ({"topic"}, {"connection"}),
 }
-#: The default connections of Airflow's providers.
-_CONNECTIONS = {"slack": "slack_api_default", "email": "smtp_default", "webhook": "http_default", "sns": None}
 
 
 class Channel(StrictModel):
@@ -82,11 +80,6 @@ class Channel(StrictModel):
         if {"url", "connection"} <= given:
             raise ValueError("url and connection both name the address: give one of them")
         return self
-
-    @property
-    def conn_id(self) -> str | None:
-        """The Airflow connection; None if there is none to look up."""
-        return None if self.url else self.connection or _CONNECTIONS[self.kind]
 
     def wants(self, signal: str, severity: Severity) -> bool:
         """Whether a signal of this severity is sent here."""

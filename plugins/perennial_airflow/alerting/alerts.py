@@ -75,7 +75,9 @@ def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """
     as_of = run_request.as_of(context).start
     manifest = manifests.read(spec.name, "monitor", as_of)
-    incidents.record_signals(spec, as_of, incidents.observations_from_verdict(manifest.result if manifest else {}))
+    incidents.record_signals(
+        spec, as_of, incidents.observations_from_verdict(manifest.result if manifest else {})
+    )
     undelivered = deliver_outbox(spec)
     metrics.record_open_incidents(spec)
     return {"open": [i.signal for i in incidents.read_log(spec.name).open], "undelivered": undelivered}

@@ -82,7 +82,10 @@ def _verdict_gauges(result: dict[str, Any], as_of: str) -> Iterator[_Gauge]:
     metric = str(performance.get("metric") or "")
     if result.get("drift_share") is not None:
         yield "perennial.drift_share", result["drift_share"], {}
-    for name, section in (("perennial.loss", "metrics"), ("perennial.loss_at_training", "metrics_at_training")):
+    for name, section in (
+        ("perennial.loss", "metrics"),
+        ("perennial.loss_at_training", "metrics_at_training"),
+    ):
         value = (performance.get(section) or {}).get(metric)
         if value is not None:
             yield name, value, {"metric": metric}

@@ -28,7 +28,9 @@ def profile_of(spec: ModelSpec, step: str) -> ComputeProfile:
     Raises:
         SpecError: there is no such profile, or its file is broken.
     """
-    return compute_profile.load_profile(spec.compute.get(cast("Step", step)) or compute_profile.default_profile())
+    return compute_profile.load_profile(
+        spec.compute.get(cast("Step", step)) or compute_profile.default_profile()
+    )
 
 
 def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:

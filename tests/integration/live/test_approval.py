@@ -82,7 +82,7 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
     (told,) = [t for t in live.told if t.get("answer_at") and t["partition"] == day]
     assert f"/runs/{run}/tasks/{TASK}/required_actions" in told["answer_at"]
     answer(live, run, "Reject")
-    assert ended(live, run)["ask_retraining"] == "skipped"
+    assert ended(live, run)["request_retraining"] == "skipped"
     assert decisions(day) == [("proposed", "admin"), ("declined", "admin")]
     assert live.runs_of(TRAIN, day) == []
     # asked again, the first answer stands and nobody is asked a second time
@@ -91,7 +91,7 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
         "task_ids": [TASK], "include_downstream": True, "only_failed": False, "reset_dag_runs": True},
     )  # fmt: skip
     await_(lambda: state(live, run, TASK) == "skipped", 60, lambda: states(live, run))
-    assert ended(live, run)["ask_retraining"] == "skipped"
+    assert ended(live, run)["request_retraining"] == "skipped"
     assert len(decisions(day)) == 2 and live.runs_of(TRAIN, day) == []
 
 
@@ -107,7 +107,7 @@ def test_no_answer_in_time_is_a_no(live: Live, waiting: Any) -> None:
             "UPDATE task_instance SET trigger_timeout = ? WHERE run_id = ? AND task_id = ?", (past, run, TASK)
         )
         assert changed.rowcount == 1
-    assert ended(live, run)["ask_retraining"] == "skipped"
+    assert ended(live, run)["request_retraining"] == "skipped"
     assert live.airflow.call("GET", question(run))["responded_by_user"] is None
     assert decisions(day)[-1] == ("declined", retraining.NO_ANSWER)
     assert live.runs_of(TRAIN, day) == []
@@ -117,12 +117,12 @@ def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: 
     day, run = waiting()
     after = dates.add_days(day, 1)
     meanwhile = live.airflow.trigger(MONITOR, key=after)
-    assert ended(live, meanwhile)["ask_retraining"] == "skipped"
+    assert ended(live, meanwhile)["request_retraining"] == "skipped"
     (left,) = [r for r in ledger.records(NAME, LedgerKind.RETRAINING) if r["partition"] == after]
     assert left["decision"] == "declined"
     assert left["reason"].startswith(f"the retraining proposed on {day} waits for an answer")
     answer(live, run, "Approve")
-    assert ended(live, run)["ask_retraining"] == "success"
+    assert ended(live, run)["request_retraining"] == "success"
     assert decisions(day) == [("proposed", "admin"), ("requested", "admin")]
     await_(lambda: manifests.read(NAME, "train", day), 120, lambda: live.airflow.runs(TRAIN))
     (training,) = live.runs_of(TRAIN, day)

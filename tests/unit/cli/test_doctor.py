@@ -8,6 +8,7 @@ import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -237,6 +238,25 @@ def test_broken_models_profiles_and_settings_are_reported(
 def test_an_image_is_pinned_and_names_its_registry(image: str, state: str) -> None:
     profile = ComputeProfile.model_validate({"name": "p", "kind": "kubernetes", "image": image})
     assert cluster._image(profile).state == state
+
+
+def test_the_pod_of_a_step_is_submitted_without_being_started(remote_lake: Path) -> None:
+    """That it is the pod of the operator is a test of tests/plugins/execution."""
+    profile = ComputeProfile(name="p", kind="kubernetes", namespace="ml", image="i:1", env={"A": "1"})
+    checked = cluster.Cluster(profile)
+    submitted: list[Any] = []
+    checked.api = SimpleNamespace(ApiException=ValueError)
+    checked.core = SimpleNamespace(
+        create_namespaced_pod=lambda *arguments, **options: submitted.append((*arguments, options))
+    )
+    (result,) = checked._dry_run()
+    assert (result.what, result.state) == ("p: pod", "ok")
+    ((namespace, pod, options),) = submitted
+    assert namespace == "ml" and options["dry_run"] == "All"
+    container = pod["spec"]["containers"][0]
+    assert container["image"] == "i:1" and {"name": "A", "value": "1"} in container["env"]
+    assert container["resources"]["limits"]["memory"] == profile.memory
+    assert pod["metadata"]["labels"]["perennial/step"] == "perennial-doctor"
 
 
 def test_the_command_ends_with_1_and_speaks_json(clean: Path, registry_house: Path) -> None:
