@@ -3,6 +3,8 @@
 What such a library renders is protected first: each special character is replaced by a placeholder from Unicode's
 private use area, which passes through templates, JSON and scripts unchanged. In the finished page, a placeholder
 becomes an HTML reference or a JavaScript escape, as its context needs; in the results, its own character again.
+
+In scripts, characters of markup become lookalikes: Plotly renders some tags in its labels, links among them.
 """
 
 from __future__ import annotations
@@ -16,6 +18,7 @@ _SPECIAL = "<>&\"'$`"
 _PLACEHOLDERS = {c: chr(0xE100 + i) for i, c in enumerate(_SPECIAL)}
 # a placeholder that the text itself contains would become markup: it is replaced by Unicode's replacement character
 _PROTECTION = str.maketrans(_PLACEHOLDERS | dict.fromkeys(_PLACEHOLDERS.values(), "\ufffd"))
+_LOOKALIKES = {"<": "‹", ">": "›", "&": "＆"}
 _AS_TEXT = str.maketrans({p: c for c, p in _PLACEHOLDERS.items()})
 _AS_HTML = str.maketrans(
     {p: html.escape(c) if c in "<>&\"'" else f"&#{ord(c)};" for c, p in _PLACEHOLDERS.items()}
@@ -59,9 +62,12 @@ def placeholders_to_html(page: str) -> str:
 
 
 def placeholders_to_script(page: str) -> str:
-    """A page with JavaScript's escapes for the placeholders in its scripts, also for JSON's escapes of them."""
+    """A page with JavaScript's escapes for the placeholders in its scripts, also for JSON's escapes of them.
+
+    ``<``, ``>`` and ``&`` are shown as characters that look like them.
+    """
     for char, placeholder in _PLACEHOLDERS.items():
-        escaped = f"\\u{ord(char):04x}"
+        escaped = f"\\u{ord(_LOOKALIKES.get(char, char)):04x}"
         page = page.replace(placeholder, escaped).replace(f"\\u{ord(placeholder):04x}", escaped)
     return page
 

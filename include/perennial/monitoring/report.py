@@ -5,13 +5,13 @@ Evidently draws on a sample of rows; the scores it shows are ours, computed on a
 
 from __future__ import annotations
 
-import html
 import json
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
+
+from perennial.core import html, patches
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from perennial.monitoring.drift_verdict import ColumnDrift
 
     Sample = Mapping[str, "pa.ChunkedArray"]
+
 
 @dataclass(frozen=True)
 class DriftReport:
@@ -60,14 +61,6 @@ _STYLE = """
 .perennial .tag {color: #fff; border-radius: 1rem; padding: .05rem .6rem; font-size: .85rem; white-space: nowrap}
 .perennial .soft {color: #57606a}
 """
-
-
-def plain(text: object) -> str:
-    """Text from data or a spec as Evidently may show it: it writes names and categories into a script unescaped."""
-    cut = str(text)
-    cut = cut if len(cut) <= MAX_TEXT_LENGTH else cut[: MAX_TEXT_LENGTH - 1] + "…"
-    # Lookalikes of the characters that could end the script or be markup; what cannot be printed goes.
-    return "".join(c if c.isprintable() else "·" for c in cut.translate({60: "‹", 62: "›", 38: "＆"}))
 
 
 def evidently_drift_report(
@@ -123,7 +116,7 @@ def _names(columns: Mapping[str, Any]) -> dict[str, str]:
     """A name that can be shown for each column, no two alike."""
     names: dict[str, str] = {}
     for column in columns:
-        name = plain(column)
+        name = html.for_evidently(column, MAX_TEXT_LENGTH)
         while name in names.values():
             name += "′"
         names[column] = name
@@ -140,7 +133,9 @@ def _series(
     if categorical:
         top = pd.concat(sides).dropna().astype(str).value_counts().index[:MAX_CATEGORIES]
         sides = [
-            s.where(s.isna() | s.astype(str).isin(top), "(others)").map(plain, na_action="ignore")
+            s.where(s.isna() | s.astype(str).isin(top), "(others)").map(
+                lambda text: html.for_evidently(text, MAX_TEXT_LENGTH), na_action="ignore"
+            )
             for s in sides
         ]
     else:
@@ -167,23 +162,6 @@ def _register() -> None:
         allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
     )
     registry.register_stattest(test, _score)
-
-
-@contextmanager
-def _drawn_once() -> Iterator[None]:
-    """Draw each column in the preset's table alone.
-
-    Evidently also draws each as a metric of its own, which its preset leaves out: a quarter of the time (0.7.23,
-    ``metrics/column_statistics.py``; since evidently 1421).
-    """
-    from evidently.metrics.column_statistics import ValueDriftCalculation
-
-    original = ValueDriftCalculation._render
-    ValueDriftCalculation._render = lambda *_: []
-    try:
-        yield
-    finally:
-        ValueDriftCalculation._render = original
 
 
 def _run(
@@ -214,9 +192,10 @@ def _run(
         report = Report(
             [DataDriftPreset(method=METHOD, per_column_threshold=thresholds, drift_share=drift_share)]
         )
-        with _drawn_once():
+        with patches.evidently_drift_table_only():
             done = report.run(sides[1], sides[0])
-        return done.get_html_str(as_iframe=False), json.loads(done.json())
+        page = html.placeholders_to_script(done.get_html_str(as_iframe=False))
+        return page, html.restore(json.loads(done.json()))
     finally:
         _scores.reset(token)
 
@@ -244,7 +223,12 @@ def render_page(
 
 
 def _tag(text: object) -> str:
-    return f'<span class="tag" style="background:{_COLOURS.get(str(text), "#57606a")}">{html.escape(str(text))}</span>'
+    return f'<span class="tag" style="background:{_COLOURS.get(str(text), "#57606a")}">{html.escape(text)}</span>'
+
+
+def _name(column: str) -> str:
+    """A column's name as HTML."""
+    return html.escape(html.printable(column, MAX_TEXT_LENGTH))
 
 
 def _share(value: float | None) -> str:
@@ -279,11 +263,11 @@ def _top(
     )
     parts = [
         f'<style>{_STYLE}</style><section class="perennial">',
-        f"<h1>{html.escape(title)} {_tag(result['verdict'])}</h1><p>{html.escape(str(result.get('reason', '')))}</p>",
+        f"<h1>{html.escape(title)} {_tag(result['verdict'])}</h1><p>{html.escape(result.get('reason', ''))}</p>",
         f'<p class="soft">{html.escape(window)}</p>',
         _signals(result.get("signals") or {}),
         "<h2>Columns</h2>" + _table(heads, [_row(f) for f in findings]) if findings else "",
-        f"<h2>Performance {_tag(judged)}</h2><p>{html.escape(str(performance.get('reason', '')))}</p>",
+        f"<h2>Performance {_tag(judged)}</h2><p>{html.escape(performance.get('reason', ''))}</p>",
     ]
     if metrics := performance.get("metrics"):
         then = performance.get("metrics_at_training", {})
@@ -293,9 +277,7 @@ def _top(
         what = f"Version {trial['version']}, beside this one: {trial_summary}"
         parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(what)}</p>")
     if left_out:
-        items = "".join(
-            f"<li>{html.escape(plain(c))}: {html.escape(why)}</li>" for c, why in left_out.items()
-        )
+        items = "".join(f"<li>{_name(c)}: {html.escape(why)}</li>" for c, why in left_out.items())
         parts.append(f"<h2>Not in the picture below</h2><ul>{items}</ul>")
     return "".join(parts) + "</section>"
 
@@ -307,8 +289,8 @@ def _signals(signals: Mapping[str, Mapping[str, Any]]) -> str:
         [
             html.escape(name),
             _tag(s["state"]),
-            html.escape(str(s.get("since") or "–")),
-            html.escape(str(s["reason"])),
+            html.escape(s.get("since") or "–"),
+            html.escape(s["reason"]),
         ]
         for name, s in sorted(signals.items(), key=lambda item: order.index(item[1]["state"]))
     ]
@@ -319,10 +301,12 @@ def _row(f: ColumnDrift) -> list[str]:
     prediction = f.role == "prediction"
     note = ' <span class="soft">(what the model says)</span>' if prediction else ""
     return [
-        html.escape(plain(f.column)) + note,
+        _name(f.column) + note,
         _tag(f.status),
         "–" if prediction else _share(f.importance),
-        "–" if f.attributed_loss is None else f"{round(f.attributed_loss, 3) + 0.0:+.1%}",  # no minus before a zero
+        "–"
+        if f.attributed_loss is None
+        else f"{round(f.attributed_loss, 3) + 0.0:+.1%}",  # no minus before a zero
         "–" if f.psi is None else f"{f.psi:.3f}",
         f"{f.threshold:.3f}",
         _share(f.reference_nulls),

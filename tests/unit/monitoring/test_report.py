@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 from contextlib import nullcontext
 from dataclasses import replace
 from typing import Any
@@ -8,6 +7,7 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
+from perennial.core import patches
 from perennial.monitoring import report
 from perennial.monitoring.drift_verdict import ColumnDrift
 from perennial.monitoring.results import MonitoringResult
@@ -68,7 +68,7 @@ def test_plots_that_are_not_drawn_are_not_shown_either(monkeypatch: pytest.Monke
     columns, side = [column_drift("x"), column_drift("t")], sample(x=NUMBERS, t=["a", "b"] * 50)
     patched = report.evidently_drift_report(columns, side, side, ["t"], 0.5)
     assert not drawn
-    monkeypatch.setattr(report, "_drawn_once", nullcontext)
+    monkeypatch.setattr(patches, "evidently_drift_table_only", nullcontext)
     unpatched = report.evidently_drift_report(columns, side, side, ["t"], 0.5)
     assert len(drawn) == 2 and patched.page
     assert patched.results["metrics"] == unpatched.results["metrics"]
@@ -89,10 +89,12 @@ def test_no_markup_comes_through_names_or_values() -> None:
     )
     drift_report = report.evidently_drift_report(columns, side, side, ["t"], 0.5)
     omitted = drift_report.omitted_columns | {HOSTILE + "2": HOSTILE}
-    text = render(columns, replace(drift_report, omitted_columns=omitted)) + json.dumps(drift_report.results)
-    assert "alert(1)" in text
+    page = render(columns, replace(drift_report, omitted_columns=omitted))
+    assert "alert(1)" in page
     for markup in (HOSTILE, "<img src=x", "<script>alert", "<b>&"):
-        assert markup not in text
+        assert markup not in page
+    names = {m["config"].get("column") for m in drift_report.results["metrics"]}
+    assert names == {None, HOSTILE, "t", "<b>&"}, "whole in the results, which are JSON"
 
 
 def test_names_that_look_alike_when_escaped_stay_apart() -> None:
