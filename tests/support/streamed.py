@@ -62,7 +62,7 @@ def fit_monitored() -> Monitored:
 
 
 def build_baseline(model: TrainedModel, nights: range) -> dict[str, Any]:
-    """The content of a baseline from some hold-out partitions."""
+    """The content of a baseline from some held-out partitions."""
     return baseline.build_baseline(SPEC, model, sample(model, nights), dict)[0]
 
 

@@ -1,6 +1,6 @@
 """Change detection in a series with one value a partition: a CUSUM e-detector with a budget of false alarms.
 
-A series, such as the mean loss, is standardised by the mean and the standard deviation that it had on the hold-out
+A series, such as the mean loss, is standardised by the mean and the standard deviation that it had on the held-out
 partitions of the training (`CusumBaseline`): z is the number of standard deviations beyond the allowance, clipped to
 `CLIP`. For each of `BETS` the detector updates
 
@@ -11,7 +11,7 @@ deviations. The level at t is the logarithm of the mean of exp(S[t]) over the be
 E-detectors: a nonparametric framework for sequential change detection, 2023; with a single bet it is the CUSUM of Page,
 Continuous inspection schemes, 1954). A change is certain once the level reaches the limit. The limit is the level that
 simulated years without a harmful change, at the very edge of the allowance, reach no more often than the budget allows:
-both years of Gaussian values and years resampled from the hold-out partitions.
+both years of Gaussian values and years resampled from the held-out partitions.
 
 The unit is the partition and not the row, because the rows of one partition share their weather, fares and outages. A
 single partition cannot raise an alarm, and ten million rows do not turn a shift of a thousandth into a change.
@@ -47,14 +47,14 @@ MEAN_BLOCK_LENGTH = 3
 
 @dataclass(frozen=True)
 class CusumBaseline:
-    """The distribution of a series on the hold-out partitions, and the limit for later ones.
+    """The distribution of a series on the held-out partitions, and the limit for later ones.
 
     Attributes:
-        mean: mean over the hold-out partitions, in the unit of the series.
+        mean: mean over the held-out partitions, in the unit of the series.
         sd: standard deviation over them; the upper end of its 80% confidence interval, because they are few.
         allowance: distance from the mean that does no harm, in the unit of the series.
         limit: level of the detector from which on a change is certain.
-        partitions: number of hold-out partitions with a value.
+        partitions: number of held-out partitions with a value.
         two_sided: whether a fall counts like a rise.
     """
 
@@ -109,7 +109,7 @@ def fit_cusum_baseline(
     """Fit the baseline of one series, and simulate its limit.
 
     Args:
-        values: the series on the hold-out partitions, shape (partitions,); NaN where a partition has no value.
+        values: the series on the held-out partitions, shape (partitions,); NaN where a partition has no value.
         allowance: deviation that does no harm, in the unit of the series; it is at least twice the standard error of
             the mean.
         false_alarms: budget of this series, in alarms a year.
@@ -215,7 +215,7 @@ def log_e_detector(z: np.ndarray) -> np.ndarray:
 
 
 def _resampled_years(values: np.ndarray, seed: int) -> np.ndarray:
-    """Partitions drawn from the hold-out partitions in blocks of geometric length.
+    """Partitions drawn from the held-out partitions in blocks of geometric length.
 
     The stationary bootstrap (Politis and Romano, The stationary bootstrap, 1994).
 

@@ -6,7 +6,7 @@ classes c the expected losses are
 
     log loss: -sum_c p_c ln(p_c), the entropy;    Brier score of two classes: p (1 - p);    error rate: 1 - max_c p_c.
 
-For regression a small booster, the error model, is fitted to the losses on the hold-out rows. Both estimates rise when
+For regression a small booster, the error model, is fitted to the losses on the held-out rows. Both estimates rise when
 rows become harder to predict; neither can notice that the relation between features and label has changed.
 """
 

@@ -1,6 +1,6 @@
 """What monitoring compares a champion with, made at training and stored with the model.
 
-The hold-out partitions, which the model was not fitted to, show how each monitored series behaves without a change:
+The held-out partitions, which the model was not fitted to, show how each monitored series behaves without a change:
 `build_baseline` stores their mean, their spread, and a limit for the sequential test that keeps to the model's budget
 of false alarms. The artifacts are ``monitoring_baseline.json`` and, for a regression, its error model.
 """
@@ -46,9 +46,9 @@ class MonitoringBaseline:
         series: baselines of the series, by name.
         attribution_shares: share of each column in the attributions, shape (columns,).
         groups: for each column of slices and fairness, the values that are compared.
-        max_null_shares: by column, the highest share of nulls of a hold-out partition.
+        max_null_shares: by column, the highest share of nulls of a held-out partition.
         max_unseen_shares: by categorical column, the highest share of categories unseen at training.
-        loss: mean loss on the hold-out partitions, in the unit of the gate's metric.
+        loss: mean loss on the held-out partitions, in the unit of the gate's metric.
         expected_loss_by_bin: by column, mean expected loss of each bin (`drift_attribution`).
     """
 
@@ -73,7 +73,7 @@ def build_baseline(
     Args:
         spec: the model's.
         model: the new model.
-        holdout: rows of the hold-out partitions, as `nightly_sample.sample_nights` returns them.
+        holdout: rows of the held-out partitions, as `nightly_sample.sample_nights` returns them.
         reference: returns the bins of the columns; called last, because they may still be counted meanwhile.
 
     Returns:
@@ -121,7 +121,7 @@ def build_baseline(
 
 
 def inherit_from_champion(content: dict[str, Any], champion: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Complete a new model's baseline by the champion's, for what it had too few hold-out partitions for.
+    """Complete a new model's baseline by the champion's, for what it had too few held-out partitions for.
 
     What is usual for one of them is about as usual for the other, and a model that was trained in a hurry, after a
     change, must be monitored too.
@@ -154,7 +154,7 @@ def _series_baseline(
     Args:
         spec: the model's.
         name: of the series.
-        values: on the hold-out partitions, shape (partitions,).
+        values: on the held-out partitions, shape (partitions,).
         loss: mean loss on them.
         label_sd: standard deviation of the label; 1 for multiclass.
         series: all of them, by name; those of one kind share its part of the budget.

@@ -1,6 +1,6 @@
 """The part of a rise of the expected loss that the drift of one column accounts for.
 
-The expected loss (`_loss_estimation.LossEstimator`) of the hold-out rows is averaged within each bin b of a column. If
+The expected loss (`_loss_estimation.LossEstimator`) of the held-out rows is averaged within each bin b of a column. If
 the bins were filled as they are in the window, and nothing else had changed, the mean expected loss would rise by
 
     sum_b (share of b in the window - share of b in the reference) * mean expected loss of b,

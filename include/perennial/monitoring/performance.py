@@ -72,7 +72,7 @@ def measure(
         start: first partition date of the window.
         as_of: last partition date of the window.
         model_version: the champion's.
-        metrics_at_training: of the hold-out rows, by name.
+        metrics_at_training: of the held-out rows, by name.
         classes: of a multiclass champion, in the order of its probabilities.
     """
     con = duckdb_session.connect()
@@ -111,7 +111,7 @@ def measure(
     change = (current - before) / max(abs(before), 1e-12)
     result["relative_change"] = round(change, 6)
     result["reason"] = (
-        f"{spec.metric} {current:.4g}, {before:.4g} on the hold-out rows at training: {change:+.1%}"
+        f"{spec.metric} {current:.4g} against {before:.4g} on the held-out rows at training: {change:+.1%}"
     )
     return result
 

@@ -1,48 +1,39 @@
-"""The monitoring report: the verdict in tables on top, Evidently's picture of the same columns below, in one page.
+"""The monitoring report: tables of the verdict, signals and columns, then Evidently's plots of the same columns.
 
-Evidently draws on a sample of rows; the scores it shows are ours, computed on all of them.
+Evidently draws from a sample of rows; the scores that it shows are the PSI of `histograms`, computed from all of them.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+import pyarrow as pa
+
 from perennial.core import html, patches
 
 if TYPE_CHECKING:
     import pandas as pd
-    import pyarrow as pa
 
     from perennial.monitoring.drift_verdict import ColumnDrift
+    from perennial.monitoring.results import MonitoringResult
+    from perennial.monitoring.signals import SignalResult
 
-    Sample = Mapping[str, "pa.ChunkedArray"]
-
-
-@dataclass(frozen=True)
-class DriftReport:
-    """Evidently's report.
-
-    Attributes:
-        page: HTML; empty where nothing could be drawn.
-        results: of Evidently, as JSON.
-        omitted_columns: by column that the page does not show, why.
-    """
-
-    page: str = ""
-    results: dict[str, Any] = field(default_factory=dict)
-    omitted_columns: dict[str, str] = field(default_factory=dict)
-
+Sample = Mapping[str, pa.ChunkedArray]
 
 METHOD = "perennial_psi"
-#: Categories drawn; the others fall together.
+#: Most categories drawn; the others are drawn as one.
 MAX_CATEGORIES = 20
+#: Characters of a name or category that are shown.
 MAX_TEXT_LENGTH = 60
-#: Columns drawn, the heaviest first: Evidently needs about 60 ms and 10 kB for each.
+#: Most columns drawn, the most important first: Evidently needs about 60 ms and 10 kB for each.
 MAX_COLUMNS = 100
+#: Score of each column, and whether it drifted, for the test that Evidently calls.
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("_scores")
 _COLOURS = {
     "ok": "#1a7f37",
@@ -63,57 +54,89 @@ _STYLE = """
 """
 
 
+@dataclass(frozen=True)
+class DriftReport:
+    """Evidently's drift report.
+
+    Attributes:
+        page: HTML; empty where nothing could be drawn.
+        results: Evidently's results, as JSON.
+        omitted_columns: by column that is not drawn, why.
+    """
+
+    page: str = ""
+    results: dict[str, Any] = field(default_factory=dict)
+    omitted_columns: dict[str, str] = field(default_factory=dict)
+
+
 def evidently_drift_report(
-    findings: Sequence[ColumnDrift],
+    columns: Sequence[ColumnDrift],
     reference: Sample,
     current: Sample,
     categorical: Sequence[str],
     drift_share: float,
 ) -> DriftReport:
-    """Evidently's drift report of samples of both sides.
+    """Have Evidently draw the columns from samples of the reference and the window.
 
-    A column that cannot be drawn is left out, and so is one that makes Evidently fail.
+    A column that cannot be drawn is omitted, and so is one on which Evidently fails.
 
     Args:
-        reference, current: samples, values by column; a column that only one of them has is left out.
-
+        columns: the compared columns, the most important first.
+        reference: sample of the reference, values by column.
+        current: sample of the window, values by column; a column that only one of them has is omitted.
+        categorical: names of the categorical columns.
+        drift_share: share of drifted columns above which Evidently calls the dataset drifted.
     """
-    by_name = {f.column: f for f in findings}
-    left_out: dict[str, str] = {}
+    by_name = {c.column: c for c in columns}
+    omitted: dict[str, str] = {}
     frames: dict[str, tuple[pd.Series, pd.Series]] = {}
-    for column in by_name:
+    for name in by_name:
         if len(frames) == MAX_COLUMNS:
-            left_out[column] = f"{MAX_COLUMNS} columns are drawn at most"
-        elif column not in reference or column not in current:
-            left_out[column] = "no sample of it is kept on both sides"
-        elif (pair := _series(reference, current, column, column in categorical)) is None:
-            left_out[column] = "empty or constant on both sides, or empty on one"
+            omitted[name] = f"at most {MAX_COLUMNS} columns are drawn"
+        elif name not in reference or name not in current:
+            omitted[name] = "there is no sample of both the reference and the window"
+        elif (pair := _series(reference[name], current[name], name in categorical)) is None:
+            omitted[name] = "constant in both the reference and the window, or empty in one of them"
         else:
-            frames[column] = pair
-    shown = _names(frames)
-    page = ""
-    results: dict[str, Any] = {}
-    if frames:
+            frames[name] = pair
+    if not frames:
+        return DriftReport(omitted_columns=omitted)
+    shown = _shown_names(frames)
+    try:
+        page, results = _run(frames, shown, by_name, categorical, drift_share)
+        return DriftReport(page, results, omitted)
+    except Exception:  # Evidently raises whatever pandas and numpy raise
+        return _draw_without_failing(frames, shown, by_name, categorical, drift_share, omitted)
+
+
+def _draw_without_failing(
+    frames: Mapping[str, tuple[pd.Series, pd.Series]],
+    shown: Mapping[str, str],
+    by_name: Mapping[str, ColumnDrift],
+    categorical: Sequence[str],
+    drift_share: float,
+    omitted: Mapping[str, str],
+) -> DriftReport:
+    """Try each column by itself, and draw those on which Evidently does not fail."""
+    omitted, drawable = dict(omitted), dict(frames)
+    for name, pair in frames.items():
         try:
-            page, results = _run(frames, shown, by_name, categorical, drift_share)
-        except (
-            Exception
-        ):  # Evidently raises whatever pandas and numpy raise; find who did it, and draw the rest
-            for column in list(frames):
-                try:
-                    _run({column: frames[column]}, shown, by_name, categorical, drift_share)
-                except Exception as error:
-                    left_out[column] = f"Evidently failed on it ({type(error).__name__})"
-                    del frames[column]
-            try:
-                page, results = _run(frames, shown, by_name, categorical, drift_share) if frames else ("", {})
-            except Exception as error:
-                left_out |= dict.fromkeys(frames, f"Evidently failed ({type(error).__name__})")
-    return DriftReport(page, results, left_out)
+            _run({name: pair}, shown, by_name, categorical, drift_share)
+        except Exception as error:
+            omitted[name] = f"Evidently failed on it ({type(error).__name__})"
+            del drawable[name]
+    if not drawable:
+        return DriftReport(omitted_columns=omitted)
+    try:
+        page, results = _run(drawable, shown, by_name, categorical, drift_share)
+    except Exception as error:
+        failed = dict.fromkeys(drawable, f"Evidently failed ({type(error).__name__})")
+        return DriftReport(omitted_columns=omitted | failed)
+    return DriftReport(page, results, omitted)
 
 
-def _names(columns: Mapping[str, Any]) -> dict[str, str]:
-    """A name that can be shown for each column, no two alike."""
+def _shown_names(columns: Mapping[str, Any]) -> dict[str, str]:
+    """A name that can be shown for each column, no two of them equal."""
     names: dict[str, str] = {}
     for column in columns:
         name = html.for_evidently(column, MAX_TEXT_LENGTH)
@@ -124,12 +147,12 @@ def _names(columns: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _series(
-    reference: Sample, current: Sample, column: str, categorical: bool
+    reference: pa.ChunkedArray, current: pa.ChunkedArray, categorical: bool
 ) -> tuple[pd.Series, pd.Series] | None:
-    import numpy as np
+    """Both samples of a column as Evidently can draw them; None where it cannot."""
     import pandas as pd
 
-    sides = [s[column].to_pandas() for s in (reference, current)]
+    sides = [values.to_pandas() for values in (reference, current)]
     if categorical:
         top = pd.concat(sides).dropna().astype(str).value_counts().index[:MAX_CATEGORIES]
         sides = [
@@ -149,16 +172,18 @@ def _series(
 
 
 def _score(reference: pd.Series, current: pd.Series, kind: object, threshold: float) -> tuple[float, bool]:
+    """Evidently's interface of a test: the score computed before, and whether the column drifted."""
     return _scores.get()[str(current.name)]
 
 
 def _register() -> None:
+    """Make `_score` a test that Evidently's presets can use."""
     from evidently.legacy.calculations.stattests import registry
     from evidently.legacy.core import ColumnType
 
     test = registry.StatTest(
         name=METHOD,
-        display_name="PSI on the training rows' bins, all rows",
+        display_name="PSI on the bins of the training rows, all rows",
         allowed_feature_types=[ColumnType.Numerical, ColumnType.Categorical],
     )
     registry.register_stattest(test, _score)
@@ -167,12 +192,11 @@ def _register() -> None:
 def _run(
     frames: Mapping[str, tuple[pd.Series, pd.Series]],
     shown: Mapping[str, str],
-    findings: Mapping[str, ColumnDrift],
+    by_name: Mapping[str, ColumnDrift],
     categorical: Sequence[str],
     drift_share: float,
 ) -> tuple[str, dict[str, Any]]:
-    import os
-
+    """Run Evidently; returns the page and the results."""
     os.environ.setdefault("DO_NOT_TRACK", "true")
     import pandas as pd
     from evidently import DataDefinition, Dataset, Report
@@ -186,44 +210,159 @@ def _run(
         Dataset.from_pandas(pd.DataFrame({shown[c]: pair[i] for c, pair in frames.items()}), definition)
         for i in (0, 1)
     ]
-    thresholds = {shown[c]: findings[c].threshold for c in frames}
-    token = _scores.set({shown[c]: (findings[c].psi or 0.0, findings[c].status == "drifted") for c in frames})
+    thresholds = {shown[c]: by_name[c].threshold for c in frames}
+    token = _scores.set({shown[c]: (by_name[c].psi or 0.0, by_name[c].status == "drifted") for c in frames})
     try:
         report = Report(
             [DataDriftPreset(method=METHOD, per_column_threshold=thresholds, drift_share=drift_share)]
         )
         with patches.evidently_drift_table_only():
-            done = report.run(sides[1], sides[0])
-        page = html.placeholders_to_script(done.get_html_str(as_iframe=False))
-        return page, html.restore(json.loads(done.json()))
+            snapshot = report.run(sides[1], sides[0])
+        page = html.placeholders_to_script(snapshot.get_html_str(as_iframe=False))
+        return page, html.restore(json.loads(snapshot.json()))
     finally:
         _scores.reset(token)
 
 
 def render_page(
     title: str,
-    result: Mapping[str, Any],
-    findings: Sequence[ColumnDrift],
+    result: MonitoringResult,
+    columns: Sequence[ColumnDrift],
     drift_report: DriftReport,
     trial_summary: str = "",
 ) -> str:
-    """The whole page: the verdict, then Evidently's, in one document.
+    """Render the report as one HTML document.
 
     Args:
+        title: heading of the page.
+        result: of the monitor step.
+        columns: the compared columns.
+        drift_report: Evidently's.
         trial_summary: how the challenger on trial compares with the champion, in words.
     """
-    top = _top(title, result, findings, drift_report.omitted_columns, trial_summary)
+    tables = _tables(title, result, columns, drift_report.omitted_columns, trial_summary)
     if "<body>" in drift_report.page:
         head, _, rest = drift_report.page.partition("<body>")
-        return f"{head}<body>{top}{rest}"
+        return f"{head}<body>{tables}{rest}"
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
-        f"<body>{top}</body></html>"
+        f"<body>{tables}</body></html>"
     )
 
 
+def _tables(
+    title: str,
+    result: MonitoringResult,
+    columns: Sequence[ColumnDrift],
+    omitted: Mapping[str, str],
+    trial_summary: str,
+) -> str:
+    parts = [
+        f'<style>{_STYLE}</style><section class="perennial">',
+        f"<h1>{html.escape(title)} {_tag(result['verdict'])}</h1><p>{html.escape(result['reason'])}</p>",
+        f'<p class="soft">{html.escape(_window(result))}</p>' if result["model_version"] else "",
+        _signals_table(result["signals"]),
+        _columns_table(columns),
+        _performance_table(result),
+    ]
+    if trial := result["trial"]:
+        text = f"Version {trial['version']} compared with the champion: {trial_summary}"
+        parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(text)}</p>")
+    if omitted:
+        items = "".join(f"<li>{_name(c)}: {html.escape(why)}</li>" for c, why in omitted.items())
+        parts.append(f"<h2>Columns without a plot</h2><ul>{items}</ul>")
+    return "".join(parts) + "</section>"
+
+
+def _window(result: MonitoringResult) -> str:
+    """What was compared with what."""
+    return (
+        f"Partitions {result['start']} to {result['as_of']}, compared with the reference of the champion, version "
+        f"{result['model_version']}. Of the feature importance {_share(result['evaluated_share'])} could be "
+        f"evaluated, and {_share(result['drift_share'])} of that drifted."
+    )
+
+
+def _performance_table(result: MonitoringResult) -> str:
+    performance = result["performance"]
+    heading = (
+        f"<h2>Performance {_tag(performance['verdict'])}</h2><p>{html.escape(performance['reason'])}</p>"
+    )
+    metrics = performance.get("metrics")
+    if not metrics:
+        return heading
+    at_training = performance.get("metrics_at_training", {})
+    rows = [
+        [html.escape(name), _number(at_training.get(name)), _number(value)]
+        for name, value in sorted(metrics.items())
+    ]
+    return heading + _table(("Metric", "Held-out rows at training", "This window"), rows)
+
+
+def _signals_table(signals: Mapping[str, SignalResult]) -> str:
+    """A table of all signals, the worst first."""
+    if not signals:
+        return ""
+    order = ("bad", "suspected", "undetermined", "ok")
+    rows = [
+        [
+            html.escape(name),
+            _tag(signal["state"]),
+            html.escape(signal["since"] or "–"),
+            html.escape(signal["reason"]),
+        ]
+        for name, signal in sorted(signals.items(), key=lambda item: order.index(item[1]["state"]))
+    ]
+    return "<h2>Signals</h2>" + _table(("Signal", "State", "Since", "Reason"), rows)
+
+
+def _columns_table(columns: Sequence[ColumnDrift]) -> str:
+    if not columns:
+        return ""
+    heads = (
+        "Column",
+        "Status",
+        "Importance",
+        "Effect on expected loss",
+        "PSI",
+        "PSI threshold",
+        "Nulls, reference",
+        "Nulls, window",
+        "Rows",
+        "Reason",
+    )
+    return "<h2>Columns</h2>" + _table(heads, [_column_row(c) for c in columns])
+
+
+def _column_row(column: ColumnDrift) -> list[str]:
+    is_prediction = column.role == "prediction"
+    attributed = "–"
+    if column.attributed_loss is not None:
+        attributed = f"{round(column.attributed_loss, 3) + 0.0:+.1%}"  # no minus before a zero
+    return [
+        _name(column.column) + (' <span class="soft">(output of the model)</span>' if is_prediction else ""),
+        _tag(column.status),
+        "–" if is_prediction else _share(column.importance),
+        attributed,
+        "–" if column.psi is None else f"{column.psi:.3f}",
+        f"{column.threshold:.3f}",
+        _share(column.reference_nulls),
+        _share(column.current_nulls),
+        f"{column.rows:,}",
+        html.escape(column.reason),
+    ]
+
+
+def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A table of cells that are HTML already."""
+    top = "".join(f"<th>{head}</th>" for head in heads)
+    body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
+    return f"<table><tr>{top}</tr>{body}</table>"
+
+
 def _tag(text: object) -> str:
-    return f'<span class="tag" style="background:{_COLOURS.get(str(text), "#57606a")}">{html.escape(text)}</span>'
+    colour = _COLOURS.get(str(text), "#57606a")
+    return f'<span class="tag" style="background:{colour}">{html.escape(text)}</span>'
 
 
 def _name(column: str) -> str:
@@ -233,97 +372,6 @@ def _name(column: str) -> str:
 
 def _share(value: float | None) -> str:
     return "–" if value is None else f"{value:.1%}"
-
-
-def _top(
-    title: str,
-    result: Mapping[str, Any],
-    findings: Sequence[ColumnDrift],
-    left_out: Mapping[str, str],
-    trial_summary: str,
-) -> str:
-    performance = result.get("performance") or {}
-    judged = performance.get("verdict", "undetermined")
-    window = f"Rows of {result.get('start')} to {result.get('as_of')} against what version "
-    window += (
-        f"{result.get('model_version')} was trained on. Drifted: {_share(result.get('drift_share'))} of the "
-    )
-    window += f"model's weight; judged: {_share(result.get('evaluated_share'))}."
-    heads = (
-        "Column",
-        "Verdict",
-        "Weight",
-        "Loss explained",
-        "PSI",
-        "Drifts above",
-        "Empty then",
-        "Empty now",
-        "Rows",
-        "Why",
-    )
-    parts = [
-        f'<style>{_STYLE}</style><section class="perennial">',
-        f"<h1>{html.escape(title)} {_tag(result['verdict'])}</h1><p>{html.escape(result.get('reason', ''))}</p>",
-        f'<p class="soft">{html.escape(window)}</p>',
-        _signals(result.get("signals") or {}),
-        "<h2>Columns</h2>" + _table(heads, [_row(f) for f in findings]) if findings else "",
-        f"<h2>Performance {_tag(judged)}</h2><p>{html.escape(performance.get('reason', ''))}</p>",
-    ]
-    if metrics := performance.get("metrics"):
-        then = performance.get("metrics_at_training", {})
-        cells = [[html.escape(m), _number(then.get(m)), _number(v)] for m, v in sorted(metrics.items())]
-        parts.append(_table(("Metric", "Held-out rows, at training", "This window"), cells))
-    if trial := result.get("trial"):
-        what = f"Version {trial['version']}, beside this one: {trial_summary}"
-        parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(what)}</p>")
-    if left_out:
-        items = "".join(f"<li>{_name(c)}: {html.escape(why)}</li>" for c, why in left_out.items())
-        parts.append(f"<h2>Not in the picture below</h2><ul>{items}</ul>")
-    return "".join(parts) + "</section>"
-
-
-def _signals(signals: Mapping[str, Mapping[str, Any]]) -> str:
-    """A table of all signals, those that need a person first."""
-    order = ("bad", "suspected", "undetermined", "ok")
-    rows = [
-        [
-            html.escape(name),
-            _tag(s["state"]),
-            html.escape(s.get("since") or "–"),
-            html.escape(s["reason"]),
-        ]
-        for name, s in sorted(signals.items(), key=lambda item: order.index(item[1]["state"]))
-    ]
-    return "<h2>Signals</h2>" + _table(("Signal", "State", "Since", "Why"), rows) if rows else ""
-
-
-def _row(f: ColumnDrift) -> list[str]:
-    prediction = f.role == "prediction"
-    note = ' <span class="soft">(what the model says)</span>' if prediction else ""
-    return [
-        _name(f.column) + note,
-        _tag(f.status),
-        "–" if prediction else _share(f.importance),
-        "–"
-        if f.attributed_loss is None
-        else f"{round(f.attributed_loss, 3) + 0.0:+.1%}",  # no minus before a zero
-        "–" if f.psi is None else f"{f.psi:.3f}",
-        f"{f.threshold:.3f}",
-        _share(f.reference_nulls),
-        _share(f.current_nulls),
-        f"{f.rows:,}",
-        html.escape(f.reason),
-    ]
-
-
-def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
-    top = "".join(f"<th>{h}</th>" for h in heads)
-    return (
-        f"<table><tr>{top}</tr>"
-        + "".join(f"<tr>{''.join(f'<td>{c}</td>' for c in row)}</tr>" for row in rows)
-        + "</table>"
-    )
 
 
 def _number(value: object) -> str:

@@ -29,7 +29,7 @@ class PerformanceMetrics(TypedDict):
     Attributes:
         metric: the gate's metric.
         metrics: of the window's labelled rows, by name; empty where they cannot be computed.
-        metrics_at_training: of the hold-out rows, by name.
+        metrics_at_training: of the held-out rows, by name.
         relative_change: of the gate's metric against the training; None where it cannot be computed.
         scored_rows: rows of the window that the champion scored.
         labelled_rows: those of them whose label has arrived.

@@ -165,7 +165,7 @@ def _series_signals(
     for name, columns in (("slices", spec.monitoring.slices), ("fairness", spec.monitoring.fairness)):
         unknown = [c for c in columns if not baseline.groups.get(c)]
         if unknown and (name not in evaluated or evaluated[name].state in ("ok", "undetermined")):
-            why = "at training none of its values had enough hold-out rows, or it was not in the spec yet"
+            why = "at training none of its values had enough held-out rows, or it was not in the spec yet"
             evaluated[name] = Signal("undetermined", f"{', '.join(unknown)}: {why}")
     return evaluated
 
@@ -182,7 +182,7 @@ def _row_counts(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
 
 
 def new_row_share(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) -> float:
-    """Rows published after the champion's hold-out partitions, as a share of those that it was fitted to."""
+    """Rows published after the champion's held-out partitions, as a share of those that it was fitted to."""
     rows = _row_counts(spec, champion.trained_range.start, as_of)
     fitted = sum(n for day, n in rows.items() if day <= champion.trained_range.end)
     new = sum(n for day, n in rows.items() if day > champion.holdout_range.end)

@@ -1,7 +1,7 @@
 """The signals of a model: what each monitored quantity is, and how it becomes a state with a reason.
 
 A signal is either a series with one value a partition (`nightly_series`), which a sequential test compares with the
-hold-out partitions of the training (`signal_from_series`), or a share with a bound that no hold-out partition came near
+held-out partitions of the training (`signal_from_series`), or a share with a bound that no held-out partition came near
 (`signal_evaluation`). What cannot be computed is ``undetermined``, never ``ok``.
 """
 
@@ -251,12 +251,12 @@ def signal_from_series(
     Args:
         values: one a partition, shape (partitions,); NaN where there is none.
         dates: of the partitions.
-        baseline: of the series; None if the training had too few hold-out partitions.
+        baseline: of the series; None if the training had too few held-out partitions.
         unit: what the values are, for the reason.
     """
     if baseline is None:
         return Signal(
-            "undetermined", f"fewer than {MIN_BASELINE_NIGHTS} hold-out partitions at training: no baseline"
+            "undetermined", f"fewer than {MIN_BASELINE_NIGHTS} held-out partitions at training: no baseline"
         )
     if not np.isfinite(values).any():
         return Signal(

@@ -137,7 +137,7 @@ def test_without_labels_at_training_performance_is_undetermined(make_world: Call
     signals = evaluate(monitored)
     assert (
         signals["performance"]["state"] == "undetermined"
-        and "hold-out partitions" in signals["performance"]["reason"]
+        and "held-out partitions" in signals["performance"]["reason"]
     )
 
 
