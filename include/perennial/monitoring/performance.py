@@ -103,17 +103,23 @@ def measure(
         result["reason"] = str(error)
         return result
     metrics = metrics_module.metrics(spec.task, rows.y, rows.predicted, rows.group)
+    _add_metrics(result, metrics)
+    return result
+
+
+def _add_metrics(result: PerformanceMetrics, metrics: Mapping[str, float]) -> None:
+    """Add the metrics of the window, and the change of the gate's metric, to a result."""
     result["metrics"] = {name: round(value, 6) for name, value in metrics.items()}
-    current, before = result["metrics"].get(spec.metric), metrics_at_training.get(spec.metric)
+    metric = result["metric"]
+    current, before = result["metrics"].get(metric), result["metrics_at_training"].get(metric)
     if current is None or before is None:
-        result["reason"] = f"the champion's {spec.metric} at training is not recorded"
-        return result
+        result["reason"] = f"the champion's {metric} at training is not recorded"
+        return
     change = (current - before) / max(abs(before), 1e-12)
     result["relative_change"] = round(change, 6)
     result["reason"] = (
-        f"{spec.metric} {current:.4g} against {before:.4g} on the held-out rows at training: {change:+.1%}"
+        f"{metric} {current:.4g} against {before:.4g} on the held-out rows at training: {change:+.1%}"
     )
-    return result
 
 
 def nightly_losses(

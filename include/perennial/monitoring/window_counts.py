@@ -52,22 +52,14 @@ def count_features(
     if not total:
         return BinCounts(0, dict.fromkeys(columns)), {}
     step = max(1, total // max(sample_size, 1))
+    con = _locked_connection(trained)
     counts: list[BinCounts] = []
     parts: list[pa.Table] = []
-    con = _locked_connection(trained)
-    listed = ", ".join(map(quote_identifier, input_columns(trained)))
-    keys = ", ".join(quote_identifier(k) for k in trained.data.key)
     for group in delta_tables.group_by_rows(sizes, MAX_GROUP_ROWS):
-        partitions = f"{group.start}..{group.end}"
         duckdb_session.create_view(con, "window_rows", uri, None, group.start, group.end)
+        partitions = f"{group.start}..{group.end}"
         try:
-            con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
-            con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {compose_query(trained)}")
-            counts.append(count_bins(con, "window_features", columns))
-            sampled = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
-            con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {sampled}")
-            names = _sampled_columns(con, columns, trained)
-            parts.append(sample_rows(con, "window_features", n=sample_size, columns=names))
+            counted, sampled = _count_and_sample(con, trained, columns, step, sample_size)
         except duckdb.Error as error:
             raise DataError(
                 f"features.sql failed: {first_line(error, hide=bool(trained.data.personal))}",
@@ -75,14 +67,35 @@ def count_features(
                 model=trained.name,
                 partition=partitions,
             ) from error
-        if counts[-1].rows != group.rows:
+        if counted.rows != group.rows:
             raise DataError(
-                f"features.sql returned {counts[-1].rows} rows for {group.rows} rows",
+                f"features.sql returned {counted.rows} rows for {group.rows} rows",
                 "join reference tables by a unique key and do not filter: it must return one row for each row",
                 model=trained.name,
                 partition=partitions,
             )
+        counts.append(counted)
+        parts.append(sampled)
     return replace(_sum_counts(counts), days=len(sizes)), _concat(parts)
+
+
+def _count_and_sample(
+    con: duckdb.DuckDBPyConnection,
+    trained: ModelSpec,
+    columns: Mapping[str, ReferenceColumn],
+    step: int,
+    sample_size: int,
+) -> tuple[BinCounts, pa.Table]:
+    """Compute the features of the view ``window_rows``; returns counts, and a sample of one row in ``step``."""
+    listed = ", ".join(map(quote_identifier, input_columns(trained)))
+    keys = ", ".join(quote_identifier(k) for k in trained.data.key)
+    con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
+    con.execute(f"CREATE OR REPLACE TEMP VIEW window_features AS {compose_query(trained)}")
+    counted = count_bins(con, "window_features", columns)
+    hashed = f"SELECT {listed} FROM window_rows WHERE hash({keys}) % {step} = 0"
+    con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {hashed}")
+    names = _sampled_columns(con, columns, trained)
+    return counted, sample_rows(con, "window_features", n=sample_size, columns=names)
 
 
 def _locked_connection(trained: ModelSpec) -> duckdb.DuckDBPyConnection:
