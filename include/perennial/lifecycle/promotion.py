@@ -91,7 +91,7 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
         previous = state.recorded if state.champion == version else state.champion
         if version == state.champion == state.recorded and gate["passed"]:
             return _result(True, version, gate["champion"], "is champion already")
-        if refusal := _refusal(state, version, gate):
+        if (refusal := _refusal(state, version, gate)) is not None:
             return _result(False, version, state.champion, refusal)
         if previous != (compared := gate["champion"]):
             why = f"the champion is {previous} now, the challenger was compared with {compared}: train again"
@@ -134,13 +134,13 @@ def _result(promoted: bool, version: str, previous: str | None, reason: str) -> 
     return {"promoted": promoted, "version": version, "previous": previous, "reason": reason}
 
 
-def _refusal(state: _ChampionState, version: str, gate: Mapping[str, Any]) -> str:
-    """Why a challenger cannot be promoted, whoever is champion; empty where it can."""
+def _refusal(state: _ChampionState, version: str, gate: Mapping[str, Any]) -> str | None:
+    """Why a challenger cannot be promoted, whoever is champion; None where it can."""
     if not gate["passed"]:
         return "; ".join(gate["reasons"])
     if any(r["model_version"] == version and r["decision"] == Decision.PROMOTED for r in state.moves):
         return f"version {version} was champion before and was replaced: train again, or roll back to it"
-    return ""
+    return None
 
 
 def _needs_trial(spec: ModelSpec, version: str, champion: str | None) -> bool:
@@ -151,9 +151,9 @@ def _needs_trial(spec: ModelSpec, version: str, champion: str | None) -> bool:
 
 
 def _read_champion_state(spec: ModelSpec, as_of: str | None = None) -> _ChampionState:
-    """Read registry and ledger; report a champion that was set by something else than promotion, once.
+    """Read registry and ledger; record, once, a champion that was changed outside promotion and rollback.
 
-    That is one which neither the ledger has, nor a step was about to set that was killed before its record.
+    That is a version which neither the ledger has, nor a step was about to set that was killed before its record.
     """
     champion = registry.get_champion(spec)
     moves = [r for r in ledger.records(spec.name) if r["decision"] in MOVES.values()]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perennial.lifecycle import ab_test, shadow_test
+from perennial.lifecycle import _shadow_test, ab_test
 from perennial.lifecycle.trials import TrialEvaluation, active_trial
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
@@ -28,4 +28,4 @@ def evaluate_trial(
     challenger = registry.get_version(spec.name, record["model_version"])
     if spec.retraining.ab_share:
         return ab_test.evaluate(spec, champion, challenger, record["partition"], as_of)
-    return shadow_test.evaluate(spec, champion, challenger, record["partition"], as_of, labels_until)
+    return _shadow_test.evaluate(spec, champion, challenger, record["partition"], as_of, labels_until)

@@ -1,7 +1,7 @@
 """Trials of challengers: a version that passed its gate is compared with the champion on new partitions.
 
 The gate compares on partitions that are over. With ``retraining.trial_days`` a challenger that passed it must also be
-better on partitions that came after its training, before it becomes champion. In a shadow trial (`shadow_test`) it
+better on partitions that came after its training, before it becomes champion. In a shadow trial (`_shadow_test`) it
 scores the same rows as the champion without serving; with ``retraining.ab_share`` (`ab_test`) it serves a share of the
 rows. A model has one trial at a time. Its state is in the ledger.
 """

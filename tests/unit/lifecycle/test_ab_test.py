@@ -183,7 +183,7 @@ def test_rows_go_by_the_hash_of_their_key_each_time(
     assert str(toys.content_of("served", spec.name)) == str(log)
     states = monitor(spec, as_of=last)
     assert states["signals"]["skew"]["state"] == "ok"
-    assert states["performance"]["scored"] == toys.ROWS + sum(
+    assert states["performance"]["scored_rows"] == toys.ROWS + sum(
         v == "1" for i, v in wanted.items() if not i.startswith(LATE)
     )
 
