@@ -75,7 +75,13 @@ def test_mlflow_has_signature_example_trials_and_artifacts(world: Any) -> None:
         assert {"loss", "rounds", "seconds"} <= set(trial.data.metrics)
         assert {"max_depth", "learning_rate"} <= set(trial.data.params)
     stored = {Path(f.path).name for f in client().list_artifacts(run.info.run_id, registry.ARTIFACT_FOLDER)}
-    assert {"spec.json", "importance.json", "reference.json", "reference.parquet", "evaluation.json"} <= stored
+    assert {
+        "spec.json",
+        "importance.json",
+        "reference.json",
+        "reference.parquet",
+        "evaluation.json",
+    } <= stored
     again = registry.load_spec(registry.get_version(world.spec.name, world.result["version"]))
     assert again.digest == world.spec.digest
 
