@@ -290,7 +290,7 @@ class Dataset:
 def _batch_iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.DataIter:
     import xgboost
 
-    class BatchIterator(xgboost.DataIter):  # type: ignore[misc]
+    class BatchIterator(xgboost.DataIter):
         """Feeds encoded rows to XGBoost, which reads them several times."""
 
         def __init__(self) -> None:

@@ -287,7 +287,7 @@ def _checkpoint_callback(
     """XGBoost's callback on each worker: early stopping over all rounds, and the checkpoint."""
     import xgboost
 
-    class CheckpointCallback(xgboost.callback.TrainingCallback):  # type: ignore[misc]
+    class CheckpointCallback(xgboost.callback.TrainingCallback):
         def before_training(self, model: xgboost.Booster) -> xgboost.Booster:
             self._losses = list(losses)
             self._checkpoint = Checkpoint(uri if xgboost.collective.get_rank() == 0 else None)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import pyarrow.parquet as pq
 
@@ -114,7 +114,8 @@ def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Window
 
 def _importance(model: TrainedModel) -> dict[str, float]:
     """The share of each feature in the total gain of all splits."""
-    gains = model.booster.get_score(importance_type="total_gain")
+    # lists of numbers are for linear boosters only
+    gains = cast("dict[str, float]", model.booster.get_score(importance_type="total_gain"))
     total = sum(gains.values()) or 1.0
     return {c: round(float(gains.get(c, 0.0)) / total, 6) for c in model.encoding.columns}
 
