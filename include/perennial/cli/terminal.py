@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import sys
 from collections.abc import Collection
@@ -36,8 +37,6 @@ def table(*titles: str, right: Collection[str] = ()) -> Table:
 
 def user() -> str:
     """The user who runs the command, as the ledger records it."""
-    import getpass
-
     try:
         return f"{getpass.getuser()} (command line)"
     except (KeyError, OSError):  # a container's user need not have a name

@@ -13,11 +13,13 @@ import re
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
+import yaml
 from pydantic import Field, StringConstraints, model_validator
 
 from perennial import __version__
 from perennial.core.errors import SpecError
 from perennial.core.settings import ROOT
+from perennial.spec import yaml_reader
 from perennial.spec.sections import Name, StrictModel
 
 __all__ = [
@@ -229,8 +231,6 @@ def load_profile(name: str) -> ComputeProfile:
 @functools.lru_cache(maxsize=64)
 def _read(path: Path, _changed: int) -> ComputeProfile:
     """A profile's file, cached until it changes: the DAG files of all models read it."""
-    from perennial.spec import yaml_reader
-
     profile = yaml_reader.parse_yaml(path, ComputeProfile, model=None)
     if profile.name != path.stem:
         raise SpecError(
@@ -247,8 +247,6 @@ def _read(path: Path, _changed: int) -> ComputeProfile:
 
 def load_template(profile: ComputeProfile) -> dict[str, Any]:
     """The pod that a profile overrides; empty if it names no template."""
-    import yaml
-
     if not profile.template:
         return {}
     return dict(

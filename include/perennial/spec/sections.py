@@ -9,6 +9,7 @@ from datetime import date
 from pathlib import Path
 from typing import Annotated, Literal, Self
 
+from croniter import croniter
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
 
 from perennial.spec.constraints import (
@@ -314,8 +315,6 @@ class ScheduleSpec(StrictModel):
     @field_validator("data", "monitor")
     @classmethod
     def _cron(cls, value: str) -> str:
-        from croniter import croniter
-
         if not croniter.is_valid(value):
             raise ValueError(
                 "not a cron expression: minute (0-59) hour (0-23) day (1-31) month (1-12) weekday (0-6)"

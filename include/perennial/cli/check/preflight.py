@@ -7,18 +7,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import date, datetime, timedelta
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
+import duckdb
+import pyarrow as pa
+
+from perennial.cli.check import _sql_checks
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.core.sql import quote_identifier
+from perennial.ingestion.publishing import label_type
 from perennial.spec import catalog, yaml_reader
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import landing, object_store
-
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-    from perennial.storage.landing import FeedSchema
+from perennial.storage.landing import FeedSchema, create_landed_view, fetch_file
+from perennial.validation.suite import parse_suite
 
 __all__ = ["Report", "check", "check_model", "generate_rows"]
 
@@ -119,9 +121,6 @@ def check_model(spec: ModelSpec, *, landed: bool = True) -> Report:
         spec: the model.
         landed: also compare the spec with landed files.
     """
-    from perennial.cli.check import _sql_checks
-    from perennial.validation.suite import parse_suite
-
     report = Report(spec.name, spec.task)
     suite, problems = parse_suite(spec.suite, spec.data.columns)
     report.expectations = len(suite) + len(problems)
@@ -148,8 +147,6 @@ def _at(spec: ModelSpec, where: str) -> str:
 
 
 def _label(spec: ModelSpec, report: Report) -> None:
-    from perennial.ingestion.publishing import label_type
-
     where = yaml_reader.key_location(spec.folder / "model.yaml", "label", "expression")
     try:
         kind = label_type(spec, spec.label.columns if spec.label.source else spec.data.columns)
@@ -174,8 +171,6 @@ def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
 
     The label file of that partition is compared with label.columns, too.
     """
-    from perennial.storage.landing import FeedSchema
-
     day = _first_day(spec)
     if day is None:
         report.notes.append("no partition has landed here: declared columns were not compared with a file")
@@ -192,11 +187,6 @@ def _read_sample(
     spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Report
 ) -> pa.Table | None:
     """Read some rows of a landed file; if it cannot be read as the spec declares, report that and return None."""
-    import duckdb
-
-    from perennial.cli.check import _sql_checks
-    from perennial.storage.landing import create_landed_view, fetch_file
-
     uri = landing.source_uri(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")
@@ -206,7 +196,8 @@ def _read_sample(
             filled = " AND ".join(f"{quote_identifier(k)} IS NOT NULL" for k in spec.data.key)
             listed = ", ".join(quote_identifier(c) for c in feed.columns)
             some = f"SELECT * FROM rows WHERE {filled} LIMIT {_sql_checks.MAX_ROWS}"
-            return con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
+            rows: pa.Table = con.sql(f"SELECT DISTINCT ON ({key}) {listed} FROM ({some})").to_arrow_table()
+            return rows
         except DataError as error:
             section = "data" if feed.kind == "rows" else "label"
             where = yaml_reader.key_location(spec.folder / "model.yaml", section, "columns")
@@ -226,15 +217,11 @@ def _first_day(spec: ModelSpec) -> str | None:
 
 def generate_rows(spec: ModelSpec) -> pa.Table:
     """Generate rows of the declared types, within the ranges of the suite, some values missing."""
-    import pyarrow as pa
-
-    from perennial.validation.suite import parse_suite
-
     limits: dict[str, dict[str, Any]] = {}
     for expectation in parse_suite(spec.suite, spec.data.columns)[0]:
         if "column" in expectation.kwargs:
             limits.setdefault(expectation.kwargs["column"], {}).update(expectation.kwargs)
-    types = {
+    types: dict[str, pa.DataType] = {
         "string": pa.string(),
         "integer": pa.int64(),
         "number": pa.float64(),

@@ -11,18 +11,19 @@ import tempfile
 import uuid
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from perennial.cli.doctor import finding
+import requests
+
+from perennial.cli.doctor import cluster, finding
 from perennial.cli.doctor.finding import Finding, State, bounded, brief
 from perennial.core.errors import PerennialError
 from perennial.core.settings import endpoint_url, settings
-from perennial.spec import compute_profile
+from perennial.modeling import registry
+from perennial.spec import catalog, compute_profile
+from perennial.spec.compute_profile import ComputeProfile
+from perennial.spec.model_spec import ModelSpec
 from perennial.storage import object_store
-
-if TYPE_CHECKING:
-    from perennial.spec.compute_profile import ComputeProfile
-    from perennial.spec.model_spec import ModelSpec
 
 
 def examine(profiles: Sequence[str] = ()) -> list[Finding]:
@@ -43,8 +44,6 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
     findings += bounded("landing area", lambda: _landing(current.landing))
     findings += bounded("MLflow", lambda: _mlflow(current.mlflow_uri))
     if pods:
-        from perennial.cli.doctor import cluster
-
         findings += cluster.examine(pods)
     return findings
 
@@ -87,8 +86,6 @@ def _settings(pods: list[ComputeProfile]) -> Iterator[Finding]:
 
 def _models(profiles: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[Finding]:
     """Load the models, and add the profiles that they use, and the given ones, to ``used``."""
-    from perennial.spec import catalog
-
     models, errors = catalog.load_models()
     for error in errors:
         yield Finding(
@@ -249,10 +246,6 @@ def _folder(what: str, path: str) -> Finding:
 
 
 def _mlflow(uri: str) -> Iterator[Finding]:
-    import requests
-
-    from perennial.modeling import registry
-
     def call(method: str, path: str, data: bytes | None = None) -> requests.Response:
         return requests.request(
             method,

@@ -8,18 +8,18 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
+
+import duckdb
+import pyarrow as pa
+import pyarrow.parquet as pq
 
 from perennial.core.dates import MAX_DAYS
 from perennial.core.errors import DataError, PerennialError
 from perennial.core.sql import MISSING_MARKERS, quote_identifier, text_literal
 from perennial.spec.sections import ColumnType
 from perennial.storage import duckdb_session, landing, object_store
-
-if TYPE_CHECKING:
-    import duckdb
-
-    from perennial.storage.landing import LandedFile
+from perennial.storage.landing import LandedFile
 
 __all__ = ["Sample", "SampleColumn", "counts_by_day", "land", "read_sample"]
 
@@ -191,9 +191,6 @@ def _infer_types(con: duckdb.DuckDBPyConnection, path: Path) -> tuple[dict[str, 
     """Types of a file's columns by its schema, or by its text; and why other columns have none."""
     if not path.name.endswith(".parquet"):
         return _types_of_text(con, path), {}
-    import pyarrow as pa
-    import pyarrow.parquet as pq
-
     try:
         schema = pq.read_schema(path)
     except (pa.ArrowException, OSError, ValueError) as error:
@@ -213,8 +210,6 @@ def _infer_types(con: duckdb.DuckDBPyConnection, path: Path) -> tuple[dict[str, 
 
 
 def _types_of_text(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, ColumnType]:
-    import duckdb
-
     markers = ", ".join(text_literal(marker) for marker in MISSING_MARKERS)
     try:
         rows = con.execute(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import getpass
 import os
 import re
 import shutil
@@ -11,6 +12,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import typer
+
+from perennial.cli.check import preflight
 from perennial.cli.new import sample_reader, templates
 from perennial.cli.new.sample_reader import Sample, SampleColumn
 from perennial.core.errors import DataError, PerennialError, SpecError
@@ -329,8 +333,6 @@ def _choose(
 
 
 def _prompt(what: str, default: str | None, ask: bool = True, check: Callable[[str], bool] = bool) -> str:
-    import typer
-
     if not ask:
         return default or ""
     while True:
@@ -341,14 +343,10 @@ def _prompt(what: str, default: str | None, ask: bool = True, check: Callable[[s
 
 
 def _confirm(what: str, ask: bool) -> bool:
-    import typer
-
     return typer.confirm(what, default=True) if ask else True
 
 
 def _login() -> str:
-    import getpass
-
     try:
         return getpass.getuser()
     except (KeyError, OSError):  # a container's user need not have a name
@@ -373,8 +371,6 @@ def _check(folder: Path, *, landed: bool) -> None:
     Raises:
         SpecError: with the problems.
     """
-    from perennial.cli.check import preflight
-
     report = preflight.check_model(catalog.load_model(folder), landed=landed)
     if report.problems:
         raise SpecError(
