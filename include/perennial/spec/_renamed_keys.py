@@ -1,4 +1,4 @@
-"""Keys and values of ``model.yaml`` that have been renamed: a spec that uses an old name is told the new one."""
+"""Keys and values of ``model.yaml`` that have been renamed: an error about an old name gives the new one."""
 
 from __future__ import annotations
 

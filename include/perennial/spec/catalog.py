@@ -122,7 +122,7 @@ def load_feature_set(name: str, model: str | None = None, where: str = "") -> Fe
     if name not in folders:
         raise SpecError(
             f"{where}features.sets names {name!r}; there are: {', '.join(folders) or 'none'}",
-            "a feature set is a folder with feature_set.yaml and features.sql beside the models",
+            "a feature set is a folder among the models, with feature_set.yaml and features.sql",
             model=model,
         )
     folder = folders[name]

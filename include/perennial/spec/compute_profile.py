@@ -92,7 +92,8 @@ class ComputeProfile(StrictModel):
     )
     pull_secrets: list[str] = Field([], description="Secrets for pulling the image.")
     template: str | None = Field(
-        None, description="File beside this one with a pod in YAML, which the keys of this profile override."
+        None,
+        description="File in the same folder with a pod in YAML, which the keys of this profile override.",
     )
 
     cpu: Cpu = Field("1", description="CPU cores requested; a step uses as many threads.")
@@ -239,7 +240,7 @@ def _read(path: Path, _changed: int) -> ComputeProfile:
         )
     if profile.template and not (path.parent / profile.template).is_file():
         raise SpecError(
-            f"{yaml_reader.key_location(path, 'template')}: template {profile.template!r} is not beside it",
+            f"{yaml_reader.key_location(path, 'template')}: template {profile.template!r} is not in the same folder",
             "put the pod's YAML there, or remove the key",
         )
     return profile

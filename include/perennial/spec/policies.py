@@ -209,7 +209,7 @@ class RetrainingSpec(StrictModel):
         0,
         ge=0,
         le=90,
-        description="Days on which a challenger that passed the gate scores beside the champion without serving "
+        description="Days on which a challenger that passed the gate scores together with the champion without serving "
         "(shadow trial), before it replaces the champion if it was better on them; 0: it becomes champion at once. "
         "With ab_share: days after which a trial without a clear result ends.",
     )
