@@ -111,7 +111,7 @@ def draw_pages() -> None:
         from perennial.monitoring import report
         from perennial.monitoring.drift_verdict import ColumnDrift
 
-        rows = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
+        rows: dict[str, list[Any]] = {"number": [0.0, 1.0, 2.0], "text": ["a", "b", "b"]}
         days = {"day": pd.to_datetime(["2000-01-01", "2000-01-02", "2000-01-03"])}
         data_profile.summarise(
             pd.DataFrame(rows | days), {"number": "number", "text": "string", "day": "date"}, ()

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterator
+from typing import Any, cast
 
 import duckdb
 import numpy as np
@@ -219,11 +220,12 @@ class FeatureQuery:
     def _sort(self, rows: pa.Table, wanted: pa.Table) -> pa.Table:
         """``rows`` in the order of the keys ``wanted``: not every join preserves the order."""
 
-        def joined(table: pa.Table) -> pa.ChunkedArray:
-            texts = [table.column(k).cast(pa.string()) for k in self.spec.data.key]
-            return texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
+        def joined(table: pa.Table) -> pa.ChunkedArray[Any]:
+            texts: list[Any] = [table.column(k).cast(pa.string()) for k in self.spec.data.key]
+            keys = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
+            return cast("pa.ChunkedArray[Any]", keys)
 
-        positions = pc.index_in(joined(wanted), value_set=joined(rows))
+        positions: Any = pc.index_in(joined(wanted), value_set=joined(rows))
         if positions.null_count or pc.count_distinct(positions).as_py() != len(wanted):
             raise self._row_error("the keys that came out are not those that went in")
         return rows.take(positions.combine_chunks() if isinstance(positions, pa.ChunkedArray) else positions)
@@ -257,7 +259,7 @@ def _connect(
     return con
 
 
-def _equal(left: pa.ChunkedArray, right: pa.ChunkedArray) -> bool:
+def _equal(left: pa.ChunkedArray[Any], right: pa.ChunkedArray[Any]) -> bool:
     """Whether two columns hold the same values; NaN equals NaN, null equals null."""
     if left.equals(right) or not pa.types.is_floating(left.type):
         return bool(left.equals(right))

@@ -64,7 +64,7 @@ class LogSampling:
 
 
 def to_record_batch(
-    keys: pa.RecordBatch, features: np.ndarray, prediction: pa.Array, version: str
+    keys: pa.RecordBatch, features: np.ndarray, prediction: pa.Array[Any], version: str
 ) -> pa.RecordBatch:
     """Compose the log of rows that one version scored.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -19,7 +19,7 @@ MAX_CLASSES = 1000
 MAX_GRADE = 31
 
 
-def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray, classes: tuple[str, ...]) -> np.ndarray:
+def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray[Any], classes: tuple[str, ...]) -> np.ndarray:
     """Encode labels for XGBoost.
 
     Args:
@@ -103,7 +103,8 @@ def read_classes(
     classes: set[str] = set()
     if spec.task == "multiclass":
         for table in read_labelled_rows(spec, days, version, labels_version):
-            classes |= set(pc.unique(table.column(LABEL).cast(pa.string())).to_pylist())
+            distinct = pc.unique(table.column(LABEL).cast(pa.string())).to_pylist()
+            classes |= set(cast("list[str]", distinct))
     return classes
 
 

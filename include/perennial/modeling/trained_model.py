@@ -138,7 +138,7 @@ def load_model_file(path: Path, digest: str, *, threads: int, name: str | None =
     return TrainedModel(booster, encoding, attributes["task"], tuple(attributes["classes"]))
 
 
-def prediction_column(model: TrainedModel, predicted: np.ndarray) -> pa.Array:
+def prediction_column(model: TrainedModel, predicted: np.ndarray) -> pa.Array[Any]:
     """The column ``prediction``: the class as text for multiclass, a number otherwise.
 
     Args:

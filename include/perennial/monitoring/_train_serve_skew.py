@@ -122,19 +122,21 @@ def _logged_rows(
 ) -> pa.Table:
     """The rows logged by the scoring that the manifest describes, ordered by key."""
     duckdb_session.create_view(con, "log", serving_log.uri(spec.name), None, day, day)
-    return con.sql(
+    rows: pa.Table = con.sql(
         f"SELECT * FROM log WHERE scored_from = {text_literal(inputs_digest)} "
         f"AND model_version = {text_literal(version)} ORDER BY {_key(spec)}"
     ).to_arrow_table()
+    return rows
 
 
 def _published_rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
     duckdb_session.create_view(con, "r", delta_tables.table_uri("published", spec.name), None, day, day)
     con.register("logged", log.select(list(spec.data.key)))
-    return con.sql(
+    rows: pa.Table = con.sql(
         f"SELECT * FROM r SEMI JOIN logged USING ({_key(spec)}) ORDER BY {_key(spec)}"
     ).to_arrow_table()
+    return rows
 
 
 def _key(spec: ModelSpec) -> str:
@@ -150,7 +152,8 @@ def _count_differences(model: TrainedModel, log: pa.Table, recomputed: np.ndarra
         recomputed: their features by the training code, encoded, shape (rows, columns).
     """
     columns = model.encoding.columns
-    flat = log.column("features").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    lists: Any = log.column("features").combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
     if recomputed.shape != (len(log), len(columns)) or flat.size != recomputed.size:
         return {"the number of features": len(log)}
     served = flat.reshape(recomputed.shape)

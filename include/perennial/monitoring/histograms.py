@@ -240,7 +240,8 @@ def sample_rows(
     listed = ", ".join(quote_identifier(c) for c in sampled) or "1 AS nothing"
     everything = ", ".join(quote_identifier(c) for c in types)
     query = f"SELECT {listed} FROM {quote_identifier(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
-    return con.sql(query).to_arrow_table()
+    sample: pa.Table = con.sql(query).to_arrow_table()
+    return sample
 
 
 def psi(reference: np.ndarray, current: np.ndarray) -> np.ndarray:

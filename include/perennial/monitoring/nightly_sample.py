@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -146,7 +146,7 @@ def sample_nights(
     index = {d: i for i, d in enumerate(dates)}
     return NightlySample(
         dates,
-        np.array([index[d] for d in table.column(delta_tables.PARTITION).to_pylist()], np.int64),
+        np.array([index[str(d)] for d in table.column(delta_tables.PARTITION).to_pylist()], np.int64),
         x,
         predict_margin(model, x),
         model.predict_matrix(x),
@@ -177,7 +177,9 @@ def _empty_sample(
     )
 
 
-def _labels(spec: ModelSpec, model: TrainedModel, column: pa.ChunkedArray, partitions: str) -> np.ndarray:
+def _labels(
+    spec: ModelSpec, model: TrainedModel, column: pa.ChunkedArray[Any], partitions: str
+) -> np.ndarray:
     """The labels as targets, shape (rows,); NaN where there is none."""
     y = np.full(len(column), np.nan)
     present = np.asarray(column.is_valid())
@@ -203,7 +205,7 @@ def predict_margin(model: TrainedModel, x: np.ndarray) -> np.ndarray:
     return scores.reshape(len(x), len(model.classes)) if model.classes else scores
 
 
-def _as_text(column: pa.ChunkedArray) -> np.ndarray:
+def _as_text(column: pa.ChunkedArray[Any]) -> np.ndarray:
     return np.array([v if v is not None else "(none)" for v in column.cast(pa.string()).to_pylist()], object)
 
 
@@ -238,4 +240,5 @@ def _read_sample(
         query = join_labels(spec, sampled, "labels", keep_unlabelled=True)
     else:
         query = f"SELECT *, NULL::DOUBLE AS {LABEL} FROM {sampled}"
-    return con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_table()
+    sample: pa.Table = con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_table()
+    return sample

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import duckdb
 import numpy as np
@@ -245,7 +245,8 @@ def _multiclass_rows(table: pa.Table, classes: tuple[str, ...], night: np.ndarra
     """Rows of a multiclass model; those whose class training never saw are left out."""
     index = {c: i for i, c in enumerate(classes)}
     label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
-    flat = table.column("scores").combine_chunks().flatten().to_numpy(zero_copy_only=False)
+    lists: Any = table.column("scores").combine_chunks()
+    flat = lists.flatten().to_numpy(zero_copy_only=False)
     if len(flat) != len(label) * len(classes):
         raise _UnavailableError("the predictions' probabilities do not fit the champion's classes")
     seen_in_training = label >= 0

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from perennial.monitoring.results import MonitoringResult
     from perennial.monitoring.signals import SignalResult
 
-Sample = Mapping[str, pa.ChunkedArray]
+Sample = Mapping[str, "pa.ChunkedArray[Any]"]
 
 METHOD = "perennial_psi"
 #: Most categories drawn; the others are drawn as one.
@@ -147,7 +147,7 @@ def _shown_names(columns: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _series(
-    reference: pa.ChunkedArray, current: pa.ChunkedArray, categorical: bool
+    reference: pa.ChunkedArray[Any], current: pa.ChunkedArray[Any], categorical: bool
 ) -> tuple[pd.Series, pd.Series] | None:
     """Both samples of a column as Evidently can draw them; None where it cannot."""
     import pandas as pd

@@ -171,7 +171,7 @@ def to_table(result: MonitoringResult, columns: Sequence[ColumnDrift]) -> pa.Tab
         numbers = {k: signal[k] for k in ("reason", "value", "limit", "level")}
         rows.append({"role": "signal", "column": name, "status": signal["state"], **numbers})
     rows += [asdict(column) for column in columns]
-    fields = [pa.field(n, pa.string()) for n in _TEXT_COLUMNS]
+    fields: list[pa.Field[Any]] = [pa.field(n, pa.string()) for n in _TEXT_COLUMNS]
     fields += [pa.field(n, pa.float64()) for n in _NUMBER_COLUMNS]
     schema = pa.schema([*fields, pa.field("rows", pa.int64()), pa.field("suspicious", pa.bool_())])
     common = {delta_tables.PARTITION: result["as_of"], "model_version": result["model_version"]}

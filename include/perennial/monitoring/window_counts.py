@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -17,7 +18,7 @@ from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColu
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
-Sample = dict[str, pa.ChunkedArray]
+Sample = dict[str, "pa.ChunkedArray[Any]"]
 
 #: Most rows whose features are computed and counted by one statement, over several partitions. Joins to reference
 #: tables sort their rows, and beyond the memory allowed they do it on disk.

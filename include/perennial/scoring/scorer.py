@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import pyarrow as pa
@@ -189,10 +189,11 @@ class Scorer:
             logs.append(log)
             positions.append(np.flatnonzero(mask))
             log_positions.append(np.flatnonzero(logged_here))
-        scored = pa.concat_batches(parts).take(pa.array(np.concatenate(positions).argsort()))
+        concat_batches = cast(Any, pa).concat_batches  # pyarrow-stubs 20 does not know it
+        scored = concat_batches(parts).take(pa.array(np.concatenate(positions).argsort()))
         versions = pa.array([v.version.version for v in self._serving.versions])
-        column = pa.DictionaryArray.from_arrays(pa.array(by_challenger.astype(np.int8)), versions)
-        log = pa.concat_batches(logs).take(pa.array(np.concatenate(log_positions).argsort()))
+        column = pa.DictionaryArray.from_arrays(pa.array(by_challenger.astype(np.int8), pa.int8()), versions)
+        log = concat_batches(logs).take(pa.array(np.concatenate(log_positions).argsort()))
         return scored.append_column("model_version", column), log
 
     def _score_by(
@@ -282,7 +283,7 @@ def _predict(
     return np.concatenate(predictions), sample
 
 
-def _repeat(text: str, rows: int) -> pa.Array:
+def _repeat(text: str, rows: int) -> pa.Array[Any]:
     """A column with the same text in each row; null for an empty text, which is written in half the time."""
     if not text:
         return pa.nulls(rows, pa.string())

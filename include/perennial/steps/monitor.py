@@ -313,7 +313,7 @@ def _changed(spec: ModelSpec, champion: registry.ModelVersion) -> list[str]:
     return [name for name, (tag, value) in present.items() if champion.tags.get(tag, value) != value]
 
 
-def _reference_sample(champion: registry.ModelVersion) -> dict[str, pa.ChunkedArray]:
+def _reference_sample(champion: registry.ModelVersion) -> dict[str, pa.ChunkedArray[Any]]:
     """The stored sample of training rows, by column; empty if it cannot be read, because only the report needs it."""
     try:
         table = pq.read_table(registry.download_artifact(champion.run_id, "reference.parquet"))

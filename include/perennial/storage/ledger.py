@@ -191,7 +191,8 @@ def records(model: str, kind: LedgerKind | None = None) -> list[LedgerRecord]:
         return []
     rows = table.to_pyarrow_table(partitions=[("model", "=", model)], filesystem=_filesystem()).to_pylist()
     rows.sort(key=lambda r: r["sequence"])
-    return [r | {"evidence": json.loads(r["evidence"])} for r in rows if kind in (None, r["kind"])]
+    records = [r | {"evidence": json.loads(r["evidence"])} for r in rows if kind in (None, r["kind"])]
+    return cast("list[LedgerRecord]", records)
 
 
 def _filesystem() -> Any:

@@ -217,7 +217,7 @@ def _predict_holdout(
         for name, predict in baselines.items():
             rows.baselines[name].append(predict(matrix)[known])
         if spec.gate.bootstrap_unit == "days":
-            days = table.column(delta_tables.PARTITION).cast("date32").cast("int32").to_numpy()
+            days = table.column(delta_tables.PARTITION).cast(pa.date32()).cast(pa.int32()).to_numpy()
             rows.days.append(days[known])
         if spec.group:
             rows.lists.append(numbering.number(table)[known])

@@ -22,7 +22,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perennial.core import dates
 from perennial.core.errors import StorageError
@@ -184,7 +184,7 @@ def _digits() -> dict[str, pa.Table]:
     for number, day in enumerate(dates.dates(DIGITS_FIRST, dates.add_days(DIGITS_FIRST, DIGITS_DAYS - 1))):
         low, high = number * total // DIGITS_DAYS, (number + 1) * total // DIGITS_DAYS
         noon = datetime.fromisoformat(day) + timedelta(hours=12)
-        columns: dict[str, pa.Array] = {
+        columns: dict[str, pa.Array[Any]] = {
             "sample_id": pa.array(range(low, high), pa.int64()),
             "written_at": pa.array(
                 [noon + timedelta(minutes=i) for i in range(high - low)], pa.timestamp("us")
