@@ -81,7 +81,13 @@ def test_score_and_ledger_on_a_full_disk(world: Any, small_disk: Path, leave: in
     assert manifests.read(spec.name, "score", two) is None
     if not leave:
         with pytest.raises(StorageError, match="What to do"):
-            ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="x" * 20_000, actor="test")
+            ledger.append(
+                spec.name,
+                kind=LedgerKind.TRAINING,
+                decision=Decision.ACCEPTED,
+                reason="x" * 20_000,
+                actor="test",
+            )
         assert ledger.verify(spec.name) == records
     small_disk.unlink()
     assert dispatch.run("score", spec, start=two)["rows_out"] == toys.ROWS
