@@ -4,3 +4,5 @@ Nothing in the library imports it; benchmarks and tests use its servers, process
 """
 
 __all__ = ["airflow_client", "config", "demo", "driver", "processes", "progress", "servers", "summary"]
+
+__all__ = ["airflow_client", "config", "processes", "progress", "sample", "servers"]
