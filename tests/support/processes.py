@@ -81,7 +81,9 @@ def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
     )
 
 
-def killed_step(folder: str, name: str, arguments: dict[str, Any], function: str, moment: str, nth: int) -> None:
+def killed_step(
+    folder: str, name: str, arguments: dict[str, Any], function: str, moment: str, nth: int
+) -> None:
     """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
 
     Args:
@@ -102,7 +104,7 @@ def night(
 
     model = ModelSpec.model_validate_json(spec)
     model._suite = suite
-    if function != "perennial.ingestion.data_profile.write_profile":  # Evidently's summary is half the time of a night
+    if function != "perennial.ingestion.data_profile.write_profile":  # half the time of a night
         data_profile.write_profile = lambda *_: ""
     if function:
         _deadly(function, moment, nth)

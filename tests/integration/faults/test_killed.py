@@ -134,7 +134,9 @@ def test_train(quick: ModelSpec, place: str, moment: str) -> None:
     ledger.verify(quick.name)
     result = dispatch.run("train", quick, as_of=toys.LAST)
     assert dispatch.run("train", quick, as_of=toys.LAST) == result | {"status": "unchanged"}
-    trained = [r for r in ledger.records(quick.name, LedgerKind.TRAINING) if r["model_version"] == result["version"]]
+    trained = [
+        r for r in ledger.records(quick.name, LedgerKind.TRAINING) if r["model_version"] == result["version"]
+    ]
     assert len(trained) == 1
     import mlflow
 
@@ -172,7 +174,9 @@ def test_promote(quick: ModelSpec, place: str, moment: str) -> None:
     answer = dispatch.run("promote", quick, as_of=toys.LAST, actor="test")
     assert answer["promoted"] is True
     assert champion(quick) == result["version"]
-    assert [r["model_version"] for r in ledger.records(quick.name, LedgerKind.PROMOTION)] == [result["version"]]
+    assert [r["model_version"] for r in ledger.records(quick.name, LedgerKind.PROMOTION)] == [
+        result["version"]
+    ]
     assert ledger.records(quick.name, LedgerKind.EXTERNAL_CHANGE) == []
 
 

@@ -92,11 +92,11 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         specs = _models(models)
         stack.callback(lambda: processes.stop(home, servers.NAMES, patience=20))
         with Board(Console(file=(root / "board.txt").open("a"), width=200)) as board:
-            servers.up(config, board)
+            servers.start_all(config, board)
             airflow = stack.enter_context(contextlib.closing(servers.client(config)))
             plans = tuple(Plan(name, toys.FIRST, toys.LAST, toys.LAST, False) for name in specs)
             demo.await_dags(airflow, plans, board)
-        with demo.same_environment(config):
+        with demo.task_environment(config):
             yield Pods(config, airflow, cluster, specs, models)
 
 

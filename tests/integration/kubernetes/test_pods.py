@@ -27,7 +27,7 @@ def play(pods: Pods, model: str) -> dict[str, Any]:
     pods.succeeds(f"{model}.data", pods.run(f"{model}.data", start=NIGHT))
     pods.succeeds(f"{model}.score", pods.run(f"{model}.score", start=NIGHT))
     pods.succeeds(f"{model}.monitor", pods.run(f"{model}.monitor", key=NIGHT))
-    champion = registry.champion(pods.specs[model])
+    champion = registry.get_champion(pods.specs[model])
     assert champion is not None
     found = toys.content_of("predictions", model, without=("run_id", "scored_at"))
     assert len(found) == toys.ROWS

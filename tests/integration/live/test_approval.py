@@ -70,7 +70,11 @@ def ended(live: Live, run: str) -> dict[str, str]:
 
 
 def decisions(day: str) -> list[tuple[str, str]]:
-    return [(r["decision"], r["actor"]) for r in ledger.records(NAME, LedgerKind.RETRAINING) if r["partition"] == day]
+    return [
+        (r["decision"], r["actor"])
+        for r in ledger.records(NAME, LedgerKind.RETRAINING)
+        if r["partition"] == day
+    ]
 
 
 def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:

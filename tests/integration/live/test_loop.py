@@ -50,9 +50,7 @@ def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
         assert data and score
         assert data.rows_in == data.rows_out + data.quarantined
         assert score.rows_in == score.rows_out == data.rows_out
-    rows = lake.read_table(
-        delta_tables.table_uri("predictions", PLAN.model), start=nights[0], end=nights[-1]
-    )
+    rows = lake.read_table(delta_tables.table_uri("predictions", PLAN.model), start=nights[0], end=nights[-1])
     keys = set(zip(rows["id"].to_pylist(), rows[delta_tables.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
     assert ledger.records(PLAN.model, LedgerKind.PROMOTION)[0]["decision"] == "promoted"

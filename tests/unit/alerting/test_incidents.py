@@ -103,9 +103,7 @@ def test_undetermined_neither_opens_nor_ends(spec: ModelSpec) -> None:
     assert incidents.read_log("toy").verdict_dates == {"drift": D1}
 
 
-def test_getting_worse_is_sent_once_and_each_channel_gets_what_it_is_for(
-    house: Path, tmp_path: Path
-) -> None:
+def test_getting_worse_is_sent_once_and_each_channel_gets_what_it_is_for(house: Path, tmp_path: Path) -> None:
     data = TEAM | {"name": "data", "signals": ["failure:*", "deadline:*"]}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY, data]})
     assert summarise(incidents.record_signals(spec, D1, drift("suspected", "a little"))) == [
@@ -246,4 +244,9 @@ def test_several_writers_lose_nothing_and_notify_once(spec: ModelSpec) -> None:
 def test_the_examples_of_the_pages_are_accepted(page: str) -> None:
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / page).read_text(), re.DOTALL)
     (alerts,) = [block["alerts"] for block in map(yaml.safe_load, blocks) if "alerts" in block]
-    assert {c.kind for c in AlertsSpec.model_validate(alerts).channels} == {"slack", "email", "webhook", "sns"}
+    assert {c.kind for c in AlertsSpec.model_validate(alerts).channels} == {
+        "slack",
+        "email",
+        "webhook",
+        "sns",
+    }
