@@ -127,7 +127,6 @@ def environment(config: Stack) -> dict[str, str]:
         "PERENNIAL_LAKE": settings().lake,
         "PERENNIAL_LANDING": settings().landing,
         "PERENNIAL_STACK": str(config.home),
-        "PERENNIAL_AIRFLOW_URL": config.airflow_url,
         "MLFLOW_TRACKING_URI": config.mlflow_url.replace("localhost", "127.0.0.1"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares eight processes
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *near])),
