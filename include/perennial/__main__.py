@@ -1,4 +1,4 @@
-"""``python -m perennial``, or ``perennial`` in an environment that holds the library."""
+"""``python -m perennial``, or the command ``perennial`` of an installed library."""
 
 from __future__ import annotations
 
