@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from pathlib import Path
+from typing import Any
 from urllib.parse import unquote
 
 import duckdb
@@ -82,7 +82,7 @@ def _read_whole(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.T
 
 
 def read_file(source: str, max_rows: int | None = None) -> pa.Table:
-    """Read a landed file, Parquet or CSV.
+    """Read a landed file, Parquet or CSV, compressed or not.
 
     Args:
         source: path or S3 URI.
@@ -99,7 +99,9 @@ def read_file(source: str, max_rows: int | None = None) -> pa.Table:
             if max_rows is not None and (remote or file.metadata.num_rows > max_rows):
                 return file.schema_arrow.empty_table()
             return file.read()
-    with filesystem.open_input_stream(path) if filesystem else Path(path).open("rb") as stream:
+    # Both ways decompress a file whose name says that it is compressed.
+    file_stream: Any = filesystem.open_input_stream(path) if filesystem else pa.input_stream(path)
+    with file_stream as stream:
         if max_rows is not None and remote:
             with pyarrow.csv.open_csv(stream) as reader:
                 return reader.schema.empty_table()
