@@ -17,7 +17,7 @@ import pyarrow as pa
 
 from perennial.core.errors import DataError, PerennialError, SpecError
 from perennial.features import reference_tables
-from perennial.features.engine import FeatureQuery, no_rows
+from perennial.features.engine import FeatureQuery, empty_rows_sql
 from perennial.spec.model_spec import ModelSpec
 
 #: Rows that the SQL is run on, at most.
@@ -246,7 +246,7 @@ def _offset(part: Any) -> int | None:
 
 def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
     """Bind each part to the columns of the one before it; returns whether all could be bound."""
-    con.execute(f"CREATE TEMP VIEW stage_0 AS {no_rows(spec)}")
+    con.execute(f"CREATE TEMP VIEW stage_0 AS {empty_rows_sql(spec)}")
     try:
         for i, (where, sql) in enumerate(_parts(spec)):
             con.execute(f'CREATE OR REPLACE TEMP VIEW "rows" AS SELECT * FROM stage_{i}')
@@ -281,7 +281,7 @@ def _run(
 ) -> None:
     """Run the SQL on a few rows."""
     try:
-        features.check_rowwise(generate_rows() if rows is None else rows)
+        features.check_rowwise(generate_rows() if rows is None else rows, single_row=True)
     except (SpecError, DataError) as error:
         if rows is None and " failed: " in error.cause:
             findings.notes.append(f"features.sql could not be run on generated rows: {error.cause}")
