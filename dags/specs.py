@@ -1,7 +1,7 @@
 """Shows broken model folders as one import error in Airflow's list of DAGs.
 
-It holds no DAG. Airflow marks every DAG of a file that has an error as broken. So the error has a file of its own, and
-the DAGs of all other models stay as they are.
+It has no DAG. If a file has an error, Airflow marks all its DAGs as broken. Therefore the error is raised in this
+separate file, and the DAGs of all other models are not affected.
 """
 
 from __future__ import annotations

@@ -36,8 +36,8 @@ ENVIRONMENT = {
     "OMP_WAIT_POLICY": "PASSIVE",
     "GOMP_SPINCOUNT": "1000",
 }
-#: Thresholds of the garbage collector: new objects, and collections of the generation before. A full collection looks
-#: at every object. With Python's defaults (700, 10, 10) each component spends one to two seconds of its start on them,
+#: Thresholds of the garbage collector: new objects, and collections of the generation before. A full collection visits
+#: every object. With Python's defaults (700, 10, 10) each component spends one to two seconds of its start on them,
 #: and the scheduler, which holds the libraries, now and then more than a second in which it schedules nothing.
 GC_THRESHOLDS = (50_000, 20, 20)
 
@@ -124,7 +124,7 @@ def draw_pages() -> None:
 
 
 def notice_exits() -> None:
-    """Have a worker notice at once that its task's process is gone.
+    """Have a worker notice immediately that its task's process is gone.
 
     Airflow 3.3 sees the process close its sockets, checks whether it is gone, which is a moment too early, and then
     sleeps for ``[workers] min_heartbeat_interval`` (whole seconds) with nothing to wake it. Each skipped or failed task

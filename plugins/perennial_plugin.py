@@ -1,4 +1,4 @@
-"""The one file of this folder that Airflow loads as a plugin; the plugin is in the package `perennial_airflow`."""
+"""The only file of this folder that Airflow loads as a plugin; the code is in the package `perennial_airflow`."""
 
 from __future__ import annotations
 

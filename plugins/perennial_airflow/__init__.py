@@ -1,4 +1,4 @@
-"""What knows Airflow: DAGs from model specs, where steps run, alerts, sensors and pages in the UI.
+"""The Airflow side of Perennial: DAGs from model specs, where steps run, alerts, sensors and pages in the UI.
 
 Packages, each importing only from those on lines below it (a contract of import-linter in pyproject.toml):
 
@@ -13,8 +13,8 @@ Airflow stores the import paths of some objects in its metadata database. They m
 
 - timetables of serialised DAGs: `timetables.DailyPartitions`, `timetables.PublishedPartitions`
 - callbacks of deadlines: `deadlines.missed`
-- triggers of deferred tasks: `arrival.LandedTrigger`, `arrival_s3.LandedOnS3`; and the method that such a task goes
-  on with: `AwaitPartition.landed`, `AwaitQuietHours.go_on`, `StageTask.resume`
+- triggers of deferred tasks: `arrival.LandedTrigger`, `arrival_s3.LandedOnS3`; and the method with which
+  such a task continues: `AwaitPartition.landed`, `AwaitQuietHours.go_on`, `StageTask.resume`
 
 A serialised task also holds the module of its operator (``_task_module``). Airflow shows it and reports it to
 OpenLineage but does not import it, so operators may move. Links of operators are stored as keys of XCom, the

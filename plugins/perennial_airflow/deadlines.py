@@ -2,7 +2,7 @@
 
 The model's next success of that stage closes it, as it closes a failure's. Airflow stores the import path of `missed`
 and the names of its arguments: both stay. (``airflow dags test`` of a DAG with deadlines ends in an error after its
-tasks have succeeded, because it looks their records up by a wrong key: airflow 73428.)
+tasks have succeeded, because it searches their records by a wrong key: airflow 73428.)
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 FINISHED_STATES = ("success", "failed")
-#: For the pauses between tries, light tasks and a full queue, on top of the heavy task's own time.
+#: Time for the pauses between tries, light tasks and a full queue, in addition to the heavy task's own time.
 SLACK = timedelta(hours=2)
 #: What a late run of each stage means for its partition.
 _CONSEQUENCES = {
@@ -56,7 +56,7 @@ async def missed(model: str, stage: str, minutes: int, context: dict[str, Any]) 
     """Open an incident for a run whose deadline has passed; the triggerer calls it.
 
     Airflow calls it for runs that have failed, too (airflow 60927), so it checks the run's state first. The runs of a
-    backfill are queued all at once and wait for each other: they have no deadline.
+    backfill are all queued at the start and wait for each other, so they have no deadline.
 
     Args:
         model: name of the model.
@@ -80,7 +80,7 @@ async def missed(model: str, stage: str, minutes: int, context: dict[str, Any]) 
 
 
 async def _run_state(run: dict[str, Any]) -> str:
-    """The current state of the run, or, where Airflow cannot be asked, its state when the deadline passed."""
+    """The current state of the run, or, if Airflow cannot be reached, its state when the deadline passed."""
     from airflow.sdk.execution_time.task_runner import RuntimeTaskInstance
 
     try:
@@ -114,7 +114,7 @@ def _open_incident(model: str, stage: str, minutes: int, run: dict[str, Any], st
     subject = f"partition {partition}" if partition else "the run"
     reason = (
         f"{subject} {_CONSEQUENCES[stage]} {minutes} minutes after its run was queued; the run is {state}\n"
-        f"  What to do: look at the run's tasks; the run goes on"
+        f"  What to do: check the run's tasks; the run continues"
     )
     details = {
         "stage": stage,

@@ -1,4 +1,4 @@
-"""Hooks of tasks: failures, successes and verdicts become incidents, and their notices go to the model's channels."""
+"""Callbacks of tasks: turn failures, successes and verdicts into incidents, and deliver the notices."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
             if instance.task_id == _stage(instance):
                 signals[f"deadline:{instance.task_id}"] = success
             day = partition_date(context)
-            # Most successes close nothing: they do not try a channel again that cannot be reached.
+            # Most successes close no incident. Only one that does delivers the outbox: a channel may be unreachable.
             if any(n.signal in signals for n in incidents.record_signals(spec, day, signals)):
                 deliver_outbox(spec)
                 metrics.record_open_incidents(spec)
@@ -68,7 +68,7 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
 
 
 def notify(spec: ModelSpec, context: Context) -> dict[str, Any]:
-    """Record the signals of the verdict on the run's partition, and deliver the notices they make.
+    """Record the signals of the verdict on the run's partition, and deliver the resulting notices.
 
     Returns:
         open: signals with an open incident. undelivered: number of notices that remain in the outbox.
@@ -107,7 +107,7 @@ def deliver_outbox(spec: ModelSpec) -> int:
 
 
 def deliver_notice(channel: Channel, notice: Notice) -> bool:
-    """Deliver one notice to one channel; whether the channel took it."""
+    """Deliver one notice to one channel; returns whether the channel accepted it."""
     facts = {k: v for k, v in asdict(notice).items() if k not in ("details", "channel")}
     return notifiers.deliver(
         channel, notifiers.Message(notice.title, notice.text, dict(notice.details) | facts)

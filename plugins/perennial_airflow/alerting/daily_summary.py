@@ -2,7 +2,7 @@
 
 It lists open incidents and those that ended, decisions on retraining with their reasons, changes of champions, and
 what is muted, since the summary before. It goes to every channel of a spec that says `daily_summary: true`, and to
-`PERENNIAL_ALERT_URL`; the task's log shows it too. Notices that a channel did not take earlier are sent again.
+`PERENNIAL_ALERT_URL`; the task's log shows it too. Notices that a channel did not accept earlier are sent again.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def dags() -> dict[str, DAG]:
 
 
 class SendDailySummary(BaseOperator):
-    """Composes the summary, logs it, and sends it to the channels that want it."""
+    """Composes the summary, logs it, and sends it to the channels that subscribe to it."""
 
     ui_color = "#f2f2f2"
 
@@ -58,7 +58,7 @@ class SendDailySummary(BaseOperator):
         log.info("%s", summary.text)
         message = notifiers.Message(summary.title, summary.text, summary.facts)
         delivered = {c.name: notifiers.deliver(c, message) for c in daily_summary.channels(specs.values())}
-        if all(delivered.values()):  # else tomorrow's summary repeats today's news
+        if all(delivered.values()):  # otherwise the next summary covers this period again
             daily_summary.mark_sent(summary)
         return {
             "title": summary.title,

@@ -1,4 +1,4 @@
-"""OpenLineage: which tables, files and models a task read and wrote. Airflow asks only where a transport is configured.
+"""OpenLineage: which tables, files and models a task read and wrote. Used only if a transport is configured.
 
 Datasets are named by OpenLineage's naming convention for files and S3. A table or a feed is one dataset, whatever the
 run's partition; a model is one dataset of its registry, with its version.

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
     from perennial.storage.manifests import Manifest
 
-#: Every metric, with its tags beside ``model``. All are gauges, as of the latest step or verdict.
+#: Every metric, with its tags besides ``model``. All are gauges, as of the latest step or verdict.
 METRICS: dict[str, tuple[str, ...]] = {
     "perennial.rows": ("step",),
     "perennial.quarantined": ("step",),

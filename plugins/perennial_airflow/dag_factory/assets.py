@@ -49,14 +49,14 @@ def emit(
     """Attach this run's partitions to its event of an asset.
 
     A run of one partition starts the DAGs that wait for that partition. A range does not: it was requested as one
-    task, and must not start one more run per day without anybody having asked for them.
+    task, and must not start one more run per day.
 
     Args:
         context: Airflow's context of the task.
         asset: one of the task's outlets.
         partitions: what the run is for.
-        extra: further facts of the event.
-        late: earlier partitions that this run published beside its own.
+        extra: further fields of the event.
+        late: earlier partitions that this run published in addition to its own.
     """
     event = context["outlet_events"][asset]
     event.extra = {"start": partitions.start, "end": partitions.last, **extra}

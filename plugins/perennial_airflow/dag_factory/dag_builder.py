@@ -22,7 +22,7 @@ TASK_NAMES = {
     "regression": "regression",
     "ranking": "ranking",
 }
-#: Limits of tasks that compute next to nothing.
+#: Limits of light tasks.
 LIGHT = StepLimits(retries=3, timeout_minutes=5)
 
 
@@ -39,8 +39,8 @@ def stage_dag(
         stage: name of the stage.
         schedule: the DAG's timetable.
         params: its trigger form.
-        max_active_runs: how many runs may be active at once.
-        profile: compute profile of the stage's heavy step; the runs of a stage without one have no deadline.
+        max_active_runs: maximum number of active runs.
+        profile: compute profile of the stage's heavy step; without one, runs have no deadline.
     """
     end = spec.schedule.end
     limits = task_limits(spec.step_limits(stage), profile)
@@ -63,8 +63,8 @@ def stage_dag(
         },
         render_template_as_native_obj=False,
     )
-    # Given to the constructor, the default of each field would be validated at each parse, which took a quarter of its
-    # time. A test validates them instead.
+    # The constructor would validate the default of each field at each parse, which took a quarter of the parsing time.
+    # A test validates them instead.
     dag.params.update(params)
     return dag
 

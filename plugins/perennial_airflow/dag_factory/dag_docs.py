@@ -19,7 +19,7 @@ _RANGE = (
     "for a range as one task; use *Backfill* for a range with one run per day. All give the same content."
 )
 _RERUN = (
-    "Then clear the failed task: finished work is not done again, and no reader sees half-written partitions."
+    "Then clear the failed task: finished work is not repeated, and no reader sees half-written partitions."
 )
 
 
@@ -37,9 +37,9 @@ def page(spec: ModelSpec, stage: str) -> str:
 
 
 def _alerts(spec: ModelSpec) -> str:
-    channels = ", ".join(f"{c.name} ({c.kind})" for c in spec.alerts.channels) or "no channel of its own"
-    return f"""**Alerts** of a failure, of a run that is late, and of their end go to: {channels}, and
-`PERENNIAL_ALERT_URL` where that is set. `perennial incidents {spec.name}` lists what is open."""
+    channels = ", ".join(f"{c.name} ({c.kind})" for c in spec.alerts.channels) or "none"
+    return f"""**Alerts** about failures, late runs and recoveries go to the channels in `model.yaml` ({channels}), and
+to `PERENNIAL_ALERT_URL` if it is set. `perennial incidents {spec.name}` lists open incidents."""
 
 
 def _data(spec: ModelSpec) -> str:
@@ -88,16 +88,24 @@ or by hand.
 rows.
 
 **Does** {quiet}`train`: {method}, {spec.task}, device {spec.training.device}; registers the challenger with its
-gate result. `promote`: moves the alias `champion` if the challenger passed the gate, and is **skipped** if not. Gate:
-`{spec.metric}` better than the champion's by more than {gate.margin:.1%} at {gate.confidence:.0%} confidence.
-The ledger records the reason either way.
+gate result. `promote`: {_promotion(spec)}. Gate: `{spec.metric}` better than the champion's by more than
+{gate.margin:.1%} at {gate.confidence:.0%} confidence. The ledger records the reason either way.
 
-**Emits** the asset `model/{spec.name}` when the champion changed.
+**Emits** the asset `model/{spec.name}` if the champion changed.
 
 **By hand.** Trigger with a partition key (`YYYY-MM-DD`) or fill in *As of*, and give the reason.
 
 **When it fails.** The champion stays as it was. Too few labelled rows: publish more partitions first. The
 registry cannot be reached: start MLflow. {_RERUN}"""
+
+
+def _promotion(spec: ModelSpec) -> str:
+    if spec.retraining.trial_days:
+        return (
+            f"starts the trial of a challenger that passed the gate, which `{spec.name}.monitor` concludes; the task\n"
+            "is **skipped** then, as it is if the gate failed. Only a first champion needs no trial"
+        )
+    return "moves the alias `champion` if the challenger passed the gate, and is **skipped** if not"
 
 
 def _score(spec: ModelSpec) -> str:
@@ -110,8 +118,8 @@ def _score(spec: ModelSpec) -> str:
     )
     return f"""{SUMMARY["score"]}
 
-**Runs** for each partition of `data/{spec.name}` as it is published. Such a run also scores earlier partitions, since
-the last one scored, that were published but not scored, for example while this DAG was paused.
+**Runs** for each partition of `data/{spec.name}` as it is published. Such a run also scores earlier partitions,
+back to the last scored one, that were published but not scored, for example while this DAG was paused.
 
 **Reads** the published rows, and the model with the alias `champion`, whose file is checked against its
 digest. {trial}The task is **skipped** while there is no champion.
@@ -130,7 +138,7 @@ def _monitor(spec: ModelSpec) -> str:
     policy = spec.retraining
     triggers = ", ".join(policy.triggers) or "nothing"
     approval = (
-        "`approve_retraining`: asks on the model's channels; a person approves or rejects on the page *Required "
+        "`approve_retraining`: notifies the model's channels; a person approves or rejects on the page *Required "
         f"Actions*; without an answer within {policy.approval_hours} hours the retraining is rejected. Later "
         "partitions are monitored meanwhile, and no other retraining is proposed. "
         if policy.mode == "approval"

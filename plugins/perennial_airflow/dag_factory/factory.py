@@ -25,13 +25,13 @@ STAGES: dict[str, Callable[[ModelSpec], DAG]] = {
 
 
 class BrokenModelsError(Exception):
-    """Names every model folder that cannot be used."""
+    """Model folders that cannot be used."""
 
 
 def dags() -> dict[str, DAG]:
     """The DAGs of all models, by id. Broken models have none: `check_models` reports them.
 
-    A task parses its DAG file again when it starts. Only the DAG that runs there is made then.
+    A task parses its DAG file again when it starts; then only the DAG of that task is made.
     """
     specs: Iterable[ModelSpec]
     if running := get_parsing_context().dag_id:

@@ -16,7 +16,7 @@ def partitions() -> dict[str, Param]:
             "Date of the last partition, which is included. Empty: only the first one. A range runs as **one task**, "
             "with the same content as day by day, and starts no other DAG; for one run per day, use a backfill.",
         ),
-        "force": _force("Process partitions again that are finished. The content will be the same."),
+        "force": _force("Process finished partitions again. The content will be the same."),
     }
 
 
@@ -29,7 +29,7 @@ def parallel_tasks() -> dict[str, Param]:
             minimum=1,
             maximum=500,
             title="Tasks",
-            description_md="Number of tasks that share a range. Each runs in a pod of its own.",
+            description_md="Number of tasks that share a range. Each runs in its own pod.",
         )
     }
 
@@ -47,7 +47,7 @@ def training() -> dict[str, Param]:
     return {
         "as_of": _date("As of", f"Date of the latest partition to train on, `YYYY-MM-DD`. {_OR_KEY}"),
         "reason": _reason("Why a new model is needed. The ledger records it.", ""),
-        "force": _force("Train again even if there is a model of the same data and the same spec."),
+        "force": _force("Train again even if a model was trained on the same data with the same spec."),
     }
 
 

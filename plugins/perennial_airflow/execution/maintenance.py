@@ -1,7 +1,6 @@
 """``perennial.maintenance``: deletes pods whose task is gone.
 
-A task that is marked failed or cleared while its worker is away leaves its pod running (airflow 62398), and its GPU
-busy.
+A task that is marked failed or cleared while its worker is gone leaves its pod running, with its GPU (airflow 62398).
 """
 
 from __future__ import annotations
@@ -77,7 +76,7 @@ class DeleteOrphanedPods(BaseOperator):
     """Deletes the pods of these profiles whose task is gone.
 
     Args:
-        profiles: whose clusters and namespaces are looked through.
+        profiles: whose clusters and namespaces are searched.
     """
 
     ui_color = "#f2f2f2"

@@ -30,13 +30,13 @@ RETRYABLE = (LockHeldError, StepInterruptedError, RegistryError, StorageError)
 class StageTask(BaseOperator):
     """Calls one function with the spec and the run's context.
 
-    A `PerennialError` that is not in `RETRYABLE` fails the task at once. The log then ends in its message (model,
-    partition, cause and what to do) and not in a stack trace.
+    A `PerennialError` that is not in `RETRYABLE` fails the task without retries. The log then ends with its message
+    (model, partition, cause and what to do), not with a stack trace.
 
     Args:
         spec: the model.
         call: the function; its result, small and JSON-able, becomes the task's XCom.
-        part: what this one of several mapped tasks works on.
+        part: the part of the range that this mapped task processes.
     """
 
     ui_color = "#e8f4ea"
@@ -57,7 +57,7 @@ class StageTask(BaseOperator):
         self.event: dict[str, Any] | None = None
         #: The operator of the pod that the step runs in.
         self.pod: StepPod | None = None
-        #: Whether the task was told to stop.
+        #: Whether the task was killed.
         self.killed = False
         #: What the function returned, for lineage.
         self.result: dict[str, Any] = {}
@@ -77,7 +77,7 @@ class StageTask(BaseOperator):
             raise kind(str(error)) from None
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
-        """Go on after the step's pod ended. (Airflow stores this method's name while the task is deferred.)"""
+        """Continue after the step's pod ended. (Airflow stores this method's name while the task is deferred.)"""
         self.event = event
         return self._call(context)
 
@@ -95,7 +95,7 @@ class StageTask(BaseOperator):
 
 
 class ReportLink(BaseOperatorLink):
-    """The button "Report" of a task that made one."""
+    """The button "Report" of a task that wrote a report."""
 
     name = "Report"
 

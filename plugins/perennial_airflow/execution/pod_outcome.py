@@ -1,4 +1,4 @@
-"""How a pod ended, and the error that says so."""
+"""How a pod ended, and the error for a pod that left no result."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 OutcomeKind = Literal[
     "done", "failed", "memory", "interrupted", "unschedulable", "image", "secret", "deadline"
 ]
-#: Reasons by which Kubernetes says that it, and not the step, ended a pod.
+#: Reasons of a pod's status for which Kubernetes, and not the step, ended it.
 INTERRUPTIONS = ("Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated")
 
 
@@ -29,8 +29,8 @@ class PodOutcome:
     """How a pod ended.
 
     Attributes:
-        kind: ``done``, ``failed`` (by itself), ``memory`` (killed at its limit), ``interrupted`` (evicted, preempted,
-            deleted, node lost), ``unschedulable``, ``image``, ``secret`` or ``deadline``.
+        kind: ``done``, ``failed`` (its process exited), ``memory`` (killed at its limit), ``interrupted`` (evicted,
+            preempted, deleted, node lost), ``unschedulable``, ``image``, ``secret`` or ``deadline``.
         detail: what Kubernetes says about it.
     """
 
@@ -129,7 +129,7 @@ def _cause_and_remedy(kind: OutcomeKind, profile: ComputeProfile, detail: str) -
         case "interrupted":
             return (
                 f"was interrupted {profile.interruptions + 1} times, the last time: {detail}",
-                "look at the nodes, or allow more interruptions in the profile",
+                "check the nodes, or allow more interruptions in the profile",
             )
         case "deadline":
             allowed = (
@@ -141,7 +141,7 @@ def _cause_and_remedy(kind: OutcomeKind, profile: ComputeProfile, detail: str) -
             )
         case "done":
             return (
-                "ended without a result, although it is green",
+                "succeeded but left no result",
                 "it was probably stopped from outside: read its log above, then clear the task",
             )
     return f"failed: {detail}", "read its log above, then clear the task"

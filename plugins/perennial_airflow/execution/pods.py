@@ -1,8 +1,8 @@
 """Runs steps in pods: the only module that makes pod operators and reads how a pod ended.
 
-A pod's colour proves nothing (airflow 71202, 73006, 73117: tasks that are green though their pod was killed), so the
-step's own result, which it writes to the lake last, decides. Imported only where a step runs in a pod: it costs
-seconds.
+The reported success of a pod cannot be trusted (airflow 71202, 73006, 73117: tasks that succeeded although their pod
+was killed). What counts is the result that the step writes to the lake last. This module takes seconds to import; only
+a task whose step runs in a pod imports it.
 """
 
 from __future__ import annotations
@@ -59,9 +59,9 @@ def run(
 ) -> dict[str, Any]:
     """Run a step in a pod of ``profile``, wait for its end, return its result.
 
-    A pod that ran out of memory is tried again with the profile's next larger limit and never with the same; one that
-    was interrupted, or lost a worker, as often as the profile's ``interruptions`` allow. Both cost none of the task's
-    retries.
+    After running out of memory, the step is tried again with the profile's next larger limit, never with the same one.
+    After an interruption or the loss of a worker, it is tried again up to ``interruptions`` times. Neither uses the
+    task's retries.
 
     Args:
         step: name of the step.
@@ -93,7 +93,7 @@ def run(
             return result
         log.warning("The pod left no result: %s (%s)", outcome.kind, outcome.detail or "no detail")
         if task.killed:
-            # A task that was told to stop goes on after on_kill (airflow 73006): it must not start another pod.
+            # A killed task continues after on_kill (airflow 73006); it must not start another pod.
             raise StorageError(
                 f"step {step} was stopped with its task", "clear the task to run it again", **fields
             )
@@ -147,7 +147,7 @@ def _attempt_operator(
     if workers == 1:
         alone = manifest(command(step, spec, arguments, uri), annotations=annotations)
         return make_operator(profile, context["task"], alone, attempt)
-    # A rendezvous of its own for each attempt: no worker finds the trainer of another.
+    # Each attempt has its own rendezvous, so that no worker finds the trainer of another attempt.
     rendezvous = f"{uri.removesuffix('.json')}-{uuid.uuid4().hex[:12]}.rendezvous.json"
     trainer = manifest(
         command(step, spec, arguments | {"workers": workers, "rendezvous": rendezvous}, uri),
@@ -229,7 +229,7 @@ def make_operator(
         **workers,
         **options,
     )
-    # What the triggerer hands back with its event, beside what the operator itself adds.
+    # The triggerer returns these with its event, in addition to what the operator adds.
     state = {"memory": attempt.memory, "interruptions": attempt.interruptions}
     operator.trigger_kwargs = (operator.trigger_kwargs or {}) | state
     return operator

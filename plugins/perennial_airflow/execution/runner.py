@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
     from perennial.spec.sections import Step
 
-#: Niceness (as of `nice`) of a task that works on a range in this process: runs of single partitions, and what the
-#: range's own partitions start, must not wait for it.
+#: Niceness (as of `nice`) of a task that works on a range in this process: runs of single partitions must not
+#: wait for it.
 RANGE_NICENESS = 10
 
 

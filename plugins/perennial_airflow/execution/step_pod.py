@@ -1,4 +1,4 @@
-"""The pod operator of one attempt at a step, with the pods of its workers where it has some."""
+"""The pod operator of one attempt at a step, with the pods of its workers, if any."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class StepPod(KubernetesPodOperator):
 
     Args:
         wait_seconds: how long the pod may wait for a node or for quota.
-        worker_count: number of workers' pods beside this one.
+        worker_count: number of workers' pods in addition to this one.
         worker_manifest: makes the manifest of each of them; None for a step without workers.
     """
 

@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
     from perennial.spec.model_spec import ModelSpec
 
-#: The signal by which a channel says that it wants these questions (``signals: [approval]``).
+#: The signal with which a channel subscribes to these messages (``signals: [approval]``).
 SIGNAL = "approval"
 
 
 class RetrainingApproval(ApprovalOperator):
     """Asks for approval of a proposed retraining, and writes the answer, or its absence, to the ledger.
 
-    No worker and no trigger waits: the task is in the state *awaiting input*. The API resumes it with an answer, the
-    scheduler resumes it with the default answer when the time is over.
+    It occupies no worker and no trigger: the task is in the state *awaiting input*. The API resumes it with an answer,
+    or the scheduler with the default answer when the time is over.
 
     Args:
         spec: the model.
@@ -70,7 +70,7 @@ class RetrainingApproval(ApprovalOperator):
         return super().execute_complete(context, event)  # raises to skip the tasks downstream
 
     def _notify_channels(self, context: Context, day: str, reason: str) -> None:
-        """Ask on the model's channels as well: few people watch the page of required actions."""
+        """Notify the model's channels as well: few people watch the page of required actions."""
         task = context["task_instance"]
         page = links.ui_url(f"/dags/{task.dag_id}/runs/{task.run_id}/tasks/{task.task_id}/required_actions")
         hours = self.spec.retraining.approval_hours
@@ -92,9 +92,9 @@ def approval_task(
 
     Args:
         spec: the model.
-        decision: as `RetrainingApproval` takes it.
-        limits: retries and timeout: an answer that could not be recorded, or that Airflow lost (airflow 72716), is
-            asked for again.
+        decision: as for `RetrainingApproval`.
+        limits: retries and timeout. A retry asks again if an answer could not be recorded, or if Airflow lost it
+            (airflow 72716).
     """
     return RetrainingApproval(
         task_id="approve_retraining",

@@ -1,7 +1,7 @@
 """Waits for the partition of a scheduled run to land, without holding a worker (``data.arrival: wait``).
 
-On S3 it waits by the trigger of Amazon's own sensor, in a folder by ours; both use the credentials of the
-environment, which the step reads with, too.
+On S3 it waits with the trigger of Amazon's own sensor, in a folder with `arrival.LandedTrigger`. It uses the
+credentials of the environment, as the step does.
 """
 
 from __future__ import annotations
@@ -57,13 +57,13 @@ class AwaitPartition(BaseOperator):
         raise AssertionError("unreachable")
 
     def landed(self, context: Context, event: dict[str, Any]) -> dict[str, Any]:
-        """Go on after the trigger fired. (Airflow stores this method's name while the task is deferred.)"""
+        """Continue after the trigger fired. (Airflow stores this method's name while the task is deferred.)"""
         return {"waited": True, "uri": self._uri(context)}
 
     def resume_execution(
         self, next_method: str, next_kwargs: dict[str, Any] | None, context: Context
     ) -> dict[str, Any]:
-        """As Airflow's, with a message of ours for a partition that did not land in time."""
+        """As Airflow's, with our message for a partition that did not land in time."""
         try:
             result: dict[str, Any] = super().resume_execution(next_method, next_kwargs, context)
         except TaskDeferralTimeout:
@@ -86,7 +86,7 @@ class AwaitPartition(BaseOperator):
     def _not_landed(self, context: Context) -> AirflowFailException:
         error = DataError(
             f"{self._uri(context)} did not land within {self.spec.data.arrival_hours:g} hours",
-            "have the feed deliver it, then clear this task; it waits again, for as long",
+            "have the feed deliver it, then clear this task; it then waits again, for the same time",
             model=self.spec.name,
             partition=run_request.partitions(context).start,
         )

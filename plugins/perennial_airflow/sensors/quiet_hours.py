@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 
 
 class AwaitQuietHours(BaseOperator):
-    """Delays a retraining that monitoring requested until the quiet hours are over. Runs by hand start at once.
+    """Delays a retraining that monitoring requested until the quiet hours are over. Runs by hand start immediately.
 
-    It reads the clock, and not the partition date: quiet hours are about who else needs the machines today.
+    It uses the current time, not the partition date: quiet hours are about who else uses the machines now.
 
     Args:
         hours: the quiet hours.
@@ -31,7 +31,7 @@ class AwaitQuietHours(BaseOperator):
         self.hours = hours
 
     def execute(self, context: Context) -> dict[str, Any]:
-        """Go on, or wait in the triggerer."""
+        """Finish, or wait in the triggerer for the end of the quiet hours."""
         end = self.hours.end_of(datetime.now(UTC))
         if end is None or run_request.actor(context) != run_request.SCHEDULER:
             return {"waited": False}
@@ -42,5 +42,5 @@ class AwaitQuietHours(BaseOperator):
         raise AssertionError("unreachable")
 
     def go_on(self, context: Context, event: Any) -> dict[str, Any]:
-        """Go on after the trigger fired. (Airflow stores this method's name while the task is deferred.)"""
+        """Continue after the trigger fired. (Airflow stores this method's name while the task is deferred.)"""
         return {"waited": True}

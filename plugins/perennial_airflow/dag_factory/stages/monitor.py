@@ -1,4 +1,4 @@
-"""``<model>.monitor``: evaluates the signals, decides whether to retrain, requests the training, sends the notices."""
+"""``<model>.monitor``: evaluates the signals, decides whether to retrain, requests the training, sends notices."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def monitor(spec: ModelSpec, context: Context) -> dict[str, Any]:
 def decide(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Decide whether to retrain; a backfill never does. The ledger records the decision either way.
 
-    Called again, it returns what the ledger says, a person's answer included.
+    A repeated call returns the recorded decision, a person's answer included.
     """
     return runner.run_inline(
         "decide",

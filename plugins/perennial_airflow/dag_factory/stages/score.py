@@ -35,7 +35,7 @@ def score_dag(spec: ModelSpec) -> DAG:
 
 
 def split_range(spec: ModelSpec, context: Context) -> list[dict[str, str]]:
-    """The range in as many parts as the field *Tasks* says, of about as many partitions each."""
+    """Split the range into as many parts of about equal length as the field *Tasks* says."""
     days = run_request.partitions(context).keys()
     parts = min(len(days), int(run_request.param(context, "tasks") or 1))
     cuts = [len(days) * i // parts for i in range(parts + 1)]
