@@ -1,1 +1,1 @@
-"""What the bundle costs, side by side with the libraries called plainly: ``make bench``."""
+"""Benchmarks of the steps against direct calls of the same libraries (`make bench`, `make bench-loop`)."""

@@ -11,7 +11,7 @@ class Figure:
     """One line of the table.
 
     Attributes:
-        target: the bound; none: the figure is for information.
+        target: the bound; None: the figure is for information only.
         at_least: whether the bound is a lower one.
     """
 
@@ -43,7 +43,7 @@ class Figure:
         return f"{'≥' if self.at_least else '≤'} {_text(self.target, self.unit)}"
 
     def as_dict(self) -> dict[str, Any]:
-        """For the JSON file."""
+        """The figure as written to the JSON file."""
         return asdict(self) | {"met": self.met}
 
 

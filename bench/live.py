@@ -12,19 +12,19 @@ from statistics import median
 from typing import NamedTuple
 
 from bench.figures import Figure
-from bench.world import FIRST, LAST, MODEL, TRAINED_UNTIL, World, free_port
+from bench.workspace import FIRST, LAST, MODEL, TRAINED_UNTIL, Workspace, free_port
 from perennial.core import dates
 from perennial.core.errors import PerennialError
 from perennial.local_stack import processes, servers
 from perennial.local_stack.airflow_client import DONE, Airflow
 from perennial.local_stack.config import Stack
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 
 MONITORED = "2013-04-28"
 
 
-class Asked(NamedTuple):
-    """A run that the loop needs: its stage, partition key and form, and the runs whose outcome it needs."""
+class PlannedRun(NamedTuple):
+    """A DAG run of the loop: its stage, partition key and trigger form, and the runs that must end before it starts."""
 
     stage: str
     key: str | None
@@ -32,40 +32,41 @@ class Asked(NamedTuple):
     after: tuple[str, ...] = ()
 
 
-#: Each begins once what it needs is done, beside whatever else runs then: that is what a scheduler is for.
+#: Each starts when the runs that it needs have ended, in parallel with all others, as a scheduler would do it.
 RUNS = {
-    "history": Asked("data", None, {"start": FIRST, "end": TRAINED_UNTIL}),
-    "nights": Asked("data", None, {"start": dates.add_days(TRAINED_UNTIL, 1), "end": LAST}),
-    "train": Asked("train", TRAINED_UNTIL, {"reason": "bench"}, ("history",)),
-    "score": Asked("score", None, {"start": FIRST, "end": MONITORED}, ("train", "nights")),
-    "monitor": Asked("monitor", MONITORED, {}, ("score",)),
-    "later": Asked("score", None, {"start": dates.add_days(MONITORED, 1), "end": LAST}, ("score",)),
+    "history": PlannedRun("data", None, {"start": FIRST, "end": TRAINED_UNTIL}),
+    "nights": PlannedRun("data", None, {"start": dates.add_days(TRAINED_UNTIL, 1), "end": LAST}),
+    "train": PlannedRun("train", TRAINED_UNTIL, {"reason": "bench"}, ("history",)),
+    "score": PlannedRun("score", None, {"start": FIRST, "end": MONITORED}, ("train", "nights")),
+    "monitor": PlannedRun("monitor", MONITORED, {}, ("score",)),
+    "later": PlannedRun("score", None, {"start": dates.add_days(MONITORED, 1), "end": LAST}, ("score",)),
 }
 LIGHT = ("promote", "decide")
 
 
-def loop(world: World) -> list[Figure]:
-    """Both sides three times (once if quick), in turn, with an empty lake and registry; the median ratio counts.
+def loop(workspace: Workspace) -> list[Figure]:
+    """Measure Airflow and a plain process, alternately, three times (once if quick).
 
-    The plain process runs one step after the other, as a script does.
+    Each starts with an empty lake and registry; the plain process runs one step after the other, as a script does.
+    The figure is the median ratio.
     """
-    world.prepared()  # the sample has landed
+    workspace.prepare()  # the sample has landed
     plain, alive, light = [], [], []
     parts: list[str] = []
-    for i in range(1 if world.quick else 3):
-        home = _empty(world.folder / f"plain-{i}")
-        done = world.measure(
-            "loop", env={"PERENNIAL_HOME": str(home), "MLFLOW_TRACKING_URI": world.start_mlflow(home)}
+    for i in range(1 if workspace.quick else 3):
+        home = _empty(workspace.folder / f"plain-{i}")
+        done = workspace.measure(
+            "loop", env={"PERENNIAL_HOME": str(home), "MLFLOW_TRACKING_URI": workspace.start_mlflow(home)}
         )
         processes.stop(home, servers.NAMES)
         plain.append(done.seconds)
         parts.append("plain " + " ".join(f"{k} {v:.1f}" for k, v in done.result.items()))
-        with Live(world, i) as live:
-            wall, tasks = live.play()
+        with LiveStack(workspace, i) as live:
+            wall, tasks = live.run_loop()
         alive.append(wall)
         light.append(max(s for t, s in tasks.items() if t in LIGHT))
         parts.append("Airflow " + " ".join(f"{k} {v:.1f}" for k, v in tasks.items()))
-    world.console.print("\n".join(parts), markup=False, soft_wrap=True)
+    workspace.console.print("\n".join(parts), markup=False, soft_wrap=True)
     ratios = [ours / theirs for ours, theirs in zip(alive, plain, strict=True)]
     pairs = "; ".join(f"{ours:.1f} s, plain {theirs:.1f}" for ours, theirs in zip(alive, plain, strict=True))
     return [
@@ -93,23 +94,23 @@ def _empty(folder: Path) -> Path:
     return folder
 
 
-class Live:
-    """A local stack of its own, warmed up."""
+class LiveStack:
+    """A separate local stack, warmed up."""
 
-    def __init__(self, world: World, number: int) -> None:
-        self.world = world
-        self.home = _empty(world.folder / f"live-{number}")
+    def __init__(self, workspace: Workspace, number: int) -> None:
+        self.workspace = workspace
+        self.home = _empty(workspace.folder / f"live-{number}")
         self.config = Stack(self.home, free_port(), free_port(), (free_port(), free_port()))
 
-    def __enter__(self) -> Live:
-        self.world.ends(self.home)
+    def __enter__(self) -> LiveStack:
+        self.workspace.stop_at_exit(self.home)
         self.before = dict(os.environ)
         for name in [n for n in os.environ if n.startswith(("PERENNIAL_", "MLFLOW_", "AIRFLOW"))]:
             del os.environ[name]
         os.environ["PERENNIAL_HOME"] = str(self.home)
-        os.environ["PERENNIAL_LANDING"] = str(self.world.landing)
-        with Board(self.world.console) as board:
-            servers.start_all(self.config, board)
+        os.environ["PERENNIAL_LANDING"] = str(self.workspace.landing)
+        with ProgressDisplay(self.workspace.console) as progress:
+            servers.start_all(self.config, progress)
         self.airflow: Airflow = servers.client(self.config)
         self._await_dags()
         return self
@@ -121,29 +122,29 @@ class Live:
         os.environ.update(self.before)
 
     def _await_dags(self) -> None:
-        wanted = {f"{MODEL}.{asked.stage}" for asked in RUNS.values()}
+        wanted = {f"{MODEL}.{planned.stage}" for planned in RUNS.values()}
         end = time.monotonic() + 180
         while wanted - set(self.airflow.paused()):
             if time.monotonic() > end:
                 raise RuntimeError("Airflow does not know the model's DAGs")
             time.sleep(0.5)
-        # The first task of all waits for the API of tasks and for the scheduler's own first round. This one fails at
-        # once: nothing is published yet.
+        # The very first task has to wait for the task API and for the scheduler's first loop. This one fails
+        # immediately, because nothing is published yet.
         run = self.airflow.trigger(f"{MODEL}.score", conf={"start": FIRST})
         while self.airflow.call("GET", f"/dags/{MODEL}.score/dagRuns/{run}")["state"] not in DONE:
             time.sleep(0.5)
 
-    def play(self) -> tuple[float, dict[str, float]]:
-        """Run the loop; seconds from the first trigger to the end of the last task, and of the tasks of each name."""
+    def run_loop(self) -> tuple[float, dict[str, float]]:
+        """Run the loop; returns its duration in seconds, and the total duration of the tasks by task id."""
         began = end = time.time()
         waiting, done = dict(RUNS), dict[str, tuple[str, str]]()
         running: dict[Future[str], tuple[str, str, str]] = {}
         with ThreadPoolExecutor(len(RUNS)) as pool:
             while waiting or running:
-                for name in [n for n, asked in waiting.items() if done.keys() >= set(asked.after)]:
-                    asked = waiting.pop(name)
-                    dag = f"{MODEL}.{asked.stage}"
-                    run = self.airflow.trigger(dag, key=asked.key, conf=asked.form)
+                for name in [n for n, planned in waiting.items() if done.keys() >= set(planned.after)]:
+                    planned = waiting.pop(name)
+                    dag = f"{MODEL}.{planned.stage}"
+                    run = self.airflow.trigger(dag, key=planned.key, conf=planned.form)
                     running[pool.submit(self.airflow.wait, dag, run)] = name, dag, run
                 for future in wait(running, return_when=FIRST_COMPLETED).done:
                     name, dag, run = running.pop(future)

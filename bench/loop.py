@@ -1,4 +1,4 @@
-"""`make bench-loop`: what monitoring and retraining achieve, on streams with known changes and on the flights."""
+"""`make bench-loop`: the value of monitoring and retraining, on streams with known changes and on the flights."""
 
 from __future__ import annotations
 
@@ -182,8 +182,8 @@ def _replay_flights() -> _Result:
             "PERENNIAL_LANDING": f"{folder}/landing",
         }
         nights = _flight_partitions(days)
-    world = replay.World(spec, nights, days.index(LIVE_START))
-    return {p: replay.to_json(replay.replay_policy(world, p)) for p in replay.POLICIES}
+    scenario = replay.Scenario(spec, nights, days.index(LIVE_START))
+    return {p: replay.to_json(replay.replay_policy(scenario, p)) for p in replay.POLICIES}
 
 
 def _flight_partitions(days: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
@@ -193,7 +193,7 @@ def _flight_partitions(days: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     from perennial.features.labelled_rows import LABEL, read_labelled_rows
     from perennial.features.targets import encode_targets
     from perennial.local_stack.sample import landing
-    from perennial.modeling.encoding import Encoding, categories
+    from perennial.modeling.encoding import Encoding, distinct_categories
     from perennial.steps import data
     from perennial.storage import delta_tables
 
@@ -211,7 +211,7 @@ def _flight_partitions(days: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
         rows = features.compute(table)
         for column in features.categorical if day < LIVE_START else ():
             listed = by_column.setdefault(column, [])
-            listed += [c for c in categories(rows.column(column)) if c not in listed]
+            listed += [c for c in distinct_categories(rows.column(column)) if c not in listed]
         nights.append((rows, encode_targets(spec, table.column(LABEL), ()).astype(np.float64)))
     encoding = Encoding(tuple(features.columns), {c: sorted(v) for c, v in by_column.items()})
     return [(encoding.encode(rows), y) for rows, y in nights]

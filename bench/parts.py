@@ -1,4 +1,4 @@
-"""The parts that need no Airflow server; what is measured runs in `bench.tasks`."""
+"""The parts that need no Airflow server; the measured functions are in `bench.tasks`."""
 
 from __future__ import annotations
 
@@ -8,15 +8,15 @@ from pathlib import Path
 from statistics import median
 
 from bench.figures import Figure
-from bench.world import FIRST, LAST, MODEL, Measured, World
+from bench.workspace import FIRST, LAST, MODEL, Measured, Workspace
 from perennial.core.settings import ROOT
 
 MODELS = 100
 
 
-def parse(world: World) -> list[Figure]:
-    """What the DAG processor does for a hundred models: run each DAG file in a process of its own."""
-    folder = world.folder / "models"
+def parse(workspace: Workspace) -> list[Figure]:
+    """Parse the DAG files for a hundred models as the DAG processor does: each in a separate process."""
+    folder = workspace.folder / "models"
     shutil.rmtree(folder, ignore_errors=True)
     for i in range(MODELS):
         copy = shutil.copytree(ROOT / "include" / "models" / MODEL, folder / f"copy_{i:03d}")
@@ -25,11 +25,11 @@ def parse(world: World) -> list[Figure]:
         (copy / "expectations.json").write_text(
             (copy / "expectations.json").read_text().replace(MODEL, copy.name)
         )
-    env = {"PERENNIAL_MODELS": str(folder), "AIRFLOW_HOME": str(world.folder / "parse")}
+    env = {"PERENNIAL_MODELS": str(folder), "AIRFLOW_HOME": str(workspace.folder / "parse")}
     seconds = wall = 0.0
     dags = 0
     for file in sorted((ROOT / "dags").glob("*.py")):
-        measured = world.measure("parse", env=env, file=str(file))
+        measured = workspace.measure("parse", env=env, file=str(file))
         seconds += measured["cpu"]
         wall += measured["wall"]
         dags += measured["dags"]
@@ -38,23 +38,23 @@ def parse(world: World) -> list[Figure]:
     return [Figure("parse", "CPU a model", seconds / models * 1000, "ms", 20, detail=detail)]
 
 
-def score(world: World) -> list[Figure]:
-    """The score step over a year of the large lake, against XGBoost's prediction of rows in memory.
+def score(workspace: Workspace) -> list[Figure]:
+    """Measure the score step over a year of the large lake, against XGBoost's prediction of rows in memory.
 
-    Three times (once if quick); each time against the mean of prediction just before and just after it, for other
-    tenants take more of the machine at one time than at another. The median ratio counts.
+    The figure is the median of three ratios (one if quick). Each compares the step with the mean of the predictions
+    just before and just after it, because the load of the machine varies.
     """
-    env = world.large()
+    env = workspace.large_lake()
 
     def predict() -> Measured:
-        return world.measure("predict", env=env, first=FIRST, last="2013-02-28", rows=1_300_000)
+        return workspace.measure("predict", env=env, first=FIRST, last="2013-02-28", rows=1_300_000)
 
     def seconds(key: str, *runs: Measured) -> float:
         return sum(run[key] for run in runs) / sum(run["rows"] for run in runs)
 
     runs, bare = [], [predict()]
-    for _ in range(1 if world.quick else 3):
-        runs.append(world.measure("score", env=env, first=FIRST, last=LAST))
+    for _ in range(1 if workspace.quick else 3):
+        runs.append(workspace.measure("score", env=env, first=FIRST, last=LAST))
         bare.append(predict())
     pairs = list(zip(runs, pairwise(bare), strict=True))
     wall = [(1 / seconds("wall", run), 1 / seconds("wall", *alone)) for run, alone in pairs]
@@ -68,13 +68,13 @@ def score(world: World) -> list[Figure]:
     ]  # fmt: skip
 
 
-def validate(world: World) -> list[Figure]:
-    """One partition of all rows through the data step, against one aggregate over the same file."""
-    path = world.large_file()
-    env = {"PERENNIAL_LAKE": str(world.folder / "lake-validate")}
+def validate(workspace: Workspace) -> list[Figure]:
+    """Measure the data step on one partition of all rows, against one aggregate over the same file."""
+    path = workspace.large_file()
+    env = {"PERENNIAL_LAKE": str(workspace.folder / "lake-validate")}
     shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
-    measured = world.measure("validate", env=env, folder=str(path.parent), day=path.stem)
-    plain = world.measure("aggregate_checks", path=str(path))
+    measured = workspace.measure("validate", env=env, folder=str(path.parent), day=path.stem)
+    plain = workspace.measure("aggregate_checks", path=str(path))
     shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
     detail = (
         f"{measured['validation']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
@@ -88,14 +88,14 @@ def validate(world: World) -> list[Figure]:
     ]  # fmt: skip
 
 
-def drift(world: World) -> list[Figure]:
-    """The monitor step over all rows, against one query over the same files that counts the same."""
-    env = world.large()
+def drift(workspace: Workspace) -> list[Figure]:
+    """Measure the monitor step over all rows, against one query over the same files that counts the same."""
+    env = workspace.large_lake()
     scored = Path(env["PERENNIAL_LAKE"], "predictions", MODEL).exists()
     if not scored:
-        world.measure("score", env=env, first=FIRST, last=LAST)
-    measured = world.measure("drift", env=env, as_of=LAST)
-    plain = world.measure("aggregate_drift", env=env, first=FIRST, last=LAST)
+        workspace.measure("score", env=env, first=FIRST, last=LAST)
+    measured = workspace.measure("drift", env=env, as_of=LAST)
+    plain = workspace.measure("aggregate_drift", env=env, first=FIRST, last=LAST)
     detail = (
         f"{measured['counting']:.1f} s against {plain['wall']:.1f} s; by CPU seconds "
         f"{measured['counting_cpu'] / plain['cpu']:.2f}; the whole step: {measured['wall']:.1f} s"
@@ -107,17 +107,17 @@ def drift(world: World) -> list[Figure]:
     ]  # fmt: skip
 
 
-def verdict(world: World) -> list[Figure]:
-    """The monitor step on ten million rows of a hundred columns, and on a quarter of them (a tenth with --quick)."""
-    rows = 1_000_000 if world.quick else 10_000_000
-    world.mlflow()
+def verdict(workspace: Workspace) -> list[Figure]:
+    """Measure the monitor step on ten million rows of 100 columns, and on a quarter of them (a tenth with --quick)."""
+    rows = 1_000_000 if workspace.quick else 10_000_000
+    workspace.mlflow()
     measured = []
     for share in (4, 1):
-        env = {"PERENNIAL_LAKE": str(world.folder / f"lake-wide-{rows // share}")}
+        env = {"PERENNIAL_LAKE": str(workspace.folder / f"lake-wide-{rows // share}")}
         if not (done := Path(env["PERENNIAL_LAKE"], "done")).exists():
-            world.measure("wide_make", env=env, rows=rows // share)
+            workspace.measure("wide_make", env=env, rows=rows // share)
             done.touch()
-        measured.append(world.measure("wide_verdict", env=env, rows=rows // share))
+        measured.append(workspace.measure("wide_verdict", env=env, rows=rows // share))
     small, large = measured
     states = sorted(set(large["signals"].values()))
     detail = f"verdict {large['verdict']}, signals {', '.join(states)}; {large['wall']:.0f} s"
@@ -130,11 +130,11 @@ def verdict(world: World) -> list[Figure]:
     ]  # fmt: skip
 
 
-def train(world: World) -> list[Figure]:
-    """The train step within its memory, and again with more than it needs: the model must be the same."""
-    env = world.large()
-    small = world.measure("train", env=env, as_of=LAST)
-    roomy = world.measure("train", env=env | {"PERENNIAL_MEMORY_MB": "65536"}, as_of=LAST)
+def train(workspace: Workspace) -> list[Figure]:
+    """Measure the train step with its default memory, and with more than it needs: the model must be the same."""
+    env = workspace.large_lake()
+    small = workspace.measure("train", env=env, as_of=LAST)
+    roomy = workspace.measure("train", env=env | {"PERENNIAL_MEMORY_MB": "65536"}, as_of=LAST)
     same = small["digest"] == roomy["digest"]
     detail = (
         f"{small['external']}, {small['wall']:.0f} s; with more memory allowed: {roomy['external']}, "

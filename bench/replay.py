@@ -22,7 +22,7 @@ from perennial.modeling import comparison, metrics
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, retraining_gain, signals
-from perennial.monitoring.nightly_sample import NightlySample, predict_margin
+from perennial.monitoring.partition_sample import PartitionSample, predict_margin
 from perennial.spec.model_spec import ModelSpec
 
 POLICIES = ("never", "nightly", "monthly", "perennial")
@@ -67,7 +67,7 @@ class Replay:
 
     @property
     def skill(self) -> float:
-        """Mean over the partitions of 1 - log loss / log 2: 0 for a coin, 1 for certainty."""
+        """Mean over the partitions of 1 - log loss / log 2: 0 for a coin toss, 1 for perfect predictions."""
         return 1 - float(np.mean(self.losses)) / math.log(2)
 
     @property
@@ -76,14 +76,14 @@ class Replay:
         return float(np.mean(self.areas))
 
 
-class World:
-    """What all policies share: the partitions, the first model, and, for generated streams, the oracle.
+class Scenario:
+    """What all policies start from: the partitions, the first model, and, for generated streams, the oracle.
 
     Args:
         spec: the model's.
         nights: features and labels of each partition.
         history: number of partitions before the policies begin.
-        stream: that the partitions come from; None for real data, whose changes are not known.
+        stream: the stream of the partitions; None for real data, whose changes are not known.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class World:
         self._stream = stream
 
     @classmethod
-    def from_stream(cls, stream: Stream, spec: ModelSpec) -> World:
+    def from_stream(cls, stream: Stream, spec: ModelSpec) -> Scenario:
         """The partitions of a generated stream."""
         return cls(spec, [stream.draw(n) for n in range(HISTORY + LIVE)], HISTORY, stream)
 
@@ -124,7 +124,7 @@ class World:
 
     @cached_property
     def oracle(self) -> Replay:
-        """The best possible policy: at each change, a model of many rows of the partition with the change."""
+        """The best possible policy: at each change, a model fitted to many rows of the changed partition."""
         replay, model, previous = Replay("oracle"), self.first_model, None
         for night in self.live:
             regime = (
@@ -165,7 +165,7 @@ class World:
 
 
 def fit(x: np.ndarray, y: np.ndarray) -> TrainedModel:
-    """A model of plain XGBoost, in the wrapper of the training step."""
+    """Fit a plain XGBoost model, in the wrapper of the training step."""
     names = tuple(f"f{j}" for j in range(x.shape[1]))
     matrix = xgboost.QuantileDMatrix(x, y, nthread=1, feature_names=list(names))
     return TrainedModel(xgboost.train(_TREES, matrix, _ROUNDS), Encoding(names, {}), "binary")
@@ -176,18 +176,18 @@ def loss(model: TrainedModel, x: np.ndarray, y: np.ndarray) -> float:
     return float(metrics.losses("binary", "log_loss", y, model.predict_matrix(x)).mean())
 
 
-def replay_policy(world: World, policy: str) -> Replay:
+def replay_policy(scenario: Scenario, policy: str) -> Replay:
     """Replay one policy over all live partitions."""
     replay = Replay(policy)
-    model = world.first_model
-    perennial = _PerennialPolicy(world, model) if policy == "perennial" else None
-    for night in world.live:
-        replay.score(model, *world.nights[night])
+    model = scenario.first_model
+    perennial = _PerennialPolicy(scenario, model) if policy == "perennial" else None
+    for night in scenario.live:
+        replay.score(model, *scenario.nights[night])
         last = night - 1  # the latest partition with labels
-        if policy == "nightly" or (policy == "monthly" and (night - world.history) % MONTH == MONTH - 1):
+        if policy == "nightly" or (policy == "monthly" and (night - scenario.history) % MONTH == MONTH - 1):
             replay.trained.append(night)
             replay.promoted.append(night)
-            model = fit(*world.rows(last - WINDOW + 1, last))
+            model = fit(*scenario.rows(last - WINDOW + 1, last))
         elif perennial is not None:
             for event in perennial.events(night):
                 getattr(replay, event).append(night)
@@ -196,29 +196,31 @@ def replay_policy(world: World, policy: str) -> Replay:
 
 
 class _PerennialPolicy:
-    """The library's own policy."""
+    """The policy of the library."""
 
-    def __init__(self, world: World, model: TrainedModel) -> None:
-        self.world, self.last_request = world, -(10**6)
+    def __init__(self, scenario: Scenario, model: TrainedModel) -> None:
+        self.scenario, self.last_request = scenario, -(10**6)
         self.content: dict[str, Any] | None = None
-        self._promote(model, world.history - HOLDOUT, world.history - 1)
+        self._promote(model, scenario.history - HOLDOUT, scenario.history - 1)
 
     def _promote(self, model: TrainedModel, first: int, last: int) -> None:
         """Make a model champion that was evaluated on the partitions ``first`` to ``last``."""
-        world, self.model, self.alarmed = self.world, model, False
-        content, _ = baseline.build_baseline(world.spec, model, _sample(world, model, first, last), dict)
+        scenario, self.model, self.alarmed = self.scenario, model, False
+        content, _ = baseline.build_baseline(
+            scenario.spec, model, _sample(scenario, model, first, last), dict
+        )
         self.content = (
             baseline.inherit_from_champion(content, self.content) if last - first + 1 < HOLDOUT else content
         )
-        self.baseline = baseline.parse_baseline(self.content, world.spec, None)
+        self.baseline = baseline.parse_baseline(self.content, scenario.spec, None)
         self.since, self.series = last + 1, {"performance": [], "gain": []}
 
     def events(self, night: int) -> Iterator[str]:
-        """What happens after a partition was scored: ``alarms``, ``trained``, ``promoted``."""
-        world, last = self.world, night - 1
+        """The events after a partition was scored: ``alarms``, ``trained``, ``promoted``."""
+        scenario, last = self.scenario, night - 1
         if last < self.since:
             return
-        recent = _sample(world, self.model, last - retraining_gain.LOOKBACK_NIGHTS, last)
+        recent = _sample(scenario, self.model, last - retraining_gain.LOOKBACK_PARTITIONS, last)
         for name in self.series:
             self.series[name].append(self._latest_value(name, recent))
         dates = tuple(str(n) for n in range(self.since, last + 1))
@@ -231,7 +233,7 @@ class _PerennialPolicy:
             yield "alarms"
         self.alarmed = is_bad
         triggers = retraining.triggers_from_signals({n: s.as_dict() for n, s in evaluated.items()})
-        if not triggers or night - self.last_request < world.spec.retraining.cooldown_days:
+        if not triggers or night - self.last_request < scenario.spec.retraining.cooldown_days:
             return
         self.last_request = night
         yield "trained"
@@ -239,26 +241,26 @@ class _PerennialPolicy:
         if self._retrain(change, last):
             yield "promoted"
 
-    def _latest_value(self, name: str, recent: NightlySample) -> float:
+    def _latest_value(self, name: str, recent: PartitionSample) -> float:
         """The value of a series on the last partition of a sample."""
         if name == "gain":
             last = len(recent.dates) - 1
-            gains = retraining_gain.nightly_retraining_gain(
+            gains = retraining_gain.gain_by_partition(
                 "binary", "log_loss", "binary:logistic", recent, since=last
             )
             return float(gains[-1])
-        latest = recent.select(recent.night == len(recent.dates) - 1)
+        latest = recent.select(recent.partition_index == len(recent.dates) - 1)
         expected = self.baseline.loss_estimator.estimate(latest.x, latest.predicted)
-        return float(latest.nightly_mean(latest.losses("binary", "log_loss") - expected)[-1])
+        return float(latest.partition_means(latest.losses("binary", "log_loss") - expected)[-1])
 
     def _retrain(self, change: int, last: int) -> bool:
-        """Train on each window of the policy and evaluate all on the same rows; whether the best one is promoted."""
-        world, spec = self.world, self.world.spec
+        """Train on each window of the policy, and evaluate all on the same rows; returns whether one is promoted."""
+        scenario, spec = self.scenario, self.scenario.spec
         holdout = max(1, min(HOLDOUT, (last - change + 1) // 3))
-        x, y = world.rows(last - holdout + 1, last)
+        x, y = scenario.rows(last - holdout + 1, last)
         champion_losses = metrics.losses("binary", "log_loss", y, self.model.predict_matrix(x))
         starts = {last - holdout - WINDOW + 1, 0} | ({change} if last - holdout >= change else set())
-        models = [fit(*world.rows(start, last - holdout)) for start in sorted(starts)]
+        models = [fit(*scenario.rows(start, last - holdout)) for start in sorted(starts)]
         losses = [metrics.losses("binary", "log_loss", y, m.predict_matrix(x)) for m in models]
         best = int(np.argmin([of_model.mean() for of_model in losses]))
         verdict = comparison.paired_bootstrap(
@@ -270,25 +272,25 @@ class _PerennialPolicy:
         return True
 
 
-def _sample(world: World, model: TrainedModel, first: int, last: int) -> NightlySample:
+def _sample(scenario: Scenario, model: TrainedModel, first: int, last: int) -> PartitionSample:
     """All rows of the partitions ``first`` to ``last``."""
-    x, y = world.rows(first, last)
+    x, y = scenario.rows(first, last)
     nights = range(max(first, 0), last + 1)
-    night = np.repeat(np.arange(len(nights)), [len(world.nights[n][1]) for n in nights])
+    night = np.repeat(np.arange(len(nights)), [len(scenario.nights[n][1]) for n in nights])
     dates = tuple(str(n) for n in nights)
-    return NightlySample(dates, night, x, predict_margin(model, x), model.predict_matrix(x), y)
+    return PartitionSample(dates, night, x, predict_margin(model, x), model.predict_matrix(x), y)
 
 
 def replay_stream(stream: Stream, spec: ModelSpec) -> dict[str, Any]:
     """All policies on one generated stream, as JSON."""
-    world = World.from_stream(stream, spec)
+    scenario = Scenario.from_stream(stream, spec)
     return {
         "kind": stream.kind,
         "seed": stream.seed,
         "change": stream.change,
-        "harms": world.harms,
-        "oracle": {"skill": world.oracle.skill, "auc": world.oracle.auc},
-        "policies": {p: to_json(replay_policy(world, p)) for p in POLICIES},
+        "harms": scenario.harms,
+        "oracle": {"skill": scenario.oracle.skill, "auc": scenario.oracle.auc},
+        "policies": {p: to_json(replay_policy(scenario, p)) for p in POLICIES},
     }
 
 

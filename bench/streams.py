@@ -19,7 +19,7 @@ KINDS = {
     "idle column": "a column without an effect on the label shifts by two standard deviations",
     "mix": "one customer segment grows from 30% to 70% of the rows; the effects of the columns stay",
     "harder": "more rows are near the decision boundary: the loss rises, and no model could do better",
-    "sudden": "the effects of two columns reverse at once",
+    "sudden": "the effects of two columns reverse within one night",
     "gradual": "the same, for a few more rows each day over a month",
     "recurring": "the same, for a month, then back, then again",
     "prior": "the odds of the positive class become three times as high for every row",
@@ -30,7 +30,7 @@ KINDS = {
 
 @dataclass(frozen=True)
 class Stream:
-    """One stream; each partition can be drawn again.
+    """One stream; a partition can be drawn repeatedly.
 
     Attributes:
         kind: of `KINDS`.

@@ -1,4 +1,4 @@
-"""What is measured, one function a process: ``python -m bench.tasks NAME ARGUMENTS ANSWER``."""
+"""The measured functions, each run in a separate process: ``python -m bench.tasks NAME ARGUMENTS RESULT_FILE``."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MODEL = "flight_late"
 
 
 def peak_mb() -> float:
-    """Peak resident memory of this process, without what its parent had when it started it."""
+    """Peak resident memory of this process in MiB, without that of its parent when it was forked."""
     for line in Path("/proc/self/status").read_text().splitlines():
         if line.startswith("VmHWM"):
             return int(line.split()[1]) / 1024
@@ -31,12 +31,12 @@ class Clock:
         self.began, self.cpu_began = time.monotonic(), time.process_time()
 
     def read(self) -> dict[str, float]:
-        """What has passed."""
+        """Wall and CPU seconds so far."""
         return {"wall": time.monotonic() - self.began, "cpu": time.process_time() - self.cpu_began}
 
 
 def preload() -> None:
-    """Import what the scheduler would have."""
+    """Import the libraries that the scheduler has loaded before it forks a task."""
     import importlib
 
     for name in (
@@ -70,7 +70,7 @@ def prepare() -> dict[str, Any]:
 
 
 def replicate(lake: str, copies: int) -> dict[str, Any]:
-    """A lake that holds each published row and label many times, under keys of their own."""
+    """Make a lake that holds many copies of each published row and label, with different keys."""
     from perennial.storage import delta_tables as tables
     from perennial.storage import duckdb_session
 
@@ -91,7 +91,7 @@ def replicate(lake: str, copies: int) -> dict[str, Any]:
 
 
 def one_file(path: str, copies: int) -> dict[str, Any]:
-    """All rows of the landed year, many times over, as one landed partition."""
+    """Write many copies of all rows of the landed year as one landed partition."""
     import duckdb
 
     from perennial.core.settings import settings
@@ -108,7 +108,7 @@ def one_file(path: str, copies: int) -> dict[str, Any]:
 
 
 def parse(file: str) -> dict[str, Any]:
-    """Run a DAG file where Airflow itself is loaded, as the DAG processor has it."""
+    """Run a DAG file with Airflow already imported, as in the DAG processor."""
     import runpy
 
     from airflow.dag_processing import dagbag  # noqa: F401
@@ -120,7 +120,7 @@ def parse(file: str) -> dict[str, Any]:
 
 
 def score(first: str, last: str) -> dict[str, Any]:
-    """The score step, the libraries that it uses loaded."""
+    """Time the score step, with its libraries already imported."""
     import deltalake  # noqa: F401
     import duckdb  # noqa: F401
 
@@ -137,7 +137,7 @@ def score(first: str, last: str) -> dict[str, Any]:
 
 
 def predict(first: str, last: str, rows: int) -> dict[str, Any]:
-    """XGBoost's own prediction of a matrix in memory, by the same champion."""
+    """Time XGBoost's own prediction of a matrix in memory, by the same champion."""
     import numpy as np
     import pyarrow as pa
 
@@ -170,7 +170,7 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
 
 
 def validate(folder: str, day: str) -> dict[str, Any]:
-    """The data step on one large partition; the validation in it is timed by itself."""
+    """Time the data step on one large partition, and the validation within it separately."""
     from perennial.spec import catalog
     from perennial.steps import dispatch
     from perennial.validation import validator as validation
@@ -199,7 +199,7 @@ def validate(folder: str, day: str) -> dict[str, Any]:
 
 
 def _timed(module: Any, name: str) -> dict[str, list[float]]:
-    """Have a function of a module note how long each call takes."""
+    """Record how long each call of a module's function takes."""
     spent: dict[str, list[float]] = {"wall": [], "cpu": []}
     function: Callable[..., Any] = getattr(module, name)
 
@@ -216,7 +216,7 @@ def _timed(module: Any, name: str) -> dict[str, list[float]]:
 
 
 def aggregate_checks(path: str) -> dict[str, Any]:
-    """What the sample's suite needs to know, as one plain aggregate."""
+    """Time the aggregates that the sample's suite needs, as one plain query."""
     import duckdb
 
     con = duckdb.connect()
@@ -235,7 +235,7 @@ def aggregate_checks(path: str) -> dict[str, Any]:
 
 
 def drift(as_of: str) -> dict[str, Any]:
-    """The monitor step over a year; the counting in it is timed by itself."""
+    """Time the monitor step over a year, and the counting within it separately."""
     from perennial.monitoring import window_counts
     from perennial.spec import catalog
     from perennial.steps import dispatch
@@ -261,7 +261,7 @@ def drift(as_of: str) -> dict[str, Any]:
 
 
 def aggregate_drift(first: str, last: str) -> dict[str, Any]:
-    """The same features, counted on the same bins, by one plain query; then the predictions, by another."""
+    """Time counting the same features on the same bins by one plain query, and the predictions by another."""
     import duckdb
 
     from perennial.features import engine as sql
@@ -283,8 +283,8 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     duckdb_session.create_view(
         con, "published", delta_tables.table_uri("published", MODEL), None, first, last
     )
-    con.execute(f"CREATE TEMP VIEW found AS {sql.compose_query(spec)}")
-    counts = histograms.count_bins(con, "found", {c: s for c, s in reference.items() if c != "prediction"})
+    con.execute(f"CREATE TEMP VIEW features AS {sql.compose_query(spec)}")
+    counts = histograms.count_bins(con, "features", {c: s for c, s in reference.items() if c != "prediction"})
     duckdb_session.create_view(
         con, "predictions", delta_tables.table_uri("predictions", MODEL), None, first, last
     )
@@ -293,7 +293,7 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
 
 
 def train(as_of: str) -> dict[str, Any]:
-    """The train step with a short budget: memory does not depend on the number of trees."""
+    """Time the train step with few trees: its memory does not depend on their number."""
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
@@ -312,7 +312,7 @@ def train(as_of: str) -> dict[str, Any]:
 
 
 def loop(force: bool = False) -> dict[str, Any]:
-    """The loop's steps, one after the other, in this one process."""
+    """Time the loop's steps, one after the other, in this process."""
     from perennial.spec import catalog
     from perennial.steps import dispatch
 

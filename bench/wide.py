@@ -1,6 +1,6 @@
-"""A verdict on a wide table: a hundred columns, ten million rows within the window; one function a process.
+"""A verdict on a wide table: a hundred columns, ten million rows within the window.
 
-The rows are made by DuckDB: numbers with a thousand values each and, in the last columns, categories. The label follows
+DuckDB generates the rows: numbers with a thousand values each and, in the last columns, categories. The label follows
 from two of the numbers.
 """
 
@@ -10,12 +10,12 @@ from typing import Any
 
 COLUMNS, CATEGORIES = 100, 10
 FIRST, TRAINED, LAST = "2024-01-01", "2024-02-11", "2024-03-10"
-#: Nights of the window, and rows a night before it.
+#: Partitions of the window, and rows of each partition before it.
 WINDOW, BEFORE = 28, 5_000
 
 
 def spec(rows: int) -> Any:
-    """The spec of the model of a window with so many rows; it has no folder."""
+    """The spec of a model whose window has ``rows`` rows; it has no folder."""
     from perennial.spec.model_spec import ModelSpec
 
     numbers, categories = _names()
@@ -53,7 +53,7 @@ def _names() -> tuple[list[str], list[str]]:
 
 
 def wide_make(rows: int) -> dict[str, Any]:
-    """Publish and label the nights, train and promote a champion, score the window, which has ``rows`` rows."""
+    """Publish rows and labels, train and promote a champion, and score the window, which has ``rows`` rows."""
     from perennial.core import dates
     from perennial.steps import dispatch
     from perennial.storage import delta_tables, duckdb_session
@@ -85,7 +85,7 @@ def wide_make(rows: int) -> dict[str, Any]:
 
 
 def wide_verdict(rows: int) -> dict[str, Any]:
-    """The monitor step on the last night."""
+    """Time the monitor step on the last partition."""
     from bench.tasks import Clock, peak_mb, preload
     from perennial.steps import dispatch
 

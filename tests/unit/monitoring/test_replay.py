@@ -11,9 +11,9 @@ from support.monitored import make_spec
 
 def replay_stream(kind: str, nights: int) -> tuple[Stream, replay.Replay]:
     stream = Stream(kind, 0)
-    world = replay.World.from_stream(stream, make_spec())
-    world.nights = world.nights[: stream.change + nights]
-    return stream, replay.replay_policy(world, "perennial")
+    scenario = replay.Scenario.from_stream(stream, make_spec())
+    scenario.nights = scenario.nights[: stream.change + nights]
+    return stream, replay.replay_policy(scenario, "perennial")
 
 
 def test_a_sudden_change_is_detected_within_three_partitions_and_corrected() -> None:

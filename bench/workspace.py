@@ -1,4 +1,4 @@
-"""What the parts share: a work folder with the sample, an MLflow, a champion, and the flights many times over."""
+"""The work folder that the parts share: the sample, an MLflow, a champion, and many copies of the flights."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ FIRST, LAST = "2013-01-01", "2013-12-31"
 
 @dataclass(frozen=True)
 class Measured:
-    """What one process did: its result, and the peak of its resident memory in MiB."""
+    """The result of one process, its duration, and its peak resident memory in MiB."""
 
     result: dict[str, Any]
     seconds: float
@@ -38,8 +38,8 @@ class Measured:
 
 
 @dataclass
-class World:
-    """A work folder; MLflow starts when it is first needed and ends with the world."""
+class Workspace:
+    """A work folder; MLflow starts when it is first needed and stops at the end of the block."""
 
     folder: Path
     copies: int
@@ -56,17 +56,17 @@ class World:
 
     @property
     def home(self) -> Path:
-        """Home of everything but the live stack."""
+        """Working folder of all parts except the live stacks."""
         return self.folder / "home"
 
     @property
     def landing(self) -> Path:
-        """Where the sample lands, for all."""
+        """The landing area, which all parts share."""
         return self.folder / "landing"
 
     @property
     def quick(self) -> bool:
-        """Whether a rough figure will do."""
+        """Whether a few rows and repetitions are enough."""
         return self.copies < 10
 
     @property
@@ -94,10 +94,10 @@ class World:
         return inherited | variables | more
 
     def measure(self, task: str, *, env: dict[str, str] | None = None, **arguments: Any) -> Measured:
-        """Run a function of `bench.tasks` in a process of its own.
+        """Run a function of `bench.tasks` in a separate process.
 
         Raises:
-            RuntimeError: it failed, with the end of what it said.
+            RuntimeError: it failed, with the end of its error output.
         """
         with tempfile.TemporaryDirectory(dir=self.folder) as scratch:
             answer = Path(scratch, "answer.json")
@@ -112,17 +112,17 @@ class World:
             content = json.loads(answer.read_text())
         return Measured(content["result"], seconds, content["memory_mb"])
 
-    def prepared(self) -> dict[str, str]:
-        """The sample landed, an MLflow, a published year and a champion; the environment's additions, none so far."""
+    def prepare(self) -> dict[str, str]:
+        """Start MLflow, land the sample, publish the year, train a champion; returns environment variables to add."""
         self.mlflow()
         if not (self.home / "prepared").exists():
             self.measure("prepare")
             (self.home / "prepared").touch()
         return {}
 
-    def large(self) -> dict[str, str]:
-        """As `prepared`, with a lake that holds the year's rows and labels many times over."""
-        self.prepared()
+    def large_lake(self) -> dict[str, str]:
+        """As `prepare`, with a lake that holds many copies of the year's rows and labels."""
+        self.prepare()
         lake = self.folder / f"lake-{self.copies}"
         if not (lake / "done").exists():
             self.measure("replicate", lake=str(lake), copies=self.copies)
@@ -130,19 +130,19 @@ class World:
         return {"PERENNIAL_LAKE": str(lake)}
 
     def large_file(self) -> Path:
-        """One landed partition with all those rows in it."""
-        self.prepared()
+        """One landed partition with the rows of all copies."""
+        self.prepare()
         path = self.folder / f"flights-{self.copies}" / f"{LAST}.parquet"
         if not path.exists():
             self.measure("one_file", path=str(path), copies=self.copies)
         return path
 
     def mlflow(self) -> None:
-        """Start the world's MLflow, unless it runs."""
+        """Start the workspace's MLflow, unless it runs."""
         self._mlflow = self._mlflow or self.start_mlflow(self.home)
 
     def start_mlflow(self, home: Path) -> str:
-        """Start an MLflow in a home; returns its address."""
+        """Start an MLflow in a working folder; returns its address."""
         port = free_port()
         (home / "mlflow").mkdir(parents=True, exist_ok=True)
         command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port)]
@@ -150,23 +150,23 @@ class World:
         command += ["--artifacts-destination", str(home / "mlflow" / "artifacts")]
         command += ["--allowed-hosts", f"127.0.0.1:{port}"]
         environ = self.environment(MLFLOW_SERVER_ENABLE_JOB_EXECUTION="false", PERENNIAL_STACK=str(home))
-        self.ends(home)
+        self.stop_at_exit(home)
         processes.start("mlflow", command, environ, home / "run", home / "logs" / "mlflow.log")
         stack = config.Stack(home, mlflow_port=port)
         end = time.monotonic() + 120
         while not servers.mlflow_works(stack):
             if time.monotonic() > end:
-                raise RuntimeError(f"MLflow does not come up; see {home / 'logs' / 'mlflow.log'}")
+                raise RuntimeError(f"MLflow does not start; see {home / 'logs' / 'mlflow.log'}")
             time.sleep(0.2)
         return f"http://127.0.0.1:{port}"
 
-    def ends(self, home: Path) -> None:
-        """End the servers of this home with the world."""
+    def stop_at_exit(self, home: Path) -> None:
+        """Stop the servers of this working folder at the end of the block."""
         self._sessions.append(home)
 
 
 def free_port() -> int:
-    """A port that nothing listens on."""
+    """A port that is not in use."""
     import socket
 
     with socket.socket() as probe:
