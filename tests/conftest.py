@@ -21,45 +21,45 @@ os.environ.setdefault("DO_NOT_TRACK", "true")
 pytest.register_assert_rewrite("support.lock_contract")
 
 
-#: Folders whose tests share what takes long to start: one process runs them, and begins with them.
+#: Folders whose tests share servers that take long to start: one process runs them, before other tests.
 TOGETHER = ("live", "docker", "kubernetes")
 
 
 def _place(nodeid: str) -> str:
-    """Where a test belongs: its folder, if that is one of `TOGETHER`, or else its file."""
+    """The scope of a test: its folder, if that is one of `TOGETHER`, or else its file."""
     file = nodeid.split("::")[0]
     return next((folder for folder in TOGETHER if file.startswith(f"tests/integration/{folder}/")), file)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """The longest first, so that no process waits for another at the end."""
+    """Run the longest tests first, so that no process waits for another at the end."""
     items.sort(key=lambda item: _place(item.nodeid) not in TOGETHER)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than there are cores, for the live tests mostly wait; each takes 1 to 2 GiB: four at most."""
+    """One process more than cores, because the live tests mostly wait; at most four, because each takes 1 to 2 GiB."""
     return min(4, (os.cpu_count() or 1) + 1)
 
 
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Where processes share the tests, those of one place stay together.
+    """Distribute tests over processes by scope.
 
     (Marks of pytest-xdist's own groups do nothing with pytest 9: it no longer reads names from where they are put.)
     """
     from xdist.scheduler import LoadScopeScheduling
 
-    class ByPlace(LoadScopeScheduling):  # type: ignore[misc]
+    class ScopeScheduling(LoadScopeScheduling):  # type: ignore[misc]
         def _split_scope(self, nodeid: str) -> str:
             return _place(nodeid)
 
-    return ByPlace(config, log)
+    return ScopeScheduling(config, log)
 
 
 @pytest.fixture(scope="session")
 def mlflow_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where the MLflow server keeps its store."""
+    """Folder of the MLflow server's store."""
     return tmp_path_factory.mktemp("mlflow")
 
 
@@ -87,7 +87,7 @@ def artifact(mlflow_folder: Path) -> Callable[[ModelSpec, str], Path]:
 
 @pytest.fixture
 def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A working folder of its own, with no lake in it yet and no MLflow to talk to."""
+    """An empty working folder (``PERENNIAL_HOME``), without a lake, and no MLflow."""
     for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING", "PERENNIAL_MEMORY_MB", "PERENNIAL_ALERT_URL"):
         monkeypatch.delenv(name, raising=False)
     home = tmp_path / "home"
@@ -130,7 +130,7 @@ class Trained:
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterator[Trained]:
-    """Do not change what is in its folder: use `world`."""
+    """A trained model for the whole session. Tests must not change its folder: they use `world`."""
     from perennial.steps.promote import promote
     from perennial.steps.train import train
     from support import toys
@@ -156,7 +156,7 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterat
 
 @pytest.fixture
 def world(trained: Trained, registry_house: Path) -> Trained:
-    """A copy of the trained model's working folder; its champion in MLflow is shared and must stay."""
+    """A copy of the trained model's working folder; the champion in MLflow is shared and must not change."""
     shutil.rmtree(registry_house)
     shutil.copytree(trained.home, registry_house)
     return Trained(trained.spec, registry_house, trained.result)
@@ -164,7 +164,7 @@ def world(trained: Trained, registry_house: Path) -> Trained:
 
 @pytest.fixture
 def make_model(registry_house: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
-    """Make a model of a name of its own, with nothing published."""
+    """Make a model with a unique name, and nothing published."""
     from support import toys
 
     def make(task: str = "binary", **changes: Any) -> ModelSpec:
@@ -184,7 +184,7 @@ def pytest_sessionfinish(exitstatus: int) -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_unconfigure() -> None:
-    """End with that status, as the commands do: a native thread must not turn a passed run into an abort."""
+    """Exit with that status, as the commands do: a native thread could turn a successful run into an abort."""
     from perennial.core.runtime import flush_and_exit
 
     flush_and_exit(_status)

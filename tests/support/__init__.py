@@ -1,1 +1,1 @@
-"""What several test folders share: a small model and its data, servers, processes that can be killed."""
+"""Helpers that several test folders share: small models and their data, servers, processes that can be killed."""

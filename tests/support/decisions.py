@@ -33,7 +33,7 @@ def decide_on(as_of: str, spec: ModelSpec | None = None, **result: Any) -> dict[
 
 
 def decide_again(spec: ModelSpec, as_of: str, *, backfill: bool = False) -> dict[str, Any]:
-    """Decide on the verdict that there is."""
+    """Decide on the verdict that was written before."""
     return dict(decide(spec, as_of=as_of, actor="test", backfill=backfill))
 
 

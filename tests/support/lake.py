@@ -20,7 +20,7 @@ def find_table(
 def read_table(
     uri: str, version: int | None = None, start: str | None = None, end: str | None = None
 ) -> pa.Table:
-    """As `find_table`, of a table that has them."""
+    """As `find_table`, but the table must have them."""
     table = find_table(uri, version, start, end)
     assert table is not None, uri
     return table

@@ -1,4 +1,4 @@
-"""The stack that the live tests share, as their fixtures give it."""
+"""The running stack that the live tests share."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ from rich.console import Console
 
 from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import Stack
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 from perennial.local_stack.sample.plan import Plan
 from perennial.spec.model_spec import ModelSpec
 from support import toys
 
 BROKEN = "broken_on_purpose"
-#: Twelve days of history, three nights, of which the second is monitored, and trained for by hand.
+#: Twelve days of history and three nights; the second is monitored, and a training for it is triggered by hand.
 PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False, manual_training_on="2024-01-14")
 
 
@@ -31,10 +31,13 @@ class Live:
     """A running stack.
 
     Attributes:
-        spec: the model of `PLAN`. others: the models that other tests have, by name.
-        user: what the processes take for the user's home folder.
-        log: what the board has shown so far goes there.
-        told: what the models' webhook was told so far.
+        config: ports and folders of the stack.
+        airflow: a client of its Airflow.
+        spec: the model of `PLAN`.
+        others: the models of other tests, by name.
+        user: the home folder of the processes' user.
+        log: file of the displayed progress.
+        messages: what the models' webhook has received so far.
     """
 
     config: Stack
@@ -43,11 +46,11 @@ class Live:
     others: dict[str, ModelSpec]
     user: Path
     log: Path
-    told: list[dict[str, Any]]
+    messages: list[dict[str, Any]]
 
-    def board(self) -> Board:
-        """A board that appends to `log`."""
-        return Board(Console(file=self.log.open("a"), width=200))
+    def board(self) -> ProgressDisplay:
+        """A progress display that appends to `log`."""
+        return ProgressDisplay(Console(file=self.log.open("a"), width=200))
 
     def runs_of(self, dag: str, key: str) -> list[dict[str, Any]]:
         """The runs of a DAG for one partition."""
@@ -55,10 +58,10 @@ class Live:
 
 
 class _Hook(BaseHTTPRequestHandler):
-    """Notes what it is told."""
+    """Stores the messages that it receives."""
 
     def do_POST(self) -> None:
-        self.server.told.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
+        self.server.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
         self.send_response(204)
         self.end_headers()
 
@@ -68,20 +71,20 @@ class _Hook(BaseHTTPRequestHandler):
 
 @contextmanager
 def webhook() -> Iterator[tuple[str, list[dict[str, Any]]]]:
-    """A webhook's address, and the list of what it is told."""
+    """Run a webhook; yields its address, and the list of the messages that it receives."""
     with HTTPServer(("127.0.0.1", 0), _Hook) as server:
-        server.told = []  # type: ignore[attr-defined]
+        server.messages = []  # type: ignore[attr-defined]
         thread = Thread(target=server.serve_forever, daemon=True)
         thread.start()
-        yield f"http://127.0.0.1:{server.server_port}/", server.told  # type: ignore[attr-defined]
+        yield f"http://127.0.0.1:{server.server_port}/", server.messages  # type: ignore[attr-defined]
         server.shutdown()
         thread.join()
 
 
-def await_(what: Callable[[], Any], patience: float, why: Callable[[], object]) -> Any:
-    """What ``what`` returns once that is true; fails, and says why, after ``patience`` seconds."""
-    end = time.monotonic() + patience
-    while not (value := what()):
+def await_(condition: Callable[[], Any], timeout: float, why: Callable[[], object]) -> Any:
+    """Wait until ``condition`` returns something true, and return it; after ``timeout`` seconds fail with ``why()``."""
+    end = time.monotonic() + timeout
+    while not (value := condition()):
         assert time.monotonic() < end, why()
         time.sleep(0.3)
     return value

@@ -1,4 +1,4 @@
-"""What every kind of lock must do; test classes inherit from `LockContract` and say where the lake is."""
+"""Tests that every kind of lock must pass; test classes inherit from `LockContract` and set up the lake."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class LockContract:
         raise NotImplementedError
 
     def free_lock_of_dead_holder(self, pid: int) -> None:
-        """Bring about that the lock of a killed process can be taken; subclasses override it.
+        """Make the lock of a killed process available; subclasses override it.
 
         Args:
             pid: id of the process, which held the lock ``promote-toy``.

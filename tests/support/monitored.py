@@ -21,7 +21,7 @@ from perennial.modeling import registry
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, histograms
-from perennial.monitoring.nightly_sample import sample_nights
+from perennial.monitoring.partition_sample import sample_partitions
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
@@ -137,7 +137,7 @@ class World:
         )  # fmt: skip
         self.model = fit()
         last, first = dates.add_days(FIRST, days - 1), dates.add_days(FIRST, max(days - HOLDOUT_DAYS, 0))
-        holdout = sample_nights(
+        holdout = sample_partitions(
             self.spec, self.model, FeatureQuery(self.spec), first, last, labels_until=last,
             columns=[*self.spec.monitoring.slices, *self.spec.monitoring.fairness],
         )  # fmt: skip

@@ -1,4 +1,4 @@
-"""A stack whose heavy steps run in pods: its profiles, its models, and what tests ask of it."""
+"""A stack whose heavy steps run in pods: its profiles and models, and helpers of its tests."""
 
 from __future__ import annotations
 
@@ -17,7 +17,8 @@ SECRET = "perennial-aws"
 #: Rows a day that cannot be trained on within 256 MiB.
 MANY_ROWS = 9_000
 ENDED = ("success", "failed")
-#: Models, with the profile of each step that is not in a plain pod. `slow` trains for long enough to be disturbed.
+#: Models, with the profile of each step that does not use the profile `pod`. Those of `SLOW` train for long enough to
+#: be interrupted.
 MODELS: dict[str, dict[str, str]] = {
     "pod_loop": {},
     "pod_deferred": dict.fromkeys(("data", "train", "score", "monitor"), "deferred"),
@@ -31,7 +32,7 @@ SLOW: dict[str, dict[str, str]] = {
     "pod_deleted": {},
     "pod_orphan": {},
     "pod_stopped": {},
-    "pod_crew": {"data": "local", "train": "workers_deferred"},
+    "pod_lost_worker": {"data": "local", "train": "workers_deferred"},
 }
 
 
@@ -78,7 +79,7 @@ class Cluster:
         return list(self.api.list_namespaced_pod(self.namespace, label_selector=chosen).items)
 
     def start(self, name: str, code: str) -> str:
-        """Run Python in a pod of the trainer image that ends by itself; returns its name."""
+        """Run Python code in a pod of the trainer image, which then ends; returns its name."""
         image = compute_profile.ComputeProfile(name="plain", kind="kubernetes").image_name
         box = {
             "name": "base",
@@ -92,7 +93,7 @@ class Cluster:
         return name
 
     def running(self, model: str, step: str, patience: float = 120, **labels: str) -> Any:
-        """The running pod of a model's step, awaited."""
+        """Wait for the running pod of a model's step."""
         return wait_for(
             lambda: next(
                 (p for p in self.pods(**{"perennial/model": model, "perennial/step": step}, **labels)
@@ -120,7 +121,7 @@ class Pods:
         return str(self.airflow.call("GET", f"/dags/{dag}/dagRuns/{run}")["state"])
 
     def ended(self, dag: str, run: str, patience: float = 300) -> str:
-        """State of a run, once it has ended."""
+        """Wait for the end of a run; returns its state."""
         return str(
             wait_for(
                 lambda: s if (s := self.state(dag, run)) in ENDED else None, f"{dag} {run} to end", patience
@@ -141,16 +142,16 @@ class Pods:
         return next(t for t in self.airflow.tasks(dag, run) if t["task_id"] == task)
 
 
-def wait_for(look: Any, what: str, patience: float = 120, every: float = 0.5) -> Any:
-    """What ``look`` gives, once it gives something."""
+def wait_for(condition: Any, what: str, patience: float = 120, every: float = 0.5) -> Any:
+    """Wait until ``condition`` returns something true, and return it."""
     deadline = time.monotonic() + patience
-    while not (value := look()):
+    while not (value := condition()):
         if time.monotonic() > deadline:
-            raise AssertionError(f"waited {patience:.0f} s in vain for {what}")
+            raise AssertionError(f"{what}: not within {patience:.0f} s")
         time.sleep(every)
     return value
 
 
 def pod_host() -> str:
-    """An address of this machine that pods reach."""
+    """An address of this machine that pods can reach."""
     return os.environ.get("PERENNIAL_POD_HOST") or os.environ.get("TESTBED_HOST_IP") or ""

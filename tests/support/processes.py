@@ -1,6 +1,6 @@
-"""Steps in processes of their own, which share the lake with others or are killed in the midst of a write.
+"""Steps in separate processes, which share the lake with others or are killed during a write.
 
-Processes are forked from a server that has the libraries imported, so that a run costs its work and no more.
+Processes are forked from a server that has the libraries imported, so that they start fast.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def start(target: Callable[..., Any], *arguments: Any) -> BaseProcess:
 
 
 def wait(*processes: BaseProcess, timeout: float = 120) -> list[int | None]:
-    """Exit codes; a process that does not end is killed."""
+    """Wait for processes, and kill those that do not end; returns their exit codes."""
     for process in processes:
         process.join(timeout)
         if process.is_alive():
@@ -67,12 +67,12 @@ def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") ->
     if answer:
         Path(answer).write_text(json.dumps(outcome))
     if "error" in outcome:
-        sys.stderr.write(outcome["text"])  # which pytest shows where a test fails of it
+        sys.stderr.write(outcome["text"])  # pytest shows it if a test fails because of it
         sys.exit(3)
 
 
 def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
-    """Tell that these signals of the model in ``folder`` are bad."""
+    """Record that these signals of the model in ``folder`` are bad."""
     from perennial.alerting import incidents
     from perennial.spec.catalog import load_model
 
@@ -84,60 +84,66 @@ def incident(folder: str, day: str, signals: tuple[str, ...]) -> None:
 def killed_step(
     folder: str, name: str, arguments: dict[str, Any], function: str, moment: str, nth: int
 ) -> None:
-    """Run one step and SIGKILL this very process at the ``nth`` call of the function ``place``.
+    """Run one step, and kill this process with SIGKILL at the ``nth`` call of a function.
 
     Args:
-        moment: ``before`` the call, ``after`` it, or ``during``: once the first rows of
+        folder: of the model.
+        name: name of the step.
+        arguments: of the step.
+        function: dotted name of the function.
+        moment: ``before`` the call, ``after`` it, or ``during`` it: once the first rows of
             `delta_tables.Writer.replace` are read.
+        nth: number of the call, from 1.
     """
-    _deadly(function, moment, nth)
+    _kill_at_call(function, moment, nth)
     step(folder, name, arguments)
 
 
-def night(
+def data_step(
     spec: str, suite: str, day: str, answer: str = "", function: str = "", moment: str = "", nth: int = 1
 ) -> None:
-    """Run the data step of a spec (as JSON) without a summary; killed as `killed_step`, where there is a ``place``."""
+    """Run the data step of a spec (as JSON) without a data profile; killed like `killed_step` if ``function`` is set."""
     from perennial.ingestion import data_profile
     from perennial.spec.model_spec import ModelSpec
     from perennial.steps import data
 
     model = ModelSpec.model_validate_json(spec)
     model._suite = suite
-    if function != "perennial.ingestion.data_profile.write_profile":  # half the time of a night
+    if function != "perennial.ingestion.data_profile.write_profile":  # it takes half of the step's time
         data_profile.write_profile = lambda *_: ""
     if function:
-        _deadly(function, moment, nth)
+        _kill_at_call(function, moment, nth)
     result = data.data(model, start=day, end=day)
     if answer:
         Path(answer).write_text(json.dumps(result))
 
 
-def _deadly(dotted_name: str, moment: str, nth: int) -> None:
+def _kill_at_call(dotted_name: str, moment: str, nth: int) -> None:
+    """Replace a function by one that kills this process at its ``nth`` call."""
     owner, function = _resolve(dotted_name)
     real, calls = getattr(owner, function), 0
 
-    def die() -> None:
+    def kill() -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def deadly(*args: Any, **kwargs: Any) -> Any:
+    def killing(*args: Any, **kwargs: Any) -> Any:
         nonlocal calls
         calls += 1
         if calls != nth:
             return real(*args, **kwargs)
         if moment == "before":
-            die()
+            kill()
         if moment == "during":
-            args = (args[0], _ending(args[1], die), *args[2:])
+            args = (args[0], _interrupted_rows(args[1], kill), *args[2:])
         result = real(*args, **kwargs)
-        die()
+        kill()
         return result
 
-    setattr(owner, function, deadly)
+    setattr(owner, function, killing)
 
 
 def _resolve(dotted_name: str) -> tuple[Any, str]:
-    """The module or class that holds the function of a dotted name, and the function's own name."""
+    """Find the module or class of a function by its dotted name; returns it, and the function's name."""
     parts = dotted_name.split(".")
     for cut in range(len(parts) - 1, 0, -1):
         try:
@@ -150,8 +156,8 @@ def _resolve(dotted_name: str) -> tuple[Any, str]:
     raise LookupError(dotted_name)
 
 
-def _ending(data: Any, end: Callable[[], None]) -> Callable[[], Any]:
-    """Rows for `delta_tables.replace` of which the first half comes, and then the end."""
+def _interrupted_rows(data: Any, interrupt: Callable[[], None]) -> Callable[[], Any]:
+    """Rows for `delta_tables.replace`: after the first half of a batch ``interrupt`` is called."""
     import pyarrow as pa
 
     def opened() -> pa.RecordBatchReader:
@@ -160,7 +166,7 @@ def _ending(data: Any, end: Callable[[], None]) -> Callable[[], Any]:
         def batches() -> Any:
             for batch in source:
                 yield batch.slice(0, batch.num_rows // 2)
-                end()
+                interrupt()
 
         return pa.RecordBatchReader.from_batches(source.schema, batches())
 

@@ -1,4 +1,4 @@
-"""Sample files, and models made of them without asking."""
+"""Sample files, and models created from them without questions."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
 
 
-def make(name: str, paths: list[Path], **asked: Any) -> ModelSpec:
-    """Make a model without asking, and check it."""
-    wizard.create_model_folder(name, paths, GivenAnswers(**asked), ask=False)
+def make(name: str, paths: list[Path], **answers: Any) -> ModelSpec:
+    """Create a model without questions, and check it."""
+    wizard.create_model_folder(name, paths, GivenAnswers(**answers), ask=False)
     (report,) = preflight.check([name])
     assert report.problems == []
     assert report.features

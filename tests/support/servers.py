@@ -17,7 +17,7 @@ from pathlib import Path
 
 
 def free_port() -> int:
-    """A port that nobody listens on."""
+    """A port that is not in use."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -40,7 +40,7 @@ def running(
         deadline = time.monotonic() + patience
         while not _answers(url):
             if process.poll() is not None or time.monotonic() > deadline:
-                raise RuntimeError(f"{command[2]} did not come up:\n{log.read_text()[-2000:]}")
+                raise RuntimeError(f"{command[2]} did not start:\n{log.read_text()[-2000:]}")
             time.sleep(0.1)
         yield
     finally:
@@ -65,7 +65,7 @@ def _answers(url: str) -> bool:
 
 @contextlib.contextmanager
 def mlflow(folder: Path) -> Iterator[str]:
-    """A real MLflow server with its store in ``folder``; gives its URL."""
+    """Run an MLflow server with its store in ``folder``; yields its URL."""
     port = free_port()
     url = f"http://127.0.0.1:{port}"
     command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", f"sqlite:///{folder}/mlflow.db",
@@ -78,7 +78,7 @@ def mlflow(folder: Path) -> Iterator[str]:
 
 @contextlib.contextmanager
 def s3(folder: Path, host: str = "127.0.0.1") -> Iterator[str]:
-    """A server that speaks S3 (moto), in memory; gives its URL."""
+    """Run an S3 server (moto), in memory; yields its URL."""
     port = free_port()
     url = f"http://{host}:{port}"
     command = [sys.executable, "-m", "moto.server", "-H", host, "-p", str(port)]

@@ -12,7 +12,7 @@ from bench import replay
 from bench.streams import Stream
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, signals
-from perennial.monitoring.nightly_sample import NightlySample, predict_margin
+from perennial.monitoring.partition_sample import PartitionSample, predict_margin
 from perennial.monitoring.signals import Signal
 from support.monitored import make_spec
 
@@ -29,7 +29,7 @@ class Monitored:
 
     model: TrainedModel
     baseline: baseline.MonitoringBaseline
-    live: NightlySample
+    live: PartitionSample
 
 
 def draw(nights: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -39,7 +39,7 @@ def draw(nights: range) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     return x, y, np.repeat(np.arange(len(nights)), [len(d[1]) for d in drawn])
 
 
-def sample(model: TrainedModel, nights: range) -> NightlySample:
+def sample(model: TrainedModel, nights: range) -> PartitionSample:
     """All rows of some partitions, with the columns of `SPEC` by which they are grouped."""
     x, y, night = draw(nights)
     rng = np.random.default_rng(1)
@@ -49,7 +49,7 @@ def sample(model: TrainedModel, nights: range) -> NightlySample:
     }
     dates = tuple(f"night {n}" for n in nights)
     margin, predicted = predict_margin(model, x), model.predict_matrix(x)
-    return NightlySample(dates, night, x, margin, predicted, y, None, groupings)
+    return PartitionSample(dates, night, x, margin, predicted, y, None, groupings)
 
 
 @functools.cache
@@ -66,10 +66,10 @@ def build_baseline(model: TrainedModel, nights: range) -> dict[str, Any]:
     return baseline.build_baseline(SPEC, model, sample(model, nights), dict)[0]
 
 
-def evaluate(monitored: Monitored, nights: NightlySample) -> dict[str, Signal]:
+def evaluate(monitored: Monitored, nights: PartitionSample) -> dict[str, Signal]:
     """The signal of each series of a sample, by name."""
     compared = monitored.baseline
-    series = signals.nightly_series(
+    series = signals.monitored_series(
         SPEC,
         monitored.model,
         nights,

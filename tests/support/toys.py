@@ -1,4 +1,4 @@
-"""A small model folder of any task type, and the data it lives on: few columns, sixty rows a day."""
+"""A small model folder of any task type, and its data: few columns, sixty rows a day."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ DAYS = 20
 LAST = dates.add_days(FIRST, DAYS - 1)
 ROWS = 60
 
-SQL = """-- place joins to what was known of it when the row happened
+SQL = """-- each row is joined to the latest observation of its place at that time
 SELECT rows.id, x, z, k, hour(seen_at) AS hour, places.size
 FROM rows ASOF LEFT JOIN places ON rows.place = places.place AND places.known_at <= rows.seen_at
 """
@@ -45,7 +45,7 @@ def unique(prefix: str = "toy") -> str:
 
 
 def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
-    """What ``model.yaml`` says; ``changes`` replace keys of its sections."""
+    """The content of ``model.yaml``; ``changes`` replace keys of its sections."""
     columns = {
         "id": "string",
         "seen_at": "timestamp",
@@ -87,7 +87,7 @@ def model(root: Path, name: str, task: str = "binary", sql: str = SQL, **changes
 
 
 def rows(task: str, day: str, n: int = ROWS) -> pa.Table:
-    """One day's rows, the same each time; what is true of them hangs on the signs of ``x`` and ``z`` together."""
+    """One day's rows, the same in every call; the label depends on whether ``x`` and ``z`` have the same sign."""
     rng = np.random.default_rng(int(day.replace("-", "")))
     table = {
         "id": [f"{day}-{i:05d}" for i in range(n)],
@@ -101,7 +101,7 @@ def rows(task: str, day: str, n: int = ROWS) -> pa.Table:
 
 
 def labels(task: str, table: pa.Table, *, shuffled: bool = False) -> pa.Table:
-    """The labels of rows; ``shuffled``: those of other rows."""
+    """The labels of rows; ``shuffled`` permutes them."""
     x, z = table["x"].to_numpy(), table["z"].to_numpy()
     k = np.asarray(table["k"].to_pylist())
     same = (x > 0) == (z > 0)
@@ -126,7 +126,7 @@ def places() -> pa.Table:
 
 
 def write(uri: str, table: pa.Table) -> None:
-    """A parquet file, in a folder or on S3."""
+    """Write a parquet file, in a folder or on S3."""
     if object_store.is_remote(uri):
         pq.write_table(table, uri.removeprefix("s3://"), filesystem=object_store.filesystem())
     else:
@@ -169,7 +169,7 @@ def publish(
 def content_of(
     kind: str, name: str, *, without: tuple[str, ...] = ("run_id", "scored_at")
 ) -> list[dict[str, Any]]:
-    """The rows of a lake table in order, without what tells one run from another."""
+    """The rows of a lake table in order, without the columns that differ from run to run."""
     table = lake.find_table(delta_tables.table_uri(kind, name))
     if table is None:
         return []
@@ -178,7 +178,7 @@ def content_of(
 
 
 def nothing_half_written(spec: ModelSpec) -> None:
-    """No table shows a part of a partition, and no manifest or report is cut off."""
+    """Assert that no table has a part of a partition, and that no manifest is cut off."""
     for kind in ("published", "predictions"):
         counts: dict[str, int] = {}
         for row in content_of(kind, spec.name):

@@ -1,4 +1,4 @@
-"""A proxy in front of an S3 server that makes trouble on demand: real HTTP, real clients, real retries."""
+"""A proxy in front of an S3 server that injects faults on demand: real HTTP, real clients, real retries."""
 
 from __future__ import annotations
 
@@ -13,21 +13,25 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-#: busy: 503 SlowDown, nothing done. slow: the answer comes late. short: the answer's body ends in its midst.
-#: lie: the request is carried out, and answered by 500. silent: carried out, and the connection is closed without an
-#: answer. forbidden: 403. blind: carried out without its conditions (If-Match, If-None-Match).
+#: busy: 503 SlowDown, not executed. slow: the response is delayed. short: the response body is cut off in the middle.
+#: lie: executed, but answered with 500. silent: executed, and the connection closed without a response. forbidden: 403.
+#: blind: executed without its conditions (If-Match, If-None-Match).
 Kind = Literal["busy", "slow", "short", "lie", "silent", "forbidden", "blind"]
 _CONDITIONS = ("if-match", "if-none-match")
 
 
 @dataclass
 class Fault:
-    """One kind of trouble.
+    """One kind of fault, and the requests that it applies to.
 
     Attributes:
-        times: how many requests it hits. every: it hits each so-manieth of those that match.
-        method, path: which: a name, a regular expression over path and query.
-        seconds: of ``slow``.
+        kind: what happens.
+        times: number of requests that fail.
+        method: HTTP method of the requests; any if empty.
+        path: regular expression that matches their path and query.
+        seconds: delay of ``slow``.
+        every: of the matching requests, every n-th one fails.
+        matched: number of matching requests so far.
     """
 
     kind: Kind
@@ -36,12 +40,12 @@ class Fault:
     path: str = ""
     seconds: float = 1.0
     every: int = 1
-    seen: int = 0
+    matched: int = 0
 
 
 @dataclass
 class Proxy:
-    """The proxy: what it is to do, and what it did."""
+    """The proxy's URL, the faults to inject, and the injected ones."""
 
     url: str
     faults: list[Fault] = field(default_factory=list)
@@ -57,17 +61,17 @@ class Proxy:
         seconds: float = 1.0,
         every: int = 1,
     ) -> None:
-        """Make trouble for the next requests that match."""
+        """Inject a fault into the next matching requests."""
         self.faults.append(Fault(kind, times, method, path, seconds, every))
 
     def take(self, method: str, path: str) -> Fault | None:
-        """The trouble of one request."""
+        """The fault to inject into a request, if any."""
         with self.lock:
             for fault in self.faults:
                 if fault.times < 1 or fault.method not in ("", method) or not re.search(fault.path, path):
                     continue
-                fault.seen += 1
-                if fault.seen % fault.every == 0:
+                fault.matched += 1
+                if fault.matched % fault.every == 0:
                     fault.times -= 1
                     self.done.append(f"{fault.kind} {method} {path}")
                     return fault
@@ -75,7 +79,7 @@ class Proxy:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """Hands a request on, or makes trouble."""
+    """Forwards a request, or injects a fault."""
 
     protocol_version = "HTTP/1.1"
     server: Any
@@ -165,12 +169,12 @@ class _Server(ThreadingHTTPServer):
     target: str
 
     def handle_error(self, *_: object) -> None:
-        """A client that went away is no error of the proxy's."""
+        """Ignore clients that disconnect."""
 
 
 @contextlib.contextmanager
 def between(target: str) -> Iterator[Proxy]:
-    """A proxy in front of ``target``, without trouble at first."""
+    """Run a proxy in front of ``target``, without faults at first."""
     with _Server(("127.0.0.1", 0), Handler) as server:
         server.target = target
         server.proxy = Proxy(f"http://127.0.0.1:{server.server_port}")

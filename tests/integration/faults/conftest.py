@@ -1,4 +1,4 @@
-"""The fixtures of `support.small_model`: a model, where its files land, and its lake."""
+"""The fixtures of `support.small_model`: a model, its landing area, and its lake."""
 
 from __future__ import annotations
 

@@ -33,7 +33,7 @@ POINTS = [
 def start(small_model: Any, *fault: Any) -> BaseProcess:
     """Run the step for the second partition in another process."""
     return processes.start(
-        processes.night, small_model.spec.model_dump_json(), small_model.spec.suite, NEXT, *fault
+        processes.data_step, small_model.spec.model_dump_json(), small_model.spec.suite, NEXT, *fault
     )
 
 

@@ -18,7 +18,7 @@ from rich.console import Console
 
 from perennial.local_stack import demo, processes, servers
 from perennial.local_stack.config import Stack
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 from perennial.local_stack.sample.plan import Plan
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import landing, object_store
@@ -91,7 +91,7 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         config = Stack(home, free[0], free[1], (free[2], free[3]), free[4], mlflow_host=host)
         specs = _models(models)
         stack.callback(lambda: processes.stop(home, servers.NAMES, patience=20))
-        with Board(Console(file=(root / "board.txt").open("a"), width=200)) as board:
+        with ProgressDisplay(Console(file=(root / "board.txt").open("a"), width=200)) as board:
             servers.start_all(config, board)
             airflow = stack.enter_context(contextlib.closing(servers.client(config)))
             plans = tuple(Plan(name, toys.FIRST, toys.LAST, toys.LAST, False) for name in specs)
@@ -101,7 +101,7 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
 
 
 def _models(root: Path) -> dict[str, ModelSpec]:
-    end = {"schedule": {"end": "2024-01-31"}}  # with an end in the past nothing runs but what the tests start
+    end = {"schedule": {"end": "2024-01-31"}}  # with an end in the past only the tests start runs
     quick = {"limits": {step: {"retries": 1} for step in ("data", "train", "score", "monitor")}}
     specs = {
         name: toys.model(root, name, compute=compute, **end, **quick) for name, compute in MODELS.items()

@@ -294,7 +294,7 @@ def test_two_workers_train_together_in_an_airflow_worker(pods_stack: Pods) -> No
 
 
 def test_a_lost_worker_is_an_interruption_that_costs_no_retry(pods_stack: Pods, connected: None) -> None:
-    model = "pod_crew"
+    model = "pod_lost_worker"
     run, trainer = train_slowly(pods_stack, model, **{"perennial/role": "trainer"})
     wait_for(lambda: checkpointed(model), "a checkpoint")
     pods_stack.cluster.api.delete_namespaced_pod(

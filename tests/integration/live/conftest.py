@@ -1,4 +1,4 @@
-"""One real Airflow and one real MLflow for all live tests, in a home and a user folder of their own."""
+"""One real Airflow and one real MLflow for all live tests, in separate working and user folders."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from rich.console import Console
 from perennial.core import dates
 from perennial.local_stack import demo, processes, servers
 from perennial.local_stack.config import Stack
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 from perennial.spec.model_spec import ModelSpec
 from support import servers as ports
 from support import toys
 from support.live import BROKEN, PLAN, Live, webhook
 
-#: With an end in the past nothing runs but what the tests start.
+#: With an end in the past only the tests start runs.
 PAST = {"start": toys.FIRST, "end": "2024-01-31"}
 
 
 def models(root: Path, hook: str) -> dict[str, ModelSpec]:
-    """The models of the tests. They are there from the start: Airflow looks for new ones once a minute.
+    """Make the models of the tests, before Airflow starts: it searches for new ones only once a minute.
 
     Args:
-        hook: where ``toy_late`` and ``toy_asked`` tell things.
+        hook: address of the webhook of ``toy_late`` and ``toy_approval``.
     """
     channels = {"channels": [{"name": "hook", "kind": "webhook", "url": hook, "daily_summary": True}]}
     aging = {"triggers": ["age"], "max_age_days": 1, "cooldown_days": 0}
@@ -38,7 +38,7 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
     due = datetime.now(UTC) - timedelta(hours=2)
     found = [
         toys.model(root, PLAN.model, limits=no_retries, schedule=PAST),
-        toys.model(root, "toy_asked", retraining=aging | {"mode": "approval"}, alerts=channels, **quick),
+        toys.model(root, "toy_approval", retraining=aging | {"mode": "approval"}, alerts=channels, **quick),
         toys.model(root, "toy_eager", retraining=aging, **quick),
         # its first nightly run starts with Airflow; it may take a minute
         toys.model(
@@ -55,14 +55,14 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
 
 @pytest.fixture(scope="session")
 def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Both servers, with toy models and one broken model beside the sample's; ended whatever happens."""
-    root = tmp_path_factory.mktemp("live stack")  # with a space, as people have them
+    """Both servers, with toy models and one broken model in addition to the sample's; always stopped at the end."""
+    root = tmp_path_factory.mktemp("live stack")  # with a space, as users' folders may have
     home, user, folder = root / "home", root / "user", root / "models"
     for made in (home, user, folder / BROKEN):
         made.mkdir(parents=True)
     (folder / BROKEN / "model.yaml").write_text(f"name: {BROKEN}\ntask: clairvoyance\n")
     before = dict(os.environ)
-    # where the user's own folders are is left to the stack to say
+    # the stack itself sets these folders
     for name in [n for n in os.environ if n.startswith(("PERENNIAL_", "XDG_", "MLFLOW_", "AIRFLOW"))]:
         del os.environ[name]
     os.environ.update(
@@ -71,17 +71,17 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     free = [ports.free_port() for _ in range(5)]
     config = Stack(home, free[0], free[1], (free[2], free[3]), free[4])
     try:
-        with webhook() as (address, told):
+        with webhook() as (address, messages):
             specs = models(folder, address)
             toys.land(specs[PLAN.model], days=len(dates.dates(PLAN.first, PLAN.latest)))
             log = root / "board.txt"
-            with Board(Console(file=log.open("a"), width=200)) as board:
+            with ProgressDisplay(Console(file=log.open("a"), width=200)) as board:
                 servers.start_all(config, board)
                 airflow = servers.client(config)
                 demo.await_dags(airflow, (PLAN,), board)
             os.environ.clear()
             os.environ.update(before)
-            yield Live(config, airflow, specs.pop(PLAN.model), specs, user, log, told)
+            yield Live(config, airflow, specs.pop(PLAN.model), specs, user, log, messages)
             airflow.close()
     finally:
         os.environ.clear()

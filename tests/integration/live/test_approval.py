@@ -18,7 +18,7 @@ from support import toys
 from support.live import PLAN, Live, await_
 
 pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
-NAME, TASK = "toy_asked", "approve_retraining"
+NAME, TASK = "toy_approval", "approve_retraining"
 MONITOR, TRAIN = f"{NAME}.monitor", f"{NAME}.train"
 DAYS = dates.dates(dates.add_days(PLAN.trained_until, 2), toys.LAST)
 
@@ -83,13 +83,13 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
     assert (asked["subject"], asked["options"]) == (f"Retrain {NAME}?", ["Approve", "Reject"])
     assert asked["body"].startswith(f"As of **{day}**: age: the champion has seen data up to 2024-01-12")
     assert f"/perennial/reports/{NAME}/monitor/{day}.html)" in asked["body"]
-    (told,) = [t for t in live.told if t.get("answer_at") and t["partition"] == day]
-    assert f"/runs/{run}/tasks/{TASK}/required_actions" in told["answer_at"]
+    (message,) = [t for t in live.messages if t.get("answer_at") and t["partition"] == day]
+    assert f"/runs/{run}/tasks/{TASK}/required_actions" in message["answer_at"]
     answer(live, run, "Reject")
     assert ended(live, run)["request_retraining"] == "skipped"
     assert decisions(day) == [("proposed", "admin"), ("declined", "admin")]
     assert live.runs_of(TRAIN, day) == []
-    # asked again, the first answer stands and nobody is asked a second time
+    # after a rerun the first answer still counts, and nobody is asked a second time
     live.airflow.call(
         "POST", f"/dags/{MONITOR}/clearTaskInstances", json={"dry_run": False, "dag_run_id": run,
         "task_ids": [TASK], "include_downstream": True, "only_failed": False, "reset_dag_runs": True},

@@ -21,7 +21,7 @@ def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live) -> N
     night = spec.schedule.start.isoformat()
 
     def notices() -> list[dict[str, Any]]:
-        return [t for t in live.told if t.get("model") == NAME and "signal" in t]
+        return [t for t in live.messages if t.get("model") == NAME and "signal" in t]
 
     await_(notices, 240, lambda: live.airflow.runs(DAG))
     (told,) = notices()
@@ -34,4 +34,4 @@ def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live) -> N
     assert incidents.read_log(NAME).open == []
     live.airflow.trigger("perennial.daily_summary")
     ended = f"Closed incidents\n- {NAME}: deadline:data, bad from {night} to {night}"
-    await_(lambda: any(ended in t["text"] for t in live.told), 120, lambda: live.told)
+    await_(lambda: any(ended in t["text"] for t in live.messages), 120, lambda: live.messages)

@@ -1,4 +1,4 @@
-"""An S3 server, a bucket of one's own in it, and a proxy that makes trouble."""
+"""An S3 server, a bucket for each test, and a proxy that injects faults."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bucket(s3_url: str, house: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
 
 @pytest.fixture
 def proxy(s3_url: str, bucket: Any, monkeypatch: pytest.MonkeyPatch) -> Iterator[trouble.Proxy]:
-    """What stands between this process and the bucket; ``bucket`` itself goes past it."""
+    """A proxy between this process and the bucket; `bucket` itself does not use it."""
     with trouble.between(s3_url) as found:
         monkeypatch.setenv("AWS_ENDPOINT_URL", found.url)
         yield found
