@@ -18,7 +18,7 @@ from perennial.core.settings import ROOT
 from perennial.local_stack import __main__ as command
 from perennial.local_stack import processes, servers
 from perennial.local_stack.config import Stack, check_disk, environment, password, stack
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 
 
 @pytest.fixture
@@ -35,8 +35,8 @@ def free_port() -> int:
         return int(server.getsockname()[1])
 
 
-def quiet() -> Board:
-    return Board(Console(file=Path(os.devnull).open("w")))
+def quiet() -> ProgressDisplay:
+    return ProgressDisplay(Console(file=Path(os.devnull).open("w")))
 
 
 @pytest.mark.parametrize("name", ["airflow", "mlflow"])
@@ -126,7 +126,7 @@ def test_a_server_that_dies_at_once_is_told_with_its_log(
         return processes.start(name, [sys.executable, "-c", code], os.environ, config.state, log)
 
     monkeypatch.setattr(servers, "processes", _Instead(processes, start=start))
-    with pytest.raises(PerennialError, match="ended while it was making its database") as error:
+    with pytest.raises(PerennialError, match="ended while creating its database") as error:
         servers.start_all(config, quiet())
     assert "the database is of a newer version" in str(error.value) and "make stop run" in str(error.value)
     processes.stop(config.home, servers.NAMES, patience=5)
@@ -145,19 +145,19 @@ class _Instead:
 
 def test_only_one_run_at_a_time(config: Stack) -> None:
     with (
-        command.only_one(config),
+        command.hold_stack_lock(config),
         pytest.raises(LockHeldError, match=str(os.getpid())),
-        command.only_one(config),
+        command.hold_stack_lock(config),
     ):
         pass
-    with command.only_one(config):
+    with command.hold_stack_lock(config):
         pass
 
 
 def test_the_lock_of_a_killed_run_is_no_obstacle(config: Stack) -> None:
     config.home.mkdir(parents=True)
     (config.home / ".running").write_text("999999")
-    with command.only_one(config):
+    with command.hold_stack_lock(config):
         pass
 
 
