@@ -86,7 +86,7 @@ def artifact(mlflow_folder: Path) -> Callable[[ModelSpec, str], Path]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty working folder (``PERENNIAL_HOME``), without a lake, and no MLflow."""
     for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING", "PERENNIAL_MEMORY_MB", "PERENNIAL_ALERT_URL"):
         monkeypatch.delenv(name, raising=False)
@@ -100,7 +100,7 @@ def house(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture
-def remote_lake(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+def remote_lake(empty_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
     """Settings that name a lake on S3, which nothing connects to; returns an empty folder of compute profiles."""
     profiles = tmp_path / "compute"
     profiles.mkdir()
@@ -113,10 +113,10 @@ def remote_lake(house: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) ->
 
 
 @pytest.fixture
-def registry_house(house: Path, mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """As `house`, with the session's MLflow."""
+def mlflow_home(empty_home: Path, mlflow_url: str, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """As `empty_home`, with the session's MLflow."""
     monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
-    return house
+    return empty_home
 
 
 @dataclass(frozen=True)
@@ -155,15 +155,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterat
 
 
 @pytest.fixture
-def world(trained: Trained, registry_house: Path) -> Trained:
+def world(trained: Trained, mlflow_home: Path) -> Trained:
     """A copy of the trained model's working folder; the champion in MLflow is shared and must not change."""
-    shutil.rmtree(registry_house)
-    shutil.copytree(trained.home, registry_house)
-    return Trained(trained.spec, registry_house, trained.result)
+    shutil.rmtree(mlflow_home)
+    shutil.copytree(trained.home, mlflow_home)
+    return Trained(trained.spec, mlflow_home, trained.result)
 
 
 @pytest.fixture
-def make_model(registry_house: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
+def make_model(mlflow_home: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
     """Make a model with a unique name, and nothing published."""
     from support import toys
 

@@ -114,7 +114,7 @@ def test_only_what_forks_tasks_loads_libraries(
 
 
 def test_the_pod_operator_is_loaded_ahead_where_a_step_runs_in_pods(
-    house: Path, monkeypatch: pytest.MonkeyPatch
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.delenv("PERENNIAL_PROFILE", raising=False)
     assert airflow_local_settings.pod_modules() == []

@@ -102,7 +102,7 @@ def killed_step(
 def data_step(
     spec: str, suite: str, day: str, answer: str = "", function: str = "", moment: str = "", nth: int = 1
 ) -> None:
-    """Run the data step of a spec (as JSON) without a data profile; killed like `killed_step` if ``function`` is set."""
+    """Run the data step of a spec (JSON) without a data profile; killed as `killed_step` if ``function`` is given."""
     from perennial.ingestion import data_profile
     from perennial.spec.model_spec import ModelSpec
     from perennial.steps import data

@@ -76,7 +76,7 @@ class Containers:
 
 
 @pytest.fixture
-def containers(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containers]:
+def containers(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Containers]:
     """The image of this checkout, beside a lake on S3 that containers reach."""
     import boto3
 

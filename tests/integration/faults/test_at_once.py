@@ -22,7 +22,7 @@ def twice(spec: ModelSpec, step: str, **arguments: Any) -> None:
     assert processes.wait(*runs) == [0, 0]
 
 
-def test_data(house: Path, tmp_path: Path) -> None:
+def test_data(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     toys.land(spec, days=2)
     twice(spec, "data", start=toys.FIRST, end=END)

@@ -23,7 +23,7 @@ from support import processes, toys
 
 
 @pytest.fixture
-def small_disk(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
+def small_disk(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     """A lake on a disk of 32 megabytes; its ballast file is what a test fills it with."""
     disk = tmp_path / "disk"
     disk.mkdir()

@@ -51,7 +51,7 @@ def champion(spec: ModelSpec) -> str | None:
 # data
 
 
-def landed(house: Path, models: Path) -> ModelSpec:
+def landed(empty_home: Path, models: Path) -> ModelSpec:
     import pyarrow as pa
 
     spec = toys.model(models, "toy")
@@ -92,9 +92,9 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     ],
 )
 def test_data(
-    house: Path, tmp_path: Path, undisturbed: dict[str, Any], place: str, moment: str, nth: int
+    empty_home: Path, tmp_path: Path, undisturbed: dict[str, Any], place: str, moment: str, nth: int
 ) -> None:
-    spec = landed(house, tmp_path / "models")
+    spec = landed(empty_home, tmp_path / "models")
     killed(spec, "data", place, moment, nth, start=toys.FIRST, end=END)
     whole(spec, "published", toys.ROWS - BAD)
     manifests_whole()

@@ -21,7 +21,7 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def bucket(s3_url: str, house: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+def bucket(s3_url: str, empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
     """An empty bucket; lake and landing area are in it."""
     import boto3
 

@@ -73,7 +73,7 @@ def test_how_a_pod_ended(pod: dict[str, Any], kind: str, detail: str) -> None:
     assert outcome.kind == kind and detail in outcome.detail
 
 
-def test_the_spec_and_every_argument_travel_with_the_call(house: Path, tmp_path: Path) -> None:
+def test_the_spec_and_every_argument_travel_with_the_call(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     arguments = {"start": "2024-01-01", "end": None, "force": True, "backfill": False, "run_id": "r"}
     words = pods.command("data", spec, arguments, "s3://b/result.json")
@@ -156,7 +156,7 @@ def test_the_doctor_tries_the_pod_that_the_operator_submits(
     )  # fmt: skip
     operator = pods.make_operator(profile, task, manifest, Attempt(profile.memory))
     submitted = ApiClient().sanitize_for_serialization(operator.build_pod_request_obj(None, dry_run=True))
-    tried = cluster.trial_pod(profile)
+    tried = cluster.dry_run_pod(profile)
     assert tried["metadata"]["generateName"] == "perennial-doctor-"
     assert without_defaults(without_identity(tried)) == without_defaults(without_identity(submitted))
 

@@ -19,7 +19,7 @@ HOOK = {"kind": "webhook", "url": "http://127.0.0.1:9/team"}
 
 
 @pytest.fixture
-def specs(house: Path, tmp_path: Path) -> dict[str, ModelSpec]:
+def specs(empty_home: Path, tmp_path: Path) -> dict[str, ModelSpec]:
     alerts_by_name = {
         "quiet": {"channels": [HOOK | {"name": "a"}]},
         "loud": {"channels": [HOOK | {"name": "b", "daily_summary": True}]},

@@ -27,7 +27,7 @@ EARLY = {"name": "early", "kind": "webhook", "url": "http://127.0.0.1:9/early", 
 
 
 @pytest.fixture
-def spec(house: Path, tmp_path: Path) -> ModelSpec:
+def spec(empty_home: Path, tmp_path: Path) -> ModelSpec:
     return toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM]})
 
 
@@ -103,7 +103,9 @@ def test_undetermined_neither_opens_nor_ends(spec: ModelSpec) -> None:
     assert incidents.read_log("toy").verdict_dates == {"drift": D1}
 
 
-def test_getting_worse_is_sent_once_and_each_channel_gets_what_it_is_for(house: Path, tmp_path: Path) -> None:
+def test_getting_worse_is_sent_once_and_each_channel_gets_what_it_is_for(
+    empty_home: Path, tmp_path: Path
+) -> None:
     data = TEAM | {"name": "data", "signals": ["failure:*", "deadline:*"]}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY, data]})
     assert summarise(incidents.record_signals(spec, D1, drift("suspected", "a little"))) == [
@@ -144,7 +146,7 @@ def test_a_part_that_is_well_does_not_end_what_another_part_failed_in(spec: Mode
     assert incidents.read_log("toy").open == []
 
 
-def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(house: Path, tmp_path: Path) -> None:
+def test_what_is_not_delivered_stays_and_goes_to_that_channel_alone(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM, EARLY]})
     incidents.record_signals(spec, D1, drift("bad"))
     assert incidents.deliver_notices(spec, lambda channel, _: channel.name == "early") == 1
@@ -171,7 +173,9 @@ def test_a_removed_channel_blocks_nothing(spec: ModelSpec, tmp_path: Path) -> No
     assert incidents.read_log("toy").outbox == []
 
 
-def test_what_the_spec_mutes_is_recorded_and_sent_when_the_mute_is_over(house: Path, tmp_path: Path) -> None:
+def test_what_the_spec_mutes_is_recorded_and_sent_when_the_mute_is_over(
+    empty_home: Path, tmp_path: Path
+) -> None:
     mute = {"signals": ["drift"], "until": D2, "reason": "a strike"}
     spec = toys.model(tmp_path / "models", "toy", alerts={"channels": [TEAM], "mute": [mute]})
     assert incidents.record_signals(spec, D1, drift("bad")) == []

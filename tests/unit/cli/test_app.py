@@ -42,7 +42,7 @@ def process(*arguments: str, stdin: str | None = None) -> subprocess.CompletedPr
 
 
 @pytest.fixture
-def toy(house: Path, tmp_path: Path) -> Path:
+def toy(empty_home: Path, tmp_path: Path) -> Path:
     folder = tmp_path / "models" / "toy"
     folder.mkdir(parents=True)
     shutil.copy(BROKEN / "model.yaml", folder)
@@ -225,7 +225,7 @@ def test_models_goes_on_past_a_broken_one(toy: Path) -> None:
     assert "features.sql is missing" in done.stderr
 
 
-def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
+def test_ledger_is_shown_and_verified(toy: Path, empty_home: Path) -> None:
     assert "No decision about toy is recorded" in call("ledger", "toy").output
     for n in range(3):
         ledger.append(
@@ -243,7 +243,9 @@ def test_ledger_is_shown_and_verified(toy: Path, house: Path) -> None:
     assert len(json.loads(call("ledger", "toy", "--json").stdout)) == 3
 
 
-def test_a_ledger_that_was_tampered_with(toy: Path, house: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_ledger_that_was_tampered_with(
+    toy: Path, empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for n in range(3):
         ledger.append(
             "toy", kind=LedgerKind.PROMOTION, decision=Decision.PROMOTED, reason=str(n), actor="test"
@@ -265,7 +267,7 @@ def test_schema_is_printed() -> None:
     assert json.loads(call("schema").stdout)["title"] == "ModelSpec"
 
 
-def test_docs_check(house: Path) -> None:
+def test_docs_check(empty_home: Path) -> None:
     assert call("docs", "--check").exit_code == 0
 
 

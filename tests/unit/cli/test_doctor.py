@@ -28,7 +28,7 @@ def s3_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 @pytest.fixture
-def clean(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def clean(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An environment that says nothing of AWS or of a cluster; one model."""
     for name in list(os.environ):
         if name.startswith(
@@ -85,7 +85,7 @@ def states(*profiles: str) -> dict[str, finding.Finding]:
     return {f.what: f for f in environment.examine(profiles)}
 
 
-def test_the_checks_pass_on_a_laptop(clean: Path, registry_house: Path) -> None:
+def test_the_checks_pass_on_a_laptop(clean: Path, mlflow_home: Path) -> None:
     findings = states()
     assert {f.what for f in findings.values() if f.state == "missing"} == set()
     assert findings["models"].detail.endswith("toy")
@@ -93,7 +93,7 @@ def test_the_checks_pass_on_a_laptop(clean: Path, registry_house: Path) -> None:
     assert findings["lake"].state == "ok"
     assert findings["landing area"].state == "warning"  # nothing has landed
     assert findings["MLflow: artifacts"].state == "ok"
-    assert not (registry_house / "lake").exists()  # asking leaves nothing behind
+    assert not (mlflow_home / "lake").exists()  # asking leaves nothing behind
 
 
 def test_s3_is_tried_in_every_way_that_steps_need(proxy: trouble.Proxy) -> None:
@@ -150,7 +150,7 @@ def test_an_eks_cluster_is_looked_up(proxy: trouble.Proxy, s3_url: str) -> None:
 def test_dead_servers_are_reported_in_seconds(
     dead: str, proxy: trouble.Proxy, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(finding, "ANSWER_SECONDS", 0.5)
+    monkeypatch.setattr(finding, "REQUEST_SECONDS", 0.5)
     with socket.socket() as ear:  # takes connections, and says nothing
         ear.bind(("127.0.0.1", 0))
         ear.listen(64)
@@ -186,10 +186,10 @@ def test_a_check_that_hangs_or_breaks_hides_no_other() -> None:
         yield finding.Finding("first", "ok", "fine")
         raise ZeroDivisionError("a division by zero it was")
 
-    slow = finding.bounded("it", hangs, 0.2)
+    slow = finding.run_with_time_limit("it", hangs, 0.2)
     assert [(f.what, f.state) for f in slow] == [("first", "ok"), ("it", "missing")]
     assert "no answer within 0.2 seconds" in slow[1].detail
-    broken = finding.bounded("it", breaks)
+    broken = finding.run_with_time_limit("it", breaks)
     assert broken[1].detail == "could not be checked: a division by zero it was"
 
 
@@ -259,7 +259,7 @@ def test_the_pod_of_a_step_is_submitted_without_being_started(remote_lake: Path)
     assert pod["metadata"]["labels"]["perennial/step"] == "perennial-doctor"
 
 
-def test_the_command_ends_with_1_and_speaks_json(clean: Path, registry_house: Path) -> None:
+def test_the_command_ends_with_1_and_speaks_json(clean: Path, mlflow_home: Path) -> None:
     good = CliRunner().invoke(app, ["doctor"])
     assert good.exit_code == 0, good.output
     assert "missing" not in good.output

@@ -27,7 +27,7 @@ from support.scaffolds import make, publishes, table, write
     ],
 )
 def test_task_is_told_from_the_label(
-    house: Path, tmp_path: Path, values: list[Any], task: str, expression: str, of_its_own: bool
+    empty_home: Path, tmp_path: Path, values: list[Any], task: str, expression: str, of_its_own: bool
 ) -> None:
     path = write(tmp_path / "orders.parquet", table(y=(values * 60)[:60]))
     spec = make("orders", [path], label="y")
@@ -37,7 +37,7 @@ def test_task_is_told_from_the_label(
     publishes(spec, "2024-01-01", "2024-01-03", 60)
 
 
-def test_ranking(house: Path, tmp_path: Path) -> None:
+def test_ranking(empty_home: Path, tmp_path: Path) -> None:
     path = write(
         tmp_path / "r.parquet", table(query=[i // 6 for i in range(60)], grade=[i % 4 for i in range(60)])
     )
@@ -48,14 +48,14 @@ def test_ranking(house: Path, tmp_path: Path) -> None:
     publishes(spec, "2024-01-01", "2024-01-03", 60)
 
 
-def test_dates_become_hour_and_weekday(house: Path, tmp_path: Path) -> None:
+def test_dates_become_hour_and_weekday(empty_home: Path, tmp_path: Path) -> None:
     spec = make("orders", [write(tmp_path / "o.parquet", table(y=[0, 1] * 30))], label="y")
     assert "hour(ordered_at) AS ordered_at_hour" in spec.sql
     assert "dayofweek(ordered_at) AS ordered_at_weekday" in spec.sql
     assert spec.features.categorical == ["shop"]
 
 
-def test_what_is_no_feature_is_left_out_and_said(house: Path, tmp_path: Path) -> None:
+def test_what_is_no_feature_is_left_out_and_said(empty_home: Path, tmp_path: Path) -> None:
     rows = table(
         600,
         y=[0, 1] * 300,
@@ -78,7 +78,7 @@ def test_what_is_no_feature_is_left_out_and_said(house: Path, tmp_path: Path) ->
     publishes(spec, "2024-01-01", "2024-01-03", 600)
 
 
-def test_text_cells_get_types_that_the_data_step_can_read(house: Path, tmp_path: Path) -> None:
+def test_text_cells_get_types_that_the_data_step_can_read(empty_home: Path, tmp_path: Path) -> None:
     path = tmp_path / "orders.csv"
     lines = ["id,when,zip,count,share,flag,code,late"]
     lines += [f"k{i},2024-01-0{1 + i % 2} 08:{i:02}:00,0{i:04},{i},{'NA' if i == 3 else i / 3},"
@@ -92,7 +92,7 @@ def test_text_cells_get_types_that_the_data_step_can_read(house: Path, tmp_path:
     publishes(spec, "2024-01-01", "2024-01-02", 60)
 
 
-def test_gzip_and_infinities(house: Path, tmp_path: Path) -> None:
+def test_gzip_and_infinities(empty_home: Path, tmp_path: Path) -> None:
     import gzip
 
     path = tmp_path / "orders-2024-01-01.csv.gz"
@@ -114,25 +114,25 @@ def test_gzip_and_infinities(house: Path, tmp_path: Path) -> None:
     ],
 )
 def test_template_is_told_from_file_names(
-    house: Path, tmp_path: Path, names: list[str], template: str
+    empty_home: Path, tmp_path: Path, names: list[str], template: str
 ) -> None:
     day = table(y=[0, 1] * 30, days=1)
     paths = [write(tmp_path / name, day) for name in names]
     spec = make("orders", paths, label="y")
     assert spec.data.source == f"{{landing}}/orders/{template}"
-    assert (house / "landing" / "orders" / names[1]).is_file()
+    assert (empty_home / "landing" / "orders" / names[1]).is_file()
     publishes(spec, "2024-01-01", "2024-01-01", 60)
 
 
-def test_a_sample_that_has_landed_stays_where_it_is(house: Path) -> None:
-    landing = house / "landing" / "feed"
+def test_a_sample_that_has_landed_stays_where_it_is(empty_home: Path) -> None:
+    landing = empty_home / "landing" / "feed"
     paths = [
         write(landing / f"year=2024/month=01/day=0{d}" / "part.parquet", table(y=[0, 1] * 30, days=1))
         for d in (1, 2)
     ]
     spec = make("orders", paths, label="y")
     assert spec.data.source == "{landing}/feed/year={year}/month={month}/day={day}/part.parquet"
-    assert sorted(p for p in (house / "landing").rglob("*.parquet")) == sorted(paths)
+    assert sorted(p for p in (empty_home / "landing").rglob("*.parquet")) == sorted(paths)
 
 
 HOSTILE = [
@@ -141,7 +141,7 @@ HOSTILE = [
 ]  # fmt: skip
 
 
-def test_hostile_names_and_values(house: Path, tmp_path: Path) -> None:
+def test_hostile_names_and_values(empty_home: Path, tmp_path: Path) -> None:
     values = [
         "=cmd|' /C calc'!A0",
         "<script>alert(1)</script>",
@@ -155,14 +155,14 @@ def test_hostile_names_and_values(house: Path, tmp_path: Path) -> None:
     publishes(spec, "2024-01-01", "2024-01-03", 60)
 
 
-def test_a_column_name_with_a_line_break_is_refused(house: Path, tmp_path: Path) -> None:
+def test_a_column_name_with_a_line_break_is_refused(empty_home: Path, tmp_path: Path) -> None:
     path = write(tmp_path / "orders.parquet", table(y=[0, 1] * 30, **{"x\nFROM secrets --": [1, 2] * 30}))
     with pytest.raises(PerennialError, match="should match pattern"):
         make("orders", [path], label="y")
     assert not (tmp_path / "models" / "orders").exists()
 
 
-def test_two_columns_name_a_row(house: Path, tmp_path: Path) -> None:
+def test_two_columns_name_a_row(empty_home: Path, tmp_path: Path) -> None:
     rows = table(y=[0, 1] * 30).drop_columns(["order_id", "shop"])
     rows = rows.append_column("line", pa.array([i % 20 for i in range(60)]))
     rows = rows.append_column("basket", pa.array([f"b{i // 20}" for i in range(60)]))
@@ -174,7 +174,7 @@ def test_two_columns_name_a_row(house: Path, tmp_path: Path) -> None:
     publishes(spec, "2024-01-01", "2024-01-03", 60)
 
 
-def test_samples_that_cannot_be_used(house: Path, tmp_path: Path) -> None:
+def test_samples_that_cannot_be_used(empty_home: Path, tmp_path: Path) -> None:
     def refused(content: bytes, name: str, message: str) -> None:
         path = tmp_path / name
         path.write_bytes(content)

@@ -44,7 +44,7 @@ def wine(tmp_path: Path) -> Path:
 
 
 @pytest.mark.slow
-def test_a_csv_becomes_a_model_that_runs(registry_house: Path, wine: Path) -> None:
+def test_a_csv_becomes_a_model_that_runs(mlflow_home: Path, wine: Path) -> None:
     """new, check, data, train, promote, score: without a line written by hand."""
     done = new("wine", "--sample", wine, "--label", "cultivar", "--yes", "--owner", "cellar")
     assert done.exit_code == 0, done.output
@@ -65,7 +65,7 @@ def test_a_csv_becomes_a_model_that_runs(registry_house: Path, wine: Path) -> No
     assert scored["status"] in ("scored", "no champion")
 
 
-def test_personal_data_reaches_no_file_and_no_output(house: Path, wine: Path, tmp_path: Path) -> None:
+def test_personal_data_reaches_no_file_and_no_output(empty_home: Path, wine: Path, tmp_path: Path) -> None:
     done = new("wine", "-s", wine, "--yes")
     texts = [p.read_text("utf-8") for p in (tmp_path / "models" / "wine").iterdir()]
     assert len(texts) == 4
@@ -73,7 +73,7 @@ def test_personal_data_reaches_no_file_and_no_output(house: Path, wine: Path, tm
     assert '"grower_name": personal data' in catalog.load_model_by_name("wine").sql
 
 
-def test_a_person_is_asked(house: Path, wine: Path, tmp_path: Path) -> None:
+def test_a_person_is_asked(empty_home: Path, wine: Path, tmp_path: Path) -> None:
     answers = (
         "\n".join(
             [str(wine), "", "", "nonsense", "cultivar", "", "n", "cellar", "Which cultivar is it?", "y"]
@@ -87,10 +87,10 @@ def test_a_person_is_asked(house: Path, wine: Path, tmp_path: Path) -> None:
         assert question in done.output
     spec = catalog.load_model_by_name("wine")
     assert (spec.owner, spec.description, spec.data.personal) == ("cellar", "Which cultivar is it?", [])
-    assert (house / "landing" / "wine" / "2024-03-01.csv").is_file()
+    assert (empty_home / "landing" / "wine" / "2024-03-01.csv").is_file()
 
 
-def test_the_suite_is_great_expectations_own(house: Path, wine: Path) -> None:
+def test_the_suite_is_great_expectations_own(empty_home: Path, wine: Path) -> None:
     from great_expectations import ExpectationSuite
 
     spec = make("wine", [wine], label="cultivar")
@@ -105,13 +105,13 @@ def test_the_suite_is_great_expectations_own(house: Path, wine: Path) -> None:
     assert not any(e["kwargs"].get("column") == "grower_name" for e in content["expectations"])
 
 
-def test_no_land_leaves_the_landing_area_alone(house: Path, wine: Path) -> None:
+def test_no_land_leaves_the_landing_area_alone(empty_home: Path, wine: Path) -> None:
     done = new("wine", "-s", wine, "--yes", "--no-land")
     assert "the sample was not copied" in done.output
-    assert not (house / "landing").exists()
+    assert not (empty_home / "landing").exists()
 
 
-def test_nothing_is_overwritten(house: Path, wine: Path, tmp_path: Path) -> None:
+def test_nothing_is_overwritten(empty_home: Path, wine: Path, tmp_path: Path) -> None:
     make("wine", [wine], label="cultivar")
     before = {p.name: p.read_bytes() for p in (tmp_path / "models" / "wine").iterdir()}
     for name in ("wine", "flight_late", "flight_context"):
@@ -121,8 +121,8 @@ def test_nothing_is_overwritten(house: Path, wine: Path, tmp_path: Path) -> None
     assert {p.name: p.read_bytes() for p in (tmp_path / "models" / "wine").iterdir()} == before
 
 
-def test_landed_files_are_not_overwritten(house: Path, wine: Path, tmp_path: Path) -> None:
-    other = house / "landing" / "wine" / "2024-03-02.csv"
+def test_landed_files_are_not_overwritten(empty_home: Path, wine: Path, tmp_path: Path) -> None:
+    other = empty_home / "landing" / "wine" / "2024-03-02.csv"
     other.parent.mkdir(parents=True)
     other.write_text("something else")
     with pytest.raises(PerennialError, match="exists already, with other content"):
@@ -133,7 +133,7 @@ def test_landed_files_are_not_overwritten(house: Path, wine: Path, tmp_path: Pat
 
 @pytest.mark.parametrize("step", ["write", "check", "land", "rename"])
 def test_nothing_half_written_is_left(
-    house: Path, wine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
+    empty_home: Path, wine: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, step: str
 ) -> None:
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
@@ -148,7 +148,7 @@ def test_nothing_half_written_is_left(
 
 
 @pytest.mark.parametrize("name", ["", "Wine", "../wine", "wine/red", "1wine", "wine red", "w" * 64])
-def test_names_that_are_none(house: Path, wine: Path, name: str) -> None:
+def test_names_that_are_none(empty_home: Path, wine: Path, name: str) -> None:
     with pytest.raises(PerennialError, match="cannot be a model's name"):
         make(name, [wine])
 
@@ -170,6 +170,6 @@ def test_names_that_are_none(house: Path, wine: Path, name: str) -> None:
         ({"label": "cultivar", "personal": ["nope"]}, "--personal names 'nope'"),
     ],
 )
-def test_answers_that_do_not_fit(house: Path, wine: Path, asked: dict[str, Any], message: str) -> None:
+def test_answers_that_do_not_fit(empty_home: Path, wine: Path, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(PerennialError, match=message):
         make("wine", [wine], **asked)

@@ -13,7 +13,7 @@ from support import toys
 
 
 @pytest.fixture
-def make(house: Path, tmp_path: Path) -> Any:
+def make(empty_home: Path, tmp_path: Path) -> Any:
     def make(sql: str = toys.SQL, **changes: Any) -> ModelSpec:
         spec = toys.model(tmp_path / "models", "toy", sql=sql, **changes)
         toys.write(landing.source_uri("{landing}/toy_places.parquet"), toys.places())

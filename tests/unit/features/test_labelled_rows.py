@@ -18,7 +18,7 @@ DAYS = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
 
 
 @pytest.fixture
-def spec(house: Path, tmp_path: Path) -> ModelSpec:
+def spec(empty_home: Path, tmp_path: Path) -> ModelSpec:
     return toys.model(tmp_path / "models", "toy")
 
 

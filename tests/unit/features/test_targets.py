@@ -14,7 +14,7 @@ from support import toys
 DAYS = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
 
 
-def test_lists_end_with_their_date_and_go_on_across_tables(house: Path, tmp_path: Path) -> None:
+def test_lists_end_with_their_date_and_go_on_across_tables(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "ranked", "ranking")
 
     def table(*rows: tuple[str, int | None]) -> pa.Table:
@@ -29,7 +29,7 @@ def test_lists_end_with_their_date_and_go_on_across_tables(house: Path, tmp_path
     assert lists.number(table((two, 9))).tolist() == [5]
 
 
-def test_targets(house: Path, tmp_path: Path) -> None:
+def test_targets(empty_home: Path, tmp_path: Path) -> None:
     def of(task: str, values: pa.Array, classes: tuple[str, ...] = ()) -> list[float]:
         return encode_targets(
             toys.model(tmp_path / "models", task, task), pa.chunked_array([values]), classes

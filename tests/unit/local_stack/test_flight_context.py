@@ -20,7 +20,7 @@ def hours(count: float) -> dt.datetime:
     return NOON + dt.timedelta(hours=count)
 
 
-def test_weather_is_the_latest_that_was_known_and_not_two_days_old(house: Path) -> None:
+def test_weather_is_the_latest_that_was_known_and_not_two_days_old(empty_home: Path) -> None:
     observed = {"JFK": [-100, 0, 1, 2, 200], "LGA": [0], "EWR": []}
     rows = [(origin, hours(h), float(h)) for origin, found in observed.items() for h in found]
     weather = {"origin": [r[0] for r in rows], "observed_at": [r[1] for r in rows]}

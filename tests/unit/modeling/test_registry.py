@@ -97,7 +97,7 @@ def test_a_name_that_mlflow_refuses_comes_with_a_hint(world: Any, monkeypatch: p
 
 
 @pytest.fixture
-def broken(house: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
+def broken(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[dict[str, Any]]:
     """A server that answers like a broken MLflow."""
     answer: dict[str, Any] = {"status": 500, "body": b"oops", "length": None}
 
@@ -136,11 +136,11 @@ def test_a_404_of_another_server_does_not_pass_for_no_champion(broken: dict[str,
         registry.get_version_by_alias("toy")
 
 
-def test_a_download_that_is_cut_off_leaves_nothing(broken: dict[str, Any], house: Path) -> None:
+def test_a_download_that_is_cut_off_leaves_nothing(broken: dict[str, Any], empty_home: Path) -> None:
     broken |= {"status": 200, "body": b"half", "length": 1000}
     with pytest.raises(RegistryError, match="broke off"):
         registry.download_artifact("run", "spec.json")
-    assert [p for p in (house / "cache").rglob("*") if p.is_file()] == []
+    assert [p for p in (empty_home / "cache").rglob("*") if p.is_file()] == []
 
 
 def test_how_an_earlier_release_told_people_does_not_keep_its_champion_from_scoring(

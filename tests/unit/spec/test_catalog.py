@@ -29,7 +29,7 @@ def write(root: Path, name: str = "toy", **replace: str) -> Path:
 
 
 @pytest.fixture
-def roots(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+def roots(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
     """Two more roots, searched in this order."""
     first, second = tmp_path / "first", tmp_path / "second root"
     monkeypatch.setenv("PERENNIAL_MODELS", f"{first}:{second}:{tmp_path / 'missing'}:")
@@ -121,7 +121,7 @@ def test_paths_are_shown_below_the_checkout() -> None:
     )
 
 
-def test_the_sample_is_good(house: Path) -> None:
+def test_the_sample_is_good(empty_home: Path) -> None:
     reports = {r.name: r for r in preflight.check()}
     assert SAMPLE | {"flight_context"} <= set(reports)
     assert [p for r in reports.values() for p in r.problems] == []
@@ -134,16 +134,16 @@ def test_every_folder_of_the_sample_has_a_readme() -> None:
             assert text.startswith(f"# {name}\n"), f"{folder}/README.md does not begin with its name"
 
 
-def landed(house: Path, kind: str, **columns: object) -> None:
+def landed(empty_home: Path, kind: str, **columns: object) -> None:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    path = house / "landing" / kind / "2024-01-03.parquet"
+    path = empty_home / "landing" / kind / "2024-01-03.parquet"
     path.parent.mkdir(parents=True, exist_ok=True)
     pq.write_table(pa.table(columns), path)
 
 
-def test_what_landed_is_compared_with_what_is_declared(house: Path, roots: tuple[Path, Path]) -> None:
+def test_what_landed_is_compared_with_what_is_declared(empty_home: Path, roots: tuple[Path, Path]) -> None:
     import datetime as dt
 
     write(roots[0])
@@ -152,12 +152,12 @@ def test_what_landed_is_compared_with_what_is_declared(house: Path, roots: tuple
         "id": [f"k{i}" for i in range(n)], "seen_at": [dt.datetime(2024, 1, 3, 1)] * n, "x": [0.5] * n,
         "shop": ["a"] * n, "who": [f"Person {i}" for i in range(n)],
     }  # fmt: skip
-    landed(house, "toy", **rows)
-    landed(house, "labels", id=rows["id"], y=[1] * n)
+    landed(empty_home, "toy", **rows)
+    landed(empty_home, "labels", id=rows["id"], y=[1] * n)
     (report,) = preflight.check(["toy"])
     assert (report.problems, report.tried) == ([], "20 landed rows")
-    landed(house, "toy", **(rows | {"x": ["text"] * n}))
-    landed(house, "labels", id=rows["id"], why=[1] * n)
+    landed(empty_home, "toy", **(rows | {"x": ["text"] * n}))
+    landed(empty_home, "labels", id=rows["id"], why=[1] * n)
     (report,) = preflight.check(["toy"])
     assert any(
         "model.yaml:10: " in p and "column 'x' is declared number; the file has string" in p
@@ -166,13 +166,13 @@ def test_what_landed_is_compared_with_what_is_declared(house: Path, roots: tuple
     assert any("model.yaml:20: " in p and "column 'y' (integer) is missing" in p for p in report.problems)
 
 
-def test_no_personal_value_is_shown(house: Path, roots: tuple[Path, Path]) -> None:
+def test_no_personal_value_is_shown(empty_home: Path, roots: tuple[Path, Path]) -> None:
     import datetime as dt
 
     folder = write(roots[0])
     (folder / "features.sql").write_text("SELECT id, who::INTEGER AS x FROM rows")
     n = 20
-    landed(house, "toy", id=[f"k{i}" for i in range(n)], seen_at=[dt.datetime(2024, 1, 3, 1)] * n, x=[0.5] * n,
+    landed(empty_home, "toy", id=[f"k{i}" for i in range(n)], seen_at=[dt.datetime(2024, 1, 3, 1)] * n, x=[0.5] * n,
            shop=["a"] * n, who=[f"Person {i}" for i in range(n)])  # fmt: skip
     (report,) = preflight.check(["toy"])
     assert report.problems

@@ -14,7 +14,7 @@ from support import toys
 
 
 @pytest.fixture
-def folder(house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A further folder of profiles."""
     profiles = tmp_path / "compute"
     profiles.mkdir()

@@ -97,7 +97,7 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(remote_lake: Pa
     assert pod["spec"]["hostAliases"] == [{"ip": "1.2.3.4"}]
 
 
-def test_a_lake_in_a_folder_is_refused(house: Path, tmp_path: Path) -> None:
+def test_a_lake_in_a_folder_is_refused(empty_home: Path, tmp_path: Path) -> None:
     with pytest.raises(PerennialError, match=r"PERENNIAL_LAKE is .* a folder of this machine"):
         make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
 

@@ -12,7 +12,7 @@ from perennial.steps import dispatch
 from support import toys
 
 
-def test_unknown_steps_and_arguments_are_refused(house: Path, tmp_path: Path) -> None:
+def test_unknown_steps_and_arguments_are_refused(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     with pytest.raises(PerennialError, match=r"no step 'fly'(.|\n)*data, train, promote, score, monitor"):
         dispatch.run("fly", spec)
@@ -26,17 +26,17 @@ def test_unknown_steps_and_arguments_are_refused(house: Path, tmp_path: Path) ->
 def test_every_step_is_the_function_of_its_name_in_the_module_of_its_name(step: str) -> None:
     function = dispatch.load_step(step)
     assert (function.__module__, function.__name__) == (f"perennial.steps.{step}", step)
-    assert dispatch.takes(step)
+    assert dispatch.parameter_names(step)
     assert step in steps.__all__
 
 
 def test_a_step_names_its_arguments() -> None:
-    assert dispatch.takes("promote") == ["as_of", "actor", "reason"]
-    assert dispatch.takes("rollback") == ["actor", "reason", "to_version"]
+    assert dispatch.parameter_names("promote") == ["as_of", "actor", "reason"]
+    assert dispatch.parameter_names("rollback") == ["actor", "reason", "to_version"]
 
 
 @pytest.mark.parametrize("name", ["data", "train", "score"])
-def test_text_that_is_no_date_is_refused_by_every_step(house: Path, tmp_path: Path, name: str) -> None:
+def test_text_that_is_no_date_is_refused_by_every_step(empty_home: Path, tmp_path: Path, name: str) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     with pytest.raises(PerennialError) as error:
         dispatch.run(name, spec, **{"as_of" if name == "train" else "start": "../../etc"})

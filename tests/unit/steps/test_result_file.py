@@ -38,7 +38,7 @@ def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
     assert result_file.read_result(str(tmp_path / "result.json")) is None
 
 
-def test_another_library_is_refused_before_any_work(house: Path, tmp_path: Path) -> None:
+def test_another_library_is_refused_before_any_work(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
     bundle, uri = tmp_path / "bundle.json", tmp_path / "result.json"
     bundle.write_text(json.dumps(spec.bundle()))

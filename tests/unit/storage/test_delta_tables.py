@@ -25,7 +25,7 @@ def ids(uri: str, **where: Any) -> list[int]:
 
 
 @pytest.fixture
-def uri(house: Path) -> str:
+def uri(empty_home: Path) -> str:
     return delta_tables.table_uri("published", "toy")
 
 
@@ -33,7 +33,7 @@ def test_nothing_is_there_at_first(uri: str) -> None:
     assert delta_tables.version(uri) is None
     assert delta_tables.partitions(uri) == []
     assert lake.find_table(uri) is None
-    assert delta_tables.fingerprint(uri) == ""
+    assert delta_tables.partitions_digest(uri) == ""
 
 
 def test_a_partition_is_replaced_and_its_neighbours_stay(uri: str) -> None:
@@ -91,11 +91,14 @@ def test_an_old_version_stays_readable(uri: str) -> None:
 def test_a_fingerprint_changes_with_its_partitions_and_with_no_other(uri: str) -> None:
     delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
     delta_tables.replace(uri, table("2024-01-02", 2), "2024-01-02")
-    one, both = delta_tables.fingerprint(uri, "2024-01-01", "2024-01-01"), delta_tables.fingerprint(uri)
+    one, both = (
+        delta_tables.partitions_digest(uri, "2024-01-01", "2024-01-01"),
+        delta_tables.partitions_digest(uri),
+    )
     delta_tables.replace(uri, table("2024-01-02", 3), "2024-01-02")
-    assert delta_tables.fingerprint(uri, "2024-01-01", "2024-01-01") == one
-    assert delta_tables.fingerprint(uri) != both
-    assert delta_tables.fingerprint(uri, "2025-01-01", "2025-01-01") == ""
+    assert delta_tables.partitions_digest(uri, "2024-01-01", "2024-01-01") == one
+    assert delta_tables.partitions_digest(uri) != both
+    assert delta_tables.partitions_digest(uri, "2025-01-01", "2025-01-01") == ""
 
 
 def test_fingerprints_are_those_of_each_partition(uri: str) -> None:
@@ -106,7 +109,7 @@ def test_fingerprints_are_those_of_each_partition(uri: str) -> None:
     assert len(files) == 30
     assert (
         delta_tables.files_digest(files["2024-01-07"])
-        == delta_tables.fingerprint(uri, "2024-01-07", "2024-01-07")
+        == delta_tables.partitions_digest(uri, "2024-01-07", "2024-01-07")
         != ""
     )
     assert {sum(f.rows for f in listed) for listed in files.values()} == {100}
@@ -136,7 +139,9 @@ def test_a_column_that_comes_later_is_added(uri: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["with space", "it's", "glob*", "what?", "ümlaut", "#hash", "{brace}"])
-def test_any_folder_will_do(name: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_any_folder_will_do(
+    name: str, empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
     uri = delta_tables.table_uri("published", "toy")
     delta_tables.replace(uri, table("2024-01-01", 1), "2024-01-01")
@@ -148,7 +153,7 @@ def test_any_folder_will_do(name: str, house: Path, tmp_path: Path, monkeypatch:
 
 @pytest.mark.parametrize("name", ["in [x] brackets", "per%20cent"])
 def test_a_folder_that_delta_tables_cannot_have_is_told(
-    name: str, house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    name: str, empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """deltalake panics, or reads another folder than it writes."""
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / name))
@@ -196,7 +201,7 @@ def test_many_first_writers_of_different_partitions_lose_nothing(uri: str) -> No
 
 
 def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
-    house: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "file").write_text("in the way")
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / "file"))
@@ -204,7 +209,7 @@ def test_a_folder_that_cannot_be_written_is_told_with_a_remedy(
         delta_tables.replace(delta_tables.table_uri("published", "toy"), table("2024-01-01", 1), "2024-01-01")
 
 
-def test_duckdb_stays_within_its_share_and_in_utc(house: Path) -> None:
+def test_duckdb_stays_within_its_share_and_in_utc(empty_home: Path) -> None:
     con = duckdb_session.connect(memory_share=0.5)
     row = con.execute("SELECT current_setting('TimeZone'), current_setting('memory_limit')").fetchone()
     assert row == ("UTC", "512.0 MiB")

@@ -33,7 +33,7 @@ def rewrite(change: Any) -> None:
     )
 
 
-def test_records_are_chained_and_kept_whole(house: Path) -> None:
+def test_records_are_chained_and_kept_whole(empty_home: Path) -> None:
     assert ledger.records("toy") == []
     assert ledger.verify("toy") == 0
     first = add(
@@ -51,7 +51,7 @@ def test_records_are_chained_and_kept_whole(house: Path) -> None:
     assert ledger.verify("toy") == 2
 
 
-def test_each_model_has_its_own_chain(house: Path) -> None:
+def test_each_model_has_its_own_chain(empty_home: Path) -> None:
     add("one")
     add("two")
     add("one")
@@ -59,7 +59,7 @@ def test_each_model_has_its_own_chain(house: Path) -> None:
 
 
 @pytest.mark.parametrize("field", [f for f in ledger.FIELDS if f not in ("sequence", "model", "evidence")])
-def test_a_changed_record_is_found(house: Path, field: str) -> None:
+def test_a_changed_record_is_found(empty_home: Path, field: str) -> None:
     for _ in range(3):
         add()
     rewrite(lambda rows: [r | ({field: "f" * 64} if r["sequence"] == 2 else {}) for r in rows])
@@ -88,7 +88,7 @@ def test_a_changed_record_is_found(house: Path, field: str) -> None:
         "all removed",
     ],
 )
-def test_tampering_is_found(house: Path, change: Any) -> None:
+def test_tampering_is_found(empty_home: Path, change: Any) -> None:
     for n in range(3):
         add(evidence={"loss": n})
     rewrite(change)
@@ -96,7 +96,7 @@ def test_tampering_is_found(house: Path, change: Any) -> None:
         ledger.verify("toy")
 
 
-def test_writers_at_once_keep_the_chain(house: Path) -> None:
+def test_writers_at_once_keep_the_chain(empty_home: Path) -> None:
     """Two models' first records at once: only one of them creates the table."""
     writers = [processes.start(processes.append_records, model, 4) for model in ("one", "two", "one", "two")]
     assert processes.wait(*writers) == [0] * 4

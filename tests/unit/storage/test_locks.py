@@ -11,7 +11,7 @@ from support.lock_contract import LockContract
 
 class TestFolderLock(LockContract):
     @pytest.fixture(autouse=True)
-    def lake(self, house: Path) -> None:
+    def lake(self, empty_home: Path) -> None:
         pass
 
     def free_lock_of_dead_holder(self, pid: int) -> None:

@@ -17,7 +17,7 @@ DONE = Manifest("toy", "data", "2024-01-01", {"rows": "abc", "n": 1}, {"status":
                 quarantined=1)  # fmt: skip
 
 
-def test_it_comes_back_completed(house: Path) -> None:
+def test_it_comes_back_completed(empty_home: Path) -> None:
     assert manifests.read("toy", "data", "2024-01-01") is None
     written = manifests.write(DONE, time.monotonic() - 2)
     assert manifests.read("toy", "data", "2024-01-01") == written
@@ -27,13 +27,13 @@ def test_it_comes_back_completed(house: Path) -> None:
     assert written.finished_at.endswith("Z")
 
 
-def test_counts_must_add_up(house: Path) -> None:
+def test_counts_must_add_up(empty_home: Path) -> None:
     with pytest.raises(StorageError, match="5 rows came in, 3 went out and 1"):
         manifests.write(replace(DONE, rows_out=3), time.monotonic())
     assert manifests.read("toy", "data", "2024-01-01") is None
 
 
-def test_unchanged_inputs_are_a_finished_step(house: Path) -> None:
+def test_unchanged_inputs_are_a_finished_step(empty_home: Path) -> None:
     manifests.write(DONE, time.monotonic())
     assert manifests.find_completed("toy", "data", "2024-01-01", {"n": 1, "rows": "abc"}) is not None
     assert manifests.find_completed("toy", "data", "2024-01-01", {"n": 2, "rows": "abc"}) is None
@@ -41,7 +41,7 @@ def test_unchanged_inputs_are_a_finished_step(house: Path) -> None:
     assert manifests.find_completed("toy", "data", "2024-01-02", {"n": 1, "rows": "abc"}) is None
 
 
-def test_inputs_are_compared_as_json_keeps_them(house: Path) -> None:
+def test_inputs_are_compared_as_json_keeps_them(empty_home: Path) -> None:
     manifests.write(replace(DONE, inputs={"pairs": [("a", 1)], "by": {1: 2}}), time.monotonic())
     assert (
         manifests.find_completed("toy", "data", "2024-01-01", {"pairs": [("a", 1)], "by": {1: 2}}) is not None
@@ -49,7 +49,7 @@ def test_inputs_are_compared_as_json_keeps_them(house: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", '{"model": "toy"}', '{"unknown": 1}', "null"])
-def test_another_content_is_an_error(house: Path, text: str) -> None:
+def test_another_content_is_an_error(empty_home: Path, text: str) -> None:
     file = Path(manifests.uri("toy", "data", "2024-01-01"))
     file.parent.mkdir(parents=True)
     file.write_text(text)
@@ -57,7 +57,7 @@ def test_another_content_is_an_error(house: Path, text: str) -> None:
         manifests.read("toy", "data", "2024-01-01")
 
 
-def test_no_scraps_are_left_beside_it(house: Path) -> None:
+def test_no_scraps_are_left_beside_it(empty_home: Path) -> None:
     manifests.write(DONE, time.monotonic())
     manifests.write(DONE, time.monotonic())
     file = Path(manifests.uri("toy", "data", "2024-01-01"))

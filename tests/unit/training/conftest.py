@@ -13,7 +13,7 @@ from support import toys
 
 
 @pytest.fixture
-def make(house: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
+def make(empty_home: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
     def make(task: str = "binary", **changes: Any) -> ModelSpec:
         spec = toys.model(tmp_path / "models", toys.unique(), task, **changes)
         toys.publish(spec)

@@ -11,13 +11,13 @@ import pytest
 from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import _baseline_models
-from perennial.training._baseline_models import fit_baselines
+from perennial.training._baseline_models import fit_baseline_models
 from perennial.training._dataset import Dataset, EncodedRowFile
 from support import toys
 
 
 @pytest.fixture
-def make(house: Path, tmp_path: Path) -> Any:
+def make(empty_home: Path, tmp_path: Path) -> Any:
     def make(task: str = "binary", **training: Any) -> ModelSpec:
         return toys.model(tmp_path / "models", toys.unique(), task, training=training)
 
@@ -40,7 +40,7 @@ def data(folder: Path, y: Any = None, rows: int = 600, classes: tuple[str, ...] 
 def test_baselines_know_what_they_can(make: Any, tmp_path: Path) -> None:
     straight = data(tmp_path)
     y = np.nan_to_num(next(straight.file.batches(0, 600))[0][:, 1]) > 0
-    fitted = fit_baselines(make(), rows := data(tmp_path, y))
+    fitted = fit_baseline_models(make(), rows := data(tmp_path, y))
     matrix = next(rows.file.batches(0, 600))[0]
     constant, linear = fitted["constant"](matrix), fitted["linear"](matrix)
     assert np.allclose(constant, y.mean(), atol=1e-6)
@@ -54,7 +54,7 @@ def test_baselines_of_a_rare_class_that_the_sample_missed(
     y = np.zeros(600)
     y[1] = 1  # the sample takes every sixtieth
     rows = data(tmp_path, y)
-    fitted = fit_baselines(make(), rows)
+    fitted = fit_baseline_models(make(), rows)
     matrix = next(rows.file.batches(0, 600))[0]
     assert set(fitted) == {"constant"}
     assert fitted["constant"](matrix).tolist() == [0] * 600
@@ -64,8 +64,8 @@ def test_baselines_of_classes_and_values(make: Any, tmp_path: Path) -> None:
     y = np.arange(600) % 3
     rows = data(tmp_path, y, classes=("a", "b", "c"))
     matrix = next(rows.file.batches(0, 600))[0]
-    for predict in fit_baselines(make("multiclass"), rows).values():
+    for predict in fit_baseline_models(make("multiclass"), rows).values():
         assert predict(matrix).shape == (600, 3)
         assert np.allclose(predict(matrix).sum(axis=1), 1)
-    for predict in fit_baselines(make("regression"), data(tmp_path, y)).values():
+    for predict in fit_baseline_models(make("regression"), data(tmp_path, y)).values():
         assert predict(matrix).shape == (600,)

@@ -56,9 +56,9 @@ def _kill_once_it_boosts(pid: int, checkpoint: Checkpoint) -> None:
 
 
 @pytest.fixture
-def rendezvous(house: Path, monkeypatch: pytest.MonkeyPatch) -> str:
+def rendezvous(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv("PERENNIAL_WORKERS_MINUTES", "0.5")
-    return str(house / "rendezvous.json")
+    return str(empty_home / "rendezvous.json")
 
 
 def worker(rendezvous: str, rank: int, *more: str) -> subprocess.Popen[str]:

@@ -16,9 +16,9 @@ from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import _boosting
 from perennial.training import search as search_module
-from perennial.training._baseline_models import fit_baselines
+from perennial.training._baseline_models import fit_baseline_models
 from perennial.training._dataset import Dataset, EncodedRowFile
-from perennial.training.checkpoint import Checkpoint, Trial
+from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import N_STARTUP_TRIALS, search_and_fit
 from support import toys
 
@@ -30,7 +30,7 @@ SPACE = {
 
 
 @pytest.fixture
-def make(house: Path, tmp_path: Path) -> Any:
+def make(empty_home: Path, tmp_path: Path) -> Any:
     def make(task: str = "binary", **training: Any) -> ModelSpec:
         return toys.model(tmp_path / "models", toys.unique(), task, training=training)
 
@@ -52,7 +52,7 @@ def data(folder: Path, y: Any = None, rows: int = 600, classes: tuple[str, ...] 
 
 def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make: Any, tmp_path: Path) -> None:
     spec = make(search={"trials": 6, "space": SPACE}, rounds=10, seed=3)
-    reported: list[Trial] = []
+    reported: list[SearchTrial] = []
     one = search_and_fit(spec, data(tmp_path), on_trial=reported.append)
     assert reported == one.trials
     assert [t.number for t in one.trials] == list(range(6))
@@ -76,7 +76,7 @@ def test_trials_side_by_side_are_those_one_by_one(
     outcomes = []
     for threads in ("1", "4"):
         monkeypatch.setenv("PERENNIAL_THREADS", threads)
-        rows, reported = data(tmp_path, rows=2000), list[Trial]()
+        rows, reported = data(tmp_path, rows=2000), list[SearchTrial]()
         assert rows.max_parallel_trials(N_STARTUP_TRIALS) == int(threads)
         one = search_and_fit(spec, rows, on_trial=reported.append)
         outcomes.append(
@@ -186,5 +186,5 @@ def test_a_column_that_is_all_missing_hurts_nobody(make: Any, tmp_path: Path) ->
     file = EncodedRowFile(tmp_path / "missing", 3)
     file.append(matrix, rows.y, None)
     missing = Dataset(file, rows.fit_rows, rows.encoding, (), rows.y, None)
-    assert np.isfinite(fit_baselines(make(), missing)["linear"](matrix)).all()
+    assert np.isfinite(fit_baseline_models(make(), missing)["linear"](matrix)).all()
     assert search_and_fit(make(rounds=3), missing).rounds >= 1
