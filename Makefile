@@ -47,7 +47,7 @@ start: setup  ## start MLflow and Airflow only
 	@$(RUN) -m perennial.local_stack start
 
 stop: python  ## stop both servers and every process they started
-	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack stop; else echo "Nothing is set up, so nothing runs."; fi
+	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack stop; else echo "Nothing is set up, and nothing runs."; fi
 
 status: setup  ## show what runs, and where
 	@$(RUN) -m perennial.local_stack status
@@ -64,7 +64,7 @@ check: setup  ## check all models: file, line, key, received value, allowed valu
 new: setup  ## create a model's folder from a sample file (MODEL=name; ARGS=--help for options)
 	@$(RUN) -m perennial new $(MODEL) $(ARGS)
 
-docs: setup  ## regenerate the JSON Schema and the tables of keys
+docs: setup  ## regenerate the JSON Schemas and the tables of keys
 	@$(RUN) -m perennial docs
 
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
@@ -76,13 +76,13 @@ test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG 
 	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
 	@$(RUN) -m pytest tests/integration/docker tests/integration/kubernetes $(ARGS)
 
-bench: setup  ## measure speed and memory against the plain libraries (PART=score,train  QUICK=1  ARGS=--help)
+bench: setup  ## measure speed and memory of the steps against direct calls of the libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
 
 bench-loop: setup  ## measure the value of monitoring and retraining on streams with known changes (ARGS="--seeds 3")
 	@PYTHONPATH="include:plugins:tests:." $(RUN) -m bench.loop $(ARGS)
 
-lint: setup-tests  ## check style, the borders between packages, and declared dependencies
+lint: setup-tests  ## check style, imports between packages, declared dependencies, generated pages
 	@$(RUN) -m ruff check .
 	@$(RUN) -m ruff format --check .
 	@"$(VENV)/bin/lint-imports" --no-logo --cache-dir .ruff_cache/import-linter

@@ -1,7 +1,7 @@
 """The command line: check and create models, run single steps, read the ledger.
 
 A person, an Airflow worker and a pod all run steps through `run`. Each command imports heavy libraries only when it
-needs them, so that help and errors appear at once.
+needs them, so that help and errors appear quickly.
 """
 
 from __future__ import annotations
@@ -108,7 +108,7 @@ def run(
     start: Annotated[str | None, typer.Option(help="data, score: first partition date, YYYY-MM-DD.")] = None,
     end: Annotated[str | None, typer.Option(help="Last partition date; default: --start.")] = None,
     as_of: Annotated[str | None, typer.Option(help="Partition date of the latest data to use.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Run again even if it was done already.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Repeat finished work.")] = False,
     reason: Annotated[str | None, typer.Option(help="Reason, recorded in the ledger.")] = None,
     actor: Annotated[str | None, typer.Option(help="Who decides; default: the user.")] = None,
     to_version: Annotated[str | None, typer.Option(help="rollback: version to return to.")] = None,
@@ -116,7 +116,8 @@ def run(
         bool, typer.Option("--backfill", help="Part of a backfill: starts no retraining.")
     ] = False,
     catch_up: Annotated[
-        bool, typer.Option("--catch-up", help="score: also earlier partitions that were not scored yet.")
+        bool,
+        typer.Option("--catch-up", help="score: also score earlier partitions that have not been scored."),
     ] = False,
     run_id: Annotated[str | None, typer.Option(help="Identifier recorded with what the step writes.")] = None,
     spec_file: Annotated[
@@ -154,7 +155,7 @@ def worker(
     rank: Annotated[int, typer.Option(help="Number of this worker, from 0.")],
     library_digest: LibraryDigest = None,
 ) -> None:
-    """Fit a model together with the other workers of a trainer that runs elsewhere; end when the trainer has done."""
+    """Fit a model together with the other workers of a trainer that runs elsewhere; ends when it is fitted."""
     from perennial.steps import result_file
     from perennial.training import dask_cluster
 
@@ -295,10 +296,15 @@ def new(
         list[str] | None, typer.Option("--personal", help="Column of personal data; may be repeated.")
     ] = None,
     into: Annotated[
-        Path | None, typer.Option(help="Folder to create it in; default: the first of PERENNIAL_MODELS.")
+        Path | None,
+        typer.Option(
+            help="Folder to create it in; default: the first of PERENNIAL_MODELS, or include/models."
+        ),
     ] = None,
     land: Annotated[bool | None, typer.Option(help="Copy the sample into the landing area.")] = None,
-    yes: Annotated[bool, typer.Option("--yes", "-y", help="Ask nothing; accept every suggestion.")] = False,
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Ask no questions; accept every suggestion.")
+    ] = False,
 ) -> None:
     """Create a model's folder from a sample: spec, features, suite and README, ready to check and to run."""
     from perennial.cli.new import wizard

@@ -80,7 +80,7 @@ def mute(model: str, signal: str, until: str, reason: str) -> None:
         key = str(first["loc"][0])
         raise PerennialError(
             f"{key} is {values[key]!r}: {first['msg']}",
-            f"perennial mute {model} drift --until 2026-01-31 --reason 'why'",
+            f"perennial mute {model} features --until 2026-01-31 --reason 'why'",
             model=model,
         ) from None
     incidents.mute_signals(spec.name, muted, terminal.user())

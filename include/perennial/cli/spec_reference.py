@@ -38,8 +38,8 @@ Each folder is a model:
 A folder with `feature_set.yaml` instead is a feature set: its `features.sql` adds columns to the rows of every model
 that names it in `features.sets`.
 
-`perennial new NAME` creates a folder from a sample file; `perennial check` reports what is wrong with one, with file
-and line. `PERENNIAL_MODELS` adds other folders of models. Editors complete and check `model.yaml` by
+`perennial new NAME` creates a folder from a sample file; `perennial check` reports what is wrong with a folder, with
+file and line. `PERENNIAL_MODELS` adds other folders of models. Editors complete and check `model.yaml` with
 `model.schema.json` if its first line is `# yaml-language-server: $schema=../model.schema.json`.
 
 ## The SQL of features
@@ -68,7 +68,7 @@ take precedence over these. Light tasks (promote, decide, approve) always run in
 
 - **Pod**: the profile's `template`, overridden by the profile, overridden by the step; lists are merged by name. It
   meets the Pod Security Standard *restricted*: no root, no privileges, no service account token, and a read-only root
-  file system besides a scratch volume.
+  file system except for a scratch volume.
 - **Environment**: the lake, the landing area, MLflow, and AWS's region and endpoint, as in the Airflow worker; secrets
   by reference (`secrets`, `secret_env`); nothing else. `PERENNIAL_MEMORY_MB` is three quarters of `memory`.
 - **Waiting**: a pod that finds no node, or no quota, waits up to `wait_minutes`; the task's log, and the failure, show
@@ -85,14 +85,14 @@ take precedence over these. Light tasks (promote, decide, approve) always run in
 ## Training on more than one machine
 
 With `workers: 4`, four workers fit a model together by XGBoost's Dask interface, for data that one machine cannot hold
-or takes too long for. It changes where a model is fitted, and nothing about the model:
+or takes too long for. It changes where a model is fitted, not how the model is described:
 
 ```yaml
 name: gpus
 kind: kubernetes
 workers: 4
 gpu: {count: 1}   # per worker
-memory: 64Gi      # per worker: its share of the rows is in memory, at 10 bytes per cell
+memory: 64Gi      # per worker: holds its share of the rows, at 10 bytes per cell
 ```
 
 - **Pods**: a trainer, which leads (scheduler, search, evaluation; without a GPU), and its workers, named after it
@@ -100,12 +100,12 @@ memory: 64Gi      # per worker: its share of the rows is in memory, at 10 bytes 
   end when the model is fitted, so that no GPU waits for the evaluation. With `kind: local`, or
   `perennial run train --workers 2`, they are processes of one machine (which cannot share a GPU: training on cuda is
   refused).
-- **Rendezvous**: the trainer writes its address to the lake, where the workers look for it; both wait up to
+- **Rendezvous**: the trainer writes its address to the lake, where the workers read it; both wait up to
   `wait_minutes` plus `start_minutes`. The failure names the workers that are missing, and why.
 - **Rows**: each worker reads its partitions of the pinned table versions from the lake. Categories and classes are
   collected once and sent to all. Early stopping, search and checkpoints work as in one process.
-- **Not byte for byte equal**: bins computed from several shares differ in the last digits from those of one process.
-  The same number of workers on the same rows reproduces a model; another number starts without the checkpoint.
+- **Not identical to one process**: bins computed from several shares differ in the last digits from those of one
+  process. The same number of workers on the same rows reproduces a model; another number starts without the checkpoint.
 - **A lost worker** ends the attempt, because XGBoost cannot continue without it. That counts as an interruption: the
   next attempt has new pods and continues from the checkpoint. If a worker was killed for memory, it has the next of
   `more_memory`.

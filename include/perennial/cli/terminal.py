@@ -1,4 +1,4 @@
-"""The terminal: where commands print, how tables look, and who runs them."""
+"""The terminal: the console, tables without borders, and the user's name."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ __all__ = ["console", "table", "user"]
 
 
 def console() -> Console:
-    """Where commands print. In a file or a pipe, which have no width, lines are not wrapped."""
+    """The console that commands print to. In a file or a pipe, which have no width, lines are not wrapped."""
     return (
         Console(highlight=False)
         if sys.stdout.isatty()

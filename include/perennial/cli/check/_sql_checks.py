@@ -1,4 +1,4 @@
-"""Checks of ``features.sql`` before it runs: it binds, keeps each row, and computes it by itself.
+"""Checks of ``features.sql`` before it runs: it binds, keeps each row, and computes each row independently.
 
 The SQL is bound against the declared columns and the reference tables that exist, then run on a few rows: landed rows
 where a partition has landed, generated ones otherwise. It can read what is given to it and nothing else.
@@ -184,7 +184,7 @@ def _row_problems(node: Any, rows: set[str], *, in_union: bool) -> Iterator[tupl
         yield (
             _offset(window),
             (
-                f"{window.get('function_name')}() OVER looks at other rows: a partition must give what a year "
+                f"{window.get('function_name')}() OVER reads other rows: a partition must give what a year "
                 "gives"
             ),
             True,

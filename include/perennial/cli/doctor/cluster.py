@@ -1,7 +1,7 @@
-"""The part of `perennial doctor` that asks a Kubernetes cluster whether pods of a profile would be accepted.
+"""The part of `perennial doctor` that checks whether a Kubernetes cluster would accept the pods of a profile.
 
-The pod that the API server is asked to accept, without starting it, is the one of `pod_manifest`: the one that the
-plugin's operator submits.
+The API server validates a pod without starting it (dry run). Its manifest is that of `pod_manifest`, which the plugin's
+operator submits, too.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from perennial.spec import compute_profile, pod_manifest
 from perennial.spec.compute_profile import ComputeProfile
 from perennial.storage import object_store
 
-__all__ = ["RIGHTS", "Cluster", "examine", "trial_pod"]
+__all__ = ["RIGHTS", "Cluster", "dry_run_pod", "examine"]
 
 #: What Airflow does with pods: verb, resource, subresource.
 RIGHTS = [
@@ -38,13 +38,13 @@ def examine(profiles: list[ComputeProfile]) -> list[Finding]:
     for profile in profiles:
         findings.append(_image(profile))
         if profile.kind == "eks":
-            findings += finding.bounded(f"{profile.name}: EKS", partial(_eks, profile))
-        findings += finding.bounded(f"{profile.name}: cluster", Cluster(profile).check)
+            findings += finding.run_with_time_limit(f"{profile.name}: EKS", partial(_eks, profile))
+        findings += finding.run_with_time_limit(f"{profile.name}: cluster", Cluster(profile).check)
     return findings
 
 
-def trial_pod(profile: ComputeProfile) -> dict[str, Any]:
-    """The pod that the API server is asked to accept: that of a step, with another name, command and owner."""
+def dry_run_pod(profile: ComputeProfile) -> dict[str, Any]:
+    """The pod for the dry run: that of a step, with another name, command and owner."""
     owner = "perennial-doctor"
     pod = pod_manifest.pod(profile, ["--help"], model=owner, step=owner, team=owner, memory=profile.memory)
     pod["metadata"]["generateName"] = f"{owner}-"
@@ -71,7 +71,7 @@ def _eks(profile: ComputeProfile) -> Iterator[Finding]:
     what = f"{profile.name}: EKS {profile.cluster}"
     try:
         eks = object_store.client(
-            "eks", timeout=finding.ANSWER_SECONDS, max_attempts=2, region=profile.region
+            "eks", timeout=finding.REQUEST_SECONDS, max_attempts=2, region=profile.region
         )
         status = eks.describe_cluster(name=profile.cluster)["cluster"]["status"]
     except Exception as error:
@@ -122,7 +122,7 @@ class Cluster:
                 if error.status != 403:
                     raise
                 yield self._finding(
-                    what, "warning", f"may not look: {_api_message(error)}",
+                    what, "warning", f"may not be read: {_api_message(error)}",
                     "harmless if the pod is accepted below; to see it, run this with an account that may",
                 )  # fmt: skip
 
@@ -170,7 +170,7 @@ class Cluster:
         return origin
 
     def _ask(self, call: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
-        limit = finding.ANSWER_SECONDS
+        limit = finding.REQUEST_SECONDS
         return call(*arguments, _request_timeout=(limit, limit), **options)
 
     def _finding(self, what: str, state: finding.State, detail: str, remedy: str = "") -> Finding:
@@ -298,7 +298,7 @@ class Cluster:
     def _dry_run(self) -> Iterator[Finding]:
         create = self.core.create_namespaced_pod
         try:
-            self._ask(create, self.profile.namespace, trial_pod(self.profile), dry_run="All")
+            self._ask(create, self.profile.namespace, dry_run_pod(self.profile), dry_run="All")
         except self.api.ApiException as error:
             message = _api_message(error)
             if error.status == 403 and "exceeded quota" in message:
@@ -310,7 +310,7 @@ class Cluster:
         yield self._finding("pod", "ok", "accepted by the API server (dry run)")
 
     def _ask_unless_missing(self, call: Callable[..., Any], *arguments: Any) -> Any:
-        """The object that is asked for; None if it does not exist."""
+        """Return the requested object; None if it does not exist."""
         try:
             return self._ask(call, *arguments)
         except self.api.ApiException as error:
@@ -341,7 +341,7 @@ def _number(quantity: Any) -> float:
 
 
 def _connection_extra(name: str) -> dict[str, Any]:
-    """Extras of an Airflow connection that a variable of the environment holds as JSON; Airflow is not asked."""
+    """Extras of an Airflow connection that a variable of the environment holds as JSON; Airflow itself is not used."""
     try:
         connection = json.loads(os.environ.get(f"AIRFLOW_CONN_{name.upper()}", "{}"))
         extra = connection.get("extra", {})
