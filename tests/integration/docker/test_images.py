@@ -68,7 +68,7 @@ def test_it_imports_no_airflow(run: Run) -> None:
         "import importlib.util, runpy, sys\n"
         "assert importlib.util.find_spec('airflow') is None\n"
         "from perennial.steps import dispatch\n"
-        "[dispatch.takes(step) for step in dispatch.STEPS]\n"
+        "[dispatch.load_step(step) for step in dispatch.STEPS]\n"
         "import evidently, great_expectations, mlflow.xgboost, optuna\n"
         "print([m for m in sys.modules if m.split('.')[0] == 'airflow'])"
     )
