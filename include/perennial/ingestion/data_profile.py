@@ -82,7 +82,8 @@ def summarise(rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]) 
         c for c, t in types.items() if t == "string" and (c in key or rows[c].nunique() > MAX_CATEGORIES)
     }
     has_values = {c for c in rows.columns if rows[c].notna().any()}
-    names = {c: html.for_evidently(c) for c in rows.columns}
+    # not `html.for_evidently`: two names that differ in characters that cannot be printed would become one
+    names: dict[str, str] = {c: html.protect(c) for c in rows.columns}
     definition = DataDefinition(
         numerical_columns=[
             names[c] for c, t in types.items() if t in ("integer", "number") and c in has_values
@@ -131,7 +132,7 @@ def _convert_values(rows: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFram
 
     for column, declared in types.items():
         if declared == "string":
-            texts = rows[column].map(lambda v: html.for_evidently(v) if isinstance(v, str) else None)
+            texts = rows[column].map(lambda v: html.protect(v) if isinstance(v, str) else None)
             rows[column] = texts.astype(object)
         elif declared in ("date", "timestamp"):
             rows[column] = pd.to_datetime(rows[column], errors="coerce")

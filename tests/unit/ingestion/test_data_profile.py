@@ -21,6 +21,13 @@ def test_names_and_values_are_text_in_the_page_and_whole_in_the_numbers() -> Non
     assert not [c for c in json.dumps(content, ensure_ascii=False) if "\ue000" <= c <= "\uf8ff"]
 
 
+def test_names_that_differ_in_unprintable_characters_stay_apart() -> None:
+    names = ["net\u00a0price", "net\u200bprice"]
+    rows = pd.DataFrame({name: [1.0, 2.0, 3.0] for name in names})
+    _, content = data_profile.summarise(rows, dict.fromkeys(names, "number"), ())
+    assert set(names) <= {m["config"].get("column") for m in content["metrics"]}
+
+
 @pytest.mark.data_profile
 def test_the_profile_has_no_personal_data_and_its_library_is_compressed(
     small_model: Any, make_rows: Any
