@@ -3,8 +3,8 @@
 Run by ``make`` with whatever Python the user has, so this file uses the standard library only and is started as a
 script (``python3 -I setup_environment.py``), not imported from the package.
 
-An environment is current when its stamp equals the digest of the lock file, the interpreter and this recipe; then
-the whole call takes milliseconds.
+An environment is current if its stamp equals the digest of the lock file, the interpreter and this script; then the
+call takes milliseconds.
 """
 
 from __future__ import annotations
@@ -30,11 +30,11 @@ RECIPE = "1"
 
 
 class SetupError(Exception):
-    """Setting up failed; the text says why and what to do."""
+    """The set-up failed; the message says why and what to do."""
 
 
 def say(text: str) -> None:
-    """Print one line to standard error at once."""
+    """Print one line to standard error, and flush it."""
     sys.stderr.write(text + "\n")
     sys.stderr.flush()
 
@@ -61,13 +61,13 @@ def check_disk(folder: Path, needed_mb: int = NEEDED_MB) -> None:
 
 
 def stamp(lock: Path) -> str:
-    """Digest of what the environment is made from."""
+    """Digest of everything that determines the environment."""
     parts = [RECIPE, sys.version, str(Path(sys.base_prefix).resolve()), lock.read_text(encoding="utf-8")]
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
 
 def stamp_file(venv: Path, lock: Path) -> Path:
-    """Where the environment notes that `lock` is installed."""
+    """The file in the environment that records that `lock` is installed."""
     name = "-".join(lock.resolve().relative_to(ROOT).with_suffix("").parts)
     return venv / f"installed-{name}.json"
 
@@ -98,7 +98,7 @@ def uv_settings(pip_config: str, environ: Mapping[str, str]) -> dict[str, str]:
     """Translate the user's pip settings, which uv does not read, into uv's environment variables.
 
     `pip_config` is the output of ``pip config list``: lines of ``section.key='value'``. Variables that the user has
-    set for uv itself win.
+    set for uv itself take precedence.
     """
     names = {
         "index-url": "UV_DEFAULT_INDEX",
@@ -125,7 +125,7 @@ def uv_settings(pip_config: str, environ: Mapping[str, str]) -> dict[str, str]:
 
 
 def cause_of(output: str) -> str:
-    """What a failed installer's output means, and what to do about it."""
+    """The cause of an installer's failure, from its output, and what to do about it."""
     text = output.lower()
     if "no space left" in text or "os error 28" in text or "errno 28" in text:
         return (
@@ -149,7 +149,7 @@ def cause_of(output: str) -> str:
 
 @contextlib.contextmanager
 def ticking(label: str) -> Iterator[None]:
-    """Show `label` with the seconds gone by, as long as the block runs."""
+    """Show `label` with the elapsed seconds while the block runs."""
     began = time.monotonic()
     done = threading.Event()
 
@@ -174,7 +174,7 @@ def ticking(label: str) -> Iterator[None]:
 
 
 def call(command: list[str], environ: Mapping[str, str] | None = None) -> str:
-    """Run a command and return what it printed; raises SetupError with the meaning of a failure."""
+    """Run a command and return its output; raises SetupError with the cause if it fails."""
     try:
         done = subprocess.run(
             command, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
@@ -244,7 +244,7 @@ def install(venv: Path, lock: Path) -> None:
 
 
 def link_project(venv: Path) -> None:
-    """Put the library on the environment's path and its command beside the others."""
+    """Put the library on the environment's path, and its command into `bin`."""
     packages = next((venv / "lib").glob("python3.*/site-packages"))
     (packages / "perennial.pth").write_text(f"{ROOT / 'include'}\n{ROOT / 'plugins'}\n", encoding="utf-8")
     command = venv / "bin" / "perennial"
@@ -255,7 +255,7 @@ def link_project(venv: Path) -> None:
 
 @contextlib.contextmanager
 def only_one(venv: Path) -> Iterator[None]:
-    """Hold the environment's lock, so that two commands started at once do not install over each other."""
+    """Hold the environment's lock, so that concurrent commands do not install at the same time."""
     import fcntl
 
     venv.parent.mkdir(parents=True, exist_ok=True)
@@ -269,7 +269,7 @@ def only_one(venv: Path) -> Iterator[None]:
 
 
 def ensure(venv: Path, locks: list[Path]) -> None:
-    """Bring `venv` to the state that `locks` describe."""
+    """Install what is missing, so that `venv` matches `locks`."""
     if all(is_current(venv, lock) for lock in locks):
         return
     with only_one(venv):

@@ -1,4 +1,7 @@
-"""Perennial keeps tabular machine-learning models fresh: the library behind its Airflow DAGs and its command line."""
+"""Perennial keeps tabular machine-learning models fresh.
+
+This library is what its Airflow DAGs and its command line run.
+"""
 
 from __future__ import annotations
 

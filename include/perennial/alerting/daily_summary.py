@@ -135,7 +135,7 @@ def _open(spec: ModelSpec, log: incidents.IncidentLog) -> Iterator[str]:
 def _closed(log: incidents.IncidentLog, since: str) -> Iterator[str]:
     for incident in log.incidents.values():
         if incident.closed and incident.changed_at >= since:
-            yield f"{incident.signal}, bad from {incident.first} to {incident.last}"
+            yield f"{incident.signal}, {incident.worst} from {incident.first} to {incident.last}"
 
 
 def _decisions(model: str, since: str) -> Iterator[str]:

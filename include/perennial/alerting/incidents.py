@@ -260,7 +260,7 @@ def deliver_notices(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool])
         LockHeldError: another task is delivering.
         StorageError: the outbox cannot be read or written.
     """
-    channels = {c.name: c for c in spec.alerts.all()}
+    channels = {c.name: c for c in spec.alerts.all_channels()}
     undelivered = 0
     with locks.hold(f"notices-{spec.name}"):  # two tasks at once would send each notice twice
         for notice in read_log(spec.name).outbox:
@@ -367,8 +367,8 @@ def _open_or_continue(
         _continue(incident, as_of, signal, severity)
     if log.muted(spec, name, as_of):
         return
-    for channel in spec.alerts.all():
-        if channel.wants(name, incident.worst):
+    for channel in spec.alerts.all_channels():
+        if channel.accepts(name, incident.worst):
             if channel.name not in incident.notified_channels:
                 incident.notified_channels.append(channel.name)
                 _add_notice(log, spec, incident, channel.name, "opened", signal)

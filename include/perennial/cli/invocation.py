@@ -26,7 +26,7 @@ def resolve_arguments(step: str, options: Mapping[str, Any]) -> dict[str, Any]:
     """
     from perennial.steps import dispatch
 
-    parameters = dispatch.takes(step)
+    parameters = dispatch.parameter_names(step)
     arguments = {name: value for name, value in options.items() if value is not None}
     if "actor" in parameters:
         arguments.setdefault("actor", terminal.user())

@@ -1,3 +1,3 @@
-"""What every other package may use: errors, settings, dates, SQL and HTML text, patches, the process."""
+"""Shared foundations: errors, settings, dates, SQL and HTML text, patches, the process."""
 
 __all__ = ["dates", "errors", "html", "patches", "runtime", "settings", "sql"]

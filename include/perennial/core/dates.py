@@ -23,7 +23,7 @@ class DateRange:
         end: last date, YYYY-MM-DD; part of the range.
 
     Raises:
-        PerennialError: one of them is not a date, or end is before start.
+        PerennialError: either text is not a date, or end is before start.
     """
 
     start: str
@@ -39,7 +39,7 @@ class DateRange:
         """Read ``start..end``, or one date as the range of that day.
 
         Raises:
-            PerennialError: the text is neither, or end is before start.
+            PerennialError: the text is neither a range nor a date, or end is before start.
         """
         start, separator, end = text.partition("..")
         return cls(start, end if separator else start)
@@ -57,7 +57,7 @@ class DateRange:
 
     @property
     def compact(self) -> str:
-        """The range as ``start..end``; one date where it has only one."""
+        """The range as ``start..end``; only the date for a range of one date."""
         return self.start if self.start == self.end else str(self)
 
     def dates(self) -> list[str]:
@@ -72,7 +72,7 @@ class DateRange:
         return [(first + timedelta(days=i)).isoformat() for i in range(self.days)]
 
     def shift(self, days: int) -> Self:
-        """The same number of dates, ``days`` later."""
+        """The same range, moved ``days`` days later."""
         return type(self)(add_days(self.start, days), add_days(self.end, days))
 
 
@@ -84,7 +84,7 @@ def parse_date(text: str, what: str = "a partition date") -> date:
         what: what the date is, for the message.
 
     Raises:
-        PerennialError: the text is anything else.
+        PerennialError: the text is not a date in this format.
     """
     try:
         day = date.fromisoformat(text)
@@ -123,7 +123,7 @@ def contiguous_ranges(days: Iterable[str]) -> Iterator[DateRange]:
 
 
 def utc_now() -> str:
-    """The present moment as `utc_timestamp` writes it."""
+    """The current time as `utc_timestamp` writes it."""
     return utc_timestamp(datetime.now(UTC))
 
 
@@ -131,6 +131,6 @@ def utc_timestamp(moment: datetime) -> str:
     """Write a moment in UTC as YYYY-MM-DDThh:mm:ssZ; such texts sort by time.
 
     Args:
-        moment: with its time zone.
+        moment: a datetime with a time zone.
     """
     return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -77,8 +77,8 @@ class StorageError(PerennialError):
 
 
 class StepInterruptedError(PerennialError):
-    """A step lost something it runs on, such as a worker; a retry continues from its checkpoint."""
+    """A step lost a resource while it ran, such as a worker; a retry continues from its checkpoint."""
 
 
 class WorkersUnavailableError(PerennialError):
-    """The workers of a trainer, or the trainer of a worker, did not connect in time; who started them knows why."""
+    """A trainer and its workers did not connect in time; the log of the missing process shows why."""

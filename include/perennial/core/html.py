@@ -1,10 +1,11 @@
-"""Text in HTML pages: our own, and those that Great Expectations and Evidently render without escaping.
+"""Safe text in HTML pages, also in those of Great Expectations and Evidently, which do not escape.
 
-What such a library renders is protected first: each special character is replaced by a placeholder from Unicode's
-private use area, which passes through templates, JSON and scripts unchanged. In the finished page, a placeholder
-becomes an HTML reference or a JavaScript escape, as its context needs; in the results, its own character again.
+Text is protected before such a library renders it: each special character is replaced by a placeholder from Unicode's
+private use area, which passes through templates, JSON and scripts unchanged. In the finished page, a placeholder is
+replaced by an HTML reference or a JavaScript escape, depending on its context; in the results, by the character itself.
 
-In scripts, characters of markup become lookalikes: Plotly renders some tags in its labels, links among them.
+In scripts, markup characters are replaced by similar-looking ones, because Plotly renders some tags (such as links) in
+its labels.
 """
 
 from __future__ import annotations
@@ -14,9 +15,9 @@ from typing import Any
 
 #: Characters with a meaning in HTML, in JavaScript's strings or in Great Expectations' string templates.
 _SPECIAL = "<>&\"'$`"
-# not from U+E000 on: libraries name the borders of the private use area in their scripts
+# Not from U+E000 on: scripts of the libraries contain the first and last character of the private use area.
 _PLACEHOLDERS = {c: chr(0xE100 + i) for i, c in enumerate(_SPECIAL)}
-# a placeholder that the text itself contains would become markup: it is replaced by Unicode's replacement character
+# A placeholder in the text itself would become markup, so it is replaced by Unicode's replacement character.
 _PROTECTION = str.maketrans(_PLACEHOLDERS | dict.fromkeys(_PLACEHOLDERS.values(), "\ufffd"))
 _LOOKALIKES = {"<": "‹", ">": "›", "&": "＆"}
 _AS_TEXT = str.maketrans({p: c for c, p in _PLACEHOLDERS.items()})
@@ -26,7 +27,7 @@ _AS_HTML = str.maketrans(
 
 
 def escape(text: object) -> str:
-    """Text for HTML, in elements and in quoted attributes."""
+    """Escape text for HTML elements and quoted attributes."""
     return html.escape(str(text))
 
 
@@ -39,32 +40,32 @@ def printable(text: object, limit: int | None = None) -> str:
 
 
 def for_evidently(text: object, limit: int | None = None) -> str:
-    """Text that Evidently may show: it writes names and categories into a script unescaped.
+    """Protect text for Evidently, which writes names and categories into a script unescaped.
 
-    The page goes through `placeholders_to_script`, the results through `restore`.
+    Afterwards, pass the page through `placeholders_to_script` and the results through `restore`.
     """
     return printable(text, limit).translate(_PROTECTION)
 
 
 def protect(value: Any) -> Any:
-    """JSON content with placeholders for the special characters of all its texts, keys included."""
+    """Replace the special characters of all texts in JSON content, keys included, by placeholders."""
     return _translate(value, _PROTECTION)
 
 
 def restore(value: Any) -> Any:
-    """JSON content with the characters that its placeholders stand for."""
+    """Replace the placeholders in JSON content by the characters that they stand for."""
     return _translate(value, _AS_TEXT)
 
 
 def placeholders_to_html(page: str) -> str:
-    """A page with HTML's references for its placeholders."""
+    """Replace the placeholders in a page by HTML references."""
     return page.translate(_AS_HTML)
 
 
 def placeholders_to_script(page: str) -> str:
-    """A page with JavaScript's escapes for the placeholders in its scripts, also for JSON's escapes of them.
+    """Replace the placeholders in a page's scripts, and their JSON escapes, by JavaScript escapes.
 
-    ``<``, ``>`` and ``&`` are shown as characters that look like them.
+    ``<``, ``>`` and ``&`` are replaced by similar-looking characters.
     """
     for char, placeholder in _PLACEHOLDERS.items():
         escaped = f"\\u{ord(_LOOKALIKES.get(char, char)):04x}"

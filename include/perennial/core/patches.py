@@ -1,7 +1,7 @@
-"""Patches of other people's libraries, each with library, version, upstream issue, and when to delete it.
+"""Patches of third-party libraries, each with library, version, upstream issue, and when to delete it.
 
-All are context managers: outside of them the libraries are as their makers ship them. tests/unit/core/test_patches.py
-has a test for each that fails once the library no longer needs it. The libraries are imported inside the functions,
+All are context managers: outside of them the libraries are unchanged. tests/unit/core/test_patches.py has a test for
+each that fails once the library no longer needs the patch. The libraries are imported inside the functions,
 because everything imports ``core``.
 """
 
@@ -28,13 +28,13 @@ def great_expectations_cache(kind: type, cache: dict[tuple[str, int], Any]) -> I
     """Compute the configuration and the metric dependencies of an expectation once.
 
     Library: Great Expectations 1.24.1, ``expectations/expectation.py``. Upstream issue: none is known.
-    ``Expectation.configuration`` is built anew at each of about eighty reads during one evaluation, and
-    ``get_validation_dependencies`` is called twice; that is nine tenths of the evaluation's time, and neither changes
-    meanwhile. Delete this when ``configuration`` is cached upstream.
+    ``Expectation.configuration`` is rebuilt on each of about eighty reads during one evaluation, and
+    ``get_validation_dependencies`` is called twice. Together that is nine tenths of the evaluation's time, although
+    neither result changes. Delete this when ``configuration`` is cached upstream.
 
     Args:
         kind: class of the expectation that is evaluated in the ``with`` block.
-        cache: filled here; pass the same one again for the same expectation.
+        cache: filled here; reuse it for later evaluations of the same expectation.
     """
     from great_expectations.expectations.expectation import Expectation
 
@@ -43,10 +43,8 @@ def great_expectations_cache(kind: type, cache: dict[tuple[str, int], Any]) -> I
 
     def cached(name: str, expectation: Any, compute: Callable[[], Any]) -> Any:
         if (name, id(expectation)) not in cache:
-            cache[name, id(expectation)] = (
-                expectation,
-                compute(),
-            )  # a reference to it: its id is not used again
+            # The reference keeps the expectation alive, so that its id is not reused.
+            cache[name, id(expectation)] = (expectation, compute())
         return cache[name, id(expectation)][1]
 
     def cached_configuration(self: Any) -> Any:
@@ -94,8 +92,8 @@ def evidently_drift_table_only() -> Iterator[None]:
     """Plot each column of Evidently's drift report in the preset's table only.
 
     Library: Evidently 0.7.23, ``metrics/column_statistics.py``: ``ValueDriftCalculation._render``; since
-    https://github.com/evidentlyai/evidently/pull/1421. Each column is also plotted as a metric of its own, which the
-    preset leaves out of the page: a quarter of the time. Delete this when the preset no longer plots them.
+    https://github.com/evidentlyai/evidently/pull/1421. Each column is also plotted as a separate metric, which the
+    preset does not show on the page: a quarter of the time. Delete this when the preset no longer plots them.
     """
     from evidently.metrics.column_statistics import ValueDriftCalculation
 
@@ -109,11 +107,11 @@ def evidently_drift_table_only() -> Iterator[None]:
 
 @contextmanager
 def xgboost_without_sklearn() -> Iterator[None]:
-    """Import XGBoost in the ``with`` block without scikit-learn, which takes 100 MiB and prediction does not use.
+    """Import XGBoost in the ``with`` block without scikit-learn, which prediction does not need.
 
     Library: XGBoost 3.2.0, ``compat.py``. Upstream issue: none is known. ``import xgboost`` imports scikit-learn
-    wherever it is installed. Nothing is changed where either has been imported before. Delete this when XGBoost
-    imports scikit-learn only where its estimators are used.
+    wherever it is installed, which uses 100 MiB. This does nothing if either was imported before. Delete
+    this when XGBoost imports scikit-learn only where its estimators are used.
     """
     hidden = not {"xgboost", "sklearn"} & set(sys.modules)
     if hidden:

@@ -58,7 +58,10 @@ def code_version() -> str:
 
 @functools.cache
 def library_digest(package: Path = PACKAGE) -> str:
-    """SHA-256 of the library's files that run in a pod: a step runs only in an image with its caller's digest."""
+    """SHA-256 of the library's files that run in a pod.
+
+    A step runs only in an image whose library has the same digest as the caller's.
+    """
     digest = hashlib.sha256()
     for path in pod_files(package):
         digest.update(f"{path.relative_to(package).as_posix()}\0".encode() + path.read_bytes() + b"\0")
@@ -66,12 +69,12 @@ def library_digest(package: Path = PACKAGE) -> str:
 
 
 def pod_files(package: Path = PACKAGE) -> list[Path]:
-    """The Python files of the library that can run in a pod, in order: all but `NOT_IN_PODS`."""
-    left_out = [package / name for name in NOT_IN_PODS]
+    """The Python files of the library that can run in a pod, sorted: all except `NOT_IN_PODS`."""
+    excluded = [package / name for name in NOT_IN_PODS]
     return [
         path
         for path in sorted(package.rglob("*.py"))
-        if not any(path.is_relative_to(other) for other in left_out)
+        if not any(path.is_relative_to(other) for other in excluded)
     ]
 
 

@@ -68,7 +68,7 @@ def _number(name: str, default: int, low: int) -> int:
         return default
     if not text.isdigit() or int(text) < low:
         raise PerennialError(
-            f"{name} is {text!r}; a whole number of at least {low} is needed", f"set or unset {name}"
+            f"{name} is {text!r}; a whole number of at least {low} is needed", f"correct or unset {name}"
         )
     return int(text)
 

@@ -1,4 +1,7 @@
-"""Names, values and conditions as SQL text. Nothing from a spec or a suite reaches SQL in any other way."""
+"""Names, values and conditions as SQL text.
+
+Everything from a spec or a suite that becomes part of SQL goes through this module.
+"""
 
 from __future__ import annotations
 
@@ -12,7 +15,7 @@ SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "bool
 
 NUMERIC = ("integer", "number")
 
-#: Texts that stand for a missing value in a text file, where the column is no text.
+#: Texts that stand for a missing value in a text file, for columns of any type but string.
 MISSING_MARKERS = ("", "NA", "N/A", "NULL", "null", "None", "NaN", "nan")
 #: Shown in place of a value of a column of personal data.
 HIDDEN_VALUE = "(personal data)"
@@ -29,27 +32,31 @@ def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
 
 
-def short(value: Any) -> str:
-    """A value as messages show it."""
+def shorten(value: Any) -> str:
+    """Shorten a value's representation for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
 
 
 def quote_identifier(name: str) -> str:
-    """A column's name as SQL writes it."""
+    """Quote a column's name for SQL."""
     return '"' + name.replace('"', '""') + '"'
 
 
 def text_literal(value: str) -> str:
-    """A string as SQL writes it."""
+    """Quote a string as a SQL literal."""
     return "'" + value.replace("'", "''") + "'"
 
 
 def sql_literal(value: Any, kind: str) -> str:
-    """A value to compare with a column of declared type ``kind``, as SQL writes it.
+    """Write a value as a SQL literal that can be compared with a column of a declared type.
+
+    Args:
+        value: a JSON value, or a date.
+        kind: the declared type: a key of `SQL_TYPES`.
 
     Raises:
-        ValueError: it is not a value of that type.
+        ValueError: the value does not have that type.
     """
     if kind in NUMERIC and is_number(value):
         whole = isinstance(value, int) or (kind == "integer" and value.is_integer())
@@ -62,28 +69,32 @@ def sql_literal(value: Any, kind: str) -> str:
         try:
             moment = value if isinstance(value, date) else datetime.fromisoformat(value)
         except ValueError:
-            raise ValueError(f"{short(value)} is not a {kind}: write it as ISO 8601") from None
+            raise ValueError(f"{shorten(value)} is not a {kind}: write it as ISO 8601") from None
         if isinstance(moment, datetime) and moment.tzinfo:
             moment = moment.astimezone(UTC).replace(tzinfo=None)
         if kind == "timestamp":
             return f"TIMESTAMP '{moment.isoformat().replace('T', ' ')}'"
         if isinstance(moment, datetime) and moment.time() != datetime.min.time():
-            raise ValueError(f"{short(value)} has a time of day; the column is a date")
+            raise ValueError(f"{shorten(value)} has a time of day; the column is a date")
         return f"DATE '{moment.isoformat()[:10]}'"
-    raise ValueError(f"{short(value)} is not a value of type {kind}, which the column is declared to be")
+    raise ValueError(f"{shorten(value)} is not a value of type {kind}, which the column is declared to be")
 
 
-def condition(tree: Any, columns: Mapping[str, str]) -> str:
-    """A ``row_condition`` (Great Expectations' condition objects as JSON) as SQL, never null.
+def row_condition_sql(tree: Any, columns: Mapping[str, str]) -> str:
+    """Translate a ``row_condition`` of Great Expectations (a condition object as JSON) to SQL that is never null.
+
+    Args:
+        tree: the condition.
+        columns: declared type of each column.
 
     Raises:
-        ValueError: it is a text (pandas or Spark syntax), or names something unknown.
+        ValueError: it is a string (pandas or Spark syntax), or names something unknown.
     """
     if not isinstance(tree, dict):
         raise ValueError("conditions in pandas or Spark syntax are not supported: use a condition object")
     if tree.get("type") in ("and", "or") and isinstance(tree.get("conditions"), list) and tree["conditions"]:
         word = f" {tree['type'].upper()} "
-        return "(" + word.join(condition(c, columns) for c in tree["conditions"]) + ")"
+        return "(" + word.join(row_condition_sql(c, columns) for c in tree["conditions"]) + ")"
     name = str((tree.get("column") or {}).get("name"))
     if name not in columns:
         raise ValueError(f"column {name!r} is not in data.columns")
@@ -91,12 +102,12 @@ def condition(tree: Any, columns: Mapping[str, str]) -> str:
         return f"({quote_identifier(name)} IS {'' if tree.get('is_null') else 'NOT '}NULL)"
     operator, value = tree.get("operator"), tree.get("parameter")
     if tree.get("type") != "comparison" or operator not in ("==", "!=", "<", "<=", ">", ">=", "IN", "NOT_IN"):
-        raise ValueError(f"unknown condition {short(tree)}")
+        raise ValueError(f"unknown condition {shorten(tree)}")
     if operator in ("IN", "NOT_IN"):
         if not isinstance(value, list) or not value:
             raise ValueError(f"{operator} needs a list with a value in it")
         items = ", ".join(sql_literal(v, columns[name]) for v in value)
-        # pandas says that a missing value is not in any set: NOT IN holds for it
+        # As in pandas, a missing value is not in any set: NOT IN holds for it.
         missing = "FALSE" if operator == "IN" else "TRUE"
         return f"coalesce({quote_identifier(name)} {operator.replace('_', ' ')} ({items}), {missing})"
     missing = "TRUE" if operator == "!=" else "FALSE"

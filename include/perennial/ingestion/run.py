@@ -162,7 +162,7 @@ def validate_and_publish(
 def _record_read_error(run: PartitionRun, feed: FeedSchema, file: LandedFile, error: Exception) -> None:
     delay_days = 0 if feed.kind == "rows" else run.spec.label.arrives_after_days
     day = dates.add_days(file.day, delay_days)
-    run.partitions[day].error = landing.read_error(feed, day, file.uri, error)
+    run.partitions[day].error = landing.translate_read_error(feed, day, file.uri, error)
 
 
 def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from perennial.lifecycle import _shadow_test, ab_test
+from perennial.lifecycle import _shadow_trial, ab_trial
 from perennial.lifecycle.trials import TrialEvaluation, active_trial
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
@@ -27,5 +27,5 @@ def evaluate_trial(
         return None
     challenger = registry.get_version(spec.name, record["model_version"])
     if spec.retraining.ab_share:
-        return ab_test.evaluate(spec, champion, challenger, record["partition"], as_of)
-    return _shadow_test.evaluate(spec, champion, challenger, record["partition"], as_of, labels_until)
+        return ab_trial.evaluate(spec, champion, challenger, record["partition"], as_of)
+    return _shadow_trial.evaluate(spec, champion, challenger, record["partition"], as_of, labels_until)

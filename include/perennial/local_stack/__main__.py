@@ -14,7 +14,7 @@ from perennial.core.errors import LockHeldError, PerennialError
 from perennial.core.runtime import flush_and_exit
 from perennial.local_stack import processes, servers
 from perennial.local_stack.config import Stack, password, stack
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -33,13 +33,13 @@ def main(arguments: list[str] | None = None) -> int:
             servers.remove_everything(config)
             console.print(f"Stopped; everything in {config.home} was removed.", soft_wrap=True)
             return 0
-        with only_one(config):
+        with hold_stack_lock(config):
             if command == "run":
                 from perennial.local_stack.demo import run
 
                 return run(config, console)
-            with Board() as board:
-                servers.start_all(config, board)
+            with ProgressDisplay() as progress:
+                servers.start_all(config, progress)
             return status(config, console)
     except PerennialError as error:
         Console(stderr=True, highlight=False).print(f"error: {error}", markup=False, soft_wrap=True)
@@ -52,7 +52,7 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 @contextmanager
-def only_one(config: Stack) -> Iterator[None]:
+def hold_stack_lock(config: Stack) -> Iterator[None]:
     """Hold a home's lock, so that one `make run` at a time uses it; the kernel releases it if the process dies.
 
     Raises:

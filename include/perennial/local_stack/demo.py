@@ -17,7 +17,7 @@ from perennial.local_stack import servers
 from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import Stack, environment, password
 from perennial.local_stack.driver import Driver, DriverStopped
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 from perennial.local_stack.sample import landing
 from perennial.local_stack.sample.plan import PLANS, Plan
 from perennial.local_stack.summary import print_summary
@@ -35,10 +35,10 @@ def run(config: Stack, console: Console) -> int:
         PerennialError: what stopped it, with what to do.
     """
     began = time.monotonic()
-    with task_environment(config), Board() as board:
-        servers.start_all(config, board, meanwhile=lambda: _land(board))
+    with task_environment(config), ProgressDisplay() as progress:
+        servers.start_all(config, progress, meanwhile=lambda: _land(progress))
         ready = time.monotonic() - began
-        play_plans(config, PLANS, board)
+        run_plans(config, PLANS, progress)
     with task_environment(config):
         print_summary(console, PLANS)
     console.print()
@@ -69,25 +69,25 @@ def task_environment(config: Stack) -> Iterator[None]:
         os.environ.update(before)
 
 
-def _land(board: Board) -> None:
-    board.working("Sample", "landing the flights of 2013")
+def _land(progress: ProgressDisplay) -> None:
+    progress.working("Sample", "landing the flights of 2013")
     done = landing.land_sample(settings().landing)
-    board.done("Sample", f"{done.rows:,} rows in {done.files} files" if done.files else "landed before")
+    progress.done("Sample", f"{done.rows:,} rows in {done.files} files" if done.files else "landed before")
 
 
-def play_plans(config: Stack, plans: tuple[Plan, ...], board: Board) -> None:
+def run_plans(config: Stack, plans: tuple[Plan, ...], progress: ProgressDisplay) -> None:
     """Run all plans side by side, so that the cores stay busy.
 
     Raises:
         PerennialError: the first failure; the other models stop at their next check.
     """
     airflow = servers.client(config)
-    await_dags(airflow, plans, board)
+    await_dags(airflow, plans, progress)
     halt = threading.Event()
     clients = [servers.client(config) for _ in plans]
     pool = ThreadPoolExecutor(len(plans), thread_name_prefix="model")
     try:
-        drivers = [Driver(plan, client, board, halt) for plan, client in zip(plans, clients, strict=True)]
+        drivers = [Driver(plan, client, progress, halt) for plan, client in zip(plans, clients, strict=True)]
         futures = [pool.submit(driver.play) for driver in drivers]
         wait(futures, return_when=FIRST_EXCEPTION)
         _raise_first(futures, halt)
@@ -105,7 +105,7 @@ def _raise_first(futures: list[Future[None]], halt: threading.Event) -> None:
         raise next((error for error in failures if not isinstance(error, DriverStopped)), failures[0])
 
 
-def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
+def await_dags(airflow: Airflow, plans: tuple[Plan, ...], progress: ProgressDisplay) -> None:
     """Wait until Airflow has read the models' DAGs.
 
     Raises:
@@ -115,7 +115,7 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
     end = time.monotonic() + WAIT_FOR_DAGS
     paused = airflow.paused()
     while missing := wanted - set(paused):
-        board.working("Airflow", f"reading the DAGs, {len(missing)} to go")
+        progress.working("Airflow", f"reading the DAGs, {len(missing)} to go")
         if time.monotonic() > end:
             errors = "\n".join(airflow.import_errors()) or "Airflow reports no import error"
             raise PerennialError(f"Airflow does not know {', '.join(sorted(missing))}: {errors}",
@@ -125,7 +125,7 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], board: Board) -> None:
     for dag in sorted(wanted):
         if paused[dag]:
             airflow.unpause(dag)
-    board.done("Airflow", f"{len(wanted)} DAGs of {len(plans)} models")
+    progress.done("Airflow", f"{len(wanted)} DAGs of {len(plans)} models")
 
 
 def _has_retrained(plan: Plan) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 from perennial.core import dates
 from perennial.core.errors import PerennialError
 from perennial.local_stack.airflow_client import DONE, Airflow
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 from perennial.local_stack.sample.plan import NIGHTS_AFTER_RETRAINING, Plan
 from perennial.spec import catalog
 from perennial.storage import ledger, manifests
@@ -38,12 +38,14 @@ class Driver:
     Args:
         plan: what to do.
         airflow: a client of this driver alone; drivers run side by side.
-        board: where progress is shown.
+        progress: where progress is shown.
         halt: set it to make the driver stop at its next check.
     """
 
-    def __init__(self, plan: Plan, airflow: Airflow, board: Board, halt: threading.Event) -> None:
-        self.plan, self.airflow, self.board, self.halt = plan, airflow, board, halt
+    def __init__(
+        self, plan: Plan, airflow: Airflow, progress: ProgressDisplay, halt: threading.Event
+    ) -> None:
+        self.plan, self.airflow, self.progress, self.halt = plan, airflow, progress, halt
         self.model = plan.model
         self.spec = catalog.load_model_by_name(plan.model)
         self._searched_stages: set[str] = set()
@@ -66,23 +68,25 @@ class Driver:
                 self._monitor(night)
             if self.plan.stop_after_retraining and self._loop_is_closed(night):
                 break
-        self.board.done(self.model, f"done, up to {night}")
+        self.progress.done(self.model, f"done, up to {night}")
 
     def _history(self) -> None:
         first, last = self.plan.first, self.plan.trained_until
         if all(self._done("data", day) for day in dates.dates(first, last)):
             return
-        self.board.working(self.model, f"publishing {first} to {last} in one run", milestone=True)
+        self.progress.working(self.model, f"publishing {first} to {last} in one run", milestone=True)
         self._run("data", conf={"start": first, "end": last})
         records = [manifests.read(self.model, "data", day) for day in dates.dates(first, last)]
         rows, bad = (sum(getattr(m, name) for m in records if m) for name in ("rows_out", "quarantined"))
-        self.board.done(self.model, f"{len(records)} nights published: {rows:,} rows, {bad:,} in quarantine")
+        self.progress.done(
+            self.model, f"{len(records)} nights published: {rows:,} rows, {bad:,} in quarantine"
+        )
 
     def _first_champion(self) -> None:
         day = self.plan.trained_until
         if self._promoted(day):
             return
-        self.board.working(self.model, f"training the first model on data up to {day}", milestone=True)
+        self.progress.working(self.model, f"training the first model on data up to {day}", milestone=True)
         self._run("train", key=day, conf={"reason": "the first model"})
         self._report_training(day)
         if not self._promoted(day):
@@ -97,7 +101,7 @@ class Driver:
     def _night(self, night: str) -> None:
         if self._done("data", night) and self._done("score", night):
             return
-        self.board.working(self.model, f"night {night}: publish and score")
+        self.progress.working(self.model, f"night {night}: publish and score")
         before = {run["dag_run_id"] for run in self._runs_of("score", night)}
         run = self._active("data", night) or self._trigger("data", key=night)
         looks = 0
@@ -118,7 +122,7 @@ class Driver:
 
     def _monitor(self, night: str) -> None:
         if not self._decision(night):
-            self.board.working(self.model, f"night {night}: monitoring", milestone=True)
+            self.progress.working(self.model, f"night {night}: monitoring", milestone=True)
             self._run("monitor", key=night)
         decision = self._decision(night)
         if decision is None:
@@ -127,15 +131,15 @@ class Driver:
         monitored = manifests.read(self.model, "monitor", night)
         verdict = monitored.result["verdict"] if monitored else "?"
         asked = decision["decision"] == Decision.REQUESTED
-        self.board.done(self.model, f"{night}: {verdict}; retraining {decision['decision']}")
+        self.progress.done(self.model, f"{night}: {verdict}; retraining {decision['decision']}")
         if asked and not self._trained(night):
-            self.board.working(
+            self.progress.working(
                 self.model, f"retraining, requested by monitoring, on data up to {night}", milestone=True
             )
             self._await("train", self._event_run("train", night, decision["reason"]))
             self._report_training(night)
         elif night == self.plan.manual_training_on and not self._trained(night):
-            self.board.working(
+            self.progress.working(
                 self.model, f"training on data up to {night}, triggered by hand", milestone=True
             )
             self._run(
@@ -152,7 +156,7 @@ class Driver:
         figure = training.result["metrics"].get(self.spec.metric)
         figure_text = f"{self.spec.metric} {figure:.4g}" if isinstance(figure, float) else ""
         outcome = "new champion" if self._promoted(day) else "rejected by the gate, the champion stays"
-        self.board.done(
+        self.progress.done(
             self.model, f"version {training.model_version} trained up to {day}, {figure_text}: {outcome}"
         )
 
@@ -227,7 +231,7 @@ class Driver:
 
         if self._until(look, WAIT_FOR_EVENT):
             return runs[0]
-        self.board.note(
+        self.progress.note(
             f"{self.model}: no event started {stage} for {key}; starting it with the recorded reason."
         )
         return self._trigger(stage, key=key, conf={"reason": reason})
@@ -259,7 +263,7 @@ class Driver:
             and (why := self.airflow.retry_reason(dag, run))
         ):
             self._reported_retries.add(run)
-            self.board.note(f"{dag}, run {run}: will be retried. {why}")
+            self.progress.note(f"{dag}, run {run}: will be retried. {why}")
         return state
 
     def _until(self, look: Callable[[], bool], seconds: float) -> bool:

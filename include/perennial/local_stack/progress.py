@@ -14,7 +14,7 @@ from rich.spinner import Spinner
 from rich.text import Text
 
 
-class Board:
+class ProgressDisplay:
     """A context manager that shows the progress of several subjects; thread-safe."""
 
     def __init__(self, console: Console | None = None) -> None:
@@ -38,7 +38,7 @@ class Board:
 
     @property
     def seconds(self) -> float:
-        """Seconds since the board was made."""
+        """Seconds since the display was created."""
         return time.monotonic() - self._began
 
     def working(self, subject: str, text: str, *, milestone: bool = False) -> None:

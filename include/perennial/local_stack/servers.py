@@ -20,7 +20,7 @@ from perennial.core.errors import PerennialError
 from perennial.local_stack import processes
 from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import Stack, check_disk, environment, password, sqlite
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 
 #: Airflow's standalone, the server that its tasks talk to, and MLflow.
 NAMES = ("airflow", "tasks", "mlflow")
@@ -53,7 +53,7 @@ def unhealthy_component(config: Stack, airflow: Airflow) -> str | None:
     return next((name.replace("_", " ") for name in COMPONENTS if health.get(name) != "healthy"), None)
 
 
-def start_all(config: Stack, board: Board, meanwhile: Callable[[], None] | None = None) -> None:
+def start_all(config: Stack, progress: ProgressDisplay, meanwhile: Callable[[], None] | None = None) -> None:
     """Start what does not run yet and wait until both servers work; `meanwhile` runs while they start.
 
     Raises:
@@ -62,7 +62,7 @@ def start_all(config: Stack, board: Board, meanwhile: Callable[[], None] | None 
     running = {name: processes.find_server(name, config.state) for name in NAMES}
     killed = [name for name in NAMES if not running[name] and (config.state / f"{name}.json").exists()]
     if (killed or not any(running.values())) and (left := processes.stack_processes(config.home)):
-        board.note(f"{len(left)} processes of a run that was killed are still there; ending them.")
+        progress.note(f"{len(left)} processes of a run that was killed are still there; ending them.")
         processes.stop(config.home, NAMES)
         running = dict.fromkeys(NAMES)
     check_disk(config.home)
@@ -86,29 +86,29 @@ def start_all(config: Stack, board: Board, meanwhile: Callable[[], None] | None 
         processes.start("airflow", [*python, "airflow", "standalone"], environ, config.state, log)
     with ThreadPoolExecutor(1) as beside:
         work = beside.submit(meanwhile) if meanwhile else None
-        _start_task_api_and_wait(config, board, environ, log_size, not running["tasks"])
+        _start_task_api_and_wait(config, progress, environ, log_size, not running["tasks"])
         if work:
             work.result()
 
 
 def _start_task_api_and_wait(
-    config: Stack, board: Board, environ: dict[str, str], log_size: int, tasks: bool
+    config: Stack, progress: ProgressDisplay, environ: dict[str, str], log_size: int, tasks: bool
 ) -> None:
     """Start the server for tasks if it does not run yet, and wait until everything works."""
     if tasks:
-        _await_database(config, board, log_size)
+        _await_database(config, progress, log_size)
         # With SQLite, one server for users and tasks sometimes stalls for five seconds: an audited call (a trigger)
         # waits on the event loop for the lock of a task's call, which needs the event loop to commit. Hence a separate
         # server for tasks; another database would not need it.
         command = [sys.executable, "-m", "airflow", "api-server", "--apps", "execution"]
         command += ["--port", str(config.task_port)]
         processes.start("tasks", command, environ, config.state, _log(config, "tasks"))
-    _await_servers(config, board)
+    _await_servers(config, progress)
 
 
-def _await_database(config: Stack, board: Board, log_size: int) -> None:
+def _await_database(config: Stack, progress: ProgressDisplay, log_size: int) -> None:
     """Wait until standalone has created or migrated Airflow's database; `log_size` is where its log began."""
-    board.working("Airflow", "preparing its database", milestone=True)
+    progress.working("Airflow", "preparing its database", milestone=True)
     began = time.monotonic()
     while b"Database ready" not in (config.logs / "airflow.log").read_bytes()[log_size:]:
         if processes.find_server("airflow", config.state) is None:
@@ -155,7 +155,7 @@ def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> St
     return replace(config, task_port=free[0], log_ports=(free[1], free[2]))
 
 
-def _await_servers(config: Stack, board: Board) -> None:
+def _await_servers(config: Stack, progress: ProgressDisplay) -> None:
     airflow = client(config)
     began = time.monotonic()
     waiting = dict.fromkeys(NAMES)
@@ -165,10 +165,10 @@ def _await_servers(config: Stack, board: Board) -> None:
         while waiting:
             if "mlflow" in waiting:
                 if mlflow_works(config):
-                    board.done("MLflow", config.mlflow_url)
+                    progress.done("MLflow", config.mlflow_url)
                     del waiting["mlflow"]
                 else:
-                    board.working("MLflow", "starting", milestone=True)
+                    progress.working("MLflow", "starting", milestone=True)
             if built.is_set():
                 waiting.pop("tasks", None)
             if "airflow" in waiting:
@@ -176,10 +176,10 @@ def _await_servers(config: Stack, board: Board) -> None:
                     "API of the tasks" if "tasks" in waiting else None
                 )
                 if missing is None:
-                    board.done("Airflow", config.airflow_url)
+                    progress.done("Airflow", config.airflow_url)
                     del waiting["airflow"]
                 else:
-                    board.working("Airflow", f"starting, waiting for the {missing}", milestone=True)
+                    progress.working("Airflow", f"starting, waiting for the {missing}", milestone=True)
             for name in waiting:
                 server = processes.find_server(name, config.state)
                 if server is None:

@@ -80,7 +80,7 @@ class Encoding:
         return codes
 
 
-def categories(column: pa.ChunkedArray[Any]) -> list[str]:
+def distinct_categories(column: pa.ChunkedArray[Any]) -> list[str]:
     """The distinct categories of a column, as `Encoding.encode` looks them up, in order of appearance."""
     return [str(c) for c in pc.unique(_as_text(column)).to_pylist() if c is not None]
 

@@ -15,7 +15,7 @@ __all__ = [
     "drift_attribution",
     "drift_verdict",
     "histograms",
-    "nightly_sample",
+    "partition_sample",
     "performance",
     "report",
     "results",

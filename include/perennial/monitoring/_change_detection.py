@@ -28,7 +28,7 @@ from typing import Any
 
 import numpy as np
 
-from perennial.spec.constraints import MIN_BASELINE_NIGHTS
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS
 
 #: Shifts of the mean that the detector looks for, in standard deviations. "Bet" is the term of game-theoretic
 #: statistics for the exponent of an e-value, and the bet b grows fastest under a shift of b. They range from small
@@ -38,7 +38,7 @@ BETS = (0.25, 0.5, 1.0, 2.0, 3.5)
 CLIP = 3.5
 #: Smallest limit: one unit above what a single partition of z = `CLIP` can reach, so that an alarm takes two.
 MIN_LIMIT = CLIP**2 / 2 - math.log(len(BETS)) + 1
-NIGHTS_PER_YEAR = 365
+PARTITIONS_PER_YEAR = 365
 #: Simulated years from which a limit is estimated.
 SIMULATED_YEARS = 400
 #: Mean length of the blocks that are resampled together, because neighbouring partitions are alike.
@@ -126,7 +126,7 @@ def fit_cusum_baseline(
     finite = np.asarray(values, dtype=np.float64)
     finite = finite[np.isfinite(finite)]
     n = len(finite)
-    if n < MIN_BASELINE_NIGHTS:
+    if n < MIN_BASELINE_PARTITIONS:
         return None
     sd = float(finite.std(ddof=1))
     # Gaussian interval of a standard deviation estimated from n values: two calm weeks by chance must not make every
@@ -154,14 +154,14 @@ def _yearly_maxima(z: np.ndarray) -> np.ndarray:
     Returns:
         Shape (SIMULATED_YEARS,).
     """
-    highest = log_e_detector(z.reshape(-1, NIGHTS_PER_YEAR)).max(axis=1)
+    highest = log_e_detector(z.reshape(-1, PARTITIONS_PER_YEAR)).max(axis=1)
     return np.asarray(highest.reshape(-1, SIMULATED_YEARS).max(axis=0))
 
 
 @lru_cache(maxsize=2)
 def _gaussian_maxima(two_sided: bool, seed: int) -> np.ndarray:
     """`_yearly_maxima` of Gaussian partitions: the same for every series of a model, so computed once."""
-    edge = np.random.default_rng(seed).normal(size=SIMULATED_YEARS * NIGHTS_PER_YEAR)
+    edge = np.random.default_rng(seed).normal(size=SIMULATED_YEARS * PARTITIONS_PER_YEAR)
     return _yearly_maxima(np.stack([edge, -edge]) if two_sided else edge)
 
 
@@ -223,7 +223,7 @@ def _resampled_years(values: np.ndarray, seed: int) -> np.ndarray:
         Shape (SIMULATED_YEARS * NIGHTS_PER_YEAR,).
     """
     rng = np.random.default_rng(seed)
-    size = SIMULATED_YEARS * NIGHTS_PER_YEAR
+    size = SIMULATED_YEARS * PARTITIONS_PER_YEAR
     starts_block = rng.random(size) < 1 / MEAN_BLOCK_LENGTH
     starts_block[0] = True
     first = rng.integers(0, len(values), size)

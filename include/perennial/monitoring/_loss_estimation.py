@@ -78,21 +78,21 @@ class LossEstimator:
 
 
 def fit_error_model(
-    x: np.ndarray, losses: np.ndarray, night: np.ndarray
+    x: np.ndarray, losses: np.ndarray, partition: np.ndarray
 ) -> tuple[xgboost.Booster, np.ndarray]:
     """Fit the error model of a regression.
 
     Args:
         x: encoded features, shape (rows, columns).
         losses: loss of the model on each row, shape (rows,).
-        night: index of each row's partition, shape (rows,).
+        partition: index of each row's partition, shape (rows,).
 
     Returns:
         The error model, fitted on all rows; and out-of-fold estimates, shape (rows,), where the two folds are the
         partitions with even and with odd index.
     """
     out_of_fold = np.empty(len(losses))
-    even = night % 2 == 0
+    even = partition % 2 == 0
     for fold, others in ((even, ~even), (~even, even)):
         if fold.any():
             training = others if others.any() else fold

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
     from perennial.modeling.trained_model import TrainedModel
     from perennial.monitoring.histograms import ReferenceColumn
-    from perennial.monitoring.nightly_sample import NightlySample
+    from perennial.monitoring.partition_sample import PartitionSample
     from perennial.spec.model_spec import ModelSpec
 
 FORMAT = 1
@@ -65,7 +65,7 @@ class MonitoringBaseline:
 def build_baseline(
     spec: ModelSpec,
     model: TrainedModel,
-    holdout: NightlySample,
+    holdout: PartitionSample,
     reference: Callable[[], Mapping[str, ReferenceColumn]],
 ) -> tuple[dict[str, Any], xgboost.Booster | None]:
     """Make the baseline of a new model.
@@ -73,7 +73,7 @@ def build_baseline(
     Args:
         spec: the model's.
         model: the new model.
-        holdout: rows of the held-out partitions, as `nightly_sample.sample_nights` returns them.
+        holdout: rows of the held-out partitions, as `partition_sample.sample_partitions` returns them.
         reference: returns the bins of the columns; called last, because they may still be counted meanwhile.
 
     Returns:
@@ -83,17 +83,17 @@ def build_baseline(
     losses = labelled.losses(spec.task, spec.metric)
     error_model, estimator = None, LossEstimator(spec.task, spec.metric)
     if spec.task == "regression" and len(losses):
-        error_model, out_of_fold = fit_error_model(labelled.x, losses, labelled.night)
+        error_model, out_of_fold = fit_error_model(labelled.x, losses, labelled.partition_index)
         estimator = LossEstimator(spec.task, spec.metric, error_model)
     attributions = signals.attribution_means(model, holdout)
     totals = attributions.means.sum(axis=0)
     shares = totals / max(float(totals.sum()), 1e-12)
     groups = signals.frequent_groups(labelled)
-    series = signals.nightly_series(spec, model, holdout, estimator, attributions, shares, groups)
+    series = signals.monitored_series(spec, model, holdout, estimator, attributions, shares, groups)
     if (
         error_model is not None
     ):  # compared with estimates for partitions that the error model was not fitted to
-        series["performance"] = labelled.nightly_mean(losses - out_of_fold)
+        series["performance"] = labelled.partition_means(losses - out_of_fold)
     mean_loss = float(losses.mean()) if len(losses) else 0.0
     label_sd = float(np.std(labelled.y)) if len(labelled.y) and spec.task != "multiclass" else 1.0
     baselines = {

@@ -31,18 +31,18 @@ class LabelledPredictions(NamedTuple):
         y: labels, shape (rows,).
         predicted: values, or probabilities of the classes, shape (rows,) or (rows, classes).
         group: for ranking: number of each row's list, shape (rows,).
-        night: partition date of each row, as text, shape (rows,).
+        dates: partition date of each row, as text, shape (rows,).
     """
 
     y: np.ndarray
     predicted: np.ndarray
     group: np.ndarray | None
-    night: np.ndarray
+    dates: np.ndarray
 
     def select(self, rows: np.ndarray) -> LabelledPredictions:
         """The rows of a mask."""
         group = None if self.group is None else self.group[rows]
-        return LabelledPredictions(self.y[rows], self.predicted[rows], group, self.night[rows])
+        return LabelledPredictions(self.y[rows], self.predicted[rows], group, self.dates[rows])
 
 
 class _UnavailableError(Exception):
@@ -122,7 +122,7 @@ def _add_metrics(result: PerformanceMetrics, metrics: Mapping[str, float]) -> No
     )
 
 
-def nightly_losses(
+def losses_by_partition(
     spec: ModelSpec, version: registry.ModelVersion, start: str, as_of: str, min_rows: int
 ) -> dict[str, float]:
     """Mean loss of what a version served, by partition date.
@@ -142,11 +142,11 @@ def nightly_losses(
     except _UnavailableError:
         return {}
     means = {}
-    for night in np.unique(rows.night):
-        part = rows.select(rows.night == night)
+    for day in np.unique(rows.dates):
+        part = rows.select(rows.dates == day)
         if len(part.y) >= min_rows:
             losses = metrics_module.losses(spec.task, spec.metric, part.y, part.predicted, part.group)
-            means[str(night)] = float(losses.mean())
+            means[str(day)] = float(losses.mean())
     return means
 
 
@@ -202,9 +202,9 @@ def _read_labelled(
         _UnavailableError: they cannot be compared.
     """
     table = con.sql(_labelled_query(con, spec, rows)).to_arrow_table()
-    night = np.asarray(table.column("night").to_pandas(), object)
+    days = np.asarray(table.column("day").to_pandas(), object)
     if spec.task == "multiclass":
-        return _multiclass_rows(table, classes, night)
+        return _multiclass_rows(table, classes, days)
     y = np.asarray(table.column("label").cast("double").to_numpy(), dtype=np.float64)
     predicted = np.asarray(table.column("prediction").cast("double").to_numpy(), dtype=np.float64)
     finite = np.isfinite(y) & np.isfinite(predicted)
@@ -213,11 +213,11 @@ def _read_labelled(
     group = None
     if spec.group is not None:
         group = np.asarray(table.column("grp").to_pandas().factorize()[0])[finite]
-    return LabelledPredictions(y[finite], predicted[finite], group, night[finite])
+    return LabelledPredictions(y[finite], predicted[finite], group, days[finite])
 
 
 def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) -> str:
-    """SQL of ``prediction``, ``label`` and ``night``; with ``scores`` for multiclass, and ``grp`` for ranking."""
+    """SQL of ``prediction``, ``label`` and ``day``; with ``scores`` for multiclass, and ``grp`` for ranking."""
     step = max(1, -(-rows // MAX_ROWS))
     keys = ", ".join(f"m.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
     # Lists are evaluated as a whole, so they are sampled as a whole.
@@ -236,12 +236,12 @@ def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) 
             raise _UnavailableError("the predictions have no probability for each class")
         columns += ", m.probabilities AS scores"
     return (
-        f"SELECT m.prediction AS prediction, m.{LABEL} AS label, m.{delta_tables.PARTITION} AS night{columns} "
+        f"SELECT m.prediction AS prediction, m.{LABEL} AS label, m.{delta_tables.PARTITION} AS day{columns} "
         f"FROM ({join_labels(spec, 'champion_rows', 'known_labels')}) m {join} {condition} {order}"
     )
 
 
-def _multiclass_rows(table: pa.Table, classes: tuple[str, ...], night: np.ndarray) -> LabelledPredictions:
+def _multiclass_rows(table: pa.Table, classes: tuple[str, ...], days: np.ndarray) -> LabelledPredictions:
     """Rows of a multiclass model; those whose class training never saw are left out."""
     index = {c: i for i, c in enumerate(classes)}
     label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
@@ -254,5 +254,5 @@ def _multiclass_rows(table: pa.Table, classes: tuple[str, ...], night: np.ndarra
         label[seen_in_training],
         flat.reshape(len(label), len(classes))[seen_in_training],
         None,
-        night[seen_in_training],
+        days[seen_in_training],
     )

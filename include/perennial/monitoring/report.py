@@ -117,7 +117,7 @@ def _draw_without_failing(
     drift_share: float,
     omitted: Mapping[str, str],
 ) -> DriftReport:
-    """Try each column by itself, and draw those on which Evidently does not fail."""
+    """Try each column separately, and draw those on which Evidently does not fail."""
     omitted, drawable = dict(omitted), dict(frames)
     for name, pair in frames.items():
         try:

@@ -18,15 +18,15 @@ from perennial.core.settings import settings
 from perennial.modeling.metrics import losses
 
 if TYPE_CHECKING:
-    from perennial.monitoring.nightly_sample import NightlySample
+    from perennial.monitoring.partition_sample import PartitionSample
 
 #: Partitions that a correction is fitted to.
-LOOKBACK_NIGHTS = 14
+LOOKBACK_PARTITIONS = 14
 #: Partitions after which the weight of a row has halved.
 HALF_LIFE = 3.0
 ROUNDS = 10
 #: Earlier partitions needed before a correction is tried.
-MIN_NIGHTS = 3
+MIN_PARTITIONS = 3
 _PARAMETERS = {
     "max_depth": 2,
     "learning_rate": 0.1,  # a cautious correction's gain varies less between partitions than a bold one's
@@ -38,8 +38,8 @@ _PARAMETERS = {
 }
 
 
-def nightly_retraining_gain(
-    task: str, metric: str, objective: str, sample: NightlySample, classes: int = 0, since: int = 0
+def gain_by_partition(
+    task: str, metric: str, objective: str, sample: PartitionSample, classes: int = 0, since: int = 0
 ) -> np.ndarray:
     """Mean loss that a correction saves, partition by partition.
 
@@ -56,18 +56,18 @@ def nightly_retraining_gain(
     """
     gains = np.full(len(sample.dates), np.nan)
     parameters = _PARAMETERS | {"objective": objective} | ({"num_class": classes} if classes else {})
-    edges = np.searchsorted(sample.night, np.arange(len(sample.dates) + 1))
-    nights = [i for i in range(len(sample.dates)) if edges[i + 1] > edges[i]]
+    edges = np.searchsorted(sample.partition_index, np.arange(len(sample.dates) + 1))
+    partitions = [i for i in range(len(sample.dates)) if edges[i + 1] > edges[i]]
 
     def evaluate(position: int) -> None:
-        night, first = nights[position], nights[max(0, position - LOOKBACK_NIGHTS)]
-        past, current = slice(edges[first], edges[night]), slice(edges[night], edges[night + 1])
+        partition, first = partitions[position], partitions[max(0, position - LOOKBACK_PARTITIONS)]
+        past, current = slice(edges[first], edges[partition]), slice(edges[partition], edges[partition + 1])
         corrected = _corrected_predictions(parameters, sample, past, current)
         champion_loss = losses(task, metric, sample.y[current], sample.predicted[current])
         corrected_loss = losses(task, metric, sample.y[current], corrected)
-        gains[night] = float((champion_loss - corrected_loss).mean())
+        gains[partition] = float((champion_loss - corrected_loss).mean())
 
-    positions = [p for p, night in enumerate(nights) if p >= MIN_NIGHTS and night >= since]
+    positions = [p for p, partition in enumerate(partitions) if p >= MIN_PARTITIONS and partition >= since]
     # side by side, each in one thread: a booster of so few rows has no use for more
     with ThreadPoolExecutor(settings().threads) as pool:
         list(pool.map(evaluate, positions))
@@ -75,12 +75,12 @@ def nightly_retraining_gain(
 
 
 def _corrected_predictions(
-    parameters: dict[str, Any], sample: NightlySample, past: slice, current: slice
+    parameters: dict[str, Any], sample: PartitionSample, past: slice, current: slice
 ) -> np.ndarray:
     """Predictions for the rows ``current`` of the champion with a correction fitted to the rows ``past``."""
     import xgboost
 
-    age = sample.night[past][-1] - sample.night[past]
+    age = sample.partition_index[past][-1] - sample.partition_index[past]
     matrix = xgboost.QuantileDMatrix(
         sample.x[past],
         sample.y[past],

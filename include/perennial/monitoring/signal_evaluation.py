@@ -18,9 +18,9 @@ from perennial.modeling import registry
 from perennial.monitoring import retraining_gain, signals
 from perennial.monitoring._train_serve_skew import skew_signal
 from perennial.monitoring.drift_verdict import ColumnDrift, Verdict
-from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample, sample_nights
+from perennial.monitoring.partition_sample import MIN_ROWS, PartitionSample, sample_partitions
 from perennial.monitoring.signals import Signal
-from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, SignalState
 from perennial.storage import delta_tables
 
 if TYPE_CHECKING:
@@ -77,11 +77,11 @@ def evaluate_signals(
     }
     try:
         # A correction is fitted to partitions before the window too, but to none that the champion was fitted to.
-        sample = sample_nights(
+        sample = sample_partitions(
             spec,
             model,
             FeatureQuery(registry.load_spec(champion)),
-            max(holdout.start, dates.add_days(first, -retraining_gain.LOOKBACK_NIGHTS)),
+            max(holdout.start, dates.add_days(first, -retraining_gain.LOOKBACK_PARTITIONS)),
             as_of,
             labels_until=labels_until,
             columns=[*spec.monitoring.slices, *spec.monitoring.fairness],
@@ -92,7 +92,7 @@ def evaluate_signals(
     skip = sum(d < first for d in sample.dates)
     evaluated |= _series_signals(spec, model, baseline, sample, skip)
     evaluated["labels"] = _label_signal(sample, labels_until)
-    recent = sample.select(sample.night >= max(skip, len(sample.dates) - RECENT_DAYS))
+    recent = sample.select(sample.partition_index >= max(skip, len(sample.dates) - RECENT_DAYS))
     evaluated |= _column_signals(spec, model, baseline, recent)
     recent_start = max(start, dates.add_days(as_of, 1 - RECENT_DAYS))
     evaluated["skew"] = skew_signal(spec, champion, model, recent_start, as_of)
@@ -129,14 +129,14 @@ def drift_signals(
 
 
 def _series_signals(
-    spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, sample: NightlySample, skip: int
+    spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, sample: PartitionSample, skip: int
 ) -> dict[str, Signal]:
     """The signals that are series; slices and fairness as one signal each, that of the worst series.
 
     Args:
         skip: number of the sample's first partitions that are before the window.
     """
-    series = signals.nightly_series(
+    series = signals.monitored_series(
         spec,
         model,
         sample,
@@ -201,9 +201,9 @@ def volume_signal(rows: Mapping[str, int], baseline_end: str, as_of: str, factor
         factor: times beyond the extremes of the baseline.
     """
     usual = {d: n for d, n in rows.items() if d <= baseline_end}
-    if len(usual) < MIN_BASELINE_NIGHTS:
+    if len(usual) < MIN_BASELINE_PARTITIONS:
         return Signal(
-            "undetermined", f"{len(usual)} partitions to compare with, {MIN_BASELINE_NIGHTS} are needed"
+            "undetermined", f"{len(usual)} partitions to compare with, {MIN_BASELINE_PARTITIONS} are needed"
         )
     after = max(baseline_end, dates.add_days(as_of, -RECENT_DAYS))
     recent = {d: n for d, n in rows.items() if after < d <= as_of}
@@ -248,12 +248,12 @@ def freshness_signal(rows: Mapping[str, int], as_of: str) -> Signal:
     return Signal("ok", f"all of the {len(recent)} latest partitions were published", 0.0, 0.0)
 
 
-def _label_signal(sample: NightlySample, labels_until: str) -> Signal:
+def _label_signal(sample: PartitionSample, labels_until: str) -> Signal:
     """Whether the labels that are due have arrived."""
-    due = [i for i, d in enumerate(sample.dates) if d <= labels_until and (sample.night == i).any()]
+    due = [i for i, d in enumerate(sample.dates) if d <= labels_until and (sample.partition_index == i).any()]
     if not due:
         return Signal("undetermined", "no labels are due yet")
-    labelled_share = sample.nightly_mean(np.isfinite(sample.y).astype(float), 1)
+    labelled_share = sample.partition_means(np.isfinite(sample.y).astype(float), 1)
     missing = [sample.dates[i] for i in due if labelled_share[i] == 0]
     if not missing:
         return Signal("ok", f"labels arrived for all of {len(due)} partitions", 0.0, 0.0)
@@ -264,7 +264,7 @@ def _label_signal(sample: NightlySample, labels_until: str) -> Signal:
 
 
 def _column_signals(
-    spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, recent: NightlySample
+    spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, recent: PartitionSample
 ) -> dict[str, Signal]:
     """Nulls and unseen categories of single partitions, against the highest share of the baseline."""
     if not baseline.max_null_shares:

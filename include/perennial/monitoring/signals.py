@@ -1,6 +1,6 @@
 """The signals of a model: what each monitored quantity is, and how it becomes a state with a reason.
 
-A signal is either a series with one value a partition (`nightly_series`), which a sequential test compares with the
+A signal is either a series with one value a partition (`monitored_series`), which a sequential test compares with the
 held-out partitions of the training (`signal_from_series`), or a share with a bound that no held-out partition came near
 (`signal_evaluation`). What cannot be computed is ``undetermined``, never ``ok``.
 """
@@ -15,8 +15,8 @@ import numpy as np
 
 from perennial.monitoring import retraining_gain
 from perennial.monitoring._change_detection import CusumBaseline, detect_change
-from perennial.monitoring.nightly_sample import MIN_ROWS, NightlySample
-from perennial.spec.constraints import MIN_BASELINE_NIGHTS, SignalState
+from perennial.monitoring.partition_sample import MIN_ROWS, PartitionSample
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, SignalState
 
 if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
@@ -72,17 +72,17 @@ class Attributions(NamedTuple):
 
     Attributes:
         means: mean absolute contribution, in units of the raw score, shape (partitions with enough rows, columns).
-        nights: index of each of those partitions, shape (partitions with enough rows,).
+        partitions: index of each of those partitions, shape (partitions with enough rows,).
     """
 
     means: np.ndarray
-    nights: np.ndarray
+    partitions: np.ndarray
 
 
-def nightly_series(
+def monitored_series(
     spec: ModelSpec,
     model: TrainedModel,
-    sample: NightlySample,
+    sample: PartitionSample,
     estimator: LossEstimator,
     attributions: Attributions,
     attribution_shares: np.ndarray,
@@ -116,26 +116,26 @@ def nightly_series(
     loss = labelled.losses(spec.task, spec.metric)
     expected = estimator.estimate(labelled.x, labelled.predicted)
     excess = loss if expected is None else loss - expected
-    series = {"performance": labelled.nightly_mean(excess)}
+    series = {"performance": labelled.partition_means(excess)}
     if spec.task != "ranking":  # a list's loss cannot be expected or corrected row by row
-        series["calibration"] = labelled.nightly_mean(_residuals(spec.task, labelled))
-        series["gain"] = retraining_gain.nightly_retraining_gain(
+        series["calibration"] = labelled.partition_means(_residuals(spec.task, labelled))
+        series["gain"] = retraining_gain.gain_by_partition(
             spec.task, spec.metric, spec.objective, labelled, len(model.classes), since
         )
         expected_of_all = estimator.estimate(sample.x, sample.predicted)
         if expected_of_all is not None:
-            series["estimated"] = sample.nightly_mean(expected_of_all)
+            series["estimated"] = sample.partition_means(expected_of_all)
     series["attributions"] = _attribution_shift(attributions, len(sample.dates), attribution_shares)
     for column in spec.monitoring.slices:
         for name in groups.get(column, []):
             rows = labelled.groupings[column] == name
-            series[f"{SLICE_PREFIX}{column}={name}"] = labelled.select(rows).nightly_mean(excess[rows])
+            series[f"{SLICE_PREFIX}{column}={name}"] = labelled.select(rows).partition_means(excess[rows])
     for column in spec.monitoring.fairness:
         series[f"{FAIRNESS_PREFIX}{column}"] = _group_gap(sample, column, groups.get(column, []))
     return series
 
 
-def _residuals(task: str, labelled: NightlySample) -> np.ndarray:
+def _residuals(task: str, labelled: PartitionSample) -> np.ndarray:
     """Label minus prediction of each row; for multiclass, whether it is right minus the confidence. Shape (rows,)."""
     if task != "multiclass":
         return np.asarray(labelled.y - labelled.predicted)
@@ -144,7 +144,7 @@ def _residuals(task: str, labelled: NightlySample) -> np.ndarray:
 
 
 def null_and_unseen_shares(
-    model: TrainedModel, sample: NightlySample
+    model: TrainedModel, sample: PartitionSample
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
     """Share of each partition's rows without a value, and with a category that training did not see, by column.
 
@@ -157,14 +157,14 @@ def null_and_unseen_shares(
     """
     nulls, unseen = {}, {}
     for j, column in enumerate(model.encoding.columns):
-        is_unseen = sample.unseen_categories.get(column, np.zeros(len(sample.night), bool))
-        nulls[column] = sample.nightly_mean(np.isnan(sample.x[:, j]) & ~is_unseen)
+        is_unseen = sample.unseen_categories.get(column, np.zeros(len(sample.partition_index), bool))
+        nulls[column] = sample.partition_means(np.isnan(sample.x[:, j]) & ~is_unseen)
         if column in sample.unseen_categories:
-            unseen[column] = sample.nightly_mean(is_unseen)
+            unseen[column] = sample.partition_means(is_unseen)
     return nulls, unseen
 
 
-def attribution_means(model: TrainedModel, sample: NightlySample, since: int = 0) -> Attributions:
+def attribution_means(model: TrainedModel, sample: PartitionSample, since: int = 0) -> Attributions:
     """Mean absolute feature contribution by partition and column, from the first `ATTRIBUTION_ROWS` rows of each.
 
     XGBoost's own contributions (TreeSHAP: Lundberg et al., From local explanations to global understanding with
@@ -177,43 +177,44 @@ def attribution_means(model: TrainedModel, sample: NightlySample, since: int = 0
     """
     import xgboost
 
-    first = np.searchsorted(sample.night, np.arange(len(sample.dates)))
-    rank = np.arange(len(sample.night)) - first[sample.night] if len(sample.night) else np.zeros(0, np.int64)
-    rows = np.flatnonzero((rank < ATTRIBUTION_ROWS) & (sample.night >= since))
+    first = np.searchsorted(sample.partition_index, np.arange(len(sample.dates)))
+    position = np.arange(len(sample.partition_index))
+    rank = position - first[sample.partition_index] if len(position) else position
+    rows = np.flatnonzero((rank < ATTRIBUTION_ROWS) & (sample.partition_index >= since))
     if not len(rows):
         return Attributions(np.zeros((0, sample.x.shape[1])), np.zeros(0, np.int64))
     matrix = xgboost.DMatrix(sample.x[rows], feature_names=list(model.encoding.columns))
     absolute = np.abs(model.booster.predict(matrix, pred_contribs=True))[..., :-1]
     absolute = absolute.reshape(len(rows), -1, absolute.shape[-1]).sum(axis=1)
-    night = sample.night[rows]
-    counts = np.bincount(night, minlength=len(sample.dates))
+    index = sample.partition_index[rows]
+    counts = np.bincount(index, minlength=len(sample.dates))
     sums = np.zeros((len(sample.dates), absolute.shape[1]))
-    np.add.at(sums, night, absolute)
-    nights = np.flatnonzero(counts >= MIN_ROWS)
-    return Attributions(sums[nights] / counts[nights, None], nights)
+    np.add.at(sums, index, absolute)
+    partitions = np.flatnonzero(counts >= MIN_ROWS)
+    return Attributions(sums[partitions] / counts[partitions, None], partitions)
 
 
-def _attribution_shift(attributions: Attributions, nights: int, shares: np.ndarray) -> np.ndarray:
+def _attribution_shift(attributions: Attributions, partitions: int, shares: np.ndarray) -> np.ndarray:
     """Total variation distance between the columns' shares in the attributions and those at training.
 
     Half the sum over columns of abs(share - share at training).
 
     Args:
         attributions: of the sample.
-        nights: number of its partitions.
+        partitions: number of its partitions.
         shares: at training, shape (columns,).
 
     Returns:
         Shape (partitions,), 0 to 1; NaN where a partition has too few rows.
     """
-    shift = np.full(nights, np.nan)
-    if len(attributions.nights):
+    shift = np.full(partitions, np.nan)
+    if len(attributions.partitions):
         totals = np.maximum(attributions.means.sum(axis=1, keepdims=True), 1e-12)
-        shift[attributions.nights] = np.abs(attributions.means / totals - shares).sum(axis=1) / 2
+        shift[attributions.partitions] = np.abs(attributions.means / totals - shares).sum(axis=1) / 2
     return shift
 
 
-def _group_gap(sample: NightlySample, column: str, names: list[str]) -> np.ndarray:
+def _group_gap(sample: PartitionSample, column: str, names: list[str]) -> np.ndarray:
     """Distance between the groups' highest and lowest mean prediction, partition by partition.
 
     The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
@@ -226,19 +227,19 @@ def _group_gap(sample: NightlySample, column: str, names: list[str]) -> np.ndarr
     if sample.predicted.ndim > 1 or sample.lists is not None or len(names) < 2:
         return gap
     groups = [sample.groupings[column] == name for name in names]
-    means = np.stack([sample.select(rows).nightly_mean(sample.predicted[rows]) for rows in groups])
+    means = np.stack([sample.select(rows).partition_means(sample.predicted[rows]) for rows in groups])
     comparable = np.isfinite(means).sum(axis=0) >= 2
     gap[comparable] = np.nanmax(means[:, comparable], axis=0) - np.nanmin(means[:, comparable], axis=0)
     return gap
 
 
-def frequent_groups(sample: NightlySample) -> dict[str, list[str]]:
+def frequent_groups(sample: PartitionSample) -> dict[str, list[str]]:
     """For each grouping column, the values with enough rows for a baseline, at most `MAX_GROUPS`, by frequency."""
     groups = {}
     for column, values in sample.groupings.items():
         names, counts = np.unique(values.astype(str), return_counts=True)
         order = np.argsort(-counts, kind="stable")
-        frequent = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_NIGHTS * MIN_ROWS]
+        frequent = [str(names[i]) for i in order if counts[i] >= MIN_BASELINE_PARTITIONS * MIN_ROWS]
         groups[column] = frequent[:MAX_GROUPS]
     return groups
 
@@ -256,7 +257,8 @@ def signal_from_series(
     """
     if baseline is None:
         return Signal(
-            "undetermined", f"fewer than {MIN_BASELINE_NIGHTS} held-out partitions at training: no baseline"
+            "undetermined",
+            f"fewer than {MIN_BASELINE_PARTITIONS} held-out partitions at training: no baseline",
         )
     if not np.isfinite(values).any():
         return Signal(

@@ -21,7 +21,7 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, object_store
 
 if TYPE_CHECKING:
-    from perennial.lifecycle.ab_test import ABSplit
+    from perennial.lifecycle.ab_trial import ABSplit
     from perennial.modeling.trained_model import TrainedModel
 
 #: Rows that XGBoost predicts at a time; with many fewer it spends its time on starting.

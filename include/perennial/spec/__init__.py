@@ -1,6 +1,6 @@
-"""`model.yaml` as typed objects, read and checked; compute profiles, and the pods that they describe.
+"""`model.yaml` as validated, typed objects; compute profiles, and the pods that they describe.
 
-DAG files load every spec when Airflow parses them: this package imports nothing but pydantic and PyYAML.
+DAG files load every spec when Airflow parses them, so this package imports no heavy libraries.
 """
 
 __all__ = [

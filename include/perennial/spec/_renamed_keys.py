@@ -1,4 +1,4 @@
-"""Keys and values of ``model.yaml`` that have been renamed: an error about an old name gives the new one."""
+"""Renamed keys and values of ``model.yaml``: an error about an old name mentions the new one."""
 
 from __future__ import annotations
 

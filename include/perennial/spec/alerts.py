@@ -31,7 +31,7 @@ Pattern = Annotated[str, StringConstraints(pattern=r"^[a-z*][a-z0-9_:*.-]*$", ma
 Address = Annotated[str, StringConstraints(pattern=r"^[^@\s,]+@[^@\s,]+$", max_length=254)]
 #: No FIFO topics: they require a message group and an order, which alerts do not have.
 _TOPIC = r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]{1,256}"
-#: Keys that each kind requires, and further keys that it allows.
+#: Keys that each kind of channel requires, and further keys that it allows.
 _KEYS: dict[str, tuple[set[str], set[str]]] = {
     "slack": ({"channel"}, {"connection"}),
     "email": ({"to"}, {"connection"}),
@@ -66,23 +66,23 @@ class Channel(StrictModel):
         min_length=1,
         description="Signals to send; * is a wildcard. approval: a retraining waits for a person's approval.",
     )
-    severity: Severity = Field("bad", description="Least severe state that is sent: suspected, or bad.")
+    severity: Severity = Field("bad", description="Lowest severity that is sent: suspected or bad.")
     daily_summary: bool = Field(False, description="Also send the daily summary of all models.")
 
     @model_validator(mode="after")
-    def _of_its_kind(self) -> Self:
-        needed, possible = _KEYS[self.kind]
+    def _check_keys(self) -> Self:
+        required, optional = _KEYS[self.kind]
         given = {k for k in ("connection", "channel", "to", "url", "topic") if getattr(self, k)}
-        if missing := sorted(needed - given):
+        if missing := sorted(required - given):
             raise ValueError(f"kind is {self.kind}: {missing[0]} must be given")
-        if odd := sorted(given - needed - possible):
-            raise ValueError(f"kind is {self.kind}: {odd[0]} belongs to another kind of channel")
+        if other := sorted(given - required - optional):
+            raise ValueError(f"kind is {self.kind}: {other[0]} belongs to another kind of channel")
         if {"url", "connection"} <= given:
             raise ValueError("url and connection both name the address: give one of them")
         return self
 
-    def wants(self, signal: str, severity: Severity) -> bool:
-        """Whether a signal of this severity is sent here."""
+    def accepts(self, signal: str, severity: Severity) -> bool:
+        """Whether a signal of this severity is sent to this channel."""
         return (severity == "bad" or self.severity == "suspected") and matches(self.signals, signal)
 
 
@@ -103,24 +103,24 @@ class AlertsSpec(StrictModel):
     mute: list[Mute] = Field([], description="Signals that are not sent for a while.")
 
     @model_validator(mode="after")
-    def _names(self) -> Self:
+    def _check_names(self) -> Self:
         names = [COMMON_CHANNEL, *(c.name for c in self.channels)]
-        if twice := [n for n in names if names.count(n) > 1]:
+        if duplicates := [n for n in names if names.count(n) > 1]:
             raise ValueError(
-                f"channels has the name {twice[0]!r} twice ({COMMON_CHANNEL} stands for PERENNIAL_ALERT_URL)"
+                f"channels has the name {duplicates[0]!r} twice ({COMMON_CHANNEL} stands for PERENNIAL_ALERT_URL)"
             )
         return self
 
-    def all(self) -> list[Channel]:
-        """The channels of the spec, and the common one."""
+    def all_channels(self) -> list[Channel]:
+        """The channels of the spec, and the common channel."""
         common = common_channel()
         return [*self.channels, common] if common else self.channels
 
 
 def common_channel() -> Channel | None:
-    """The channel of all models, ``PERENNIAL_ALERT_URL``: a webhook or an SNS topic; None if it is not set.
+    """The channel of all models, ``PERENNIAL_ALERT_URL``; None if it is not set or invalid.
 
-    An invalid address is logged without its text: it may hold a secret.
+    It is a webhook or an SNS topic. An invalid address is not logged, because it may contain a secret.
     """
     url = os.environ.get("PERENNIAL_ALERT_URL", "").strip()
     if not url:
@@ -130,7 +130,7 @@ def common_channel() -> Channel | None:
         return Channel.model_validate({"name": COMMON_CHANNEL, "daily_summary": True} | address)
     except ValidationError:
         log.warning(
-            "PERENNIAL_ALERT_URL is neither an http address nor an SNS topic: no alerts are sent there"
+            "PERENNIAL_ALERT_URL is neither an http address nor an SNS topic, so it gets no alerts: correct it"
         )
         return None
 

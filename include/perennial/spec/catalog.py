@@ -1,4 +1,4 @@
-"""Finds and reads the folders of models and feature sets."""
+"""Find and read the folders of models and feature sets."""
 
 from __future__ import annotations
 
@@ -15,9 +15,13 @@ __all__ = ["find_folders", "load_feature_set", "load_model", "load_model_by_name
 
 
 def find_folders(filename: str = "model.yaml") -> dict[str, Path]:
-    """Folders that contain ``filename``, by name, in ``include/models`` and every folder of ``PERENNIAL_MODELS``.
+    """Find the folders of models, or of feature sets, by name.
 
-    Of two folders with the same name the first is used; `load_models` reports the other.
+    Searches ``include/models`` and the folders of ``PERENNIAL_MODELS``. Of two folders with the same name the first is
+    used; `load_models` reports the other.
+
+    Args:
+        filename: file that such a folder contains: ``model.yaml`` or ``feature_set.yaml``.
     """
     return {folder.name: folder for folder in reversed(_folders(filename))}
 
@@ -41,7 +45,7 @@ def load_model_by_name(name: str) -> ModelSpec:
 
 
 def load_models() -> tuple[dict[str, ModelSpec], list[SpecError]]:
-    """Read every model; returns the valid ones by name, and an error for each other."""
+    """Read every model; returns the valid models by name, and an error for each invalid one."""
     models: dict[str, ModelSpec] = {}
     errors: list[SpecError] = []
     sets: dict[str, FeatureSet] = {}
@@ -97,9 +101,9 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
                     f"{where}: compute.{step}: {error.cause}", error.remedy, model=spec.name
                 ) from None
     names = [r.name for r in spec.references]
-    if twice := {n for n in names if names.count(n) > 1}:
+    if duplicates := {n for n in names if names.count(n) > 1}:
         raise SpecError(
-            f"{key_location(folder / 'model.yaml', 'features', 'references')}: reference table {min(twice)!r} "
+            f"{key_location(folder / 'model.yaml', 'features', 'references')}: reference table {min(duplicates)!r} "
             "is declared twice",
             "give each reference table its own name",
             model=spec.name,

@@ -1,7 +1,8 @@
-"""Compute profiles: where a step runs, and with which resources; YAML files in ``include/compute`` or other folders.
+"""Compute profiles, YAML files that define where a step runs and with which resources.
 
-A spec names the profile of a step (``compute: {train: gpu}``); ``PERENNIAL_PROFILE`` is the profile of all heavy steps
-for which the spec names none. Nothing else differs between a laptop and a cluster.
+They are in ``include/compute`` and in the folders of ``PERENNIAL_COMPUTE``. A spec names the profile of a step
+(``compute: {train: gpu}``); ``PERENNIAL_PROFILE`` is the default of all heavy steps. Nothing else differs between a
+laptop and a cluster.
 """
 
 from __future__ import annotations
@@ -153,7 +154,7 @@ class ComputeProfile(StrictModel):
     deferrable: bool = Field(False, description="Wait in the triggerer instead of a worker, for long runs.")
 
     @model_validator(mode="after")
-    def _across(self) -> Self:
+    def _check_consistency(self) -> Self:
         if self.kind == "eks" and not self.cluster:
             raise ValueError("cluster is missing: kind eks needs the name of the cluster")
         if self.kind != "eks" and (self.cluster or self.region):
@@ -172,7 +173,7 @@ class ComputeProfile(StrictModel):
                 f"more_memory is {self.more_memory}: each must be larger than the one before (memory is {self.memory})"
             )
         if duplicates := sorted(set(self.env) & {s.env for s in self.secrets}):
-            raise ValueError(f"env.{duplicates[0]} is given in secrets too: remove one of them")
+            raise ValueError(f"env.{duplicates[0]} is also given in secrets: remove one of them")
         return self
 
     @property
@@ -230,8 +231,8 @@ def load_profile(name: str) -> ComputeProfile:
 
 
 @functools.lru_cache(maxsize=64)
-def _read(path: Path, _changed: int) -> ComputeProfile:
-    """A profile's file, cached until it changes: the DAG files of all models read it."""
+def _read(path: Path, _modified_at: int) -> ComputeProfile:
+    """Read a profile's file; cached until it changes, because the DAG files of all models read it."""
     profile = yaml_reader.parse_yaml(path, ComputeProfile, model=None)
     if profile.name != path.stem:
         raise SpecError(
@@ -247,7 +248,7 @@ def _read(path: Path, _changed: int) -> ComputeProfile:
 
 
 def load_template(profile: ComputeProfile) -> dict[str, Any]:
-    """The pod that a profile overrides; empty if it names no template."""
+    """Read the pod template of a profile, which the profile overrides; empty if it has none."""
     if not profile.template:
         return {}
     return dict(

@@ -1,4 +1,4 @@
-"""Metrics, objectives, parameters and names that a spec may use, and checks that types cannot express."""
+"""Allowed metrics, objectives, parameters and names, and checks that types cannot express."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ __all__ = [
     "HOLDOUT_METRICS",
     "INTEGER_PARAMETERS",
     "LAKE_COLUMNS",
-    "MIN_BASELINE_NIGHTS",
+    "MIN_BASELINE_PARTITIONS",
     "MIN_BOOTSTRAP_DAYS",
     "OBJECTIVES",
     "PARAMETER_BOUNDS",
@@ -24,11 +24,11 @@ __all__ = [
 
 SignalState = Literal["ok", "suspected", "bad", "undetermined"]
 
-#: Partitions without a known change that a baseline needs.
-MIN_BASELINE_NIGHTS = 5
+#: Fewest held-out partitions from which a monitoring baseline can be fitted.
+MIN_BASELINE_PARTITIONS = 5
 
-#: Losses that the gate can compare; lower is better. Each is the mean of one loss per row (per group, for ranking), so
-#: that champion and challenger can be compared by a paired bootstrap.
+#: Losses that the gate can compare; lower is better. Each is the mean of a loss per row (per list, for ranking),
+#: so that champion and challenger can be compared by a paired bootstrap.
 GATE_METRICS: dict[str, tuple[str, ...]] = {
     "binary": ("log_loss", "brier"),
     "multiclass": ("log_loss", "error_rate"),
@@ -78,7 +78,7 @@ LAKE_COLUMNS = frozenset({
     "label", "arrived", "prediction", "probabilities", "model_version", "run_id", "scored_at", "feed", "feed_date",
     "row_values", "reasons", "features", "scored_from",
 })  # fmt: skip
-#: Names that the engine of features.sql, or the reader of landed files, uses.
+#: Names that are reserved for the engine of features.sql and the reader of landed files.
 RESERVED_NAMES = {
     "references": {"rows", "published"},
     "columns": {"partition_date", "file_index", "file_row_number", "filename"},
@@ -89,7 +89,7 @@ def check_columns(columns: Mapping[str, str]) -> None:
     """Refuse column names that clash with those of the engine, or with each other in SQL.
 
     Raises:
-        ValueError: with the name.
+        ValueError: a name clashes.
     """
     for column in columns:
         if column.lower() in RESERVED_NAMES["columns"] or column.startswith("__"):
@@ -99,11 +99,11 @@ def check_columns(columns: Mapping[str, str]) -> None:
 
 
 def check_template(value: str, *, dated: bool) -> str:
-    """Refuse a path template that could point outside its folder, or that names no partition.
+    """Refuse a path template that is invalid or could point outside its folder.
 
     Args:
         value: the template.
-        dated: whether each partition has its own file.
+        dated: whether the template must contain the date, because each partition has its own file.
 
     Raises:
         ValueError: the template is invalid.
@@ -116,7 +116,7 @@ def check_template(value: str, *, dated: bool) -> str:
     if re.search(r"[{}]", re.sub(r"\{[a-z]+\}", "", value)) or not value:
         raise ValueError("a brace is not closed")
     if ".." in re.split(r"[/\\]", value):
-        raise ValueError("'..' is not allowed: a source stays below its folder")
+        raise ValueError("'..' is not allowed: a source is below its folder")
     if not value.startswith(("{landing}/", "s3://")):
         raise ValueError("a source starts with {landing}/ or s3://")
     if "\0" in value or any(c in value for c in "*?[]'\n"):
@@ -132,7 +132,7 @@ def check_parameter(name: str, value: float) -> None:
     """Refuse an XGBoost parameter that is unknown, set by the training step, or out of bounds.
 
     Raises:
-        ValueError: with the name, the value received and what is allowed.
+        ValueError: it is one of these.
     """
     if name not in PARAMETER_BOUNDS:
         raise ValueError(f"parameter {name!r} cannot be set here; allowed: {', '.join(PARAMETER_BOUNDS)}")

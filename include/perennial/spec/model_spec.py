@@ -1,6 +1,6 @@
-"""A model's specification, ``model.yaml``: its sections together, and the rules across them.
+"""A model's specification, ``model.yaml``: all its sections, and the rules across sections.
 
-DAG files load every spec when Airflow parses them, so nothing but pydantic and PyYAML is imported here.
+DAG files load every spec when Airflow parses them, so no heavy libraries are imported here.
 """
 
 from __future__ import annotations
@@ -40,8 +40,8 @@ __all__ = [
     "json_schema",
 ]
 
-#: Keys that influence no result: changing them does not change the digest of a spec.
-_WITHOUT_EFFECT: Any = {
+#: Keys that do not influence results, and are not part of a spec's digest.
+_NOT_IN_DIGEST: Any = {
     "compute": True,
     "limits": True,
     "alerts": True,
@@ -50,7 +50,7 @@ _WITHOUT_EFFECT: Any = {
 
 
 class ModelSpec(StrictModel):
-    """``model.yaml``: everything about one model."""
+    """The content of ``model.yaml``: everything about one model."""
 
     name: Name = Field(
         description="Name of the folder, and part of the names of DAGs, tables and the registered model."
@@ -127,9 +127,9 @@ class ModelSpec(StrictModel):
     def digest(self) -> str:
         """SHA-256 of everything in the folder that influences a result: spec, SQL, suite, feature sets.
 
-        Compute profiles, retries, timeouts, waiting for a partition, and alerts influence none.
+        Compute profiles, retries, timeouts, waiting for a partition, and alerts do not influence results.
         """
-        parts = [self.model_dump_json(exclude=_WITHOUT_EFFECT), self._sql, self._suite]
+        parts = [self.model_dump_json(exclude=_NOT_IN_DIGEST), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()
 
@@ -144,7 +144,7 @@ class ModelSpec(StrictModel):
 
     @classmethod
     def from_bundle(cls, bundle: dict[str, Any]) -> ModelSpec:
-        """The spec that `bundle` was made from.
+        """Restore the spec from a `bundle`.
 
         Raises:
             ValueError, KeyError, TypeError: it is not a bundle of this version of the library.
@@ -162,7 +162,7 @@ class ModelSpec(StrictModel):
         return self.limits.get(step, StepLimits())  # type: ignore[call-overload, no-any-return]
 
     @model_validator(mode="after")
-    def _task(self) -> Self:
+    def _check_task(self) -> Self:
         for key, value, table in (
             ("gate.metric", self.gate.metric, GATE_METRICS),
             ("training.objective", self.training.objective, OBJECTIVES),
@@ -185,7 +185,7 @@ class ModelSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _group_columns(self) -> Self:
+    def _check_group_columns(self) -> Self:
         if (self.task == "ranking") != (self.group is not None):
             raise ValueError("group, the column that identifies a list, is needed for task ranking only")
         if self.group is not None and self.group not in self.data.columns:
@@ -202,7 +202,7 @@ class ModelSpec(StrictModel):
         return self
 
     @model_validator(mode="after")
-    def _label(self) -> Self:
+    def _check_label(self) -> Self:
         label = self.label
         if label.source is not None:
             if missing := [k for k in self.data.key if k not in label.columns]:

@@ -1,7 +1,7 @@
-"""The manifest of a step's pod: the profile's template, then the profile, then the step; lists merge by name.
+"""The manifest of a step's pod, merged from the profile's template, the profile and the step.
 
-The operator of the plugin submits it, and `perennial doctor` has the API server check it: the pod that is tried is the
-pod that will run. Every pod meets the Pod Security Standard "restricted"
+The plugin's operator submits it, and `perennial doctor` submits the same manifest as a dry run. Every pod meets the
+Pod Security Standard "restricted"
 (https://kubernetes.io/docs/concepts/security/pod-security-standards/) and can write to its scratch volume only.
 """
 
@@ -25,7 +25,7 @@ CONTAINER = "base"
 SCRATCH = "/scratch"
 #: User and group id of the processes.
 USER_ID = 10001
-#: Variables that a pod gets as they are set where it is submitted, besides the lake, the landing area and MLflow.
+#: Variables that are copied from the submitting process to the pod, as are the lake, the landing area and MLflow's URL.
 FORWARDED_VARIABLES = (
     "AWS_REGION",
     "AWS_DEFAULT_REGION",
@@ -41,7 +41,7 @@ TASK_ANNOTATION = "perennial/task"
 RENDEZVOUS_ANNOTATION = "perennial/rendezvous"
 #: Label of a worker's pod that names its trainer's pod.
 TRAINER_LABEL = "perennial/trainer"
-#: Fraction of the memory limit that a step plans with; the rest is for what no library counts.
+#: Fraction of the memory limit that a step may plan with; the rest is a reserve for memory that is not accounted for.
 PLANNED_MEMORY_FRACTION = 0.75
 _SPOT_LABELS = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot")
 
@@ -57,7 +57,7 @@ def step_pod(
     role: str | None = None,
     annotations: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """The pod of a model's step, without its name; arguments as for `pod`.
+    """Build the pod of a model's step, without its name; the other arguments are those of `pod`.
 
     Raises:
         PerennialError: the lake or the landing area is a folder, which pods do not see.
@@ -88,10 +88,10 @@ def pod(
     role: str | None = None,
     annotations: dict[str, str] | None = None,
 ) -> dict[str, Any]:
-    """A pod of a profile, without its name.
+    """Build a pod of a profile, without its name.
 
     Args:
-        profile: where it runs, and with what.
+        profile: where it runs, and with which resources.
         arguments: of the image's entry point.
         model: name of the model, for a label.
         step: name of the step, for a label.
@@ -120,7 +120,7 @@ def pod(
     manifest: dict[str, Any] = merge(
         merge(compute_profile.load_template(profile), _profile_part(profile, memory)), step_part
     )
-    # The operator lays its own fields over the first container, whatever its name.
+    # The operator sets its own fields on the first container, whatever its name.
     manifest["spec"]["containers"].sort(key=lambda container: container["name"] != CONTAINER)
     return manifest
 
@@ -198,7 +198,7 @@ def _scheduling(profile: ComputeProfile) -> dict[str, Any]:
 
 def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
     paths = settings()
-    # Planned for the profile's first memory: a second attempt with more has room to spare, and gives the same content.
+    # Based on the profile's first memory limit, so that an attempt with more memory works in the same way.
     planned = int(compute_profile.quantity_bytes(profile.memory) * PLANNED_MEMORY_FRACTION / 2**20)
     cores = float(profile.cpu[:-1]) / 1000 if profile.cpu.endswith("m") else float(profile.cpu)
     values = {
@@ -208,7 +208,7 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
         "PERENNIAL_HOME": SCRATCH,
         "PERENNIAL_MEMORY_MB": str(max(256, planned)),
         "PERENNIAL_THREADS": str(max(1, int(cores))),
-        # The longest time that each of them may take to start.
+        # The longest time until a pod of this profile has started.
         "PERENNIAL_WORKERS_MINUTES": f"{profile.wait_minutes + profile.start_minutes:g}",
         "HOME": SCRATCH,
         "TMPDIR": "/tmp",
@@ -223,9 +223,10 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
 
 
 def merge(low: Any, high: Any) -> Any:
-    """``high`` laid over ``low``: mappings by key, lists of named items by name, anything else replaced.
+    """Merge two manifests; where both have a value, ``high`` overrides ``low``.
 
-    Items without a name (tolerations, mounts of one volume) are added, once each.
+    Mappings are merged by key, and lists of named items by name (volume mounts by path). Unnamed items (tolerations)
+    are added, once each. Anything else is replaced.
     """
     if isinstance(low, dict) and isinstance(high, dict):
         return low | {k: merge(low[k], v) if k in low else v for k, v in high.items()}
@@ -236,14 +237,14 @@ def merge(low: Any, high: Any) -> Any:
     merged = list(low)
     for item in high:
         keys = [k for k in ("mountPath", "name") if k in item]
-        at = next((i for i, old in enumerate(merged) if keys and old.get(keys[0]) == item[keys[0]]), None)
-        if at is not None:
-            merged[at] = merge(merged[at], item)
+        index = next((i for i, old in enumerate(merged) if keys and old.get(keys[0]) == item[keys[0]]), None)
+        if index is not None:
+            merged[index] = merge(merged[index], item)
         elif item not in merged:
             merged.append(item)
     return merged
 
 
 def label_value(text: str) -> str:
-    """``text`` as a Kubernetes label's value: at most 63 letters, digits, ``-``, ``_`` and ``.``."""
+    """Convert text to a Kubernetes label value: at most 63 letters, digits, ``-``, ``_`` and ``.``."""
     return re.sub(r"[^A-Za-z0-9._-]+", "-", text)[:63].strip("-_.")

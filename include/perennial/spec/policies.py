@@ -8,7 +8,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from pydantic import Field, field_validator, model_validator
 
-from perennial.spec.constraints import MIN_BASELINE_NIGHTS, MIN_BOOTSTRAP_DAYS
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, MIN_BOOTSTRAP_DAYS
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = ["Freeze", "GateSpec", "MonitoringSpec", "QuietHours", "RetrainingSpec", "RetrainingTrigger"]
@@ -35,10 +35,10 @@ class GateSpec(StrictModel):
     )
     bootstrap_unit: Literal["rows", "days"] = Field(
         "rows",
-        description="What a bootstrap sample draws. rows: single rows, taken as independent. days: whole partitions, "
-        "for data in which the rows of a day share conditions (weather, an outage) and the interval from rows is too "
-        "narrow; passing then takes a larger gain, and 20 held-out days or more "
-        f"({MIN_BOOTSTRAP_DAYS} at least). Not for ranking.",
+        description="Unit that a bootstrap sample draws. rows: single rows, assumed independent. days: whole "
+        "partitions, for data in which the rows of a day share conditions (weather, an outage), so that the interval "
+        "from rows is too narrow; passing then requires a larger gain, and 20 or more held-out days "
+        f"(at least {MIN_BOOTSTRAP_DAYS}). Not for ranking.",
     )
     beat_baseline: bool = Field(
         True,
@@ -73,7 +73,7 @@ class MonitoringSpec(StrictModel):
         "differ among themselves.",
     )
     null_jump: Fraction = Field(
-        0.1, description="Rise of a column's share of nulls that counts as drift by itself."
+        0.1, description="Rise of a column's share of nulls that counts as drift, whatever its PSI."
     )
     drift_share: Fraction = Field(
         0.1, description="Importance-weighted share of drifted columns at which a verdict is suspicious."
@@ -99,7 +99,7 @@ class MonitoringSpec(StrictModel):
         [], max_length=10, description="Columns of the rows by whose values performance is monitored."
     )
     fairness: list[Column] = Field(
-        [], max_length=10, description="Columns of the rows whose groups must be treated alike."
+        [], max_length=10, description="Columns of the rows whose groups must be treated equally."
     )
     fairness_gap: Fraction = Field(
         0.05,
@@ -123,7 +123,7 @@ class MonitoringSpec(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _n_of_m(self) -> Self:
+    def _check_persistence(self) -> Self:
         if self.persistence[0] > self.persistence[1]:
             raise ValueError(f"persistence is {list(self.persistence)}: the first must not exceed the second")
         return self
@@ -144,7 +144,7 @@ class Freeze(StrictModel):
 
 
 class QuietHours(StrictModel):
-    """Hours of each day; they pass midnight if the first is later than the last."""
+    """Hours of each day, past midnight if the first hour is later than the last."""
 
     from_hour: int = Field(ge=0, le=23, description="First hour.")
     to_hour: int = Field(ge=0, le=23, description="Hour at which they end.")
@@ -160,19 +160,21 @@ class QuietHours(StrictModel):
         return value
 
     @model_validator(mode="after")
-    def _some(self) -> Self:
+    def _check_hours(self) -> Self:
         if self.from_hour == self.to_hour:
-            raise ValueError(f"from_hour and to_hour are both {self.to_hour}: no retraining could ever start")
+            raise ValueError(
+                f"from_hour and to_hour are both {self.to_hour}: no retraining could start; choose different hours"
+            )
         return self
 
     def end_of(self, moment: datetime) -> datetime | None:
         """The end (UTC) of the quiet hours that ``moment`` lies in; None if it lies in none."""
         local = moment.astimezone(ZoneInfo(self.timezone))
         over_midnight = self.from_hour > self.to_hour
-        late, early = local.hour >= self.from_hour, local.hour < self.to_hour
-        if not ((late or early) if over_midnight else (late and early)):
+        after_start, before_end = local.hour >= self.from_hour, local.hour < self.to_hour
+        if not ((after_start or before_end) if over_midnight else (after_start and before_end)):
             return None
-        day = local.date() + timedelta(days=over_midnight and late)
+        day = local.date() + timedelta(days=over_midnight and after_start)
         return datetime.combine(day, time(self.to_hour), local.tzinfo).astimezone(UTC)
 
 
@@ -181,8 +183,9 @@ class RetrainingSpec(StrictModel):
 
     triggers: list[RetrainingTrigger] = Field(
         ["gain", "performance", "drift"],
-        description="What triggers a retraining. gain: recent labels promise a lower loss. performance: the loss "
-        "rose. drift: rows drifted and the model is worse for it. age: the champion is older than max_age_days. "
+        description="What triggers a retraining. gain: recent labels indicate that a new model would have a lower "
+        "loss. performance: the loss rose. drift: rows drifted and harm the model. age: the champion is older than "
+        "max_age_days. "
         "rows: there are new_rows. spec, code: the champion was trained with another spec, or other code.",
     )
     mode: Literal["auto", "approval"] = Field(
@@ -196,7 +199,10 @@ class RetrainingSpec(StrictModel):
         description="mode approval: hours to wait for an answer; without one, the retraining is rejected.",
     )
     min_gain: float = Field(
-        0.01, gt=0, le=1, description="Relative reduction of the loss below which retraining does not pay."
+        0.01,
+        gt=0,
+        le=1,
+        description="Relative reduction of the loss below which retraining is not worthwhile.",
     )
     windows: list[Literal["sliding", "expanding", "since_change"]] = Field(
         ["sliding", "since_change"],
@@ -210,20 +216,21 @@ class RetrainingSpec(StrictModel):
         ge=0,
         le=90,
         description="Days on which a challenger that passed the gate scores together with the champion without serving "
-        "(shadow trial), before it replaces the champion if it was better on them; 0: it becomes champion at once. "
+        "(shadow trial); it replaces the champion if it was better on them. 0: no trial, it becomes champion "
+        "immediately. "
         "With ab_share: days after which a trial without a clear result ends.",
     )
     ab_share: float = Field(
         0.0,
         ge=0,
         le=0.5,
-        description="Share of the rows that such a challenger serves (A/B trial), by the hash of their key (of their "
-        "list, for ranking), until a sequential test of both versions' rows is decided; 0: it serves none.",
+        description="Share of the rows that a challenger on trial serves (A/B trial), by the hash of their key (of "
+        "their list, for ranking), until a sequential test of both versions' rows has a result. 0: it serves none.",
     )
     cooldown_days: int = Field(
-        7, ge=0, le=365, description="Days after a retraining on which no other is requested."
+        7, ge=0, le=365, description="Days after a retraining request on which no other is requested."
     )
-    budget: int = Field(12, ge=0, le=1000, description="Retrainings at most within budget_days.")
+    budget: int = Field(12, ge=0, le=1000, description="Maximum number of retrainings within budget_days.")
     budget_days: int = Field(365, ge=1, le=3650, description="Days that budget applies to.")
     max_age_days: int = Field(
         180, ge=1, le=3650, description="Trigger age: a champion older than this is retrained."
@@ -246,11 +253,11 @@ class RetrainingSpec(StrictModel):
     )
 
     @model_validator(mode="after")
-    def _trial(self) -> Self:
-        if self.ab_share and self.trial_days < MIN_BASELINE_NIGHTS:
+    def _check_trial(self) -> Self:
+        if self.ab_share and self.trial_days < MIN_BASELINE_PARTITIONS:
             raise ValueError(
-                f"ab_share is {self.ab_share:g} and trial_days {self.trial_days}: an A/B trial needs "
-                f"{MIN_BASELINE_NIGHTS} days or more; set trial_days to {MIN_BASELINE_NIGHTS} at least, better to "
+                f"ab_share is {self.ab_share:g} and trial_days {self.trial_days}: an A/B trial needs at least "
+                f"{MIN_BASELINE_PARTITIONS} days; set trial_days to {MIN_BASELINE_PARTITIONS} or more, better to "
                 "some weeks"
             )
         return self

@@ -1,6 +1,6 @@
-"""The sections of ``model.yaml`` about data, features, training and schedule; unknown keys are refused.
+"""The sections of ``model.yaml`` about data, features, training and schedule.
 
-DAG files load every spec when Airflow parses them, so nothing but pydantic and PyYAML is imported here.
+DAG files load every spec when Airflow parses them, so no heavy libraries are imported here.
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ class ReferenceTable(StrictModel):
 
 
 class FeatureSet(StrictModel):
-    """``feature_set.yaml``: features that several models share; its ``features.sql`` adds columns to ``rows``."""
+    """The content of ``feature_set.yaml``: SQL that adds columns to the rows of several models."""
 
     name: Name = Field(description="Name of the folder.")
     owner: str = Field(min_length=1, description="Who is responsible for it.")
@@ -140,26 +140,26 @@ class DataSpec(StrictModel):
 
     @model_validator(mode="after")
     def _columns(self) -> Self:
-        for what, names in (
+        for key, names in (
             ("key", self.key),
             ("event_time", [self.event_time]),
             ("personal", self.personal),
         ):
             if missing := [n for n in names if n not in self.columns]:
                 raise ValueError(
-                    f"{what} names {missing[0]!r}, which is not in columns: {', '.join(self.columns)}"
+                    f"{key} names {missing[0]!r}, which is not in columns: {', '.join(self.columns)}"
                 )
         if self.columns[self.event_time] not in ("date", "timestamp"):
             raise ValueError(
-                f"event_time {self.event_time!r} is a {self.columns[self.event_time]}: date or timestamp"
+                f"event_time {self.event_time!r} is a {self.columns[self.event_time]}; a date or timestamp is needed"
             )
         check_columns(self.columns)
         if reserved := [k for k in self.key if k in LAKE_COLUMNS]:
             raise ValueError(
-                f"key names {reserved[0]!r}, which the tables of the lake use themselves: rename it in the feed"
+                f"key names {reserved[0]!r}, which is reserved for the tables of the lake: rename it in the feed"
             )
-        if twice := [k for k in self.key if self.key.count(k) > 1]:
-            raise ValueError(f"key names {twice[0]!r} twice")
+        if duplicates := [k for k in self.key if self.key.count(k) > 1]:
+            raise ValueError(f"key names {duplicates[0]!r} twice")
         return self
 
 
@@ -217,11 +217,11 @@ class SearchRange(StrictModel):
     choices: list[float] = Field([], description="Values to choose from, instead of low and high.")
 
     def contains(self, value: float) -> bool:
-        """Whether a value can be drawn."""
+        """Whether the search can draw this value."""
         return value in self.choices if self.choices else (self.low or 0) <= value <= (self.high or 0)
 
     @model_validator(mode="after")
-    def _either(self) -> Self:
+    def _check_range(self) -> Self:
         if self.choices:
             if self.low is not None or self.high is not None:
                 raise ValueError("give choices, or low and high, not both")
@@ -237,10 +237,10 @@ class SearchSpec(StrictModel):
 
     trials: int = Field(
         0, ge=0, le=1000,
-        description="Number of trials; 0: no search, params are used as given. The first ten run in parallel if memory "
-        "allows.",
+        description="Number of search trials; 0: no search, params are used as given. The first ten run in parallel if "
+        "memory allows.",
     )  # fmt: skip
-    minutes: float = Field(10, gt=0, le=1440, description="Minutes after which no trial starts.")
+    minutes: float = Field(10, gt=0, le=1440, description="Minutes after which no search trial starts.")
     space: dict[str, SearchRange] = Field(
         {}, description="Range (low, high, log) or choices of each parameter."
     )
@@ -255,7 +255,7 @@ class SearchSpec(StrictModel):
                     raise ValueError(f"space.{name}: {error}") from None
             if name == "max_bin":
                 raise ValueError(
-                    "space.max_bin: cannot be searched, because the trials share the binned data; set it in params"
+                    "space.max_bin: cannot be searched, because search trials share the binned data; set it in params"
                 )
         if self.trials and not self.space:
             raise ValueError(f"trials is {self.trials} but space is empty: name the parameters to search")
@@ -329,7 +329,7 @@ class ScheduleSpec(StrictModel):
 
 
 class StepLimits(StrictModel):
-    """Retries and timeouts of a step's tasks."""
+    """Retries, timeouts and deadline of a step's tasks."""
 
     retries: int = Field(2, ge=0, le=10, description="Retries of a failed task.")
     timeout_minutes: int = Field(60, ge=1, le=2880, description="Minutes after which a task is stopped.")

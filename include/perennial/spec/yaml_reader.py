@@ -1,4 +1,4 @@
-"""Reads YAML files into typed models; an error names file, line, key, the value received and what is allowed."""
+"""Read YAML files into typed models, with errors that name file, line, key and allowed values."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ Yaml12Loader.add_implicit_resolver(
 
 
 def key_location(path: Path, *key: str) -> str:
-    """``file:line`` of a key, or of the closest section above it, for problems that show after a file was parsed."""
+    """Locate a key, or the closest section above it, as ``file:line``, for errors after parsing."""
     lines: _LineNumbers = {}
     node = Yaml12Loader(read_text(path, path.parent.name)).get_single_node()
     for _ in _index_lines(node, (), lines, set()):
@@ -113,7 +113,7 @@ def parse_yaml(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
     Raises:
         SpecError: the file cannot be read or is invalid; one line a problem.
     """
-    shown = display_path(path)
+    location = display_path(path)
     text = read_text(path, model)
     lines: _LineNumbers = {}
     try:
@@ -125,17 +125,17 @@ def parse_yaml(path: Path, kind: type[_Parsed], model: str | None) -> _Parsed:
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
         raise SpecError(
-            f"{shown}:{mark.line + 1 if mark else 1}: {error.problem}", _REMEDY, model=model
+            f"{location}:{mark.line + 1 if mark else 1}: {error.problem}", _REMEDY, model=model
         ) from None
     except (yaml.YAMLError, ValueError) as error:
-        raise SpecError(f"{shown}: {error}", _REMEDY, model=model) from None
+        raise SpecError(f"{location}: {error}", _REMEDY, model=model) from None
     if not problems:
         try:
             return kind.model_validate(values)
         except ValidationError as error:
             problems = [_describe(e, lines, kind) for e in error.errors(include_url=False)]
     raise SpecError(
-        "\n".join(f"{shown}:{p}" if p[0].isdigit() else f"{shown}: {p}" for p in problems),
+        "\n".join(f"{location}:{p}" if p[0].isdigit() else f"{location}: {p}" for p in problems),
         _REMEDY,
         model=model,
     )
@@ -157,9 +157,10 @@ def _check_depth(text: str) -> None:
 def _index_lines(
     node: yaml.Node, path: tuple[str, ...], lines: _LineNumbers, visited: set[int]
 ) -> Iterator[str]:
-    """Record the line of every key; yield the duplicate keys (YAML keeps the last, silently) and the aliases.
+    """Record the line of every key; yield a problem for each duplicate key and each alias.
 
-    An alias is the node of its anchor again: a few lines of nested aliases would expand without end.
+    YAML silently keeps the last of duplicate keys. An alias repeats the node of its anchor, so that a few lines of
+    nested aliases could expand without limit.
     """
     lines[path] = node.start_mark.line + 1
     if id(node) in visited:
@@ -191,7 +192,7 @@ def _describe(error: ErrorDetails, lines: _LineNumbers, kind: type[BaseModel]) -
     if error["type"] == "missing":
         return f"{line}: {key}: is missing, and must be given"
     if error["type"] == "literal_error" and (name := _renamed_keys.new_value(path, error.get("input"))):
-        return f"{line}: {key}: {received} is called {name!r}"
+        return f"{line}: {key}: {received} is now called {name!r}"
     message = error["msg"].removeprefix("Value error, ")
     if error["type"] in ("model_type", "model_attributes_type"):
         message = f"must be a section with the keys {', '.join(_allowed_keys(kind, path))}"
@@ -204,7 +205,7 @@ def _describe(error: ErrorDetails, lines: _LineNumbers, kind: type[BaseModel]) -
 
 def _unknown_key(path: tuple[str, ...], kind: type[BaseModel]) -> str:
     if name := _renamed_keys.new_key(path):
-        return f" is called {name}"
+        return f" is now called {name}"
     known = _allowed_keys(kind, path[:-1])
     close = difflib.get_close_matches(path[-1], known, 1)
     hint = f"did you mean {close[0]!r}?" if close else f"allowed: {', '.join(known)}"

@@ -52,13 +52,13 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         raise PerennialError(
             # Python 3.12 says "keyword-only argument" where 3.11 says "argument".
             f"step {step}: {str(error).replace('keyword-only ', '')}",
-            f"it takes: {', '.join(takes(step))}",
+            f"it takes: {', '.join(parameter_names(step))}",
             model=spec.name,
         ) from None
     return dict(function(spec, **arguments))
 
 
-def takes(step: str) -> list[str]:
+def parameter_names(step: str) -> list[str]:
     """Names of a step's arguments.
 
     Args:

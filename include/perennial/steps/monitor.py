@@ -117,26 +117,26 @@ def _inputs(
     """What the result depends on, for the manifest."""
     published = delta_tables.table_uri("published", spec.name)
     # a correction is fitted to partitions before the window, too
-    first = dates.add_days(start, -retraining_gain.LOOKBACK_NIGHTS)
+    first = dates.add_days(start, -retraining_gain.LOOKBACK_PARTITIONS)
     trial = trials.active_trial(spec)
     inputs = {
         "champion": champion.version if champion else None,
         "digest": champion.digest if champion else None,
         "spec": spec.digest,
-        "rows": delta_tables.fingerprint(published, first, as_of),
-        "predictions": delta_tables.fingerprint(
+        "rows": delta_tables.partitions_digest(published, first, as_of),
+        "predictions": delta_tables.partitions_digest(
             delta_tables.table_uri("predictions", spec.name), start, as_of
         ),
-        "served": delta_tables.fingerprint(delta_tables.table_uri("served", spec.name), start, as_of),
+        "served": delta_tables.partitions_digest(delta_tables.table_uri("served", spec.name), start, as_of),
         "trial": trial["model_version"] if trial else None,
         "previous_verdicts": [list(v) for v in results.previous_verdicts(spec, champion, as_of)],
     }
     if spec.label.source is not None:
-        inputs["labels"] = delta_tables.fingerprint(
+        inputs["labels"] = delta_tables.partitions_digest(
             delta_tables.table_uri("labels", spec.name), first, performance.last_labelled_date(spec, as_of)
         )
     if spec.monitoring.reference != "training":
-        inputs["reference"] = delta_tables.fingerprint(
+        inputs["reference"] = delta_tables.partitions_digest(
             published, _reference_date(spec, start), _reference_date(spec, as_of)
         )
     return inputs

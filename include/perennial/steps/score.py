@@ -20,7 +20,7 @@ from perennial.core import dates
 from perennial.core.errors import ArtifactError, DataError, PerennialError, StorageError
 from perennial.core.settings import settings
 from perennial.features import serving_log
-from perennial.lifecycle import ab_test
+from perennial.lifecycle import ab_trial
 from perennial.modeling import registry
 from perennial.scoring.planning import Commit, find_unscored_partitions, group_into_commits, plan_commits
 from perennial.scoring.scorer import Scorer, Serving, ServingVersion
@@ -150,7 +150,7 @@ def _serving(spec: ModelSpec, champion: registry.ModelVersion, last: str) -> Ser
         ArtifactError, DataError: the challenger of an A/B test cannot serve rows; with how to continue without it.
     """
     champion_version = ServingVersion.load(champion)
-    split = ab_test.active_split(spec, champion)
+    split = ab_trial.active_split(spec, champion)
     if split is None or last <= split.starts_after:
         return Serving(champion_version)
     remedy = "set retraining.ab_share to 0, and the champion goes on alone"

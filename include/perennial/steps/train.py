@@ -225,9 +225,9 @@ def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
     champion = registry.get_champion(spec)
     reference_versions = reference_tables.sync_to_lake(spec)
     inputs: dict[str, Any] = {
-        "rows": delta_tables.fingerprint(published, first, last, version),
+        "rows": delta_tables.partitions_digest(published, first, last, version),
         "spec": spec.digest,
-        "labels": delta_tables.fingerprint(labels, first, last, labels_version) if labels else "",
+        "labels": delta_tables.partitions_digest(labels, first, last, labels_version) if labels else "",
         "references": reference_versions,
         "since": since,
     }

@@ -1,7 +1,7 @@
-"""The lake and the landing area: small objects, Delta tables, landed files, locks, manifests and the ledger.
+"""The lake and the landing area: files, Delta tables, landed files, locks, manifests, the ledger.
 
-Folders and S3 behave alike for everything above this package. Light tasks and DAG files import it: DuckDB, PyArrow,
-deltalake and boto3 are imported inside the functions that use them.
+Everything above this package works the same on a folder and on S3. Light tasks and DAG files import it, so DuckDB,
+PyArrow, deltalake and boto3 are imported inside the functions that use them.
 """
 
 __all__ = [

@@ -23,12 +23,12 @@ if TYPE_CHECKING:
     import pyarrow as pa
     from deltalake import DeltaTable
 
-# deltalake's writer reads ahead with each worker thread: 13 million rows took 1.1 GB to write with two, and take
-# 0.27 GB with one, in about the same time. The variable is read when its runtime starts, at the first operation.
+# deltalake's writer reads ahead with each worker thread: writing 13 million rows needed 1.1 GB with two threads and
+# needs 0.27 GB with one, in about the same time. The variable is read when its runtime starts, at the first operation.
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 #: The partition column of every table.
 PARTITION = "partition_date"
-#: How often a commit is tried that other writers overtake.
+#: Attempts at a commit that conflicts with other writers.
 MAX_ATTEMPTS = 12
 
 
@@ -58,10 +58,10 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     from deltalake import DeltaTable
     from deltalake.exceptions import DeltaError, TableNotFoundError
 
-    # deltalake panics on brackets, and with percent signs reads another folder than it writes.
+    # deltalake panics on brackets, and reads from another folder than it writes to if there is a percent sign.
     if refused := sorted(set("[]%") & set(uri)):
         raise StorageError(
-            f"{uri} has {' and '.join(refused)} in it, which Delta tables cannot have in their path",
+            f"{uri} contains {' and '.join(refused)}, which the path of a Delta table must not contain",
             "set PERENNIAL_LAKE to another folder or address",
         )
     if not object_store.is_remote(uri) and not Path(uri, "_delta_log").is_dir():
@@ -131,7 +131,7 @@ class PartitionGroup(NamedTuple):
 
 
 def group_by_rows(rows: Mapping[str, int], max_rows: int) -> Iterator[PartitionGroup]:
-    """Group adjacent partitions up to a number of rows; a larger partition is a group by itself.
+    """Group adjacent partitions up to a number of rows; a larger partition forms its own group.
 
     Args:
         rows: rows of each partition by date, in order.
@@ -149,10 +149,10 @@ def group_by_rows(rows: Mapping[str, int], max_rows: int) -> Iterator[PartitionG
         yield PartitionGroup(group[0], group[-1], total, len(group))
 
 
-def fingerprint(
+def partitions_digest(
     uri: str, start: str | None = None, end: str | None = None, version: int | None = None
 ) -> str:
-    """Identify the content of partitions: the result changes when one of them is replaced.
+    """Compute a digest of partitions that changes when one of them is replaced.
 
     Args:
         uri: the table.
@@ -161,7 +161,7 @@ def fingerprint(
         version: version of the table; the latest when not given.
 
     Returns:
-        The `files_digest` of their files; empty where there are none.
+        The `files_digest` of their files; empty if there are none.
     """
     by_day = files_by_partition(uri, version).items()
     return files_digest(
@@ -170,7 +170,7 @@ def fingerprint(
 
 
 def files_digest(files: Iterable[File]) -> str:
-    """SHA-256 over the names of files (Delta never writes a file twice); empty where there are none."""
+    """SHA-256 over the names of files (Delta never reuses a name); empty if there are none."""
     names = sorted(f.path.rsplit("/", 1)[1] for f in files)
     return hashlib.sha256("\n".join(names).encode()).hexdigest() if names else ""
 
@@ -190,11 +190,11 @@ def replace(
 class Writer:
     """Writes to a table and keeps it open between commits.
 
-    Opening a table takes time: 20 ms where it holds a year of daily partitions.
+    Opening a table is slow: 20 ms for a year of daily partitions.
 
     Args:
-        uri: the table, made by the first write.
-        distinct: columns whose values hardly repeat; writing them without a dictionary costs half as much.
+        uri: the table; the first write creates it.
+        distinct: columns with mostly distinct values; they are written without a dictionary, in half the time.
     """
 
     def __init__(self, uri: str, distinct: Collection[str] = ()) -> None:
@@ -220,7 +220,7 @@ class Writer:
             The version that holds the rows.
 
         Raises:
-            StorageError: the lake cannot be written, or other writers won too often.
+            StorageError: the lake cannot be written, or conflicts with other writers persist.
         """
         from deltalake.exceptions import CommitFailedError, DeltaError
 
@@ -238,13 +238,15 @@ class Writer:
             except CommitFailedError as error:
                 if attempt == MAX_ATTEMPTS - 1:
                     raise StorageError(
-                        f"{self.uri}: other writers won {MAX_ATTEMPTS} times",
-                        "run it again when they are done",
+                        f"{self.uri}: the commit conflicted with other writers {MAX_ATTEMPTS} times",
+                        "run it again when the other runs have ended",
                         partition=start,
                     ) from error
                 time.sleep(random.uniform(0.02, 0.1 * (attempt + 1)))
             except (DeltaError, OSError) as error:
-                if "already exists" in str(error) and attempt < MAX_ATTEMPTS - 1:  # two first writers at once
+                if (
+                    "already exists" in str(error) and attempt < MAX_ATTEMPTS - 1
+                ):  # two writers created the table
                     time.sleep(random.uniform(0.05, 0.2))
                     continue
                 raise StorageError(
@@ -259,7 +261,7 @@ class Writer:
         """Overwrite the rows that match ``predicate`` in one commit; returns the table's new version."""
         from deltalake import ColumnProperties, CommitProperties, WriterProperties, write_deltalake
 
-        # After a failed commit the table is no longer the latest one, and must be opened anew.
+        # After a failed commit the open table is not the latest version, and must be opened again.
         table, self._table = self._table, None
         if table is None and (table := open_table(self.uri)) is None:
             _create(self.uri, rows.schema)
@@ -267,7 +269,7 @@ class Writer:
         assert table is not None
         plain = dict.fromkeys(self.distinct, ColumnProperties(dictionary_enabled=False))
         write_deltalake(
-            table,  # it knows its new version afterwards
+            table,  # updated to its new version by the call
             rows,
             mode="overwrite",
             predicate=predicate,
@@ -276,7 +278,7 @@ class Writer:
             writer_properties=WriterProperties(
                 compression="SNAPPY", max_row_group_size=262_144, column_properties=plain or None
             ),
-            # deltalake's own retries would write to a table that is no longer the latest.
+            # deltalake's own retries would write to an outdated version of the table.
             commit_properties=CommitProperties(max_commit_retries=0),
         )
         self._table = table
@@ -284,9 +286,9 @@ class Writer:
 
 
 def _create(uri: str, schema: pa.Schema) -> None:
-    """Make an empty table, unless another writer is quicker.
+    """Create an empty table, unless another writer has created it.
 
-    A first write that made the table itself would overwrite what a writer of another partition has just written.
+    If the first write created the table, it could overwrite what a writer of another partition has just written.
     """
     from deltalake import DeltaTable
 
@@ -298,6 +300,6 @@ def _create(uri: str, schema: pa.Schema) -> None:
         mode="ignore",
         partition_by=[PARTITION],
         storage_options=settings().storage_options,
-        # Old versions are what training pins: vacuum must not take them within two years.
+        # Trainings pin old versions: vacuum must keep them for two years.
         configuration={"delta.deletedFileRetentionDuration": "interval 730 days"},
     )

@@ -1,4 +1,4 @@
-"""DuckDB over the lake: connections within the memory of a step, and tables of the lake as views."""
+"""DuckDB over the lake: connections with a memory limit, and views of the lake's tables."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ if TYPE_CHECKING:
 
 
 def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.DuckDBPyConnection:
-    """Open a DuckDB connection, in UTC, within the step's memory, spilling into the working folder.
+    """Open a DuckDB connection in UTC, with a share of the step's memory; it spills to the working folder.
 
     Args:
         threads: threads of DuckDB; ``PERENNIAL_THREADS`` when not given.
-        memory_share: share of ``PERENNIAL_MEMORY_MB`` that DuckDB's buffers may take; the process needs the rest.
+        memory_share: share of ``PERENNIAL_MEMORY_MB`` for DuckDB's buffers; the process needs the rest.
     """
     import duckdb
 
@@ -32,9 +32,9 @@ def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.Duc
     con.execute(f"SET memory_limit='{max(128, int(current.memory_mb * memory_share))}MiB'")
     con.execute(f"SET temp_directory={text_literal(str(spill))}")
     con.execute("SET TimeZone='UTC'; SET preserve_insertion_order=true; SET enable_progress_bar=false")
-    # The kernel caches files already; a second cache would fill the memory that is allowed.
+    # The kernel caches files already; a second cache would use up the memory limit.
     con.execute("SET enable_external_file_cache=false")
-    # A file's metadata is read when a statement is planned and again when it runs: a sixth of the time of small files.
+    # Otherwise metadata is read both when a statement is planned and when it runs: a sixth of the time of small files.
     con.execute("SET parquet_metadata_cache=true")
     return con
 
@@ -47,7 +47,7 @@ def create_view(
     start: str | None = None,
     end: str | None = None,
 ) -> bool:
-    """Make the partitions ``start`` to ``end`` of a table a view, which streams their files.
+    """Create a view of the partitions ``start`` to ``end`` of a table; it streams their files.
 
     Args:
         con: the connection that gets the view; a view of that name is replaced.
@@ -58,7 +58,7 @@ def create_view(
         end: last partition date; that of the table when not given.
 
     Returns:
-        Whether there is anything to read; where not, no view is made.
+        Whether there is anything to read; if not, no view is created.
     """
     table = open_table(uri, version)
     if table is None:
@@ -68,7 +68,7 @@ def create_view(
     if not paths:
         return False
     if object_store.is_remote(uri) or set("*?") & set(uri):
-        # DuckDB reads S3 by an extension that it would download, and takes paths for patterns: Arrow reads, and
+        # DuckDB would download an extension to read S3, and treats * and ? in paths as wildcards: so Arrow reads, and
         # DuckDB pushes its filters down.
         import pyarrow.dataset as ds
 

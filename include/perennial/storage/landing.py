@@ -1,8 +1,8 @@
 """Landed files as one typed, streaming relation.
 
-A partition lands as one file, Parquet or CSV, in a folder or on S3, and is read as a stream whatever its size. A local
-Parquet file is read in place; a text file, and any file on S3, through a copy in the working folder, because it is read
-more than once. Types are those that the spec declares: a Parquet column of another type is refused; a row with a text
+A partition lands as one file, Parquet or CSV, in a folder or on S3, and is streamed whatever its size. A local Parquet
+file is read in place. A text file, or any file on S3, is copied to the working folder first, because it is read more
+than once. Types are those that the spec declares: a Parquet column of another type is refused, and a row with a text
 cell that cannot be cast to its type goes to quarantine.
 """
 
@@ -34,10 +34,10 @@ MAX_DAY_OFFSET = 2
 MAX_LINE_BYTES = 16 << 20
 #: Problems of one file that its error message lists.
 MAX_PROBLEMS_LISTED = 6
-#: The text of a cell before its cast is in a column of this prefix and the column's name.
+#: The text of a cell before its cast is in a column named by this prefix and the column's name.
 TEXT_PREFIX = "__text_"
 _MISSING = f"({', '.join(text_literal(marker) for marker in MISSING_MARKERS)})"
-#: Columns that DuckDB's reader adds to a file's.
+#: Columns that DuckDB's reader adds to those of a file.
 _READER_COLUMNS = ("file_index", "file_row_number", "filename")
 #: Parquet's integer types that DuckDB reads as a type wider than BIGINT.
 _WIDE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
@@ -81,7 +81,7 @@ class FeedSchema:
     personal: list[str] = field(default_factory=list)
 
     def error(self, cause: str, remedy: str, day: str) -> DataError:
-        """The error that stops one partition of this feed."""
+        """Create the error that stops one partition of this feed."""
         return DataError(cause, remedy, model=self.model, partition=day)
 
 
@@ -89,7 +89,7 @@ class FeedSchema:
 def temporary_folder(home: Path) -> Iterator[Path]:
     """Create a folder for one run and remove it afterwards.
 
-    Folders that killed runs have left behind are removed, too, once they are a day old.
+    Folders of killed runs that are older than a day are removed, too.
 
     Args:
         home: the working folder.
@@ -108,7 +108,7 @@ def temporary_folder(home: Path) -> Iterator[Path]:
 def fetch_file(
     feed: FeedSchema, day: str, uri: str, folder: Path, con: duckdb.DuckDBPyConnection
 ) -> LandedFile:
-    """Make one partition's file readable on this machine, and check its columns.
+    """Fetch one partition's file to this machine, and check its columns.
 
     Args:
         feed: what the file must hold.
@@ -158,7 +158,7 @@ def _download(uri: str, path: Path) -> None:
 def _convert_text(
     feed: FeedSchema, day: str, uri: str, path: Path, folder: Path, con: duckdb.DuckDBPyConnection
 ) -> Path:
-    """Convert a text file to Parquet, every cell still text: it is parsed and checked for its shape only once."""
+    """Convert a text file to Parquet with text cells, so that it is parsed only once."""
     import duckdb
 
     opener = gzip.open if uri.endswith(".gz") else open
@@ -185,21 +185,21 @@ def _convert_text(
             f"allow_quoted_nulls=false)) TO {text_literal(str(staged))} (FORMAT parquet, COMPRESSION snappy)"
         )
     except duckdb.Error as error:
-        raise read_error(feed, day, uri, error, "is malformed") from error
+        raise translate_read_error(feed, day, uri, error, "is malformed") from error
     return staged
 
 
-def read_error(
+def translate_read_error(
     feed: FeedSchema, day: str, uri: str, error: Exception, problem: str = "cannot be read to its end"
 ) -> PerennialError:
-    """Translate DuckDB's error on a file: a `StorageError` of this machine, or a `DataError` of the file.
+    """Translate DuckDB's error on a file to a `StorageError` (this machine) or a `DataError` (the file).
 
     Args:
         feed: the file's feed.
         day: partition date that the error stops.
         uri: where the file landed.
         error: what DuckDB raised.
-        problem: what is wrong with the file if it is the file's fault.
+        problem: what is wrong with the file, if the file is the cause.
     """
     text = str(error)
     if "Out of Memory" in text:
@@ -253,7 +253,7 @@ def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, is_t
             + (f", nor are {len(extra) - 1} more" if extra[1:] else "")
         )
     if clash := [n for n in _READER_COLUMNS if n in lower]:
-        problems.append(f"column {clash[0]!r} has a name that the reader uses itself")
+        problems.append(f"column {clash[0]!r} has a name that is reserved for the reader")
     if problems:
         omitted = len(problems) - MAX_PROBLEMS_LISTED
         more = f"; and {omitted} more" if omitted > 0 else ""
@@ -267,7 +267,7 @@ def type_matches(arrow_type: pa.DataType, declared: str) -> bool:
 
     if t.is_dictionary(arrow_type):
         arrow_type = arrow_type.value_type
-    if t.is_null(arrow_type):  # a writer's type of a column without a single value
+    if t.is_null(arrow_type):  # the type of a column that has no values
         return True
     match declared:
         case "string":
@@ -300,8 +300,8 @@ def create_landed_view(
         name: name of the view.
 
     Returns:
-        The SQL condition of a cell that has a value and cannot be cast to its column's type (the cast failures), for
-        each column where that can happen: in text files, and in integers wider than 64 bits.
+        The cast failures: by column, the SQL condition that a cell has a value that cannot be cast to the declared
+        type. Only columns where that can happen: those of text files, and integers wider than 64 bits.
     """
     paths = ", ".join(text_literal(str(file.path)) for file in landed)
     source = f"read_parquet([{paths}], union_by_name={str(len(landed) > 1).lower()}, hive_partitioning=false)"
@@ -317,8 +317,8 @@ def create_landed_view(
         selected.append(f"{value} AS {cell}")
         has_value = f"trim({cell}) NOT IN {_MISSING}" if is_text else "TRUE"
         if (is_text and declared != "string") or file_types[column] in _WIDE_INTEGERS:
-            selected.append(f"{cell} IS NOT NULL AND {has_value} AND ({value}) IS NULL AS __unread_{i}")
-            cast_failures[column] = f"__unread_{i}"
+            selected.append(f"{cell} IS NOT NULL AND {has_value} AND ({value}) IS NULL AS __cast_failed_{i}")
+            cast_failures[column] = f"__cast_failed_{i}"
     if is_text:
         selected += [f"{quote_identifier(c)} AS {quote_identifier(TEXT_PREFIX + c)}" for c in cast_failures]
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(selected)} FROM {source}")
@@ -350,7 +350,7 @@ def _cast_text(cell: str, declared: str) -> str:
     if declared == "string":
         return f"nullif({cell}, '')"
     text = f"trim({cell})"
-    if declared == "integer":  # a cast alone would round 1.5 to 2
+    if declared == "integer":  # a plain cast would round 1.5 to 2
         return f"CASE WHEN regexp_full_match({text}, '[+-]?[0-9]+') THEN TRY_CAST({text} AS BIGINT) END"
     if declared == "number":
         return f"CASE WHEN NOT isnan(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END"

@@ -1,7 +1,7 @@
-"""The ledger: who or what decided what, when, for which model, version and partition, on which evidence.
+"""The ledger: an append-only record of all decisions about models, with actor, reason and evidence.
 
-A Delta table that is only appended to. Each record carries the hash of the one before it, a chain for each model, so
-that `verify` finds a record that was changed, removed or inserted.
+It is a Delta table. Each record contains the hash of the model's previous record. `verify` follows this chain, and
+detects records that were changed, removed or inserted.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from perennial.storage import delta_tables, duckdb_session, locks
 
 
 class LedgerKind(StrEnum):
-    """What a record is about."""
+    """The subject of a record."""
 
     RETRAINING = "retraining"
     TRAINING = "training"
@@ -31,13 +31,13 @@ class LedgerKind(StrEnum):
 
 
 class Decision(StrEnum):
-    """How it was decided; each value belongs to the kind in the comment above it."""
+    """The outcome of a decision; each value belongs to the kind in the comment above it."""
 
     # retraining
     REQUESTED = "requested"
     PROPOSED = "proposed"
     DECLINED = "declined"
-    # training: of the gate, or of no version at all
+    # training: accepted or rejected by the gate
     ACCEPTED = "accepted"
     REJECTED = "rejected"
     # trial
@@ -57,12 +57,13 @@ class Decision(StrEnum):
 
 
 class LedgerRecord(TypedDict):
-    """One record. Empty texts stand for what it does not concern.
+    """One record. A field that does not apply is an empty string.
 
     Attributes:
         sequence: number of the record in its model's chain, from 1.
         recorded_at: UTC, as `dates.utc_now` writes it.
-        kind: a value of `LedgerKind`. decision: a value of `Decision`.
+        kind: a value of `LedgerKind`.
+        decision: a value of `Decision`.
         evidence: what the decision rests on.
         actor: who or what decided.
         previous: the hash of the record before it; `GENESIS` for the first one.
@@ -97,7 +98,7 @@ FIELDS = (
     "model_version",
     "previous",
 )
-#: What the first record of a chain has as the hash before it.
+#: The previous hash in the first record of a chain.
 GENESIS = "0" * 64
 
 
@@ -121,11 +122,11 @@ def append(
 
     Args:
         model: name of the model.
-        kind: what the decision is about.
-        decision: how it was decided.
+        kind: subject of the decision.
+        decision: its outcome.
         reason: why, in a sentence.
         actor: who or what decided.
-        evidence: what the decision rests on; small and JSON-able.
+        evidence: what the decision rests on; small and JSON-serialisable.
         partition: the partition date, or range, it concerns.
         model_version: the version it concerns.
 
@@ -203,7 +204,7 @@ def verify(model: str) -> int:
     """Check a model's chain; returns how many records it holds.
 
     Raises:
-        LedgerError: a record does not fit to the one before it, or the table was not only appended to.
+        LedgerError: the chain is broken, or the table was changed in another way than by appending.
     """
     previous, chain = GENESIS, records(model)
     for sequence, record in enumerate(chain, 1):
@@ -228,7 +229,10 @@ def verify(model: str) -> int:
 
 
 def _only_adds_rows(commit: dict[str, Any]) -> bool:
-    """Whether a commit of the table left its rows as they were: a chain cannot show that its last record is gone."""
+    """Whether a commit of the table removed no rows.
+
+    The chain alone cannot show that its last record was removed.
+    """
     mode = str(commit.get("operationParameters", {}).get("mode", "")).lower()
     return commit.get("operation") in ("OPTIMIZE", "VACUUM START", "VACUUM END") or mode in (
         "append",

@@ -1,4 +1,4 @@
-"""A lock for everything that shares one lake: ``flock`` where the lake is a folder, conditional writes on S3."""
+"""Locks shared by all users of a lake: ``flock`` in a folder, conditional writes on S3."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from perennial.core.errors import LockHeldError, StorageError
 from perennial.core.settings import settings
 from perennial.storage import object_store
 
-#: How long a lock on S3 stays with a holder that does not renew it; it is renewed three times in that time. The clocks
-#: of two machines may differ by less than two thirds of it.
+#: Seconds after which a lock on S3 that was not renewed expires. It is renewed every third of this time. The clocks of
+#: two machines must differ by less than two thirds of it.
 LEASE_SECONDS = 120.0
 #: S3's error codes where another process wrote first, and where the object does not exist.
 _CONDITION_FAILED = ("PreconditionFailed", "ConditionalRequestConflict", "412", "409")
 _NOT_FOUND = ("NoSuchKey", "404")
-_OVERTAKEN = "another run overtook it"
+_TAKEN_OVER = "another run acquired it after the lease had expired"
 
 
 @contextmanager
 def hold(name: str, timeout: float = 60) -> Iterator[None]:
     """Hold a lock while the block runs. The lock is not reentrant.
 
-    In a folder, the kernel frees the lock when its holder dies. On S3 it is renewed while the block runs, and the lock
-    of a holder that died can be taken when its lease has expired.
+    In a folder, the kernel frees the lock when its holder dies. On S3 it is renewed while the block runs, and a lock
+    whose holder died can be acquired once its lease has expired.
 
     Args:
         name: name of the lock, unique in the lake.
@@ -109,7 +109,7 @@ class _S3Lease:
 
     Attributes:
         etag: of the object as this process wrote it last; empty before the first write.
-        expires_at: when others may take the lock, by this process's monotonic clock.
+        expires_at: when others may acquire the lock, by this process's monotonic clock.
         stop: set to end the renewal.
         lost_because: why the lock is not held any more; empty while it is.
     """
@@ -134,7 +134,7 @@ class _S3Lease:
         try:
             return self._write({"IfNoneMatch": "*"} if etag is None else {"IfMatch": etag})
         except Exception:
-            self.release()  # S3 may have carried out the write all the same
+            self.release()  # S3 may have carried out the write nevertheless
             raise
 
     def renew_until_stopped(self) -> None:
@@ -145,7 +145,7 @@ class _S3Lease:
         while not self.stop.wait(pause):
             try:
                 if not self._write({"IfMatch": self.etag}):
-                    self.lost_because = _OVERTAKEN
+                    self.lost_because = _TAKEN_OVER
                     return
                 pause = LEASE_SECONDS / 3
             except (BotoCoreError, ClientError) as error:
@@ -163,7 +163,7 @@ class _S3Lease:
             if etag is not None and content.get("token") == self._token:
                 self._write({"IfMatch": etag}, free=True)
             elif self.etag and not self.lost_because and etag is not None:
-                self.lost_because = _OVERTAKEN
+                self.lost_because = _TAKEN_OVER
         except (BotoCoreError, ClientError, ValueError) as error:
             if self.etag and not self.lost_because and time.monotonic() > self.expires_at:
                 self.lost_because = f"it could not be renewed: {error}"
@@ -186,11 +186,11 @@ class _S3Lease:
         raise AssertionError("unreachable")
 
     def _write(self, condition: dict[str, str], *, free: bool = False) -> bool:
-        """Write the object if a condition holds; returns whether it has what was written.
+        """Write the object if a condition holds; returns whether it now has this content.
 
         Args:
             condition: the header of the conditional write.
-            free: write it without a holder.
+            free: mark the lock as free.
         """
         from botocore.exceptions import ClientError
 

@@ -1,7 +1,7 @@
-"""Manifests: the record of a finished step, one JSON file for each model, step and key, written last.
+"""Manifests: the record of a finished step, one JSON file for each model, step and key.
 
-Only the manifest says that a step finished: the next step reads it instead of trusting the state of a task, and a rerun
-from the same inputs finds it and does nothing.
+The manifest is written last, and it alone shows that a step has finished: the next step reads it instead of trusting
+the state of a task, and a rerun with the same inputs does nothing.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class Manifest:
 
 
 def uri(model: str, step: str, key: str) -> str:
-    """The file of the manifest of one step and key."""
+    """The URI of the manifest of one step and key."""
     return f"{settings().lake}/manifests/{model}/{step}/{key}.json"
 
 
@@ -127,6 +127,9 @@ def write(manifest: Manifest, started: float) -> Manifest:
 
 
 def write_all(manifests: Iterable[Manifest], started: float) -> list[Manifest]:
-    """Write the manifests of a range in threads, since each write waits for the disk; raises what `write` does."""
+    """Write the manifests of a range in parallel, since each write waits for the storage.
+
+    Raises the errors of `write`.
+    """
     with ThreadPoolExecutor(8, thread_name_prefix="manifest") as pool:
         return list(pool.map(lambda m: write(m, started), manifests))

@@ -1,6 +1,6 @@
-"""Read and write small files (manifests, reports), whole or not at all, in a folder or on S3; digests of any file.
+"""Small files (manifests, reports) in a folder or on S3: atomic writes, reads, digests.
 
-A URI is a path of this machine, or ``s3://bucket/key``.
+A URI is a local path, or ``s3://bucket/key``.
 """
 
 from __future__ import annotations
@@ -19,11 +19,13 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 BLOCK_BYTES = 1 << 20
-#: Requests made to S3 before its error is raised, with growing pauses: half a minute in all.
+#: Attempts at a request to S3, with growing pauses: half a minute in total.
 MAX_ATTEMPTS = 6
 #: Seconds without a byte after which a request to S3 counts as failed.
 TIMEOUT_SECONDS = 30.0
-_REMEDY = "check that the disk has room and that this user may use the folder or bucket; then run it again"
+_REMEDY = (
+    "check that the disk has room and that this user has access to the folder or bucket; then run it again"
+)
 
 
 def is_remote(uri: str) -> bool:
@@ -56,8 +58,8 @@ def client(
 
     Args:
         service: AWS's name of the service.
-        timeout: seconds that an answer may take; `TIMEOUT_SECONDS` by default.
-        max_attempts: requests made before an error is raised; `MAX_ATTEMPTS` by default.
+        timeout: seconds to wait for a response; `TIMEOUT_SECONDS` by default.
+        max_attempts: attempts at a request; `MAX_ATTEMPTS` by default.
         region: AWS region; the environment's by default.
     """
     environment = tuple((k, v) for k, v in sorted(os.environ.items()) if k.startswith("AWS_"))
@@ -70,7 +72,7 @@ def client(
     )
 
 
-@functools.lru_cache(maxsize=8)  # making a client costs more than most requests
+@functools.lru_cache(maxsize=8)  # creating a client is slower than most requests
 def _client(
     service: str, timeout: float, max_attempts: int, region: str | None, _environ: tuple[tuple[str, str], ...]
 ) -> Any:
@@ -143,7 +145,7 @@ def read_bytes(uri: str) -> bytes:
 
 
 def write_text(uri: str, text: str) -> str:
-    """Write a small file whole or not at all; returns ``uri``.
+    """Write a small text file atomically; returns ``uri``.
 
     Raises:
         StorageError: it cannot be written.
@@ -152,7 +154,7 @@ def write_text(uri: str, text: str) -> str:
 
 
 def write_bytes(uri: str, content: bytes) -> str:
-    """Write bytes whole or not at all; returns ``uri``, and raises what `write_text` does."""
+    """Write bytes atomically; returns ``uri``, and raises what `write_text` does."""
     try:
         if is_remote(uri):
             _write_to_s3(uri, content)
@@ -174,7 +176,7 @@ def write_bytes(uri: str, content: bytes) -> str:
 
 
 def _write_to_s3(uri: str, content: bytes) -> None:
-    """Write to S3 in one request: Arrow's stream, closed by an error, would write the part it has."""
+    """Write to S3 in one request: Arrow's stream would store a partial file after an error."""
     from botocore.exceptions import BotoCoreError, ClientError
 
     bucket, _, key = uri.removeprefix("s3://").partition("/")

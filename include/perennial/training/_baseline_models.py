@@ -14,7 +14,7 @@ from perennial.training._dataset import TrainingData
 BASELINE_ROWS = 20_000
 
 
-def fit_baselines(spec: ModelSpec, data: TrainingData) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
+def fit_baseline_models(spec: ModelSpec, data: TrainingData) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
     """Fit simple models on an evenly spaced sample of the same rows.
 
     ``constant`` predicts the same for every row (the class shares, or the mean); ``linear`` is a logistic or ridge

@@ -16,7 +16,7 @@ from perennial.core.settings import settings
 from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import BATCH_ROWS, read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
-from perennial.modeling.encoding import Encoding, categories
+from perennial.modeling.encoding import Encoding, distinct_categories
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import _boosting, _gpu_monitor
 from perennial.training._gpu_monitor import GpuReport
@@ -139,7 +139,7 @@ class Encoder:
         features = self._features.compute(table)
         for name, known in self.categories.items():
             known_set = set(known)
-            known += [c for c in categories(features.column(name)) if c not in known_set]
+            known += [c for c in distinct_categories(features.column(name)) if c not in known_set]
         matrix = Encoding(tuple(self._features.columns), self.categories).encode(features)
         lists = self._numbering.number(table) if self._spec.group else None
         return matrix, encode_targets(self._spec, table.column("__label"), self._classes), lists

@@ -14,7 +14,7 @@ from perennial.features.labelled_rows import read_labelled_rows
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel, prediction_column
 from perennial.monitoring import baseline, histograms
-from perennial.monitoring.nightly_sample import NightlySample, sample_nights
+from perennial.monitoring.partition_sample import PartitionSample, sample_partitions
 from perennial.storage import delta_tables, duckdb_session
 from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.windows import Windows
@@ -96,10 +96,10 @@ def build_artifacts(
     return ModelArtifacts(documents, files)
 
 
-def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Windows) -> NightlySample:
+def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Windows) -> PartitionSample:
     """Sample rows of the held-out dates, with their labels."""
     spec, dates = source.spec, windows.holdout_range
-    return sample_nights(
+    return sample_partitions(
         spec,
         model,
         source.features,

@@ -14,10 +14,10 @@ import numpy as np
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
 from perennial.training import search
-from perennial.training._baseline_models import fit_baselines
+from perennial.training._baseline_models import fit_baseline_models
 from perennial.training._dataset import TrainingData, build_dataset
 from perennial.training.challenger_evaluation import Evaluation, TrainingSource, evaluate_challenger
-from perennial.training.checkpoint import Checkpoint, Trial
+from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import FitResult
 from perennial.training.windows import Windows
 
@@ -44,7 +44,7 @@ class TrainingJob:
     champion: ModelVersion | None
     folder: Path
     checkpoints: Mapping[str, Checkpoint]
-    on_trial: Callable[[Trial], None]
+    on_trial: Callable[[SearchTrial], None]
     workers: int = 1
     rendezvous: str | None = None
 
@@ -120,7 +120,7 @@ def _fit(job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool 
     fitted = search.search_and_fit(spec, data, on_trial=job.on_trial, checkpoint=job.checkpoints[window_name])
     model = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes)
     evaluate = partial(
-        evaluate_challenger, job.source, windows, model, fit_baselines(spec, data), job.champion
+        evaluate_challenger, job.source, windows, model, fit_baseline_models(spec, data), job.champion
     )
     return Candidate(window_name, windows, fitted, model, evaluate, data.head(5), data.fit_rows, data.rows)
 

@@ -26,7 +26,7 @@ _LOSSES = "perennial_losses"
 
 
 @dataclass(frozen=True)
-class Trial:
+class SearchTrial:
     """One trial of the search.
 
     Attributes:
@@ -46,10 +46,10 @@ class Trial:
     @property
     def name(self) -> str:
         """Name of its booster in a checkpoint."""
-        return trial_name(self.number)
+        return search_trial_name(self.number)
 
 
-def trial_name(number: int) -> str:
+def search_trial_name(number: int) -> str:
     """Name of a trial's booster in a checkpoint."""
     return f"trial {number}"
 
@@ -75,7 +75,7 @@ class Checkpoint:
         self._lock = threading.Lock()
         self._started, self._saved = time.monotonic(), dict[str, float]()
         stored = self._read("trials.json")
-        self.trials = [Trial(**item) for item in json.loads(stored)] if stored else []
+        self.trials = [SearchTrial(**item) for item in json.loads(stored)] if stored else []
 
     @classmethod
     def for_inputs(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
@@ -89,7 +89,7 @@ class Checkpoint:
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         return cls(f"{settings().lake}/checkpoints/{model}/{as_of}-{digest}")
 
-    def find_trial(self, number: int, params: dict[str, float]) -> Trial | None:
+    def find_trial(self, number: int, params: dict[str, float]) -> SearchTrial | None:
         """The finished trial with this number and exactly these parameters; None where there is none."""
         trial = next((t for t in self.trials if (t.number, t.params) == (number, params)), None)
         if trial is None:
@@ -97,7 +97,7 @@ class Checkpoint:
         self._count_resumed(trial.rounds)
         return trial
 
-    def add_trial(self, trial: Trial) -> None:
+    def add_trial(self, trial: SearchTrial) -> None:
         """Store a finished trial, and delete its booster."""
         with self._lock:
             self.trials = [t for t in self.trials if t.number != trial.number] + [trial]

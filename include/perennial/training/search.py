@@ -20,7 +20,7 @@ from perennial.training._boosting import ran_on
 from perennial.training._dataset import Binning, TrainingData
 from perennial.training._gpu_monitor import GpuReport as GpuReport
 from perennial.training._gpu_monitor import combine_reports
-from perennial.training.checkpoint import Checkpoint, Trial, trial_name
+from perennial.training.checkpoint import Checkpoint, SearchTrial, search_trial_name
 
 if TYPE_CHECKING:
     import optuna
@@ -52,7 +52,7 @@ class FitResult:
     params: dict[str, Any]
     rounds: int
     external_memory: bool
-    trials: list[Trial] = field(default_factory=list)
+    trials: list[SearchTrial] = field(default_factory=list)
     resumed_rounds: int = 0
     gpu: GpuReport | None = None
 
@@ -133,7 +133,7 @@ def search_and_fit(
     spec: ModelSpec,
     data: TrainingData,
     *,
-    on_trial: Callable[[Trial], None] = lambda _: None,
+    on_trial: Callable[[SearchTrial], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
 ) -> FitResult:
     """Search within the budget, then fit on all rows with the best trial's parameters and rounds.
@@ -213,11 +213,11 @@ class _TrialRunner:
         train = data.dmatrix(0, data.fit_rows, self._binning)
         self._matrices.put((train, data.dmatrix(data.fit_rows, data.rows, self._binning, ref=train)))
 
-    def finished(self, number: int, params: dict[str, float]) -> Trial | None:
+    def finished(self, number: int, params: dict[str, float]) -> SearchTrial | None:
         """A trial that an interrupted training had finished."""
         return self._checkpoint.find_trial(number, params)
 
-    def run(self, number: int, params: dict[str, float]) -> Trial:
+    def run(self, number: int, params: dict[str, float]) -> SearchTrial:
         """Boost one trial, stopped early by the validation rows."""
         started = time.monotonic()
         training, maximize = self._spec.training, self._spec.task == "ranking"
@@ -225,7 +225,7 @@ class _TrialRunner:
         matrices = train, valid = self._matrices.get()
         try:
             _, losses = self._data.boost(
-                trial_name(number),
+                search_trial_name(number),
                 self._base | {"nthread": threads} | _cast_integers(params),
                 train,
                 training.rounds,
@@ -238,7 +238,7 @@ class _TrialRunner:
             self._matrices.put(matrices)
         best = max(losses) if maximize else min(losses)
         seconds = round(time.monotonic() - started, 3)
-        trial = Trial(number, params, -best if maximize else best, losses.index(best) + 1, seconds)
+        trial = SearchTrial(number, params, -best if maximize else best, losses.index(best) + 1, seconds)
         self._checkpoint.add_trial(trial)
         return trial
 
@@ -248,14 +248,14 @@ def _run_trials(
     data: TrainingData,
     base: dict[str, Any],
     binning: Binning,
-    on_trial: Callable[[Trial], None],
+    on_trial: Callable[[SearchTrial], None],
     checkpoint: Checkpoint,
-) -> list[Trial]:
+) -> list[SearchTrial]:
     """Run every trial of the search. Its matrices are freed before the last fit."""
     runner = _TrialRunner(spec, data, base, binning, checkpoint)
-    trials: list[Trial] = []
+    trials: list[SearchTrial] = []
 
-    def record(trial: Trial) -> None:
+    def record(trial: SearchTrial) -> None:
         trials.append(trial)
         on_trial(trial)
 
@@ -279,8 +279,8 @@ def _run_trials(
 def _search(
     spec: ModelSpec,
     runner: _TrialRunner,
-    map_trials: Callable[..., Iterator[Trial | None]],
-    record: Callable[[Trial], None],
+    map_trials: Callable[..., Iterator[SearchTrial | None]],
+    record: Callable[[SearchTrial], None],
 ) -> None:
     """Let Optuna choose the parameters of the trials, as long as the budget lasts.
 
@@ -303,7 +303,7 @@ def _search(
         study.enqueue_trial(in_space)  # the spec's parameters come first: the search can only improve on them
     end = time.monotonic() + max(1.0, search.minutes * 60 - runner.seconds_spent)
 
-    def run(trial: optuna.Trial, params: dict[str, float]) -> Trial | None:
+    def run(trial: optuna.Trial, params: dict[str, float]) -> SearchTrial | None:
         out_of_time = trial.number > 0 and time.monotonic() >= end
         finished = runner.finished(trial.number, params)
         return finished or (None if out_of_time else runner.run(trial.number, params))

@@ -30,7 +30,7 @@ from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import locks
 from perennial.training.artifacts import ModelArtifacts
-from perennial.training.checkpoint import Trial
+from perennial.training.checkpoint import SearchTrial
 from perennial.training.search import FitResult
 
 if TYPE_CHECKING:
@@ -118,7 +118,7 @@ class TrainingRun:
                 raise
             return str(experiment.experiment_id)
 
-    def log_trial(self, trial: Trial) -> None:
+    def log_trial(self, trial: SearchTrial) -> None:
         """Record one trial of the search as a nested run.
 
         Raises:

@@ -22,7 +22,7 @@ def table_level(
         where: SQL condition of the rows that are checked; empty: all.
         exact: whether median and quantiles are exact or estimated.
     """
-    only = only_where(where)
+    only = filter_clause(where)
     if "column" not in kwargs or type_ == "expect_column_to_exist":
         return {"table.row_count": "count(*)"}
     declared, column = types[kwargs["column"]], quote_identifier(kwargs["column"])
@@ -47,7 +47,7 @@ def table_level(
         return {
             "column.quantile_values": _quantiles(finite, kwargs["quantile_ranges"]["quantiles"], where, exact)
         }
-    distinct = f"count(DISTINCT hash({column}))" + only_where(both(where, f"{column} IS NOT NULL"))
+    distinct = f"count(DISTINCT hash({column}))" + filter_clause(all_of(where, f"{column} IS NOT NULL"))
     if name == "unique_value_count":
         return {"column.distinct_values.count": distinct}
     if name.startswith("proportion_of"):
@@ -57,8 +57,8 @@ def table_level(
 
 def _set_aggregates(column: str, values: list[str], where: str) -> dict[str, str]:
     """SQL aggregates that compare a column's distinct values with a set."""
-    outside = only_where(both(where, f"{column} NOT IN ({', '.join(values)})"))
-    inside = only_where(both(where, f"{column} IN ({', '.join(values)})"))
+    outside = filter_clause(all_of(where, f"{column} NOT IN ({', '.join(values)})"))
+    inside = filter_clause(all_of(where, f"{column} IN ({', '.join(values)})"))
     index = " ".join(f"WHEN {v} THEN {i}" for i, v in enumerate(values))
     return {
         "outside": f"count(DISTINCT {column}){outside}",
@@ -69,25 +69,25 @@ def _set_aggregates(column: str, values: list[str], where: str) -> dict[str, str
 
 def _quantiles(column: str, quantiles: list[float], where: str, exact: bool) -> str:
     if not exact:
-        return f"approx_quantile({column}, {[float(q) for q in quantiles]}){only_where(where)}"
+        return f"approx_quantile({column}, {[float(q) for q in quantiles]}){filter_clause(where)}"
     # the value nearest to the quantile, as pandas takes it with interpolation="nearest"
-    count = f"count({column}){only_where(where)}"
-    ordered = f"list_sort(list({column}){only_where(both(where, f'{column} IS NOT NULL'))})"
+    count = f"count({column}){filter_clause(where)}"
+    ordered = f"list_sort(list({column}){filter_clause(all_of(where, f'{column} IS NOT NULL'))})"
     values = [f"{ordered}[1 + round_even({float(q)!r} * ({count} - 1), 0)::BIGINT]" for q in quantiles]
     return f"[{', '.join(values)}]"
 
 
-def both(one: str, other: str) -> str:
+def all_of(one: str, other: str) -> str:
     """SQL condition that two conditions hold; an empty one always does."""
     parts = [p for p in (one, other) if p and p != "TRUE"]
     return " AND ".join(parts) if parts else "TRUE"
 
 
-def only_where(where: str) -> str:
+def filter_clause(where: str) -> str:
     """SQL that restricts an aggregate to the rows of a condition; empty where that is all rows."""
     return f" FILTER (WHERE {where})" if where and where != "TRUE" else ""
 
 
 def count_where(where: str) -> str:
     """SQL aggregate: rows of a condition."""
-    return f"count(*){only_where(where)}"
+    return f"count(*){filter_clause(where)}"

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from perennial.core.sql import condition, quote_identifier, sql_literal, text_literal
+from perennial.core.sql import quote_identifier, row_condition_sql, sql_literal, text_literal
 from perennial.storage.landing import MAX_DAY_OFFSET
 from perennial.validation._sql_aggregates import table_level
 from perennial.validation.checks import Check
@@ -163,7 +163,7 @@ def _built_in_check(
 
 def _declared_check(expectation: Expectation, columns: Mapping[str, str], exact: bool) -> Check:
     kwargs = expectation.kwargs
-    where = condition(kwargs["row_condition"], columns) if "row_condition" in kwargs else ""
+    where = row_condition_sql(kwargs["row_condition"], columns) if "row_condition" in kwargs else ""
     check = Check(
         label=expectation.label,
         type=expectation.type,

@@ -13,7 +13,7 @@ from datetime import date, datetime
 from typing import Any
 
 from perennial.core.sql import quote_identifier
-from perennial.validation._sql_aggregates import both, count_where, only_where
+from perennial.validation._sql_aggregates import all_of, count_where, filter_clause
 
 #: Examples of bad values that a data doc shows.
 MAX_EXAMPLES = 20
@@ -81,20 +81,20 @@ class Check:
     @property
     def non_null_sql(self) -> str:
         """SQL aggregate: checked rows with a value in the (first) column."""
-        return f"count({quote_identifier(self.columns[0])})" + only_where(self.where)
+        return f"count({quote_identifier(self.columns[0])})" + filter_clause(self.where)
 
     @property
     def considered_sql(self) -> str:
         """SQL aggregate: rows that are counted."""
-        return count_where(both(self.where, self.considered))
+        return count_where(all_of(self.where, self.considered))
 
     @property
     def bad_sql(self) -> str:
         """SQL aggregate: bad rows; for uniqueness, distinct values (as many as `considered_sql`: no duplicates)."""
-        where = both(self.where, self.considered)
+        where = all_of(self.where, self.considered)
         if not self.unique:
-            return count_where(both(where, self.bad))
-        return f"count(DISTINCT {self.hash_sql})" + only_where(where)
+            return count_where(all_of(where, self.bad))
+        return f"count(DISTINCT {self.hash_sql})" + filter_clause(where)
 
     @property
     def hash_sql(self) -> str:
@@ -104,7 +104,7 @@ class Check:
     @property
     def bad_row(self) -> str:
         """SQL condition of a bad row among all rows; not for uniqueness, where a join finds the duplicates."""
-        return both(self.where, both(self.considered, self.bad))
+        return all_of(self.where, all_of(self.considered, self.bad))
 
     def aggregates(self) -> list[str]:
         """The SQL aggregates that the check needs."""

@@ -1,4 +1,4 @@
-"""Data docs: Great Expectations' own page of a partition's validation, self-contained and safe to open.
+"""Data docs: Great Expectations' page of a partition's validation, self-contained and safe to open.
 
 Its templates put column names and values into the page without escaping, and load scripts and styles from six hosts.
 So every text is protected before it is rendered (see `perennial.core.html`), and a small style sheet replaces what the
@@ -101,7 +101,7 @@ def write_data_doc(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str
         outcome: the partition's outcome.
         feed: its feed.
         suite_name: name of the suite.
-        page: write the page, too.
+        page: also write the page.
 
     Returns:
         The URI of the page, or of the JSON file where there is no page.
@@ -116,7 +116,7 @@ def write_data_doc(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str
 
 
 def render_data_doc(result: dict[str, Any]) -> str:
-    """Render the page of a suite's result, without anything that it would load.
+    """Render the page of a suite's result, without external scripts, styles and images.
 
     Args:
         result: as `suite_result` gives it.
@@ -149,7 +149,7 @@ def _view() -> Any:
 
 
 def _banner(result: dict[str, Any]) -> str:
-    """The verdict on the partition, on top of the page."""
+    """The outcome of the partition, at the top of the page."""
     summary = result["meta"]["perennial"]
     day = result["meta"]["batch_spec"]["partition_date"]
     if summary["stopped"]:

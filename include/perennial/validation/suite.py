@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.core.sql import NUMERIC, condition, is_number, short, sql_literal
+from perennial.core.sql import NUMERIC, is_number, row_condition_sql, shorten, sql_literal
 
 MAX_EXPECTATIONS = 1000
 #: Types of columns that expectations accept.
@@ -278,7 +278,7 @@ def _check_columns(
 ) -> Iterator[str]:
     for argument in ("column_list", "column_set"):
         if argument in kwargs and not (isinstance(kwargs[argument], list) and kwargs[argument]):
-            yield f"{argument} is a list of column names; received {short(kwargs[argument])}"
+            yield f"{argument} is a list of column names; received {shorten(kwargs[argument])}"
             return
     if name == "expect_table_columns_to_match_ordered_list" or name == "expect_column_to_exist":
         return
@@ -308,7 +308,7 @@ def _check_values(name: str, kwargs: dict[str, Any], columns: Mapping[str, str])
         yield from _check_literal(kwargs[argument], "number", argument)
     if "value_set" in kwargs:
         if not isinstance(kwargs["value_set"], list) or not kwargs["value_set"]:
-            yield f"value_set is a list with a value in it; received {short(kwargs['value_set'])}"
+            yield f"value_set is a list with a value in it; received {shorten(kwargs['value_set'])}"
         elif kwargs["column"] in columns:
             for value in kwargs["value_set"]:
                 yield from _check_literal(value, columns[kwargs["column"]], "value_set")
@@ -320,7 +320,7 @@ def _check_values(name: str, kwargs: dict[str, Any], columns: Mapping[str, str])
         yield from _check_quantiles(kwargs["quantile_ranges"])
     if "row_condition" in kwargs:
         try:
-            condition(kwargs["row_condition"], columns)
+            row_condition_sql(kwargs["row_condition"], columns)
         except ValueError as error:
             yield f"row_condition: {error}"
 
@@ -329,15 +329,15 @@ def _check_options(name: str, kwargs: dict[str, Any]) -> Iterator[str]:
     if "column_list" in kwargs and "table" not in name and len(kwargs["column_list"]) < 2:
         yield "column_list needs two columns or more"
     if "mostly" in kwargs and not (is_number(kwargs["mostly"]) and 0 <= kwargs["mostly"] <= 1):
-        yield f"mostly is {short(kwargs['mostly'])}; a share from 0 to 1 is needed"
+        yield f"mostly is {shorten(kwargs['mostly'])}; a share from 0 to 1 is needed"
     for flag in ("strict_min", "strict_max", "or_equal", "exact_match"):
         if flag in kwargs and not isinstance(kwargs[flag], bool):
-            yield f"{flag} is {short(kwargs[flag])}; true or false is needed"
+            yield f"{flag} is {shorten(kwargs[flag])}; true or false is needed"
     if kwargs.get("match_on", "any") not in ("any", "all"):
-        yield f"match_on is {short(kwargs['match_on'])}; allowed: any, all"
+        yield f"match_on is {shorten(kwargs['match_on'])}; allowed: any, all"
     for argument, allowed in _IGNORE.items():
         if argument in kwargs and kwargs.get("ignore_row_if", allowed[0]) not in allowed:
-            yield f"ignore_row_if is {short(kwargs['ignore_row_if'])}; allowed: {', '.join(allowed)}"
+            yield f"ignore_row_if is {shorten(kwargs['ignore_row_if'])}; allowed: {', '.join(allowed)}"
 
 
 def _check_bounds(name: str, kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
@@ -362,14 +362,14 @@ def _check_pairs(kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator
 
 def _check_regex(pattern: Any) -> Iterator[str]:
     if not isinstance(pattern, str):
-        yield f"regex is {short(pattern)}; a string is needed"
+        yield f"regex is {shorten(pattern)}; a string is needed"
         return
     try:
         re.compile(pattern)
     except re.error as error:
-        yield f"regex {short(pattern)} is not a regular expression: {error}"
+        yield f"regex {shorten(pattern)} is not a regular expression: {error}"
     if re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9]", pattern):
-        yield f"regex {short(pattern)}: look-around and back-references are not supported (RE2 syntax)"
+        yield f"regex {shorten(pattern)}: look-around and back-references are not supported (RE2 syntax)"
 
 
 def _check_quantiles(ranges: Any) -> Iterator[str]:
@@ -379,13 +379,13 @@ def _check_quantiles(ranges: Any) -> Iterator[str]:
         return
     for quantile, bounds in zip(ranges["quantiles"], ranges["value_ranges"], strict=True):
         if not is_number(quantile) or not 0 <= quantile <= 1:
-            yield f"quantile {short(quantile)} is not from 0 to 1"
+            yield f"quantile {shorten(quantile)} is not from 0 to 1"
         if (
             not isinstance(bounds, list)
             or len(bounds) != 2
             or any(b is not None and not is_number(b) for b in bounds)
         ):
-            yield f"value range {short(bounds)} is not a pair of numbers"
+            yield f"value range {shorten(bounds)} is not a pair of numbers"
 
 
 def _check_literal(value: Any, declared: str, argument: str) -> Iterator[str]:

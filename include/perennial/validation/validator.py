@@ -101,7 +101,7 @@ def _any_of(reasons: dict[str, str]) -> str:
 
 def _bad_condition(index: int, check: Check) -> str:
     """SQL condition of a bad row of one check; duplicates are marked by a column of the joined view."""
-    return f"__twice_{index}" if check.unique else check.bad_row
+    return f"__duplicate_{index}" if check.unique else check.bad_row
 
 
 def _profiles(
@@ -148,7 +148,7 @@ def _find_duplicates(
     Only files are searched in which a check's number of distinct hashes is less than that of its rows.
 
     Returns:
-        The relation with one column ``__twice_<i>`` for each such check, and the rows by check and file.
+        The relation with one column ``__duplicate_<i>`` for each such check, and the rows by check and file.
     """
     joins, selected, counts = [], [], {}
     for i, check in enumerate(checks):
@@ -167,7 +167,7 @@ def _find_duplicates(
         joins.append(f"LEFT JOIN {table} {alias} ON {view}.__file = {alias}.__file AND {same}")
         checked = f" AND ({check.where})" if check.where else ""
         not_first = f" AND {view}.__row <> {alias}.first" if check.keep_first else ""
-        selected.append(f"({alias}.n IS NOT NULL{not_first}{checked}) AS __twice_{i}")
+        selected.append(f"({alias}.n IS NOT NULL{not_first}{checked}) AS __duplicate_{i}")
     if not joins:
         return view, {}
     marked = f"{view}_with_duplicates"

@@ -89,7 +89,7 @@ def report_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObse
         incidents.record_signals(spec, as_of, signals)
     except PerennialError as error:
         log.warning("an incident could not be recorded", cause=error.cause)
-        channels = {c.name: c for c in spec.alerts.all()}
+        channels = {c.name: c for c in spec.alerts.all_channels()}
         for notice in incidents.notices_without_history(spec, as_of, signals):
             deliver_notice(channels[notice.channel], notice)
     else:

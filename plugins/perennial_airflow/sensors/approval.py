@@ -80,8 +80,8 @@ class RetrainingApproval(ApprovalOperator):
         )
         facts = {"model": self.spec.name, "partition": day, "reason": reason, "answer_at": page}
         message = notifiers.Message(f"{self.spec.name}: approve a retraining?", text, facts)
-        for channel in self.spec.alerts.all():
-            if channel.wants(SIGNAL, "bad"):
+        for channel in self.spec.alerts.all_channels():
+            if channel.accepts(SIGNAL, "bad"):
                 notifiers.deliver(channel, message)
 
 

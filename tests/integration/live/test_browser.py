@@ -37,7 +37,7 @@ def page(live: Live) -> Iterator[Page]:
     from playwright.sync_api import sync_playwright
 
     with live.board() as board:
-        demo.play_plans(live.config, (PLAN,), board)
+        demo.run_plans(live.config, (PLAN,), board)
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
         try:

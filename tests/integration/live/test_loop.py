@@ -26,7 +26,7 @@ STAGES = ("data", "train", "score", "monitor", "rollback")
 def played(live: Live) -> Live:
     """The toy's loop is done; the first test that needs it plays it."""
     with live.board() as board:
-        demo.play_plans(live.config, (PLAN,), board)
+        demo.run_plans(live.config, (PLAN,), board)
     return live
 
 
@@ -71,7 +71,7 @@ def test_each_night_is_a_run_of_its_own_partition(played: Live) -> None:
 def test_playing_again_repeats_nothing(played: Live) -> None:
     before = runs(played)
     with played.board() as board:
-        demo.play_plans(played.config, (PLAN,), board)
+        demo.run_plans(played.config, (PLAN,), board)
     assert runs(played) == before
 
 
@@ -96,7 +96,7 @@ def test_a_training_by_hand_is_recorded_with_who_and_why(played: Live) -> None:
 def test_a_failed_run_is_told_with_dag_task_run_and_cause(played: Live) -> None:
     late = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.add_days(PLAN.latest, 1), False)
     with played.board() as board, pytest.raises(RunFailedError) as error:
-        demo.play_plans(played.config, (late,), board)
+        demo.run_plans(played.config, (late,), board)
     told = str(error.value)
     assert f"{PLAN.model}.data" in told and "task data" in told and late.latest in told
     assert "make run" in told and f"/dags/{PLAN.model}.data/runs/" in told

@@ -17,7 +17,7 @@ pytestmark = [pytest.mark.live, pytest.mark.slow, pytest.mark.timeout(600)]
 
 def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     with live.board() as board:
-        demo.play_plans(live.config, (PLAN,), board)
+        demo.run_plans(live.config, (PLAN,), board)
     before = {process.pid for process in processes.stack_processes(live.config.home)}
     leader = processes.find_server("airflow", live.config.state)
     assert leader
@@ -29,7 +29,7 @@ def test_the_loop_goes_on_after_airflow_was_killed(live: Live) -> None:
     longer = Plan(PLAN.model, PLAN.first, PLAN.trained_until, night, False)
     with live.board() as board:
         servers.start_all(live.config, board)
-        demo.play_plans(live.config, (longer,), board)
+        demo.run_plans(live.config, (longer,), board)
     assert manifests.read(PLAN.model, "score", night)
     assert "a run that was killed" in live.log.read_text()
     after = {process.pid for process in processes.stack_processes(live.config.home)}

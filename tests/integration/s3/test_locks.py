@@ -51,7 +51,7 @@ def test_the_object_names_its_holder_and_stays_when_the_lock_is_free(bucket: Any
 
 def test_a_lock_that_was_overtaken_is_not_taken_from_its_new_holder(bucket: Any) -> None:
     content = ANOTHER | {"until": time.time() + 60}
-    with pytest.raises(LockHeldError, match="lock x was lost while it was held: another run overtook it"):  # noqa: SIM117
+    with pytest.raises(LockHeldError, match="lock x was lost while it was held: another run acquired it"):  # noqa: SIM117
         with locks.hold("x"):
             lock_objects(bucket)[0].put(Body=json.dumps(content))
     assert lock_content(bucket) == content

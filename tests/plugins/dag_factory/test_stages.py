@@ -253,7 +253,7 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
         call(spec, run)
     assert len(fake.calls) == 7
     for step, arguments in fake.calls:
-        assert set(arguments) <= set(dispatch.takes(step)), step
+        assert set(arguments) <= set(dispatch.parameter_names(step)), step
 
 
 @pytest.mark.parametrize(

@@ -6,12 +6,12 @@ import io
 
 from rich.console import Console
 
-from perennial.local_stack.progress import Board
+from perennial.local_stack.progress import ProgressDisplay
 
 
 def show(terminal: bool) -> str:
     out = io.StringIO()
-    with Board(Console(file=out, width=60, force_terminal=terminal)) as board:
+    with ProgressDisplay(Console(file=out, width=60, force_terminal=terminal)) as board:
         board.working("flight_late", "night 2013-04-01")
         board.working("flight_late", "training [a model]", milestone=True)
         board.working("flight_late", "training [a model]", milestone=True)

@@ -104,9 +104,9 @@ def test_a_feature_that_is_gone_is_told() -> None:
 )
 def test_categories_of_any_type_are_found_again(values: pa.Array) -> None:
     """What training learns as a category is what scoring looks up."""
-    from perennial.modeling.encoding import categories
+    from perennial.modeling.encoding import distinct_categories
 
-    known = categories(pa.chunked_array([values]))
+    known = distinct_categories(pa.chunked_array([values]))
     assert None not in known
     codes = matrix(values, {"c": sorted(known)}, "stop")
     assert [np.isnan(v) for v in codes] == [v is None for v in values.to_pylist()]

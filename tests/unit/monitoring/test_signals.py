@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from perennial.monitoring import signals
-from perennial.monitoring.nightly_sample import NightlySample, predict_margin
+from perennial.monitoring.partition_sample import PartitionSample, predict_margin
 from support.streamed import Monitored, evaluate, fit_monitored
 
 
@@ -17,7 +17,7 @@ def monitored() -> Monitored:
     return fit_monitored()
 
 
-def with_features(monitored: Monitored, x: np.ndarray) -> NightlySample:
+def with_features(monitored: Monitored, x: np.ndarray) -> PartitionSample:
     """The live partitions with other features, as the model sees them."""
     x = x.astype(np.float32)
     model = monitored.model
@@ -25,12 +25,12 @@ def with_features(monitored: Monitored, x: np.ndarray) -> NightlySample:
     return replace(monitored.live, x=x, margin=margin, predicted=predicted)
 
 
-def last(nights: NightlySample, n: int = 5) -> np.ndarray:
+def last(nights: PartitionSample, n: int = 5) -> np.ndarray:
     """A mask of the rows of the last ``n`` partitions."""
-    return nights.night >= len(nights.dates) - n
+    return nights.partition_index >= len(nights.dates) - n
 
 
-def flip(nights: NightlySample, rows: np.ndarray) -> NightlySample:
+def flip(nights: PartitionSample, rows: np.ndarray) -> PartitionSample:
     """The sample with the labels of some rows turned around."""
     return replace(nights, y=np.where(rows, 1 - nights.y, nights.y))
 
@@ -77,8 +77,8 @@ def test_harder_rows_raise_the_expected_loss_and_no_gain(monitored: Monitored) -
 
 def test_attributions_of_later_partitions_are_those_among_all(monitored: Monitored) -> None:
     every, later = (signals.attribution_means(monitored.model, monitored.live, n) for n in (0, 5))
-    assert len(later.nights) and later.nights.tolist() == [n for n in every.nights if n >= 5]
-    assert np.array_equal(later.means, every.means[every.nights >= 5])
+    assert len(later.partitions) and later.partitions.tolist() == [n for n in every.partitions if n >= 5]
+    assert np.array_equal(later.means, every.means[every.partitions >= 5])
 
 
 def test_a_broken_column_raises_attributions_without_any_label(monitored: Monitored) -> None:

@@ -57,7 +57,7 @@ def test_a_teams_profile_comes_before_ours(folder: Path) -> None:
         ({"gpu": {"count": 0}}, r"gpu\.count"),
         ({"gpu": {"count": 2}, "workers": 3}, r"gpu\.count is 2 with 3 workers: each uses one GPU"),
         ({"namespace": "Not_Valid"}, "namespace"),
-        ({"env": {"A": "1"}, "secrets": [{"env": "A", "secret": "s", "key": "k"}]}, "env.A is given in secrets too"),
+        ({"env": {"A": "1"}, "secrets": [{"env": "A", "secret": "s", "key": "k"}]}, "env.A is also given in secrets"),
         ({"template": "nowhere.yaml"}, r"bad\.yaml:\d+: template 'nowhere\.yaml' is not in the same folder"),
         ({"name": "other"}, "name is 'other', the file is 'bad.yaml'"),
     ],

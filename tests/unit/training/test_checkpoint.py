@@ -11,7 +11,7 @@ import xgboost
 
 from perennial.training import checkpoint as checkpoint_module
 from perennial.training._boosting import boost
-from perennial.training.checkpoint import Checkpoint, Trial
+from perennial.training.checkpoint import Checkpoint, SearchTrial
 
 PARAMS: dict[str, Any] = {
     "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "seed": 3, "nthread": 1,
@@ -34,13 +34,13 @@ def every_round(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:
     uri = str(tmp_path / "checkpoint")
-    Checkpoint(uri).add_trial(Trial(0, {"max_depth": 3.0}, 0.5, 12, 4.0))
+    Checkpoint(uri).add_trial(SearchTrial(0, {"max_depth": 3.0}, 0.5, 12, 4.0))
     stored = Checkpoint(uri)
     assert [t.seconds for t in stored.trials] == [4.0]
     assert (
         stored.find_trial(0, {"max_depth": 4.0}) is None and stored.find_trial(1, {"max_depth": 3.0}) is None
     )
-    assert stored.find_trial(0, {"max_depth": 3.0}) == Trial(0, {"max_depth": 3.0}, 0.5, 12, 4.0)
+    assert stored.find_trial(0, {"max_depth": 3.0}) == SearchTrial(0, {"max_depth": 3.0}, 0.5, 12, 4.0)
     assert stored.resumed == 12
     stored.clear()
     assert Checkpoint(uri).find_trial(0, {"max_depth": 3.0}) is None
@@ -62,7 +62,7 @@ def test_boosters_side_by_side_are_each_saved(tmp_path: Path, every_round: None)
     checkpoint = Checkpoint(str(folder))
     boost("trial 0", PARAMS, train, 4, checkpoint)
     boost("trial 1", PARAMS, train, 3, checkpoint)
-    checkpoint.add_trial(Trial(0, {}, 0.5, 4, 1.0))
+    checkpoint.add_trial(SearchTrial(0, {}, 0.5, 4, 1.0))
     assert not Checkpoint(str(folder)).load_booster("trial 0")[0]  # it is done
     boost("last fit of trial 0", PARAMS, train, 3, checkpoint)
     stored = Checkpoint(str(folder))

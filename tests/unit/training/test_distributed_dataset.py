@@ -17,7 +17,7 @@ from perennial.core.errors import DataError, PerennialError
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.training._baseline_models import fit_baselines
+from perennial.training._baseline_models import fit_baseline_models
 from perennial.training._dataset import Binning
 from perennial.training._distributed_dataset import DistributedDataset
 from perennial.training.checkpoint import Checkpoint
@@ -81,7 +81,7 @@ def test_two_workers_learn_what_one_process_learns(
         assert loss(spec, together, both, x, y) == pytest.approx(
             loss(spec, alone, one, x, y), rel=0.1, abs=0.01
         )
-    assert set(fit_baselines(spec, both)) == set(fit_baselines(spec, one))
+    assert set(fit_baseline_models(spec, both)) == set(fit_baseline_models(spec, one))
 
 
 def test_rows_are_read_where_they_stay_and_shared_out_evenly(make: Make, two: WorkerPool) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import requests
 
 from perennial.cli.doctor import cluster, finding
-from perennial.cli.doctor.finding import Finding, State, bounded, brief
+from perennial.cli.doctor.finding import Finding, State, brief, run_with_time_limit
 from perennial.core.errors import PerennialError
 from perennial.core.settings import endpoint_url, settings
 from perennial.modeling import registry
@@ -33,16 +33,16 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
         profiles: names of compute profiles to check in addition to those that the models use.
     """
     used: dict[str, ComputeProfile] = {}
-    findings = bounded("models", lambda: _models(profiles, used))
+    findings = run_with_time_limit("models", lambda: _models(profiles, used))
     pods = [p for p in used.values() if p.runs_in_pods]
-    findings = bounded("settings", lambda: _settings(pods)) + findings
+    findings = run_with_time_limit("settings", lambda: _settings(pods)) + findings
     try:
         current = settings()
     except PerennialError:
         return findings  # reported above; the other checks need the settings
-    findings += bounded("lake", lambda: _lake(current.lake))
-    findings += bounded("landing area", lambda: _landing(current.landing))
-    findings += bounded("MLflow", lambda: _mlflow(current.mlflow_uri))
+    findings += run_with_time_limit("lake", lambda: _lake(current.lake))
+    findings += run_with_time_limit("landing area", lambda: _landing(current.landing))
+    findings += run_with_time_limit("MLflow", lambda: _mlflow(current.mlflow_uri))
     if pods:
         findings += cluster.examine(pods)
     return findings
@@ -208,7 +208,7 @@ def _bucket(what: str, uri: str) -> tuple[Any, str, str, Finding | None]:
     """Client, bucket, prefix (ends in a slash, or empty), and the problem with it, if any."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
-    s3 = object_store.client("s3", timeout=finding.ANSWER_SECONDS, max_attempts=2)
+    s3 = object_store.client("s3", timeout=finding.REQUEST_SECONDS, max_attempts=2)
     try:
         s3.list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
         return s3, bucket, prefix, None
@@ -251,7 +251,7 @@ def _mlflow(uri: str) -> Iterator[Finding]:
             method,
             f"{uri}{path}",
             data=data,
-            timeout=finding.ANSWER_SECONDS,
+            timeout=finding.REQUEST_SECONDS,
             **registry.request_credentials(),
         )
 

@@ -7,11 +7,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["ANSWER_SECONDS", "CHECK_SECONDS", "Check", "Finding", "State", "bounded", "brief"]
+__all__ = ["CHECK_SECONDS", "REQUEST_SECONDS", "Check", "Finding", "State", "brief", "run_with_time_limit"]
 
 State = Literal["ok", "warning", "missing"]
 #: Time limits of one request, and of one whole check.
-ANSWER_SECONDS, CHECK_SECONDS = 4.0, 25.0
+REQUEST_SECONDS, CHECK_SECONDS = 4.0, 25.0
 
 
 @dataclass(frozen=True)
@@ -34,7 +34,7 @@ class Finding:
 Check = Callable[[], Iterator[Finding]]
 
 
-def bounded(what: str, check: Check, seconds: float | None = None) -> list[Finding]:
+def run_with_time_limit(what: str, check: Check, seconds: float | None = None) -> list[Finding]:
     """Run a check within a time limit; after a timeout or an error, its findings until then are returned, too.
 
     Args:

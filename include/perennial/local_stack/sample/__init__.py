@@ -1,5 +1,3 @@
-"""The sample's real data, landed as a nightly feed would deliver it, and what the demonstration does with it."""
-
-__all__ = ["landing", "plan"]
+"""The sample: real flights and digits, landed as nightly files, and the plan of the demonstration."""
 
 __all__ = ["landing", "plan"]

@@ -24,18 +24,18 @@ if TYPE_CHECKING:
 
 #: Rows of a partition that are sampled, chosen by the hash of their key: with so many, partitions differ by more than
 #: their samples do.
-ROWS_PER_NIGHT = 1500
+ROWS_PER_PARTITION = 1500
 #: Rows that a partition needs for its mean to count.
 MIN_ROWS = 30
 
 
 @dataclass(frozen=True)
-class NightlySample:
+class PartitionSample:
     """Rows of some partitions, in the order of the partitions.
 
     Attributes:
         dates: every partition date of the window, also those without rows.
-        night: index into ``dates``, shape (rows,).
+        partition_index: index into ``dates`` of each row, shape (rows,).
         x: encoded features, float32, shape (rows, columns).
         margin: the model's raw scores, shape (rows,) or (rows, classes).
         predicted: its probabilities or values, of the same shape.
@@ -46,7 +46,7 @@ class NightlySample:
     """
 
     dates: tuple[str, ...]
-    night: np.ndarray
+    partition_index: np.ndarray
     x: np.ndarray
     margin: np.ndarray
     predicted: np.ndarray
@@ -55,11 +55,11 @@ class NightlySample:
     groupings: Mapping[str, np.ndarray] = field(default_factory=dict)
     unseen_categories: Mapping[str, np.ndarray] = field(default_factory=dict)
 
-    def select(self, rows: np.ndarray) -> NightlySample:
+    def select(self, rows: np.ndarray) -> PartitionSample:
         """The rows of a mask, or of an array of indices."""
-        return NightlySample(
+        return PartitionSample(
             self.dates,
-            self.night[rows],
+            self.partition_index[rows],
             self.x[rows],
             self.margin[rows],
             self.predicted[rows],
@@ -70,11 +70,11 @@ class NightlySample:
         )
 
     @property
-    def labelled(self) -> NightlySample:
+    def labelled(self) -> PartitionSample:
         """The rows that have a label."""
         return self.select(np.isfinite(self.y))
 
-    def nightly_mean(self, values: np.ndarray, min_rows: int = MIN_ROWS) -> np.ndarray:
+    def partition_means(self, values: np.ndarray, min_rows: int = MIN_ROWS) -> np.ndarray:
         """Mean of each partition.
 
         Args:
@@ -84,8 +84,8 @@ class NightlySample:
         Returns:
             Shape (partitions,); NaN where a partition has fewer rows.
         """
-        rows = np.bincount(self.night, minlength=len(self.dates))
-        sums = np.bincount(self.night, values, len(self.dates))
+        rows = np.bincount(self.partition_index, minlength=len(self.dates))
+        sums = np.bincount(self.partition_index, values, len(self.dates))
         return np.where(rows >= min_rows, sums / np.maximum(rows, 1), np.nan)
 
     def losses(self, task: str, metric: str) -> np.ndarray:
@@ -109,7 +109,7 @@ class NightlySample:
         return losses
 
 
-def sample_nights(
+def sample_partitions(
     spec: ModelSpec,
     model: TrainedModel,
     features: FeatureQuery,
@@ -120,7 +120,7 @@ def sample_nights(
     columns: Sequence[str] = (),
     version: int | None = None,
     labels_version: int | None = None,
-) -> NightlySample:
+) -> PartitionSample:
     """Sample published rows, at most about `ROWS_PER_NIGHT` of each partition, the same ones each time.
 
     Args:
@@ -144,7 +144,7 @@ def sample_nights(
     rows = features.compute(table)
     x = model.encoding.encode(rows)
     index = {d: i for i, d in enumerate(dates)}
-    return NightlySample(
+    return PartitionSample(
         dates,
         np.array([index[str(d)] for d in table.column(delta_tables.PARTITION).to_pylist()], np.int64),
         x,
@@ -163,9 +163,9 @@ def sample_nights(
 
 def _empty_sample(
     spec: ModelSpec, model: TrainedModel, dates: tuple[str, ...], columns: Sequence[str]
-) -> NightlySample:
+) -> PartitionSample:
     predicted = np.zeros((0, len(model.classes)) if model.classes else 0, np.float32)
-    return NightlySample(
+    return PartitionSample(
         dates,
         np.zeros(0, np.int64),
         np.zeros((0, len(model.encoding.columns)), np.float32),
@@ -226,7 +226,9 @@ def _read_sample(
     # Lists are evaluated as a whole, so they are sampled as a whole. Each partition has a step of its own: one of a
     # thousand times the rows must not displace the others.
     hashed = ", ".join(quote_identifier(c) for c in ([spec.group] if spec.group else spec.data.key))
-    steps = " ".join(f"WHEN {text_literal(d)} THEN {-(-n // ROWS_PER_NIGHT)}" for d, n in sizes.items() if n)
+    steps = " ".join(
+        f"WHEN {text_literal(d)} THEN {-(-n // ROWS_PER_PARTITION)}" for d, n in sizes.items() if n
+    )
     sampled = (
         f"(SELECT * FROM r WHERE hash({hashed}) % (CASE {delta_tables.PARTITION} {steps} ELSE 1 END) = 0)"
     )

@@ -29,8 +29,8 @@ from perennial.core.sql import quote_identifier, text_literal
 from perennial.lifecycle import trials
 from perennial.lifecycle.trials import TrialEvaluation, TrialState
 from perennial.monitoring import performance
-from perennial.monitoring.nightly_sample import MIN_ROWS
-from perennial.spec.constraints import MIN_BASELINE_NIGHTS
+from perennial.monitoring.partition_sample import MIN_ROWS
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS
 from perennial.storage import delta_tables, duckdb_session
 
 if TYPE_CHECKING:
@@ -99,7 +99,7 @@ def evaluate(
     """
     first = dates.add_days(trained_as_of, 1)
     champion_losses, challenger_losses = (
-        performance.nightly_losses(spec, version, first, as_of, MIN_ROWS)
+        performance.losses_by_partition(spec, version, first, as_of, MIN_ROWS)
         for version in (champion, challenger)
     )
     days = sorted(champion_losses.keys() & challenger_losses.keys())
@@ -134,7 +134,7 @@ def confidence_interval(values: np.ndarray, confidence: float) -> tuple[float, f
     n = len(values)
     spread = 1 + n * TARGET_EFFECT**2
     ratio = (spread / (1 - confidence) ** 2) ** (1 / max(n, 1))
-    if n < MIN_BASELINE_NIGHTS or ratio >= spread:
+    if n < MIN_BASELINE_PARTITIONS or ratio >= spread:
         return -math.inf, math.inf
     mean, deviation = float(values.mean()), float(values.std(ddof=1))
     radius = deviation * math.sqrt((n - 1) / n * (ratio - 1) / (1 - ratio / spread))

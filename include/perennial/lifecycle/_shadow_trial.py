@@ -12,7 +12,7 @@ from perennial.core import dates
 from perennial.features.engine import FeatureQuery
 from perennial.lifecycle.trials import TrialEvaluation
 from perennial.modeling import registry
-from perennial.monitoring.nightly_sample import sample_nights
+from perennial.monitoring.partition_sample import sample_partitions
 from perennial.spec.model_spec import ModelSpec
 
 
@@ -70,5 +70,5 @@ def _daily_losses(
     """Mean loss of a version on each partition; NaN where there are too few labels. Shape (partitions,)."""
     features = FeatureQuery(registry.load_spec(version))
     model = registry.load_model(version)
-    sample = sample_nights(spec, model, features, first, as_of, labels_until=labels_until).labelled
-    return sample.nightly_mean(sample.losses(spec.task, spec.metric))
+    sample = sample_partitions(spec, model, features, first, as_of, labels_until=labels_until).labelled
+    return sample.partition_means(sample.losses(spec.task, spec.metric))
