@@ -44,7 +44,8 @@ to `PERENNIAL_ALERT_URL` if it is set. `perennial incidents {spec.name}` lists o
 
 def _data(spec: ModelSpec) -> str:
     label = spec.label
-    delay = f", {label.arrives_after_days} days later" if label.arrives_after_days else ""
+    days = label.arrives_after_days
+    delay = f", {days} day{'s' * (days > 1)} later" if days else ""
     waits = (
         f" `await_partition` waits until the file has landed, for at most {spec.data.arrival_hours:g} hours."
         if spec.data.arrival == "wait"
