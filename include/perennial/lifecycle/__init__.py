@@ -4,4 +4,4 @@
 SciPy is imported inside the function that needs it.
 """
 
-__all__ = ["ab_test", "explanation", "promotion", "retraining", "trial_evaluation", "trials"]
+__all__ = ["ab_trial", "explanation", "promotion", "retraining", "trial_evaluation", "trials"]

@@ -55,7 +55,7 @@ def test_they_end_by_the_clock_of_their_time_zone(
     [
         ({"timezone": "Europe/Atlantis"}, "not a time zone"),
         ({"timezone": "../etc/passwd"}, "not a time zone"),
-        ({"to_hour": 8}, "no retraining could ever start"),
+        ({"to_hour": 8}, "no retraining could start"),
         ({"to_hour": 24}, "less than or equal to 23"),
     ],
 )
