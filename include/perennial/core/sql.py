@@ -105,7 +105,7 @@ def row_condition_sql(tree: Any, columns: Mapping[str, str]) -> str:
         raise ValueError(f"unknown condition {shorten(tree)}")
     if operator in ("IN", "NOT_IN"):
         if not isinstance(value, list) or not value:
-            raise ValueError(f"{operator} needs a list with a value in it")
+            raise ValueError(f"{operator} needs a list with at least one value")
         items = ", ".join(sql_literal(v, columns[name]) for v in value)
         # As in pandas, a missing value is not in any set: NOT IN holds for it.
         missing = "FALSE" if operator == "IN" else "TRUE"

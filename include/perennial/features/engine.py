@@ -1,9 +1,9 @@
 """The feature engine: one SQL definition for training, scoring and monitoring, in bounded memory.
 
 ``features.sql`` reads ``rows`` (the published rows, to which the model's feature sets have added their columns) and
-the reference tables, and returns the key and one column per feature. The features of a row depend on that row and the
-reference tables alone, so that any subset of the rows (a partition, a batch, one request) gives what the whole table
-gives.
+the reference tables, and returns the key and one column per feature. The features of a row depend only on that row and
+the reference tables, so that any subset of the rows (a partition, a batch, one request) gets the same features as in
+the whole table.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from perennial.features.scan_units import ParameterisedQuery
 from perennial.spec.model_spec import FeatureSet, ModelSpec
 from perennial.storage import delta_tables, duckdb_session
 
-#: Rows that DuckDB hands over at a time; few enough for what is derived from them to stay in the processor's caches.
+#: Rows that DuckDB returns at a time; few enough that they and their features fit in the processor's caches.
 STREAM_ROWS = 8_192
 #: SQL keywords without parentheses whose value changes from one run to the next. DuckDB does not list them among its
 #: volatile functions.
@@ -40,12 +40,12 @@ class FeatureQuery:
     """The features of one model at pinned versions of its reference tables.
 
     Args:
-        spec: the model, as it was when it was trained.
-        reference_versions: version of each reference table by name; the current ones, after their files were copied
-            to the lake, when not given.
+        spec: the spec that the model was trained with.
+        reference_versions: version of each reference table by name; when not given, their files are copied to the
+            lake and the current versions are used.
         folder: a folder of the lake whose files `stream` may read.
         checked: a query of the same spec and versions; its SQL is not checked again.
-        connection: a connection that has the reference tables already and is locked down; made when not given.
+        connection: a locked-down connection that has the reference tables; created when not given.
 
     Attributes:
         columns: names of the features, in order.
@@ -78,7 +78,7 @@ class FeatureQuery:
         """Compute the features of rows.
 
         Args:
-            rows: published rows, any number of them.
+            rows: published rows.
 
         Returns:
             One row of features per row, in the same order, without the key.
@@ -96,14 +96,14 @@ class FeatureQuery:
         return features.select(self.columns)
 
     def stream(self, source: ParameterisedQuery | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
-        """Compute key and features of published rows in batches, each of them checked.
+        """Compute key and features of published rows in batches, and check the keys of each batch.
 
         Args:
-            source: SQL that reads the rows, or the rows; a declared column that they lack is null.
-            keys: the keys of the same rows, in the order wanted.
+            source: SQL that reads the rows, or the rows; a declared column that is missing is null.
+            keys: the keys of the same rows, in the order of the result.
 
         Raises:
-            DataError: while iterating: the SQL failed, or it lost, duplicated or renamed rows.
+            DataError: raised while iterating: the SQL failed, or it lost, duplicated or renamed rows.
         """
         if isinstance(source, ParameterisedQuery):
             text = source.text
@@ -126,41 +126,44 @@ class FeatureQuery:
                 the sides of a join, and a sum over a small reference table is then rounded in another order.
 
         Raises:
-            SpecError: they differ.
+            SpecError: a feature differs.
             DataError: the SQL failed, or it lost, duplicated or renamed rows.
         """
-        total, whole = len(rows), self.compute(rows)
+        total, features = len(rows), self.compute(rows)
         middle = total // 2
         parts = [(0, middle), (middle, total - middle)]
         if single_row:
             parts.append((max(total - 1, 0), 1))
         for start, length in parts:
-            alone, within = self.compute(rows.slice(start, length)), whole.slice(start, length)
+            separate, expected = self.compute(rows.slice(start, length)), features.slice(start, length)
             for column in self.columns:
-                if not _equal(alone.column(column), within.column(column)):
+                if not _equal(separate.column(column), expected.column(column)):
                     raise self._spec_error(
                         f"feature {column!r} of a row depends on the other rows",
-                        "use no window or aggregate over rows: a partition must give what a year gives",
+                        "use no window or aggregate over rows: the features of a row must not depend on the other rows",
                     )
 
     def _check(self) -> list[str]:
         """The feature columns that the SQL returns.
 
         Raises:
-            SpecError: they are not what the spec and this engine need.
+            SpecError: they do not meet the requirements of the spec and of this engine.
         """
         types = describe_columns(self._con, self.spec, self._sql)
         key, categorical = self.spec.data.key, self.spec.features.categorical
         if missing := [k for k in key if k not in types]:
             raise self._spec_error(
-                f"it does not return the key column {missing[0]!r}", "SELECT the key beside the features"
+                f"it does not return the key column {missing[0]!r}",
+                "SELECT the key in addition to the features",
             )
         columns = [c for c in types if c not in key]
         if not columns:
-            raise self._spec_error("it returns no feature", "SELECT at least one column beside the key")
+            raise self._spec_error(
+                "it returns no feature", "SELECT at least one column in addition to the key"
+            )
         if reserved := sorted({"prediction", delta_tables.PARTITION} & set(columns)):
             raise self._spec_error(
-                f"a feature is called {reserved[0]!r}, a name that Perennial uses", "give it another name"
+                f"a feature is called {reserved[0]!r}, which is a reserved name", "give it another name"
             )
         if unknown := [c for c in categorical if c not in columns]:
             raise self._spec_error(
@@ -171,19 +174,19 @@ class FeatureQuery:
             if column not in categorical and types[column].split("(")[0] not in NUMERIC_SQL_TYPES:
                 raise self._spec_error(
                     f"feature {column!r} is a {types[column]}",
-                    "name it in features.categorical, or turn it into a number",
+                    "list it in features.categorical, or convert it to a number",
                 )
         return columns
 
     def _relation(self, text: str) -> duckdb.DuckDBPyRelation:
         """The features of the rows that the query ``text`` reads.
 
-        Cached, since making a relation costs as much as the features of thousands of rows. Each time it is read,
-        DuckDB looks up the variables, the files and their types again.
+        Cached, because creating a relation costs as much as the features of thousands of rows. Whenever it is read,
+        DuckDB evaluates the variables, the files and their types again.
         """
         if text not in self._relations:
             columns = ", ".join(map(quote_identifier, input_columns(self.spec)))
-            # A common table expression and no view: a view is planned when it is made and again when it is read.
+            # A common table expression instead of a view, which is planned both when it is created and when it is read.
             self._relations[text] = self._con.sql(
                 f"WITH published AS NOT MATERIALIZED (SELECT {columns} FROM "
                 f"(({text}) UNION ALL BY NAME ({empty_rows_sql(self.spec)}))) SELECT * FROM ({self._sql})"
@@ -191,23 +194,24 @@ class FeatureQuery:
         return self._relations[text]
 
     def _ordered(self, relation: Callable[[], duckdb.DuckDBPyRelation], keys: pa.Table) -> Iterator[pa.Table]:
-        """Key and features of rows in the order of ``keys``, the keys of these rows.
+        """Read key and features of rows in the order of their keys.
 
         Args:
-            relation: gives the relation to read; called within the error handling.
+            relation: returns the relation to read; called within the error handling.
+            keys: the keys of the rows.
         """
         try:
             reader = relation().to_arrow_reader(STREAM_ROWS)
             names, schema = list(keys.column_names), reader.schema
-            wanted = pa.table([keys.column(k).cast(schema.field(k).type) for k in names], names=names)
+            expected = pa.table([keys.column(k).cast(schema.field(k).type) for k in names], names=names)
             count = 0
             for batch in reader:
                 part = pa.Table.from_batches([batch])
-                if not part.select(names).equals(wanted.slice(count, len(part))):
-                    # Rows in another order, or other rows: only the whole remainder tells which.
-                    rest = pa.concat_tables([part, pa.Table.from_batches(list(reader), schema)])
-                    self._check_count(len(keys), count + len(rest))
-                    yield self._sort(rest, wanted.slice(count))
+                if not part.select(names).equals(expected.slice(count, len(part))):
+                    # Either the order differs or the rows do: that needs all remaining rows.
+                    remaining = pa.concat_tables([part, pa.Table.from_batches(list(reader), schema)])
+                    self._check_count(len(keys), count + len(remaining))
+                    yield self._sort(remaining, expected.slice(count))
                     return
                 count += len(part)
                 yield part
@@ -217,25 +221,25 @@ class FeatureQuery:
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow raises later failures as OSError
             raise DataError(
                 f"features.sql failed: {first_line(error, hide=bool(self.spec.data.personal))}",
-                "mend the SQL, or add an expectation that keeps such rows out",
+                "correct the SQL, or add an expectation that quarantines such rows",
                 model=self.spec.name,
             ) from error
 
-    def _check_count(self, wanted: int, count: int) -> None:
-        if wanted != count:
-            raise self._row_error(f"{wanted} rows went in, {count} came out")
+    def _check_count(self, expected: int, count: int) -> None:
+        if expected != count:
+            raise self._row_error(f"it returned {count} rows for {expected} rows")
 
-    def _sort(self, rows: pa.Table, wanted: pa.Table) -> pa.Table:
-        """``rows`` in the order of the keys ``wanted``: not every join preserves the order."""
+    def _sort(self, rows: pa.Table, keys: pa.Table) -> pa.Table:
+        """Sort rows by the order of ``keys``: not every join preserves the order."""
 
-        def joined(table: pa.Table) -> pa.ChunkedArray[Any]:
+        def joined_key(table: pa.Table) -> pa.ChunkedArray[Any]:
             texts: list[Any] = [table.column(k).cast(pa.string()) for k in self.spec.data.key]
-            keys = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
-            return cast("pa.ChunkedArray[Any]", keys)
+            joined = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
+            return cast("pa.ChunkedArray[Any]", joined)
 
-        positions: Any = pc.index_in(joined(wanted), value_set=joined(rows))
-        if positions.null_count or pc.count_distinct(positions).as_py() != len(wanted):
-            raise self._row_error("the keys that came out are not those that went in")
+        positions: Any = pc.index_in(joined_key(keys), value_set=joined_key(rows))
+        if positions.null_count or pc.count_distinct(positions).as_py() != len(keys):
+            raise self._row_error("the keys that it returned are not those of the rows")
         return rows.take(positions.combine_chunks() if isinstance(positions, pa.ChunkedArray) else positions)
 
     def _spec_error(self, cause: str, remedy: str) -> SpecError:
@@ -244,7 +248,7 @@ class FeatureQuery:
     def _row_error(self, cause: str) -> DataError:
         return DataError(
             f"features.sql: {cause}",
-            "join reference tables by a unique key, do not filter: each row has its features once",
+            "join reference tables by a unique key and do not filter: it must return one row for each row",
             model=self.spec.name,
         )
 
@@ -252,12 +256,12 @@ class FeatureQuery:
 def _connect(
     spec: ModelSpec, reference_versions: dict[str, int], folder: str | None
 ) -> duckdb.DuckDBPyConnection:
-    """A connection that can read the model's reference tables, the files of ``folder`` and nothing else."""
-    # One thread: batches are small, and XGBoost, or the counting of drift, keeps the other cores busy.
+    """Open a connection that can read only the model's reference tables and the files of ``folder``."""
+    # One thread: batches are small, and the other cores run XGBoost or count bins.
     con = duckdb_session.connect(threads=1, memory_share=0.25)
-    # Batches are used one by one; buffering ten MiB of them would take five times as much memory as helps.
+    # Batches are consumed one at a time; a buffer of 10 MiB was not faster.
     con.execute("SET streaming_buffer_size='2MiB'")
-    # With it, a join keeps the last rows of a file back until the end, and all later rows have to be kept in memory
+    # Otherwise a join holds back the last rows of a file until the end, and all later rows have to be held in memory
     # and sorted (duckdb 22191).
     con.execute("SET enable_caching_operators=false")
     reference_tables.load_into(con, spec, reference_versions)
@@ -276,9 +280,9 @@ def _equal(left: pa.ChunkedArray[Any], right: pa.ChunkedArray[Any]) -> bool:
 
 
 def compose_query(spec: ModelSpec) -> str:
-    """Nest the SQL of a model: each of its parts reads the one before it as ``rows``.
+    """Nest the SQL of a model: each part reads the result of the previous part as ``rows``.
 
-    The parts are the feature sets, in order, and ``features.sql``; the first reads ``published``.
+    The parts are the feature sets, in order, and then ``features.sql``; the first part reads ``published``.
     """
     text = "SELECT * FROM published"
     for sql in (*(s.sql for s in spec.feature_sets), spec.sql):
@@ -287,13 +291,13 @@ def compose_query(spec: ModelSpec) -> str:
 
 
 def input_columns(spec: ModelSpec) -> dict[str, str]:
-    """The declared columns that the SQL may read, and their types: a label among the rows is left out."""
+    """The declared columns that the SQL may read, and their types, without a label column."""
     label = spec.label.expression if spec.label.source is None else None
     return {column: kind for column, kind in spec.data.columns.items() if column != label}
 
 
 def empty_rows_sql(spec: ModelSpec) -> str:
-    """SQL that gives the `input_columns` with their types, and no rows."""
+    """Compose SQL that returns the `input_columns` with their types, and no rows."""
     columns = (
         f"CAST(NULL AS {SQL_TYPES[kind]}) AS {quote_identifier(column)}"
         for column, kind in input_columns(spec).items()
@@ -302,15 +306,15 @@ def empty_rows_sql(spec: ModelSpec) -> str:
 
 
 def describe_columns(con: duckdb.DuckDBPyConnection, spec: ModelSpec, text: str) -> dict[str, str]:
-    """Names and types of the columns that a query gives for rows of the declared types.
+    """Determine the names and types of the columns that a model's query returns.
 
     Args:
         con: a connection with the reference tables.
         spec: the model; the SQL of each of its parts is checked.
-        text: its query, as `compose_query` gives it.
+        text: its query, as returned by `compose_query`.
 
     Raises:
-        SpecError: the SQL is wrong, or gives another result each time it runs.
+        SpecError: the SQL is invalid, or not deterministic.
     """
     con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {empty_rows_sql(spec)}")
     try:
@@ -347,18 +351,18 @@ def _refuse_volatile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, where: str
     volatile -= {"error", *spec.data.columns}
     if used := sorted(set(_names(tree)) & volatile):
         raise SpecError(
-            f"{where}: {used[0]} gives another result each time",
+            f"{where}: {used[0]} is not deterministic",
             "use the row's event time, and all rows of a reference table",
             model=spec.name,
         )
 
 
 def _names(node: object) -> Iterator[str]:
-    """Functions and unqualified columns that a parsed query uses, and `_SAMPLE` where it draws a sample."""
+    """Functions and unqualified columns in a parsed query, and `_SAMPLE` if it draws a sample."""
     if isinstance(node, dict):
         name, columns = node.get("function_name"), node.get("column_names")
         if isinstance(name, str):
-            # With one argument, age counts up to today.
+            # With one argument, age depends on the current date.
             yield "today" if name.lower() == "age" and len(node.get("arguments", ())) == 1 else name.lower()
         if isinstance(columns, list) and len(columns) == 1:
             yield str(columns[0]).lower()
@@ -372,11 +376,11 @@ def _names(node: object) -> Iterator[str]:
 
 
 def first_line(error: Exception, *, hide: bool = False) -> str:
-    """The first line of an error's message; DuckDB's messages go on with the SQL.
+    """The first line of an error's message; the other lines of DuckDB's messages quote the SQL.
 
     Args:
         error: the error.
-        hide: leave out the values that it quotes, which may be personal data.
+        hide: replace quoted values, which may be personal data.
     """
     line = str(error).strip().split("\n")[0]
     return re.sub(r"'[^']*'?", "'…'", line) if hide else line

@@ -1,7 +1,7 @@
 """Rows joined with their labels: published rows, and predictions.
 
-Training reads them a few partitions at a time, sorted by key, so that neither memory nor the result depends on how the
-lake has laid them out.
+Training reads them a few partitions at a time, sorted by key, so that neither memory nor the result depends on the
+files of the lake.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from perennial.storage import delta_tables, duckdb_session
 LABEL = "__label"
 #: Rows of a record batch.
 BATCH_ROWS = 131_072
-#: Rows that are joined and sorted together; partitions are taken together up to this many.
+#: Rows that are joined and sorted together; smaller partitions are combined up to this number.
 GROUP_ROWS = 400_000
 
 
@@ -57,7 +57,7 @@ def read_labelled_rows(
 def create_label_view(
     con: duckdb.DuckDBPyConnection, view: str, spec: ModelSpec, version: int | None, start: str, end: str
 ) -> bool:
-    """Make a view of the labels of some partitions: key, ``partition_date`` and ``label``.
+    """Create a view of the labels of some partitions: key, ``partition_date`` and ``label``.
 
     Args:
         con: the connection that gets the view; a view of that name is replaced.
@@ -68,7 +68,7 @@ def create_label_view(
         end: last partition date.
 
     Returns:
-        Whether there is anything to read; where not, no view is made.
+        Whether there is anything to read; if not, no view is created.
     """
     if spec.label.source is not None:
         uri = delta_tables.table_uri("labels", spec.name)
@@ -90,11 +90,11 @@ def join_labels(spec: ModelSpec, rows: str, labels: str | None, *, keep_unlabell
     Args:
         spec: the model.
         rows: the rows, with key and ``partition_date``: a view, or a query in parentheses.
-        labels: a view that `create_label_view` made; None where the label is a column of ``rows``.
+        labels: a view from `create_label_view`; None if the label is a column of ``rows``.
         keep_unlabelled: keep rows without a label, whose `LABEL` is null.
 
     Returns:
-        SQL that gives the columns of ``rows`` and their label as `LABEL`.
+        SQL that returns the columns of ``rows`` and their label as `LABEL`.
     """
     if labels is None:
         query = f"SELECT *, {quote_identifier(spec.label.expression)} AS {LABEL} FROM {rows}"
@@ -108,14 +108,14 @@ def join_labels(spec: ModelSpec, rows: str, labels: str | None, *, keep_unlabell
 
 
 def same_row(spec: ModelSpec, left: str, right: str) -> str:
-    """The SQL condition that rows of two relations have the same key and partition."""
+    """Compose the SQL condition that rows of two relations have the same key and partition."""
     return " AND ".join(
         f"{left}.{quote_identifier(c)} = {right}.{quote_identifier(c)}" for c in _row_key(spec)
     )
 
 
 def row_order(spec: ModelSpec) -> str:
-    """The SQL order that makes results reproducible: partition, list (of a ranking task) and key."""
+    """Compose the SQL order that makes results reproducible: partition, list (for ranking) and key."""
     lists = [spec.group] if spec.group else []
     return ", ".join(map(quote_identifier, (delta_tables.PARTITION, *lists, *spec.data.key)))
 

@@ -1,4 +1,4 @@
-"""Reference tables: landed files that features join to, copied to the lake to pin their versions."""
+"""Reference tables: landed files that features join, copied to the lake to pin their versions."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ _SOURCE_DIGEST = "perennial.source_digest"
 
 
 def uri(reference: ReferenceTable) -> str:
-    """The lake table of a reference table: one per source, whichever models name it."""
+    """The lake table of a reference table: one per source, shared by all models that use it."""
     return f"{settings().lake}/references/{reference.name}-{hashlib.sha256(reference.source.encode()).hexdigest()[:8]}"
 
 
 def sync_to_lake(spec: ModelSpec) -> dict[str, int]:
-    """Copy each reference table to the lake where its file has changed.
+    """Copy each reference table whose file has changed to the lake.
 
     Returns:
         The current version of each table in the lake, by name.
@@ -50,7 +50,7 @@ def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
             return int(table.version())
         raise DataError(
             f"reference table {reference.name}: {source} is missing",
-            "land the file, or mend the reference's source in the spec",
+            "land the file, or correct the source of the reference table in the spec",
             model=spec.name,
         ) from None
     if table is not None and table.history(1)[0].get(_SOURCE_DIGEST) == digest:
@@ -76,7 +76,7 @@ def _read_whole(spec: ModelSpec, reference: ReferenceTable, source: str) -> pa.T
     except (pa.ArrowException, OSError) as error:
         raise DataError(
             f"reference table {reference.name}: {source} cannot be read: {error}",
-            "land a whole file; models go on with the last good copy until then",
+            "land a complete file; until then, models use the last copy in the lake",
             model=spec.name,
         ) from error
 
@@ -86,8 +86,8 @@ def read_file(source: str, max_rows: int | None = None) -> pa.Table:
 
     Args:
         source: path or S3 URI.
-        max_rows: of a Parquet file with more rows, and of any file on S3, only the columns are read: the result has
-            no rows. None: the whole file is read.
+        max_rows: if a Parquet file has more rows, or a file is on S3, only its columns are read: the result has no
+            rows. None: the whole file is read.
 
     Raises:
         pyarrow.ArrowException, OSError: the file cannot be read.
@@ -113,10 +113,11 @@ def preview(reference: ReferenceTable, max_rows: int) -> pa.Table | None:
 
     Args:
         reference: the table.
-        max_rows: of a larger file only the columns are read, as in `read_file`; of a larger copy, so many rows.
+        max_rows: if the file has more rows, only its columns are read, as in `read_file`; of the lake's copy, at most
+            this many rows are read.
 
     Returns:
-        Its rows, or a table that has its columns and no rows; None where it has neither landed nor a copy.
+        Its rows, or an empty table with its columns; None if it has not landed and the lake has no copy.
 
     Raises:
         PerennialError, pyarrow.ArrowException, OSError: it cannot be read.
@@ -137,12 +138,12 @@ def load_into(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[st
     """Load the model's reference tables into a DuckDB connection.
 
     Args:
-        con: gets a temporary table of the name of each reference table.
+        con: the connection; each reference table becomes a temporary table with the same name.
         spec: the model.
         versions: version of each reference table in the lake, by name.
 
     Raises:
-        DataError: a version is not there.
+        DataError: a table is not in the lake.
     """
     for reference in spec.references:
         source = uri(reference)
@@ -156,7 +157,7 @@ def load_into(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[st
         name, remote = quote_identifier(reference.name), object_store.is_remote(source)
         paths = [unquote(p.removeprefix("file://")) for p in sorted(table.file_uris())]
         if paths and not remote and not set("*?[") & set(source):
-            # Not by way of Arrow's datasets, which take 60 MB to import and to start their threads.
+            # Without Arrow's datasets, whose import and threads need 60 MB.
             listed = ", ".join(map(text_literal, paths))
             con.execute(
                 f"CREATE OR REPLACE TEMP TABLE {name} AS "

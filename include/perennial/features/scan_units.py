@@ -1,4 +1,4 @@
-"""Units of work: published rows whose features are computed by one statement of DuckDB."""
+"""Scan units: published rows whose features are computed by one DuckDB statement."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ from perennial.storage.delta_tables import File
 
 
 class ParameterisedQuery(NamedTuple):
-    """SQL that reads rows; it is the same for all units of a kind, so that DuckDB plans it once.
+    """SQL with variables that reads rows; all units of a kind share the SQL, so DuckDB plans it once.
 
     Attributes:
-        text: the SQL, which takes what differs from DuckDB's variables.
-        variables: the SQL of the value of each variable, by name.
+        text: the SQL, which reads DuckDB variables.
+        variables: SQL of each variable's value, by name.
     """
 
     text: str
@@ -38,11 +38,11 @@ _ROW_RANGE = (
 
 @dataclass(frozen=True)
 class ScanUnit:
-    """Whole files of partitions that follow one another, or a range of the rows of one large file.
+    """Whole files of consecutive partitions, or a range of the rows of one large file.
 
     Attributes:
         files: each file with the date of its partition, in the order of their rows.
-        first: the first row of a range; None where files are read whole.
+        first: the first row of a range; None if files are read whole.
         rows: number of rows.
     """
 
@@ -64,12 +64,12 @@ class ScanUnit:
         return [_whole_files(list(files)) for _, files in groupby(self.files, lambda f: f[0])]
 
     def source(self, columns: list[str]) -> ParameterisedQuery | pa.Table:
-        """What DuckDB reads the rows from: SQL over the files, or the rows where it cannot read the files.
+        """The source of the rows for DuckDB: SQL over the files, or the rows if it cannot read the files.
 
-        DuckDB reads S3 by an extension that it would download, and takes paths for patterns.
+        DuckDB would download an extension to read S3, and treats * and ? in paths as wildcards.
 
         Args:
-            columns: the columns that are needed; those that the files lack are left out.
+            columns: the columns that are needed; those that the files do not have are omitted.
         """
         paths = [file.path for _, file in self.files]
         if object_store.is_remote(paths[0]) or set("*?") & set("".join(paths)):

@@ -1,7 +1,7 @@
 """The serving log: the encoded features of a sample of the scored rows, stored in the lake by key.
 
-The training code has to give the same features for the same rows, bit for bit, from the versions of everything that
-scoring read: `train_serve_skew` compares them.
+From the table versions that scoring read, the training code must compute identical features for the same rows:
+`monitoring._train_serve_skew` compares them.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
     from perennial.storage.delta_tables import File
 
-#: Rows of a partition that are logged at most; of a larger partition, at least half as many.
+#: Most rows that are logged of a partition; of a larger partition, at least half as many are logged.
 MAX_ROWS_PER_PARTITION = 200
 
 
@@ -31,12 +31,12 @@ def uri(model: str) -> str:
 
 
 def inputs_digest(inputs: Mapping[str, Any]) -> str:
-    """The digest of what a partition was scored from, which ties logged rows to that scoring's manifest."""
+    """SHA-256 of the inputs of a scoring, which links logged rows to the manifest of that scoring."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
 
 
 class LogSampling:
-    """Selects the rows that are logged: every n-th row of each partition, whatever units it is scored in.
+    """Selects the rows to log: every n-th row of each partition, independent of the scan units.
 
     Args:
         partitions: the files of each partition, by date.
@@ -87,7 +87,7 @@ def to_record_batch(
 def write(
     spec: ModelSpec, partitions: Mapping[str, Sequence[pa.RecordBatch]], digests: Mapping[str, str]
 ) -> int:
-    """Replace the log of partitions that follow one another.
+    """Replace the log of consecutive partitions.
 
     Args:
         spec: the model.
@@ -104,7 +104,7 @@ def write(
             table = table.append_column(name, pa.repeat(pa.scalar(text), len(table)))
         parts.append(table)
     days = sorted(partitions)
-    # Features hardly repeat in so few rows.
+    # In so few rows the features have mostly distinct values.
     return delta_tables.replace(
         uri(spec.name), pa.concat_tables(parts), days[0], days[-1], distinct=["features"]
     )

@@ -1,4 +1,4 @@
-"""Labels as XGBoost takes them: class numbers, values, lists of a ranking."""
+"""Labels as XGBoost needs them: class indices, values, and lists of a ranking task."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perennial.features.labelled_rows import LABEL, read_labelled_rows
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 
-#: Classes that a multiclass label has at most.
+#: Most classes of a multiclass label.
 MAX_CLASSES = 1000
 #: The highest grade of a ranking task, XGBoost's limit for exponential gain.
 MAX_GRADE = 31
@@ -41,30 +41,35 @@ def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray[Any], classes: tuple
         y = np.asarray(labels.cast(number).to_numpy())
     except pa.ArrowInvalid as error:
         raise DataError(
-            f"label.expression gives {labels.type}, not a number", "mend label.expression", model=spec.name
+            f"label.expression returns {labels.type}, not a number",
+            "correct label.expression",
+            model=spec.name,
         ) from error
     y = y.astype(np.float32)
     if not np.isfinite(y).all():
         raise DataError(
-            "a label is NaN or infinite", "have label.expression give null for it", model=spec.name
+            "a label is NaN or infinite", "make label.expression return null for it", model=spec.name
         )
     if spec.task == "binary" and not np.isin(y, (0, 1)).all():
         raise DataError(
             f"a binary label is {y[~np.isin(y, (0, 1))][0]:g}",
-            "have label.expression give a condition",
+            "make label.expression return a condition, or 0 and 1",
             model=spec.name,
         )
     if spec.task == "ranking" and ((y < 0) | (y > MAX_GRADE) | (y != np.floor(y))).any():
         raise DataError(
-            f"a grade is not a whole number from 0 to {MAX_GRADE}", "mend label.expression", model=spec.name
+            f"a grade is not a whole number from 0 to {MAX_GRADE}",
+            "correct label.expression",
+            model=spec.name,
         )
     return y
 
 
 class ListNumbering:
-    """Numbers the lists of a ranking task in tables that come one after another.
+    """Numbers the lists of a ranking task across consecutive tables.
 
-    A list is one value of the group column on one date. Its rows are adjacent, and may continue in the next table.
+    A list is all rows of a partition with the same value of the group column. Its rows are adjacent, and may continue
+    in the next table.
 
     Args:
         spec: the model.
@@ -92,7 +97,7 @@ class ListNumbering:
 def read_classes(
     spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
 ) -> set[str]:
-    """Read the classes that the labels of a multiclass task have on these days; empty for any other task.
+    """Read the classes of a multiclass task's labels on some dates; empty for any other task.
 
     Args:
         spec: the model.

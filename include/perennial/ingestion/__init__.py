@@ -1,4 +1,4 @@
-"""From landed files to published rows and labels; what must not be published goes to quarantine.
+"""From landed files to published rows and labels; invalid rows and labels go to quarantine.
 
 numpy, pyarrow and duckdb are imported at the top of modules; evidently and pandas inside the functions that use them,
 because together they take seconds and hundreds of megabytes, which only the data profile needs.

@@ -1,4 +1,4 @@
-"""The data profile: Evidently's summary of a sample of published rows, as a page that a person can open."""
+"""The data profile: Evidently's summary of a sample of published rows, as an HTML page."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 os.environ.setdefault("DO_NOT_TRACK", "true")
 #: Rows in the sample: enough for a plot of each column.
 MAX_ROWS = 2000
-#: Columns in the profile; with more, the page can no longer be read.
+#: Columns in the profile; with more, the page is not readable.
 MAX_COLUMNS = 60
 #: Text columns with more different values are counted, not plotted: Evidently makes an object of each value.
 MAX_CATEGORIES = 100
@@ -39,7 +39,7 @@ def profile_uri(model: str, partitions: str, extension: str) -> str:
 
 
 def write_profile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int) -> str:
-    """Write the profile of published partitions, without the columns of personal data, as a page and as JSON.
+    """Write the data profile of published partitions as a page and as JSON, without personal data.
 
     Args:
         con: DuckDB connection.
@@ -110,7 +110,7 @@ def summarise(rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]) 
 def _sample(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int
 ) -> pd.DataFrame:
-    """Some of the published rows, the same ones in every run."""
+    """Read a deterministic sample of the published rows."""
     view = "rows_to_profile"
     duckdb_session.create_view(con, view, delta_tables.table_uri("published", spec.name), version, start, end)
     columns = [c for c in spec.data.columns if c not in spec.data.personal][:MAX_COLUMNS]
@@ -127,7 +127,7 @@ def _sample(
 
 
 def _convert_values(rows: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFrame:
-    """Make texts safe to show, and give times and booleans types that Evidently reads."""
+    """Protect texts, and convert times and booleans to types that Evidently supports."""
     import pandas as pd
 
     for column, declared in types.items():
@@ -157,8 +157,8 @@ document.head.append(library);
 def _compress_library(page: str) -> str:
     """Compress Evidently's JavaScript within the page: 1.6 MB instead of 3.7 for each published version.
 
-    A page must hold everything it needs, because browsers show reports in a sandbox without an origin. A page that is
-    not built as expected (by another version of Evidently) stays as it is.
+    A page must contain everything it needs, because browsers show reports in a sandbox without an origin. A page with
+    another structure (of another version of Evidently) is not changed.
     """
     match = _LIBRARY.search(page)
     if not match:

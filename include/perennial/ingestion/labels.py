@@ -1,4 +1,4 @@
-"""Labels that come in a feed of their own, days after the rows that they belong to."""
+"""Labels from a separate feed, which arrive days after the rows that they belong to."""
 
 from __future__ import annotations
 
@@ -18,7 +18,9 @@ INFINITE_LABEL = "label is not a finite number"
 
 
 def publish_due_labels(run: PartitionRun) -> None:
-    """Publish the labels due with each partition without an error: those of ``arrives_after_days`` before it.
+    """Publish the labels that are due with each partition without an error.
+
+    These are the labels of the rows of ``arrives_after_days`` before the partition.
 
     Args:
         run: the run; its partitions get the state and the counts of their labels, or the error that stopped them.
@@ -73,7 +75,7 @@ def _quarantined_counts(run: PartitionRun, batch: ValidatedBatch) -> dict[str, i
 
 
 def _quarantine(run: PartitionRun, batch: ValidatedBatch, days: set[str]) -> None:
-    """Add bad labels to the quarantine of the partition that they came with, beside that partition's rows.
+    """Add bad labels to the quarantine of the partition that they arrived with, next to its rows.
 
     Args:
         run: the run.
@@ -95,8 +97,8 @@ def _quarantine(run: PartitionRun, batch: ValidatedBatch, days: set[str]) -> Non
 def _check_values(run: PartitionRun, batch: ValidatedBatch, sql_type: str) -> ValidatedBatch:
     """Add to a batch's findings the labels that are infinite, and those whose key was never published.
 
-    Keys are looked up among the rows published for their date, the expensive part. Only where some are missing does
-    the relation get a column that tells which (``__known``).
+    Looking up the keys among the rows published for their date is expensive. Only if some are missing, the relation
+    gets a column ``__known`` that marks the others.
     """
     spec, con, findings = run.spec, run.con, batch.findings
     reasons = dict(findings.reasons)

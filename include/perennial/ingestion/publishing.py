@@ -1,4 +1,4 @@
-"""Validated rows and labels on their way into the lake: good ones are published, the others go to quarantine.
+"""Publish validated rows and labels to the lake, and put bad ones in quarantine.
 
 Everything streams from DuckDB into Delta tables, which are replaced one partition or one range of partitions at a time.
 """
@@ -20,7 +20,7 @@ from perennial.storage.landing import TEXT_PREFIX, FeedSchema, LandedFile
 from perennial.validation.validator import ValidationFindings
 
 BATCH_ROWS = 65_536
-#: Longer text is cut in quarantine; the row's key leads to the whole.
+#: Longer text is cut in quarantine; the row's key identifies the full text in the landed file.
 MAX_TEXT_LENGTH = 1000
 _INTEGERS = ("BOOLEAN", "BIGINT", "INTEGER", "SMALLINT", "TINYINT", "HUGEINT", "UBIGINT", "UINTEGER")
 
@@ -79,7 +79,7 @@ def quarantined_rows_sql(
         batch: the validated files.
         days: partition dates of the files whose rows are wanted.
         run_id: of the Airflow run.
-        shift_days: days from a file's date to the partition that the records belong to (labels come with a later one).
+        shift_days: days from a file's date to the partition of the records (labels arrive with a later partition).
     """
     feed, files, findings = batch.feed, batch.files, batch.findings
     keys = ", ".join(
@@ -103,7 +103,7 @@ def quarantined_rows_sql(
 
 
 def _quarantined_value(column: str, declared: str, batch: ValidatedBatch) -> str:
-    """SQL of a value in quarantine: personal data hidden, long text cut, text where JSON has no such value."""
+    """SQL of a value in quarantine: personal data hidden, long text cut, other types as text."""
     name = quote_identifier(column)
     if column in batch.feed.personal:
         return text_literal(HIDDEN_VALUE)
@@ -116,7 +116,7 @@ def _quarantined_value(column: str, declared: str, batch: ValidatedBatch) -> str
 
 
 def stopped_partition_sql(spec: ModelSpec, day: str, reasons: list[str], run_id: str) -> str:
-    """SQL of the record of a stopped partition in quarantine: no row, only the reasons."""
+    """SQL of the quarantine record of a stopped partition, which has only the reasons."""
     keys = ", ".join(
         f"NULL::{SQL_TYPES[spec.data.columns[k]]} AS {quote_identifier(k)}" for k in spec.data.key
     )
@@ -143,7 +143,7 @@ def replace_partitions(
         The version of the table with these rows.
 
     Raises:
-        UnreadableError: the rows could not all be read, or their number was another; nothing was published then.
+        UnreadableError: not all rows could be read, or their number differs; nothing was published.
     """
     causes: list[str] = []
     try:
@@ -157,7 +157,7 @@ def replace_partitions(
 def _reader(
     con: duckdb.DuckDBPyConnection, sql: str, expected: int | None, causes: list[str]
 ) -> pa.RecordBatchReader:
-    """Read a query; what fails while reading, or a wrong number of rows, is added to ``causes``."""
+    """Read a query; errors while reading, or a wrong number of rows, are added to ``causes``."""
     try:
         reader = con.sql(sql).to_arrow_reader(BATCH_ROWS)
     except (duckdb.BinderException, duckdb.ParserException, duckdb.CatalogException):
@@ -176,7 +176,7 @@ def _reader(
             causes.append(str(error))
             raise
         finally:
-            reader.close()  # or the connection could not be used again
+            reader.close()  # otherwise the connection could not be used again
         if expected is not None and rows != expected:
             causes.append(f"{rows} rows were read, {expected} were validated: the file changed in between")
             raise ValueError(causes[0])  # ends the write before it is committed
@@ -221,20 +221,20 @@ def label_type(spec: ModelSpec, columns: Mapping[str, str]) -> str:
 
 
 def label_value_sql(expression: str, sql_type: str) -> str:
-    """SQL of a label; NaN is a missing one."""
+    """SQL of a label; NaN is a missing value."""
     value = f"({expression})::{sql_type}"
     return f"CASE WHEN NOT isnan({value}) THEN {value} END" if sql_type == "DOUBLE" else value
 
 
 def labels_sql(spec: ModelSpec, batch: ValidatedBatch, days: set[str], sql_type: str, delay_days: int) -> str:
-    """SQL of the labels that are published: key, label, the partition that they came with.
+    """SQL of the labels that are published: key, label, and the partition that they arrived with.
 
     Args:
         spec: the model.
         batch: the validated files that the labels are computed from.
         days: partition dates of the rows that the labels belong to.
         sql_type: the labels' type, see `label_type`.
-        delay_days: days from a row's partition to the one that its label comes with.
+        delay_days: days from a row's partition to the one that its label arrives with.
     """
     keys = ", ".join(quote_identifier(k) for k in spec.data.key)
     return (

@@ -1,4 +1,4 @@
-"""The rows of a feed: landed, validated, published."""
+"""Land, validate and publish the rows of a feed."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from perennial.validation import data_docs
 from perennial.validation.gx_evaluator import ValidationOutcome
 from perennial.validation.suite import Expectation
 
-#: In a run of more partitions than this, only those with bad rows get a data doc as a page; all get it as JSON.
+#: In a run of more partitions, data docs without bad rows are written only as JSON, not as a page.
 MAX_PAGES = 7
 
 
@@ -65,7 +65,7 @@ def _record_outcome(run: PartitionRun, feed: FeedSchema, outcome: ValidationOutc
 
 
 def _quarantine(run: PartitionRun, batch: ValidatedBatch, published: dict[str, ValidationOutcome]) -> None:
-    """Replace the quarantine of each partition: the reasons of a stopped one, else its bad rows, or nothing."""
+    """Replace the quarantine of each partition by its bad rows, or the reasons why it was stopped."""
     spec = run.spec
     uri = delta_tables.table_uri("quarantine", spec.name)
     present = set(delta_tables.partitions(uri))

@@ -1,4 +1,4 @@
-"""One run of the data step: the state of its partitions, landing and validating their files."""
+"""One run of the data step: the state of its partitions, fetching and validating their files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ REMEDY = "read the data doc, correct the feed (or the expectation), then run thi
 
 @dataclass
 class PartitionState:
-    """One partition on its way through the step.
+    """The progress of one partition through the step.
 
     Attributes:
         day: partition date.
@@ -36,10 +36,10 @@ class PartitionState:
         quarantined: rows in quarantine.
         labels: labels published with the partition.
         label_date: partition date of the rows that these labels belong to.
-        label_state: ``published``, ``missing``, ``refused``, ``in the rows``, or empty where labels were not reached.
+        label_state: ``published``, ``missing``, ``refused``, ``in the rows``, or empty if labels were not processed.
         labels_quarantined: labels in quarantine.
         data_doc: URI of the data doc.
-        error: why the partition was not published; none so far.
+        error: why the partition was not published; None if there is no error so far.
     """
 
     day: str
@@ -76,12 +76,12 @@ class PartitionRun:
     versions: dict[str, int] = field(default_factory=dict)
 
     def without_error(self) -> list[PartitionState]:
-        """The partitions that nothing has stopped so far."""
+        """The partitions without an error so far."""
         return [p for p in self.partitions.values() if p.error is None]
 
 
 def labelled_rows_digest(spec: ModelSpec, day: str, partitions: dict[str, PartitionState]) -> str | None:
-    """The digest of the file whose rows the labels of a partition belong to; none: it was never published.
+    """SHA-256 of the file whose rows a partition's labels belong to; None if it was not published.
 
     Args:
         spec: the model.
@@ -98,17 +98,17 @@ def labelled_rows_digest(spec: ModelSpec, day: str, partitions: dict[str, Partit
 def land_file(
     run: PartitionRun, partition: PartitionState, feed: FeedSchema, uri: str, *, required: bool
 ) -> LandedFile | None:
-    """Fetch one file of a partition; where that fails, the partition's ``error`` says why.
+    """Fetch one file of a partition; if that fails, the error is recorded in the partition.
 
     Args:
         run: the run.
         partition: the partition that the file comes with.
         feed: the file's feed.
         uri: where the file lands.
-        required: the partition stops where the file is missing or has no rows (rows, not labels).
+        required: stop the partition if the file is missing or has no rows (true for rows, not for labels).
 
     Returns:
-        The file; none where it is missing or failed.
+        The file; None if it is missing or cannot be used.
     """
     try:
         day = partition.day if required else partition.label_date
@@ -138,7 +138,9 @@ def validate_and_publish(
     suite: list[Expectation],
     publish: Callable[[PartitionRun, ValidatedBatch], None],
 ) -> None:
-    """Validate and publish files, together where possible; a file that cannot be read stops its partition only.
+    """Validate and publish files, together where possible.
+
+    A file that cannot be read stops only its partition.
 
     Args:
         run: the run; errors are recorded in its partitions.
@@ -166,7 +168,10 @@ def _record_read_error(run: PartitionRun, feed: FeedSchema, file: LandedFile, er
 
 
 def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
-    """Group files that are read together: big ones alone, so that a range gives what single partitions give."""
+    """Group files that are read together.
+
+    Large files are read separately, so that a range has the same results as single partitions.
+    """
     big = [[f] for f in landed if (f.rows or 0) > check_builder.EXACT_QUANTILE_ROWS]
     small = [f for f in landed if (f.rows or 0) <= check_builder.EXACT_QUANTILE_ROWS]
     return [*([small] if small else []), *big]
