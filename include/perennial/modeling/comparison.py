@@ -7,9 +7,9 @@ from typing import Any
 
 import numpy as np
 
-#: Rows that the bootstrap draws from at most; more rows no longer narrow the interval by an amount that matters.
+#: Most rows that the bootstrap draws from; more rows would hardly narrow the interval.
 MAX_ROWS = 200_000
-#: Values that the bootstrap draws at a time: they stay in the processor's cache.
+#: Values that the bootstrap draws at a time, so that they fit in the processor's cache.
 BATCH_CELLS = 250_000
 
 
@@ -57,7 +57,7 @@ def paired_bootstrap(
         confidence: coverage of the interval, between 0 and 1.
         resamples: number of bootstrap samples.
         seed: seed of the random numbers.
-        days: day of each row, shape (rows,); whole days are drawn then instead of rows.
+        days: day of each row, shape (rows,); if given, whole days are drawn instead of rows.
 
     Raises:
         ValueError: the losses are not of the same rows.
@@ -109,8 +109,8 @@ def _interval_by_day(
     """Percentile interval of the mean over rows, where whole days are drawn.
 
     Rows of a day are correlated. This is the pairs cluster bootstrap of Cameron, Gelbach and Miller, Bootstrap-Based
-    Improvements for Inference with Clustered Errors (2008). A day weighs as many rows as it has. With few days the
-    interval is still too narrow.
+    Improvements for Inference with Clustered Errors (2008). Days are weighted by their rows. With few days the interval
+    is still too narrow.
     """
     _, day = np.unique(days, return_inverse=True)
     total, rows = np.bincount(day, difference), np.bincount(day)

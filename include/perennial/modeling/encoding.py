@@ -1,7 +1,7 @@
 """The encoding of feature columns as a matrix: fixed at training and stored in the model.
 
-A category's code is its rank among the categories of the training rows. XGBoost then splits on small dense numbers,
-three times faster than on native categories and as accurate on the sample's data.
+A category's code is its rank among the categories of the training rows. XGBoost splits on such codes three times as
+fast as on native categories, with the same accuracy on the sample.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ class Encoding:
     Attributes:
         columns: feature names, in the model's order.
         categories: categories of each categorical column, in the order of their codes.
-        unseen: what becomes of a category that training did not see: ``missing`` (NaN) or ``stop`` (an error).
+        unseen: how a category unseen in training is encoded: ``missing`` (NaN), or ``stop`` (an error).
     """
 
     columns: tuple[str, ...]
@@ -54,12 +54,12 @@ class Encoding:
                     "features.sql no longer returns what the champion was trained on: "
                     "score with the champion's own features.sql, or retrain",
                 ) from None
-            # combine_chunks copies, even a single chunk.
+            # combine_chunks would copy even a single chunk.
             combined = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
             column = cast("pa.Array[Any]", combined)
             if name in self.categories:
                 column = self._codes(name, column)
-            with np.errstate(over="ignore"):  # beyond float32: infinite, hence missing
+            with np.errstate(over="ignore"):  # beyond float32: infinite, encoded as missing
                 out[:, j] = _as_floats(column)
         # XGBoost refuses infinities.
         if not np.isfinite(out.sum(dtype=np.float64)):
@@ -74,7 +74,7 @@ class Encoding:
         if self.unseen == "stop" and codes.null_count > text.null_count:
             raise DataError(
                 f"feature {name!r} has {codes.null_count - text.null_count} rows with a category "
-                "that training did not see",
+                "unseen in training",
                 "retrain, or set features.unseen to missing",
             )
         return codes

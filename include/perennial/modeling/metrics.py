@@ -1,4 +1,4 @@
-"""Losses by row and metrics by task."""
+"""Loss of each row, and the metrics of each task."""
 
 from __future__ import annotations
 
@@ -60,9 +60,8 @@ def _ndcg_losses(y: np.ndarray, predicted: np.ndarray, group: np.ndarray | None)
     values = []
     for start, stop in pairwise(edges):
         gains = 2.0 ** y[start:stop] - 1
-        if (
-            stop - start > 1 and gains.any()
-        ):  # a list of one row, or without a relevant one, has no wrong order
+        # A list with a single row, or without relevant rows, cannot be in a wrong order.
+        if stop - start > 1 and gains.any():
             values.append(1 - ndcg_score([gains], [predicted[start:stop]]))
     return np.asarray(values or [0.0])
 
@@ -74,12 +73,12 @@ def metrics(
 
     Args:
         task: binary, multiclass, regression or ranking.
-        y: labels, as `losses` takes them.
-        predicted: predictions, as `losses` takes them.
-        group: list of each row, as `losses` takes it.
+        y: labels, as for `losses`.
+        predicted: predictions, as for `losses`.
+        group: list of each row, as for `losses`.
 
     Returns:
-        Values by name; one that is not finite is left out.
+        Values by name, without those that are not finite.
     """
     from sklearn import metrics as sk
 

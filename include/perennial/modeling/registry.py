@@ -1,6 +1,6 @@
 """The model registry in MLflow: versions, the aliases ``champion`` and ``challenger``, artifacts.
 
-Reads and alias moves go over MLflow's REST API, so that light tasks need not import MLflow. Only
+Versions are read, and aliases set, through MLflow's REST API, so that light tasks need not import MLflow. Only
 `perennial.training.tracking`, which registers models, imports it.
 """
 
@@ -21,7 +21,7 @@ from perennial.spec.model_spec import ModelSpec
 if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
 
-#: Folder of a run's artifacts that holds what training stores beside the model.
+#: Folder in a run's artifacts for the files that training stores with the model.
 ARTIFACT_FOLDER = "perennial"
 #: Seconds that one request to MLflow may take.
 TIMEOUT = 30
@@ -89,8 +89,8 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
             f"MLflow at {uri} does not answer ({type(error).__name__})",
             "start it (locally: make run), or set MLFLOW_TRACKING_URI; then run this again",
         ) from error
-    # A model without the alias is answered 400, a model that does not exist 404; a 404 from another server, or a proxy,
-    # must not pass for "there is no champion".
+    # MLflow answers 400 for a model without the alias, and 404 for an unknown model. A 404 from another server or a
+    # proxy must not be mistaken for "there is no champion".
     if missing_ok and (
         (answer.status_code == 404 and (stream or "RESOURCE_DOES_NOT_EXIST" in answer.text))
         or (answer.status_code == 400 and "not found" in answer.text)
@@ -98,7 +98,7 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
         return None
     if not answer.ok:
         hint = (
-            "name the host in MLflow's --allowed-hosts" if answer.status_code == 403 else "see MLflow's log"
+            "add this host to MLflow's --allowed-hosts" if answer.status_code == 403 else "see MLflow's log"
         )
         raise RegistryError(
             f"MLflow at {uri} answered {answer.status_code} to {path}: {answer.text[:200]}", hint
@@ -107,7 +107,7 @@ def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = Fa
         return answer if stream else answer.json()
     except requests.JSONDecodeError as error:
         raise RegistryError(
-            f"{uri} answered {path} with {answer.text[:80]!r}, which is not what MLflow answers",
+            f"{uri} answered {path} with {answer.text[:80]!r}, which is not a response of MLflow",
             "check MLFLOW_TRACKING_URI",
         ) from error
 
@@ -124,7 +124,7 @@ def _parse_version(answer: dict[str, Any]) -> ModelVersion:
 
 
 def get_version_by_alias(model: str, alias: str = "champion") -> ModelVersion | None:
-    """The version that an alias points at; None where there is none.
+    """Get the version that an alias points to; None if there is none.
 
     Args:
         model: name of the model.
@@ -138,17 +138,17 @@ def get_version_by_alias(model: str, alias: str = "champion") -> ModelVersion | 
     return _parse_version(answer["model_version"]) if answer else None
 
 
-def get_champion(model: ModelSpec) -> ModelVersion | None:
-    """The model's champion; None before the first promotion.
+def get_champion(spec: ModelSpec) -> ModelVersion | None:
+    """Get a model's champion; None before the first promotion.
 
     Raises:
         RegistryError: MLflow cannot be reached.
     """
-    return get_version_by_alias(model.name)
+    return get_version_by_alias(spec.name)
 
 
 def get_version(model: str, number: str) -> ModelVersion:
-    """One version of a model.
+    """Get one version of a model.
 
     Args:
         model: name of the model.
@@ -165,7 +165,7 @@ def get_version(model: str, number: str) -> ModelVersion:
 
 
 def set_alias(model: str, number: str, alias: str) -> None:
-    """Point an alias at a version. Only promotion and rollback do this for ``champion``.
+    """Point an alias to a version; ``champion`` is set only by promotion and rollback.
 
     Args:
         model: name of the model.
@@ -180,15 +180,15 @@ def set_alias(model: str, number: str, alias: str) -> None:
     try:
         _call("POST", path, json=body)
     except RegistryError:
-        # MLflow reads the alias and then inserts it (`session.merge`): of two callers that set a new alias at once,
-        # the table's key refuses the later. The alias exists by then and can be moved.
+        # MLflow reads the alias and then inserts it (`session.merge`). If two callers set a new alias at the same time,
+        # the second insert violates the table's key; the alias exists by then and can be changed.
         if get_version_by_alias(model, alias) is None:
             raise
         _call("POST", path, json=body)
 
 
 def download_artifact(run_id: str, name: str) -> Path:
-    """A file that training stored beside the model (``reference.json``, …), downloaded once.
+    """Download a file that training stored with the model (``reference.json``, …), once.
 
     Args:
         run_id: MLflow run that trained the model.
@@ -205,7 +205,7 @@ def download_artifact(run_id: str, name: str) -> Path:
 
 
 def load_json_artifact(version: ModelVersion, name: str) -> Any:
-    """The content of a JSON file that training stored beside the model.
+    """Load a JSON file that training stored with the model.
 
     Args:
         version: the version.
@@ -227,24 +227,24 @@ def load_json_artifact(version: ModelVersion, name: str) -> Any:
 
 
 def load_spec(version: ModelVersion) -> ModelSpec:
-    """The spec that a version was trained with; scoring uses its features, not those of today's folder.
+    """Load the spec that a version was trained with, whose features scoring uses.
 
     Raises:
         ArtifactError: the run has no such file, or it is damaged.
     """
     bundle = load_json_artifact(version, "spec.json")
-    # Alert channels are no part of the model, and an earlier release may have written them in another form.
+    # Alert channels are not part of the model, and an earlier release may have stored them in another format.
     bundle["model"].pop("alerts", None)
     return ModelSpec.from_bundle(bundle)
 
 
 def load_model(version: ModelVersion, *, fresh: bool = False, threads: int | None = None) -> TrainedModel:
-    """Load a version's model, after its file has been checked against the registered digest.
+    """Load a version's model, and check its file against the registered digest.
 
     Args:
         version: the version.
-        fresh: download the file from MLflow even where this machine has a copy.
-        threads: threads that predict together; ``PERENNIAL_THREADS`` when not given.
+        fresh: download the file from MLflow even if this machine has a copy.
+        threads: threads for prediction; ``PERENNIAL_THREADS`` when not given.
 
     Raises:
         ArtifactError: the file is missing, or is not what was registered.
@@ -277,9 +277,9 @@ def load_model(version: ModelVersion, *, fresh: bool = False, threads: int | Non
 
 
 def _download(path: str, query: dict[str, str], target: Path, *, again: bool = False) -> Path:
-    """Download a file that is not there yet, or ``again``.
+    """Download a file unless it exists; with ``again``, replace it.
 
-    Other processes may read the file meanwhile, so it is replaced as a whole.
+    The file is replaced atomically, because other processes may be reading it.
     """
     import requests
 

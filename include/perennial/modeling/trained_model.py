@@ -29,10 +29,10 @@ class TrainedModel:
 
     Attributes:
         booster: the booster.
-        encoding: how feature columns become its matrix.
+        encoding: how feature columns are converted to its matrix.
         task: binary, multiclass, regression or ranking.
         classes: multiclass only: the label values, as text, by class index.
-        dense: the booster rewritten for many rows (`optimised_for`); None where it was not.
+        dense: the booster rewritten for many rows (`optimised_for`); None if it was not rewritten.
     """
 
     booster: xgboost.Booster
@@ -54,7 +54,7 @@ class TrainedModel:
 
         Args:
             matrix: encoded rows, float32 of shape (rows, columns).
-            buffer: only with ``dense``: what ``dense.allocate`` returned for as many rows or more, to use again.
+            buffer: only with ``dense``: a reusable result of ``dense.allocate`` for at least as many rows.
 
         Returns:
             Predictions, as `predict` returns them.
@@ -66,12 +66,12 @@ class TrainedModel:
                 matrix, self.dense.allocate(len(matrix)) if buffer is None else buffer
             )
         predictions = np.asarray(booster.inplace_predict(rows, validate_features=False))
-        if self.classes:  # for no rows XGBoost returns no axis of classes
+        if self.classes:  # without rows, XGBoost's result has no axis for the classes
             predictions = predictions.reshape(len(matrix), len(self.classes))
         return predictions
 
     def optimised_for(self, rows: int, threads: int) -> TrainedModel:
-        """The same model, rewritten to predict faster where that pays for so many rows.
+        """The same model, rewritten to predict faster if that is worthwhile for this number of rows.
 
         Args:
             rows: number of rows that it will predict.
@@ -104,7 +104,7 @@ def file_digest(path: Path) -> str:
 
 
 def load_model_file(path: Path, digest: str, *, threads: int, name: str | None = None) -> TrainedModel:
-    """Load a model file after its digest has been checked.
+    """Check the digest of a model file, and load it.
 
     Args:
         path: the file.
@@ -121,8 +121,8 @@ def load_model_file(path: Path, digest: str, *, threads: int, name: str | None =
     actual = file_digest(path)
     if actual != digest:
         raise ArtifactError(
-            f"{path.name} has digest {actual[:12]}…, registered was {digest[:12]}…: it was changed or damaged",
-            "it was not loaded; restore the artifact store, or roll the champion back",
+            f"{path.name} has digest {actual[:12]}…, the registered one is {digest[:12]}…: it was changed or damaged",
+            "the model was not loaded; restore the artifact store, or roll the champion back",
             model=name,
         )
     try:
@@ -139,7 +139,7 @@ def load_model_file(path: Path, digest: str, *, threads: int, name: str | None =
 
 
 def prediction_column(model: TrainedModel, predicted: np.ndarray) -> pa.Array[Any]:
-    """The column ``prediction``: the class as text for multiclass, a number otherwise.
+    """Convert predictions to the column ``prediction``: class as text for multiclass, else a number.
 
     Args:
         model: the model.

@@ -1,4 +1,4 @@
-"""The plan of a scoring: partitions that lack predictions, and the commits and units to score them in."""
+"""Plan scoring: find unscored partitions, and divide partitions into commits and scan units."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
 from perennial.storage.delta_tables import File
 
-#: Rows that a unit has at most. The step's memory depends on it, beside 200 MiB of libraries.
+#: Most rows of a scan unit. The step's memory depends on it, in addition to 200 MiB for libraries.
 UNIT_ROWS = 131_072
-#: Rows that a commit of several partitions has at most.
+#: Most rows of a commit of several partitions.
 COMMIT_ROWS = 2 * UNIT_ROWS
-#: Seconds after which a published partition counts as not scored, rather than as about to be scored.
+#: Seconds after its publication at which a partition without predictions counts as missed, not as pending.
 CATCH_UP_DELAY_SECONDS = 3600
 
 
 @dataclass(frozen=True)
 class Commit:
-    """Partitions that are written in one commit.
+    """Partitions whose predictions are written in one commit.
 
     Attributes:
-        days: their dates, in order, with no other published partition between.
+        days: their dates, in order, with no other published partition in between.
         units: the units of their rows, in order.
     """
 
@@ -36,10 +36,9 @@ class Commit:
 def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
     """Find the published partitions before ``day`` that follow the last scored one.
 
-    A partition remains unscored where the event of its publication got lost: Airflow drops events for a DAG that is
-    paused (airflow 38891), and may strand those of partitions (airflow 56749). Or its scoring failed. It is scored
-    once more only: one that still fails, or that a later partition overtook within `CATCH_UP_DELAY_SECONDS`, needs a
-    backfill by hand.
+    A partition stays unscored if its scoring failed, or if the event of its publication was lost: Airflow drops events
+    for a paused DAG (airflow 38891), and may not process those of partitions (airflow 56749). It is retried once. If
+    that fails too, or if a later partition was scored within `CATCH_UP_DELAY_SECONDS`, it needs a manual backfill.
     """
     scored = [d for d in delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) if d < day]
     if not scored:
@@ -53,18 +52,18 @@ def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
 def plan_commits(
     files: Mapping[str, Sequence[File]], days: list[str], split_after: str | None, threads: int
 ) -> list[Commit]:
-    """Divide partitions into commits, and these into units.
+    """Divide partitions into commits, and commits into scan units.
 
     Args:
         files: the files of all published partitions of the range, by date, in order.
         days: dates of the partitions to score, in order.
-        split_after: last date that the champion serves alone; None where it serves all of them.
-        threads: units that are scored at the same time.
+        split_after: last date on which only the champion serves; None if it serves all of them.
+        threads: number of units that are scored in parallel.
     """
     rows = {day: sum(f.rows for f in listed) for day, listed in files.items()}
-    # Rows that two versions share are read as a whole, and not streamed.
+    # Rows that two versions share are read into memory instead of streamed.
     max_rows = UNIT_ROWS if split_after is None else UNIT_ROWS // 2
-    # Two units per thread at least, so that none of them is idle for long at the end.
+    # At least two units per thread, so that no thread is idle for long at the end.
     unit_rows = max(UNIT_ROWS // 4, min(max_rows, sum(rows[d] for d in days) // (2 * threads)))
     return [
         Commit(group, list(plan_units({d: files[d] for d in group}, unit_rows, max_rows)))
@@ -74,7 +73,7 @@ def plan_commits(
 
 
 def split_at_date(days: list[str], last: str) -> Iterator[list[str]]:
-    """The partitions up to ``last`` and those after it, where there are any: other versions serve them."""
+    """Split dates into those up to ``last`` and those after it, without empty parts."""
     for part in ([d for d in days if d <= last], [d for d in days if d > last]):
         if part:
             yield part
@@ -85,15 +84,14 @@ def group_into_commits(
 ) -> Iterator[list[str]]:
     """Group partitions into commits; no other published partition lies between those of a group.
 
-    A group has up to `COMMIT_ROWS` rows, more only where a single partition has, because the lake's writer buffers
-    what it writes to a partition until all of them are written. It has whole units, since a smaller one takes as long
-    to begin.
+    A group has at most `COMMIT_ROWS` rows, unless a single partition has more, because the lake's writer buffers a
+    partition until all partitions of the commit are written. Units are filled, since each has a fixed cost.
 
     Args:
         days: dates of the partitions, in order; at least one.
         published: dates of all published partitions, in order.
         rows: rows of each partition, by date.
-        unit_rows: rows that a unit has at most.
+        unit_rows: most rows of a unit.
     """
     index = {day: i for i, day in enumerate(published)}
     max_units = max(1, COMMIT_ROWS // unit_rows)

@@ -1,4 +1,4 @@
-"""The champion at work: from units of published rows to rows of predictions."""
+"""Score scan units of published rows with the versions that serve them."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from perennial.lifecycle.ab_trial import ABSplit
     from perennial.modeling.trained_model import TrainedModel
 
-#: Rows that XGBoost predicts at a time; with many fewer it spends its time on starting.
+#: Rows that XGBoost predicts at a time; with much fewer rows, the fixed cost of a call dominates.
 MATRIX_ROWS = 2 * STREAM_ROWS
 
 
@@ -34,7 +34,7 @@ class ScoredPartition(NamedTuple):
     Attributes:
         day: date of the partition.
         rows: key, prediction (and probabilities), and model_version where two versions share the partition.
-        served: those that are logged, as `serving_log.to_record_batch` gives them.
+        served: rows for the serving log, as returned by `serving_log.to_record_batch`.
     """
 
     day: str
@@ -58,19 +58,19 @@ class ServingVersion:
 
     @classmethod
     def load(cls, version: registry.ModelVersion) -> ServingVersion:
-        """The version with the current state of its reference tables."""
+        """Load a version's spec, and the current versions of its reference tables."""
         spec = registry.load_spec(version)
         return cls(version, spec, reference_tables.sync_to_lake(spec))
 
 
 @dataclass(frozen=True)
 class Serving:
-    """The versions that serve rows: the champion, and in an A/B test the challenger.
+    """The versions that serve rows: the champion, and in an A/B trial the challenger.
 
     Attributes:
-        champion: serves all rows but the challenger's.
-        challenger: serves the rows of ``split``; None outside an A/B test.
-        split: the rows that the challenger serves; None outside an A/B test.
+        champion: serves all rows except those of the challenger.
+        challenger: serves the rows of ``split``; None without an A/B trial.
+        split: the rows that the challenger serves; None without an A/B trial.
     """
 
     champion: ServingVersion
@@ -79,25 +79,25 @@ class Serving:
 
     @property
     def versions(self) -> list[ServingVersion]:
-        """The champion and, in an A/B test, the challenger."""
+        """The champion and, in an A/B trial, the challenger."""
         return [self.champion, self.challenger] if self.challenger else [self.champion]
 
     def split_on(self, day: str) -> ABSplit | None:
-        """The split of the rows of a partition; None where the champion serves all of them."""
+        """The split of the rows of a partition; None if the champion serves all of them."""
         return self.split if self.split and day > self.split.starts_after else None
 
 
 class Scorer:
-    """Scores units in several threads, each of which takes a unit from its files to its predictions.
+    """Scores scan units in parallel, each unit in one thread from files to predictions.
 
-    No thread waits for another's work: DuckDB and XGBoost have one thread each within it.
+    DuckDB and XGBoost use a single thread within each, so that threads do not wait for each other.
 
     Args:
         serving: the versions that serve the rows.
         uri: the table of published rows.
         sampling: selects the rows that are logged.
-        run_id: of the run, for the predictions.
-        threads: units that are scored at the same time.
+        run_id: id of the run, stored with the predictions.
+        threads: number of units that are scored in parallel.
         units: all units that will be scored.
     """
 
@@ -117,17 +117,17 @@ class Scorer:
             registry.load_model(v.version, threads=1).optimised_for(rows, threads=1) for v in serving.versions
         ]
         self._sampling = sampling
-        # One set of queries, those of each version, for each thread.
+        # One set of feature queries (one query for each version) for each thread.
         self._idle = SimpleQueue[list[FeatureQuery]]()
         folder = None if object_store.is_remote(uri) else uri
-        # Made here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
+        # Created here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
         first = [FeatureQuery(v.spec, v.reference_versions, folder) for v in serving.versions]
         self._idle.put(first)
         for _ in range(threads - 1):
             self._idle.put([FeatureQuery(f.spec, f.reference_versions, folder, checked=f) for f in first])
         version = serving.champion.version.version
         constants = {"model_version": version, "run_id": run_id, "scored_at": utc_now()}
-        #: Columns with the same value in each row, of the length of the largest unit.
+        #: Columns with the same value in each row, as long as the largest unit.
         self._constants = {name: _repeat(value, max_rows) for name, value in constants.items()}
 
     def score(self, unit: ScanUnit) -> list[ScoredPartition]:
@@ -137,7 +137,7 @@ class Scorer:
             The predictions of each partition, in order.
 
         Raises:
-            DataError: rows cannot be scored, or not each of them once; it names their partition.
+            DataError: rows cannot be scored exactly once; the error names their partition.
         """
         features = self._idle.get()
         try:
@@ -150,19 +150,19 @@ class Scorer:
                 ) from error
         finally:
             self._idle.put(features)
-        # Each partition by itself: one of them cannot be scored, or they have keys in common.
+        # Score each partition separately: one of them cannot be scored, or they have keys in common.
         return [scored for partition in partitions for scored in self.score(partition)]
 
     def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[ScoredPartition]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
         split = self._serving.split_on(unit.partitions[0][0])
-        # With a split, each version gets its part of rows that are read once.
+        # With a split, the rows are read once and divided between the versions.
         source = unit.read(columns) if split else unit.source(columns)
         keys = unit.read(names) if isinstance(source, ParameterisedQuery) else source
         if len(keys) != unit.rows:
             raise DataError(
                 f"{unit.rows} rows were published, {len(keys)} are in their files",
-                "publish the partition anew: run the data DAG for it",
+                "publish the partition again: run the data DAG for it with force",
             )
         logged = self._sampling.select(unit)
         if split:
@@ -179,7 +179,7 @@ class Scorer:
     def _score_split(
         self, split: ABSplit, features: list[FeatureQuery], rows: pa.Table, logged: np.ndarray
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
-        """As `_score_by`, each row by the version that serves it, with a column ``model_version``."""
+        """Score each row by the version that serves it, and add the column ``model_version``."""
         by_challenger = split.served_by_challenger(rows)
         parts, logs, positions, log_positions = [], [], [], []
         for i, mask in enumerate((~by_challenger, by_challenger)):
@@ -189,7 +189,7 @@ class Scorer:
             logs.append(log)
             positions.append(np.flatnonzero(mask))
             log_positions.append(np.flatnonzero(logged_here))
-        concat_batches = cast(Any, pa).concat_batches  # pyarrow-stubs 20 does not know it
+        concat_batches = cast(Any, pa).concat_batches  # missing in pyarrow-stubs 20
         scored = concat_batches(parts).take(pa.array(np.concatenate(positions).argsort()))
         versions = pa.array([v.version.version for v in self._serving.versions])
         column = pa.DictionaryArray.from_arrays(pa.array(by_challenger.astype(np.int8), pa.int8()), versions)
@@ -209,12 +209,12 @@ class Scorer:
         Args:
             i: index of the version in `Serving.versions`.
             features: its features.
-            source: the rows, as `FeatureQuery.stream` takes them.
+            source: the rows, as for `FeatureQuery.stream`.
             keys: their keys.
             logged: positions of the rows to log, ascending.
 
         Returns:
-            Key, prediction (and probabilities) of the rows; the log of some of them.
+            Key, prediction (and probabilities) of the rows; and the serving log of some of them.
         """
         model, names = self._models[i], list(self.spec.data.key)
         keys = keys.select(names)
@@ -232,9 +232,9 @@ class Scorer:
         )
 
     def rows(self, partition: ScoredPartition) -> pa.RecordBatch:
-        """The rows as the lake stores them: with model_version, run_id, scored_at and partition_date.
+        """The rows as they are stored: with model_version, run_id, scored_at and partition_date.
 
-        Each batch is of a single partition: the lake's writer takes twice the time to divide one of several.
+        Each batch has a single partition, because the lake's writer needs twice the time to divide a batch.
         """
         batch = partition.rows
         for name, column in self._constants.items():
@@ -248,19 +248,19 @@ class Scorer:
 def _predict(
     model: TrainedModel, parts: Iterable[pa.Table], logged: np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Predict from features that come in parts.
+    """Predict from a stream of features.
 
     Args:
         model: the model.
-        parts: the features of the rows.
+        parts: features of the rows, in order.
         logged: positions of the rows whose encoded features are returned, ascending.
 
     Returns:
-        The predictions, as `TrainedModel.predict` gives them; the encoded features of the rows at ``logged``.
+        The predictions, as returned by `TrainedModel.predict`; and the encoded features of the rows at ``logged``.
     """
     predictions: list[np.ndarray] = []
     sample = np.empty((len(logged), len(model.encoding.columns)), np.float32)
-    # One matrix for all parts, since taking memory anew costs more than filling it; by column, as features come.
+    # One matrix for all parts, since allocating memory costs more than filling it; by column, like the features.
     matrix = np.empty((MATRIX_ROWS, len(model.encoding.columns)), np.float32, order="F")
     buffer = model.dense.allocate(MATRIX_ROWS) if model.dense else None
     filled = start = 0
@@ -284,7 +284,7 @@ def _predict(
 
 
 def _repeat(text: str, rows: int) -> pa.Array[Any]:
-    """A column with the same text in each row; null for an empty text, which is written in half the time."""
+    """A column with the same text in each row; all null for an empty text, to write it faster."""
     if not text:
         return pa.nulls(rows, pa.string())
     return pa.DictionaryArray.from_arrays(

@@ -1,7 +1,8 @@
-"""The steps: functions that DAGs, pods and the command line run by name, each in the module of its name.
+"""The steps: functions that DAGs, pods and the command line run by name.
 
-A step takes a `ModelSpec` and keyword arguments, and returns a small JSON-able mapping. `dispatch` and `result_file`
-import nothing heavy: they run in every task, before it is known which step is needed.
+Each step is a function in the module of the same name. It takes a `ModelSpec` and keyword arguments, and returns a
+small JSON-serialisable mapping. `dispatch` and `result_file` import no heavy libraries, because every task imports
+them.
 """
 
 __all__ = [

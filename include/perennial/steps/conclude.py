@@ -14,7 +14,7 @@ from perennial.storage.ledger import Decision, LedgerKind
 
 
 class TrialConclusion(TypedDict):
-    """What became of a trial; a promotion adds the keys of `PromotionResult`.
+    """The outcome of a trial; a promotion adds the keys of `PromotionResult`.
 
     Attributes:
         promoted: whether the challenger is champion.
@@ -26,7 +26,7 @@ class TrialConclusion(TypedDict):
 
 
 def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> TrialConclusion:
-    """End the active trial if the monitoring of a date shows a result: promote the challenger, or drop it.
+    """End the active trial if the monitoring of a date has a result; promote a better challenger.
 
     Args:
         spec: the model.
@@ -43,7 +43,7 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> TrialConclusion:
     if monitoring is None:
         raise DataError(
             "there is no verdict to conclude from",
-            "run the monitor step first",
+            "run the monitor step of that date first",
             model=spec.name,
             partition=as_of,
         )

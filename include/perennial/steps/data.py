@@ -1,7 +1,7 @@
-"""The step ``data``: validate and publish landed files, with the labels that are due.
+"""The data step: validate and publish landed files, with the labels that are due.
 
-The same code runs one partition or a range of them. The files of all dates are read as one relation and every aggregate
-is grouped by file, so that a range gives what its partitions would give one by one. A partition that is stopped does
+The same code processes one partition or a range. The files of all dates are read as one relation and every aggregate is
+grouped by file, so that a range has the same results as its partitions one at a time. A partition that is stopped does
 not affect the others; the error raised at the end names it.
 """
 
@@ -23,7 +23,7 @@ from perennial.storage import duckdb_session, landing, manifests, object_store
 from perennial.storage.manifests import Manifest
 from perennial.validation.suite import Expectation, parse_suite
 
-#: What Arrow and the libraries that are not loaded yet need beside DuckDB, in MiB.
+#: Memory for Arrow and for libraries that are not loaded yet, in addition to DuckDB's, in MiB.
 _RESERVED_MB = 256
 
 
@@ -40,7 +40,7 @@ class DataResult(TypedDict):
         version: latest version of the table of published rows.
         labels_version: latest version of the table of labels.
         docs: URIs of the data docs.
-        status: ``published``; ``unchanged`` where all had been published from the same inputs before.
+        status: ``published``, or ``unchanged`` if all were published from the same inputs before.
     """
 
     partitions: list[str]
@@ -64,8 +64,8 @@ def data(
         spec: the model.
         start: first partition date.
         end: last partition date; the same as ``start`` when not given.
-        force: publish again what was published from the same inputs.
-        run_id: of the Airflow run.
+        force: publish again even if the same inputs were published before.
+        run_id: id of the Airflow run.
 
     Raises:
         SpecError: the suite or the label's expression cannot be used.
@@ -74,7 +74,7 @@ def data(
     started = time.monotonic()
     days = dates.dates(start, end)
     suite = _parse_suite(spec)
-    pending, done = _pending_partitions(spec, days, force)
+    pending, completed = _pending_partitions(spec, days, force)
     if pending:
         with landing.temporary_folder(settings().home) as folder:
             con = duckdb_session.connect(memory_share=_memory_share())
@@ -83,10 +83,10 @@ def data(
             if spec.label.source is not None:
                 labels.publish_due_labels(run)
             _write_profile(run)
-        done += manifests.write_all([_manifest(run, p) for p in run.without_error()], started)
+        completed += manifests.write_all([_manifest(run, p) for p in run.without_error()], started)
     if failed := [p for p in pending.values() if p.error]:
         raise _failure(spec, failed, days)
-    return _result(done, "published" if pending else "unchanged")
+    return _result(completed, "published" if pending else "unchanged")
 
 
 def _parse_suite(spec: ModelSpec) -> list[Expectation]:
@@ -103,23 +103,23 @@ def _parse_suite(spec: ModelSpec) -> list[Expectation]:
 def _pending_partitions(
     spec: ModelSpec, days: list[str], force: bool
 ) -> tuple[dict[str, PartitionState], list[Manifest]]:
-    """Split dates into partitions to publish, and manifests of those published from the same inputs before."""
+    """Find the partitions to publish, and the manifests of those already published from these inputs."""
     pending: dict[str, PartitionState] = {}
-    done: list[Manifest] = []
+    completed: list[Manifest] = []
     for day in days:
         inputs = _inputs(spec, day)
         if spec.label.source:
             inputs["labelled_rows"] = labelled_rows_digest(spec, day, pending)
-        completed = None if force else manifests.find_completed(spec.name, STEP, day, inputs)
-        if completed:
-            done.append(completed)
+        manifest = None if force else manifests.find_completed(spec.name, STEP, day, inputs)
+        if manifest:
+            completed.append(manifest)
         else:
             pending[day] = PartitionState(day, inputs)
-    return pending, done
+    return pending, completed
 
 
 def _memory_share() -> float:
-    """The share of the step's memory that DuckDB may use: what the libraries leave."""
+    """The share of the step's memory for DuckDB: what libraries do not need."""
     total = settings().memory_mb
     used = runtime.peak_memory_mb() + _RESERVED_MB
     return max(128, total - used) / total
@@ -127,7 +127,7 @@ def _memory_share() -> float:
 
 def _inputs(spec: ModelSpec, day: str) -> dict[str, Any]:
     """What the result of one partition depends on, by digest."""
-    # not how long the file was waited for
+    # How long to wait for the file does not influence the result.
     section = spec.data.model_dump(exclude={"arrival", "arrival_hours"})
     sections = json.dumps([section, spec.label.model_dump()], sort_keys=True)
     inputs: dict[str, Any] = {
@@ -158,7 +158,7 @@ def _write_profile(run: PartitionRun) -> None:
 
 def _manifest(run: PartitionRun, partition: PartitionState) -> Manifest:
     if run.spec.label.source:
-        # again: a partition of this run that the labels belong to may have been stopped meanwhile
+        # Computed again: the partition that the labels belong to may have been stopped in this run.
         partition.inputs["labelled_rows"] = labelled_rows_digest(run.spec, partition.day, run.partitions)
     return Manifest(
         run.spec.name,
@@ -201,9 +201,9 @@ def _failure(spec: ModelSpec, failed: list[PartitionState], days: list[str]) -> 
     )
 
 
-def _result(done: list[Manifest], status: str) -> DataResult:
-    """Add up what the manifests of all partitions say."""
-    results = [manifest.result for manifest in sorted(done, key=lambda m: m.key)]
+def _result(completed: list[Manifest], status: str) -> DataResult:
+    """Add up the results in the manifests of all partitions."""
+    results = [manifest.result for manifest in sorted(completed, key=lambda m: m.key)]
 
     def total(name: str) -> int:
         return sum(result[name] for result in results)
@@ -212,7 +212,7 @@ def _result(done: list[Manifest], status: str) -> DataResult:
         return max((result[name] for result in results if result[name] is not None), default=None)
 
     return DataResult(
-        partitions=sorted(manifest.key for manifest in done),
+        partitions=sorted(manifest.key for manifest in completed),
         rows_in=total("rows_in"),
         rows_out=total("rows_out"),
         quarantined=total("quarantined"),

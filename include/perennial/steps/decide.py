@@ -10,7 +10,9 @@ from perennial.spec.model_spec import ModelSpec
 def decide(
     spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: str = ""
 ) -> RetrainingDecision:
-    """Decide on a retraining after the monitoring of a date; a repeated call returns the recorded decision.
+    """Decide on a retraining after the monitoring of a date.
+
+    A repeated call returns the recorded decision.
 
     Args:
         spec: the model.

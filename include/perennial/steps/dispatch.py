@@ -1,4 +1,4 @@
-"""Run a step by its name, as DAGs, pods and the command line do. A step is imported only when it is run."""
+"""Run a step by its name; it is imported only when it is run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 from perennial.core.errors import PerennialError
 from perennial.spec.model_spec import ModelSpec
 
-#: The steps; each is the function of its name in the module of its name.
+#: Names of the steps; each is a function in the module of the same name.
 STEPS = ("data", "train", "promote", "score", "monitor", "decide", "conclude", "rollback")
 
 
@@ -40,10 +40,10 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         arguments: of the step's function.
 
     Returns:
-        The step's result: small and JSON-able.
+        The step's result: small and JSON-serialisable.
 
     Raises:
-        PerennialError: there is no such step, it does not take these arguments, or the step failed.
+        PerennialError: there is no such step, its arguments are wrong, or it failed.
     """
     function = load_step(step)
     try:
@@ -52,14 +52,14 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         raise PerennialError(
             # Python 3.12 says "keyword-only argument" where 3.11 says "argument".
             f"step {step}: {str(error).replace('keyword-only ', '')}",
-            f"it takes: {', '.join(parameter_names(step))}",
+            f"its arguments are: {', '.join(parameter_names(step))}",
             model=spec.name,
         ) from None
     return dict(function(spec, **arguments))
 
 
 def parameter_names(step: str) -> list[str]:
-    """Names of a step's arguments.
+    """Names of a step's arguments, without the spec.
 
     Args:
         step: one of `STEPS`.

@@ -1,4 +1,4 @@
-"""The step ``monitor``: drift of columns, signals and performance of the champion, with a verdict and a report."""
+"""The monitor step: drift of columns, signals and performance of the champion, verdict, report."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from perennial.monitoring.results import MonitoringResult, PerformanceMetrics, PerformanceResult
     from perennial.monitoring.signals import Signal
 
-#: Most drifted columns that the result names; the table has all of them.
+#: Most drifted columns that are listed in the result; the table has all of them.
 MAX_NAMED_COLUMNS = 20
 
 
@@ -50,9 +50,9 @@ class _Evaluation:
     """The evaluation of a window.
 
     Attributes:
-        result: of the step; the report's URI is added once it is written.
+        result: result of the step; the report's URI is added once it is written.
         columns: the compared columns.
-        drift_report: Evidently's.
+        drift_report: Evidently's report.
     """
 
     result: MonitoringResult
@@ -67,23 +67,23 @@ def monitor(spec: ModelSpec, *, as_of: str, force: bool = False, run_id: str = "
     is stored as HTML and JSON. A verdict that cannot be computed is ``undetermined``.
 
     Args:
-        spec: the model's.
+        spec: the model.
         as_of: last partition date of the window.
-        force: whether to evaluate even if the same inputs were evaluated before.
-        run_id: of the Airflow run, for the manifest.
+        force: evaluate again even if the same inputs were evaluated before.
+        run_id: id of the Airflow run, for the manifest.
 
     Raises:
         RegistryError: MLflow cannot be reached.
-        ArtifactError: what training stored for monitoring is damaged.
+        ArtifactError: an artifact that training stored for monitoring is damaged.
     """
     started = time.monotonic()
     dates.parse_date(as_of, "as_of")
     start = dates.add_days(as_of, 1 - spec.monitoring.window_days)
     champion = registry.get_champion(spec)
     inputs = _inputs(spec, champion, start, as_of)
-    done = None if force else manifests.find_completed(spec.name, "monitor", as_of, inputs)
-    if done:
-        return cast("MonitoringResult", done.result | {"status": "unchanged"})
+    completed = None if force else manifests.find_completed(spec.name, "monitor", as_of, inputs)
+    if completed:
+        return cast("MonitoringResult", completed.result | {"status": "unchanged"})
     if champion is None:
         reason = "there is no champion yet: train and promote one first"
         evaluation = _Evaluation(_undetermined_result(start, as_of, reason))
@@ -116,7 +116,7 @@ def _inputs(
 ) -> dict[str, Any]:
     """What the result depends on, for the manifest."""
     published = delta_tables.table_uri("published", spec.name)
-    # a correction is fitted to partitions before the window, too
+    # The retraining gain also needs partitions before the window.
     first = dates.add_days(start, -retraining_gain.LOOKBACK_PARTITIONS)
     trial = trials.active_trial(spec)
     inputs = {
@@ -164,7 +164,7 @@ def _undetermined_result(start: str, as_of: str, reason: str = "") -> Monitoring
 
 
 def _evaluate(spec: ModelSpec, champion: registry.ModelVersion, start: str, as_of: str) -> _Evaluation:
-    """Count and compare the columns, then evaluate everything else while Evidently renders its report."""
+    """Count and compare the columns, then evaluate the champion while Evidently renders its report."""
     model = registry.load_model(champion)
     _, reference = histograms.read_reference(registry.load_json_artifact(champion, "reference.json"))
     sample_size = spec.monitoring.report_rows
@@ -262,7 +262,7 @@ def _performance_result(measured: PerformanceMetrics, signal: Signal) -> Perform
 
 
 def _reference_date(spec: ModelSpec, day: str) -> str:
-    """The date that a date is compared with; a year is 52 weeks, so that weekdays are compared with themselves."""
+    """The reference date of a date; a year counts as 52 weeks, to compare the same weekdays."""
     days = spec.monitoring.window_days if spec.monitoring.reference == "rolling" else 364
     return dates.add_days(day, -days)
 
@@ -274,9 +274,10 @@ def _reference_counts(
     start: str,
     as_of: str,
 ) -> Mapping[str, ReferenceColumn]:
-    """The reference with the counts of the window that the policy compares with, on the bins of the training.
+    """The reference columns, with the counts of the window that the policy compares with.
 
-    Where nothing was published in that window, all counts are 0 and no column can be evaluated.
+    The bins are those of the training. If nothing was published in that window, all counts are 0 and no column can be
+    evaluated.
     """
     if spec.monitoring.reference == "training":
         return reference
@@ -296,7 +297,7 @@ def _with_attributed_loss(
     window: BinCounts,
     baseline: MonitoringBaseline,
 ) -> ColumnDrift:
-    """The column with the rise of the expected loss that its drift accounts for, where that is known."""
+    """Add the rise of the expected loss that a column's drift accounts for, if it is known."""
     counts = window.columns.get(column.column)
     expected_losses = baseline.expected_loss_by_bin.get(column.column)
     if not counts or not expected_losses or not baseline.loss:
@@ -314,7 +315,10 @@ def _changed(spec: ModelSpec, champion: registry.ModelVersion) -> list[str]:
 
 
 def _reference_sample(champion: registry.ModelVersion) -> dict[str, pa.ChunkedArray[Any]]:
-    """The stored sample of training rows, by column; empty if it cannot be read, because only the report needs it."""
+    """Read the stored sample of training rows, by column.
+
+    Empty if it cannot be read, because only the report needs it.
+    """
     try:
         table = pq.read_table(registry.download_artifact(champion.run_id, "reference.parquet"))
     except (ArtifactError, pa.ArrowException, OSError):

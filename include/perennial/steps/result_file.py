@@ -1,4 +1,4 @@
-"""The file by which a step in another process or pod returns its result, or its error, to its caller."""
+"""The file that passes the result or error of a step in another process or pod to its caller."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ def check_library_digest(digest: str | None) -> None:
     Raises:
         PerennialError: the digests differ.
     """
-    ours = runtime.library_digest()
-    if digest is not None and digest != ours:
+    actual = runtime.library_digest()
+    if digest is not None and digest != actual:
         raise PerennialError(
-            f"the library here has digest {ours[:12]}…, its caller's is {digest[:12]}…: "
+            f"this library has digest {actual[:12]}…, the caller's has {digest[:12]}…: "
             "the trainer image and Airflow are of different versions",
             "build and roll out both images from one commit, or name the matching image in the compute profile",
         )
@@ -41,13 +41,13 @@ def check_library_digest(digest: str | None) -> None:
 
 @contextmanager
 def step_outcome(uri: str | None) -> Iterator[StepOutcome]:
-    """Write what the block sets as result, or its error, to a file when the block ends.
+    """Write the result that the block sets, or its error, to a file when the block ends.
 
     Args:
-        uri: the file; nothing is written where it is None.
+        uri: the file; None writes nothing.
 
     Raises:
-        PerennialError: what the block raises, after it was written.
+        PerennialError: the error of the block, after it was written.
     """
     outcome = StepOutcome()
     try:
@@ -64,13 +64,13 @@ def step_outcome(uri: str | None) -> Iterator[StepOutcome]:
 
 
 def read_result(uri: str) -> dict[str, Any] | None:
-    """Read a step's result; None where the step wrote nothing.
+    """Read a step's result; None if the step wrote nothing.
 
     Args:
         uri: the file.
 
     Raises:
-        PerennialError: the step failed; type and texts are those of its own error.
+        PerennialError: the step failed; type and texts are those of the step's error.
     """
     try:
         content = json.loads(object_store.read_text(uri))

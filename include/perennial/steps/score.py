@@ -1,6 +1,6 @@
-"""The score step: the champion's prediction for every published row of some partitions.
+"""The score step: the champion's predictions for every published row of some partitions.
 
-In an A/B test, the challenger predicts its share of the rows.
+In an A/B trial, the challenger predicts its share of the rows.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
     from perennial.scoring.scorer import ScoredPartition
     from perennial.storage.delta_tables import File
 
-#: Partitions whose log is written together. A commit for each would cost a tenth of the time; the lake's writer takes
-#: a tenth of a MiB for each partition that it has open.
+#: Partitions whose serving log is written together. A commit for each would take a tenth of the step's time; the lake's
+#: writer needs 0.1 MiB for each open partition.
 LOG_PARTITIONS = 32
 log = logging.getLogger("perennial")
 Item = TypeVar("Item")
@@ -49,9 +49,9 @@ class ScoreResult(TypedDict):
         rows_in: published rows of the partitions that were scored.
         rows_out: predictions that were written.
         model_version: the champion's version; None without a champion.
-        status: ``unchanged`` where every partition had been scored before.
-        challenger: version that served a share of the rows, in an A/B test.
-        late: earlier partitions that were scored, too, where there were any.
+        status: ``scored``, ``unchanged`` if every partition was scored before, or ``no champion``.
+        challenger: version that served a share of the rows, in an A/B trial.
+        late: earlier partitions that were scored in addition, if any.
     """
 
     partitions: list[str]
@@ -75,16 +75,16 @@ def score(
 ) -> ScoreResult:
     """Score the published partitions from ``start`` to ``end`` (both included) with the champion.
 
-    Each partition is replaced whole. One that the same champion has scored from the same rows is skipped, so that an
-    interrupted range continues where it stopped.
+    Each partition is replaced as a whole. A partition that the same champion has scored from the same rows is skipped,
+    so that an interrupted range continues where it stopped.
 
     Args:
         spec: the model.
         start: first partition date.
         end: last partition date; ``start`` when not given.
-        force: score partitions again that have been scored.
-        run_id: of the run, for predictions and manifests.
-        catch_up: also score the partitions that `find_unscored_partitions` returns; a failure of these is only logged.
+        force: score again even if the same inputs were scored before.
+        run_id: id of the run, for predictions and manifests.
+        catch_up: also score the partitions that `find_unscored_partitions` returns; their failures are only logged.
 
     Raises:
         DataError: nothing was published in the range, or rows cannot be scored.
@@ -96,32 +96,32 @@ def score(
         try:
             late += _score(spec, day, None, False, run_id)["partitions"]
         except DataError as error:
-            log.warning("%s was published and not scored, and cannot be: %s", day, error)
+            log.warning("Partition %s was published and not scored, and cannot be scored: %s", day, error)
     if late:
-        log.info("Published earlier and not scored until now: %s.", ", ".join(late))
+        log.info("Scored partitions that were published earlier: %s.", ", ".join(late))
         result["late"] = late
     return result
 
 
 def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: str) -> ScoreResult:
-    """As `score`, without earlier partitions."""
+    """Score the partitions of a range, without catching up."""
     started = time.monotonic()
-    wanted = dates.dates(start, end)
+    requested = dates.dates(start, end)
     uri = delta_tables.table_uri("published", spec.name)
-    # A pinned version: what is published meanwhile is for the next run.
+    # A pinned version: rows that are published during this run are left to the next one.
     published = delta_tables.files_by_partition(uri, delta_tables.version(uri))
-    files = {day: published[day] for day in wanted if day in published}
+    files = {day: published[day] for day in requested if day in published}
     if not files:
         raise DataError(
-            "no published rows",
-            "run the data DAG for it first",
+            "no rows are published",
+            "run the data DAG for these dates first",
             model=spec.name,
-            partition=start if len(wanted) == 1 else f"{start}..{end}",
+            partition=start if len(requested) == 1 else f"{start}..{end}",
         )
     champion = registry.get_champion(spec)
     result = ScoreResult(
         partitions=[],
-        missing=[day for day in wanted if day not in published],
+        missing=[day for day in requested if day not in published],
         rows_in=0,
         rows_out=0,
         model_version=champion.version if champion else None,
@@ -133,27 +133,27 @@ def _score(spec: ModelSpec, start: str, end: str | None, force: bool, run_id: st
     if serving.challenger:
         result["challenger"] = serving.challenger.version.version
     inputs = {day: _inputs(day, files[day], serving) for day in files}
-    todo = [d for d in files if force or not manifests.find_completed(spec.name, "score", d, inputs[d])]
-    if not todo:
+    pending = [d for d in files if force or not manifests.find_completed(spec.name, "score", d, inputs[d])]
+    if not pending:
         result["status"] = "unchanged"
         return result
     run = _Run(spec, serving, files, inputs, run_id, started)
-    result["rows_out"] = run.score(todo)
-    result |= {"partitions": todo, "rows_in": sum(run.rows_in[day] for day in todo), "status": "scored"}
+    result["rows_out"] = run.score(pending)
+    result |= {"partitions": pending, "rows_in": sum(run.rows_in[day] for day in pending), "status": "scored"}
     return result
 
 
 def _serving(spec: ModelSpec, champion: registry.ModelVersion, last: str) -> Serving:
-    """The versions that serve partitions up to ``last``.
+    """Load the versions that serve partitions up to ``last``.
 
     Raises:
-        ArtifactError, DataError: the challenger of an A/B test cannot serve rows; with how to continue without it.
+        ArtifactError, DataError: the challenger of an A/B trial cannot serve rows.
     """
     champion_version = ServingVersion.load(champion)
     split = ab_trial.active_split(spec, champion)
     if split is None or last <= split.starts_after:
         return Serving(champion_version)
-    remedy = "set retraining.ab_share to 0, and the champion goes on alone"
+    remedy = "set retraining.ab_share to 0: the champion then serves all rows"
     try:
         challenger = ServingVersion.load(registry.get_version(spec.name, split.version))
         registry.load_model(challenger.version, threads=1)
@@ -195,15 +195,15 @@ def _inputs(day: str, files: Sequence[File], serving: Serving) -> dict[str, Any]
 
 
 class _Run:
-    """Scores partitions, writes their predictions and logs, and marks them as done.
+    """Scores partitions, and writes their predictions, serving logs and manifests.
 
     Args:
         spec: the model.
         serving: the versions that serve the rows.
         files: the files of all published partitions of the range, by date, in order.
         inputs: what the predictions of each partition depend on, by date.
-        run_id: of the run.
-        started: of the step, by ``time.monotonic()``.
+        run_id: id of the run.
+        started: when the step began, by ``time.monotonic()``.
 
     Attributes:
         rows_in: published rows of each partition, by date.
@@ -225,7 +225,7 @@ class _Run:
         self._table = delta_tables.Writer(
             delta_tables.table_uri("predictions", spec.name), distinct=[*spec.data.key, "prediction"]
         )
-        # Partitions whose predictions are written, but not yet their log and manifest.
+        # Partitions whose predictions are written, but whose log and manifest are not.
         self._written: list[str] = []
         self._logs: dict[str, list[pa.RecordBatch]] = {}
 
@@ -233,7 +233,7 @@ class _Run:
         """Score partitions in several threads; returns the number of predictions.
 
         Raises:
-            DataError: rows cannot be scored, or not each of them once.
+            DataError: rows cannot be scored exactly once.
             StorageError: the lake cannot be written.
         """
         split = self._serving.split
@@ -246,7 +246,7 @@ class _Run:
         with (
             _system_memory(),
             ThreadPoolExecutor(threads, thread_name_prefix="score") as pool,
-            # Looks ahead beyond the commit that is being written, so that no thread waits for it.
+            # Scores ahead of the commit that is being written, so that no thread waits for it.
             closing(_map_ahead(pool, scorer.score, units, threads + 1)) as scored,
         ):
             for commit in commits:
@@ -257,12 +257,12 @@ class _Run:
         return sum(self._rows_out.values())
 
     def _write(self, commit: Commit, scorer: Scorer, scored: Iterator[list[ScoredPartition]]) -> None:
-        """Replace the predictions of a commit's partitions by what was scored of its units."""
+        """Replace the predictions of a commit's partitions by the scored units."""
         failures: list[PerennialError] = []
         consumed: list[ScoredPartition] = []
 
         def partitions() -> Iterator[ScoredPartition]:
-            yield from list(consumed)  # where another writer won, all of it is written once more
+            yield from list(consumed)  # repeated if the commit conflicts with another writer
             try:
                 for unit in scored:
                     consumed.extend(unit)
@@ -281,19 +281,19 @@ class _Run:
         try:
             self._table.replace(batches, commit.days[0], commit.days[-1])
         except StorageError as error:
-            # The lake's writer passes on no more than the text of what ended its stream.
+            # The lake's writer reports only the text of the error that ended its stream.
             raise (failures[0] if failures else error) from None
         for partition in consumed:
             self._logs.setdefault(partition.day, []).append(partition.served)
         self._written += commit.days
 
     def _complete(self) -> None:
-        """Write the log of the partitions that are written, then mark them as done: what follows may fail."""
+        """Write the serving logs of the written partitions, then their manifests, which mark them as done."""
         for day in self._written:
             if self._rows_out[day] != self.rows_in[day]:
                 raise DataError(
                     f"{self.rows_in[day]} rows were published, {self._rows_out[day]} were scored",
-                    "run it again: it was not marked as done",
+                    "run it again: the partition was not marked as scored",
                     model=self._spec.name,
                     partition=day,
                 )
@@ -330,7 +330,7 @@ class _Run:
 
 @contextmanager
 def _system_memory() -> Iterator[None]:
-    """Let Arrow allocate from the system: its own pool is no faster here, and does not give 70 MiB back."""
+    """Let Arrow allocate from the system: its pool is not faster here, and does not release 70 MiB."""
     before = pa.default_memory_pool()
     pa.set_memory_pool(pa.system_memory_pool())
     try:
@@ -342,7 +342,7 @@ def _system_memory() -> Iterator[None]:
 def _map_ahead(
     pool: Executor, function: Callable[[Item], Result], items: Iterable[Item], ahead: int
 ) -> Generator[Result]:
-    """``map`` in the threads of ``pool``, in order, with up to ``ahead`` items beyond the one in use."""
+    """Like ``map``, in the threads of ``pool``, with up to ``ahead`` items beyond the current one."""
     pending: deque[Future[Result]] = deque()
     try:
         for item in items:

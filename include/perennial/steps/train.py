@@ -1,4 +1,4 @@
-"""The step ``train``: pin a dataset version, fit, evaluate, register and record a challenger."""
+"""The train step: pin a dataset version; fit, evaluate, register and record a challenger."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ class DatasetVersions(TypedDict):
     """Versions of the tables that a training read.
 
     Attributes:
-        published: of the published rows.
-        labels: of the labels; None where the rows have them.
-        references: of each reference table, by name.
+        published: version of the published rows.
+        labels: version of the labels; None if the rows contain them.
+        references: version of each reference table, by name.
     """
 
     published: int
@@ -53,14 +53,14 @@ class RowCounts(TypedDict):
 
 
 class GateResult(TypedDict):
-    """What the gate decided.
+    """The result of the gate.
 
     Attributes:
         passed: whether the challenger passed.
         reasons: a sentence for each criterion.
-        against_champion: `Comparison.as_dict` with the champion; None where there was none.
-        against_baselines: `Comparison.as_dict` with each baseline, by name.
-        champion: version of the champion; None where there was none.
+        against_champion: `Comparison.as_dict` with the champion; None if there was none.
+        against_baselines: `Comparison.as_dict` with each baseline model, by name.
+        champion: version of the champion; None if there was none.
     """
 
     passed: bool
@@ -71,27 +71,27 @@ class GateResult(TypedDict):
 
 
 class TrainResult(TypedDict):
-    """What a training did.
+    """The result of a training.
 
     Attributes:
-        as_of: partition date as of which data counted.
+        as_of: partition date of the training; later data was not used.
         run_id: MLflow run.
         version: registered version.
         digest: SHA-256 of the model file.
         dataset_version: versions of the tables that were read.
         device: device that trained: ``cpu`` or ``cuda``.
-        gpu: what the GPUs did; None without one.
-        workers: number of processes that fitted together.
+        gpu: use of the GPUs; None without a GPU.
+        workers: number of processes that fitted the model together.
         rounds: boosting rounds of the model.
         external_memory: whether the binned matrix was on disk.
-        trials: number of trials of the search.
-        resumed_rounds: rounds that an interrupted training had done before.
+        trials: number of search trials.
+        resumed_rounds: rounds from the checkpoint of an interrupted training.
         metrics: metrics on the held-out rows, by name.
         reason: why the training was requested.
-        window: name of the window that won.
-        since: date of the change that was answered; empty where there was none.
-        status: ``unchanged`` where the same inputs had been trained before.
-        gate: what the gate decided.
+        window: name of the best window.
+        since: date of the change that the retraining responds to; empty if there was none.
+        status: ``trained``, or ``unchanged`` if the same inputs were trained before.
+        gate: result of the gate.
         rows: numbers of rows.
     """
 
@@ -137,8 +137,8 @@ class _PinnedData:
         labels_version: version of the labels; None where the rows have them.
         reference_versions: version of each reference table, by name.
         windows: candidate windows, by name.
-        champion: the champion; None where there is none.
-        since: date of the change to answer; empty where there is none.
+        champion: the champion; None if there is none.
+        since: date of the change that the retraining responds to; empty if there is none.
         inputs: what the result depends on, for the manifest.
     """
 
@@ -173,7 +173,7 @@ def train(
         spec: the model.
         as_of: partition date.
         reason: why it was requested, for the ledger.
-        force: train even where the same inputs were trained before.
+        force: train again even if the same inputs were trained before.
         run_id: id of the Airflow run, for the manifest.
         workers: number of processes that fit the model together.
         rendezvous: URI of the file where workers that run elsewhere find this process
@@ -191,9 +191,9 @@ def train(
     started = time.monotonic()
     request = _Request(as_of, reason, actor, run_id, workers, rendezvous)
     pinned = _pin(spec, as_of)
-    done = None if force else manifests.find_completed(spec.name, "train", as_of, pinned.inputs)
-    if done and _is_valid(spec, done, pinned.champion):
-        return cast(TrainResult, done.result | {"status": "unchanged"})
+    completed = None if force else manifests.find_completed(spec.name, "train", as_of, pinned.inputs)
+    if completed and _is_valid(spec, completed, pinned.champion):
+        return cast(TrainResult, completed.result | {"status": "unchanged"})
     candidate, version = _train_challenger(spec, request, pinned)
     result = _result(request, pinned, candidate, version)
     _record(spec, request, pinned, result, started)
@@ -201,7 +201,7 @@ def train(
 
 
 def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
-    """Fix the versions that the training reads, and the windows among which it chooses.
+    """Pin the table versions that the training reads, and the candidate windows.
 
     Raises:
         DataError: nothing was published, no label has arrived, or there are too few partitions.
@@ -217,7 +217,7 @@ def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
             model=spec.name,
             partition=as_of,
         )
-    since = _change_to_answer(spec, as_of)
+    since = _change_date(spec, as_of)
     available = delta_tables.partitions(labels or published, labels_version if labels else version)
     windows = candidate_windows(spec, as_of, available, since)
     first = min(w.fit[0] for w in windows.values())
@@ -234,22 +234,22 @@ def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
     return _PinnedData(version, labels_version, reference_versions, windows, champion, since, inputs)
 
 
-def _change_to_answer(spec: ModelSpec, as_of: str) -> str:
-    """The date of the change that the retraining answers; empty where there is none."""
+def _change_date(spec: ModelSpec, as_of: str) -> str:
+    """The date of the change that the retraining responds to; empty if there is none."""
     decisions = [r for r in ledger.records(spec.name, LedgerKind.RETRAINING) if r["partition"] == as_of]
     return str(decisions[-1]["evidence"].get("since") or "") if decisions else ""
 
 
-def _is_valid(spec: ModelSpec, done: Manifest, champion: ModelVersion | None) -> bool:
+def _is_valid(spec: ModelSpec, completed: Manifest, champion: ModelVersion | None) -> bool:
     """Whether a finished training need not run again.
 
     A challenger that passed the gate against an earlier champion cannot be promoted any more, so it is trained again.
     """
-    gate, champion_version = done.result["gate"], champion.version if champion else None
-    if not gate["passed"] or champion_version in (gate["champion"], done.result["version"]):
+    gate, champion_version = completed.result["gate"], champion.version if champion else None
+    if not gate["passed"] or champion_version in (gate["champion"], completed.result["version"]):
         return True
     promotions = ledger.records(spec.name, LedgerKind.PROMOTION)
-    return any(r["model_version"] == done.result["version"] for r in promotions)
+    return any(r["model_version"] == completed.result["version"] for r in promotions)
 
 
 def _train_challenger(
@@ -297,7 +297,7 @@ def _checkpoints(spec: ModelSpec, request: _Request, pinned: _PinnedData) -> dic
     """The checkpoint of each window, by its name."""
     inputs = pinned.inputs
     if request.workers > 1:
-        # Another number of workers bins the rows in another way: it cannot continue from this checkpoint.
+        # Another number of workers bins the rows differently, so it cannot continue from this checkpoint.
         inputs = inputs | {"workers": request.workers}
     return {
         name: Checkpoint.for_inputs(spec.name, request.as_of, inputs | {"window": name})
@@ -316,13 +316,13 @@ def _evaluate_and_register(
 ) -> ModelVersion:
     """Evaluate the candidate while its artifacts are built, and register it.
 
-    Rows that do not fit in memory are read for one of the two at a time.
+    If the rows do not fit in memory, evaluation and artifacts are computed one after the other.
     """
     source = job.source
     if candidate.fitted.external_memory:
         _ = candidate.evaluation
     with ThreadPoolExecutor(1, thread_name_prefix="artifacts") as pool:
-        # With a FeatureQuery of its own, because the evaluation uses the other one meanwhile.
+        # A separate FeatureQuery, because the evaluation uses the other one at the same time.
         features = FeatureQuery(source.spec, source.features.reference_versions)
         building = pool.submit(
             build_artifacts,
@@ -377,7 +377,7 @@ def _description(request: _Request, evaluation: Evaluation) -> str:
 def _record_failure(spec: ModelSpec, request: _Request, error: BaseException) -> None:
     """Record in the ledger that the training failed.
 
-    The retraining that requested it is then no longer in flight, and the next verdict may request one again.
+    The request is then no longer open, so that the next verdict may request a retraining again.
     """
     with contextlib.suppress(PerennialError):  # the training's own error is raised, not this one
         ledger.append(

@@ -1,4 +1,4 @@
-"""Builds the checks of a partition: those that the suite declares, and those that hold for any partition."""
+"""Build the checks of a partition: those declared in the suite, and the built-in ones."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from perennial.validation._sql_aggregates import table_level
 from perennial.validation.checks import Check
 from perennial.validation.suite import Expectation
 
-#: In partitions of more rows, median and quantiles are estimated (t-digest): exact ones hold all values in memory.
+#: In larger partitions median and quantiles are estimated (t-digest), because exact ones need all values in memory.
 EXACT_QUANTILE_ROWS = 1_000_000
 _LARGEST_DOUBLE = 1.7976931348623157e308
 _NOT_NULL = "expect_column_values_to_not_be_null"
@@ -41,8 +41,8 @@ def build_checks(
     Args:
         suite: the declared expectations.
         columns: declared type of each column.
-        key: columns that identify a row; never null, never twice.
-        event_time: column with the time of a row's event; never null, never later than its partition.
+        key: columns that identify a row; must be unique and not null.
+        event_time: column with the time of a row's event; must not be null, nor later than its partition.
         cast_failures: SQL condition of a cell that cannot be cast to its column's type, by column.
         exact: whether quantiles are exact or estimated.
     """
@@ -67,7 +67,7 @@ def build_checks(
 
 
 def _not_null_checks(checks: list[Check], required: list[str], columns: Mapping[str, str]) -> list[Check]:
-    """Checks of the required columns for missing values, except where the suite has the same one."""
+    """Checks that required columns have no nulls, unless the suite declares the same check."""
     declared = {tuple(c.columns) for c in checks if c.type == _NOT_NULL and c.critical and not c.where}
     return [
         _built_in_check(
@@ -85,7 +85,7 @@ def _not_null_checks(checks: list[Check], required: list[str], columns: Mapping[
 
 
 def _with_key_check(checks: list[Check], key: list[str], columns: Mapping[str, str]) -> list[Check]:
-    """Add the check that the key is unique, where the suite has none; the first row of a key is good."""
+    """Add the check that the key is unique, unless the suite declares it; keep the first row of a key."""
     for i, check in enumerate(checks):
         if check.unique and check.critical and not check.where and set(check.unique) == set(key):
             return [*checks[:i], replace(check, keep_first=True), *checks[i + 1 :]]
@@ -268,5 +268,5 @@ def _not_ignored(columns: list[str], rule: str) -> str:
 
 
 def _fails(good: str, if_null: str = "FALSE") -> str:
-    """SQL condition that a condition does not hold, with a value of its own where that is null."""
+    """SQL condition that a condition does not hold; ``if_null`` if it is null."""
     return f"coalesce(NOT ({good}), {if_null})"

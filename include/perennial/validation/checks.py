@@ -1,8 +1,8 @@
-"""A check of a partition: its SQL, and what Great Expectations needs to know of its result.
+"""A check of a partition: its SQL, and its results as metrics of Great Expectations.
 
 A check becomes SQL aggregates over the view of landed files (see `landing.create_landed_view`). `validator` puts the
-aggregates of all checks into one query, grouped by file; `Check.metrics` then gives Great Expectations the values of
-its own metrics, by their names.
+aggregates of all checks into one query, grouped by file; `Check.metrics` then converts the results to the metrics
+of Great Expectations.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ class Check:
     """One check, as `check_builder` describes it.
 
     Attributes:
-        label: names the check in reasons and messages; contains no values.
+        label: name of the check in reasons and messages; contains no data values.
         type: Great Expectations' type.
         config: the expectation in Great Expectations' format.
         level: ``row`` or ``table``.
@@ -38,9 +38,9 @@ class Check:
         bad: SQL condition of a bad row, never null; empty for uniqueness and for table-level checks.
         unique: columns that must be unique together; empty for other checks.
         keep_first: of rows with the same key, the first of the file is good.
-        mostly: share of good rows below which the partition stops; none: ``quarantine_limit`` decides.
+        mostly: share of good rows below which the partition stops; None: only ``quarantine_limit`` applies.
         hidden_if_passed: the data doc shows the check only where it failed.
-        max_day_offset: days after the partition's date from which a value is too late; 0: no limit.
+        max_day_offset: number of days after the partition's date at which a value is too late; 0: no limit.
         statistics: SQL aggregates of a table-level check, by metric or by a name of `_sql_aggregates`.
         types: declared type of each column of the feed.
     """
@@ -90,7 +90,10 @@ class Check:
 
     @property
     def bad_sql(self) -> str:
-        """SQL aggregate: bad rows; for uniqueness, distinct values (as many as `considered_sql`: no duplicates)."""
+        """SQL aggregate: number of bad rows; for uniqueness, number of distinct values.
+
+        There are no duplicates if that equals `considered_sql`.
+        """
         where = all_of(self.where, self.considered)
         if not self.unique:
             return count_where(all_of(where, self.bad))
@@ -103,7 +106,7 @@ class Check:
 
     @property
     def bad_row(self) -> str:
-        """SQL condition of a bad row among all rows; not for uniqueness, where a join finds the duplicates."""
+        """SQL condition of a bad row among all rows; for uniqueness, a join marks the duplicates instead."""
         return all_of(self.where, all_of(self.considered, self.bad))
 
     def aggregates(self) -> list[str]:
@@ -115,7 +118,7 @@ class Check:
     def metrics(
         self, value: AggregateValue, columns: list[str], bad_rows: int, examples: list[Any]
     ) -> Callable[[str], Any]:
-        """The values of Great Expectations' metrics, as a function of their name.
+        """Convert results to Great Expectations' metrics; returns a function from name to value.
 
         Args:
             value: the result of one of `aggregates`, by its SQL text.
@@ -164,6 +167,6 @@ class Check:
             return len(missing) if name.endswith(".count") else missing
         statistic = statistics.get(name)
         if name in ("column.min", "column.max") and type(statistic) is date:
-            # Great Expectations parses the texts of bounds for datetimes only
+            # Great Expectations parses bounds given as text only if the value is a datetime.
             return datetime(statistic.year, statistic.month, statistic.day)
         return statistic

@@ -42,7 +42,7 @@ a[href^=".."]{color:inherit;pointer-events:none}
 
 
 def data_doc_uri(model: str, day: str, extension: str, kind: str = "rows") -> str:
-    """The file of the data doc of a partition.
+    """The URI of the data doc of a partition.
 
     Args:
         model: name of the model.
@@ -55,7 +55,9 @@ def data_doc_uri(model: str, day: str, extension: str, kind: str = "rows") -> st
 
 
 def suite_result(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) -> dict[str, Any]:
-    """Great Expectations' result of the whole suite, as JSON; ``success``: the partition may be published.
+    """Compose Great Expectations' result of the whole suite, as JSON.
+
+    ``success`` is true if the partition may be published.
 
     Args:
         outcome: the partition's outcome.
@@ -85,17 +87,17 @@ def suite_result(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str) 
                                         "batch_identifiers": {"partition_date": outcome.day}},
             "perennial": {
                 "verdict": "stopped" if outcome.stopped else "published", "rows": outcome.rows,
-                "quarantined": outcome.quarantined, "broken": outcome.broken, "stopped": outcome.stopped,
+                "quarantined": outcome.quarantined, "broken": outcome.bad_rows_by_check, "stopped": outcome.stopped,
                 "declared": outcome.declared, "evaluated": outcome.evaluated,
             },
         },
     )  # fmt: skip
-    # a suite's own conversion converts its results twice
+    # The suite's own conversion would convert its results twice.
     return {**suite.to_json_dict(), "results": [result.to_json_dict() for result in outcome.results]}
 
 
 def write_data_doc(outcome: ValidationOutcome, feed: FeedSchema, suite_name: str, *, page: bool) -> str:
-    """Write the result of a partition's validation as JSON and, if wanted, as a page.
+    """Write the result of a partition's validation as JSON and optionally as a page.
 
     Args:
         outcome: the partition's outcome.
@@ -142,7 +144,7 @@ def render_data_doc(result: dict[str, Any]) -> str:
 
 @functools.cache
 def _view() -> Any:
-    """The renderer with its compiled templates, which a forked process inherits."""
+    """The renderer with its compiled templates; cached, and inherited by forked processes."""
     from great_expectations.render.view import DefaultJinjaPageView
 
     return DefaultJinjaPageView()
@@ -156,8 +158,8 @@ def _banner(result: dict[str, Any]) -> str:
         reasons = "".join(f"<li>{html.escape(r)}</li>" for r in summary["stopped"])
         return (f'<div class="perennial stopped"><b>Partition {day} was stopped: nothing was published.</b>'
                 f"<ul>{reasons}</ul></div>")  # fmt: skip
-    broken = "".join(f"<li>{n} × {html.escape(label)}</li>" for label, n in summary["broken"].items())
+    bad_rows = "".join(f"<li>{n} × {html.escape(label)}</li>" for label, n in summary["broken"].items())
     published = summary["rows"] - summary["quarantined"]
     return (f'<div class="perennial"><b>Partition {day}: {published} of {summary["rows"]} rows published, '
             f"{summary['quarantined']} in quarantine.</b> {summary['evaluated']} of {summary['declared']} declared "
-            f"expectations were evaluated.<ul>{broken}</ul></div>")  # fmt: skip
+            f"expectations were evaluated.<ul>{bad_rows}</ul></div>")  # fmt: skip

@@ -1,4 +1,4 @@
-"""Great Expectations as the evaluator: it names the metrics that an expectation needs and evaluates their values."""
+"""Evaluation of checks by Great Expectations, from metrics that DuckDB has computed."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from perennial.core.sql import HIDDEN_VALUE
 from perennial.validation.checks import MAX_EXAMPLES, Check
 
 os.environ.setdefault("GX_ANALYTICS_ENABLED", "false")
-#: Endings of table-level expectations whose observed value reveals no value of a single row.
+#: Suffixes of table-level expectations whose observed value does not reveal a value of a single row.
 _AGGREGATE_ONLY = ("count_to_be_between", "values_to_be_between", "to_exist")
 _RESULT_FORMAT = {"result_format": "BASIC", "partial_unexpected_count": MAX_EXAMPLES}
 
@@ -26,8 +26,8 @@ class ValidationOutcome:
         rows: rows in the file.
         quarantined: rows that go to quarantine.
         results: Great Expectations' results, one for each check, in order.
-        broken: bad rows by check label, of critical row-level checks only.
-        stopped: why nothing of the partition may be published; empty: it may.
+        bad_rows_by_check: number of bad rows of each critical row-level check, by label.
+        stopped: why the partition must not be published; empty if it may.
         declared: expectations in the suite.
         evaluated: expectations of the suite that were evaluated.
     """
@@ -36,14 +36,14 @@ class ValidationOutcome:
     rows: int
     quarantined: int = 0
     results: list[Any] = field(default_factory=list)
-    broken: dict[str, int] = field(default_factory=dict)
+    bad_rows_by_check: dict[str, int] = field(default_factory=dict)
     stopped: list[str] = field(default_factory=list)
     declared: int = 0
     evaluated: int = 0
 
 
 class ExpectationEvaluator:
-    """Evaluates one check for one file after the other.
+    """Evaluates one check on several files, one after another.
 
     Args:
         check: the check.
@@ -59,16 +59,16 @@ class ExpectationEvaluator:
     def evaluate(
         self,
         outcome: ValidationOutcome,
-        profile: dict[str, Any],
+        aggregates: dict[str, Any],
         columns: list[str],
         bad_rows: int,
         examples: list[Any],
     ) -> None:
-        """Add the check's result, and what follows from it, to the outcome of a partition.
+        """Evaluate the check for one file, and add its result and consequences to the outcome.
 
         Args:
             outcome: the outcome; changed in place.
-            profile: results of the check's aggregates, by their SQL.
+            aggregates: results of the check's aggregates, by their SQL.
             columns: the file's columns.
             bad_rows: number of bad rows.
             examples: some of their values.
@@ -80,7 +80,7 @@ class ExpectationEvaluator:
         outcome.declared += check.declared
         if check.hidden_if_passed and not bad_rows:
             return
-        result = self._result(outcome.day, profile, columns, bad_rows, examples)
+        result = self._result(outcome.day, aggregates, columns, bad_rows, examples)
         outcome.results.append(result)
         if result.exception_info.get("raised_exception"):
             cause = str(result.exception_info["exception_message"])
@@ -96,15 +96,16 @@ class ExpectationEvaluator:
                 outcome.stopped.append(_explain(check, result))
             return
         if bad_rows:
-            outcome.broken[check.label] = outcome.broken.get(check.label, 0) + bad_rows
+            counts = outcome.bad_rows_by_check
+            counts[check.label] = counts.get(check.label, 0) + bad_rows
         if check.mostly is not None and not result.success:
-            share = 1 - bad_rows / max(1, profile[check.considered_sql])
+            share = 1 - bad_rows / max(1, aggregates[check.considered_sql])
             outcome.stopped.append(
                 f"{check.label}: {share:.2%} of the rows are good, mostly requires {check.mostly:.2%}"
             )
 
     def _result(
-        self, day: str, profile: dict[str, Any], columns: list[str], bad_rows: int, examples: list[Any]
+        self, day: str, aggregates: dict[str, Any], columns: list[str], bad_rows: int, examples: list[Any]
     ) -> Any:
         """Great Expectations' result of the check for one file."""
         from great_expectations.core.expectation_validation_result import ExpectationValidationResult
@@ -117,14 +118,12 @@ class ExpectationEvaluator:
                 dependencies = expectation.get_validation_dependencies(
                     runtime_configuration={"result_format": dict(_RESULT_FORMAT)}
                 )
-                metric = self.check.metrics(profile.__getitem__, columns, bad_rows, examples)
+                metric = self.check.metrics(aggregates.__getitem__, columns, bad_rows, examples)
                 values = {m.id: metric(name) for name, m in dependencies.metric_configurations.items()}
                 return expectation.metrics_validate(
                     values, runtime_configuration={"result_format": dict(_RESULT_FORMAT)}
                 )
-            except (
-                Exception
-            ) as error:  # whatever it is: an expectation that was not evaluated stops the partition
+            except Exception as error:  # an expectation that cannot be evaluated stops the partition
                 detail = "" if self._personal else f": {error}"
                 return ExpectationValidationResult(
                     success=False,
@@ -138,7 +137,7 @@ class ExpectationEvaluator:
 
 
 def gx_expectation(check: Check, day: str) -> Any:
-    """Build Great Expectations' own object for a check.
+    """Build the Great Expectations object of a check.
 
     Args:
         check: the check.
@@ -155,7 +154,7 @@ def gx_expectation(check: Check, day: str) -> Any:
         config = {**config, "kwargs": {**check.kwargs, "max_value": limit, "strict_max": True}}
     try:
         return ExpectationConfiguration(**config).to_domain_obj()
-    except Exception as error:  # its validation errors have no common base
+    except Exception as error:  # its validation errors have no common base class
         raise SpecError(
             f"expectations.json: {check.label}: {error}", "correct the expectation's arguments"
         ) from error

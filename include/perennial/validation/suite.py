@@ -1,9 +1,9 @@
-"""The suite ``expectations.json``, in Great Expectations' own format: reading it, and what it may contain.
+"""Parse the suite ``expectations.json``, in Great Expectations' format, and check its content.
 
 An expectation is row-level (it becomes a SQL condition that a bad row meets) or table-level (it becomes SQL aggregates
-over the partition). What is not in `SUPPORTED` is refused when the spec is checked.
+over the partition). Types that are not in `SUPPORTED` are refused when the spec is checked.
 
-Nothing heavy is imported here, because ``perennial check`` and DAG files read suites.
+No heavy libraries are imported here, because ``perennial check`` and DAG files read suites.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from perennial.core.sql import NUMERIC, is_number, row_condition_sql, shorten, s
 
 MAX_EXPECTATIONS = 1000
 #: Types of columns that expectations accept.
-COMPARABLE = ("integer", "number", "date", "timestamp")  # Great Expectations takes no text as a bound
+COMPARABLE = ("integer", "number", "date", "timestamp")  # Great Expectations does not accept text as a bound
 ORDERED = (*COMPARABLE, "string")
 ANY = ("string", "integer", "number", "boolean", "date", "timestamp")
 _BETWEEN = ("min_value", "max_value", "strict_min", "strict_max")
@@ -27,7 +27,7 @@ _BETWEEN = ("min_value", "max_value", "strict_min", "strict_max")
 
 @dataclass(frozen=True)
 class ExpectationSignature:
-    """The arguments that one expectation type takes.
+    """The arguments of one expectation type.
 
     Attributes:
         level: ``row`` or ``table``.
@@ -116,7 +116,7 @@ _IGNORE = {
     "column_B": ("both_values_are_missing", "either_value_is_missing", "neither"),
     "column_list": ("all_values_are_missing", "any_value_is_missing", "never"),
 }
-#: Expectations whose bounds are compared with the column's values, and so have the column's type.
+#: Expectations whose bounds are compared with the column's values, so that they have the column's type.
 _BOUNDS_OF_COLUMN_TYPE = {
     "expect_column_values_to_be_between",
     "expect_column_min_to_be_between",
@@ -131,7 +131,7 @@ class Expectation:
     Attributes:
         type: Great Expectations' type.
         kwargs: the arguments as written.
-        severity: ``critical``; or ``warning`` or ``info``, which are recorded and stop nothing.
+        severity: ``critical``, ``warning`` or ``info``; the last two are recorded only.
         line: line in the suite's file.
         config: the whole entry, in Great Expectations' format.
     """
@@ -163,7 +163,7 @@ class Expectation:
 
 @dataclass(frozen=True)
 class SuiteProblem:
-    """A part of a suite that cannot be used.
+    """An invalid part of a suite.
 
     Attributes:
         line: line in the suite's file.
@@ -185,7 +185,7 @@ def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation
         columns: declared type of each column (``data.columns`` of the spec).
 
     Returns:
-        The expectations that can be used, and the problems of those that cannot.
+        The valid expectations, and the problems of the others.
     """
     try:
         suite = json.loads(text)
@@ -219,7 +219,7 @@ def _lines(text: str) -> list[int]:
     """The line on which each entry of ``expectations`` begins."""
     decoder = json.JSONDecoder()
     lines: list[int] = []
-    # JSON's own decoder skips the values before it, so that a nested key "expectations" is not taken for the suite's
+    # The JSON decoder skips preceding values, so that a nested key "expectations" is not mistaken for the suite's.
     at = text.index("{") + 1
     space = re.compile(r"[\s,:]*")
     while True:
@@ -308,7 +308,7 @@ def _check_values(name: str, kwargs: dict[str, Any], columns: Mapping[str, str])
         yield from _check_literal(kwargs[argument], "number", argument)
     if "value_set" in kwargs:
         if not isinstance(kwargs["value_set"], list) or not kwargs["value_set"]:
-            yield f"value_set is a list with a value in it; received {shorten(kwargs['value_set'])}"
+            yield f"value_set is a list with at least one value; received {shorten(kwargs['value_set'])}"
         elif kwargs["column"] in columns:
             for value in kwargs["value_set"]:
                 yield from _check_literal(value, columns[kwargs["column"]], "value_set")

@@ -1,8 +1,8 @@
-"""Validation of partitions of any size: one DuckDB aggregate over the files, evaluated by Great Expectations.
+"""Validate partitions of any size by one DuckDB query, which Great Expectations evaluates.
 
-Great Expectations says which metrics each expectation needs; the aggregate, grouped by file, gives their values, and
-``metrics_validate`` evaluates them. So results are Great Expectations' own, and the memory does not grow with the rows.
-A second pass is made only where a check failed: it counts the rows for quarantine and collects examples.
+Great Expectations determines which metrics each expectation needs, the query computes them for each file, and
+``metrics_validate`` evaluates them. So the results are those of Great Expectations, and memory does not grow with the
+rows. Only if a check failed, a second pass counts the rows for quarantine and collects examples.
 """
 
 from __future__ import annotations
@@ -27,8 +27,8 @@ class ValidationFindings:
 
     Attributes:
         outcomes: one for each file, in order.
-        source: SQL relation of the rows: the view, joined with what marks duplicates where there are any.
-        reasons: SQL condition of a bad row, by label; empty: no row is bad.
+        source: SQL relation of the rows: the view, with columns that mark duplicates if there are any.
+        reasons: SQL condition of a bad row, by check label; empty if no row is bad.
     """
 
     outcomes: list[ValidationOutcome]
@@ -70,11 +70,11 @@ def validate(
     Raises:
         duckdb.Error: a file is malformed beyond its footer.
     """
-    profiles = _profiles(con, landed, checks, view)
-    source, duplicates = _find_duplicates(con, checks, profiles, view)
+    aggregates = _aggregate_by_file(con, landed, checks, view)
+    source, duplicates = _find_duplicates(con, checks, aggregates, view)
     counts = [
-        [_bad_rows(check, i, file, profile, duplicates) for i, check in enumerate(checks)]
-        for file, profile in enumerate(profiles)
+        [_bad_rows(check, i, file, values, duplicates) for i, check in enumerate(checks)]
+        for file, values in enumerate(aggregates)
     ]
     failed = [i for i, c in enumerate(checks) if c.level == "row" and any(row[i] for row in counts)]
     reasons: dict[str, str] = {}
@@ -85,11 +85,11 @@ def validate(
     bad_rows = _second_pass(con, feed, checks, failed, reasons, source) if failed else {}
     outcomes = []
     evaluators = [ExpectationEvaluator(check, feed.personal) for check in checks]
-    for f, (file, profile) in enumerate(zip(landed, profiles, strict=True)):
+    for f, (file, values) in enumerate(zip(landed, aggregates, strict=True)):
         bad = bad_rows.get(f, _BadRows(0, {}))
-        outcome = ValidationOutcome(file.day, profile["count(*)"], bad.quarantined)
+        outcome = ValidationOutcome(file.day, values["count(*)"], bad.quarantined)
         for i, evaluator in enumerate(evaluators):
-            evaluator.evaluate(outcome, profile, file.columns, counts[f][i], bad.examples.get(i, []))
+            evaluator.evaluate(outcome, values, file.columns, counts[f][i], bad.examples.get(i, []))
         _apply_limits(outcome, quarantine_limit)
         outcomes.append(outcome)
     return ValidationFindings(outcomes, source, reasons)
@@ -104,10 +104,10 @@ def _bad_condition(index: int, check: Check) -> str:
     return f"__duplicate_{index}" if check.unique else check.bad_row
 
 
-def _profiles(
+def _aggregate_by_file(
     con: duckdb.DuckDBPyConnection, landed: list[LandedFile], checks: list[Check], view: str
 ) -> list[dict[str, Any]]:
-    """The results of all checks' aggregates, by their SQL, for each file: one query."""
+    """Compute all checks' aggregates in one query; returns results by SQL text, for each file."""
     aggregates = list(dict.fromkeys(["count(*)", *(sql for c in checks for sql in _aggregates(c))]))
     selected = ", ".join(aggregates)
     # a file without rows has no group
@@ -130,22 +130,22 @@ def _aggregates(check: Check) -> list[str]:
 
 
 def _bad_rows(
-    check: Check, index: int, file: int, profile: dict[str, Any], duplicates: dict[int, dict[int, int]]
+    check: Check, index: int, file: int, aggregates: dict[str, Any], duplicates: dict[int, dict[int, int]]
 ) -> int:
     """Number of bad rows of one check in one file."""
     if check.level != "row":
         return 0
     if check.unique:
         return duplicates.get(index, {}).get(file, 0)
-    return int(profile[check.bad_sql])
+    return int(aggregates[check.bad_sql])
 
 
 def _find_duplicates(
-    con: duckdb.DuckDBPyConnection, checks: list[Check], profiles: list[dict[str, Any]], view: str
+    con: duckdb.DuckDBPyConnection, checks: list[Check], aggregates: list[dict[str, Any]], view: str
 ) -> tuple[str, dict[int, dict[int, int]]]:
-    """Find the rows that occur more than once, by check.
+    """Find duplicate rows, for each uniqueness check.
 
-    Only files are searched in which a check's number of distinct hashes is less than that of its rows.
+    Only files with fewer distinct hashes than rows are searched.
 
     Returns:
         The relation with one column ``__duplicate_<i>`` for each such check, and the rows by check and file.
@@ -154,8 +154,8 @@ def _find_duplicates(
     for i, check in enumerate(checks):
         suspects = [
             file
-            for file, profile in enumerate(profiles)
-            if check.unique and profile[check.bad_sql] != profile[check.considered_sql]
+            for file, values in enumerate(aggregates)
+            if check.unique and values[check.bad_sql] != values[check.considered_sql]
         ]
         if not suspects:
             continue
@@ -181,11 +181,11 @@ def _find_duplicates(
 def _create_duplicates_table(
     con: duckdb.DuckDBPyConnection, check: Check, files: list[int], view: str, table: str
 ) -> None:
-    """Create a table of the values that occur more than once in some files: file, columns, rows, first row."""
+    """Create a table of duplicate values in some files: file, columns, number of rows, first row."""
     names = ", ".join(quote_identifier(c) for c in check.unique)
     in_files = f"__file IN ({', '.join(map(str, files))})"
     where = " AND ".join(w for w in (check.where, check.considered, in_files) if w)
-    # by hash first, because texts as group keys cost twice as much; then exactly, among the few that share a hash
+    # First by hash, because grouping by text is twice as slow; then exactly, among the rows that share a hash.
     hashes = f"SELECT {check.hash_sql} FROM {view} WHERE {where} GROUP BY __file, {check.hash_sql} HAVING count(*) > 1"
     con.execute(
         f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT __file, {names}, count(*) AS n, min(__row) AS first "
@@ -221,7 +221,7 @@ def _second_pass(
 
 
 def _examples_sql(index: int, check: Check, personal: list[str]) -> str:
-    """SQL aggregate: some of a check's bad values; nothing of personal data."""
+    """SQL aggregate: some of a check's bad values, without personal data."""
     if set(check.columns) & set(personal):
         return "NULL"
     names = [quote_identifier(c) for c in check.columns]
@@ -245,9 +245,9 @@ def _example(value: Any, check: Check) -> Any:
 def _apply_limits(outcome: ValidationOutcome, quarantine_limit: float) -> None:
     """Stop a partition that was not fully evaluated, or of which too many rows are bad."""
     if outcome.evaluated < outcome.declared and not outcome.stopped:
-        outcome.stopped.append(f"{outcome.evaluated} of {outcome.declared} expectations were evaluated")
+        outcome.stopped.append(f"only {outcome.evaluated} of {outcome.declared} expectations were evaluated")
     if outcome.rows and outcome.quarantined / outcome.rows > quarantine_limit:
-        most = sorted(outcome.broken.items(), key=lambda item: -item[1])[:3]
+        most = sorted(outcome.bad_rows_by_check.items(), key=lambda item: -item[1])[:3]
         share = f"{outcome.quarantined / outcome.rows:.1%}"
         outcome.stopped.append(
             f"{outcome.quarantined} of {outcome.rows} rows ({share}) would go to quarantine, "

@@ -31,7 +31,7 @@ def test_codes_are_ranks_and_unseen_is_missing() -> None:
 
 
 def test_unseen_stops_where_the_spec_says_so() -> None:
-    with pytest.raises(DataError, match="'c' has 2 rows with a category that training did not see"):
+    with pytest.raises(DataError, match="'c' has 2 rows with a category unseen in training"):
         matrix(["b", "zz", "yy", None], {"c": ["a", "b"]}, "stop")
     assert same(matrix(["b", None], {"c": ["a", "b"]}, "stop"), [1, np.nan])
 

@@ -126,7 +126,7 @@ def test_a_server_error_is_told(broken: dict[str, Any]) -> None:
 
 def test_an_answer_that_is_no_json_is_told(broken: dict[str, Any]) -> None:
     broken |= {"status": 200, "body": b"<html>a login page</html>"}
-    with pytest.raises(RegistryError, match="not what MLflow answers"):
+    with pytest.raises(RegistryError, match="not a response of MLflow"):
         registry.get_version_by_alias("toy")
 
 

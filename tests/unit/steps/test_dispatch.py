@@ -16,7 +16,7 @@ def test_unknown_steps_and_arguments_are_refused(empty_home: Path, tmp_path: Pat
     spec = toys.model(tmp_path / "models", "toy")
     with pytest.raises(PerennialError, match=r"no step 'fly'(.|\n)*data, train, promote, score, monitor"):
         dispatch.run("fly", spec)
-    with pytest.raises(PerennialError, match=r"step score: .*'stop'(.|\n)*it takes: start, end"):
+    with pytest.raises(PerennialError, match=r"step score: .*'stop'(.|\n)*its arguments are: start, end"):
         dispatch.run("score", spec, start="2024-01-01", stop="2024-01-02")
     with pytest.raises(PerennialError, match="missing a required argument: 'as_of'"):
         dispatch.run("train", spec)

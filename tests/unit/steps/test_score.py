@@ -152,7 +152,7 @@ def published(spec: ModelSpec, days: list[str]) -> None:
 
 def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., ModelSpec]) -> None:
     spec = strict(make_model)
-    with pytest.raises(DataError, match="category that training did not see") as error:
+    with pytest.raises(DataError, match="category unseen in training") as error:
         score(spec, start=toys.FIRST, end=toys.LAST)
     assert (error.value.model, error.value.partition) == (spec.name, DAY)
     assert delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) == []
@@ -185,8 +185,8 @@ def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
     with caplog.at_level("WARNING", "perennial"):
         result = score(spec, start=days[3], catch_up=True)
     assert (result["status"], result["late"]) == ("scored", [days[2]])
-    assert f"{DAY} was published and not scored, and cannot be:" in caplog.text
-    assert "category that training did not see" in caplog.text
+    assert f"{DAY} was published and not scored, and cannot be scored:" in caplog.text
+    assert "category unseen in training" in caplog.text
 
 
 def test_a_commit_that_another_writer_won_is_written_again_whole(
@@ -220,7 +220,7 @@ def test_only_what_is_not_done_yet_is_scored(world: Any) -> None:
 
 
 def test_a_missing_partition_is_told_and_a_gap_is_named(world: Any) -> None:
-    with pytest.raises(DataError, match=r"partition 2030-01-01: no published rows"):
+    with pytest.raises(DataError, match=r"partition 2030-01-01: no rows are published"):
         score(world.spec, start="2030-01-01")
     result = score(world.spec, start=toys.LAST, end=dates.add_days(toys.LAST, 2))
     assert result["partitions"] == [toys.LAST]
@@ -302,7 +302,7 @@ def test_an_unseen_category_is_missing_or_stops(make_model: Callable[..., ModelS
             assert score(spec, start=day)["rows_out"] == toys.ROWS
             continue
         score(spec, start=toys.LAST)
-        with pytest.raises(DataError, match="category that training did not see") as error:
+        with pytest.raises(DataError, match="category unseen in training") as error:
             score(spec, start=day)
         assert (error.value.model, error.value.partition) == (spec.name, day)
         assert delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) == [toys.LAST]

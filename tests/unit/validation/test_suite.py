@@ -55,7 +55,7 @@ def one(type_: str, **kwargs: Any) -> str:
         (one(BETWEEN, column="a", min_value=1, row_condition={"type": "comparison", "column": {"name": "zz"},
              "operator": ">", "parameter": 1}), "row_condition: column 'zz'"),
         (one("expect_column_values_to_be_in_set", column="s", value_set=[1]), "1 is not a value of type string"),
-        (one("expect_column_values_to_be_in_set", column="s", value_set=[]), "value_set is a list with a value in it"),
+        (one("expect_column_values_to_be_in_set", column="s", value_set=[]), "value_set is a list with at least one value"),
         (one("expect_column_values_to_match_regex", column="s", regex="("), "is not a regular expression"),
         (one("expect_column_values_to_match_regex", column="s", regex="(?=a)b"), "look-around"),
         (one("expect_column_values_to_match_regex", column="a", regex="b"), "column 'a' is declared number"),
