@@ -1,4 +1,4 @@
-"""The daily summary: each morning one message on all models, of open incidents, decisions and mutes."""
+"""The daily summary: one message each morning with incidents, decisions and mutes of all models."""
 
 from __future__ import annotations
 
@@ -30,13 +30,13 @@ REPORTED_DECISIONS: dict[tuple[str, str], str] = {
 
 @dataclass(frozen=True)
 class DailySummary:
-    """The message.
+    """The message of one day.
 
     Attributes:
         title: one line.
         text: the whole message, title included.
-        until: the time (UTC) up to which it reports.
-        facts: counts, for machines.
+        until: end (UTC) of the reported period.
+        facts: counts, for programs.
     """
 
     title: str
@@ -46,11 +46,11 @@ class DailySummary:
 
 
 def compose(specs: Mapping[str, ModelSpec], moment: datetime | None = None) -> DailySummary:
-    """Summarise what happened since the last summary that was sent, or within a day where none was.
+    """Compose the summary of the time since the last one that was sent, or of one day if there is none.
 
     Args:
         specs: the models, by name.
-        moment: time up to which it reports, with time zone; now by default.
+        moment: end of the reported period, with time zone; now by default.
 
     Raises:
         StorageError: the lake cannot be read.
@@ -93,15 +93,15 @@ def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
         specs: the models.
     """
     common = common_channel()
-    wanted = [
+    selected = [
         *([common] if common else []),
         *(c for s in specs for c in s.alerts.channels if c.daily_summary),
     ]
-    return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in wanted}.values())
+    return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in selected}.values())
 
 
 def mark_sent(summary: DailySummary) -> None:
-    """Store the time up to which channels are informed, for the next summary."""
+    """Store the end of the reported period, at which the next summary starts."""
     object_store.write_text(_uri(), json.dumps({"until": summary.until}))
 
 
@@ -149,7 +149,7 @@ def _decisions(model: str, since: str) -> Iterator[str]:
 
 
 def _mutes(spec: ModelSpec, log: incidents.IncidentLog) -> Iterator[str]:
-    """Mutes that apply at the latest date of any signal; today where there is none."""
+    """Mutes that apply at the latest date of any signal, or today if there are no signals."""
     observed = [*log.verdict_dates.values(), *(i.closed or i.last for i in log.incidents.values())]
     day = max(observed, default="") or datetime.now(UTC).date().isoformat()
     of_spec = ((m.signals, m.until.isoformat(), m.reason) for m in spec.alerts.mute)

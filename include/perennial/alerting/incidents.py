@@ -1,8 +1,9 @@
 """Incidents: problems of a model, from the first bad signal until the signal is ok again.
 
-Each signal of a model has at most one open incident. Channels are notified when it opens, gets worse and closes;
-everything between is counted. A model's incidents are one small JSON file, which is written whole under the model's
-lock. A notice stays in the file's outbox until its channel has accepted it: it is delivered at least once.
+Each signal of a model has at most one open incident. Channels are notified when it opens, gets worse and closes; other
+observations are only counted. The incidents of a model are stored in one small JSON file, which is written atomically
+under the model's lock. A notice stays in the file's outbox until its channel has accepted it, so that it is delivered
+at least once.
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from perennial.storage.ledger import Decision, LedgerKind
 
 NoticeKind = Literal["opened", "updated", "closed"]
 
-#: Signals about runs, not about the model. A verdict for an old date says nothing about the present; a run that failed
+#: Signals about runs, not about the model. A verdict for an earlier date than the latest is ignored, but a failed run
 #: is a problem whatever its date.
 RUN_SIGNAL_PREFIXES = ("failure:", "deadline:")
-#: Undelivered notices that are stored; the oldest are dropped first.
+#: Most undelivered notices that are stored; the oldest are dropped first.
 MAX_OUTBOX_NOTICES = 200
 #: Characters of a reason that are stored.
 MAX_REASON_LENGTH = 2000
@@ -38,9 +39,9 @@ class SignalObservation:
 
     Attributes:
         state: ``undetermined`` neither opens an incident nor closes one.
-        reason: why, for people; contains no values of the data.
-        part: which of several parallel tasks reports it; -1 where there is only one.
-        details: for machines, small and JSON-able: run, log.
+        reason: explanation for people, without values of the data.
+        part: Airflow's map index of the mapped task that reports it; -1 if the task is not mapped.
+        details: small, JSON-serialisable details for programs: run, log.
     """
 
     state: SignalState
@@ -55,17 +56,17 @@ class Incident:
 
     Attributes:
         signal: name of the signal.
-        number: of this incident among those of the signal, from 1.
+        number: number of this incident among those of the signal, from 1.
         severity: the latest state.
         worst: the worst state so far.
-        reason: why the latest state.
-        worst_reason: why the worst state.
-        first: the first date it was observed at.
-        last: the last date it was observed at.
-        count: number of dates it was observed at.
-        closed: the date at which the signal was ok again; empty while the incident is open.
+        reason: reason of the latest state.
+        worst_reason: reason of the worst state.
+        first: the first date on which it was observed.
+        last: the last date on which it was observed.
+        count: number of dates on which it was observed.
+        closed: the date on which the signal was ok again; empty while the incident is open.
         notified_channels: names of the channels that got a notice.
-        part: which of several parallel tasks reported it last; -1 where there is only one.
+        part: map index of the mapped task that reported it last; -1 if the task is not mapped.
         changed_at: time of the last change (UTC).
     """
 
@@ -134,8 +135,8 @@ class IncidentLog:
     Attributes:
         incidents: the latest incident of each signal, by the signal's name.
         verdict_dates: the latest date that each signal has a verdict for.
-        mutes: those set with the command line, as JSON of `Mute`.
-        recorded_mutes: those of the spec that are in the ledger, as JSON.
+        mutes: mutes from the command line, as JSON of `Mute`.
+        recorded_mutes: mutes of the spec that are recorded in the ledger, as JSON.
         outbox: notices that are not delivered yet.
     """
 
@@ -152,12 +153,12 @@ class IncidentLog:
         return sorted(incidents, key=lambda i: (i.severity != "bad", i.first, i.signal))
 
     def muted(self, spec: ModelSpec | None, signal: str, day: str) -> Mute | None:
-        """The mute of a signal, from the command line or the spec; None where it is not muted.
+        """The mute of a signal, from the command line or the spec; None if it is not muted.
 
         Args:
             spec: the model; without it, only mutes of the command line count.
             signal: name of the signal.
-            day: the partition date; today where it is empty.
+            day: the partition date; today if empty.
         """
         day = day or dates.utc_now()[:10]
         mutes = [*(Mute.model_validate(m) for m in self.mutes), *(spec.alerts.mute if spec else [])]
@@ -191,7 +192,7 @@ def read_log(model: str) -> IncidentLog:
 
 
 def record_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]) -> list[Notice]:
-    """Open, continue and close incidents by the signals of a partition date.
+    """Open, continue and close incidents according to the signals of a partition date.
 
     Repeated observations change nothing, and neither does a verdict for a date before the latest one.
 
@@ -225,7 +226,9 @@ def record_signals(spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObse
 def notices_without_history(
     spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
 ) -> list[Notice]:
-    """The notices that `record_signals` would make for a model without incidents; for when the lake is not reachable.
+    """Compose the notices of `record_signals` for a model without incidents, without the lake.
+
+    Used when the lake cannot be reached.
 
     Args:
         spec: the model.
@@ -262,7 +265,7 @@ def deliver_notices(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool])
     """
     channels = {c.name: c for c in spec.alerts.all_channels()}
     undelivered = 0
-    with locks.hold(f"notices-{spec.name}"):  # two tasks at once would send each notice twice
+    with locks.hold(f"notices-{spec.name}"):  # two tasks in parallel would send each notice twice
         for notice in read_log(spec.name).outbox:
             channel = channels.get(notice.channel)  # None: the channel was removed from the spec
             if channel is None or deliver(channel, notice):
@@ -276,7 +279,7 @@ def deliver_notices(spec: ModelSpec, deliver: Callable[[Channel, Notice], bool])
 
 
 def mute_signals(model: str, mute: Mute, actor: str) -> None:
-    """Mute signals by hand, and record it in the ledger; replaces an earlier mute of the same signals.
+    """Mute signals, and record it in the ledger; replaces an earlier mute of the same signals.
 
     Args:
         model: name of the model.
@@ -315,7 +318,7 @@ def _write(model: str, log: IncidentLog) -> None:
 def _apply_signals(
     log: IncidentLog, spec: ModelSpec, as_of: str, signals: Mapping[str, SignalObservation]
 ) -> bool:
-    """Change the log by signals; returns whether it has to be written."""
+    """Update the log with signals; returns whether it has to be written."""
     before = json.dumps(asdict(log), default=str)
     for name, signal in signals.items():
         if signal.state not in get_args(SignalState):
@@ -337,7 +340,7 @@ def _apply_signals(
 
 
 def _ends_incident(incident: Incident, as_of: str, signal: SignalObservation) -> bool:
-    """Whether an ok signal closes an incident: not where a later date, or another part of the same one, was bad."""
+    """Whether an ok signal closes an incident: not if a later date, or another mapped task, was bad."""
     return as_of > incident.last or (as_of == incident.last and signal.part == incident.part)
 
 

@@ -1,7 +1,7 @@
-"""The shadow test: champion and challenger score the same rows, and their losses are compared in pairs.
+"""The shadow trial: champion and challenger score the same rows, and their losses are compared.
 
-The numbers compared are the mean losses of the partitions (a paired t interval, one number a day). The interval is
-computed once there are ``retraining.trial_days`` of them, and the trial ends with it.
+The mean losses of each partition are compared by a paired t interval. The interval is computed, and the trial ends,
+once ``retraining.trial_days`` partitions can be compared.
 """
 
 from __future__ import annotations
@@ -38,8 +38,8 @@ def evaluate(
 
     first = dates.add_days(challenger.holdout_range.end, 1)
     losses = [_daily_losses(spec, v, first, as_of, labels_until) for v in (champion, challenger)]
-    both = np.isfinite(losses[0]) & np.isfinite(losses[1])
-    days = int(both.sum())
+    comparable = np.isfinite(losses[0]) & np.isfinite(losses[1])
+    days = int(comparable.sum())
     evaluation: TrialEvaluation = {
         "version": challenger.version,
         "as_of": trained_as_of,
@@ -52,8 +52,8 @@ def evaluate(
     }
     if days < max(2, spec.retraining.trial_days):
         return evaluation
-    difference = (losses[0] - losses[1])[both]
-    champion_loss = max(float(losses[0][both].mean()), 1e-12)
+    difference = (losses[0] - losses[1])[comparable]
+    champion_loss = max(float(losses[0][comparable].mean()), 1e-12)
     low, high = stats.t.interval(
         spec.gate.confidence, days - 1, difference.mean(), max(stats.sem(difference), 1e-12)
     )
@@ -67,7 +67,7 @@ def evaluate(
 def _daily_losses(
     spec: ModelSpec, version: registry.ModelVersion, first: str, as_of: str, labels_until: str
 ) -> np.ndarray:
-    """Mean loss of a version on each partition; NaN where there are too few labels. Shape (partitions,)."""
+    """Mean loss of a version on each partition, shape (partitions,); NaN with too few labels."""
     features = FeatureQuery(registry.load_spec(version))
     model = registry.load_model(version)
     sample = sample_partitions(spec, model, features, first, as_of, labels_until=labels_until).labelled

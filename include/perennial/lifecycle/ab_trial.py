@@ -1,19 +1,19 @@
-"""The A/B test: a challenger serves a share of the rows of each partition, and each version is judged on its own rows.
+"""The A/B trial: champion and challenger each serve a share of the rows; their losses are compared.
 
-A shadow test compares on rows that the champion served. Where what is served changes what happens (an offer that is
-made, a flight that is rebooked) that says little; with ``retraining.ab_share`` the challenger serves that share of the
-rows of the partitions after its training.
+A shadow trial compares both versions on rows that the champion served. If predictions influence outcomes (an offer that
+is made, a flight that is rebooked), that is not conclusive. With ``retraining.ab_share`` the challenger serves that
+share of the rows of the partitions after its training.
 
-The version that serves a row follows from the row's key alone (for ranking, from its list): from the first half of the
-MD5 of model, challenger and key as text. So a rerun gives each row to the same version, and the next challenger gets
-other rows.
+The version that serves a row depends only on the row's key (for ranking, on its list): on the first half of the MD5 of
+model, challenger and key as text. So a rerun assigns each row to the same version, and the next challenger gets other
+rows.
 
-The test uses one number a partition: the mean loss of the champion's rows less that of the challenger's, which cancels
-what both share (a storm, a fare). It is repeated after each verdict, so the interval of the mean has to hold at all
-repetitions at once: it is the time-uniform interval for normal numbers of unknown spread, the means at which a mixture
-of t-tests stays below 1 / alpha (Wang and Ramdas, Anytime-valid t-tests and confidence sequences for Gaussian means
-with unknown variance, 2025; Lai, On confidence sequences, 1976). It is valid from a handful of numbers on, where an
-asymptotic one would need more of them than a trial has.
+The test uses one number for each partition: the mean loss of the champion's rows minus that of the challenger's rows,
+in which effects on both (a storm, a fare) cancel out. It is repeated after each verdict, so the interval of the mean
+must hold for all repetitions together: it is the time-uniform interval for normal numbers of unknown variance, the
+means at which a mixture of t-tests stays below 1 / alpha (Wang and Ramdas, Anytime-valid t-tests and confidence
+sequences for Gaussian means with unknown variance, 2025; Lai, On confidence sequences, 1976). It is valid for small
+samples, unlike an asymptotic interval, which would need more partitions than a trial has.
 """
 
 from __future__ import annotations
@@ -49,10 +49,10 @@ class ABSplit:
 
     Attributes:
         model: name of the model.
-        version: the challenger's.
-        columns: columns of the rows that the choice depends on.
+        version: version of the challenger.
+        columns: columns on which the assignment of a row depends.
         share: share of the rows that the challenger serves.
-        starts_after: the last partition date that the champion serves alone.
+        starts_after: the last partition date on which only the champion serves.
     """
 
     model: str
@@ -73,7 +73,7 @@ class ABSplit:
 
 
 def active_split(spec: ModelSpec, champion: registry.ModelVersion) -> ABSplit | None:
-    """The split beside a champion; None where no challenger is on trial, or ``retraining.ab_share`` is 0."""
+    """The split between a champion and the challenger on trial; None without an A/B trial."""
     record = trials.active_trial(spec) if spec.retraining.ab_share else None
     if record is None or record["evidence"]["champion"] != champion.version:
         return None
@@ -88,7 +88,9 @@ def evaluate(
     trained_as_of: str,
     as_of: str,
 ) -> TrialEvaluation:
-    """Compare what both versions served after the challenger's training, where labels are known by ``as_of``.
+    """Compare the losses of both versions on the rows that they served since the challenger's training.
+
+    Only partitions whose labels are due by ``as_of`` are compared.
 
     Args:
         spec: the model.
@@ -122,14 +124,14 @@ def evaluate(
 
 
 def confidence_interval(values: np.ndarray, confidence: float) -> tuple[float, float]:
-    """Time-uniform interval of the mean: it holds after every number at once.
+    """Time-uniform interval of the mean, which may be computed again after every new number.
 
     Args:
-        values: one a day, shape (days,).
-        confidence: that the mean lies within the intervals of all days.
+        values: one number for each day, shape (days,).
+        confidence: probability that the mean lies within the intervals of all days.
 
     Returns:
-        Lower and upper bound, infinite where there are too few numbers.
+        Lower and upper bound, infinite if there are too few numbers.
     """
     n = len(values)
     spread = 1 + n * TARGET_EFFECT**2
@@ -142,14 +144,21 @@ def confidence_interval(values: np.ndarray, confidence: float) -> tuple[float, f
 
 
 def trial_state(low: float, high: float, margin: float, time_is_over: bool) -> TrialState:
-    """``passed`` if the gain is clearly above ``margin``; ``failed`` if it clearly is not, or the time is over."""
+    """Decide whether a trial has passed or failed, or is still running, from the interval of the gain.
+
+    Args:
+        low: lower bound of the gain.
+        high: upper bound of the gain.
+        margin: gain that is required.
+        time_is_over: whether the trial has lasted its maximum number of days.
+    """
     if low > margin:
         return "passed"
     return "failed" if high <= margin or time_is_over else "running"
 
 
 def _served_days(spec: ModelSpec, version: str, start: str, end: str) -> int:
-    """Number of partition dates of which a version served rows."""
+    """Number of partition dates on which a version served rows."""
     con = duckdb_session.connect()
     if start > end or not duckdb_session.create_view(
         con, "p", delta_tables.table_uri("predictions", spec.name), None, start, end

@@ -1,4 +1,4 @@
-"""Why a model was retrained as of a date, or was not: the ledger's records as sentences."""
+"""Explain from the ledger why a model was, or was not, retrained as of a date."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
-#: States of signals that are listed, in this order, with their texts; signals that are ok are only named.
+#: Signal states that are listed, in this order, with their texts; of signals that are ok, only the names are listed.
 _STATE_TEXTS = {"bad": "BAD", "suspected": "suspected", "undetermined": "undetermined"}
 _TRAINING_TEXTS: dict[str, str] = {
     Decision.ACCEPTED: "passed the gate",
@@ -27,16 +27,16 @@ _TRIAL_TEXTS: dict[str, str] = {
 
 
 def explain_decision(spec: ModelSpec, day: str) -> list[str]:
-    """Explain the decision on a model's retraining as of a date: its evidence, and what followed from it.
+    """Explain the decision on a model's retraining as of a date: its evidence and its consequences.
 
-    A date without a decision is answered with the latest decision before it.
+    For a date without a decision, the latest decision before it is explained.
 
     Args:
         spec: the model.
         day: the partition date.
 
     Returns:
-        Sentences, each a line.
+        Lines of text.
 
     Raises:
         DataError: there is no decision up to that date.
@@ -90,7 +90,7 @@ def _describe_signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]
 
 
 def _describe_consequences(records: list[LedgerRecord], day: str) -> Iterator[str]:
-    """The trainings, trials and promotions of a date; a reason that was given before is not repeated."""
+    """Describe the trainings, trials and promotions of a date, without repeating reasons."""
     of_day = [r for r in records if r["partition"] == day]
     reasons = {r["reason"] for r in of_day if r["kind"] == LedgerKind.RETRAINING}
     for record in of_day:
@@ -113,6 +113,6 @@ def _describe_training(record: LedgerRecord, known_reasons: set[str]) -> Iterato
     trained_on = f", trained on the window {window}," if window else ""
     outcome = _TRAINING_TEXTS.get(record["decision"], record["decision"])
     yield f"  {version}{trained_on} {outcome}: {record['reason']}"
-    # a retraining that a verdict requested has that verdict's reason
+    # A retraining that was requested by a verdict has the reason of the verdict.
     if request.get("reason") and request["reason"] not in known_reasons:
         yield f"    It was requested by {request['actor'] or 'an unknown actor'}: {request['reason']}"

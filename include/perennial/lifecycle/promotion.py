@@ -1,4 +1,4 @@
-"""Promotion and rollback: all that moves the alias ``champion``, each move with its record in the ledger."""
+"""Promotion and rollback, which alone set the alias ``champion``, and record that in the ledger."""
 
 from __future__ import annotations
 
@@ -16,17 +16,17 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, locks, manifests, object_store
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
-#: Kinds of records that move the champion, with the decision that each of them has.
-MOVES = {LedgerKind.PROMOTION: Decision.PROMOTED, LedgerKind.ROLLBACK: Decision.ROLLED_BACK}
+#: Kinds of ledger records about a change of the champion, with their decision.
+CHAMPION_CHANGES = {LedgerKind.PROMOTION: Decision.PROMOTED, LedgerKind.ROLLBACK: Decision.ROLLED_BACK}
 
 
 class PromotionResult(TypedDict):
-    """What became of a challenger.
+    """The outcome of a promotion.
 
     Attributes:
-        promoted: whether it is champion.
-        version: the challenger's.
-        previous: the champion before it; where it was not promoted, the present one.
+        promoted: whether the challenger is champion now.
+        version: version of the challenger.
+        previous: the previous champion; if the challenger was not promoted, the current one.
         reason: why.
     """
 
@@ -48,30 +48,30 @@ class _ChampionState:
     """The champion in the registry, and in the ledger.
 
     Attributes:
-        champion: the version that the alias points at.
-        moves: the ledger's moves of the champion, in order.
-        intended: the version that a step was about to make champion after the last of them.
+        champion: the version that the alias points to.
+        changes: the ledger's records about changes of the champion, in order.
+        intended: the version that an unfinished step was about to make champion after the last change.
     """
 
     champion: str | None
-    moves: list[LedgerRecord]
+    changes: list[LedgerRecord]
     intended: str | None
 
     @property
     def recorded(self) -> str | None:
-        """The champion by the ledger."""
-        return self.moves[-1]["model_version"] if self.moves else None
+        """The champion according to the ledger."""
+        return self.changes[-1]["model_version"] if self.changes else None
 
     @property
-    def last_move(self) -> int:
-        """The sequence number of the ledger's last move; 0 before the first."""
-        return self.moves[-1]["sequence"] if self.moves else 0
+    def last_change(self) -> int:
+        """The sequence number of the ledger's last change of the champion; 0 before the first."""
+        return self.changes[-1]["sequence"] if self.changes else 0
 
 
 def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> PromotionResult:
     """Make the challenger trained as of a date champion, or start its trial.
 
-    It is promoted if it passed its gate, and the champion is still the one that it was compared with there.
+    It is promoted if it passed its gate, and the champion is still the one that the gate compared it with.
 
     Args:
         spec: the model.
@@ -87,20 +87,22 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
     gate_reasons = "; ".join(gate["reasons"])
     with locks.hold(f"promote-{spec.name}"):
         state = _read_champion_state(spec, as_of)
-        # The alias may point at it already: moved by a promotion that was killed before its record, or by hand.
+        # The alias may already point to the challenger: set by hand, or by a promotion killed before its record.
         previous = state.recorded if state.champion == version else state.champion
         if version == state.champion == state.recorded and gate["passed"]:
-            return _result(True, version, gate["champion"], "is champion already")
+            return _result(True, version, gate["champion"], "it is already champion")
         if (refusal := _refusal(state, version, gate)) is not None:
             return _result(False, version, state.champion, refusal)
         if previous != (compared := gate["champion"]):
-            why = f"the champion is {previous} now, the challenger was compared with {compared}: train again"
-            return _result(False, version, previous, why)
+            refusal = (
+                f"the champion is now {previous}, the challenger was compared with {compared}: train again"
+            )
+            return _result(False, version, previous, refusal)
         if _needs_trial(spec, version, previous):
             trials.start_trial(spec, version=version, champion=str(previous), as_of=as_of, actor=actor)
-            why = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
-            return _result(False, version, previous, why)
-        _move(spec, version, state)
+            trial = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
+            return _result(False, version, previous, trial)
+        _set_champion(spec, version, state)
         evidence = {key: training[key] for key in ("metrics", "run_id", "digest")}
         evidence |= {"previous": previous, "request_reason": reason}
         _record(
@@ -135,37 +137,37 @@ def _result(promoted: bool, version: str, previous: str | None, reason: str) -> 
 
 
 def _refusal(state: _ChampionState, version: str, gate: Mapping[str, Any]) -> str | None:
-    """Why a challenger cannot be promoted, whoever is champion; None where it can."""
+    """Why a challenger cannot be promoted, whichever version is champion; None if it can."""
     if not gate["passed"]:
         return "; ".join(gate["reasons"])
-    if any(r["model_version"] == version and r["decision"] == Decision.PROMOTED for r in state.moves):
+    if any(r["model_version"] == version and r["decision"] == Decision.PROMOTED for r in state.changes):
         return f"version {version} was champion before and was replaced: train again, or roll back to it"
     return None
 
 
 def _needs_trial(spec: ModelSpec, version: str, champion: str | None) -> bool:
-    """Whether a version has to pass a trial first; without a champion there is nothing to compare with."""
+    """Whether a version must pass a trial first; not if there is no champion to compare with."""
     if champion is None or not spec.retraining.trial_days:
         return False
     return trials.latest_decision(spec, version) != Decision.PASSED
 
 
 def _read_champion_state(spec: ModelSpec, as_of: str | None = None) -> _ChampionState:
-    """Read registry and ledger; record, once, a champion that was changed outside promotion and rollback.
+    """Read the champion from registry and ledger, and report a change by others in the ledger, once.
 
-    That is a version which neither the ledger has, nor a step was about to set that was killed before its record.
+    A change by others is a champion that the ledger does not have, and that no killed step was about to set.
     """
     champion = registry.get_champion(spec)
-    moves = [r for r in ledger.records(spec.name) if r["decision"] in MOVES.values()]
-    state = _ChampionState(champion.version if champion else None, moves, None)
+    changes = [r for r in ledger.records(spec.name) if r["decision"] in CHAMPION_CHANGES.values()]
+    state = _ChampionState(champion.version if champion else None, changes, None)
     uri = _intent_uri(spec)
     intent = json.loads(object_store.read_text(uri)) if object_store.exists(uri) else {}
-    if intent.get("after_move") == state.last_move:
+    if intent.get("after_move") == state.last_change:
         state = replace(state, intended=intent["version"])
     if state.champion in (state.recorded, state.intended):
         return state
     reports = [
-        r for r in ledger.records(spec.name, LedgerKind.EXTERNAL_CHANGE) if r["sequence"] > state.last_move
+        r for r in ledger.records(spec.name, LedgerKind.EXTERNAL_CHANGE) if r["sequence"] > state.last_change
     ]
     if not reports or reports[-1]["model_version"] != (state.champion or ""):
         ledger.append(
@@ -182,16 +184,16 @@ def _read_champion_state(spec: ModelSpec, as_of: str | None = None) -> _Champion
 
 
 def _intent_uri(spec: ModelSpec) -> str:
-    """The file that says which version a step is about to make champion."""
+    """The file that names the version that a step is about to make champion."""
     return f"{settings().lake}/promotions/{spec.name}.json"
 
 
-def _move(spec: ModelSpec, version: str, state: _ChampionState) -> None:
-    """Point ``champion`` at a version, and write the intention first.
+def _set_champion(spec: ModelSpec, version: str, state: _ChampionState) -> None:
+    """Point ``champion`` to a version, and write the intent before.
 
-    By it the next step tells a move that was killed before its record from a change by hand.
+    With the intent, the next step can distinguish a step that was killed before its record from a change by hand.
     """
-    intent = {"version": version, "after_move": state.last_move}
+    intent = {"version": version, "after_move": state.last_change}
     object_store.write_text(_intent_uri(spec), json.dumps(intent))
     registry.set_alias(spec.name, version, "champion")
 
@@ -206,11 +208,11 @@ def _record(
     evidence: dict[str, Any],
     as_of: str | None = None,
 ) -> None:
-    """Write a move of the champion into the ledger."""
+    """Record a change of the champion in the ledger."""
     ledger.append(
         spec.name,
         kind=kind,
-        decision=MOVES[kind],
+        decision=CHAMPION_CHANGES[kind],
         reason=reason,
         actor=actor,
         evidence=evidence,
@@ -222,71 +224,72 @@ def _record(
 def roll_back_champion(
     spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None
 ) -> RollbackResult:
-    """Make an earlier version champion again, after loading it and letting it predict.
+    """Make an earlier version champion again, after checking that it can predict.
 
     Args:
         spec: the model.
         actor: who rolls back, for the ledger.
         reason: why, for the ledger; must not be empty.
-        to_version: the version; the champion before the present one by default.
+        to_version: the version; the previous champion by default.
 
     Raises:
         DataError: no reason is given.
-        RegistryError: there is no version to go back to.
-        ArtifactError: the version's file is not what was registered, or it cannot predict; the champion stays.
+        RegistryError: there is no version to roll back to.
+        ArtifactError: the version's file is damaged, or it cannot predict; the champion is not changed.
     """
     if not reason.strip():
-        raise DataError("a rollback needs a reason", "say why, for whoever reads the ledger", model=spec.name)
+        raise DataError(
+            "a rollback needs a reason", "give one; it is recorded in the ledger", model=spec.name
+        )
     with locks.hold(f"promote-{spec.name}"):
         state = _read_champion_state(spec)
         current, recorded = state.champion, state.recorded
         interrupted = current not in (None, recorded) and current == state.intended
-        if interrupted and current == (to_version or _predecessor(state.moves, recorded)):
-            # a rollback was killed between the move and its record: complete it
+        if interrupted and current == (to_version or _predecessor(state.changes, recorded)):
+            # A rollback was killed after it had set the champion and before its record: complete it.
             target, current = str(current), recorded
             version = registry.get_version(spec.name, target)
         else:
-            default = _predecessor(state.moves, current) if current == recorded else recorded
+            default = _predecessor(state.changes, current) if current == recorded else recorded
             target = str(to_version or default or "")
             if not target or target == current:
                 raise RegistryError(
-                    f"no version to go back to (the champion is {current})",
+                    f"there is no version to roll back to (the champion is {current})",
                     "name one with to_version",
                     model=spec.name,
                 )
             version = registry.get_version(spec.name, target)
             check_servable(version)
-            _move(spec, target, state)
+            _set_champion(spec, target, state)
         evidence = {"previous": current, "digest": version.digest}
         _record(spec, LedgerKind.ROLLBACK, target, reason=reason, actor=actor, evidence=evidence)
         trials.cancel_outdated_trial(spec, champion=target, actor=actor)
     return {"version": target, "previous": current}
 
 
-def _predecessor(moves: list[LedgerRecord], version: str | None) -> str | None:
+def _predecessor(changes: list[LedgerRecord], version: str | None) -> str | None:
     """The champion that a version replaced when it was promoted."""
-    for record in reversed(moves):
+    for record in reversed(changes):
         if record["model_version"] == version and record["decision"] == Decision.PROMOTED:
             return str(record["evidence"].get("previous") or "") or None
     return None
 
 
 def check_servable(version: registry.ModelVersion) -> None:
-    """Load a version, its digest checked, and let it predict one row of missing values.
+    """Check that a version can serve: load it, check its digest, and predict a row of missing values.
 
     Raises:
         ArtifactError: its file is not what was registered, or its prediction is not finite.
     """
-    import numpy as np  # here, not above: promotion runs in light tasks, which never call this
+    import numpy as np  # not at the top: light tasks import this module and never call this function
 
-    model = registry.load_model(
-        version, fresh=True
-    )  # a copy in this machine's cache must not hide a damaged file
+    # fresh, because a copy in this machine's cache must not hide a damaged file.
+    model = registry.load_model(version, fresh=True)
     registry.load_spec(version)
     row = np.full((1, len(model.encoding.columns)), np.nan, dtype=np.float32)
     if not np.isfinite(model.predict_matrix(row)).all():
         raise ArtifactError(
-            f"version {version.version} does not give a finite prediction",
+            f"version {version.version} does not return a finite prediction",
             "choose another version",
             model=version.name,
         )

@@ -1,6 +1,6 @@
-"""Whether a verdict leads to a retraining: one light task, and one record in the ledger for every answer.
+"""Decide whether a verdict leads to a retraining, and record each decision in the ledger.
 
-All dates are partition dates; the wall clock plays no part.
+This runs in a light task. All dates are partition dates; the current time is not used.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from perennial.storage import ledger, locks, manifests
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 from perennial.storage.manifests import Manifest
 
-#: The actor of a proposal's rejection that nobody answered in time.
+#: The actor of the rejection of a proposal that was not answered in time.
 NO_ANSWER = "no answer in time"
 #: The days that ``retraining.gpu_hours`` applies to.
 GPU_BUDGET_DAYS = 30
@@ -32,8 +32,8 @@ class RetrainingDecision(TypedDict):
         retrain: whether a retraining starts now.
         proposed: whether a person has to approve it first.
         reason: why, in a sentence.
-        triggers: those that fired, sorted.
-        report: URI of the monitoring report, where there is one.
+        triggers: triggers that fired, sorted.
+        report: URI of the monitoring report; None if there is none.
     """
 
     as_of: str
@@ -47,7 +47,9 @@ class RetrainingDecision(TypedDict):
 def decide_retraining(
     spec: ModelSpec, *, as_of: str, actor: str, backfill: bool, run_id: str = ""
 ) -> RetrainingDecision:
-    """Decide on a retraining after the monitoring of a date; a repeated call returns the recorded decision.
+    """Decide on a retraining after the monitoring of a date.
+
+    A repeated call returns the recorded decision.
 
     Args:
         spec: the model.
@@ -96,13 +98,15 @@ def decide_retraining(
 
 
 def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) -> RetrainingDecision:
-    """Record a person's answer to a proposed retraining. The first answer counts; later ones change nothing.
+    """Record a person's answer to a proposed retraining.
+
+    Only the first answer counts.
 
     Args:
         spec: the model.
         as_of: the partition date that the retraining was proposed for.
         approved: the answer.
-        actor: who answered; None where nobody did in time.
+        actor: who answered; None if nobody answered in time.
 
     Raises:
         DataError: no retraining was proposed for that date.
@@ -115,7 +119,10 @@ def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | N
         ]
         if not any(r["decision"] == Decision.PROPOSED for r in records):
             raise DataError(
-                "no retraining was proposed", "look at the ledger", model=spec.name, partition=as_of
+                "no retraining was proposed",
+                "check the decisions in the ledger",
+                model=spec.name,
+                partition=as_of,
             )
         latest = records[-1]
         if latest["decision"] == Decision.PROPOSED:
@@ -135,7 +142,9 @@ def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | N
 
 
 def request_in_flight(spec: ModelSpec, as_of: str) -> LedgerRecord | None:
-    """The request of a retraining, earlier than a date, whose training has not ended; None where there is none.
+    """The open request of a retraining from before a date; None if there is none.
+
+    A request is open until its training has ended, or it counts as abandoned.
 
     Args:
         spec: the model.
@@ -164,7 +173,7 @@ def _open_request(records: list[LedgerRecord]) -> LedgerRecord | None:
         key=lambda r: r["partition"],
         default=None,
     )
-    # The training of a date that was trained before changes nothing, and leaves no record after the request.
+    # Training a date again with the same inputs adds no record after the request.
     ended = request is not None and any(
         r["kind"] == LedgerKind.TRAINING
         and (r["sequence"] > request["sequence"] or r["partition"] == request["partition"])
@@ -186,7 +195,7 @@ def _awaited_proposal(spec: ModelSpec, records: list[LedgerRecord], as_of: str) 
 
 
 def _evidence(monitoring: Manifest, triggers: Mapping[RetrainingTrigger, str]) -> dict[str, Any]:
-    """What a decision rests on, for the ledger."""
+    """The evidence of a decision, for the ledger."""
     verdict = monitoring.result
     signals = verdict.get("signals") or {}
     return {
@@ -196,7 +205,7 @@ def _evidence(monitoring: Manifest, triggers: Mapping[RetrainingTrigger, str]) -
         "drift_share": verdict.get("drift_share"),
         "drifted": verdict.get("drifted", []),
         "signals": verdict.get("signals", {}),
-        # when the earliest of the triggers began; empty where no signal says so
+        # When the earliest trigger began; empty if no signal has that date.
         "since": min((signals[t]["since"] for t in triggers if signals.get(t, {}).get("since")), default=""),
         "performance": verdict.get("performance"),
         "report": verdict.get("report"),
@@ -220,7 +229,7 @@ def _days_between(start: str, end: str) -> int:
 
 
 def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> dict[RetrainingTrigger, str]:
-    """The policy's triggers that fired, each with its reason. An undetermined verdict fires none."""
+    """The policy's triggers that fired, each with its reason; an undetermined verdict fires none."""
     signals = verdict.get("signals") or {}
     fired = triggers_from_signals(signals)
     if verdict.get("verdict") == "drifted" and (harm := harm_reason(spec, signals)):
@@ -238,8 +247,8 @@ def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> 
 def triggers_from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[RetrainingTrigger, str]:
     """The triggers that fire because of labels, each with its reason.
 
-    A rise of the loss alone does not fire: where recent labels promise no gain, a new model would do no better. Where
-    the gain is undetermined (ranking, too few labels), it does.
+    A rise of the loss fires only if recent labels indicate a gain, since otherwise a new model would not be better; or
+    if the gain is undetermined (ranking, too few labels).
 
     Args:
         signals: a monitor step's signals, by name.
@@ -254,10 +263,10 @@ def triggers_from_signals(signals: Mapping[str, Mapping[str, Any]]) -> dict[Retr
 
 
 def harm_reason(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> str:
-    """Why drift harms the model, or may; empty where it does not.
+    """Why drift harms, or may harm, the model; empty if it does not.
 
-    Drift makes harm likely, so less evidence is needed than without it: the mean of the gain that recent labels promise
-    must reach ``retraining.min_gain``. Without labels, the estimated loss decides.
+    Drift makes harm likely, so that less evidence is needed than without drift: the mean gain estimated from recent
+    labels must reach ``retraining.min_gain``. Without labels, the estimated loss decides.
 
     Args:
         spec: the model.
@@ -268,12 +277,12 @@ def harm_reason(spec: ModelSpec, signals: Mapping[str, Mapping[str, Any]]) -> st
         mean_gain, min_gain = gain.get("value") or 0.0, spec.retraining.min_gain
         if mean_gain < min_gain:
             return ""
-        return f"recent labels promise {mean_gain:.1%} less loss, min_gain is {min_gain:.1%}"
+        return f"recent labels indicate {mean_gain:.1%} less loss, min_gain is {min_gain:.1%}"
     if estimated.get("state", "undetermined") == "undetermined":
         return "its effect on the model is not known yet"
     if estimated["state"] == "ok":
         return ""
-    return f"no labels yet, but more loss is expected: {estimated.get('reason', '')}"
+    return f"there are no labels yet, but a higher loss is expected: {estimated.get('reason', '')}"
 
 
 def _no_trigger_reason(verdict: Mapping[str, Any]) -> str:
@@ -286,14 +295,14 @@ def _no_trigger_reason(verdict: Mapping[str, Any]) -> str:
         reasons.append(f"retraining would not lower the loss: {gain.get('reason', '')}")
     if signals.get("performance", {}).get("state") == "bad":
         reasons.append(
-            f"the loss rose ({signals['performance']['reason']}), but recent labels promise no gain "
+            f"the loss rose ({signals['performance']['reason']}), but recent labels indicate no gain "
             f"({gain.get('reason', 'not known')}): check the data"
         )
     return "; ".join(reasons)
 
 
 def _blocking_reason(spec: ModelSpec, as_of: str, backfill: bool, records: list[LedgerRecord]) -> str:
-    """The first reason that forbids a retraining; empty where none does."""
+    """The first reason that prevents a retraining; empty if there is none."""
     policy = spec.retraining
     if backfill:
         return "a backfill never starts a retraining"
@@ -322,7 +331,7 @@ def _blocking_reason(spec: ModelSpec, as_of: str, backfill: bool, records: list[
 
 
 def _active_trial_reason(verdict: Mapping[str, Any]) -> str:
-    """Why the trial of a challenger must end first; empty where there is none, or it failed."""
+    """Why a retraining must wait for a trial; empty if there is none, or it failed."""
     trial = verdict.get("trial") or {}
     if trial.get("state") not in ("running", "passed"):
         return ""

@@ -1,4 +1,4 @@
-"""The evaluation of a trial, by the method that the policy says."""
+"""Evaluate the active trial: a shadow trial or an A/B trial, depending on the policy."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from perennial.spec.model_spec import ModelSpec
 def evaluate_trial(
     spec: ModelSpec, champion: registry.ModelVersion, as_of: str, labels_until: str
 ) -> TrialEvaluation | None:
-    """Compare champion and challenger on the partitions after those that either was trained or evaluated on.
+    """Compare champion and challenger on partitions that neither was trained or evaluated on.
 
     Args:
         spec: the model.
-        champion: the present champion.
+        champion: the current champion.
         as_of: the last partition date.
         labels_until: the last partition date whose labels are complete.
 
     Returns:
-        The evaluation; None where no challenger is on trial beside this champion.
+        The evaluation; None if there is no trial against this champion.
     """
     record = active_trial(spec)
     if record is None or record["evidence"]["champion"] != champion.version:

@@ -1,9 +1,9 @@
-"""Trials of challengers: a version that passed its gate is compared with the champion on new partitions.
+"""Trials: challengers that passed the gate are compared with the champion on new partitions.
 
-The gate compares on partitions that are over. With ``retraining.trial_days`` a challenger that passed it must also be
-better on partitions that came after its training, before it becomes champion. In a shadow trial (`_shadow_test`) it
-scores the same rows as the champion without serving; with ``retraining.ab_share`` (`ab_test`) it serves a share of the
-rows. A model has one trial at a time. Its state is in the ledger.
+The gate compares on past partitions. With ``retraining.trial_days``, a challenger that passed it must also be better on
+partitions after its training before it becomes champion. In a shadow trial (`_shadow_trial`) it scores the same rows as
+the champion without serving; in an A/B trial (`ab_trial`, with ``retraining.ab_share``) it serves a share of the rows. A
+model has at most one active trial. Its state is in the ledger.
 """
 
 from __future__ import annotations
@@ -22,13 +22,13 @@ class TrialEvaluation(TypedDict):
     """Champion and challenger compared on the partitions of a trial so far.
 
     Attributes:
-        version: the challenger's.
+        version: version of the challenger.
         as_of: the partition date as of which it was trained.
         first: first partition date that is compared.
         state: ``running`` while there is too little evidence.
         days: number of partition dates compared.
-        gain: mean reduction of the loss, as a share of the champion's loss; None where nothing was compared.
-        low: lower end of the gain's confidence interval; None where it has none.
+        gain: mean reduction of the loss, as a share of the champion's loss; None if nothing was compared.
+        low: lower end of the gain's confidence interval; None if there is none.
         high: upper end of the interval.
         ab_share: A/B trials only: share of the rows that the challenger serves.
         served: A/B trials only: number of partition dates that both served and whose labels are due.
@@ -47,13 +47,13 @@ class TrialEvaluation(TypedDict):
 
 
 def latest_decision(spec: ModelSpec, version: str) -> str | None:
-    """The ledger's latest decision on a version's trial; None where there was no trial."""
+    """The ledger's latest decision on a version's trial; None if there was no trial."""
     records = [r for r in ledger.records(spec.name, LedgerKind.TRIAL) if r["model_version"] == version]
     return records[-1]["decision"] if records else None
 
 
 def active_trial(spec: ModelSpec) -> LedgerRecord | None:
-    """The record that the active trial started with; None where there is none."""
+    """The ledger record of the start of the active trial; None if there is no active trial."""
     records = ledger.records(spec.name, LedgerKind.TRIAL)
     return records[-1] if records and records[-1]["decision"] == Decision.STARTED else None
 
@@ -62,7 +62,7 @@ def describe_policy(spec: ModelSpec) -> str:
     """What a challenger does during its trial, as the end of a sentence."""
     policy = spec.retraining
     if policy.ab_share:
-        return f"serves {policy.ab_share:.0%} of the rows for {policy.trial_days} days at most"
+        return f"serves {policy.ab_share:.0%} of the rows for at most {policy.trial_days} days"
     return f"scores {policy.trial_days} days without serving"
 
 
@@ -73,7 +73,7 @@ def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, act
             spec.name,
             kind=LedgerKind.TRIAL,
             decision=Decision.STARTED,
-            reason=f"it {describe_policy(spec)}, beside version {champion}",
+            reason=f"it {describe_policy(spec)}, compared with version {champion}",
             actor=actor,
             partition=as_of,
             model_version=version,
@@ -82,11 +82,11 @@ def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, act
 
 
 def cancel_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
-    """Cancel the active trial if it compares with another version than the champion.
+    """Cancel the active trial if the champion has changed since its start.
 
     Args:
         spec: the model.
-        champion: version of the present champion.
+        champion: version of the current champion.
         actor: who or what changed the champion.
 
     Returns:
@@ -99,7 +99,7 @@ def cancel_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) 
         spec.name,
         kind=LedgerKind.TRIAL,
         decision=Decision.CANCELLED,
-        reason=f"it was compared with version {record['evidence']['champion']}, the champion is {champion} now",
+        reason=f"it was compared with version {record['evidence']['champion']}, the champion is now {champion}",
         actor=actor,
         partition=record["partition"],
         model_version=record["model_version"],
@@ -109,7 +109,7 @@ def cancel_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) 
 
 
 def summarise(evaluation: Mapping[str, Any], metric: str) -> str:
-    """A `TrialEvaluation` in words.
+    """Summarise a `TrialEvaluation` in words.
 
     Args:
         evaluation: the evaluation.

@@ -88,7 +88,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
         challenger = train(spec, as_of=LATE)["version"]
         answer = promote(spec, as_of=LATE, actor="test")
         assert answer["promoted"] is False
-        assert f"serves 40% of the rows for {policy['trial_days']} days at most first" in answer["reason"]
+        assert f"serves 40% of the rows for at most {policy['trial_days']} days first" in answer["reason"]
         toys.publish(spec, FIRST, 10, n=ROWS)
         return spec, challenger
 
@@ -134,7 +134,7 @@ def test_a_split_is_served_judged_and_concluded(begin: Callable[..., Any], bette
         partition=LATE,
     )
     lines = explain_decision(spec, LATE)
-    policy = "it serves 40% of the rows for 8 days at most, beside version 1"
+    policy = "it serves 40% of the rows for at most 8 days, compared with version 1"
     assert f"  Version {challenger} is on trial: {policy}" in lines
     outcome = "passed its trial" if better else "failed its trial"
     assert f"  Version {challenger} {outcome}: {summarise(trial, spec.metric)}" in lines

@@ -122,7 +122,7 @@ def test_a_champion_that_moved_meanwhile_is_not_overwritten(passing: ModelSpec) 
     assert promote(passing, as_of=EARLY, actor="test")["promoted"]
     answer = promote(passing, as_of=LATE, actor="test")
     assert answer["promoted"] is False
-    assert f"the champion is {one['version']} now" in answer["reason"]
+    assert f"the champion is now {one['version']}," in answer["reason"]
     assert champion(passing) == one["version"]
     # what the message asks for works, without force
     again = train(passing, as_of=LATE)
@@ -283,7 +283,7 @@ def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
     assert champion(spec) == one["version"]
     last = ledger.records(spec.name)[-1]
     assert (last["decision"], last["reason"], last["actor"]) == ("rolled back", "bad", "operator")
-    with pytest.raises(RegistryError, match="no version to go back to"):  # there was none before the first
+    with pytest.raises(RegistryError, match="no version to roll back to"):  # there was none before the first
         rollback(spec, actor="operator", reason="worse")
     assert (
         rollback(spec, actor="operator", reason="sorry", to_version=two["version"])["version"]

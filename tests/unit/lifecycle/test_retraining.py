@@ -75,7 +75,7 @@ def test_a_higher_loss_fires_where_the_gain_is_undetermined() -> None:
 
 def test_a_higher_loss_without_a_gain_does_not_fire() -> None:
     decision = decide_on("2024-02-02", verdict="ok", signals=make_signals("ok", performance=WORSE))
-    assert decision["retrain"] is False and "recent labels promise no gain" in decision["reason"]
+    assert decision["retrain"] is False and "recent labels indicate no gain" in decision["reason"]
 
 
 @pytest.mark.parametrize(
