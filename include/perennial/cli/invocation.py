@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def resolve_arguments(step: str, options: Mapping[str, Any]) -> dict[str, Any]:
-    """The arguments of a step, with defaults for who runs it.
+    """Select the arguments of a step, with defaults for ``actor`` and ``backfill``.
 
     Args:
         step: name of the step.
@@ -36,7 +36,7 @@ def resolve_arguments(step: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
-    """The model to run: from its folder, or from a bundle that the caller made of it.
+    """Load the model to run, from its folder or from a bundle.
 
     Args:
         model: name of the model.
@@ -53,7 +53,7 @@ def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
 
     if spec_file is None:
         if model is None:
-            raise SpecError("no model is named", "give --model NAME, or --spec-file FILE")
+            raise SpecError("no model is given", "give --model NAME, or --spec-file FILE")
         return catalog.load_model_by_name(model)
     try:
         text = sys.stdin.read() if spec_file == "-" else object_store.read_text(spec_file)
@@ -64,13 +64,15 @@ def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
         first = error.errors(include_url=False)[0]
         key = ".".join(str(part) for part in first["loc"])
         raise SpecError(
-            f"{spec_file}: {key}: {first['msg']}", "make it with ModelSpec.bundle() of the same version"
+            f"{spec_file}: {key}: {first['msg']}", "create it with ModelSpec.bundle() of the same version"
         ) from None
     except (ValueError, KeyError, TypeError) as error:
         raise SpecError(
             f"{spec_file} is not a model's bundle: {type(error).__name__}: {error}",
-            "make it with ModelSpec.bundle()",
+            "create it with ModelSpec.bundle()",
         ) from None
     if model not in (None, spec.name):
-        raise SpecError(f"{spec_file} holds model {spec.name}, --model is {model}", "drop one of the options")
+        raise SpecError(
+            f"{spec_file} holds model {spec.name}, --model is {model}", "remove one of the options"
+        )
     return spec

@@ -1,4 +1,4 @@
-"""Files generated from the definitions of specs and compute profiles: JSON Schemas, and references of all keys."""
+"""Generate JSON Schemas, and references of all keys, of specs and compute profiles."""
 
 from __future__ import annotations
 

@@ -76,12 +76,12 @@ class DateRange:
         return type(self)(add_days(self.start, days), add_days(self.end, days))
 
 
-def parse_date(text: str, what: str = "a partition date") -> date:
+def parse_date(text: str, name: str = "a partition date") -> date:
     """Read a date written as YYYY-MM-DD.
 
     Args:
         text: the date.
-        what: what the date is, for the message.
+        name: name of the date in the error message.
 
     Raises:
         PerennialError: the text is not a date in this format.
@@ -92,7 +92,7 @@ def parse_date(text: str, what: str = "a partition date") -> date:
             raise ValueError
         return day
     except (TypeError, ValueError):
-        raise PerennialError(f"{what} is {str(text)[:40]!r}, not a date", "write it as YYYY-MM-DD") from None
+        raise PerennialError(f"{name} is {str(text)[:40]!r}, not a date", "write it as YYYY-MM-DD") from None
 
 
 def dates(start: str, end: str | None = None) -> list[str]:

@@ -81,7 +81,7 @@ def sql_literal(value: Any, kind: str) -> str:
 
 
 def row_condition_sql(tree: Any, columns: Mapping[str, str]) -> str:
-    """Translate a ``row_condition`` of Great Expectations (a condition object as JSON) to SQL that is never null.
+    """Translate a ``row_condition`` of Great Expectations, a JSON object, to SQL that is never null.
 
     Args:
         tree: the condition.

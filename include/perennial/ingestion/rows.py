@@ -53,7 +53,7 @@ def _publish_batch(run: PartitionRun, batch: ValidatedBatch) -> None:
 
 
 def _record_outcome(run: PartitionRun, feed: FeedSchema, outcome: ValidationOutcome, suite_name: str) -> None:
-    """Write the data doc of a partition and record its row counts and, where it was stopped, its error."""
+    """Write the data doc of a partition and record its row counts and, if it was stopped, its error."""
     partition = run.partitions[outcome.day]
     page = len(run.partitions) <= MAX_PAGES or bool(outcome.quarantined or outcome.stopped)
     partition.data_doc = data_docs.write_data_doc(outcome, feed, suite_name, page=page)

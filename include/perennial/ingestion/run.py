@@ -180,7 +180,7 @@ def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
 def _validate(
     run: PartitionRun, feed: FeedSchema, files: list[LandedFile], suite: list[Expectation]
 ) -> Iterator[ValidatedBatch]:
-    """Validate files together, or one by one where one of them cannot be read.
+    """Validate files together, or separately if one of them cannot be read.
 
     A batch can be read until the next one is requested, which replaces the view.
     """

@@ -2,8 +2,8 @@
 
 The gate compares on past partitions. With ``retraining.trial_days``, a challenger that passed it must also be better on
 partitions after its training before it becomes champion. In a shadow trial (`_shadow_trial`) it scores the same rows as
-the champion without serving; in an A/B trial (`ab_trial`, with ``retraining.ab_share``) it serves a share of the rows. A
-model has at most one active trial. Its state is in the ledger.
+the champion without serving; in an A/B trial (`ab_trial`, with ``retraining.ab_share``) it serves a share of the rows.
+A model has at most one active trial. Its state is in the ledger.
 """
 
 from __future__ import annotations

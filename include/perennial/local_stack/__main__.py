@@ -53,7 +53,9 @@ def main(arguments: list[str] | None = None) -> int:
 
 @contextmanager
 def hold_stack_lock(config: Stack) -> Iterator[None]:
-    """Hold a home's lock, so that one `make run` at a time uses it; the kernel releases it if the process dies.
+    """Hold the lock of a stack's home while the block runs, so that only one process starts the stack.
+
+    The kernel releases the lock if the process dies.
 
     Raises:
         LockHeldError: another process holds it.

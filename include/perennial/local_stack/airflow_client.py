@@ -1,4 +1,4 @@
-"""A client of Airflow's REST API, with what the local stack needs. The library never imports Airflow."""
+"""A client of Airflow's REST API for the local stack. The library never imports Airflow."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from perennial.core.errors import PerennialError
 
 DONE = ("success", "failed")
 ATTEMPTS = 6
-#: Two triggers at once can block each other in a server that keeps its records in SQLite.
+#: Two parallel triggers can block each other in a server with a SQLite database.
 _TRIGGER_LOCK = threading.Lock()
 
 
@@ -71,7 +71,7 @@ class Airflow:
                 time.sleep(1)
                 continue
             if answer.status_code == 409 and attempt:
-                return None  # the attempt before had done it
+                return None  # the previous attempt had succeeded
             if answer.status_code >= 400:
                 raise PerennialError(f"Airflow refused {method} {path} ({answer.status_code}): {_detail(answer)}",
                                      "correct what it names, then run this again")  # fmt: skip
@@ -88,7 +88,7 @@ class Airflow:
     def paused(self) -> dict[str, bool]:
         """The DAGs that Airflow knows, and whether each is paused."""
         paused: dict[str, bool] = {}
-        while True:  # a page has a hundred at most, however many are asked for
+        while True:  # a page has at most a hundred DAGs, whatever the limit
             page = self.call(
                 "GET", "/dags", params={"limit": 100, "offset": len(paused), "order_by": "dag_id"}
             )
@@ -97,7 +97,7 @@ class Airflow:
                 return paused
 
     def import_errors(self) -> list[str]:
-        """What could not be loaded, in Airflow's words."""
+        """Airflow's import errors, with file and stack trace."""
         answer = self.call("GET", "/importErrors", params={"limit": 100})
         return [f"{item['filename']}: {str(item['stack_trace']).strip()}" for item in answer["import_errors"]]
 
@@ -109,7 +109,7 @@ class Airflow:
         """Start a run, of one partition where `key` is given; returns its id."""
         run = f"loop__{key or 'range'}__{uuid.uuid4().hex[:8]}"
         body: dict[str, Any] = {"dag_run_id": run, "logical_date": None, "conf": conf or {}}
-        # SQLite's clock has whole seconds and a run starts when its time is past: two seconds ago is past at once
+        # SQLite's clock has whole seconds, and a run starts once its time has passed: two seconds ago, immediately.
         body["run_after"] = (datetime.now(UTC) - timedelta(seconds=2)).isoformat()
         if key is not None:
             body["partition_key"] = key
@@ -123,7 +123,7 @@ class Airflow:
         return list(answer["dag_runs"])
 
     def wait(self, dag: str, run: str) -> str:
-        """Wait, with the server's own long poll, for the end of a run that was triggered here; returns its state.
+        """Wait for the end of a run with the server's long poll; returns its state.
 
         Polling the run's state costs the server 15 ms of CPU a call, ten times as much.
 

@@ -56,7 +56,7 @@ class Stack:
 
     @property
     def state(self) -> Path:
-        """Folder that notes which processes run."""
+        """Folder with the records of the running servers."""
         return self.home / "run"
 
     @property
@@ -115,10 +115,10 @@ def _fernet_key() -> str:
 
 
 def environment(config: Stack) -> dict[str, str]:
-    """The environment of the servers and of every task: the caller's, with the stack's settings over it."""
+    """The environment of the servers and of every task: the caller's, with the stack's settings."""
     airflow = config.home / "airflow"
     caches = config.home / "cache"
-    near = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
+    local_hosts = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
     stack_variables = {
         # Airflow starts its components as plain "airflow"
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -129,8 +129,8 @@ def environment(config: Stack) -> dict[str, str]:
         "PERENNIAL_STACK": str(config.home),
         "MLFLOW_TRACKING_URI": config.mlflow_url.replace("localhost", "127.0.0.1"),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares eight processes
-        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *near])),
-        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), *near])),
+        "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *local_hosts])),
+        "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), *local_hosts])),
         # no telemetry, and nothing is written to the user's home folder
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -140,8 +140,8 @@ def environment(config: Stack) -> dict[str, str]:
         "XDG_CACHE_HOME": str(caches),
         "XDG_CONFIG_HOME": str(caches / "config"),
         "XDG_DATA_HOME": str(caches / "data"),
-        # Threads that spin while they wait take cores from the forked tasks beside them. Without any spinning two
-        # threads are no faster than one, because XGBoost's threads wait for each other every few microseconds.
+        # Threads that spin while they wait take cores from other tasks. Without any spinning, two threads are not
+        # faster than one, because XGBoost's threads wait for each other every few microseconds.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
         "AIRFLOW_HOME": str(airflow),

@@ -1,4 +1,4 @@
-"""`make run`: start the servers, land the sample, run every model's loop side by side, print a summary."""
+"""`make run`: start the servers, land the sample, run all models in parallel, print a summary."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def run(config: Stack, console: Console) -> int:
     console.print(f"MLflow   {config.mlflow_url}")
     console.print(
         f"Servers were ready after {ready:.0f} s, the loop ended after {time.monotonic() - began:.0f} s. "
-        "They stay up; `make stop` ends them.",
+        "The servers keep running; `make stop` stops them.",
         soft_wrap=True,
     )
     if not any(_has_retrained(plan) for plan in PLANS if plan.stop_after_retraining):
@@ -76,7 +76,7 @@ def _land(progress: ProgressDisplay) -> None:
 
 
 def run_plans(config: Stack, plans: tuple[Plan, ...], progress: ProgressDisplay) -> None:
-    """Run all plans side by side, so that the cores stay busy.
+    """Run all plans in parallel.
 
     Raises:
         PerennialError: the first failure; the other models stop at their next check.
@@ -88,7 +88,7 @@ def run_plans(config: Stack, plans: tuple[Plan, ...], progress: ProgressDisplay)
     pool = ThreadPoolExecutor(len(plans), thread_name_prefix="model")
     try:
         drivers = [Driver(plan, client, progress, halt) for plan, client in zip(plans, clients, strict=True)]
-        futures = [pool.submit(driver.play) for driver in drivers]
+        futures = [pool.submit(driver.run) for driver in drivers]
         wait(futures, return_when=FIRST_EXCEPTION)
         _raise_first(futures, halt)
     finally:
@@ -111,10 +111,10 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], progress: ProgressDisp
     Raises:
         PerennialError: one is missing, with Airflow's import errors.
     """
-    wanted = {f"{plan.model}.{stage}" for plan in plans for stage in STAGES}
+    expected = {f"{plan.model}.{stage}" for plan in plans for stage in STAGES}
     end = time.monotonic() + WAIT_FOR_DAGS
     paused = airflow.paused()
-    while missing := wanted - set(paused):
+    while missing := expected - set(paused):
         progress.working("Airflow", f"reading the DAGs, {len(missing)} to go")
         if time.monotonic() > end:
             errors = "\n".join(airflow.import_errors()) or "Airflow reports no import error"
@@ -122,10 +122,10 @@ def await_dags(airflow: Airflow, plans: tuple[Plan, ...], progress: ProgressDisp
                                  "run `perennial check` to see what is wrong with a model")  # fmt: skip
         time.sleep(0.5)
         paused = airflow.paused()
-    for dag in sorted(wanted):
+    for dag in sorted(expected):
         if paused[dag]:
             airflow.unpause(dag)
-    progress.done("Airflow", f"{len(wanted)} DAGs of {len(plans)} models")
+    progress.done("Airflow", f"{len(expected)} DAGs of {len(plans)} models")
 
 
 def _has_retrained(plan: Plan) -> bool:

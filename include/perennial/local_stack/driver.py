@@ -1,7 +1,7 @@
 """Run one sample model through its nights with Airflow's REST API, as a schedule would.
 
-What is done already is read from the manifests and the ledger: an interrupted demonstration continues where it
-stopped, and a finished one does nothing.
+Finished work is read from the manifests and the ledger: an interrupted demonstration continues where it stopped, and a
+finished one does nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Driver:
 
     Args:
         plan: what to do.
-        airflow: a client of this driver alone; drivers run side by side.
+        airflow: a client that only this driver uses, because drivers run in parallel.
         progress: where progress is shown.
         halt: set it to make the driver stop at its next check.
     """
@@ -52,25 +52,25 @@ class Driver:
         self._reported_retries: set[str] = set()
         self._checks: dict[str, int] = {}
 
-    def play(self) -> None:
-        """Do everything that is not done yet.
+    def run(self) -> None:
+        """Run the part of the plan that is not finished.
 
         Raises:
             RunFailedError: a DAG run failed, with its cause.
             DriverStopped: halt was set.
         """
-        self._history()
-        self._first_champion()
+        self._publish_history()
+        self._train_first_champion()
         nights = dates.dates(dates.add_days(self.plan.trained_until, 1), self.plan.latest)
         for night in nights:
-            self._night(night)
+            self._publish_and_score(night)
             if self._is_monitored(night):
                 self._monitor(night)
-            if self.plan.stop_after_retraining and self._loop_is_closed(night):
+            if self.plan.stop_after_retraining and self._has_finished(night):
                 break
         self.progress.done(self.model, f"done, up to {night}")
 
-    def _history(self) -> None:
+    def _publish_history(self) -> None:
         first, last = self.plan.first, self.plan.trained_until
         if all(self._done("data", day) for day in dates.dates(first, last)):
             return
@@ -82,7 +82,7 @@ class Driver:
             self.model, f"{len(records)} nights published: {rows:,} rows, {bad:,} in quarantine"
         )
 
-    def _first_champion(self) -> None:
+    def _train_first_champion(self) -> None:
         day = self.plan.trained_until
         if self._promoted(day):
             return
@@ -98,17 +98,17 @@ class Driver:
                                  "change training or gate in its model.yaml, then run `make run` again",
                                  model=self.model, partition=day)  # fmt: skip
 
-    def _night(self, night: str) -> None:
+    def _publish_and_score(self, night: str) -> None:
         if self._done("data", night) and self._done("score", night):
             return
         self.progress.working(self.model, f"night {night}: publish and score")
         before = {run["dag_run_id"] for run in self._runs_of("score", night)}
         run = self._active("data", night) or self._trigger("data", key=night)
-        looks = 0
+        polls = 0
         while not self._done("score", night):
             self._pause(0.2)
-            looks += 1
-            if looks % 8:
+            polls += 1
+            if polls % 8:
                 continue
             self._check("data", run)
             for scoring in self._runs_of("score", night):
@@ -126,13 +126,14 @@ class Driver:
             self._run("monitor", key=night)
         decision = self._decision(night)
         if decision is None:
-            raise PerennialError("monitoring ended without a decision in the ledger", f"look at {self.model}.monitor",
+            raise PerennialError("monitoring ended without a decision in the ledger",
+                                 f"read the log of the DAG {self.model}.monitor",
                                  model=self.model, partition=night)  # fmt: skip
         monitored = manifests.read(self.model, "monitor", night)
         verdict = monitored.result["verdict"] if monitored else "?"
-        asked = decision["decision"] == Decision.REQUESTED
+        requested = decision["decision"] == Decision.REQUESTED
         self.progress.done(self.model, f"{night}: {verdict}; retraining {decision['decision']}")
-        if asked and not self._trained(night):
+        if requested and not self._trained(night):
             self.progress.working(
                 self.model, f"retraining, requested by monitoring, on data up to {night}", milestone=True
             )
@@ -188,17 +189,18 @@ class Driver:
         fires: datetime = croniter(self.spec.schedule.monitor, day - timedelta(minutes=1)).get_next(datetime)
         return fires.date() == day.date()
 
-    def _loop_is_closed(self, night: str) -> bool:
-        asked = {
+    def _has_finished(self, night: str) -> bool:
+        """Whether the champion of a requested retraining has served for enough nights."""
+        requested = {
             r["partition"]
             for r in ledger.records(self.model, LedgerKind.RETRAINING)
             if r["decision"] == Decision.REQUESTED
         }
         promotions = ledger.records(self.model, LedgerKind.PROMOTION)
-        new = [r["partition"] for r in promotions if r["partition"] in asked]
+        promoted = [r["partition"] for r in promotions if r["partition"] in requested]
         return any(
             (date.fromisoformat(night) - date.fromisoformat(day)).days >= NIGHTS_AFTER_RETRAINING
-            for day in new
+            for day in promoted
         )
 
     # --- Airflow's runs
@@ -215,7 +217,7 @@ class Driver:
         return [run for run in runs if run.get("partition_key") == key]
 
     def _active(self, stage: str, key: str | None) -> str | None:
-        """A run left by an interrupted demonstration; searched once a stage, since later runs are this driver's own."""
+        """An active run of an interrupted demonstration; searched only once for each stage."""
         if stage in self._searched_stages:
             return None
         self._searched_stages.add(stage)
@@ -225,11 +227,11 @@ class Driver:
         """The run that an asset event started; triggered here if the event was lost with Airflow's database."""
         runs: list[str] = []
 
-        def look() -> bool:
+        def started() -> bool:
             runs.extend(str(run["dag_run_id"]) for run in self._runs_of(stage, key))
             return bool(runs)
 
-        if self._until(look, WAIT_FOR_EVENT):
+        if self._until(started, WAIT_FOR_EVENT):
             return runs[0]
         self.progress.note(
             f"{self.model}: no event started {stage} for {key}; starting it with the recorded reason."
@@ -241,7 +243,7 @@ class Driver:
             self._pause(0.5)
 
     def _check(self, stage: str, run: str) -> str:
-        """The state of a run; a task that waits for its retry is reported, since that takes a while.
+        """The state of a run; also reports a task that waits for its retry.
 
         Raises:
             RunFailedError: the run failed.
@@ -260,15 +262,15 @@ class Driver:
             state not in DONE
             and checks % 10 == 0
             and run not in self._reported_retries
-            and (why := self.airflow.retry_reason(dag, run))
+            and (reason := self.airflow.retry_reason(dag, run))
         ):
             self._reported_retries.add(run)
-            self.progress.note(f"{dag}, run {run}: will be retried. {why}")
+            self.progress.note(f"{dag}, run {run}: will be retried. {reason}")
         return state
 
-    def _until(self, look: Callable[[], bool], seconds: float) -> bool:
+    def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
         end = time.monotonic() + seconds
-        while not look():
+        while not condition():
             if time.monotonic() > end:
                 return False
             self._pause(0.5)

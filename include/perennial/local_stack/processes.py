@@ -1,4 +1,4 @@
-"""Start servers so that all their processes can be found and stopped, also after a crash or a reboot."""
+"""Start servers, and find and stop all their processes, even after a crash or a reboot."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ ENVIRONMENT_MARK = "PERENNIAL_STACK"
 def start(
     name: str, command: list[str], environ: Mapping[str, str], state: Path, log: Path
 ) -> psutil.Process:
-    """Start a server in a session of its own, its output appended to `log`, and note it in `state`.
+    """Start a server in a new session, append its output to `log`, and record it in `state`.
 
     Raises:
         PerennialError: the command cannot be started.
@@ -52,7 +52,7 @@ def start(
 
 
 def find_server(name: str, state: Path) -> psutil.Process | None:
-    """The recorded server, if that process still runs."""
+    """The recorded server, if its process still runs."""
     try:
         note = json.loads((state / f"{name}.json").read_text())
         process = psutil.Process(int(note["pid"]))
@@ -63,18 +63,18 @@ def find_server(name: str, state: Path) -> psutil.Process | None:
 
 
 def stack_processes(home: Path) -> list[psutil.Process]:
-    """Every process of the stack at `home`, including those that outlived their parent or left its session.
+    """Find every process of the stack at `home`, including orphans and those of other sessions.
 
     A process belongs to the stack by its environment mark, by its working folder (only the stack uses ``run``), or by
     the session of a recorded server. Airflow renames its processes, which overwrites the memory that holds the mark.
     """
     state = str(home / "run")
     sessions = _sessions(home / "run")
-    mine = os.getpid()
+    own_pid = os.getpid()
     processes = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid == mine or process.status() == psutil.STATUS_ZOMBIE:
+            if process.pid == own_pid or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             by_session = sessions.get(os.getsid(process.pid), float("inf")) <= process.create_time() + 1
             if by_session or process.environ().get(ENVIRONMENT_MARK) == str(home) or process.cwd() == state:
@@ -100,14 +100,16 @@ def _sessions(state: Path) -> dict[int, float]:
 
 
 def lost_child(server: psutil.Process) -> bool:
-    """Whether a child of the server has ended while the server goes on."""
+    """Whether a child of the server has ended while the server keeps running."""
     with contextlib.suppress(psutil.Error):
         return any(child.status() == psutil.STATUS_ZOMBIE for child in server.children())
     return False
 
 
 def stop(home: Path, names: Iterable[str], *, patience: float = 30) -> int:
-    """Stop a stack: interrupt its servers, then terminate and finally kill what is left. Returns how many there were.
+    """Stop a stack: interrupt its servers, then terminate, then kill its processes.
+
+    Returns the number of processes that were running.
 
     Airflow's standalone orphans its children on SIGTERM and stops them on SIGINT, so SIGINT comes first.
 
@@ -139,7 +141,9 @@ def stop(home: Path, names: Iterable[str], *, patience: float = 30) -> int:
 
 def _signal(process: psutil.Process, kind: signal.Signals) -> None:
     with contextlib.suppress(psutil.Error):
-        process.send_signal(kind)  # psutil compares the start time first, so a recycled number is never hit
+        process.send_signal(
+            kind
+        )  # psutil checks the start time first, so that a reused process id is not signalled
 
 
 def _wait(processes: list[psutil.Process], seconds: float) -> None:
@@ -148,7 +152,7 @@ def _wait(processes: list[psutil.Process], seconds: float) -> None:
 
 
 def port_user(port: int) -> str | None:
-    """Who listens on a local port: a description, or None where it is free."""
+    """Describe the process that listens on a local port; None if the port is free."""
     import socket
 
     for family, host in ((socket.AF_INET, "127.0.0.1"), (socket.AF_INET6, "::1")):

@@ -1,4 +1,4 @@
-"""Progress, one line for each subject: redrawn in place on a terminal, appended as plain lines elsewhere."""
+"""Progress, one line for each subject: updated in place on a terminal, plain lines elsewhere."""
 
 from __future__ import annotations
 

@@ -38,9 +38,9 @@ def mlflow_works(config: Stack) -> bool:
     """Whether MLflow answers, its registry included."""
     try:
         url = f"http://{config.mlflow_host}:{config.mlflow_port}"
-        # /health says 200 before the database is there, and also to a name that the server will refuse
-        ask = httpx.get(f"{url}/api/2.0/mlflow/registered-models/search", timeout=5, trust_env=False)
-        return ask.status_code == 200
+        # /health answers 200 before the database exists, and also for host names that the server refuses
+        answer = httpx.get(f"{url}/api/2.0/mlflow/registered-models/search", timeout=5, trust_env=False)
+        return answer.status_code == 200
     except httpx.HTTPError:
         return False
 
@@ -54,7 +54,7 @@ def unhealthy_component(config: Stack, airflow: Airflow) -> str | None:
 
 
 def start_all(config: Stack, progress: ProgressDisplay, meanwhile: Callable[[], None] | None = None) -> None:
-    """Start what does not run yet and wait until both servers work; `meanwhile` runs while they start.
+    """Start the servers that do not run yet, and wait until they work; `meanwhile` runs while they start.
 
     Raises:
         PerennialError: a port is in use, the disk is full, or a server does not start, with the end of its log.
@@ -75,7 +75,7 @@ def start_all(config: Stack, progress: ProgressDisplay, meanwhile: Callable[[], 
         store = ["--backend-store-uri", sqlite(config.home / "mlflow" / "mlflow.db")]
         store += ["--artifacts-destination", str(config.home / "mlflow" / "artifacts"), "--workers", "1"]
         address = ["--host", config.mlflow_host, "--port", str(config.mlflow_port)]
-        # without its port a name is refused (403) while /health says all is well
+        # without its port, a host name is refused (403), although /health answers 200
         names = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
         address += ["--allowed-hosts", ",".join(f"{name}:{config.mlflow_port}" for name in names)]
         command = [*python, "mlflow", "server", *store, *address]
@@ -84,8 +84,8 @@ def start_all(config: Stack, progress: ProgressDisplay, meanwhile: Callable[[], 
     log_size = log.stat().st_size if log.exists() and not running["airflow"] else 0
     if not running["airflow"]:
         processes.start("airflow", [*python, "airflow", "standalone"], environ, config.state, log)
-    with ThreadPoolExecutor(1) as beside:
-        work = beside.submit(meanwhile) if meanwhile else None
+    with ThreadPoolExecutor(1) as pool:
+        work = pool.submit(meanwhile) if meanwhile else None
         _start_task_api_and_wait(config, progress, environ, log_size, not running["tasks"])
         if work:
             work.result()
@@ -127,16 +127,16 @@ def _log(config: Stack, name: str) -> Path:
 
 
 def _check_ports(config: Stack, running: dict[str, psutil.Process | None]) -> Stack:
-    wanted = {
+    ports_by_server = {
         "mlflow": ("MLflow", config.mlflow_port, "MLFLOW_PORT", "PERENNIAL_MLFLOW_PORT"),
         "airflow": ("Airflow", config.airflow_port, "AIRFLOW_PORT", "PERENNIAL_AIRFLOW_PORT"),
     }
-    for name, (label, port, knob, variable) in wanted.items():
+    for name, (label, port, make_variable, variable) in ports_by_server.items():
         user = None if running[name] else processes.port_user(port)
         if user:
             raise PerennialError(
                 f"port {port}, which {label} is to listen on, is in use by {user}",
-                f"choose another: make run {knob}={port + 10}   (or set {variable}); or end that process",
+                f"choose another: make run {make_variable}={port + 10}   (or set {variable}); or end that process",
             )
     if running["airflow"] or running["tasks"]:
         noted = config.state / "ports.txt"
@@ -184,7 +184,7 @@ def _await_servers(config: Stack, progress: ProgressDisplay) -> None:
                 server = processes.find_server(name, config.state)
                 if server is None:
                     raise _start_error(config, name, "ended while it was starting")
-                # standalone goes on without a component that could not start
+                # standalone keeps running without a component that could not start
                 if name == "airflow" and processes.lost_child(server):
                     raise _start_error(config, name, "lost a component while it was starting")
                 if time.monotonic() - began > START_TIMEOUT:
@@ -195,7 +195,7 @@ def _await_servers(config: Stack, progress: ProgressDisplay) -> None:
 
 
 def _warm_up_task_api(config: Stack, built: threading.Event) -> None:
-    """Make the first call of the task API, which builds it (5 to 40 s); otherwise the first task would wait."""
+    """Make the first call of the task API, which takes 5 to 40 s, so that the first task need not wait."""
     end = time.monotonic() + START_TIMEOUT
     while time.monotonic() < end:
         with contextlib.suppress(httpx.HTTPError):

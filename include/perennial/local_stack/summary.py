@@ -80,11 +80,15 @@ def _scored(nights: list[Manifest]) -> list[Event]:
     """One line for each version and the nights that it scored."""
     lines = []
     for version in dict.fromkeys(m.model_version for m in nights):
-        mine = [m for m in nights if m.model_version == version]
-        rows = sum(m.rows_out for m in mine)
-        days = [m.key for m in mine]
+        by_version = [m for m in nights if m.model_version == version]
+        rows = sum(m.rows_out for m in by_version)
+        days = [m.key for m in by_version]
         lines.append(
-            Event(_span(days), f"{len(mine)} {_nights(mine)} scored", f"{rows:,} rows by version {version}")
+            Event(
+                _span(days),
+                f"{len(by_version)} {_nights(by_version)} scored",
+                f"{rows:,} rows by version {version}",
+            )
         )
     return lines
 

@@ -1,4 +1,4 @@
-"""Delta tables of the lake: partitions are replaced atomically, and each version stays readable.
+"""Delta tables of the lake: partitions are replaced atomically, and each version remains readable.
 
 Every table has the column ``partition_date`` (ISO date as text), by which it is partitioned.
 """

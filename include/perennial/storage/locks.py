@@ -155,7 +155,7 @@ class _S3Lease:
                     return
 
     def release(self) -> None:
-        """Free the lock if this process holds it; where that fails, the lease expires instead."""
+        """Free the lock if this process holds it; if that fails, the lease expires instead."""
         from botocore.exceptions import BotoCoreError, ClientError
 
         try:

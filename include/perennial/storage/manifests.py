@@ -61,7 +61,7 @@ def uri(model: str, step: str, key: str) -> str:
 
 
 def read(model: str, step: str, key: str) -> Manifest | None:
-    """Read the manifest of a step; None where the step has not finished.
+    """Read the manifest of a step; None if the step has not finished.
 
     Raises:
         StorageError: the file cannot be read, or is not a manifest.
@@ -81,7 +81,7 @@ def read(model: str, step: str, key: str) -> Manifest | None:
 
 
 def find_completed(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
-    """Read the manifest of a step that finished with the same inputs; None where the step has to run.
+    """Read the manifest of a step that finished with the same inputs; None if the step has to run.
 
     Raises:
         StorageError: the file cannot be read, or is not a manifest.

@@ -107,7 +107,7 @@ def test_a_driver_stops_when_asked(live: Live) -> None:
     halt.set()
     ahead = Plan(PLAN.model, PLAN.first, PLAN.trained_until, dates.add_days(PLAN.latest, 5), False)
     with live.board() as board, pytest.raises((DriverStopped, PerennialError)):
-        Driver(ahead, live.airflow, board, halt).play()
+        Driver(ahead, live.airflow, board, halt).run()
 
 
 def test_nobody_gets_in_without_the_password(live: Live) -> None:

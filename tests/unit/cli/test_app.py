@@ -159,7 +159,7 @@ def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "no model is named"),
+        (["data"], "no model is given"),
         (["data", "-m", "nope", "--start", "2024-01-01"], "there is no model called 'nope'"),
         (["bake", "-m", "toy"], "there is no step 'bake'"),
         (["data", "-m", "toy"], "step data: missing a required argument: 'start'"),

@@ -1,4 +1,4 @@
-"""Checks of ``features.sql`` before it runs: it binds, keeps each row, and computes each row independently.
+"""Check ``features.sql`` before a run: it binds, keeps each row, and does not mix rows.
 
 The SQL is bound against the declared columns and the reference tables that exist, then run on a few rows: landed rows
 where a partition has landed, generated ones otherwise. It can read what is given to it and nothing else.
@@ -22,7 +22,7 @@ from perennial.spec.model_spec import ModelSpec
 
 #: Rows that the SQL is run on, at most.
 MAX_ROWS = 2000
-#: Of a reference table with more rows only the columns are used.
+#: Of larger reference tables, only the columns are used.
 MAX_REFERENCE_ROWS = 500_000
 #: DuckDB gives the largest integer as the location of nodes that have none.
 _NO_LOCATION = 1 << 62
@@ -31,12 +31,12 @@ _FILTERS = {"where_clause": "WHERE", "having": "HAVING", "qualify": "QUALIFY", "
 
 @dataclass
 class Findings:
-    """What the checks of one model found.
+    """The results of the checks of one model.
 
     Attributes:
-        problems: file, line (None where it is not known) and message of each.
+        problems: file, line (None if not known) and message of each problem.
         notes: what was not checked, or may be a mistake.
-        columns: names of the features; empty where the SQL does not bind.
+        columns: names of the features; empty if the SQL does not bind.
     """
 
     problems: list[tuple[str, int | None, str]] = field(default_factory=list)
@@ -49,8 +49,8 @@ def check(spec: ModelSpec, rows: pa.Table | None, generate_rows: Callable[[], pa
 
     Args:
         spec: the model.
-        rows: landed rows, typed as declared; None where none have landed.
-        generate_rows: gives rows to run the SQL on where none have landed.
+        rows: landed rows with the declared types; None if none have landed.
+        generate_rows: returns rows to run the SQL on if none have landed.
     """
     findings = Findings()
     con = _connect()
@@ -68,7 +68,7 @@ def check(spec: ModelSpec, rows: pa.Table | None, generate_rows: Callable[[], pa
     if not _bind(con, spec, findings):
         return findings
     try:
-        # No versions of reference tables: the connection has them already, and nothing is written to the lake.
+        # No versions, because the connection has the reference tables, and nothing must be written to the lake.
         features = FeatureQuery(spec, {}, connection=con)
     except SpecError as error:
         findings.problems.append(_problem(error, spec))
@@ -121,7 +121,7 @@ def _parts(spec: ModelSpec) -> list[tuple[str, str]]:
 
 
 def _parse(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
-    """Parse each part and report what would lose or mix rows; returns whether all can be parsed."""
+    """Parse each part, report SQL that loses or mixes rows; returns whether all parts can be parsed."""
     parsed = True
     for where, sql in _parts(spec):
         row = con.execute("SELECT json_serialize_sql(?)", [sql.rstrip().rstrip(";")]).fetchone()
@@ -148,15 +148,15 @@ def _parse(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) 
 
 
 def _row_problems(node: Any, rows: set[str], *, in_union: bool) -> Iterator[tuple[int | None, str, bool]]:
-    """What a query node does to rows that it must not.
+    """Find parts of a query that lose rows or mix them.
 
     Args:
         node: node of DuckDB's parse tree.
-        rows: names that stand for the model's rows: ``rows`` itself, and queries over it.
-        in_union: whether the node is one side of a set operation, where a filter may be right.
+        rows: names of relations with the model's rows: ``rows``, and queries over it.
+        in_union: whether the node is one side of a set operation, where a filter may be correct.
 
     Yields:
-        Offset in the SQL (None where the parser gives none), message, and whether it is certainly wrong.
+        Offset in the SQL (None if not known), message, and whether it is certainly wrong.
     """
     if not isinstance(node, dict):
         return
@@ -191,7 +191,7 @@ def _row_problems(node: Any, rows: set[str], *, in_union: bool) -> Iterator[tupl
         )
     kinds = {k: source.get(k) for k in ("type", "join_type", "ref_type")} if isinstance(source, dict) else {}
     if kinds == {"type": "JOIN", "join_type": "INNER", "ref_type": "REGULAR"}:
-        yield _offset(source), "an inner JOIN loses rows that find no match; LEFT JOIN keeps them", False
+        yield _offset(source), "an inner JOIN loses rows without a match; use LEFT JOIN to keep them", False
 
 
 def _reads(source: Any, rows: set[str]) -> bool:
@@ -206,7 +206,7 @@ def _reads(source: Any, rows: set[str]) -> bool:
 
 
 def _subqueries(node: Any) -> Iterator[Any]:
-    """The query nodes directly within a query node, its common table expressions left out."""
+    """The query nodes directly within a query node, except common table expressions."""
     if isinstance(node, dict):
         for key, value in node.items():
             if key == "cte_map":
@@ -221,7 +221,7 @@ def _subqueries(node: Any) -> Iterator[Any]:
 
 
 def _windows(expression: Any) -> Iterator[dict[str, Any]]:
-    """The window functions of an expression, those of its subqueries left out."""
+    """The window functions of an expression, except those in subqueries."""
     if isinstance(expression, dict):
         if expression.get("class") == "WINDOW":
             yield expression
@@ -245,7 +245,7 @@ def _offset(part: Any) -> int | None:
 
 
 def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
-    """Bind each part to the columns of the one before it; returns whether all could be bound."""
+    """Bind each part to the columns of the previous part; returns whether all could be bound."""
     con.execute(f"CREATE TEMP VIEW stage_0 AS {empty_rows_sql(spec)}")
     try:
         for i, (where, sql) in enumerate(_parts(spec)):
@@ -269,7 +269,7 @@ def _line_and_message(error: Exception) -> tuple[int | None, str]:
     lines = [part.strip() for part in text.split("\n\nLINE ")[0].splitlines() if part.strip()]
     message = " ".join(lines)
     if "disabled by configuration" in message or "is disabled" in message:
-        message = f"it reads a file or an address; it may read rows and the reference tables. {lines[0]}"
+        message = f"it reads a file or an address; only rows and the reference tables are allowed. {lines[0]}"
     return (int(line[1]) - 1 if line and int(line[1]) > 1 else None), message[:400]
 
 

@@ -1,4 +1,4 @@
-"""`perennial check`: finds all problems of a model folder that can be found before a run."""
+"""`perennial check`: finds the problems of a model folder that can be detected before a run."""
 
 from __future__ import annotations
 
@@ -167,9 +167,9 @@ def _label(spec: ModelSpec, report: Report) -> None:
 
 
 def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
-    """Read some rows of the first landed partition, typed as declared; None if no rows can be read.
+    """Read some rows of the first landed partition with the declared types; None if that is not possible.
 
-    The label file of that partition is compared with label.columns, too.
+    The label file of that partition is also compared with label.columns.
     """
     day = _first_day(spec)
     if day is None:
@@ -186,7 +186,7 @@ def _landed(spec: ModelSpec, report: Report) -> pa.Table | None:
 def _read_sample(
     spec: ModelSpec, feed: FeedSchema, template: str, day: str, report: Report
 ) -> pa.Table | None:
-    """Read some rows of a landed file; if it cannot be read as the spec declares, report that and return None."""
+    """Read some rows of a landed file; report a problem and return None if that fails."""
     uri = landing.source_uri(template, day)
     with tempfile.TemporaryDirectory(prefix="perennial-check-") as folder, duckdb.connect() as con:
         con.execute("SET TimeZone='UTC'; SET memory_limit='512MiB'")

@@ -1,4 +1,4 @@
-"""The part of `perennial doctor` that checks whether a Kubernetes cluster would accept the pods of a profile.
+"""The checks of `perennial doctor` whether a Kubernetes cluster accepts the pods of a profile.
 
 The API server validates a pod without starting it (dry run). Its manifest is that of `pod_manifest`, which the plugin's
 operator submits, too.
@@ -22,7 +22,7 @@ from perennial.storage import object_store
 
 __all__ = ["RIGHTS", "Cluster", "dry_run_pod", "examine"]
 
-#: What Airflow does with pods: verb, resource, subresource.
+#: Permissions that Airflow needs: verb, resource, subresource.
 RIGHTS = [
     *((verb, "pods", "") for verb in ("create", "get", "list", "watch", "patch", "delete")),
     ("get", "pods", "log"),
@@ -88,7 +88,7 @@ class Cluster:
     """The cluster and the namespace of one profile.
 
     Args:
-        profile: whose pods are to run there.
+        profile: the profile.
     """
 
     def __init__(self, profile: ComputeProfile) -> None:
@@ -99,7 +99,7 @@ class Cluster:
         self.core: Any = None
 
     def check(self) -> Iterator[Finding]:
-        """Check everything, in order; ends early if the API server cannot be reached or the namespace is missing."""
+        """Run all checks, in order, until the API server or the namespace turns out to be missing."""
         reached = self._reach()
         yield reached
         if reached.state == "missing":
@@ -117,7 +117,7 @@ class Cluster:
                 for item in check():
                     yield item
                     if what == "namespace" and item.state == "missing":
-                        return  # nothing that belongs into it can exist
+                        return  # the other objects are in the namespace
             except self.api.ApiException as error:
                 if error.status != 403:
                     raise
@@ -127,7 +127,7 @@ class Cluster:
                 )  # fmt: skip
 
     def _reach(self) -> Finding:
-        """Connect, and ask for the version of the API server."""
+        """Connect, and get the version of the API server."""
         try:
             origin = self._connect()
         except ModuleNotFoundError:
@@ -255,7 +255,7 @@ class Cluster:
                     full.append(f"{name}: {used.get(name, '0')} of {limit} is used")
         if impossible:
             yield self._finding(
-                "quota", "missing", "; ".join(impossible), "raise the quota, or ask for less in the profile"
+                "quota", "missing", "; ".join(impossible), "raise the quota, or request less in the profile"
             )
         elif full:
             yield self._finding(
@@ -320,7 +320,7 @@ class Cluster:
 
 
 def _quota_needs(profile: ComputeProfile) -> dict[str, float]:
-    """What one pod takes of a quota, by the quota's names."""
+    """The resources of one pod that count towards a quota, by the quota's names."""
     memory = float(compute_profile.quantity_bytes(profile.memory))
     scratch = float(compute_profile.quantity_bytes(profile.scratch))
     needs = {
@@ -335,13 +335,13 @@ def _quota_needs(profile: ComputeProfile) -> dict[str, float]:
 
 
 def _number(quantity: Any) -> float:
-    """A quantity of Kubernetes, such as ``500m`` or ``2Gi``, as a number; 0 if it is none."""
+    """Convert a Kubernetes quantity, such as ``500m`` or ``2Gi``, to a number; 0 if it is invalid."""
     match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", str(quantity))
     return float(match[1]) * _SUFFIXES.get(match[2], 1.0) if match else 0.0
 
 
 def _connection_extra(name: str) -> dict[str, Any]:
-    """Extras of an Airflow connection that a variable of the environment holds as JSON; Airflow itself is not used."""
+    """Extras of an Airflow connection that is defined as JSON in an environment variable."""
     try:
         connection = json.loads(os.environ.get(f"AIRFLOW_CONN_{name.upper()}", "{}"))
         extra = connection.get("extra", {})

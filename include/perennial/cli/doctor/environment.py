@@ -1,7 +1,7 @@
-"""`perennial doctor`: checks that everything the DAGs need is available: settings, storage, MLflow, cluster.
+"""`perennial doctor`: checks settings, storage, MLflow and cluster for everything that DAGs need.
 
-Each check does what a step will do (write an object, store an artifact, have a pod admitted), removes what it wrote,
-and has a time limit.
+Each check performs the operations of a step (write an object, store an artifact, submit a pod as a dry run), removes
+what it wrote, and has a time limit.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from perennial.storage import object_store
 
 
 def examine(profiles: Sequence[str] = ()) -> list[Finding]:
-    """Check everything, in the order in which it is set up.
+    """Run all checks, in the order in which an environment is set up.
 
     Args:
         profiles: names of compute profiles to check in addition to those that the models use.
@@ -85,7 +85,7 @@ def _settings(pods: list[ComputeProfile]) -> Iterator[Finding]:
 
 
 def _models(profiles: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[Finding]:
-    """Load the models, and add the profiles that they use, and the given ones, to ``used``."""
+    """Check models and profiles, and add the profiles that are used or given to ``used``."""
     models, errors = catalog.load_models()
     for error in errors:
         yield Finding(
@@ -156,7 +156,7 @@ def _lake(uri: str) -> Iterator[Finding]:
 
 
 def _conditions(s3: Any, target: dict[str, str]) -> Finding:
-    """Whether the store refuses conditional writes whose condition is false; commits and locks depend on it."""
+    """Check that conditional writes with a false condition are refused, as commits and locks need."""
     for condition in ({"IfNoneMatch": "*"}, {"IfMatch": '"0123456789abcdef0123456789abcdef"'}):
         (name,) = condition
         try:
@@ -205,7 +205,7 @@ def _landing(uri: str) -> Iterator[Finding]:
 
 
 def _bucket(what: str, uri: str) -> tuple[Any, str, str, Finding | None]:
-    """Client, bucket, prefix (ends in a slash, or empty), and the problem with it, if any."""
+    """Client, bucket, prefix (empty, or with a final slash), and the problem with the bucket, if any."""
     bucket, _, prefix = uri.removeprefix("s3://").partition("/")
     prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
     s3 = object_store.client("s3", timeout=finding.REQUEST_SECONDS, max_attempts=2)
@@ -286,4 +286,4 @@ def _mlflow(uri: str) -> Iterator[Finding]:
         if problem:
             yield Finding(f"MLflow: {what} artifacts", "missing", problem, remedy)
             return
-    yield Finding("MLflow: artifacts", "ok", "written, read and removed by way of the server")
+    yield Finding("MLflow: artifacts", "ok", "written, read and removed through the server")

@@ -10,7 +10,7 @@ from typing import Literal
 __all__ = ["CHECK_SECONDS", "REQUEST_SECONDS", "Check", "Finding", "State", "brief", "run_with_time_limit"]
 
 State = Literal["ok", "warning", "missing"]
-#: Time limits of one request, and of one whole check.
+#: Time limits, in seconds, of one request and of one check.
 REQUEST_SECONDS, CHECK_SECONDS = 4.0, 25.0
 
 
@@ -35,7 +35,9 @@ Check = Callable[[], Iterator[Finding]]
 
 
 def run_with_time_limit(what: str, check: Check, seconds: float | None = None) -> list[Finding]:
-    """Run a check within a time limit; after a timeout or an error, its findings until then are returned, too.
+    """Run a check with a time limit; a timeout or an error becomes a finding.
+
+    Findings before the timeout or the error are also returned.
 
     Args:
         what: what is checked, for the finding about a timeout or an error.
@@ -64,7 +66,7 @@ def run_with_time_limit(what: str, check: Check, seconds: float | None = None) -
                 what,
                 "missing",
                 f"no answer within {limit:g} seconds",
-                "check the address, the network between, and its firewalls",
+                "check the address, the network, and its firewalls",
             )
         )
     return result

@@ -1,4 +1,4 @@
-"""Reads a sample of a feed: types and statistics of its columns, and the partitions that its files belong to."""
+"""Read a sample of a feed: types and statistics of its columns, and the partitions of its files."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ __all__ = ["Sample", "SampleColumn", "counts_by_day", "land", "read_sample"]
 #: Columns with more distinct values than this have no list of values.
 MAX_VALUES = 50
 SUFFIXES = (".parquet", ".csv", ".csv.gz")
-#: Types by what DuckDB detects in text.
+#: Column types by the types that DuckDB detects in text.
 _DETECTED_TYPES: dict[str, ColumnType] = {
-    # DuckDB detects text where a cell is an infinity; `_widen_types` finds the columns that are text to the data step
+    # DuckDB detects text if a cell is an infinity; `_widen_types` finds the columns that must be text.
     "VARCHAR": "number",
     "BIGINT": "integer",
     "INTEGER": "integer",
@@ -82,7 +82,7 @@ class Sample:
     Attributes:
         paths: the files.
         columns: the columns, by name.
-        left_out: columns that a spec cannot declare, and why.
+        left_out: columns that a spec cannot declare, with the reason.
         days: partition date of each file, from its name; empty if the names contain no dates.
         template: path template of the files below the landing area; None if the names contain no dates.
         landed: whether the files are in the landing area.
@@ -188,7 +188,7 @@ def _is_date(text: str) -> bool:
 
 
 def _infer_types(con: duckdb.DuckDBPyConnection, path: Path) -> tuple[dict[str, ColumnType], dict[str, str]]:
-    """Types of a file's columns by its schema, or by its text; and why other columns have none."""
+    """Types of a file's columns, and the reason why other columns are not supported."""
     if not path.name.endswith(".parquet"):
         return _types_of_text(con, path), {}
     try:
@@ -227,7 +227,7 @@ def _types_of_text(con: duckdb.DuckDBPyConnection, path: Path) -> dict[str, Colu
 def _widen_types(
     con: duckdb.DuckDBPyConnection, kinds: dict[str, ColumnType], fetched: list[LandedFile]
 ) -> dict[str, ColumnType]:
-    """The types with which the data step can read every cell of the sample."""
+    """Widen types until the data step can read every cell of the sample."""
     wider: dict[ColumnType, ColumnType] = {"integer": "number", "number": "string", "date": "timestamp"}
     for _ in range(len(wider) + 1):
         cast_failures = landing.create_landed_view(
@@ -237,7 +237,7 @@ def _widen_types(
         for column, failed in cast_failures.items():
             is_code = "FALSE"
             if kinds[column] in ("integer", "number") and fetched[0].path.name.endswith(".staged.parquet"):
-                # 01234 is a code, not a number
+                # A leading zero, as in 01234, marks a code.
                 is_code = f"regexp_full_match({quote_identifier('__text_' + column)}, '0[0-9]+')"
             row = con.execute(f"SELECT bool_or({failed}), bool_or({is_code}) FROM rows").fetchone()
             if row and row[1]:
@@ -282,7 +282,9 @@ def _find_key_pair(con: duckdb.DuckDBPyConnection, columns: dict[str, SampleColu
 
 
 def land(sample: Sample, template: str, event_time: str) -> list[str]:
-    """Copy a sample to the landing area: whole files if their names have dates, else one file per date of the events.
+    """Copy a sample to the landing area.
+
+    Files whose names have dates are copied as they are; others are split by the date of the event.
 
     Args:
         sample: the sample.
@@ -323,7 +325,7 @@ def land(sample: Sample, template: str, event_time: str) -> list[str]:
 
 
 def counts_by_day(sample: Sample, event_time: str) -> dict[str, int]:
-    """The number of rows of each partition, by the names of the files or else by the time of the events.
+    """The number of rows of each partition, by the dates in the file names, or else of the events.
 
     Args:
         sample: the sample.
@@ -344,7 +346,7 @@ def counts_by_day(sample: Sample, event_time: str) -> dict[str, int]:
 
 
 def _scan(sample: Sample, event_time: str) -> tuple[str, str]:
-    """SQL of a table of the sample's rows as they are in the files, and of the date of a row's event."""
+    """SQL of the rows in the sample's files, and of the date of a row's event."""
     paths = ", ".join(text_literal(str(p)) for p in sample.paths)
     if sample.suffix == ".parquet":
         return f"read_parquet([{paths}])", f"try_cast({quote_identifier(event_time)} AS TIMESTAMP)::DATE"

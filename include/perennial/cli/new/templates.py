@@ -1,4 +1,4 @@
-"""The text of a new model's files, from a sample and the decisions about the model."""
+"""Compose the files of a new model from a sample and the decisions about the model."""
 
 from __future__ import annotations
 
@@ -28,11 +28,11 @@ __all__ = [
 
 #: A text column with more distinct values is not a categorical feature.
 MAX_CATEGORIES = 500
-#: A text column is expected to have the values of the sample if they are at most this many, and common enough.
+#: A text column is expected to have only the sample's values if there are few of them, and each is frequent.
 MAX_SET_VALUES, MIN_ROWS_PER_VALUE = 25, 5
-#: Texts that are longer than this on average are free text.
+#: Mean length above which a text column is free text.
 FREE_TEXT_LENGTH = 40
-#: JSON and DuckDB can both represent it.
+#: Largest bound in a suite; both JSON and DuckDB can represent it.
 LARGEST_NUMBER = 1e308
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}

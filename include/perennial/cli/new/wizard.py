@@ -146,7 +146,7 @@ def _check_name(name: str, root: Path) -> None:
 def _draft(
     name: str, sample: Sample, answers: GivenAnswers, root: Path, *, ask: bool
 ) -> tuple[templates.ModelDraft, list[str]]:
-    """Make every decision, by answers that were given, by questions or by suggestions; and remarks on them."""
+    """Make all decisions, from given answers, questions or suggestions; returns also remarks."""
     columns, remarks = sample.columns, [f"left out: {n} ({why})" for n, why in sample.left_out.items()]
     event_time = _event_time(columns, answers, ask)
     key = _key(sample, answers, ask)
@@ -236,9 +236,7 @@ def _key(sample: Sample, answers: GivenAnswers, ask: bool) -> list[str]:
                 "choose another",
             )
         if column in LAKE_COLUMNS:
-            raise SpecError(
-                f"{column!r} is a name that the tables of the lake use themselves", "rename it in the feed"
-            )
+            raise SpecError(f"{column!r} is a reserved name of the lake's tables", "rename it in the feed")
     if len(chosen) == 1 and not columns[chosen[0]].unique:
         raise DataError(
             f"{chosen[0]!r} does not identify a row: its values repeat", "name more columns with --key"
@@ -265,7 +263,7 @@ def _suggest_task(label: SampleColumn) -> str:
 
 
 def _positive(label: SampleColumn, task: str, answers: GivenAnswers, ask: bool) -> Any:
-    """The value of the positive class; None if the label is boolean, or 0 and 1, or the task is not binary."""
+    """The value of the positive class; None if the label is boolean or 0/1, or the task is not binary."""
     if task == "regression" and label.kind not in ("integer", "number"):
         raise SpecError(
             f"label {label.name!r} is a {label.kind}, not a number", "choose another label or task"
@@ -319,7 +317,7 @@ def _choose(
     """Ask for one of the values in ``allowed``, unless it is given.
 
     Raises:
-        SpecError: the given value is not allowed; or none is given, and there is no suggestion and nobody to ask.
+        SpecError: the given value is not allowed, or there is neither a value nor a suggestion.
     """
     if given is None and ask:
         shown = f" ({', '.join(allowed)})" if len(allowed) <= 12 else ""

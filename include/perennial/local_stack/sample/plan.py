@@ -1,4 +1,4 @@
-"""What the demonstration does with each sample model: its history, its nights, and when it ends."""
+"""The plan of the demonstration for each sample model: its history, its nights, and its end."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Plan:
-    """One model's part of the loop.
+    """The plan for one model.
 
     Attributes:
         first: first partition date.
