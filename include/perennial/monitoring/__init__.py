@@ -1,9 +1,9 @@
-"""Monitoring of champions: drift of columns, signals with a budget of false alarms, performance, and the report.
+"""Monitoring of champions: column drift, signals with a false alarm budget, performance, the report.
 
-At training, `baseline` and `histograms` make what later partitions are compared with. The monitor step
+At training, `baseline` and `histograms` compute what later partitions are compared with. The monitor step
 (`perennial.steps.monitor`) counts a window's columns (`window_counts`), compares them (`drift_verdict`), evaluates the
 signals (`signal_evaluation`), measures performance on labelled rows (`performance`), and stores the result (`results`)
-with a page for people (`report`).
+with an HTML report (`report`).
 
 numpy, pyarrow and duckdb are imported at the top of the modules. xgboost, scipy, pandas and evidently are imported
 inside the functions that use them: they take seconds and hundreds of megabytes, which scoring and training do not need

@@ -1,7 +1,7 @@
-"""Change detection in a series with one value a partition: a CUSUM e-detector with a budget of false alarms.
+"""Change detection in a series of one value per partition: a CUSUM e-detector.
 
-A series, such as the mean loss, is standardised by the mean and the standard deviation that it had on the held-out
-partitions of the training (`CusumBaseline`): z is the number of standard deviations beyond the allowance, clipped to
+A series, such as the mean loss, is standardised by its mean and standard deviation on the held-out partitions of the
+training (`CusumBaseline`): z is the number of standard deviations beyond the allowance, clipped to
 `CLIP`. For each of `BETS` the detector updates
 
     S[t] = max(S[t-1], 0) + bet * z[t] - bet**2 / 2,    S[0] = 0,
@@ -9,12 +9,12 @@ partitions of the training (`CusumBaseline`): z is the number of standard deviat
 the logarithm of a CUSUM e-detector whose increment is the likelihood ratio of a normal mean shifted by ``bet`` standard
 deviations. The level at t is the logarithm of the mean of exp(S[t]) over the bets (Shin, Ramdas and Rinaldo,
 E-detectors: a nonparametric framework for sequential change detection, 2023; with a single bet it is the CUSUM of Page,
-Continuous inspection schemes, 1954). A change is certain once the level reaches the limit. The limit is the level that
-simulated years without a harmful change, at the very edge of the allowance, reach no more often than the budget allows:
-both years of Gaussian values and years resampled from the held-out partitions.
+Continuous inspection schemes, 1954). A change is detected once the level reaches the limit. The limit is chosen by
+simulation so that years without a harmful change, with the mean exactly at the allowance, do not reach it more often
+than the budget of false alarms permits: both years of Gaussian values and years resampled from the held-out partitions.
 
-The unit is the partition and not the row, because the rows of one partition share their weather, fares and outages. A
-single partition cannot raise an alarm, and ten million rows do not turn a shift of a thousandth into a change.
+The unit is the partition and not the row, because the rows of a partition share their weather, fares and outages. A
+single partition cannot raise an alarm, and a shift of a thousandth is not a change, even with ten million rows.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ from perennial.spec.constraints import MIN_BASELINE_PARTITIONS
 BETS = (0.25, 0.5, 1.0, 2.0, 3.5)
 #: Largest absolute z of one partition, in standard deviations; also the largest bet.
 CLIP = 3.5
-#: Smallest limit: one unit above what a single partition of z = `CLIP` can reach, so that an alarm takes two.
+#: Smallest limit: one unit above the level of a single partition with z = `CLIP`, so that an alarm needs two.
 MIN_LIMIT = CLIP**2 / 2 - math.log(len(BETS)) + 1
 PARTITIONS_PER_YEAR = 365
 #: Simulated years from which a limit is estimated.
 SIMULATED_YEARS = 400
-#: Mean length of the blocks that are resampled together, because neighbouring partitions are alike.
+#: Mean length of the blocks that are resampled together, because adjacent partitions are correlated.
 MEAN_BLOCK_LENGTH = 3
 
 
@@ -52,8 +52,8 @@ class CusumBaseline:
     Attributes:
         mean: mean over the held-out partitions, in the unit of the series.
         sd: standard deviation over them; the upper end of its 80% confidence interval, because they are few.
-        allowance: distance from the mean that does no harm, in the unit of the series.
-        limit: level of the detector from which on a change is certain.
+        allowance: harmless distance from the mean, in the unit of the series.
+        limit: level of the detector at which a change is detected.
         partitions: number of held-out partitions with a value.
         two_sided: whether a fall counts like a rise.
     """
@@ -88,7 +88,7 @@ class Detection:
     """State of the detector after the last partition.
 
     Attributes:
-        level: a change is certain if it reaches the limit of the baseline.
+        level: a change is detected if it reaches the limit of the baseline.
         start: index of the partition at which the change began: the first after which S stayed above 0.
     """
 
@@ -109,17 +109,17 @@ def fit_cusum_baseline(
     """Fit the baseline of one series, and simulate its limit.
 
     Args:
-        values: the series on the held-out partitions, shape (partitions,); NaN where a partition has no value.
-        allowance: deviation that does no harm, in the unit of the series; it is at least twice the standard error of
-            the mean.
-        false_alarms: budget of this series, in alarms a year.
+        values: the series on the held-out partitions, shape (partitions,); NaN if a partition has no value.
+        allowance: harmless deviation, in the unit of the series; raised to twice the standard error of the mean if
+            that is larger.
+        false_alarms: budget of this series, in alarms per year.
         mean: the mean without a change where it is known by definition; estimated when not given.
         min_sd: smallest standard deviation to assume.
         two_sided: whether a fall counts like a rise.
-        seed: of the simulation.
+        seed: seed of the simulation.
 
     Returns:
-        None with fewer than `MIN_BASELINE_NIGHTS` values.
+        The baseline; None with fewer than `MIN_BASELINE_NIGHTS` values.
     """
     from scipy.stats import chi2
 
@@ -129,14 +129,14 @@ def fit_cusum_baseline(
     if n < MIN_BASELINE_PARTITIONS:
         return None
     sd = float(finite.std(ddof=1))
-    # Gaussian interval of a standard deviation estimated from n values: two calm weeks by chance must not make every
-    # later partition an outlier.
+    # Gaussian interval of a standard deviation estimated from n values: if the held-out partitions vary little by
+    # chance, later partitions must not all be outliers.
     sd = max(sd * math.sqrt((n - 1) / chi2.ppf(0.2, n - 1)), min_sd, 1e-12)
     if mean is None:
         mean = float(finite.mean())
         allowance = max(allowance, 2 * sd / math.sqrt(n))
     fitted = CusumBaseline(mean, sd, allowance, MIN_LIMIT, n, two_sided)
-    # Share of years without an alarm, if alarms come as a Poisson process.
+    # Share of years without an alarm, if alarms are a Poisson process.
     quantile = math.exp(-false_alarms)
     maxima = (
         _gaussian_maxima(two_sided, seed),
@@ -186,14 +186,14 @@ def detect_change(values: np.ndarray, fitted: CusumBaseline) -> Detection:
 
 
 def _log_e_cusums(z: np.ndarray) -> np.ndarray:
-    """S of each bet (see the module).
+    """S of each bet (see the module's docstring).
 
     Args:
         z: shape (series, partitions).
 
     Returns:
-        Shape (partitions, bets, series): with the partitions first each step works on one contiguous block of memory,
-        which is several times as fast.
+        Shape (partitions, bets, series); the partitions are first, so that each step works on contiguous memory, which
+        is several times as fast.
     """
     bets = np.asarray(BETS)[:, None]
     log_e = np.clip(z, -CLIP, CLIP).T[:, None, :] * bets - bets**2 / 2

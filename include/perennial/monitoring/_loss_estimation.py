@@ -1,13 +1,13 @@
 """The expected loss of a model on rows whose labels are not known yet.
 
-For classification it follows from the model's probabilities, if these are calibrated (confidence-based estimation: Garg
-et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022). With probabilities p_c of the
-classes c the expected losses are
+For classification it is computed from the model's probabilities, assuming that they are calibrated (confidence-based
+estimation: Garg et al., Leveraging unlabeled data to predict out-of-distribution performance, 2022). With probabilities
+p_c of the classes c the expected losses are
 
     log loss: -sum_c p_c ln(p_c), the entropy;    Brier score of two classes: p (1 - p);    error rate: 1 - max_c p_c.
 
 For regression a small booster, the error model, is fitted to the losses on the held-out rows. Both estimates rise when
-rows become harder to predict; neither can notice that the relation between features and label has changed.
+rows become harder to predict. Neither can detect that the relation between features and label has changed.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ _PARAMETERS = {
     "verbosity": 0,
 }
 _ROUNDS = 20
-#: Quantile of the losses at which the error model's target is clipped: above it lies most of the sum of squared errors.
+#: Quantile at which losses are clipped for the error model: the few losses above it dominate the squared error.
 _CLIP_QUANTILE = 0.999
 
 
@@ -41,9 +41,9 @@ class LossEstimator:
     """Estimates a model's loss without labels.
 
     Attributes:
-        task: of the model.
+        task: task of the model.
         metric: the gate's metric, whose loss is estimated.
-        error_model: predicts the loss of a row; for regression only.
+        error_model: booster that predicts the loss of a row; for regression only.
     """
 
     task: str
@@ -58,7 +58,7 @@ class LossEstimator:
             predicted: probabilities or values of the model, shape (rows,) or (rows, classes).
 
         Returns:
-            Shape (rows,), in the unit of the metric's loss; None where it cannot be estimated: for ranking, and for
+            Shape (rows,), in the unit of the metric's loss; None if it cannot be estimated: for ranking, and for
             regression without an error model.
         """
         if self.task == "regression":

@@ -1,9 +1,9 @@
-"""Train/serve skew: the features that the model was given in scoring, against those that the training code computes.
+"""Train/serve skew: the features logged by scoring, compared with those of the training code.
 
 The features of the rows that were logged at scoring are computed again by the training code, from the published rows
 and the versions of the reference tables that scoring read, and compared column by column: no value may differ. A
-reference table that was revised since is no skew, because its old version is read; nor is a partition that was
-published again, because it is skipped until it is scored again.
+reference table that has changed since is no skew, because its old version is read. A partition that was published again
+is skipped until it is scored again.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
     from perennial.spec.model_spec import ModelSpec
 
-#: Predictions from the same features may differ by this share of their size: another processor may add in another
-#: order.
+#: Relative and absolute difference of predictions from the same features that is tolerated: another processor may add
+#: in another order.
 RELATIVE_TOLERANCE = 1e-5
 ABSOLUTE_TOLERANCE = 1e-6
 PREDICTION_NAME = "the prediction"
@@ -42,7 +42,7 @@ class ComparedPartition:
     Attributes:
         day: its date.
         rows: logged rows that were compared.
-        differing: rows that differ, by column; columns without any are missing.
+        differing: number of rows that differ, by column; without columns that have none.
     """
 
     day: str
@@ -58,9 +58,9 @@ def skew_signal(
     Partitions that another version scored, or whose rows were published again since, are skipped.
 
     Args:
-        spec: the model's.
-        champion: its champion.
-        model: the champion, loaded.
+        spec: the model.
+        champion: version of the champion.
+        model: the champion.
         start: first partition date.
         as_of: last partition date.
     """
@@ -111,7 +111,7 @@ def _compare_partitions(
             queries[str(versions)] = query
             recomputed = model.encoding.encode(query.compute(_published_rows(con, spec, day, log)))
         except StorageError:
-            continue  # a version of a reference table that is no longer stored
+            continue  # an old version of a reference table is no longer stored
         except DataError as error:
             raise DataError(error.cause, error.remedy, model=spec.name, partition=day) from error
         yield ComparedPartition(day, len(log), _count_differences(model, log, recomputed))
@@ -164,11 +164,11 @@ def _count_differences(model: TrainedModel, log: pa.Table, recomputed: np.ndarra
 
 
 def _count_changed_predictions(model: TrainedModel, predictions: list[Any], served: np.ndarray) -> int:
-    """Rows for which the model now predicts something else from the same features.
+    """Number of rows for which the model now predicts another value from the same features.
 
     Args:
         model: the champion.
-        predictions: logged ones.
+        predictions: logged predictions.
         served: logged features, shape (rows, columns).
     """
     repeated = model.predict_matrix(np.ascontiguousarray(served))

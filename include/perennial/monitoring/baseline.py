@@ -1,8 +1,8 @@
-"""What monitoring compares a champion with, made at training and stored with the model.
+"""The monitoring baseline of a champion, computed at training and stored with the model.
 
 The held-out partitions, which the model was not fitted to, show how each monitored series behaves without a change:
-`build_baseline` stores their mean, their spread, and a limit for the sequential test that keeps to the model's budget
-of false alarms. The artifacts are ``monitoring_baseline.json`` and, for a regression, its error model.
+`build_baseline` stores its mean, its standard deviation, and a limit for the sequential test that respects the model's
+budget of false alarms. The artifacts are ``monitoring_baseline.json`` and, for a regression, its error model.
 """
 
 from __future__ import annotations
@@ -33,16 +33,16 @@ ARTIFACT, ERROR_MODEL_ARTIFACT = "monitoring_baseline.json", "error_model.ubj"
 #: Kinds of series that share the budget of false alarms: performance, calibration, gain, estimated, attributions,
 #: slices, fairness.
 SERIES_KINDS = 7
-#: Deviations that do no harm: of the calibration, in standard deviations of the label; of the attributions, as a share.
+#: Harmless deviations: of the calibration, in standard deviations of the label; of the attributions, as a share.
 CALIBRATION_ALLOWANCE, ATTRIBUTION_ALLOWANCE = 0.05, 0.05
 
 
 @dataclass(frozen=True)
 class MonitoringBaseline:
-    """What the partitions of a champion are compared with.
+    """The values that later partitions of a champion are compared with.
 
     Attributes:
-        loss_estimator: of the expected loss.
+        loss_estimator: estimates the expected loss.
         series: baselines of the series, by name.
         attribution_shares: share of each column in the attributions, shape (columns,).
         groups: for each column of slices and fairness, the values that are compared.
@@ -68,13 +68,13 @@ def build_baseline(
     holdout: PartitionSample,
     reference: Callable[[], Mapping[str, ReferenceColumn]],
 ) -> tuple[dict[str, Any], xgboost.Booster | None]:
-    """Make the baseline of a new model.
+    """Build the monitoring baseline of a new model.
 
     Args:
-        spec: the model's.
+        spec: the model's spec.
         model: the new model.
         holdout: rows of the held-out partitions, as `partition_sample.sample_partitions` returns them.
-        reference: returns the bins of the columns; called last, because they may still be counted meanwhile.
+        reference: returns the bins of the columns; called last, because they may still be computed in another thread.
 
     Returns:
         The content of ``monitoring_baseline.json``, and the error model of a regression.
@@ -90,9 +90,8 @@ def build_baseline(
     shares = totals / max(float(totals.sum()), 1e-12)
     groups = signals.frequent_groups(labelled)
     series = signals.monitored_series(spec, model, holdout, estimator, attributions, shares, groups)
-    if (
-        error_model is not None
-    ):  # compared with estimates for partitions that the error model was not fitted to
+    if error_model is not None:
+        # Out-of-fold estimates, because later partitions are not fitted to either.
         series["performance"] = labelled.partition_means(losses - out_of_fold)
     mean_loss = float(losses.mean()) if len(losses) else 0.0
     label_sd = float(np.std(labelled.y)) if len(labelled.y) and spec.task != "multiclass" else 1.0
@@ -121,14 +120,13 @@ def build_baseline(
 
 
 def inherit_from_champion(content: dict[str, Any], champion: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Complete a new model's baseline by the champion's, for what it had too few held-out partitions for.
+    """Complete a new model's baseline from the champion's, if it has too few held-out partitions.
 
-    What is usual for one of them is about as usual for the other, and a model that was trained in a hurry, after a
-    change, must be monitored too.
+    Both models have similar series. Otherwise, a model that was trained soon after a change could not be monitored.
 
     Args:
-        content: of the new model's ``monitoring_baseline.json``.
-        champion: that of the champion; None if it has none.
+        content: content of the new model's ``monitoring_baseline.json``.
+        champion: content of the champion's; None if it has none.
     """
     if champion is None or champion.get("format") != FORMAT:
         return content
@@ -149,15 +147,15 @@ def _series_baseline(
     label_sd: float,
     series: Mapping[str, np.ndarray],
 ) -> CusumBaseline | None:
-    """Baseline of one series: its allowance, and its part of the budget of false alarms.
+    """Fit the baseline of one series, with its allowance and its share of the false alarm budget.
 
     Args:
-        spec: the model's.
-        name: of the series.
-        values: on the held-out partitions, shape (partitions,).
-        loss: mean loss on them.
+        spec: the model's spec.
+        name: name of the series.
+        values: values on the held-out partitions, shape (partitions,).
+        loss: mean loss on the held-out partitions.
         label_sd: standard deviation of the label; 1 for multiclass.
-        series: all of them, by name; those of one kind share its part of the budget.
+        series: all series by name; series of the same kind share the budget of that kind.
     """
     kind = name.split(":")[0] + ":" if ":" in name else name
     drop = spec.monitoring.performance_drop
@@ -226,8 +224,8 @@ def parse_baseline(content: Any, spec: ModelSpec, error_model: Path | None) -> M
     """Read the content of ``monitoring_baseline.json``.
 
     Args:
-        content: of the file.
-        spec: the model's.
+        content: content of the file.
+        spec: the model's spec.
         error_model: file of a regression's error model.
 
     Raises:
@@ -252,5 +250,5 @@ def parse_baseline(content: Any, spec: ModelSpec, error_model: Path | None) -> M
     except (KeyError, TypeError, ValueError, AttributeError, xgboost.core.XGBoostError) as error:
         raise ArtifactError(
             f"the monitoring baseline of the champion cannot be used: {error}",
-            "train again: the baseline is made with the model",
+            "train again: training computes the baseline",
         ) from error

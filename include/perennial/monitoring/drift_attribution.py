@@ -6,8 +6,8 @@ the bins were filled as they are in the window, and nothing else had changed, th
     sum_b (share of b in the window - share of b in the reference) * mean expected loss of b,
 
 which is the composition effect of a decomposition of the difference between two means (Kitagawa, Components of a
-difference between two rates, 1955). Columns that move together account for the same rise, so the effects do not add up
-to the whole.
+difference between two rates, 1955). Correlated columns account for the same rise, so that the effects do not add up to
+the total rise.
 """
 
 from __future__ import annotations
@@ -29,12 +29,12 @@ def expected_loss_by_bin(
 
     Args:
         reference: the bins of the columns; columns with hashed categories are skipped.
-        encoding: of the model's features.
+        encoding: encoding of the model's features.
         x: encoded features, shape (rows, columns).
         expected: expected loss of each row, shape (rows,).
 
     Returns:
-        By column, one mean a bin, as `ReferenceColumn.counts` orders them; the mean of all rows for an empty bin.
+        By column, one mean for each bin, in the order of `ReferenceColumn.counts`; the overall mean for an empty bin.
     """
     overall = float(expected.mean()) if len(expected) else 0.0
     means = {}
@@ -52,12 +52,12 @@ def expected_loss_by_bin(
 
 
 def _bin_indices(column: ReferenceColumn, categories: list[str] | None, values: np.ndarray) -> np.ndarray:
-    """The bin of each encoded value, as `ReferenceColumn.counts` orders them.
+    """The bin index of each encoded value, in the order of `ReferenceColumn.counts`.
 
     Args:
         column: the bins.
-        categories: of the encoding, by code; None for a numeric column.
-        values: one encoded column, shape (rows,); NaN where a row has no value.
+        categories: categories of the encoding, by code; None for a numeric column.
+        values: one encoded column, shape (rows,); NaN if a row has no value.
 
     Returns:
         Shape (rows,).
@@ -84,7 +84,7 @@ def loss_attributable_to_drift(
         expected_losses: mean expected loss of each bin.
 
     Returns:
-        In the unit of the loss; None where there are no rows, or the bins do not match.
+        The rise in the unit of the loss; None if there are no rows, or the bins do not match.
     """
     reference_rows, window_rows = sum(reference_counts), sum(window_counts)
     if not reference_rows or not window_rows or len(expected_losses) != len(reference_counts):

@@ -1,4 +1,4 @@
-"""From bin counts to a verdict: which columns drifted, how much of the model's importance that is, for how long."""
+"""The drift verdict: drifted columns, their share of the importance, and persistence over windows."""
 
 from __future__ import annotations
 
@@ -23,15 +23,15 @@ class ColumnDrift:
         column: its name.
         role: ``feature`` or ``prediction``.
         status: whether it drifted.
-        reason: why; empty where the status is ``stable``.
-        psi: against the reference; None where it could not be computed.
+        reason: why; empty if the status is ``stable``.
+        psi: PSI of window and reference; None if it could not be computed.
         threshold: PSI above which the column has drifted.
         reference_nulls: share of rows without a value in the reference, 0 to 1.
         current_nulls: share of rows without a value in the window, 0 to 1.
         rows: rows of the window.
         importance: share of the model's total gain, 0 to 1; 0 for the prediction.
         attributed_loss: rise of the expected loss that the column's drift accounts for, as a share of the loss at
-            training (`drift_attribution.loss_attributable_to_drift`); None where that is not known.
+            training (`drift_attribution.loss_attributable_to_drift`); None if it is not known.
     """
 
     column: str
@@ -49,10 +49,10 @@ class ColumnDrift:
 
 @dataclass(frozen=True)
 class Summary:
-    """All columns together.
+    """The drift of all columns together.
 
     Attributes:
-        suspicious: whether this window alone looks drifted; None where too little could be evaluated.
+        suspicious: whether this window alone counts as drifted; None if too little could be evaluated.
         drift_share: importance of the drifted features, as a share of the importance that could be evaluated.
         evaluated_share: share of the importance that could be evaluated, 0 to 1.
         reason: why, in words.
@@ -77,11 +77,11 @@ def compare_columns(
         reference: the columns, with their bins and counts.
         features: counts of the window's feature rows.
         predictions: counts of the champion's predictions in the window, under ``prediction``.
-        gains: total gain of each feature in the model; scaled to sum to 1, or all equal where there is none.
+        gains: total gain of each feature in the model; scaled to sum to 1, or equal shares if all are 0.
         policy: ``monitoring`` of the model.
 
     Returns:
-        One comparison a column: the prediction first, then the features by falling importance.
+        One comparison for each column: the prediction first, then the features by decreasing importance.
     """
     names = [c for c in reference if c != PREDICTION]
     positive = {c: max(0.0, float(gains.get(c, 0.0))) for c in names}
@@ -135,7 +135,7 @@ def _status_without_psi(
     nulls: float | None,
     policy: MonitoringSpec,
 ) -> tuple[ColumnStatus, str]:
-    """Status and reason of a column before its PSI is looked at; ``stable`` if the PSI decides."""
+    """Status and reason of a column apart from its PSI; ``stable`` if the PSI decides."""
     needed = policy.min_rows
     if window.rows < needed:
         return "undetermined", f"{window.rows} rows in the window, {needed} are needed"
@@ -155,7 +155,9 @@ def _status_without_psi(
 
 
 def summarize(columns: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary:
-    """Weigh the columns by their importance; what cannot be evaluated does not count as stable.
+    """Summarise the drift of all columns, weighted by importance.
+
+    Columns that cannot be evaluated do not count as stable.
 
     Args:
         columns: as `compare_columns` returns them.
@@ -169,7 +171,7 @@ def summarize(columns: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary
     if prediction is not None and prediction.status == "drifted":
         return Summary(True, share, evaluated, f"the predictions drifted: {prediction.reason}")
     if share is None or evaluated < policy.min_evaluated_share:
-        why = next(
+        reason = next(
             (f.reason for f in features if f.status == "undetermined"), "no feature importance is recorded"
         )
         return Summary(
@@ -177,7 +179,7 @@ def summarize(columns: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary
             share,
             evaluated,
             f"only {evaluated:.0%} of the feature importance could be evaluated, "
-            f"{policy.min_evaluated_share:.0%} is needed: {why}",
+            f"{policy.min_evaluated_share:.0%} is needed: {reason}",
         )
     names = ", ".join(f.column for f in drifted[:5])
     names += f" and {len(drifted) - 5} more" if len(drifted) > 5 else ""
@@ -188,12 +190,12 @@ def summarize(columns: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary
 def verdict_with_persistence(
     suspicious: bool | None, previous: Sequence[bool | None], policy: MonitoringSpec
 ) -> tuple[Verdict, str]:
-    """The verdict on a window, given the windows before it: drift must persist (n of the last m).
+    """The verdict on a window: drift must persist in n of the last m windows.
 
     Args:
-        suspicious: whether the window alone looks drifted; None where that is undetermined.
-        previous: the same for each earlier window of the same champion, latest first; undetermined ones (None) neither
-            confirm nor clear, and are skipped.
+        suspicious: whether the window alone counts as drifted; None if that is undetermined.
+        previous: the same for each earlier window of the same champion, latest first; undetermined ones (None) are
+            skipped.
         policy: ``monitoring`` of the model.
 
     Returns:
@@ -203,8 +205,8 @@ def verdict_with_persistence(
         return "undetermined", ""
     if not suspicious:
         return "ok", f"below {policy.drift_share:.0%}"
-    needed, of = policy.persistence
+    needed, window_count = policy.persistence
     determined = [p for p in previous if p is not None]
-    hits = 1 + sum(determined[: of - 1])
+    hits = 1 + sum(determined[: window_count - 1])
     verdict: Verdict = "drifted" if hits >= needed else "suspected"
-    return verdict, f"in {hits} of the last {of} verdicts, {needed} are needed"
+    return verdict, f"in {hits} of the last {window_count} verdicts, {needed} are needed"

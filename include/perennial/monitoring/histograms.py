@@ -1,7 +1,7 @@
-"""Bin counts of columns on the bins of a champion's training rows, and the population stability index between them.
+"""Bin counts of columns, on the bins of a champion's training rows, and the PSI between them.
 
-The bins are cut once, at training, and stored with the model (``reference.json``): an index over bins that are cut anew
-each time cannot be compared from one week to the next. Counting is one pass of DuckDB over the rows.
+The bins are computed once, at training, and stored with the model (``reference.json``): indices over different bins
+could not be compared from one week to the next. DuckDB counts the rows in one pass.
 """
 
 from __future__ import annotations
@@ -25,19 +25,19 @@ PREDICTION = "prediction"
 FORMAT = 1
 #: Bins of a numeric column: deciles.
 BINS = 10
-#: Categories with a bin of their own; the others share one.
+#: Most categories with a separate bin; the others share one.
 MAX_CATEGORIES = 50
 #: Share that an empty bin counts as, where PSI would divide by zero; the same value as in Evidently.
 EMPTY_BIN_SHARE = 1e-4
-#: Most cells that exact quantiles are computed from; beyond, they come from a sample of the rows. Counts are always
-#: exact.
+#: Most cells from which exact quantiles are computed; with more, they are computed from a sample of the rows. Counts
+#: are always exact.
 MAX_QUANTILE_CELLS = 4_000_000
 #: Longest category that is stored as it is. Where one is longer, or the column is personal, values are counted in 16
 #: groups by the first digit of their hash, from which no value can be recovered.
 MAX_CATEGORY_LENGTH = 64
-#: Columns counted by one statement: each takes about ten aggregates, and each of those some memory.
+#: Columns that are counted by one statement: each needs about ten aggregates, which use memory.
 COLUMNS_PER_QUERY = 64
-#: Window lengths whose noise floor is computed, in days, beside the monitoring's own window.
+#: Window lengths in days whose noise floor is computed, in addition to the window of the policy.
 _WINDOW_LENGTHS = (1, 2, 4, 7, 14, 28, 56, 112, 224)
 
 
@@ -47,12 +47,12 @@ class ReferenceColumn:
 
     Attributes:
         kind: ``numeric`` or ``categorical``.
-        counts: training rows of each bin, then those without a value: len(edges or categories) + 2 numbers.
-        edges: of a numeric column: upper bounds (inclusive) of all bins but the last, ascending.
-        categories: of a categorical column: one a bin; the last bin takes all others.
+        counts: number of training rows in each bin, then without a value: len(edges or categories) + 2 numbers.
+        edges: numeric columns only: upper bounds (inclusive) of all bins but the last, ascending.
+        categories: categorical columns only: the category of each bin but the last, which counts all others.
         hashed: whether the categories are the first digit of the values' MD5 sums.
-        noise_floors: highest PSI of any window within the training rows, by the window's length in days; lengths for
-            which it cannot be computed are missing.
+        noise_floors: highest PSI of any window within the training rows, by the window's length in days; without
+            lengths for which it cannot be computed.
     """
 
     kind: str
@@ -63,9 +63,9 @@ class ReferenceColumn:
     noise_floors: dict[int, float] = field(default_factory=dict)
 
     def noise_floor(self, days: int) -> float:
-        """PSI that a window of ``days`` days may reach without drift; 0 where that is not known.
+        """PSI that a window of ``days`` days may reach without drift; 0 if it is not known.
 
-        Shorter windows are noisier, so a length that was not computed gets the floor of the next shorter one.
+        Shorter windows are noisier, so that a length that was not computed uses the floor of the next shorter one.
         """
         shorter = [n for n in self.noise_floors if n <= days]
         nearest = max(shorter) if shorter else min(self.noise_floors, default=0)
@@ -88,9 +88,9 @@ class BinCounts:
     """The rows of a window, counted on the bins of a reference.
 
     Attributes:
-        rows: of the window.
-        columns: rows of each bin of each column, as `ReferenceColumn.counts`; None where the column is missing.
-        days: partitions that the rows come from; 0 where they were not counted.
+        rows: number of rows of the window.
+        columns: by column, the number of rows in each bin, as in `ReferenceColumn.counts`; None if it is missing.
+        days: number of partitions of the window; 0 if they were not counted.
     """
 
     rows: int
@@ -108,7 +108,7 @@ def make_reference(
     min_rows: int = 1000,
     personal: Collection[str] = (),
 ) -> dict[str, Any]:
-    """Cut the bins of a model's reference, and count the training rows on them.
+    """Compute the bins of a model's reference, and count the training rows in them.
 
     Args:
         con: connection that has the relation.
@@ -117,7 +117,7 @@ def make_reference(
         numeric: names of the numeric columns.
         categorical: names of the categorical columns.
         window_days: length of the windows that will be compared with the reference.
-        min_rows: windows with fewer rows do not count for the noise floors.
+        min_rows: windows with fewer rows are ignored in the noise floors.
         personal: columns of personal data, whose categories are not stored.
 
     Returns:
@@ -182,7 +182,7 @@ def read_reference(content: Any) -> tuple[int, dict[str, ReferenceColumn]]:
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(
             f"the drift reference of the champion cannot be used: {error}",
-            "train again: the reference is made with the model",
+            "train again: training computes the reference",
         ) from error
 
 
@@ -209,7 +209,7 @@ def count_bins(
 
 
 def _column_batches(columns: Mapping[str, ReferenceColumn]) -> Iterator[dict[str, ReferenceColumn]]:
-    """The columns in batches of `COLUMNS_PER_QUERY`; one empty batch if there are none, so that rows are counted."""
+    """Batches of `COLUMNS_PER_QUERY` columns; one empty batch if there are none, to count the rows."""
     names = list(columns)
     for i in range(0, max(len(names), 1), COLUMNS_PER_QUERY):
         yield {c: columns[c] for c in names[i : i + COLUMNS_PER_QUERY]}
@@ -224,19 +224,19 @@ def sample_rows(
     columns: Sequence[str] | None = None,
     personal: Collection[str] = (),
 ) -> pa.Table:
-    """A sample of a relation, chosen by the hash of each row, so that it is the same each time.
+    """Draw a deterministic sample of a relation, by the hash of each row.
 
     Args:
         con: connection that has the relation.
         relation: a table or view.
-        n: most rows.
-        seed: of the hash.
+        n: number of rows.
+        seed: seed of the hash.
         columns: columns of the sample; all when not given.
-        personal: columns that are left out, as the partition column is.
+        personal: columns that are omitted, as is the partition column.
     """
     types = _types(con, relation)
-    wanted = types if columns is None else columns
-    sampled = [c for c in wanted if c not in personal and c != PARTITION]
+    selected = types if columns is None else columns
+    sampled = [c for c in selected if c not in personal and c != PARTITION]
     listed = ", ".join(quote_identifier(c) for c in sampled) or "1 AS nothing"
     everything = ", ".join(quote_identifier(c) for c in types)
     query = f"SELECT {listed} FROM {quote_identifier(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
@@ -248,16 +248,16 @@ def psi(reference: np.ndarray, current: np.ndarray) -> np.ndarray:
     """Population stability index.
 
     The sum over bins of (p - q) ln(p / q), which is KL(p, q) + KL(q, p): the symmetric divergence of Kullback and
-    Leibler (On information and sufficiency, 1951). The name, and 0.1 and 0.2 (or 0.25) as marks of some and of much
-    movement, come from credit scoring (Siddiqi, Credit risk scorecards, 2006). A bin that is empty on one side counts
-    as `EMPTY_BIN_SHARE`.
+    Leibler (On information and sufficiency, 1951). The name, and the thresholds 0.1 and 0.2 (or 0.25) for a moderate
+    and a large shift, come from credit scoring (Siddiqi, Credit risk scorecards, 2006). A bin that is empty on one side
+    counts as `EMPTY_BIN_SHARE`.
 
     Args:
         reference: rows of each bin, shape (bins,).
         current: rows of each bin, shape (..., bins).
 
     Returns:
-        Shape (...), without a unit; 0 if the shares are equal.
+        Shape (...), dimensionless; 0 if the shares are equal.
     """
     from scipy.special import rel_entr
 
@@ -283,16 +283,16 @@ def _as_category(column: str, hashed: bool) -> str:
 
 
 def _expressions(name: str, column: ReferenceColumn, sql_type: str) -> list[str]:
-    """Aggregates that count one column: numbers up to each edge; of categories, a map of those in the reference."""
+    """SQL aggregates that count one column: numbers up to each edge, or a map of known categories."""
     if column.kind == "numeric":
-        # Comparisons were measured a third faster than histogram(). NaN is above everything in DuckDB, infinity
-        # included, so it is never counted, as a null is not.
+        # Comparisons were measured to be a third faster than histogram(). In DuckDB, NaN is greater than infinity, so
+        # that it is not counted, like a null.
         return [
             f"count_if({_as_number(name, sql_type)} <= {e})"
             for e in (*map(_double_literal, column.edges), "'inf'::DOUBLE")
         ]
     value = _as_category(name, column.hashed)
-    # histogram_exact() counts other values under the empty string, which can be a category itself: counted apart.
+    # histogram_exact() counts other values under the empty string, which can also be a category: count that separately.
     listed = ", ".join(text_literal(c) for c in column.categories if c)
     return [
         f"count({value})",
@@ -308,7 +308,7 @@ def _double_literal(value: float) -> str:
 def _bins(column: ReferenceColumn, rows: int, values: Iterator[Any]) -> list[int]:
     """Rows of each bin, from the values of `_expressions`."""
     if column.kind == "numeric":
-        # count_if() of nothing but nulls is null.
+        # count_if() of only nulls is null.
         below = [int(next(values) or 0) for _ in range(len(column.edges) + 1)]
         return [b - a for a, b in zip([0, *below], below, strict=False)] + [rows - below[-1]]
     present, empty, by_category = int(next(values)), int(next(values) or 0), next(values) or {}
@@ -319,7 +319,7 @@ def _bins(column: ReferenceColumn, rows: int, values: Iterator[Any]) -> list[int
 def _cut_edges(
     con: duckdb.DuckDBPyConnection, relation: str, columns: list[str], types: dict[str, str]
 ) -> dict[str, ReferenceColumn]:
-    """Quantile edges of numeric columns; equal ones are merged, so that a column of mostly zeros has few bins."""
+    """Compute quantile edges of numeric columns; equal edges are merged."""
     cut: dict[str, ReferenceColumn] = {}
     if not columns:
         return cut
@@ -350,7 +350,7 @@ def _top_categories(
 
     if not personal:
         categories = most_frequent(False)
-        # The null character ends SQL text in places; such values, and long ones, are grouped by their hash.
+        # The null character can terminate SQL text; such values, and long ones, are grouped by their hash.
         if all(len(c) <= MAX_CATEGORY_LENGTH and "\0" not in c for c in categories):
             return ReferenceColumn("categorical", [], categories=categories)
     return ReferenceColumn("categorical", [], categories=most_frequent(True), hashed=True)
@@ -362,11 +362,11 @@ def _count_by_date(
     columns: Mapping[str, ReferenceColumn],
     types: dict[str, str],
 ) -> tuple[list[str], dict[str, np.ndarray]]:
-    """Count each partition date.
+    """Count the bins of each partition.
 
     Returns:
-        The dates; and for each column the counts, shape (dates, bins + 1), with those of the rows under the empty name,
-        shape (dates,).
+        The dates; and by column the counts, shape (dates, bins + 1). The empty name has the number of rows, shape
+        (dates,).
     """
     counts: dict[str, list[list[int]]] = {c: [] for c in columns}
     days: dict[str, int] = {}
@@ -385,26 +385,26 @@ def _count_by_date(
 
 
 def _noise_floors(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> dict[str, float]:
-    """Noise floors by window length in days: after a promotion the predictions cover less than a whole window."""
+    """Noise floors by window length; after a promotion, predictions cover less than a full window."""
     lengths = sorted({n for n in _WINDOW_LENGTHS if n < window_days} | {window_days})
     floors = {str(n): noise_floor(days, counts, n, min_rows) for n in lengths}
     return {n: floor for n, floor in floors.items() if floor is not None}
 
 
 def noise_floor(days: list[str], counts: np.ndarray, length: int, min_rows: int) -> float | None:
-    """The highest PSI of any window of ``length`` days within the reference against the whole reference.
+    """The highest PSI between any window of ``length`` days in the reference and the whole reference.
 
-    A month of weather differs from a winter of weather without anything being wrong, so what windows of the training
-    rows differ by is not drift.
+    A month of weather differs from a winter of weather, and differences between windows of the training rows are not
+    drift.
 
     Args:
         days: dates of the reference, ascending.
         counts: rows of each bin on each date, shape (dates, bins).
-        length: of the windows, in days.
-        min_rows: windows with fewer rows do not count.
+        length: length of the windows, in days.
+        min_rows: windows with fewer rows are ignored.
 
     Returns:
-        None where the reference is shorter than two windows, or no window has enough rows.
+        The PSI; None if the reference is shorter than two windows, or no window has enough rows.
     """
     if not days:
         return None

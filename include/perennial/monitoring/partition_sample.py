@@ -1,4 +1,4 @@
-"""A sample of the rows of each partition as a model sees them, with the labels known by then."""
+"""A sample of each partition's rows, encoded and predicted, with the labels that are known."""
 
 from __future__ import annotations
 
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
     from perennial.spec.model_spec import ModelSpec
 
-#: Rows of a partition that are sampled, chosen by the hash of their key: with so many, partitions differ by more than
-#: their samples do.
+#: Rows of a partition that are sampled, by the hash of their key: enough that differences between partitions exceed the
+#: sampling error.
 ROWS_PER_PARTITION = 1500
 #: Rows that a partition needs for its mean to count.
 MIN_ROWS = 30
@@ -34,15 +34,15 @@ class PartitionSample:
     """Rows of some partitions, in the order of the partitions.
 
     Attributes:
-        dates: every partition date of the window, also those without rows.
+        dates: every partition date of the window, including those without rows.
         partition_index: index into ``dates`` of each row, shape (rows,).
         x: encoded features, float32, shape (rows, columns).
         margin: the model's raw scores, shape (rows,) or (rows, classes).
-        predicted: its probabilities or values, of the same shape.
-        y: labels as `features.targets.encode_targets` returns them, shape (rows,); NaN where there is none yet.
-        lists: for ranking: number of the list that each row belongs to, shape (rows,).
+        predicted: the model's probabilities or values, of the same shape.
+        y: labels as returned by `features.targets.encode_targets`, shape (rows,); NaN if not known yet.
+        lists: ranking only: number of each row's list, shape (rows,).
         groupings: columns by which rows are grouped, as text, by name, shape (rows,) each.
-        unseen_categories: by categorical feature, whether training did not see the row's category, shape (rows,) each.
+        unseen_categories: by categorical feature, whether the row's category is unseen in training, shape (rows,) each.
     """
 
     dates: tuple[str, ...]
@@ -56,7 +56,7 @@ class PartitionSample:
     unseen_categories: Mapping[str, np.ndarray] = field(default_factory=dict)
 
     def select(self, rows: np.ndarray) -> PartitionSample:
-        """The rows of a mask, or of an array of indices."""
+        """Select rows by a mask or an array of indices."""
         return PartitionSample(
             self.dates,
             self.partition_index[rows],
@@ -75,14 +75,14 @@ class PartitionSample:
         return self.select(np.isfinite(self.y))
 
     def partition_means(self, values: np.ndarray, min_rows: int = MIN_ROWS) -> np.ndarray:
-        """Mean of each partition.
+        """The mean of values in each partition.
 
         Args:
-            values: one a row, shape (rows,).
+            values: one value for each row, shape (rows,).
             min_rows: rows that a partition needs.
 
         Returns:
-            Shape (partitions,); NaN where a partition has fewer rows.
+            Shape (partitions,); NaN if a partition has fewer rows.
         """
         rows = np.bincount(self.partition_index, minlength=len(self.dates))
         sums = np.bincount(self.partition_index, values, len(self.dates))
@@ -92,7 +92,7 @@ class PartitionSample:
         """The loss of each row, all of which must have a label.
 
         Args:
-            task: of the model.
+            task: task of the model.
             metric: the gate's metric.
 
         Returns:
@@ -128,11 +128,11 @@ def sample_partitions(
         model: the model that predicts.
         features: of that model.
         start: first partition date.
-        end: last partition date; may be before ``start``, for an empty sample.
+        end: last partition date; if it is before ``start``, the sample is empty.
         labels_until: last partition date whose labels may be used.
-        columns: columns of the rows for `NightlySample.groupings`.
-        version: of the published rows; the latest when not given.
-        labels_version: of the labels; the latest when not given.
+        columns: columns of the rows for `PartitionSample.groupings`.
+        version: version of the published rows; the latest when not given.
+        labels_version: version of the labels; the latest when not given.
 
     Raises:
         DataError: the features' SQL failed, or a label cannot be encoded.
@@ -180,7 +180,7 @@ def _empty_sample(
 def _labels(
     spec: ModelSpec, model: TrainedModel, column: pa.ChunkedArray[Any], partitions: str
 ) -> np.ndarray:
-    """The labels as targets, shape (rows,); NaN where there is none."""
+    """The labels as targets, shape (rows,); NaN if there is none."""
     y = np.full(len(column), np.nan)
     present = np.asarray(column.is_valid())
     if present.any():
@@ -217,14 +217,14 @@ def _read_sample(
     version: int | None,
     labels_version: int | None,
 ) -> pa.Table | None:
-    """Sampled rows by date, list and key, with `LABEL`, null where it is not known; None if nothing was published."""
+    """Read sampled rows with `LABEL` (null if not known), by date, list and key; None without rows."""
     con = duckdb_session.connect()
     uri = delta_tables.table_uri("published", spec.name)
     sizes = {d: n for d, n in delta_tables.rows_by_partition(uri, version).items() if start <= d <= end}
     if not sizes or not duckdb_session.create_view(con, "r", uri, version, start, end):
         return None
-    # Lists are evaluated as a whole, so they are sampled as a whole. Each partition has a step of its own: one of a
-    # thousand times the rows must not displace the others.
+    # Lists are evaluated as a whole, so they are sampled as a whole. Each partition has its own sampling rate, so that
+    # a very large one does not displace the others.
     hashed = ", ".join(quote_identifier(c) for c in ([spec.group] if spec.group else spec.data.key))
     steps = " ".join(
         f"WHEN {text_literal(d)} THEN {-(-n // ROWS_PER_PARTITION)}" for d, n in sizes.items() if n

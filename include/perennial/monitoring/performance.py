@@ -25,12 +25,12 @@ MAX_ROWS = 500_000
 
 
 class LabelledPredictions(NamedTuple):
-    """Predictions with their labels, as `modeling.metrics.metrics` takes them.
+    """Predictions with their labels, as arguments of `modeling.metrics.metrics`.
 
     Attributes:
         y: labels, shape (rows,).
         predicted: values, or probabilities of the classes, shape (rows,) or (rows, classes).
-        group: for ranking: number of each row's list, shape (rows,).
+        group: ranking only: number of each row's list, shape (rows,).
         dates: partition date of each row, as text, shape (rows,).
     """
 
@@ -40,7 +40,7 @@ class LabelledPredictions(NamedTuple):
     dates: np.ndarray
 
     def select(self, rows: np.ndarray) -> LabelledPredictions:
-        """The rows of a mask."""
+        """Select rows by a mask."""
         group = None if self.group is None else self.group[rows]
         return LabelledPredictions(self.y[rows], self.predicted[rows], group, self.dates[rows])
 
@@ -63,17 +63,17 @@ def measure(
     metrics_at_training: Mapping[str, float],
     classes: tuple[str, ...],
 ) -> PerformanceMetrics:
-    """Metrics of the champion's predictions in a window, beside those at training.
+    """Compute metrics of the champion's predictions in a window, and compare them with those at training.
 
-    Labels of keys that were never scored are counted and left out; so are predictions of other versions.
+    Labels of keys that were not scored are only counted. Predictions of other versions are ignored.
 
     Args:
-        spec: the model's.
+        spec: the model.
         start: first partition date of the window.
         as_of: last partition date of the window.
-        model_version: the champion's.
-        metrics_at_training: of the held-out rows, by name.
-        classes: of a multiclass champion, in the order of its probabilities.
+        model_version: version of the champion.
+        metrics_at_training: metrics of the held-out rows, by name.
+        classes: classes of a multiclass champion, in the order of its probabilities.
     """
     con = duckdb_session.connect()
     result: PerformanceMetrics = {
@@ -125,14 +125,14 @@ def _add_metrics(result: PerformanceMetrics, metrics: Mapping[str, float]) -> No
 def losses_by_partition(
     spec: ModelSpec, version: registry.ModelVersion, start: str, as_of: str, min_rows: int
 ) -> dict[str, float]:
-    """Mean loss of what a version served, by partition date.
+    """Mean loss of the rows that a version served, by partition date.
 
     Args:
-        spec: the model's.
+        spec: the model.
         version: the version.
         start: first partition date.
-        as_of: date whose labels are known; partitions whose labels are not due by then are left out.
-        min_rows: labelled rows that a partition needs; those with fewer are left out.
+        as_of: date as of which labels are known; partitions whose labels are not due are omitted.
+        min_rows: labelled rows that a partition needs; partitions with fewer are omitted.
     """
     con, last = duckdb_session.connect(), last_labelled_date(spec, as_of)
     if start > last or not _create_views(con, spec, start, last, last, version.version):
@@ -158,7 +158,7 @@ def _create_views(
     labels_until: str,
     model_version: str,
 ) -> bool:
-    """Make the views ``scored`` (of all versions), ``champion_rows`` (of one version) and ``known_labels``.
+    """Create the views ``scored`` (all versions), ``champion_rows`` (one version), ``known_labels``.
 
     Returns:
         Whether there are predictions and labels.
@@ -179,7 +179,7 @@ def _count_labelled(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
 
 
 def _count_unscored(con: duckdb.DuckDBPyConnection, spec: ModelSpec) -> int:
-    """Labels without a prediction, of dates on which rows were scored: before, there was no champion."""
+    """Number of labels without a prediction, on dates on which rows were scored."""
     query = (
         f"SELECT count(*) FROM known_labels l ANTI JOIN scored ON {same_row(spec, 'l', 'scored')} "
         f"WHERE l.{delta_tables.PARTITION} IN (SELECT DISTINCT {delta_tables.PARTITION} FROM scored)"
@@ -194,9 +194,9 @@ def _read_labelled(
 
     Args:
         con: connection with the views of `_create_views`.
-        spec: the model's.
+        spec: the model.
         rows: number of labelled rows.
-        classes: of a multiclass champion.
+        classes: classes of a multiclass champion.
 
     Raises:
         _UnavailableError: they cannot be compared.
@@ -217,7 +217,7 @@ def _read_labelled(
 
 
 def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) -> str:
-    """SQL of ``prediction``, ``label`` and ``day``; with ``scores`` for multiclass, and ``grp`` for ranking."""
+    """SQL of ``prediction``, ``label``, ``day``, and ``scores`` (multiclass) or ``grp`` (ranking)."""
     step = max(1, -(-rows // MAX_ROWS))
     keys = ", ".join(f"m.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
     # Lists are evaluated as a whole, so they are sampled as a whole.
@@ -242,7 +242,7 @@ def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) 
 
 
 def _multiclass_rows(table: pa.Table, classes: tuple[str, ...], days: np.ndarray) -> LabelledPredictions:
-    """Rows of a multiclass model; those whose class training never saw are left out."""
+    """Convert rows of a multiclass model, without those whose class is unseen in training."""
     index = {c: i for i, c in enumerate(classes)}
     label = np.array([index.get(str(v), -1) for v in table.column("label").to_pylist()])
     lists: Any = table.column("scores").combine_chunks()

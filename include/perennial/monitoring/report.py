@@ -1,6 +1,6 @@
-"""The monitoring report: tables of the verdict, signals and columns, then Evidently's plots of the same columns.
+"""The monitoring report: tables of verdict, signals and columns, and Evidently's plots.
 
-Evidently draws from a sample of rows; the scores that it shows are the PSI of `histograms`, computed from all of them.
+Evidently plots a sample of rows; the scores that it shows are the PSI of `histograms`, computed from all rows.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ if TYPE_CHECKING:
 Sample = Mapping[str, "pa.ChunkedArray[Any]"]
 
 METHOD = "perennial_psi"
-#: Most categories drawn; the others are drawn as one.
+#: Most categories that are plotted; the others are combined.
 MAX_CATEGORIES = 20
 #: Characters of a name or category that are shown.
 MAX_TEXT_LENGTH = 60
-#: Most columns drawn, the most important first: Evidently needs about 60 ms and 10 kB for each.
+#: Most columns that are plotted, the most important first: Evidently needs about 60 ms and 10 kB for each.
 MAX_COLUMNS = 100
-#: Score of each column, and whether it drifted, for the test that Evidently calls.
+#: Score of each column, and whether it drifted, for the statistical test that Evidently calls.
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("_scores")
 _COLOURS = {
     "ok": "#1a7f37",
@@ -59,9 +59,9 @@ class DriftReport:
     """Evidently's drift report.
 
     Attributes:
-        page: HTML; empty where nothing could be drawn.
+        page: HTML; empty if nothing could be plotted.
         results: Evidently's results, as JSON.
-        omitted_columns: by column that is not drawn, why.
+        omitted_columns: columns that are not plotted, with the reason.
     """
 
     page: str = ""
@@ -76,9 +76,9 @@ def evidently_drift_report(
     categorical: Sequence[str],
     drift_share: float,
 ) -> DriftReport:
-    """Have Evidently draw the columns from samples of the reference and the window.
+    """Plot columns with Evidently, from samples of the reference and the window.
 
-    A column that cannot be drawn is omitted, and so is one on which Evidently fails.
+    Columns that cannot be plotted, or on which Evidently fails, are omitted.
 
     Args:
         columns: the compared columns, the most important first.
@@ -92,7 +92,7 @@ def evidently_drift_report(
     frames: dict[str, tuple[pd.Series, pd.Series]] = {}
     for name in by_name:
         if len(frames) == MAX_COLUMNS:
-            omitted[name] = f"at most {MAX_COLUMNS} columns are drawn"
+            omitted[name] = f"at most {MAX_COLUMNS} columns are plotted"
         elif name not in reference or name not in current:
             omitted[name] = "there is no sample of both the reference and the window"
         elif (pair := _series(reference[name], current[name], name in categorical)) is None:
@@ -106,10 +106,10 @@ def evidently_drift_report(
         page, results = _run(frames, shown, by_name, categorical, drift_share)
         return DriftReport(page, results, omitted)
     except Exception:  # Evidently raises whatever pandas and numpy raise
-        return _draw_without_failing(frames, shown, by_name, categorical, drift_share, omitted)
+        return _plot_without_failing_columns(frames, shown, by_name, categorical, drift_share, omitted)
 
 
-def _draw_without_failing(
+def _plot_without_failing_columns(
     frames: Mapping[str, tuple[pd.Series, pd.Series]],
     shown: Mapping[str, str],
     by_name: Mapping[str, ColumnDrift],
@@ -118,25 +118,25 @@ def _draw_without_failing(
     omitted: Mapping[str, str],
 ) -> DriftReport:
     """Try each column separately, and draw those on which Evidently does not fail."""
-    omitted, drawable = dict(omitted), dict(frames)
+    omitted, plottable = dict(omitted), dict(frames)
     for name, pair in frames.items():
         try:
             _run({name: pair}, shown, by_name, categorical, drift_share)
         except Exception as error:
             omitted[name] = f"Evidently failed on it ({type(error).__name__})"
-            del drawable[name]
-    if not drawable:
+            del plottable[name]
+    if not plottable:
         return DriftReport(omitted_columns=omitted)
     try:
-        page, results = _run(drawable, shown, by_name, categorical, drift_share)
+        page, results = _run(plottable, shown, by_name, categorical, drift_share)
     except Exception as error:
-        failed = dict.fromkeys(drawable, f"Evidently failed ({type(error).__name__})")
+        failed = dict.fromkeys(plottable, f"Evidently failed ({type(error).__name__})")
         return DriftReport(omitted_columns=omitted | failed)
     return DriftReport(page, results, omitted)
 
 
 def _shown_names(columns: Mapping[str, Any]) -> dict[str, str]:
-    """A name that can be shown for each column, no two of them equal."""
+    """A unique, printable name for each column."""
     names: dict[str, str] = {}
     for column in columns:
         name = html.for_evidently(column, MAX_TEXT_LENGTH)
@@ -149,7 +149,7 @@ def _shown_names(columns: Mapping[str, Any]) -> dict[str, str]:
 def _series(
     reference: pa.ChunkedArray[Any], current: pa.ChunkedArray[Any], categorical: bool
 ) -> tuple[pd.Series, pd.Series] | None:
-    """Both samples of a column as Evidently can draw them; None where it cannot."""
+    """Convert both samples of a column for Evidently; None if it cannot be plotted."""
     import pandas as pd
 
     sides = [values.to_pandas() for values in (reference, current)]
@@ -172,12 +172,12 @@ def _series(
 
 
 def _score(reference: pd.Series, current: pd.Series, kind: object, threshold: float) -> tuple[float, bool]:
-    """Evidently's interface of a test: the score computed before, and whether the column drifted."""
+    """A test with Evidently's signature that returns the known score, and whether the column drifted."""
     return _scores.get()[str(current.name)]
 
 
 def _register() -> None:
-    """Make `_score` a test that Evidently's presets can use."""
+    """Register `_score` as a test for Evidently's presets."""
     from evidently.legacy.calculations.stattests import registry
     from evidently.legacy.core import ColumnType
 
@@ -235,15 +235,15 @@ def render_page(
 
     Args:
         title: heading of the page.
-        result: of the monitor step.
+        result: result of the monitor step.
         columns: the compared columns.
-        drift_report: Evidently's.
-        trial_summary: how the challenger on trial compares with the champion, in words.
+        drift_report: Evidently's report.
+        trial_summary: comparison of the challenger on trial with the champion, in words.
     """
     tables = _tables(title, result, columns, drift_report.omitted_columns, trial_summary)
     if "<body>" in drift_report.page:
-        head, _, rest = drift_report.page.partition("<body>")
-        return f"{head}<body>{tables}{rest}"
+        head, _, plots = drift_report.page.partition("<body>")
+        return f"{head}<body>{tables}{plots}"
     return (
         f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
         f"<body>{tables}</body></html>"
@@ -275,7 +275,7 @@ def _tables(
 
 
 def _window(result: MonitoringResult) -> str:
-    """What was compared with what."""
+    """Describe the window, the reference, and the evaluated share of the importance."""
     return (
         f"Partitions {result['start']} to {result['as_of']}, compared with the reference of the champion, version "
         f"{result['model_version']}. Of the feature importance {_share(result['evaluated_share'])} could be "
@@ -338,7 +338,9 @@ def _column_row(column: ColumnDrift) -> list[str]:
     is_prediction = column.role == "prediction"
     attributed = "–"
     if column.attributed_loss is not None:
-        attributed = f"{round(column.attributed_loss, 3) + 0.0:+.1%}"  # no minus before a zero
+        attributed = (
+            f"{round(column.attributed_loss, 3) + 0.0:+.1%}"  # + 0.0 removes the sign of a negative zero
+        )
     return [
         _name(column.column) + (' <span class="soft">(output of the model)</span>' if is_prediction else ""),
         _tag(column.status),
@@ -354,7 +356,7 @@ def _column_row(column: ColumnDrift) -> list[str]:
 
 
 def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """A table of cells that are HTML already."""
+    """Render a table; the cells are HTML."""
     top = "".join(f"<th>{head}</th>" for head in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
     return f"<table><tr>{top}</tr>{body}</table>"

@@ -1,4 +1,4 @@
-"""What the monitor step returns, and how it is stored: the table ``monitoring`` of the lake, one partition a date."""
+"""The result of the monitor step, and its storage in the table ``monitoring`` of the lake."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ class PerformanceMetrics(TypedDict):
 
     Attributes:
         metric: the gate's metric.
-        metrics: of the window's labelled rows, by name; empty where they cannot be computed.
-        metrics_at_training: of the held-out rows, by name.
-        relative_change: of the gate's metric against the training; None where it cannot be computed.
-        scored_rows: rows of the window that the champion scored.
-        labelled_rows: those of them whose label has arrived.
-        labelled_share: labelled rows, as a share of the scored ones.
-        unscored_labels: labels without a prediction of any version, of dates on which rows were scored.
+        metrics: metrics of the window's labelled rows, by name; empty if they cannot be computed.
+        metrics_at_training: metrics of the held-out rows, by name.
+        relative_change: change of the gate's metric since training; None if it cannot be computed.
+        scored_rows: number of rows of the window that the champion scored.
+        labelled_rows: number of scored rows whose label has arrived.
+        labelled_share: labelled rows as a share of the scored rows.
+        unscored_labels: number of labels without a prediction, on dates on which rows were scored.
         reason: the numbers in words, or why there are none.
     """
 
@@ -54,7 +54,7 @@ class PerformanceResult(TypedDict):
 
     Attributes:
         verdict: ``ok``, ``suspected``, ``dropped`` or ``undetermined``.
-        degraded: whether the verdict is ``dropped``; None where it is undetermined.
+        degraded: whether the verdict is ``dropped``; None if it is undetermined.
     """
 
     verdict: str
@@ -71,27 +71,27 @@ class PerformanceResult(TypedDict):
 
 
 class MonitoringResult(TypedDict):
-    """What the monitor step returns, also the ``result`` of its manifest.
+    """The result of the monitor step, also stored in its manifest.
 
     Attributes:
         as_of: last partition date of the window.
-        start: its first.
-        verdict: on drift.
-        reason: why.
-        suspicious: whether this window alone looks drifted; None where that is undetermined.
+        start: first partition date of the window.
+        verdict: verdict on drift.
+        reason: reason of the verdict.
+        suspicious: whether this window alone counts as drifted; None if that is undetermined.
         drift_share: importance of the drifted features, as a share of the importance that could be evaluated.
         evaluated_share: importance that could be evaluated, 0 to 1.
         drifted: names of drifted columns, the most important first.
         columns: number of columns by status.
-        model_version: the champion's; None where there is none.
+        model_version: version of the champion; None if there is none.
         champion_as_of: partition date as of which the champion was trained.
-        performance: of the champion on labelled rows.
-        signals: by name.
-        trial: `lifecycle.trials.TrialEvaluation` of the challenger on trial; None where there is none.
+        performance: performance of the champion on labelled rows.
+        signals: all signals, by name.
+        trial: `lifecycle.trials.TrialEvaluation` of the challenger on trial; None if there is none.
         changed: which of ``spec`` and ``code`` differ from those that the champion was trained with.
         new_rows: rows since the champion's training, as a share of those that it was fitted to.
         report: URI of the report.
-        status: ``monitored``, or ``unchanged`` if nothing was to be done.
+        status: ``monitored``, or ``unchanged`` if the same inputs were evaluated before.
     """
 
     as_of: str
@@ -125,8 +125,8 @@ def previous_verdicts(
     spec: ModelSpec, champion: registry.ModelVersion | None, as_of: str
 ) -> list[PreviousVerdict]:
     """The verdicts on this champion before a date, latest first."""
-    wanted = spec.monitoring.persistence[1] - 1
-    if champion is None or not wanted:
+    needed = spec.monitoring.persistence[1] - 1
+    if champion is None or not needed:
         return []
     con = duckdb_session.connect()
     uri = delta_tables.table_uri("monitoring", spec.name)
@@ -136,17 +136,17 @@ def previous_verdicts(
     rows = con.execute(
         f"SELECT {delta_tables.PARTITION}, suspicious FROM monitoring "
         f"WHERE model_version = {text_literal(champion.version)} AND role = 'verdict' "
-        f"ORDER BY 1 DESC LIMIT {4 * wanted}"
+        f"ORDER BY 1 DESC LIMIT {4 * needed}"
     ).fetchall()
     return [PreviousVerdict(str(day), suspicious) for day, suspicious in rows]
 
 
 def to_table(result: MonitoringResult, columns: Sequence[ColumnDrift]) -> pa.Table:
-    """The table's partition of one date: a row for the verdict, one for performance, one a signal, one a column.
+    """Compose the table's partition: rows for the verdict, performance, each signal and each column.
 
     Args:
-        result: of the monitor step.
-        columns: the compared columns, also those that the result does not name.
+        result: result of the monitor step.
+        columns: all compared columns.
     """
     performance = result["performance"]
     metric = performance.get("metric", "")

@@ -1,10 +1,10 @@
 """The loss that a retraining would save, estimated on each partition from the latest labels.
 
 On each partition the champion is compared with a corrected champion: a small booster that continues from the champion's
-own raw scores (``base_margin``) and is fitted to the partitions before. The gain is the mean loss of the champion less
-that of the corrected champion, on the same rows, so that a stormy night or a season of harder rows affects both and
-cancels out, and what one partition teaches has to hold on the next. A change that does not hurt the model, or that no
-label helps with, gains nothing; one that a new model would learn does.
+raw scores (``base_margin``) and is fitted to the preceding partitions. The gain is the mean loss of the champion minus
+that of the corrected champion, on the same rows. A storm or a season of harder rows affects both and cancels out, and a
+correction must generalise to the next partition. There is no gain from a change that does not harm the model, or that
+the labels do not show; there is a gain from a change that a new model would learn.
 """
 
 from __future__ import annotations
@@ -22,14 +22,14 @@ if TYPE_CHECKING:
 
 #: Partitions that a correction is fitted to.
 LOOKBACK_PARTITIONS = 14
-#: Partitions after which the weight of a row has halved.
+#: Partitions after which the weight of a row is halved.
 HALF_LIFE = 3.0
 ROUNDS = 10
-#: Earlier partitions needed before a correction is tried.
+#: Earlier partitions that a correction needs.
 MIN_PARTITIONS = 3
 _PARAMETERS = {
     "max_depth": 2,
-    "learning_rate": 0.1,  # a cautious correction's gain varies less between partitions than a bold one's
+    "learning_rate": 0.1,  # with larger steps, the gain varies more between partitions
     "min_child_weight": 20,
     "reg_lambda": 20,
     "max_bin": 32,
@@ -41,18 +41,18 @@ _PARAMETERS = {
 def gain_by_partition(
     task: str, metric: str, objective: str, sample: PartitionSample, classes: int = 0, since: int = 0
 ) -> np.ndarray:
-    """Mean loss that a correction saves, partition by partition.
+    """Mean loss that a correction saves on each partition.
 
     Args:
-        task: of the model.
+        task: task of the model.
         metric: the gate's metric, whose loss is compared.
         objective: XGBoost objective of the champion.
         sample: labelled rows, in the order of the partitions.
         classes: number of classes of a multiclass champion.
-        since: index of the first partition to evaluate; earlier ones are only fitted to.
+        since: index of the first partition to evaluate; earlier ones are only used to fit.
 
     Returns:
-        Shape (partitions,), in the unit of the metric's loss; NaN where it could not be evaluated.
+        Shape (partitions,), in the unit of the metric's loss; NaN if it could not be evaluated.
     """
     gains = np.full(len(sample.dates), np.nan)
     parameters = _PARAMETERS | {"objective": objective} | ({"num_class": classes} if classes else {})
@@ -68,7 +68,7 @@ def gain_by_partition(
         gains[partition] = float((champion_loss - corrected_loss).mean())
 
     positions = [p for p, partition in enumerate(partitions) if p >= MIN_PARTITIONS and partition >= since]
-    # side by side, each in one thread: a booster of so few rows has no use for more
+    # In parallel with one thread each: a booster of so few rows is not faster with more threads.
     with ThreadPoolExecutor(settings().threads) as pool:
         list(pool.map(evaluate, positions))
     return gains
@@ -77,7 +77,7 @@ def gain_by_partition(
 def _corrected_predictions(
     parameters: dict[str, Any], sample: PartitionSample, past: slice, current: slice
 ) -> np.ndarray:
-    """Predictions for the rows ``current`` of the champion with a correction fitted to the rows ``past``."""
+    """Predict the rows ``current`` with the champion and a correction fitted to the rows ``past``."""
     import xgboost
 
     age = sample.partition_index[past][-1] - sample.partition_index[past]

@@ -1,4 +1,4 @@
-"""Every signal of a champion for the partitions up to one date."""
+"""Evaluate all signals of a champion for the partitions up to one date."""
 
 from __future__ import annotations
 
@@ -28,9 +28,9 @@ if TYPE_CHECKING:
     from perennial.monitoring.baseline import MonitoringBaseline
     from perennial.spec.model_spec import ModelSpec
 
-#: Days that signals of single partitions look at, the latest first; verdicts may be weekly.
+#: Latest days that signals of single partitions cover, since verdicts may be weekly.
 RECENT_DAYS = 7
-#: What the values of each series are, for the reason of its signal.
+#: Quantity of each series, for the reason of its signal.
 _UNITS = {
     "performance": "loss beyond the expected loss",
     "calibration": "mean of label minus prediction",
@@ -38,7 +38,7 @@ _UNITS = {
     "estimated": "expected loss",
     "attributions": "share of the attributions that moved to other columns",
 }
-#: Kinds of series that become one signal, that of their worst series: the signal's name and the unit.
+#: Kinds of series that are combined to one signal, that of the worst series: name of the signal, and quantity.
 _GROUPED = {
     "slice": ("slices", "loss beyond the expected loss"),
     "fairness": ("fairness", "distance between groups"),
@@ -57,10 +57,10 @@ def evaluate_signals(
     """Evaluate every signal that comes from rows.
 
     Args:
-        spec: the model's.
-        champion: its champion.
-        model: the champion, loaded.
-        baseline: the champion's.
+        spec: the model.
+        champion: version of the champion.
+        model: the champion.
+        baseline: monitoring baseline of the champion.
         start: first partition date of the window.
         as_of: last partition date of the window.
         labels_until: last partition date whose labels are due.
@@ -76,7 +76,7 @@ def evaluate_signals(
         "freshness": freshness_signal(rows, as_of),
     }
     try:
-        # A correction is fitted to partitions before the window too, but to none that the champion was fitted to.
+        # The retraining gain also needs partitions before the window, but none that the champion was fitted to.
         sample = sample_partitions(
             spec,
             model,
@@ -102,14 +102,14 @@ def evaluate_signals(
 def drift_signals(
     verdict: Verdict, reason: str, columns: Sequence[ColumnDrift], harmless: bool
 ) -> dict[str, Signal]:
-    """Drift of all features together, and of the predictions, as signals.
+    """Convert the drift of all features together, and of the predictions, to signals.
 
     Args:
-        verdict: on drift.
-        reason: of the verdict.
+        verdict: verdict on drift.
+        reason: reason of the verdict.
         columns: the compared columns.
-        harmless: whether the drift does the model no harm; it is then suspected at most, because seasons come and go,
-            and a monitor that raises an alarm at each of them is switched off.
+        harmless: whether the drift does not harm the model; it is then at most suspected, because seasonal changes
+            must not raise alarms.
     """
     drifted: SignalState = "suspected" if harmless else "bad"
     reason += "; no harm to the model is detected" if harmless else ""
@@ -123,15 +123,15 @@ def drift_signals(
     evaluated = {"features": Signal(states[verdict], reason)}
     for column in columns:
         if column.role == "prediction":
-            why = column.reason or f"PSI {column.psi:.3g}, the threshold is {column.threshold:.3g}"
-            evaluated["prediction"] = Signal(states[column.status], why, column.psi, column.threshold)
+            text = column.reason or f"PSI {column.psi:.3g}, the threshold is {column.threshold:.3g}"
+            evaluated["prediction"] = Signal(states[column.status], text, column.psi, column.threshold)
     return evaluated
 
 
 def _series_signals(
     spec: ModelSpec, model: TrainedModel, baseline: MonitoringBaseline, sample: PartitionSample, skip: int
 ) -> dict[str, Signal]:
-    """The signals that are series; slices and fairness as one signal each, that of the worst series.
+    """Evaluate the signals that are series; the worst slice, and the worst group, become one signal each.
 
     Args:
         skip: number of the sample's first partitions that are before the window.
@@ -159,7 +159,7 @@ def _series_signals(
         else:
             evaluated[name] = signal
     if (gain := evaluated.get("gain")) and gain.value is not None:
-        # the policy's min_gain is a share of the loss
+        # As a share of the loss, like min_gain of the policy.
         evaluated["gain"] = replace(gain, value=gain.value / max(baseline.loss, 1e-12))
     evaluated |= {name: _worst_signal(of_kind) for name, of_kind in grouped.items()}
     for name, columns in (("slices", spec.monitoring.slices), ("fairness", spec.monitoring.fairness)):
@@ -190,15 +190,15 @@ def new_row_share(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) 
 
 
 def volume_signal(rows: Mapping[str, int], baseline_end: str, as_of: str, factor: float) -> Signal:
-    """Whether a recent partition is much larger or smaller than any of the baseline.
+    """Whether a recent partition is much larger or smaller than all partitions of the baseline.
 
-    Compared are the logarithms of the row counts, relative to the median of the same weekday.
+    The logarithms of the row counts are compared, relative to the median of the same weekday.
 
     Args:
-        rows: rows of each partition, by date, with those of the baseline.
+        rows: rows of each partition, by date, including those of the baseline.
         baseline_end: last partition date of the baseline.
         as_of: last partition date to evaluate.
-        factor: times beyond the extremes of the baseline.
+        factor: factor beyond the extremes of the baseline that is bad.
     """
     usual = {d: n for d, n in rows.items() if d <= baseline_end}
     if len(usual) < MIN_BASELINE_PARTITIONS:
@@ -224,7 +224,7 @@ def volume_signal(rows: Mapping[str, int], baseline_end: str, as_of: str, factor
 
 
 def _usual_row_count(rows: Mapping[str, int], day: str) -> float:
-    """Median rows of the weekday's partitions; of all partitions where the weekday has fewer than two."""
+    """Median row count of the same weekday, or of all partitions if that has fewer than two."""
     weekday = date.fromisoformat(day).weekday()
     same_weekday = [n for d, n in rows.items() if date.fromisoformat(d).weekday() == weekday]
     return max(1.0, median(same_weekday if len(same_weekday) >= 2 else rows.values()))
@@ -293,14 +293,14 @@ def _share_signal(
     dates: Sequence[str],
     unit: str,
 ) -> Signal:
-    """The column and partition whose share rose most above the baseline.
+    """The signal of the column and partition whose share rose most above the baseline.
 
     Args:
-        shares: by column, shape (partitions,); NaN where a partition has too few rows.
-        usual: highest share of the baseline, by column.
-        allowance: rise that does no harm.
-        dates: of the partitions.
-        unit: what the shares are, for the reason.
+        shares: by column, shape (partitions,); NaN if a partition has too few rows.
+        usual: highest share in the baseline, by column.
+        allowance: harmless rise.
+        dates: dates of the partitions.
+        unit: quantity, for the reason.
     """
     rises = {c: values - usual.get(c, 0.0) for c, values in shares.items() if np.isfinite(values).any()}
     if not rises:

@@ -1,8 +1,8 @@
-"""The signals of a model: what each monitored quantity is, and how it becomes a state with a reason.
+"""The signals of a model: the monitored quantities, and how they become states with reasons.
 
-A signal is either a series with one value a partition (`monitored_series`), which a sequential test compares with the
-held-out partitions of the training (`signal_from_series`), or a share with a bound that no held-out partition came near
-(`signal_evaluation`). What cannot be computed is ``undetermined``, never ``ok``.
+A signal is either a series of one value per partition (`monitored_series`), which a sequential test compares with the
+held-out partitions of the training (`signal_from_series`), or a share that is compared with a bound well above those of
+the held-out partitions (`signal_evaluation`). A signal that cannot be computed is ``undetermined``, never ``ok``.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from perennial.monitoring._loss_estimation import LossEstimator
     from perennial.spec.model_spec import ModelSpec
 
-#: Rows of a partition whose attributions are computed: TreeSHAP costs as much as a hundred predictions.
+#: Rows of a partition whose attributions are computed: TreeSHAP is a hundred times as slow as prediction.
 ATTRIBUTION_ROWS = 100
 #: Most values of a column that form slices or groups, the most frequent first.
 MAX_GROUPS = 20
@@ -46,12 +46,12 @@ class Signal:
     """The state of one monitored quantity.
 
     Attributes:
-        state: ``bad`` if the limit is passed, ``suspected`` from half the limit of a series on.
+        state: ``bad`` if the limit is exceeded; a series is ``suspected`` from half its limit.
         reason: the numbers in words, with their unit.
-        value: in the unit that the reason names; of a series, its mean since the change began.
-        limit: of the value; of a series, of its level.
-        since: partition date at which the change began; empty where nothing changed.
-        level: of a series: level of the sequential test (`_change_detection`), without a unit.
+        value: value in the unit that the reason states; for a series, the mean since the change began.
+        limit: limit of the value; for a series, limit of the level.
+        since: partition date at which the change began; empty without a change.
+        level: series only: level of the sequential test (`_change_detection`), dimensionless.
     """
 
     state: SignalState
@@ -62,7 +62,7 @@ class Signal:
     level: float | None = None
 
     def as_dict(self) -> SignalResult:
-        """As JSON, for manifests, reports and tables."""
+        """The signal as JSON, for manifests, reports and tables."""
         rounded = {k: round(v, 6) if isinstance(v, float) else v for k, v in asdict(self).items()}
         return cast(SignalResult, rounded)
 
@@ -89,27 +89,27 @@ def monitored_series(
     groups: Mapping[str, list[str]],
     since: int = 0,
 ) -> dict[str, np.ndarray]:
-    """The monitored series of a sample.
+    """Compute the monitored series of a sample.
 
     Args:
         spec: the model.
         model: the champion.
         sample: rows of the partitions.
-        estimator: of the model's expected loss.
-        attributions: as `attribution_means` returns them for the sample.
+        estimator: estimates the model's expected loss.
+        attributions: `attribution_means` of the sample.
         attribution_shares: share of each column in the attributions at training, shape (columns,).
         groups: for each column of ``monitoring.slices`` and ``monitoring.fairness``, the values that are compared.
         since: index of the first partition whose values are needed.
 
     Returns:
-        By name, one value a partition, shape (partitions,); NaN where a partition has too few rows:
+        By name, one value for each partition, shape (partitions,); NaN if a partition has too few rows:
 
-        - ``performance``: mean loss beyond the loss that the model itself expects of the rows.
+        - ``performance``: mean loss minus the expected loss (`_loss_estimation`).
         - ``calibration``: mean of label minus prediction; for multiclass, of accuracy minus confidence.
         - ``gain``: mean loss that a correction saves (`retraining_gain`).
         - ``estimated``: mean expected loss.
         - ``attributions``: share of the attributions that moved to other columns, 0 to 1.
-        - ``slice:<column>=<value>``: as ``performance``, of the rows with that value.
+        - ``slice:<column>=<value>``: like ``performance``, for the rows with that value.
         - ``fairness:<column>``: distance between the groups' highest and lowest mean prediction.
     """
     labelled = sample.labelled
@@ -117,7 +117,7 @@ def monitored_series(
     expected = estimator.estimate(labelled.x, labelled.predicted)
     excess = loss if expected is None else loss - expected
     series = {"performance": labelled.partition_means(excess)}
-    if spec.task != "ranking":  # a list's loss cannot be expected or corrected row by row
+    if spec.task != "ranking":  # the loss of a list cannot be estimated or corrected for single rows
         series["calibration"] = labelled.partition_means(_residuals(spec.task, labelled))
         series["gain"] = retraining_gain.gain_by_partition(
             spec.task, spec.metric, spec.objective, labelled, len(model.classes), since
@@ -136,7 +136,7 @@ def monitored_series(
 
 
 def _residuals(task: str, labelled: PartitionSample) -> np.ndarray:
-    """Label minus prediction of each row; for multiclass, whether it is right minus the confidence. Shape (rows,)."""
+    """Label minus prediction, shape (rows,); for multiclass, 1 if correct (else 0) minus confidence."""
     if task != "multiclass":
         return np.asarray(labelled.y - labelled.predicted)
     best = labelled.predicted.argmax(axis=1)
@@ -146,7 +146,7 @@ def _residuals(task: str, labelled: PartitionSample) -> np.ndarray:
 def null_and_unseen_shares(
     model: TrainedModel, sample: PartitionSample
 ) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
-    """Share of each partition's rows without a value, and with a category that training did not see, by column.
+    """Shares of each partition's rows with a null, and with a category unseen in training, by column.
 
     Args:
         model: the champion.
@@ -165,9 +165,9 @@ def null_and_unseen_shares(
 
 
 def attribution_means(model: TrainedModel, sample: PartitionSample, since: int = 0) -> Attributions:
-    """Mean absolute feature contribution by partition and column, from the first `ATTRIBUTION_ROWS` rows of each.
+    """Mean absolute feature contributions of each partition, from its first `ATTRIBUTION_ROWS` rows.
 
-    XGBoost's own contributions (TreeSHAP: Lundberg et al., From local explanations to global understanding with
+    XGBoost's contributions (TreeSHAP: Lundberg et al., From local explanations to global understanding with
     explainable AI for trees, 2020), without the bias; those of several classes are summed.
 
     Args:
@@ -200,12 +200,12 @@ def _attribution_shift(attributions: Attributions, partitions: int, shares: np.n
     Half the sum over columns of abs(share - share at training).
 
     Args:
-        attributions: of the sample.
-        partitions: number of its partitions.
-        shares: at training, shape (columns,).
+        attributions: attributions of the sample.
+        partitions: number of partitions of the sample.
+        shares: shares at training, shape (columns,).
 
     Returns:
-        Shape (partitions,), 0 to 1; NaN where a partition has too few rows.
+        Shape (partitions,), 0 to 1; NaN if a partition has too few rows.
     """
     shift = np.full(partitions, np.nan)
     if len(attributions.partitions):
@@ -215,13 +215,13 @@ def _attribution_shift(attributions: Attributions, partitions: int, shares: np.n
 
 
 def _group_gap(sample: PartitionSample, column: str, names: list[str]) -> np.ndarray:
-    """Distance between the groups' highest and lowest mean prediction, partition by partition.
+    """Distance between the groups' highest and lowest mean prediction in each partition.
 
     The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
     probabilities and values instead of decisions. Not defined for multiclass and ranking, whose scores have no order.
 
     Returns:
-        Shape (partitions,), in the unit of the prediction; NaN where fewer than two groups have enough rows.
+        Shape (partitions,), in the unit of the prediction; NaN if fewer than two groups have enough rows.
     """
     gap = np.full(len(sample.dates), np.nan)
     if sample.predicted.ndim > 1 or sample.lists is not None or len(names) < 2:
@@ -234,7 +234,7 @@ def _group_gap(sample: PartitionSample, column: str, names: list[str]) -> np.nda
 
 
 def frequent_groups(sample: PartitionSample) -> dict[str, list[str]]:
-    """For each grouping column, the values with enough rows for a baseline, at most `MAX_GROUPS`, by frequency."""
+    """The most frequent values of each grouping column, with enough rows for a baseline."""
     groups = {}
     for column, values in sample.groupings.items():
         names, counts = np.unique(values.astype(str), return_counts=True)
@@ -250,10 +250,10 @@ def signal_from_series(
     """Test a series for a change.
 
     Args:
-        values: one a partition, shape (partitions,); NaN where there is none.
-        dates: of the partitions.
-        baseline: of the series; None if the training had too few held-out partitions.
-        unit: what the values are, for the reason.
+        values: one value for each partition, shape (partitions,); NaN if it has none.
+        dates: dates of the partitions.
+        baseline: baseline of the series; None if the training had too few held-out partitions.
+        unit: quantity of the values, for the reason.
     """
     if baseline is None:
         return Signal(

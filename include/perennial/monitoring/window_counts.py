@@ -1,4 +1,4 @@
-"""The features and predictions of a window: counted on the bins of a reference, with a sample of the rows."""
+"""Bin counts of the features and predictions of a window, and a sample of its rows."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ from perennial.storage import delta_tables, duckdb_session
 
 Sample = dict[str, "pa.ChunkedArray[Any]"]
 
-#: Most rows whose features are computed and counted by one statement, over several partitions. Joins to reference
-#: tables sort their rows, and beyond the memory allowed they do it on disk.
+#: Most rows of several partitions whose features are computed and counted by one statement. Joins with reference tables
+#: sort the rows, on disk if they exceed the memory limit.
 MAX_GROUP_ROWS = 1_000_000
 
 
@@ -38,13 +38,13 @@ def count_features(
         reference: columns with their bins.
         start: first partition date.
         as_of: last partition date.
-        sample_size: rows of the sample, about.
+        sample_size: approximate number of rows of the sample.
 
     Returns:
         The counts; and the sample, values by column, without personal columns.
 
     Raises:
-        DataError: the features' SQL failed, or lost or doubled rows.
+        DataError: the features' SQL failed, or lost or duplicated rows.
     """
     columns = {c: column for c, column in reference.items() if c != PREDICTION}
     uri = delta_tables.table_uri("published", trained.name)
@@ -87,7 +87,7 @@ def _count_and_sample(
     step: int,
     sample_size: int,
 ) -> tuple[BinCounts, pa.Table]:
-    """Compute the features of the view ``window_rows``; returns counts, and a sample of one row in ``step``."""
+    """Compute the features of the view ``window_rows``; returns counts and a sample of the rows."""
     listed = ", ".join(map(quote_identifier, input_columns(trained)))
     keys = ", ".join(quote_identifier(k) for k in trained.data.key)
     con.execute(f"CREATE OR REPLACE TEMP VIEW published AS SELECT {listed} FROM window_rows")
@@ -100,7 +100,7 @@ def _count_and_sample(
 
 
 def _locked_connection(trained: ModelSpec) -> duckdb.DuckDBPyConnection:
-    """A connection in which SQL can read the reference tables and the lake's files, and nothing else."""
+    """Open a connection that can read only the reference tables and the lake's files."""
     con = duckdb_session.connect()
     reference_tables.load_into(con, trained, reference_tables.sync_to_lake(trained))
     con.execute(f"SET allowed_directories=[{text_literal(settings().lake)}]")
@@ -119,9 +119,9 @@ def count_predictions(
     """Count the predictions of one version in a window.
 
     Args:
-        spec: the model's.
+        spec: the model.
         reference: columns with their bins.
-        version: of the model.
+        version: version of the model.
         start: first partition date.
         as_of: last partition date.
         sample_size: most rows of the sample.
@@ -153,7 +153,7 @@ def _sampled_columns(
 
 
 def _sum_counts(counts: list[BinCounts]) -> BinCounts:
-    """The counts of all groups together; a column that one of them does not have is missing."""
+    """Add up the counts of all groups; None for a column that is missing in one of them."""
     columns: dict[str, list[int] | None] = {}
     for column in counts[0].columns:
         parts = [c.columns[column] for c in counts]

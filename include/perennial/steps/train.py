@@ -134,7 +134,7 @@ class _PinnedData:
 
     Attributes:
         version: version of the published rows.
-        labels_version: version of the labels; None where the rows have them.
+        labels_version: version of the labels; None if the rows contain them.
         reference_versions: version of each reference table, by name.
         windows: candidate windows, by name.
         champion: the champion; None if there is none.

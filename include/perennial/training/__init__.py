@@ -1,8 +1,8 @@
 """From pinned rows to a registered challenger: windows, search, boosting, evaluation, MLflow.
 
 A model is fitted in one process (`_dataset`, `_boosting`) or by several Dask workers (`dask_cluster`,
-`_distributed_dataset`). XGBoost, scikit-learn, Optuna, Dask and MLflow take seconds to import, which neither a training
-that has already finished nor a worker that waits for its trainer should pay for: they are imported inside the functions
+`_distributed_dataset`). XGBoost, scikit-learn, Optuna, Dask and MLflow take seconds to import, and a training that has
+already finished, or a worker that waits for its trainer, does not need them: they are imported inside the functions
 that use them.
 """
 

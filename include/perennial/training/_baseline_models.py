@@ -1,4 +1,4 @@
-"""Simple models that a challenger has to beat."""
+"""Baseline models: simple models that a challenger must be better than."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ import numpy as np
 from perennial.spec.model_spec import ModelSpec
 from perennial.training._dataset import TrainingData
 
-#: Rows that they are fitted on, about.
+#: Approximate number of rows that they are fitted on.
 BASELINE_ROWS = 20_000
 
 
 def fit_baseline_models(spec: ModelSpec, data: TrainingData) -> dict[str, Callable[[np.ndarray], np.ndarray]]:
-    """Fit simple models on an evenly spaced sample of the same rows.
+    """Fit the baseline models on an evenly spaced sample of the training rows.
 
     ``constant`` predicts the same for every row (the class shares, or the mean); ``linear`` is a logistic or ridge
     regression on standardised numbers and one-hot categories.
@@ -25,7 +25,7 @@ def fit_baseline_models(spec: ModelSpec, data: TrainingData) -> dict[str, Callab
         data: the rows.
 
     Returns:
-        By name, functions from an encoded matrix to predictions of the shape that the booster's have.
+        By name, functions from an encoded matrix to predictions, with the same shape as those of the booster.
     """
     x, y = data.sample(BASELINE_ROWS)
     classify = spec.task in ("binary", "multiclass")

@@ -1,10 +1,10 @@
-"""Boosting round by round, so that an interrupted training continues where it was.
+"""Boosting round by round, so that an interrupted training can continue.
 
-A checkpoint on the lake holds the finished trials and the unfinished boosters; a resumed search replays the finished
-trials. Without sampling of rows or columns, the continued booster equals that of an undisturbed training byte for byte.
-With it, the rounds after the interruption draw other rows and columns, which are as good: XGBoost does not save the
-state of its random generators, and a seed for each round (``seed_per_iteration``, or the parameter set anew) does not
-restore it.
+A checkpoint in the lake holds the finished search trials and the unfinished boosters; a resumed search replays the
+finished trials. Without sampling of rows or columns, the resumed booster is byte-identical to that of an uninterrupted
+training. With sampling, rounds after the interruption draw other rows and columns, which is equivalent: XGBoost
+does not save the state of its random generators, and a seed for each round (``seed_per_iteration``, or the parameter
+set again) does not restore it.
 """
 
 from __future__ import annotations
@@ -30,16 +30,16 @@ def boost(
     patience: int = 0,
     maximize: bool = False,
 ) -> tuple[xgboost.Booster, list[float]]:
-    """Boost up to a number of rounds, from where the checkpoint has the booster.
+    """Boost up to a number of rounds, starting from the checkpoint's booster.
 
-    As ``xgboost.train``, which cannot continue: with ``xgb_model`` it counts rounds and patience from 0 again.
+    Like ``xgboost.train``, which cannot continue: with ``xgb_model`` it counts rounds and patience from 0 again.
 
     Args:
         name: name of the booster in the checkpoint.
         params: XGBoost parameters.
         train: rows to fit on.
-        rounds: rounds in all.
-        checkpoint: where unfinished boosters are saved.
+        rounds: total number of rounds, including those of the checkpoint.
+        checkpoint: stores unfinished boosters.
         valid: rows whose metric is computed after each round.
         patience: rounds without a better metric on ``valid`` after which boosting stops; 0: never.
         maximize: whether a larger metric is better.
@@ -60,7 +60,7 @@ def boost(
             break
         if checkpoint.halted:
             raise StepInterruptedError(
-                f"{name} was stopped after {i} rounds", "train again: it continues from there"
+                f"{name} was stopped after {i} rounds", "train again: it continues from the checkpoint"
             )
         booster.update(train, iteration=i)
         if valid is not None:
@@ -71,11 +71,11 @@ def boost(
 
 
 def should_stop_early(losses: list[float], patience: int, maximize: bool) -> bool:
-    """Whether the metric has not improved for ``patience`` rounds; never where that is 0.
+    """Whether the metric has not improved for ``patience`` rounds.
 
     Args:
         losses: metric by round.
-        patience: number of rounds.
+        patience: number of rounds; 0: never stop early.
         maximize: whether a larger metric is better.
     """
     if not patience or not losses:

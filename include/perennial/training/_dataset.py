@@ -26,8 +26,8 @@ from perennial.training.windows import Windows
 if TYPE_CHECKING:
     import xgboost
 
-#: Bytes that in-memory training was measured to need for each cell (row by column). Above half of the step's memory,
-#: the binned matrix stays on disk.
+#: Measured memory of in-memory training, in bytes per cell (row by column). If this exceeds half of the step's memory,
+#: the binned matrix is on disk.
 BYTES_PER_CELL = 6
 #: Rows on which `FeatureQuery.check_rowwise` is run before a training.
 ROWWISE_CHECK_ROWS = 2000
@@ -38,8 +38,8 @@ class Binning:
     """How rows become XGBoost's binned matrix.
 
     Attributes:
-        max_bin: bins that a column has at most.
-        threads: threads that bin.
+        max_bin: most bins of a column.
+        threads: number of threads.
         external: whether the matrix is on disk rather than in memory.
     """
 
@@ -57,7 +57,7 @@ class TrainingData(Protocol):
 
     @property
     def fit_rows(self) -> int:
-        """Number of rows to fit on while searching."""
+        """Number of rows to fit on during the search."""
 
     @property
     def rows(self) -> int:
@@ -65,7 +65,7 @@ class TrainingData(Protocol):
 
     @property
     def encoding(self) -> Encoding:
-        """How feature columns became the matrix."""
+        """How feature columns are encoded as the matrix."""
 
     @property
     def classes(self) -> tuple[str, ...]:
@@ -75,13 +75,13 @@ class TrainingData(Protocol):
         """Whether the binned matrix fits in memory."""
 
     def max_parallel_trials(self, trials: int) -> int:
-        """The number of trials to boost side by side, at most ``trials``."""
+        """The number of search trials to boost in parallel, at most ``trials``."""
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function in each process that boosts these rows; its results."""
+        """Call a function in each process that boosts these rows; returns the results."""
 
     def monitor_gpus(self, enabled: bool) -> AbstractContextManager[list[GpuReport]]:
-        """Monitor the GPUs that boost while a block runs; the list has their reports at its end."""
+        """Monitor the GPUs while a block runs; the list has their reports when the block ends."""
 
     def head(self, count: int) -> np.ndarray:
         """The first encoded rows, at most ``count``, shape (rows, columns)."""
@@ -104,7 +104,7 @@ class TrainingData(Protocol):
         patience: int = 0,
         maximize: bool = False,
     ) -> tuple[xgboost.Booster, list[float]]:
-        """As `_boosting.boost`."""
+        """Boost as `_boosting.boost` does."""
 
     def ran_on(self, booster: xgboost.Booster) -> str:
         """The device that a booster of these rows was trained on."""
@@ -113,7 +113,7 @@ class TrainingData(Protocol):
 class Encoder:
     """Encodes labelled tables, one after another, with provisional category codes.
 
-    A code is the position of the category in order of appearance, because the later tables are not known yet.
+    A provisional code is the position of the category in order of appearance, because later tables are not known yet.
 
     Args:
         spec: the model.
@@ -148,7 +148,7 @@ class Encoder:
 def category_ranks(
     columns: tuple[str, ...], provisional: dict[str, list[str]], final: dict[str, list[str]]
 ) -> dict[int, np.ndarray]:
-    """The final code of each provisional one.
+    """Map provisional category codes to final ones.
 
     Args:
         columns: names of the features.
@@ -156,7 +156,7 @@ def category_ranks(
         final: categories by column, in the order of their final codes.
 
     Returns:
-        By position of the column, final codes by provisional code; the last is NaN.
+        By position of the column, an array of final codes, indexed by provisional code; the last one is NaN.
     """
     lookup = {}
     for j, name in enumerate(columns):
@@ -224,8 +224,8 @@ class Dataset:
 
     Attributes:
         file: the encoded rows.
-        fit_rows: number of rows to fit on; the rest, up to ``rows``, are for early stopping.
-        encoding: how feature columns became the matrix.
+        fit_rows: number of rows to fit on; the others, up to ``rows``, are for early stopping.
+        encoding: how feature columns are encoded as the matrix.
         classes: multiclass only: the label values by class index.
         y: labels, shape (rows,).
         lists: ranking only: number of each row's list, shape (rows,).
@@ -247,20 +247,20 @@ class Dataset:
         return self.file.rows
 
     def fits_in_memory(self, copies: int = 1) -> bool:
-        """Whether so many binned matrices fit into half of the step's memory."""
+        """Whether ``copies`` binned matrices fit into half of the step's memory."""
         return copies * self.rows * self.file.columns * BYTES_PER_CELL <= settings().memory_mb * 2**20 // 2
 
     def max_parallel_trials(self, trials: int) -> int:
-        """The number of trials to boost side by side, each on a matrix and a share of the threads of its own.
+        """The number of search trials to boost in parallel, each with its own matrix and share of threads.
 
-        Two threads boost a hundred thousand rows less than twice as fast as one, because they wait for each other at
-        each level of each tree. Two trials do not.
+        Two threads boost a hundred thousand rows less than twice as fast as one, because they synchronise at each level
+        of each tree. Separate trials do not.
         """
         limit = min(trials, settings().threads)
         return next((n for n in range(limit, 1, -1) if self.fits_in_memory(n)), 1)
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function in this process; a list of its result."""
+        """Call a function in this process; returns a list with its result."""
         return [function(*args)]
 
     def head(self, count: int) -> np.ndarray:
@@ -330,7 +330,7 @@ def build_dataset(
         windows: dates of the rows.
         folder: where the encoded rows are written.
         version: version of the published rows.
-        labels_version: version of the labels; None where the rows have them.
+        labels_version: version of the labels; None if the rows contain them.
 
     Raises:
         DataError: no labelled rows, or one class only.
@@ -356,22 +356,22 @@ def build_dataset(
 
 
 def check_trainable(spec: ModelSpec, windows: Windows, fit_rows: int, rows: int, labels: set[float]) -> None:
-    """Refuse rows that nothing can be learned from.
+    """Refuse rows that a model cannot be trained on.
 
     Args:
         spec: the model.
         windows: dates of the rows, for the message.
         fit_rows: number of rows to fit on.
         rows: number of rows, those for early stopping included.
-        labels: distinct labels of the rows to fit on; two are enough.
+        labels: at least two of the distinct labels of the rows to fit on, or all if there are fewer.
 
     Raises:
         DataError: no labelled rows, or one class only.
     """
     if not fit_rows or fit_rows == rows:
         raise DataError(
-            f"{rows} labelled rows from {windows.fit[0]} to {windows.valid[-1]}: nothing to train on",
-            "check that labels arrive and that their keys are those of the rows",
+            f"{rows} labelled rows from {windows.fit[0]} to {windows.valid[-1]}: too few to train on",
+            "check that labels arrive, and that their keys match those of the rows",
             model=spec.name,
         )
     if spec.task in ("binary", "multiclass") and len(labels) < 2:

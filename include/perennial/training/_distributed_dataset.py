@@ -1,7 +1,7 @@
-"""The rows of a training, spread over Dask workers and boosted with XGBoost's Dask interface.
+"""The rows of a training, distributed over Dask workers and boosted with XGBoost's Dask interface.
 
-Each worker reads its dates of the pinned dataset version from the lake itself. What all workers must agree on,
-categories and classes, is gathered once and sent to all. A worker keeps its rows in memory, as float32 and binned.
+Each worker reads its partitions of the pinned dataset version from the lake. Categories and classes, which must be the
+same on all workers, are collected once and sent to all. A worker holds its rows in memory, as float32 and binned.
 """
 
 from __future__ import annotations
@@ -44,20 +44,20 @@ if TYPE_CHECKING:
     from distributed import Future
 
 log = logging.getLogger("perennial")
-#: Blocks that each worker gets at least, where there are enough dates, so that workers get about as many rows each.
+#: Fewest blocks of each worker, if there are enough dates, so that workers get similar numbers of rows.
 MIN_BLOCKS_PER_WORKER = 4
 _METRIC, _RAN_ON = "valid", "perennial_ran_on"
 
 
 @dataclass(frozen=True)
 class DatasetRef:
-    """What workers read: the labelled rows of a model at pinned versions.
+    """The data that workers read: the labelled rows of a model at pinned versions.
 
     Attributes:
         spec: the model.
         reference_versions: version of each reference table, by name.
         version: version of the published rows.
-        labels_version: version of the labels; None where the rows have them.
+        labels_version: version of the labels; None if the rows contain them.
         classes: multiclass only: the label values by class index.
     """
 
@@ -69,11 +69,11 @@ class DatasetRef:
 
 
 class BlockSummary(NamedTuple):
-    """What the trainer needs to know of a block.
+    """The properties of a block that the trainer needs.
 
     Attributes:
         rows: number of rows.
-        labels: distinct labels, two at most.
+        labels: distinct labels, at most two of them.
         lists: ranking only: number of lists; otherwise 0.
         categories: categories by column, in the order of their provisional codes.
     """
@@ -101,14 +101,14 @@ class WorkerBlock:
     categories: dict[str, list[str]]
 
     def summarise(self) -> BlockSummary:
-        """What the trainer needs to know of the block."""
+        """Summarise the block for the trainer."""
         lists = int(self.lists[-1]) if self.lists is not None and len(self.lists) else 0
         return BlockSummary(len(self.y), set(np.unique(self.y)[:2].tolist()), lists, self.categories)
 
 
 @dataclass(frozen=True)
 class WorkerPartition:
-    """The rows ``first`` to ``first + rows`` of all, on one worker, as futures.
+    """The rows ``first`` to ``first + rows`` of the dataset, on one worker, as futures.
 
     Attributes:
         first: position of the first row.
@@ -129,14 +129,14 @@ class WorkerPartition:
 
 @dataclass(frozen=True)
 class DistributedDataset:
-    """The rows of a training on workers (`TrainingData`); usable as long as its worker pool is open.
+    """The rows of a training on workers (`TrainingData`); usable while its worker pool is open.
 
     Attributes:
         pool: the workers.
         parts: the rows, in order.
-        fit_rows: number of rows to fit on; the rest, up to ``rows``, are for early stopping.
+        fit_rows: number of rows to fit on; the others, up to ``rows``, are for early stopping.
         rows: number of rows.
-        encoding: how feature columns became the matrix.
+        encoding: how feature columns are encoded as the matrix.
         classes: multiclass only: the label values by class index.
     """
 
@@ -148,7 +148,7 @@ class DistributedDataset:
     classes: tuple[str, ...]
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
-        """Call a function on each worker; its results in the order of the workers' ranks."""
+        """Call a function on each worker; returns the results in the order of the workers' ranks."""
         results = self.pool.client.run(function, *args)
         return [results[address] for address in self.pool.addresses]
 
@@ -184,7 +184,7 @@ class DistributedDataset:
     def dmatrix(
         self, start: int, stop: int, binning: Binning, ref: xgboost.dask.DaskDMatrix | None = None
     ) -> xgboost.dask.DaskDMatrix:
-        """Rows ``start`` to ``stop``, both borders of a part, as XGBoost's binned matrix on the workers."""
+        """Rows ``start`` to ``stop`` (boundaries of parts) as XGBoost's binned matrix on the workers."""
         import dask.array as da
         from xgboost.dask import DaskQuantileDMatrix
 
@@ -218,7 +218,9 @@ class DistributedDataset:
         patience: int = 0,
         maximize: bool = False,
     ) -> tuple[xgboost.Booster, list[float]]:
-        """As `_boosting.boost`, with ``xgboost.dask.train``; the worker of rank 0 writes the checkpoint.
+        """Boost with ``xgboost.dask.train``; the worker of rank 0 writes the checkpoint.
+
+        Arguments and result are those of `_boosting.boost`.
 
         Raises:
             PerennialError: several workers of one machine would share its GPU.
@@ -234,7 +236,7 @@ class DistributedDataset:
         if self.pool.same_machine and len(self.pool.addresses) > 1 and params["device"] == "cuda":
             raise PerennialError(
                 "workers of one machine share its GPU, which XGBoost refuses",
-                "leave workers out of the compute profile here, or use a profile of pods with a GPU each",
+                "remove workers from the compute profile, or use a profile of pods with a GPU each",
             )
         result = xgboost.dask.train(
             self.pool.client,
@@ -250,22 +252,22 @@ class DistributedDataset:
         return result["booster"], losses + new
 
     def fits_in_memory(self) -> bool:
-        """True, with a warning where a worker's rows may not fit: Dask has no matrix on disk."""
+        """True, with a warning if a worker's rows may not fit: with Dask the matrix cannot be on disk."""
         largest = max(sum(p.rows for p in self.parts if p.worker == w) for w in self.pool.addresses)
         needed = largest * len(self.encoding.columns) * (4 + BYTES_PER_CELL) // 2**20
         if needed > settings().memory_mb:
             log.warning(
-                "%d rows of one worker need about %d MiB, and it may use %d: give workers more memory, or use more "
-                "of them", largest, needed, settings().memory_mb,
+                "%d rows of one worker need about %d MiB, its limit is %d MiB: give the workers more memory, or use "
+                "more workers", largest, needed, settings().memory_mb,
             )  # fmt: skip
         return True
 
     def max_parallel_trials(self, trials: int) -> int:
-        """1, because each trial uses all workers."""
+        """1, because each search trial uses all workers."""
         return 1
 
     def ran_on(self, booster: xgboost.Booster) -> str:
-        """The device that the workers recorded in a booster of these rows; removes it from the booster."""
+        """The device that the workers recorded in a booster; removes the record from the booster."""
         device = booster.attr(_RAN_ON) or ""
         booster.set_attr(**{_RAN_ON: None})
         return device
@@ -300,7 +302,7 @@ def _checkpoint_callback(
             return should_stop_early(self._losses, patience, maximize)
 
         def after_training(self, model: xgboost.Booster) -> xgboost.Booster:
-            # The trainer has no GPU: loaded there, the booster's configuration would say cpu.
+            # The trainer has no GPU: when loaded there, the booster's configuration would contain cpu.
             model.set_attr(**{_RAN_ON: ran_on(model)})
             return model
 
@@ -358,7 +360,7 @@ def build_distributed_dataset(
     earlier_lists = [sum(s.lists for s in summaries[:i]) for i in range(len(summaries))]
     lookups = [category_ranks(columns, s.categories, final) for s in summaries]
     recoded = each(_recode_block, blocks, lookups, earlier_lists)
-    del blocks  # or workers would hold their rows twice
+    del blocks  # otherwise workers would hold their rows twice
     x, y, lists = (each(operator.itemgetter(i), recoded) for i in range(3))
     parts, first = [], 0
     for i, summary in enumerate(summaries):
@@ -375,7 +377,7 @@ def build_distributed_dataset(
 def _assign_partitions(
     source: DatasetRef, days: tuple[str, ...], workers: tuple[str, ...]
 ) -> list[tuple[tuple[str, ...], str]]:
-    """Assign runs of adjacent dates, each to the worker with the fewest rows so far."""
+    """Assign groups of adjacent dates, each to the worker with the fewest rows so far."""
     uri = delta_tables.table_uri("published", source.spec.name)
     rows = delta_tables.rows_by_partition(uri, source.version)
     sizes = {day: rows.get(day, 0) for day in days}

@@ -1,4 +1,4 @@
-"""What the GPUs did while a model was fitted, as the driver counts it: names, memory, utilization."""
+"""Use of the GPUs while a model is fitted, from the driver: names, memory, utilization."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ log = logging.getLogger("perennial")
 _QUERY = ["--query-gpu=name,memory.total,memory.used,utilization.gpu", "--format=csv,noheader,nounits"]
 #: Seconds between two queries.
 QUERY_SECONDS = 1.0
-#: Seconds that the driver may take to answer one.
+#: Timeout of one query, in seconds.
 TIMEOUT_SECONDS = 10.0
 
 
 class GpuReport(TypedDict):
-    """What the GPUs of one or several machines did.
+    """Use of the GPUs of one or several machines.
 
     Attributes:
         names: names of the GPUs.
         memory_mb: memory of all GPUs, in MiB.
         peak_memory_mb: peak of the used memory of all GPUs, in MiB.
         utilization: mean utilization, in per cent.
-        seconds: how long they were monitored.
+        seconds: duration of the monitoring.
     """
 
     names: list[str]
@@ -70,7 +70,7 @@ class GpuMonitor:
         self._seconds = round(time.monotonic() - self._started, 3)
 
     def report(self) -> GpuReport | None:
-        """What was measured; None without a GPU."""
+        """The measurements; None without a GPU."""
         if not self._names:
             return None
         return {
@@ -86,7 +86,7 @@ class GpuMonitor:
             try:
                 self._query()
             except (OSError, subprocess.SubprocessError, ValueError) as error:
-                log.warning("nvidia-smi does not report what the GPU does: %s", error)
+                log.warning("The GPU is not monitored, because nvidia-smi failed: %s", error)
                 return
             if self._stop.wait(QUERY_SECONDS):
                 return
@@ -124,19 +124,19 @@ def monitor_gpus(enabled: bool) -> Iterator[list[GpuReport]]:
 
 
 def start_on_worker(dask_worker: Any) -> None:
-    """Start to monitor the GPUs of a Dask worker, which holds the monitor until `stop_on_worker`."""
+    """Start monitoring the GPUs of a Dask worker; it stores the monitor until `stop_on_worker`."""
     dask_worker.gpu_monitor = GpuMonitor().__enter__()
 
 
 def stop_on_worker(dask_worker: Any) -> GpuReport | None:
-    """Stop what `start_on_worker` started; its report, None without a GPU."""
+    """Stop the monitor of `start_on_worker`; returns its report, None without a GPU."""
     monitor: GpuMonitor = dask_worker.gpu_monitor
     monitor.__exit__()
     return monitor.report()
 
 
 def combine_reports(reports: list[GpuReport]) -> GpuReport | None:
-    """Combine the reports of several machines; None without any.
+    """Combine the reports of several machines; None if there are none.
 
     Returns:
         All names; the sums of memory and of its peaks; the mean utilization; the longest time.

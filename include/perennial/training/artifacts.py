@@ -1,4 +1,4 @@
-"""What is stored beside a trained model: spec, importance, reference, monitoring baseline."""
+"""The artifacts of a trained model: spec, importance, reference, monitoring baseline."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from perennial.training.windows import Windows
 
 @dataclass(frozen=True)
 class ModelArtifacts:
-    """What is stored beside a model.
+    """The files that are stored with a model.
 
     Attributes:
         documents: JSON documents by file name.
@@ -33,17 +33,17 @@ class ModelArtifacts:
     files: list[Path]
 
     def with_document(self, name: str, content: Any) -> ModelArtifacts:
-        """The same with one more JSON document."""
+        """Return a copy with another JSON document."""
         return replace(self, documents=self.documents | {name: content})
 
 
 @dataclass(frozen=True)
 class _Reference:
-    """The training rows as monitoring compares with them.
+    """The training rows, prepared for the comparison in monitoring.
 
     Attributes:
         content: the columns' bins and counts, as `histograms.make_reference` returns them.
-        sample: file with some of the rows.
+        sample: file with a sample of the rows.
     """
 
     content: dict[str, Any]
@@ -57,22 +57,22 @@ def build_artifacts(
     folder: Path,
     champion: ModelVersion | None,
 ) -> ModelArtifacts:
-    """Build what is stored beside a trained model, its evaluation excepted.
+    """Build the artifacts of a trained model, except its evaluation.
 
     Args:
-        source: what the training read.
+        source: the data of the training.
         model: the model.
         windows: dates of the training.
         folder: working folder.
-        champion: the champion, whose monitoring baseline complements one of few held-out dates; None where there is
-            none.
+        champion: the champion, whose monitoring baseline completes the new one if there are few held-out dates; None
+            if there is no champion.
 
     Raises:
         DataError: features cannot be computed.
     """
     spec = source.spec
     holdout = _sample_holdout(source, model, windows)
-    # DuckDB counts the reference while numpy simulates the baseline: neither keeps all cores busy.
+    # DuckDB counts the reference while numpy simulates the baseline: neither uses all cores.
     with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
         counting = pool.submit(_build_reference, source, model, windows, folder)
         monitoring_baseline, error_model = baseline.build_baseline(
@@ -114,7 +114,7 @@ def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Window
 
 def _importance(model: TrainedModel) -> dict[str, float]:
     """The share of each feature in the total gain of all splits."""
-    # lists of numbers are for linear boosters only
+    # get_score returns lists of numbers for linear boosters only.
     gains = cast("dict[str, float]", model.booster.get_score(importance_type="total_gain"))
     total = sum(gains.values()) or 1.0
     return {c: round(float(gains.get(c, 0.0)) / total, 6) for c in model.encoding.columns}

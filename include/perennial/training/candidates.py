@@ -1,4 +1,4 @@
-"""The candidates of one training, one for each window, and the choice of the best."""
+"""The candidates of a training, one for each window, and the selection of the best."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What the candidates of one training have in common.
+    """The inputs that all candidates of a training share.
 
     Attributes:
-        source: what the training reads.
-        champion: the champion; None where there is none.
+        source: the data of the training.
+        champion: the champion; None if there is none.
         folder: working folder.
         checkpoints: checkpoint by name of the window.
-        on_trial: called with each trial of the searches.
+        on_trial: called with each search trial.
         workers: number of processes that fit a model together.
         rendezvous: URI of the file where workers that run elsewhere find this process; None: processes of this
             machine.
@@ -55,12 +55,12 @@ class Candidate:
 
     Attributes:
         window_name: name of the window.
-        windows: dates that it was fitted on, and those held out.
-        fitted: outcome of the search and the last fit.
+        windows: dates that it was fitted on, and held-out dates.
+        fitted: result of the search and the final fit.
         model: the model.
         evaluate: evaluates it on the held-out rows.
         example: a few encoded rows, shape (rows, columns).
-        fit_rows: number of rows that it was fitted on while searching.
+        fit_rows: number of rows to fit on during the search.
         rows: number of rows, those for early stopping included.
     """
 
@@ -75,15 +75,15 @@ class Candidate:
 
     @cached_property
     def evaluation(self) -> Evaluation:
-        """Its evaluation, computed when it is first read."""
+        """The evaluation on the held-out rows, computed on first access."""
         return self.evaluate()
 
 
 def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Candidate:
-    """Fit a model on each window; of several, the one with the lowest loss on the held-out rows.
+    """Fit a model on each window, and select the one with the lowest loss on the held-out rows.
 
     Args:
-        job: what the candidates have in common.
+        job: inputs of all candidates.
         windows: windows by name; all hold out the same dates.
 
     Raises:
@@ -104,7 +104,7 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
 
 @contextlib.contextmanager
 def _optional_pool(job: TrainingJob) -> Iterator[WorkerPool | None]:
-    """The workers of the job; None where this process fits alone."""
+    """Open the worker pool of the job; None if this process fits the model."""
     if job.workers == 1:
         yield None
         return
@@ -128,7 +128,7 @@ def _fit(job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool 
 def _build_data(
     job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool | None
 ) -> TrainingData:
-    """The rows to fit on: in this process, or on the workers."""
+    """Build the rows to fit on, in this process or on the workers."""
     spec, features = job.source.spec, job.source.features
     version, labels_version = job.source.version, job.source.labels_version
     if pool is None:

@@ -1,4 +1,4 @@
-"""The evaluation of a challenger against the champion and the baselines, and the gate."""
+"""The evaluation of a challenger against the champion and the baseline models, and the gate."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ Predictor = Callable[[np.ndarray], np.ndarray]
 
 @dataclass(frozen=True)
 class TrainingSource:
-    """What a training reads.
+    """The data that a training reads.
 
     Attributes:
         spec: the model.
         features: its features, at pinned versions of the reference tables.
         version: version of the published rows.
-        labels_version: version of the labels; None where the rows have them.
+        labels_version: version of the labels; None if the rows contain them.
     """
 
     spec: ModelSpec
@@ -45,7 +45,7 @@ class TrainingSource:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a challenger did on the held-out rows.
+    """The results of a challenger on the held-out rows.
 
     Attributes:
         passed: whether it passed the gate.
@@ -53,8 +53,8 @@ class Evaluation:
         metrics: its metrics, by name.
         loss: its mean loss.
         rows: number of held-out rows.
-        against_baselines: comparison with each baseline, by name.
-        against_champion: comparison with the champion; None where there is none.
+        against_baselines: comparison with each baseline model, by name.
+        against_champion: comparison with the champion; None if there is none.
     """
 
     passed: bool
@@ -81,15 +81,15 @@ def gate_decision(
 ) -> tuple[bool, list[str]]:
     """Decide whether a challenger passes the gate.
 
-    The interval of its improvement must lie above 0 against the constant, and above the margin against the champion. It
-    must not lie below 0 against the linear model: where a simpler model is as good, the data do not show which is
-    better.
+    The confidence interval of its improvement must be above 0 compared with the constant model, and above the margin
+    compared with the champion. Compared with the linear model it must not be below 0: if a simpler model is equally
+    good, the data do not show which is better.
 
     Args:
         spec: the model.
         values: the challenger's metrics, by name.
-        baselines: comparison with each baseline, by name.
-        champion: comparison with the champion; None where there is none.
+        baselines: comparison with each baseline model, by name.
+        champion: comparison with the champion; None if there is none.
 
     Returns:
         Whether it passes, and a sentence for each criterion.
@@ -134,11 +134,11 @@ def evaluate_challenger(
     """Evaluate a challenger on the held-out rows.
 
     Args:
-        source: what the training reads.
+        source: the data of the training.
         windows: dates of the training.
         challenger: the model.
-        baselines: simple models of the same rows, by name; they predict from the challenger's encoding.
-        champion: the champion, which predicts from its own features and encoding; None where there is none.
+        baselines: baseline models fitted on the same rows, by name; they predict from the challenger's encoding.
+        champion: the champion, which predicts from its own features and encoding; None if there is none.
 
     Raises:
         DataError: too few held-out rows or days have labels.
@@ -182,10 +182,10 @@ class _HoldoutRows:
     Attributes:
         y: labels.
         challenger: the challenger's predictions.
-        champion: the champion's predictions; empty where there is none.
-        baselines: the baselines' predictions, by name.
+        champion: the champion's predictions; empty if there is none.
+        baselines: predictions of the baseline models, by name.
         lists: ranking only: number of each row's list.
-        days: day of each row, where the gate's bootstrap draws days.
+        days: day of each row, if the gate's bootstrap draws days.
     """
 
     y: list[np.ndarray] = field(default_factory=list)
@@ -229,9 +229,9 @@ def _predict_holdout(
 def _champion_predictor(
     champion: ModelVersion, source: TrainingSource, challenger: TrainedModel
 ) -> Callable[[pa.Table, pa.Table], np.ndarray]:
-    """The champion as a function of rows and the challenger's features of them.
+    """The champion as a function of rows and the challenger's features of these rows.
 
-    Features are computed again only where the champion's spec differs.
+    Features are computed again only if the champion's spec differs.
     """
     model, spec = registry.load_model(champion), registry.load_spec(champion)
     features = None if spec.digest == source.spec.digest else FeatureQuery(spec)
@@ -252,18 +252,20 @@ def _check_holdout(spec: ModelSpec, windows: Windows, rows: _HoldoutRows) -> Non
     dates = windows.holdout_range
     if not sum(map(len, rows.y)):
         raise DataError(
-            f"no labelled row between {dates.start} and {dates.end}", "wait for labels", model=spec.name
+            f"no labelled row between {dates.start} and {dates.end}",
+            "wait until labels arrive, or check the label feed",
+            model=spec.name,
         )
     if rows.days and len(np.unique(np.concatenate(rows.days))) < MIN_BOOTSTRAP_DAYS:
         raise DataError(
             f"fewer than {MIN_BOOTSTRAP_DAYS} of the days {dates.start} to {dates.end} have labels",
-            "wait for labels, or set gate.bootstrap_unit to rows",
+            "wait until labels arrive, or set gate.bootstrap_unit to rows",
             model=spec.name,
         )
 
 
 def _align_classes(predictions: np.ndarray, classes: tuple[str, ...], order: tuple[str, ...]) -> np.ndarray:
-    """Probabilities in another order of classes; zero for a class that the model does not know."""
+    """Reorder probabilities by class; zero for a class that the model does not know."""
     if classes == order:
         return predictions
     aligned = np.zeros((len(predictions), len(order)), predictions.dtype)

@@ -1,4 +1,4 @@
-"""The checkpoint of a training: what an interrupted search and boosting continue from."""
+"""The checkpoint of a training, from which an interrupted search and boosting continue."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perennial")
 
-#: Seconds between two checkpoints, unless PERENNIAL_CHECKPOINT_SECONDS sets another number.
+#: Seconds between two checkpoints; PERENNIAL_CHECKPOINT_SECONDS overrides it.
 CHECKPOINT_SECONDS = 60.0
 #: The booster's attribute that holds its losses so far.
 _LOSSES = "perennial_losses"
@@ -27,14 +27,14 @@ _LOSSES = "perennial_losses"
 
 @dataclass(frozen=True)
 class SearchTrial:
-    """One trial of the search.
+    """One trial of the hyperparameter search.
 
     Attributes:
         number: number of the trial, from 0.
-        params: XGBoost parameters that were tried.
+        params: XGBoost parameters of the trial.
         loss: best loss on the early-stopping rows.
         rounds: boosting rounds up to the best loss.
-        seconds: how long it took.
+        seconds: duration.
     """
 
     number: int
@@ -50,20 +50,20 @@ class SearchTrial:
 
 
 def search_trial_name(number: int) -> str:
-    """Name of a trial's booster in a checkpoint."""
+    """Name of a search trial's booster in a checkpoint."""
     return f"trial {number}"
 
 
 class Checkpoint:
-    """The finished trials and unfinished boosters of one training; several threads may use it.
+    """The finished search trials and unfinished boosters of a training; thread-safe.
 
     Args:
-        uri: folder on the lake, for one dataset version and one spec; None stores nothing.
+        uri: folder in the lake, for one dataset version and one spec; None stores nothing.
 
     Attributes:
-        uri: that folder.
-        trials: finished trials.
-        resumed: rounds that did not have to be boosted again, those of finished trials included.
+        uri: the folder.
+        trials: finished search trials.
+        resumed: number of rounds that were not boosted again, including those of finished trials.
         halted: set to stop all boosting that uses this checkpoint, because its results are no longer needed.
     """
 
@@ -79,7 +79,7 @@ class Checkpoint:
 
     @classmethod
     def for_inputs(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
-        """The checkpoint of a training from these inputs.
+        """Open the checkpoint of a training with these inputs.
 
         Args:
             model: name of the model.
@@ -90,7 +90,7 @@ class Checkpoint:
         return cls(f"{settings().lake}/checkpoints/{model}/{as_of}-{digest}")
 
     def find_trial(self, number: int, params: dict[str, float]) -> SearchTrial | None:
-        """The finished trial with this number and exactly these parameters; None where there is none."""
+        """The finished search trial with this number and exactly these parameters; None if there is none."""
         trial = next((t for t in self.trials if (t.number, t.params) == (number, params)), None)
         if trial is None:
             return None
@@ -114,7 +114,7 @@ class Checkpoint:
             name: name of the booster.
 
         Returns:
-            The model as UBJ, and its losses by round; None and no losses where there is none.
+            The model as UBJ, and its losses by round; None and an empty list if there is none.
         """
         import xgboost
 

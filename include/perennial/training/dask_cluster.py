@@ -2,8 +2,8 @@
 
 The scheduler runs in this process, the workers on this machine or in pods. A trainer and workers in pods find each
 other through the lake: the trainer writes its scheduler's address to a *rendezvous*, a file that its workers wait for.
-Dask's messages are neither encrypted nor signed, and whoever reaches the scheduler can run code in its workers: a
-network policy (docker/kubernetes/network.yaml) lets nothing else reach them.
+Dask's messages are neither encrypted nor signed, and any client of the scheduler can run code in its workers, so a
+network policy (docker/kubernetes/network.yaml) isolates them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from distributed import Client
 
 log = logging.getLogger("perennial")
-#: Minutes that a trainer and its workers wait for each other, unless PERENNIAL_WORKERS_MINUTES sets another number.
+#: Minutes that a trainer and its workers wait for each other; PERENNIAL_WORKERS_MINUTES overrides it.
 WAIT_MINUTES = 10.0
 #: Seconds between two reads of the rendezvous.
 POLL_SECONDS = 1.0
@@ -38,12 +38,12 @@ POLL_SECONDS = 1.0
 LOST_WORKER_SECONDS = 5.0
 #: Seconds that worker processes have to end once the pool is closed.
 SHUTDOWN_SECONDS = 10.0
-#: Dask's status pages cannot be switched off, but need not be reachable from elsewhere.
+#: Dask's status pages cannot be disabled, but are not reachable from other machines.
 _DASHBOARD_ADDRESS = "127.0.0.1:0"
 _CONFIG = {
     # Rows stay on the worker that read them.
     "distributed.scheduler.work-stealing": False,
-    # Each task belongs to one worker: when that is lost, running it elsewhere does not help.
+    # Each task belongs to one worker, and cannot run on another one if that is lost.
     "distributed.scheduler.allowed-failures": 0,
 }
 
@@ -70,7 +70,7 @@ class WorkerPool:
 
 @contextmanager
 def worker_pool(count: int, rendezvous: str | None = None) -> Iterator[WorkerPool]:
-    """Connect to workers, as long as the block runs.
+    """Connect to workers while the block runs.
 
     Args:
         count: number of workers.
@@ -151,14 +151,14 @@ def _worker_processes(count: int, rendezvous: str) -> Iterator[None]:
 
 
 def run_worker(rendezvous: str, rank: int) -> None:
-    """Be a worker of a trainer until that has finished.
+    """Run a worker until its trainer has finished.
 
     Args:
         rendezvous: URI of the file with the address of the trainer's scheduler.
         rank: number of this worker, from 0.
 
     Raises:
-        WorkersUnavailableError: no trainer came in time, or it cannot be reached.
+        WorkersUnavailableError: no trainer started in time, or it cannot be reached.
     """
     import dask
     from distributed import Worker
@@ -202,7 +202,8 @@ def _wait_for_workers(client: Client, count: int) -> tuple[str, ...]:
     if timed_out:
         raise WorkersUnavailableError(
             f"{len(workers)} of {count} workers connected within {wait_seconds() / 60:g} minutes",
-            "if the others run, let network policies connect them to this one; otherwise use fewer or smaller workers",
+            "if the other workers run, check that network policies allow connections to the trainer; otherwise use "
+            "fewer or smaller workers",
         )
     # XGBoost ranks workers by name: the same rows in the same order give the same model.
     return tuple(sorted(workers, key=lambda address: int(workers[address]["name"])))
@@ -211,7 +212,7 @@ def _wait_for_workers(client: Client, count: int) -> tuple[str, ...]:
 def _lost_worker_plugin(pool: WorkerPool, lost: list[str], closing: threading.Event) -> Any:
     """A scheduler plugin that closes the client when a worker is lost before the pool is closed.
 
-    XGBoost then fails by itself, but a task that only the lost worker can run would be waited for without end.
+    XGBoost fails in this case, but a task that only the lost worker can run would be awaited forever.
     """
     from distributed import SchedulerPlugin
 
@@ -233,5 +234,6 @@ def _scheduler_address(rendezvous: str) -> str:
         except FileNotFoundError:
             time.sleep(POLL_SECONDS)
     raise WorkersUnavailableError(
-        f"no trainer came to {rendezvous} within {wait_seconds() / 60:g} minutes", "see the trainer's log"
+        f"no trainer wrote its address to {rendezvous} within {wait_seconds() / 60:g} minutes",
+        "see the trainer's log",
     )

@@ -1,4 +1,4 @@
-"""The hyperparameter search within its budget, and the last fit with the best parameters."""
+"""The hyperparameter search within its budget, and the final fit with the best parameters."""
 
 from __future__ import annotations
 
@@ -28,23 +28,23 @@ if TYPE_CHECKING:
 
     from perennial.spec.sections import SearchRange
 
-#: Trials that Optuna's TPE sampler draws at random before it uses results (its default).
+#: Search trials that Optuna's TPE sampler draws at random before it uses results (its default).
 N_STARTUP_TRIALS = 10
 
 
 @dataclass
 class FitResult:
-    """The outcome of a search and the last fit.
+    """The result of a search and the final fit.
 
     Attributes:
         booster: the fitted booster.
         device: device that it was trained on: ``cpu`` or ``cuda``.
-        params: XGBoost parameters of the last fit.
-        rounds: boosting rounds of the last fit.
+        params: XGBoost parameters of the final fit.
+        rounds: boosting rounds of the final fit.
         external_memory: whether the binned matrix was on disk.
-        trials: trials of the search.
-        resumed_rounds: rounds that an interrupted training had done before.
-        gpu: what the GPUs did; None without one.
+        trials: search trials.
+        resumed_rounds: rounds from the checkpoint of an interrupted training.
+        gpu: use of the GPUs; None without a GPU.
     """
 
     booster: xgboost.Booster
@@ -58,7 +58,7 @@ class FitResult:
 
 
 def resolve_device(requested: str) -> str:
-    """The device that XGBoost really uses in this process.
+    """Determine the device that XGBoost actually uses in this process.
 
     Args:
         requested: ``auto``, ``cpu`` or ``cuda``.
@@ -104,7 +104,7 @@ def _common_device(data: TrainingData, requested: str) -> str:
 
 
 def xgboost_parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
-    """XGBoost's parameters without those of the search.
+    """Compose XGBoost's parameters, without those of the search.
 
     Args:
         spec: the model.
@@ -141,8 +141,8 @@ def search_and_fit(
     Args:
         spec: the model.
         data: the rows.
-        on_trial: called with each trial in order, those of an interrupted training included.
-        checkpoint: checkpoint of a training of the same rows with the same spec.
+        on_trial: called with each search trial in order, including those of an interrupted training.
+        checkpoint: checkpoint of a training with the same rows and spec.
 
     Raises:
         PerennialError: cuda was requested and there is none.
@@ -156,7 +156,7 @@ def search_and_fit(
         trials = _run_trials(spec, data, base, binning, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _cast_integers(best.params)
-        # Named after its trial: in a resumed search, another trial may be the best.
+        # Named after the best trial, which may be another one in a resumed search.
         name = f"last fit of {best.name}"
         booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, binning), best.rounds, checkpoint)
     trained_on = data.ran_on(booster)
@@ -177,10 +177,10 @@ def search_and_fit(
 
 
 class _TrialRunner:
-    """Boosts trials, several side by side where memory and threads allow.
+    """Boosts search trials, in parallel if memory and threads allow.
 
     Attributes:
-        parallel: number of trials side by side. Each has matrices of its own.
+        parallel: number of parallel trials; each has separate matrices.
     """
 
     def __init__(
@@ -202,23 +202,23 @@ class _TrialRunner:
 
     @property
     def seconds_spent(self) -> float:
-        """Seconds that an interrupted search took: its startup trials ran side by side too."""
+        """Seconds that an interrupted search took; its startup trials ran in parallel, too."""
         return sum(
             t.seconds / (self.parallel if t.number < N_STARTUP_TRIALS else 1) for t in self._checkpoint.trials
         )
 
     def make_matrices(self) -> None:
-        """Bin the rows once, for one trial at a time."""
+        """Bin the rows, for one trial at a time."""
         data = self._data
         train = data.dmatrix(0, data.fit_rows, self._binning)
         self._matrices.put((train, data.dmatrix(data.fit_rows, data.rows, self._binning, ref=train)))
 
     def finished(self, number: int, params: dict[str, float]) -> SearchTrial | None:
-        """A trial that an interrupted training had finished."""
+        """The trial if an interrupted training has finished it; else None."""
         return self._checkpoint.find_trial(number, params)
 
     def run(self, number: int, params: dict[str, float]) -> SearchTrial:
-        """Boost one trial, stopped early by the validation rows."""
+        """Boost one trial, with early stopping on the validation rows."""
         started = time.monotonic()
         training, maximize = self._spec.training, self._spec.task == "ranking"
         threads = self._threads_each if number < N_STARTUP_TRIALS else self._threads
@@ -251,7 +251,7 @@ def _run_trials(
     on_trial: Callable[[SearchTrial], None],
     checkpoint: Checkpoint,
 ) -> list[SearchTrial]:
-    """Run every trial of the search. Its matrices are freed before the last fit."""
+    """Run all search trials. Their matrices are freed before the final fit."""
     runner = _TrialRunner(spec, data, base, binning, checkpoint)
     trials: list[SearchTrial] = []
 
@@ -270,7 +270,7 @@ def _run_trials(
         try:
             list(pool.map(lambda _: runner.make_matrices(), range(runner.parallel)))
             _search(spec, runner, pool.map, record)
-        except BaseException:  # do not wait for trials whose results are no longer needed
+        except BaseException:  # do not wait for trials whose results are not needed any more
             checkpoint.halted = True
             raise
     return trials
@@ -282,14 +282,14 @@ def _search(
     map_trials: Callable[..., Iterator[SearchTrial | None]],
     record: Callable[[SearchTrial], None],
 ) -> None:
-    """Let Optuna choose the parameters of the trials, as long as the budget lasts.
+    """Let Optuna choose the parameters of the search trials, within the budget.
 
-    Optuna draws the first trials before it uses any result: they run side by side, and are the same as one by one.
+    Optuna draws the startup trials before it uses any result, so that they can run in parallel with the same results.
 
     Args:
         spec: the model.
         runner: runs the trials.
-        map_trials: ``map``, or one that calls side by side.
+        map_trials: ``map``, or a parallel version of it.
         record: called with each trial, in order.
     """
     import optuna

@@ -1,8 +1,8 @@
-"""Trainings as runs in MLflow: their trials, stale runs, and the registration of models.
+"""Trainings as runs in MLflow: their search trials, stale runs, and the registration of models.
 
-Each training holds a lock while it runs, and its MLflow run names the lock. A killed training cannot close its run,
-and MLflow goes on calling it RUNNING; but its lock is free (on S3 once its lease has expired), so that the next
-training of the model can close it.
+Each training holds a lock while it runs, and its MLflow run has a tag with the name of the lock. A killed training
+cannot close its run, whose status stays RUNNING; but its lock is free (on S3 once its lease has expired), so that the
+next training of the model can close the run.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ class Registration:
 
     Attributes:
         model: the model.
-        fitted: outcome of the search and the last fit.
+        fitted: result of the search and the final fit.
         example: a few encoded rows, shape (rows, columns).
         metrics: metrics on the held-out rows, by name.
         tags: tags of the version, without its digest.
@@ -63,9 +63,9 @@ class Registration:
 
 
 class TrainingRun:
-    """One training as a run in MLflow; its trials are nested runs.
+    """One training as a run in MLflow; its search trials are nested runs.
 
-    Runs that MLflow calls RUNNING, and whose training was killed, are closed first.
+    First, runs that are still RUNNING although their training was killed are closed.
 
     Args:
         spec: the model.
@@ -79,8 +79,8 @@ class TrainingRun:
     def __init__(self, spec: ModelSpec, as_of: str, reason: str) -> None:
         os.environ.setdefault("DO_NOT_TRACK", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
-        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the task has retries of its own
-        # Fails within a second where the server is down, instead of after the training.
+        os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the Airflow task is retried, too
+        # Fails within a second if the server is down, instead of after the training.
         registry.get_version_by_alias(spec.name)
         import mlflow
 
@@ -112,14 +112,14 @@ class TrainingRun:
             return str(experiment.experiment_id)
         try:
             return str(self.client.create_experiment(self.spec.name))
-        except MlflowException:  # another training of this model created it meanwhile
+        except MlflowException:  # another training of this model has created it
             experiment = self.client.get_experiment_by_name(self.spec.name)
             if experiment is None:
                 raise
             return str(experiment.experiment_id)
 
     def log_trial(self, trial: SearchTrial) -> None:
-        """Record one trial of the search as a nested run.
+        """Record one search trial as a nested run.
 
         Raises:
             RegistryError: MLflow refused or cannot be reached.
@@ -160,7 +160,7 @@ class TrainingRun:
         self._release_lock()
 
     def fail(self) -> None:
-        """Mark the run as failed where MLflow can be reached; the error itself is raised elsewhere."""
+        """Mark the run as failed, if MLflow can be reached; the caller raises the training's error."""
         import requests
         from mlflow.exceptions import MlflowException
 
@@ -169,10 +169,9 @@ class TrainingRun:
         self._release_lock()
 
     def _release_lock(self) -> None:
-        """Release the lock once the run's status is written; before, another training would close the run."""
-        with contextlib.suppress(
-            LockHeldError
-        ):  # on S3 the lease may be lost: the training has ended all the same
+        """Release the lock after the run's status is written; earlier, another training would close it."""
+        # On S3 the lease may have been lost, which does not matter after the end of the training.
+        with contextlib.suppress(LockHeldError):
             self._liveness_lock.close()
 
     @contextlib.contextmanager
@@ -195,11 +194,11 @@ class TrainingRun:
 
         Args:
             registration: what is registered.
-            artifacts: returns what is stored beside the model; called once the model is logged, because it may still be
-                built meanwhile.
+            artifacts: returns the files that are stored with the model; called after the model is logged, because they
+                may still be built in another thread.
 
         Raises:
-            ArtifactError: MLflow stored another model than it was given.
+            ArtifactError: the model that MLflow stored differs from the one that was logged.
             RegistryError: MLflow refused or cannot be reached.
         """
         import mlflow
@@ -215,8 +214,8 @@ class TrainingRun:
             version = registry.get_version(name, str(registered.version))
             if registry.load_model(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:
                 raise ArtifactError(
-                    f"version {version.version} came back from MLflow changed",
-                    "check its artifact store",
+                    f"version {version.version} was changed by MLflow's artifact store",
+                    "check the artifact store, then train again",
                     model=name,
                 )
             registry.set_alias(name, version.version, "challenger")
@@ -225,7 +224,7 @@ class TrainingRun:
             return version
 
     def _log_model(self, registration: Registration, tags: dict[str, str]) -> str:
-        """Log parameters, metrics and the model; the model's URI."""
+        """Log parameters, metrics and the model; returns the model's URI."""
         import mlflow
         import pandas as pd
         import xgboost
@@ -243,7 +242,7 @@ class TrainingRun:
                 model_format="ubj",
                 input_example=frame,
                 signature=infer_signature(frame, model.predict_matrix(registration.example)),
-                # Without these, MLflow spends seconds in a subprocess to infer them.
+                # Otherwise MLflow infers them in a subprocess, which takes seconds.
                 pip_requirements=[f"xgboost=={xgboost.__version__}"],
                 metadata=tags,
             )
@@ -277,12 +276,12 @@ def hold_liveness_lock(model: str, stack: contextlib.ExitStack) -> str:
 
 
 def close_stale_runs(client: MlflowClient, experiment: str, held_lock: str) -> None:
-    """Mark the RUNNING runs of trainings that are gone, and their unfinished trials, as KILLED.
+    """Mark the RUNNING runs of killed trainings, and their unfinished search trials, as KILLED.
 
     Args:
         client: MLflow's client.
         experiment: id of the model's experiment.
-        held_lock: name of the lock that the caller holds. The caller has no run yet, so a run that names it is dead.
+        held_lock: name of the lock that the caller holds. The caller has no run yet, so that a run with it is stale.
     """
     from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
 
@@ -294,7 +293,7 @@ def close_stale_runs(client: MlflowClient, experiment: str, held_lock: str) -> N
             continue
         lock = contextlib.nullcontext() if name == held_lock else locks.hold(name, timeout=0)
         with contextlib.suppress(LockHeldError), lock:
-            # It may have ended since the runs were listed.
+            # The run may have ended since the runs were listed.
             if client.get_run(run.info.run_id).info.status == "RUNNING":
                 client.set_terminated(run.info.run_id, "KILLED")
                 dead.add(run.info.run_id)

@@ -38,15 +38,15 @@ class Windows:
 def split_partitions(
     spec: ModelSpec, as_of: str, available: list[str], *, window_name: str = "sliding", since: str = ""
 ) -> Windows:
-    """Split the partitions whose labels are known: the earlier ones train, the later ones evaluate.
+    """Split labelled partitions: train on the earlier ones, evaluate on the later ones.
 
     Args:
         spec: the model.
-        as_of: partition date up to which data count.
+        as_of: partition date of the training; later data is not used.
         available: dates of the labelled partitions, in order.
         window_name: ``sliding`` (the latest ``training.window_days``), ``expanding`` (all dates), or ``since_change``.
-        since: date of a known change; empty where there is none. A third of the dates from it on evaluate, at most
-            ``training.holdout_days``: on dates before the change, a model trained before it would win.
+        since: date of a known change; empty if there is none. Then only a third of the dates since the change are held
+            out, at most ``training.holdout_days``: on dates before the change, an old model would be better.
 
     Raises:
         DataError: too few partitions.
@@ -81,12 +81,12 @@ def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: 
 
     Args:
         spec: the model; ``retraining.windows`` lists the windows.
-        as_of: partition date up to which data count.
+        as_of: partition date of the training; later data is not used.
         available: dates of the labelled partitions, in order.
-        since: date of a known change; empty where there is none.
+        since: date of a known change; empty if there is none.
 
     Returns:
-        Windows by name; of equal ones the first.
+        Windows by name, without duplicates.
 
     Raises:
         DataError: too few partitions.
@@ -98,7 +98,7 @@ def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: 
         try:
             windows = split_partitions(spec, as_of, available, window_name=window_name, since=since)
         except DataError:
-            if window_name != "since_change":  # which may be too recent a change to train on
+            if window_name != "since_change":  # the change may be too recent to train on the data since
                 raise
         else:
             if windows not in candidates.values():

@@ -45,6 +45,6 @@ def test_another_library_is_refused_before_any_work(empty_home: Path, tmp_path: 
     done = CliRunner().invoke(app, ["run", "data", "--spec-file", str(bundle), "--start", "2024-01-01",
                                     "--result-file", str(uri), "--library-digest", "0" * 64])  # fmt: skip
     assert isinstance(done.exception, PerennialError)
-    with pytest.raises(PerennialError, match="its caller's is 000000000000"):
+    with pytest.raises(PerennialError, match="the caller's has 000000000000"):
         result_file.read_result(str(uri))
     assert manifests.read("toy", "data", "2024-01-01") is None

@@ -99,7 +99,7 @@ def test_who_does_not_come_is_told(rendezvous: str, monkeypatch: pytest.MonkeyPa
         worker_pool(2, rendezvous),
     ):
         pass
-    with pytest.raises(WorkersUnavailableError, match="no trainer came to"):
+    with pytest.raises(WorkersUnavailableError, match="no trainer wrote its address to"):
         dask_cluster.run_worker(rendezvous, 0)
     object_store.write_text(rendezvous, '{"scheduler": "tcp://127.0.0.1:9"}')  # where nobody listens
     with pytest.raises(WorkersUnavailableError, match="the trainer cannot be reached"):
@@ -109,4 +109,4 @@ def test_who_does_not_come_is_told(rendezvous: str, monkeypatch: pytest.MonkeyPa
 def test_a_worker_of_another_library_does_not_begin(rendezvous: str) -> None:
     process = worker(rendezvous, 0, "--library-digest", "0" * 64)
     assert process.wait(60) == 1
-    assert process.stderr and "its caller's is 000000000000" in process.stderr.read()
+    assert process.stderr and "the caller's has 000000000000" in process.stderr.read()
