@@ -326,7 +326,9 @@ def new(
 def doctor(
     profile: Annotated[
         list[str] | None,
-        typer.Option("--profile", help="Compute profile to check in addition to those in use; may be repeated."),
+        typer.Option(
+            "--profile", help="Compute profile to check in addition to those in use; may be repeated."
+        ),
     ] = None,
     as_json: AsJson = False,
 ) -> None:

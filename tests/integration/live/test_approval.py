@@ -81,7 +81,9 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
     day, run = waiting()
     asked = live.airflow.call("GET", question(run))
     assert (asked["subject"], asked["options"]) == (f"Retrain {NAME}?", ["Approve", "Reject"])
-    assert asked["body"].startswith(f"As of **{day}**: age: the champion was trained on data up to 2024-01-12")
+    assert asked["body"].startswith(
+        f"As of **{day}**: age: the champion was trained on data up to 2024-01-12"
+    )
     assert f"/perennial/reports/{NAME}/monitor/{day}.html)" in asked["body"]
     (message,) = [t for t in live.messages if t.get("answer_at") and t["partition"] == day]
     assert f"/runs/{run}/tasks/{TASK}/required_actions" in message["answer_at"]
