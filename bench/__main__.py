@@ -100,7 +100,7 @@ def show(console: Console, figures: list[Figure]) -> None:
         table.add_column(name, justify="right" if name in ("Measured", "Target") else "left")
     for f in figures:
         mark = {True: "[green]met[/]", False: "[red]missed[/]", None: ""}[f.met]
-        table.add_row(f.part, f.what, f.shown, f.names, mark, f.detail)
+        table.add_row(f.part, f.what, f.shown, f.target_text, mark, f.detail)
     console.print(table)
 
 

@@ -36,7 +36,7 @@ class Figure:
         return _text(self.value, self.unit)
 
     @property
-    def wanted(self) -> str:
+    def target_text(self) -> str:
         """The target with its unit."""
         if self.target is None:
             return ""
