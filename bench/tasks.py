@@ -338,3 +338,6 @@ STEPS: tuple[tuple[str, dict[str, Any]], ...] = (
 if __name__ == "__main__":
     outcome = globals()[sys.argv[1]](**json.loads(sys.argv[2]))
     Path(sys.argv[3]).write_text(json.dumps({"result": outcome, "memory_mb": peak_mb()}))
+    from perennial.core.runtime import flush_and_exit
+
+    flush_and_exit(0)  # a native thread must not turn a measured process into an abort
