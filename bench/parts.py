@@ -50,7 +50,7 @@ def score(workspace: Workspace) -> list[Figure]:
         return workspace.measure("predict", env=env, first=FIRST, last="2013-02-28", rows=1_300_000)
 
     def seconds(key: str, *runs: Measured) -> float:
-        return sum(run[key] for run in runs) / sum(run["rows"] for run in runs)
+        return float(sum(run[key] for run in runs) / sum(run["rows"] for run in runs))
 
     runs, bare = [], [predict()]
     for _ in range(1 if workspace.quick else 3):

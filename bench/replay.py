@@ -213,7 +213,8 @@ class _PerennialPolicy:
             baseline.inherit_from_champion(content, self.content) if last - first + 1 < HOLDOUT else content
         )
         self.baseline = baseline.parse_baseline(self.content, scenario.spec, None)
-        self.since, self.series = last + 1, {"performance": [], "gain": []}
+        self.since = last + 1
+        self.series: dict[str, list[float]] = {"performance": [], "gain": []}
 
     def events(self, night: int) -> Iterator[str]:
         """The events after a partition was scored: ``alarms``, ``trained``, ``promoted``."""

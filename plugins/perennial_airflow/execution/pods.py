@@ -72,7 +72,7 @@ def run(
 
     Raises:
         PerennialError: what the step raised; or that the pod did not start, did not end or left no result.
-        TaskDeferred: the profile is deferrable; the task's ``resume`` goes on with it.
+        TaskDeferred: the profile is deferrable; the task's ``resume`` continues with it.
     """
     task = cast("StageTask", context["task"])
     event = task.event
@@ -169,7 +169,7 @@ def _attempt_operator(
 
 
 def _run_attempt(operator: StepPod, context: Context, event: dict[str, Any] | None) -> Exception | None:
-    """Start a pod and wait for its end, or go on after the triggerer saw it end.
+    """Start a pod and wait for its end, or continue after the triggerer saw it end.
 
     Returns:
         What the operator raised, if it did.

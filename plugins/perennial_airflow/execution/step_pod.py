@@ -64,7 +64,7 @@ class StepPod(KubernetesPodOperator):
         #: The pod, and those of its workers, as they were before they were deleted.
         self.final_pod: k8s.V1Pod | None = None
         self.worker_pods: list[k8s.V1Pod] = []
-        #: Whether the pod was deleted by somebody else.
+        #: Whether the pod was deleted from outside.
         self.gone = False
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
@@ -116,7 +116,7 @@ class StepPod(KubernetesPodOperator):
                 time.sleep(QUOTA_POLL_SECONDS)
 
     def cleanup(self, pod: k8s.V1Pod, remote_pod: k8s.V1Pod, *args: Any, **kwargs: Any) -> None:
-        """Read the pod, and those of its workers, once more before they are deleted."""
+        """Read the pod, and those of its workers, again before they are deleted."""
         try:
             self.final_pod = self.pod_manager.read_pod(pod)
             if self.worker_manifest is not None:

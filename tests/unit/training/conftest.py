@@ -1,4 +1,4 @@
-"""Models whose rows and labels are published."""
+"""Models, with published rows and labels or without, and how often checkpoints are saved."""
 
 from __future__ import annotations
 
@@ -20,3 +20,19 @@ def make(empty_home: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
         return spec
 
     return make
+
+
+@pytest.fixture
+def make_empty(empty_home: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
+    """Make a model with keys of its training, and nothing published."""
+
+    def make(task: str = "binary", **training: Any) -> ModelSpec:
+        return toys.model(tmp_path / "models", toys.unique(), task, training=training)
+
+    return make
+
+
+@pytest.fixture
+def every_round(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Save a checkpoint after each boosting round."""
+    monkeypatch.setenv("PERENNIAL_CHECKPOINT_SECONDS", "0")

@@ -5,34 +5,16 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 import xgboost
 
 from perennial.training._boosting import boost
 from perennial.training.checkpoint import Checkpoint
-
-PARAMS: dict[str, Any] = {
-    "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "seed": 3, "nthread": 1,
-    "max_depth": 3, "learning_rate": 0.3,
-}  # fmt: skip
+from support.training_rows import PARAMS, matrices
 
 
 class Stopped(Exception):
     """Stops a training from outside."""
-
-
-def matrices() -> tuple[xgboost.QuantileDMatrix, xgboost.QuantileDMatrix]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 6)).astype(np.float32)
-    y = (x[:, 0] + x[:, 1] ** 2 + rng.normal(size=4000) > 0).astype(int)
-    train = xgboost.QuantileDMatrix(x[:3000], y[:3000])
-    return train, xgboost.QuantileDMatrix(x[3000:], y[3000:], ref=train)
-
-
-@pytest.fixture
-def every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERENNIAL_CHECKPOINT_SECONDS", "0")
 
 
 def stop_after(monkeypatch: pytest.MonkeyPatch, rounds: int) -> None:

@@ -3,33 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import pytest
 import xgboost
 
 from perennial.training import checkpoint as checkpoint_module
 from perennial.training._boosting import boost
 from perennial.training.checkpoint import Checkpoint, SearchTrial
-
-PARAMS: dict[str, Any] = {
-    "objective": "binary:logistic", "eval_metric": "logloss", "tree_method": "hist", "seed": 3, "nthread": 1,
-    "max_depth": 3, "learning_rate": 0.3,
-}  # fmt: skip
-
-
-def matrices() -> tuple[xgboost.QuantileDMatrix, xgboost.QuantileDMatrix]:
-    rng = np.random.default_rng(0)
-    x = rng.normal(size=(4000, 6)).astype(np.float32)
-    y = (x[:, 0] + x[:, 1] ** 2 + rng.normal(size=4000) > 0).astype(int)
-    train = xgboost.QuantileDMatrix(x[:3000], y[:3000])
-    return train, xgboost.QuantileDMatrix(x[3000:], y[3000:], ref=train)
-
-
-@pytest.fixture
-def every_round(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PERENNIAL_CHECKPOINT_SECONDS", "0")
+from support.training_rows import PARAMS, matrices
 
 
 def test_trials_that_are_done_are_not_done_again(tmp_path: Path) -> None:

@@ -12,15 +12,13 @@ import numpy as np
 import pytest
 
 from perennial.core.errors import StepInterruptedError, StorageError
-from perennial.modeling.encoding import Encoding
-from perennial.spec.model_spec import ModelSpec
 from perennial.training import _boosting
 from perennial.training import search as search_module
 from perennial.training._baseline_models import fit_baseline_models
 from perennial.training._dataset import Dataset, EncodedRowFile
 from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import N_STARTUP_TRIALS, search_and_fit
-from support import toys
+from support.training_rows import generated_rows
 
 SPACE = {
     "max_depth": {"low": 1, "high": 4},
@@ -29,31 +27,10 @@ SPACE = {
 }
 
 
-@pytest.fixture
-def make(empty_home: Path, tmp_path: Path) -> Any:
-    def make(task: str = "binary", **training: Any) -> ModelSpec:
-        return toys.model(tmp_path / "models", toys.unique(), task, training=training)
-
-    return make
-
-
-def data(folder: Path, y: Any = None, rows: int = 600, classes: tuple[str, ...] = ()) -> Dataset:
-    rng = np.random.default_rng(0)
-    matrix = rng.normal(size=(rows, 3)).astype(np.float32)
-    matrix[:, 2] = rng.integers(0, 3, rows)
-    matrix[::17, 0] = np.nan
-    if y is None:
-        y = (np.nan_to_num(matrix[:, 0]) > 0) == (matrix[:, 1] > 0)
-    file = EncodedRowFile(folder / toys.unique("rows"), 3)
-    file.append(matrix, np.asarray(y, np.float32), None)
-    encoding = Encoding(("a", "b", "c"), {"c": ["x", "y", "z"]})
-    return Dataset(file, rows * 3 // 4, encoding, classes, np.concatenate(file.y), None)
-
-
-def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make: Any, tmp_path: Path) -> None:
-    spec = make(search={"trials": 6, "space": SPACE}, rounds=10, seed=3)
+def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make_empty: Any, tmp_path: Path) -> None:
+    spec = make_empty(search={"trials": 6, "space": SPACE}, rounds=10, seed=3)
     reported: list[SearchTrial] = []
-    one = search_and_fit(spec, data(tmp_path), on_trial=reported.append)
+    one = search_and_fit(spec, generated_rows(tmp_path), on_trial=reported.append)
     assert reported == one.trials
     assert [t.number for t in one.trials] == list(range(6))
     for trial in one.trials:
@@ -64,19 +41,19 @@ def test_the_search_keeps_its_budget_its_bounds_and_its_seed(make: Any, tmp_path
     best = min(one.trials, key=lambda t: t.loss)
     assert {k: one.params[k] for k in SPACE} == best.params
     assert one.rounds == best.rounds == one.booster.num_boosted_rounds()
-    two = search_and_fit(spec, data(tmp_path))
+    two = search_and_fit(spec, generated_rows(tmp_path))
     assert [t.params for t in two.trials] == [t.params for t in one.trials]
     assert two.booster.save_raw("ubj") == one.booster.save_raw("ubj")
 
 
 def test_trials_side_by_side_are_those_one_by_one(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make(search={"trials": 12, "space": SPACE}, rounds=30, early_stopping_rounds=5, seed=3)
+    spec = make_empty(search={"trials": 12, "space": SPACE}, rounds=30, early_stopping_rounds=5, seed=3)
     outcomes = []
     for threads in ("1", "4"):
         monkeypatch.setenv("PERENNIAL_THREADS", threads)
-        rows, reported = data(tmp_path, rows=2000), list[SearchTrial]()
+        rows, reported = generated_rows(tmp_path, rows=2000), list[SearchTrial]()
         assert rows.max_parallel_trials(N_STARTUP_TRIALS) == int(threads)
         one = search_and_fit(spec, rows, on_trial=reported.append)
         outcomes.append(
@@ -87,9 +64,9 @@ def test_trials_side_by_side_are_those_one_by_one(
 
 
 def test_only_as_many_trials_run_side_by_side_as_memory_holds(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = data(tmp_path)
+    rows = generated_rows(tmp_path)
     monkeypatch.setenv("PERENNIAL_THREADS", "8")
     monkeypatch.setenv("PERENNIAL_MEMORY_MB", "256")
     assert [rows.max_parallel_trials(trials) for trials in (10, 5, 1)] == [8, 5, 1]
@@ -100,9 +77,9 @@ def test_only_as_many_trials_run_side_by_side_as_memory_holds(
 
 
 def test_one_trial_that_fails_ends_those_beside_it(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    spec = make(search={"trials": 4, "space": SPACE}, rounds=10_000, early_stopping_rounds=1000)
+    spec = make_empty(search={"trials": 4, "space": SPACE}, rounds=10_000, early_stopping_rounds=1000)
     monkeypatch.setenv("PERENNIAL_THREADS", "2")
     real, began, beside = _boosting.boost, threading.Event(), dict[str, str]()
 
@@ -119,72 +96,76 @@ def test_one_trial_that_fails_ends_those_beside_it(
 
     monkeypatch.setattr(Dataset, "boost", staticmethod(boost))
     with pytest.raises(StorageError, match="the disk is full"):
-        search_and_fit(spec, data(tmp_path))
+        search_and_fit(spec, generated_rows(tmp_path))
     assert beside["trial 1"].startswith("trial 1 was stopped after ")
 
 
-def test_the_specs_own_parameters_are_tried_first(make: Any, tmp_path: Path) -> None:
+def test_the_specs_own_parameters_are_tried_first(make_empty: Any, tmp_path: Path) -> None:
     params = {"max_depth": 2, "learning_rate": 0.3, "subsample": 1.0}
-    spec = make(search={"trials": 2, "space": SPACE}, params=params, rounds=5)
-    assert search_and_fit(spec, data(tmp_path)).trials[0].params == params
+    spec = make_empty(search={"trials": 2, "space": SPACE}, params=params, rounds=5)
+    assert search_and_fit(spec, generated_rows(tmp_path)).trials[0].params == params
 
 
-def test_parameters_that_the_search_cannot_draw_are_no_trial(make: Any, tmp_path: Path) -> None:
+def test_parameters_that_the_search_cannot_draw_are_no_trial(make_empty: Any, tmp_path: Path) -> None:
     params = {"max_depth": 2, "learning_rate": 0.1, "subsample": 0.9}
-    fitted = search_and_fit(make(params=params, search={"trials": 2, "space": SPACE}), data(tmp_path))
+    fitted = search_and_fit(
+        make_empty(params=params, search={"trials": 2, "space": SPACE}), generated_rows(tmp_path)
+    )
     assert {t.params["subsample"] for t in fitted.trials} <= {0.7, 1.0}
 
 
-def test_time_ends_a_search(make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = make(search={"trials": 500, "minutes": 0.01, "space": SPACE}, rounds=5)
-    assert 1 <= len(search_and_fit(spec, data(tmp_path)).trials) < 500
+def test_time_ends_a_search(make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_empty(search={"trials": 500, "minutes": 0.01, "space": SPACE}, rounds=5)
+    assert 1 <= len(search_and_fit(spec, generated_rows(tmp_path)).trials) < 500
 
 
 @pytest.mark.parametrize(("threads", "left"), [("1", 0), ("2", 1)])
 def test_an_interrupted_search_has_the_time_that_is_left(
-    make: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, left: int
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, left: int
 ) -> None:
     """Two trials of 40 seconds each used up a minute one by one, and not side by side."""
     monkeypatch.setenv("PERENNIAL_THREADS", threads)
-    spec = make(search={"trials": 3, "minutes": 1, "space": SPACE}, rounds=5)
-    first = search_and_fit(spec, data(tmp_path)).trials
+    spec = make_empty(search={"trials": 3, "minutes": 1, "space": SPACE}, rounds=5)
+    first = search_and_fit(spec, generated_rows(tmp_path)).trials
     checkpoint = Checkpoint(None)
     checkpoint.trials = [replace(t, seconds=40) for t in first[:2]]
     clock = iter([0.0, *[5.0] * 100])  # from the second reading on, five seconds have gone
     monkeypatch.setattr(search_module, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    assert len(search_and_fit(spec, data(tmp_path), checkpoint=checkpoint).trials) == 2 + left
+    assert len(search_and_fit(spec, generated_rows(tmp_path), checkpoint=checkpoint).trials) == 2 + left
 
 
-def test_without_a_search_the_parameters_are_taken_as_they_are(make: Any, tmp_path: Path) -> None:
-    fitted = search_and_fit(make(params={"max_depth": 2, "learning_rate": 0.2}, rounds=5), data(tmp_path))
+def test_without_a_search_the_parameters_are_taken_as_they_are(make_empty: Any, tmp_path: Path) -> None:
+    fitted = search_and_fit(
+        make_empty(params={"max_depth": 2, "learning_rate": 0.2}, rounds=5), generated_rows(tmp_path)
+    )
     assert len(fitted.trials) == 1
     assert (fitted.params["max_depth"], fitted.params["learning_rate"]) == (2, 0.2)
 
 
-def test_rounds_stop_where_the_validation_rows_say(make: Any, tmp_path: Path) -> None:
+def test_rounds_stop_where_the_validation_rows_say(make_empty: Any, tmp_path: Path) -> None:
     noise = np.random.default_rng(1).integers(0, 2, 600)
-    spec = make(rounds=200, early_stopping_rounds=3, params={"max_depth": 6, "learning_rate": 0.5})
-    assert search_and_fit(spec, data(tmp_path, noise)).rounds < 50
+    spec = make_empty(rounds=200, early_stopping_rounds=3, params={"max_depth": 6, "learning_rate": 0.5})
+    assert search_and_fit(spec, generated_rows(tmp_path, noise)).rounds < 50
 
 
-def test_the_last_rows_are_learned_from_too(make: Any, tmp_path: Path) -> None:
+def test_the_last_rows_are_learned_from_too(make_empty: Any, tmp_path: Path) -> None:
     """Validation rows choose the rounds; the final model is fitted on them too."""
-    spec, one = make(rounds=5), data(tmp_path)
+    spec, one = make_empty(rounds=5), generated_rows(tmp_path)
     flipped = one.y.copy()
     flipped[one.fit_rows :] = 1 - flipped[one.fit_rows :]
-    two = data(tmp_path, flipped)
-    spec = make(rounds=1, early_stopping_rounds=1)
+    two = generated_rows(tmp_path, flipped)
+    spec = make_empty(rounds=1, early_stopping_rounds=1)
     assert search_and_fit(spec, one).booster.save_raw("ubj") != search_and_fit(spec, two).booster.save_raw(
         "ubj"
     )
 
 
-def test_a_column_that_is_all_missing_hurts_nobody(make: Any, tmp_path: Path) -> None:
-    rows = data(tmp_path)
+def test_a_column_that_is_all_missing_hurts_nobody(make_empty: Any, tmp_path: Path) -> None:
+    rows = generated_rows(tmp_path)
     matrix = next(rows.file.batches(0, 600))[0]
     matrix[:, 0] = np.nan
     file = EncodedRowFile(tmp_path / "missing", 3)
     file.append(matrix, rows.y, None)
     missing = Dataset(file, rows.fit_rows, rows.encoding, (), rows.y, None)
-    assert np.isfinite(fit_baseline_models(make(), missing)["linear"](matrix)).all()
-    assert search_and_fit(make(rounds=3), missing).rounds >= 1
+    assert np.isfinite(fit_baseline_models(make_empty(), missing)["linear"](matrix)).all()
+    assert search_and_fit(make_empty(rounds=3), missing).rounds >= 1
