@@ -7,6 +7,7 @@ DOCKER ?= docker
 export DOCKER
 RUN = "$(VENV)/bin/python"
 SETUP = "$(PYTHON)" -I tools/setup_environment.py --venv "$(VENV)"
+VERSION = $(shell sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)
 
 # make run AIRFLOW_PORT=8090 MLFLOW_PORT=5010 HOME_FOLDER=/data/perennial
 ifdef AIRFLOW_PORT
@@ -21,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help python setup setup-tests run start stop status clean distclean check new docs test bench bench-loop lint type format lock \
-	images up down sbom audit
+	test-containers test-gpu images up sample down sbom audit
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -43,13 +44,13 @@ setup-tests: python
 run: setup  ## start MLflow and Airflow, run the loop on the sample, print a summary
 	@$(RUN) -m perennial.local_stack run
 
-start: setup  ## start MLflow and Airflow only
+start: setup  ## start MLflow and Airflow, or what of them is missing
 	@$(RUN) -m perennial.local_stack start
 
-stop: python  ## stop both servers and every process they started
+stop: python  ## stop the servers and every process they started
 	@if [ -x "$(VENV)/bin/python" ]; then $(RUN) -m perennial.local_stack stop; else echo "Nothing is set up, and nothing runs."; fi
 
-status: setup  ## show what runs, and where
+status: setup  ## show the state of each component, and what to do
 	@$(RUN) -m perennial.local_stack status
 
 clean: python  ## stop, and delete all data, runs and models
@@ -70,11 +71,17 @@ docs: setup  ## regenerate the JSON Schemas and the tables of keys
 test: setup-tests  ## run the tests (ARGS=... goes to pytest)
 	@$(RUN) -m pytest --numprocesses auto --dist loadscope --no-loadscope-reorder $(ARGS)
 
-test-kubernetes: setup-tests  ## run steps in pods of the cluster of KUBECONFIG (LOAD="kind load docker-image" loads the image into it)
+# images that run in pods; the others run in the engine alone
+POD_IMAGES = trainer airflow mlflow
+
+test-containers: setup-tests  ## build all images; test them, compose, and pods in the cluster of KUBECONFIG (LOAD="kind load docker-image" hands the cluster an image)
 	@[ -n "$(KUBECONFIG)" ] || { echo "error: KUBECONFIG is not set: it names the cluster that pods are tested on" >&2; exit 1; }
-	@docker/build $(or $(IMAGES),trainer)
-	@[ -z "$(LOAD)" ] || $(LOAD) "$${PERENNIAL_TRAINER_IMAGE:-perennial/trainer:$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)}"
-	@$(RUN) -m pytest tests/integration/docker tests/integration/kubernetes $(ARGS)
+	@docker/build
+	@[ -z "$(LOAD)" ] || for image in $(POD_IMAGES); do $(LOAD) "perennial/$$image:$(VERSION)" || exit 1; done
+	@$(RUN) -m pytest -m kubernetes $(ARGS)
+
+test-gpu: setup  ## train and score on this machine's NVIDIA card, compare with the CPU (ARGS=--help)
+	@$(RUN) tools/gpu_check.py $(ARGS)
 
 bench: setup  ## measure speed and memory of the steps against direct calls of the libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
@@ -99,16 +106,24 @@ format: setup-tests  ## format the sources
 LOCK = "$(VENV)/bin/uv" pip compile --quiet --universal --python-version 3.11 --generate-hashes --no-config \
 	--no-emit-index-url --no-emit-find-links --custom-compile-command "make lock"
 
-COMPOSE = PERENNIAL_VERSION="$$(sed -n 's/^__version__ = "\(.*\)"$$/\1/p' include/perennial/__init__.py)" \
-	$(DOCKER) compose --file docker/compose.yaml --env-file docker/.env
+COMPOSE = TAG="$(or $(TAG),$(VERSION))" $(DOCKER) compose --file docker/compose.yaml --env-file docker/.env
 
-images:  ## build the container images (IMAGES="trainer airflow"  PIP_CONF=file  CA_FILE=file  DOCKER=client)
+images:  ## build the container images (IMAGES="trainer airflow"  REGISTRY=name  TAG=tag  PIP_CONF=file  CA_FILE=file  DOCKER=client)
 	@docker/build $(IMAGES)
 
 up: python  ## start everything in containers: Postgres, S3, MLflow, Airflow (make images comes first)
 	@"$(PYTHON)" docker/passwords.py
 	@$(COMPOSE) up --detach --wait --quiet-pull $(ARGS)
 	@echo "Airflow http://localhost:$${AIRFLOW_PORT:-8080} (admin; AIRFLOW_PASSWORD in docker/.env)  MLflow http://localhost:$${MLFLOW_PORT:-5000}"
+
+sample: ENV_FILE ?= docker/.env
+sample: setup  ## land the sample in the bucket of the containers (make up comes first)
+	@[ -f "$(ENV_FILE)" ] || { echo "error: there is no $(ENV_FILE), which make up writes: run make up first" >&2; exit 1; }
+	@set -a && . "$$(realpath "$(ENV_FILE)")" && set +a && unset AWS_PROFILE AWS_SESSION_TOKEN && \
+	  AWS_ENDPOINT_URL="$${S3_ENDPOINT:-http://localhost:$${S3_PORT:-9000}}" NO_PROXY="localhost,$$NO_PROXY" \
+	  AWS_ACCESS_KEY_ID="$$S3_ACCESS_KEY" AWS_SECRET_ACCESS_KEY="$$S3_SECRET_KEY" \
+	  AWS_REGION="$${S3_REGION:-us-east-1}" AWS_DEFAULT_REGION="$${S3_REGION:-us-east-1}" \
+	  PERENNIAL_LANDING=s3://perennial-landing $(RUN) -m perennial.local_stack.sample
 
 down:  ## stop the containers, and delete their data
 	@$(DOCKER) compose --project-name perennial down --volumes --remove-orphans
@@ -121,7 +136,7 @@ audit: setup-tests  ## check the locked packages for known vulnerabilities; need
 
 lock: setup  ## lock the dependencies that pyproject.toml declares (ARGS=--upgrade for newer ones)
 	@$(LOCK) $(ARGS) pyproject.toml --group sample --group setup -o requirements.txt
-	@$(LOCK) $(ARGS) --group test -c requirements.txt -o tests/requirements.txt
+	@$(LOCK) $(ARGS) --group test -c requirements.txt --override tests/overrides.txt -o tests/requirements.txt
 	@$(LOCK) -c requirements.txt --group image-trainer -o docker/trainer/requirements.txt
 	@$(LOCK) -c requirements.txt --group image-trainer-gpu -o docker/trainer/requirements-gpu.txt
 	@$(LOCK) -c requirements.txt --group image-mlflow -o docker/mlflow/requirements.txt

@@ -20,7 +20,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
-from bench import live, parts, workspace
+from bench import console_pages, files, history, live, parts, workspace
 from bench.figures import Figure
 from perennial.core.settings import settings
 
@@ -29,8 +29,12 @@ PARTS = {
     "score": parts.score,
     "validate": parts.validate,
     "drift": parts.drift,
+    "columns": parts.columns,
     "verdict": parts.verdict,
     "train": parts.train,
+    "features": history.figures,
+    "files": files.figures,
+    "console": console_pages.figures,
     "loop": live.loop,
 }
 #: Number of copies of the flights: 13.1 million rows, or 1.3 million with --quick.

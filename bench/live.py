@@ -58,7 +58,7 @@ def loop(workspace: Workspace) -> list[Figure]:
         done = workspace.measure(
             "loop", env={"PERENNIAL_HOME": str(home), "MLFLOW_TRACKING_URI": workspace.start_mlflow(home)}
         )
-        processes.stop(home, servers.NAMES)
+        processes.stop(home)
         plain.append(done.seconds)
         parts.append("plain " + " ".join(f"{k} {v:.1f}" for k, v in done.result.items()))
         with LiveStack(workspace, i) as live:

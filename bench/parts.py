@@ -6,7 +6,9 @@ import shutil
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
+from typing import Any
 
+from bench import wide_models
 from bench.figures import Figure
 from bench.workspace import FIRST, LAST, MODEL, Measured, Workspace
 from perennial.core.settings import ROOT
@@ -127,6 +129,56 @@ def verdict(workspace: Workspace) -> list[Figure]:
                detail=detail),
         Figure("verdict", "CPU a row, against a quarter of the rows", growth, "×", 1.1,
                detail=f"{large['cpu']:.0f} s against {small['cpu']:.0f} s"),
+    ]  # fmt: skip
+
+
+def columns(workspace: Workspace) -> list[Figure]:
+    """Measure the data step on a CSV file of 2,000 columns, and on one of 500 (a fifth of the rows with --quick)."""
+    rows = 20_000 if workspace.quick else 100_000
+    measured = []
+    for count in (500, 2000):
+        if not (workspace.landing / f"columns-{count}").exists():
+            workspace.measure("columns_land", columns=count, rows=rows)
+        env = {"PERENNIAL_LAKE": str(workspace.folder / f"lake-columns-{count}")}
+        measured.append(workspace.measure("columns_data", env=env, columns=count))
+        shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
+    few, many = measured
+    detail = f"{many['cpu']:.0f} s against {few['cpu']:.0f} s; {few['memory_mb']:.0f} MiB with 500 columns"
+    workspace.mlflow()
+    return [
+        Figure("columns", f"peak memory, CSV of {rows:,} rows of 2,000 columns", many["memory_mb"], "MiB", 1024,
+               detail="the whole data step"),
+        Figure("columns", "CPU a column, against a quarter of the columns", many["cpu"] / few["cpu"] / 4, "×", 1.3,
+               detail=detail),
+        *_first_model(workspace, 252, 5000, "csv", 20),
+        *_first_model(workspace, 2000, 2000 if workspace.quick else rows, "parquet"),
+    ]  # fmt: skip
+
+
+def _first_model(
+    workspace: Workspace, columns: int, rows: int, ending: str, seconds: float | None = None
+) -> list[Figure]:
+    """Measure ``perennial new`` and each step of a model of a wide file."""
+    what: dict[str, Any] = {"columns": columns, "rows": rows, "ending": ending}
+    models = workspace.folder / f"models-{columns}-{rows}-{ending}"
+    env = {
+        "PERENNIAL_LAKE": str(workspace.folder / f"lake-{columns}-{rows}-{ending}"),
+        "PERENNIAL_MODELS": str(models),
+    }
+    shutil.rmtree(models, ignore_errors=True)
+    models.mkdir(parents=True)
+    workspace.measure("wide_sample", **what)
+    measured = {"new": workspace.measure("wide_new", env=env, **what)}
+    partitions = {name: measured["new"][name] for name in ("first", "last")}
+    for step in ("data", *wide_models.STEPS):
+        measured[step] = workspace.measure("wide_step", env=env, step=step, **what, **partitions)
+    shutil.rmtree(env["PERENNIAL_LAKE"], ignore_errors=True)
+    title = f"{columns:,} columns, {rows:,} rows, {ending}"
+    spent = ", ".join(f"{step} {m['cpu']:.0f} s {m['memory_mb']:.0f} MiB" for step, m in measured.items())
+    return [
+        Figure("columns", f"CPU of perennial new: {title}", measured["new"]["cpu"], "s", seconds),
+        Figure("columns", f"peak memory of any step: {title}", max(m["memory_mb"] for m in measured.values()), "MiB",
+               1024, detail=spent),
     ]  # fmt: skip
 
 

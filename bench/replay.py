@@ -22,7 +22,7 @@ from perennial.modeling import comparison, metrics
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, retraining_gain, signals
-from perennial.monitoring.partition_sample import PartitionSample, predict_margin
+from perennial.monitoring.partition_sample import PartitionSample
 from perennial.spec.model_spec import ModelSpec
 
 POLICIES = ("never", "nightly", "monthly", "perennial")
@@ -234,7 +234,8 @@ class _PerennialPolicy:
             yield "alarms"
         self.alarmed = is_bad
         triggers = retraining.triggers_from_signals({n: s.as_dict() for n, s in evaluated.items()})
-        if not triggers or night - self.last_request < scenario.spec.retraining.cooldown_days:
+        cooldown = scenario.spec.retraining.cooldown.partitions(scenario.spec.cadence)
+        if not triggers or night - self.last_request < cooldown:
             return
         self.last_request = night
         yield "trained"
@@ -279,7 +280,7 @@ def _sample(scenario: Scenario, model: TrainedModel, first: int, last: int) -> P
     nights = range(max(first, 0), last + 1)
     night = np.repeat(np.arange(len(nights)), [len(scenario.nights[n][1]) for n in nights])
     dates = tuple(str(n) for n in nights)
-    return PartitionSample(dates, night, x, predict_margin(model, x), model.predict_matrix(x), y)
+    return PartitionSample(dates, night, x, model.predict_margin(x), model.predict_matrix(x), y)
 
 
 def replay_stream(stream: Stream, spec: ModelSpec) -> dict[str, Any]:

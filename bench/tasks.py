@@ -9,7 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from bench.wide import wide_make, wide_verdict  # noqa: F401
+from bench.history import history_make, history_night  # noqa: F401
+from bench.wide import columns_data, columns_land, wide_make, wide_verdict  # noqa: F401
+from bench.wide_models import wide_new, wide_sample, wide_step  # noqa: F401
 
 MODEL = "flight_late"
 
@@ -50,6 +52,27 @@ def preload() -> None:
         "xgboost",
     ):
         importlib.import_module(name)
+
+
+def first_model(name: str, path: str, label: str) -> dict[str, Any]:
+    """Make a model of a file as a person does, and compare it with plain XGBoost."""
+    from bench import files
+
+    return files.measure(name, Path(path), label, files.in_new_process)
+
+
+def console_lake() -> dict[str, Any]:
+    """Make the lake whose pages are measured."""
+    from bench import console_pages
+
+    return console_pages.make_lake()
+
+
+def console_pages(empty: str) -> dict[str, float]:
+    """Time the console's pages."""
+    from bench import console_pages
+
+    return console_pages.measure_pages(empty)
 
 
 def prepare() -> dict[str, Any]:
@@ -152,10 +175,10 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     model, features = registry.load_model(champion), FeatureQuery(registry.load_spec(champion))
     con = duckdb_session.connect(threads=1)
     duckdb_session.create_view(
-        con, "published", delta_tables.table_uri("published", MODEL), None, first, last
+        con, "__published", delta_tables.table_uri("published", MODEL), None, first, last
     )
     parts, count = [], 0
-    for batch in con.sql("FROM published").to_arrow_reader(131_072):
+    for batch in con.sql("FROM __published").to_arrow_reader(131_072):
         parts.append(model.encoding.encode(features.compute(pa.Table.from_batches([batch]))))
         count += batch.num_rows
         if count >= rows:
@@ -236,6 +259,7 @@ def aggregate_checks(path: str) -> dict[str, Any]:
 
 def drift(as_of: str) -> dict[str, Any]:
     """Time the monitor step over a year, and the counting within it separately."""
+    from perennial.core.durations import Duration
     from perennial.monitoring import window_counts
     from perennial.spec import catalog
     from perennial.steps import dispatch
@@ -244,7 +268,8 @@ def drift(as_of: str) -> dict[str, Any]:
     import evidently  # noqa: F401
 
     spec = catalog.load_model_by_name(MODEL)
-    spec = spec.model_copy(update={"monitoring": spec.monitoring.model_copy(update={"window_days": 365})})
+    year = spec.monitoring.model_copy(update={"window": Duration(365, "day")})
+    spec = spec.model_copy(update={"monitoring": year})
     features, predictions = (
         _timed(window_counts, "count_features"),
         _timed(window_counts, "count_predictions"),
@@ -274,14 +299,14 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     champion = registry.get_champion(catalog.load_model_by_name(MODEL))
     assert champion is not None
     spec = registry.load_spec(champion)
-    content = json.loads(registry.download_artifact(champion.run_id, "reference.json").read_text())
+    content = json.loads(registry.download_artifact(champion, "reference.json").read_text())
     _, reference = histograms.read_reference(content)
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")
     reference_tables.load_into(con, spec, reference_tables.sync_to_lake(spec))
     clock = Clock()
     duckdb_session.create_view(
-        con, "published", delta_tables.table_uri("published", MODEL), None, first, last
+        con, "__published", delta_tables.table_uri("published", MODEL), None, first, last
     )
     con.execute(f"CREATE TEMP VIEW features AS {sql.compose_query(spec)}")
     counts = histograms.count_bins(con, "features", {c: s for c, s in reference.items() if c != "prediction"})
@@ -299,7 +324,7 @@ def train(as_of: str) -> dict[str, Any]:
 
     spec = catalog.load_model_by_name(MODEL)
     search = spec.training.search.model_copy(update={"trials": 0})
-    training = spec.training.model_copy(update={"rounds": 10, "search": search, "window_days": None})
+    training = spec.training.model_copy(update={"rounds": 10, "search": search, "window": None})
     spec = spec.model_copy(update={"training": training})
     clock = Clock()
     result = dispatch.run("train", spec, as_of=as_of, force=True)

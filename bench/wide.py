@@ -1,11 +1,13 @@
-"""A verdict on a wide table: a hundred columns, ten million rows within the window.
+"""Wide tables: a verdict on a hundred columns and ten million rows, and the data step on up to two thousand columns.
 
-DuckDB generates the rows: numbers with a thousand values each and, in the last columns, categories. The label follows
-from two of the numbers.
+DuckDB generates the rows. Of the verdict: numbers with a thousand values each and, in the last columns, categories; the
+label follows from two of the numbers. Of the data step: CSV files with columns of all types.
 """
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 COLUMNS, CATEGORIES = 100, 10
@@ -36,11 +38,11 @@ def spec(rows: int) -> Any:
                 "source": "{landing}/wide-labels/{date}.parquet",
                 "columns": {"id": "string", "y": "integer"},
                 "expression": "y",
-                "arrives_after_days": 1,
+                "arrives_after": "1 day",
             },
             "features": {"categorical": categories},
-            "training": {"rounds": 30, "search": {"trials": 0}, "holdout_days": 14},
-            "monitoring": {"window_days": WINDOW},
+            "training": {"rounds": 30, "search": {"trials": 0}, "holdout": "14 days"},
+            "monitoring": {"window": f"{WINDOW} days"},
             "schedule": {"start": FIRST},
         }
     )
@@ -96,3 +98,73 @@ def wide_verdict(rows: int) -> dict[str, Any]:
     result = dispatch.run("monitor", spec(rows), as_of=LAST, force=True)
     states = {name: signal["state"] for name, signal in result["signals"].items()}
     return clock.read() | {"verdict": result["verdict"], "signals": states, "memory_mb": peak_mb()}
+
+
+def columns_spec(columns: int) -> Any:
+    """The spec of a model whose CSV files have so many columns of all types; it has no folder."""
+    from perennial.spec.model_spec import ModelSpec
+
+    kinds = ("number", "number", "number", "integer", "boolean", "string", "date", "timestamp")
+    typed = {f"c{i:04d}": kinds[i % len(kinds)] for i in range(columns - 3)}
+    model = ModelSpec.model_validate(
+        {
+            "name": f"columns_{columns}",
+            "task": "regression",
+            "owner": "bench",
+            "description": "Many columns.",
+            "data": {
+                "source": "{landing}/columns-" + str(columns) + "/{date}.csv",
+                "key": ["id"],
+                "event_time": "at",
+                "columns": {"id": "string", "at": "timestamp", "y": "number", **typed},
+            },
+            "label": {"expression": "y"},
+            "schedule": {"start": FIRST},
+        }
+    )
+    model._sql = f"SELECT id, {', '.join(c for c, kind in typed.items() if kind == 'number')} FROM rows"
+    model._suite = json.dumps({"name": "columns", "expectations": []})
+    return model
+
+
+def columns_land(columns: int, rows: int) -> dict[str, Any]:
+    """Land one partition of a CSV file with so many columns; some cells are missing."""
+    import duckdb
+    import pyarrow.csv
+
+    from perennial.storage import landing
+
+    model = columns_spec(columns)
+    cells = {
+        "number": "(hash(i, {j}) % 100000) / 1000.0",
+        "integer": "hash(i, {j}) % 1000",
+        "boolean": "hash(i, {j}) % 2 = 0",
+        "string": "'k' || hash(i, {j}) % 20",
+        "date": "DATE '2023-01-01' + (hash(i, {j}) % 300)::INT",
+        "timestamp": "TIMESTAMP '2023-01-01' + to_seconds((hash(i, {j}) % 1000000)::BIGINT)",
+    }
+    drawn = [f"'r' || i AS id, TIMESTAMP '{FIRST} 12:00:00' AS at"]
+    for j, (name, kind) in enumerate(list(model.data.columns.items())[2:]):
+        drawn.append(f"CASE WHEN hash(i, {j}, 'm') % 20 <> 0 THEN {cells[kind].format(j=j)} END AS {name}")
+    path = Path(landing.source_uri(model.data.source, FIRST))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    con = duckdb.connect(config={"threads": 1})
+    with path.open("wb") as file:
+        for start in range(0, rows, 8192):
+            part = f"SELECT {', '.join(drawn)} FROM range({start}, {min(rows, start + 8192)}) r(i)"
+            options = pyarrow.csv.WriteOptions(include_header=start == 0)
+            pyarrow.csv.write_csv(con.sql(part).to_arrow_table(), file, options)
+    return {}
+
+
+def columns_data(columns: int) -> dict[str, Any]:
+    """Time the data step on that partition."""
+    from bench.tasks import Clock, peak_mb, preload
+    from perennial.steps import dispatch
+
+    preload()
+    import great_expectations  # noqa: F401
+
+    clock = Clock()
+    result = dispatch.run("data", columns_spec(columns), start=FIRST, force=True)
+    return clock.read() | {"rows": result["rows_out"], "memory_mb": peak_mb()}

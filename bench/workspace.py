@@ -52,7 +52,7 @@ class Workspace:
 
     def __exit__(self, *_: type[BaseException] | BaseException | TracebackType | None) -> None:
         for home in dict.fromkeys(self._sessions):
-            processes.stop(home, servers.NAMES)
+            processes.stop(home)
 
     @property
     def home(self) -> Path:

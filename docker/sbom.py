@@ -19,8 +19,10 @@ OUT = ROOT / ".perennial" / "sbom"
 IMAGES = ("trainer", "trainer-gpu", "airflow", "mlflow", "s3")
 
 
-def version() -> str:
-    """The library's version, which is the images' tag."""
+def tag() -> str:
+    """The images' tag: ``TAG``, or the library's version."""
+    if os.environ.get("TAG"):
+        return os.environ["TAG"]
     text = (ROOT / "include" / "perennial" / "__init__.py").read_text("utf-8")
     version = re.search(r'^__version__ = "(.+)"$', text, re.MULTILINE)
     assert version
@@ -28,10 +30,10 @@ def version() -> str:
 
 
 def reference(image: str) -> str:
-    """The image's full name: ``trainer-gpu`` is ``perennial/trainer:<version>-gpu``."""
+    """The image's full name: ``trainer-gpu`` is ``perennial/trainer:<tag>-gpu``."""
     folder, _, variant = image.partition("-")
-    registry = os.environ.get("REGISTRY", "perennial")
-    return f"{registry}/{folder}:{version()}{'-' + variant if variant else ''}"
+    registry = os.environ.get("REGISTRY") or "perennial"
+    return f"{registry}/{folder}:{tag()}{'-' + variant if variant else ''}"
 
 
 def metadata(image: str, folder: Path) -> None:

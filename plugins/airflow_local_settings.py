@@ -14,6 +14,8 @@ import os
 import pkgutil
 import sys
 import time
+import types
+import warnings
 from typing import Any
 
 #: Libraries that steps import inside functions, and what the DAG files import. A task imports what is missing here
@@ -27,7 +29,7 @@ PRELOADED = (
     "evidently.presets", "airflow.dag_processing.dagbag", "perennial_airflow.dag_factory.factory",
 )  # fmt: skip
 #: Parts of the library that no task runs.
-NOT_IN_TASKS = ("perennial.__main__", "perennial.cli", "perennial.local_stack")
+NOT_IN_TASKS = ("perennial.__main__", "perennial.cli", "perennial.console", "perennial.local_stack")
 #: No usage reports to the makers of libraries; threads that wait do not spin for long on a machine with few cores.
 ENVIRONMENT = {
     "DO_NOT_TRACK": "true",
@@ -146,11 +148,45 @@ def notice_exits() -> None:
     WatchedSubprocess._service_subprocess = service_soon  # type: ignore[method-assign]
 
 
+def serve_logs_on_loopback() -> None:
+    """Have the log servers of scheduler and triggerer listen on the loopback address.
+
+    Airflow 3.3 binds them to all addresses of the machine and has no setting for it. In the local stack nothing but
+    the API server on the same machine calls them. Delete this when ``serve_logs`` takes a host.
+    """
+    try:
+        from airflow.utils.serve_logs import core
+
+        run = core.uvicorn.run  # type: ignore[attr-defined]
+    except (ImportError, AttributeError) as error:
+        log.warning(
+            "this Airflow serves logs differently; its log servers may listen on all addresses: %s", error
+        )
+        return
+
+    def run_on_loopback(app: Any, **options: Any) -> None:
+        run(app, **(options | {"host": "127.0.0.1"}))
+
+    core.uvicorn = types.SimpleNamespace(run=run_on_loopback)  # type: ignore[assignment,attr-defined]
+
+
+def hide_deprecations() -> None:
+    """Leave a warning out of the log of each task that nobody who reads it can do anything about.
+
+    Airflow 3.3 reads ``.airflowignore`` with a class that pathspec 1.0 renames. Some libraries switch such warnings on.
+    Delete this when ``airflow.sdk._shared.module_loading.file_discovery`` uses the new class.
+    """
+    warnings.filterwarnings("ignore", "GitWildMatchPattern", DeprecationWarning)
+
+
 for _name, _value in ENVIRONMENT.items():
     os.environ.setdefault(_name, _value)
 gc.set_threshold(*GC_THRESHOLDS)
+if "PERENNIAL_STACK" in os.environ and sys.argv[1:2] in (["scheduler"], ["triggerer"]):
+    serve_logs_on_loopback()
 if forks_tasks(sys.argv):
     preload()
     notice_exits()
+hide_deprecations()  # after the libraries, whose filters would come first
 
 __all__: list[str] = []

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import shutil
 import sys
@@ -14,47 +15,86 @@ import pytest
 
 if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
+    from support.databases.postgres import Server
 
 # `support` is imported by tests and, by name, by the processes that they start.
 sys.path.append(str(Path(__file__).parent))
 os.environ.setdefault("DO_NOT_TRACK", "true")
 pytest.register_assert_rewrite("support.lock_contract")
 
+from distribution import (  # noqa: E402 - `distribution` and `skips` are importable from here on
+    pytest_collection_modifyitems,
+    pytest_xdist_auto_num_workers,
+    pytest_xdist_make_scheduler,
+)
+from skips import (  # noqa: E402
+    pytest_addoption,
+    pytest_make_collect_report,
+    pytest_runtest_makereport,
+)
 
-#: Folders whose tests share servers that take long to start: one process runs them, before other tests.
-TOGETHER = ("live", "docker", "kubernetes")
+__all__ = [
+    "pytest_addoption",
+    "pytest_collection_modifyitems",
+    "pytest_make_collect_report",
+    "pytest_runtest_makereport",
+    "pytest_xdist_auto_num_workers",
+    "pytest_xdist_make_scheduler",
+]
+
+# The libraries and thousands of tests are objects that stay: looking through them again and again takes seconds.
+gc.set_threshold(50_000, 20, 20)
 
 
-def _place(nodeid: str) -> str:
-    """The scope of a test: its folder, if that is one of `TOGETHER`, or else its file."""
-    file = nodeid.split("::")[0]
-    return next((folder for folder in TOGETHER if file.startswith(f"tests/integration/{folder}/")), file)
+#: Where the library works, as the environment says when the tests begin.
+_FOLDERS = {
+    f"PERENNIAL_{name}": os.environ.get(f"PERENNIAL_{name}") for name in ("HOME", "LAKE", "LANDING", "MODELS")
+}
 
 
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Run the longest tests first, so that no process waits for another at the end."""
-    items.sort(key=lambda item: _place(item.nodeid) not in TOGETHER)
+@pytest.hookimpl(trylast=True)
+def pytest_collection_finish() -> None:
+    """Spare the garbage collector what was imported and collected."""
+    gc.collect()
+    gc.freeze()
 
 
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
-    """One process more than cores, because the live tests mostly wait; at most four, because each takes 1 to 2 GiB."""
-    return min(4, (os.cpu_count() or 1) + 1)
+@pytest.fixture(autouse=True)
+def restored_environment(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Fail a test that leaves one of these variables, or its process's priority, changed for the tests after it.
 
-
-@pytest.hookimpl(optionalhook=True)
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> Any:
-    """Distribute tests over processes by scope.
-
-    (Marks of pytest-xdist's own groups do nothing with pytest 9: it no longer reads names from where they are put.)
+    A fixture of a module or session must not keep its folders in the environment either: other tests would work there.
+    Tests in pods are alone in their process, and do.
     """
-    from xdist.scheduler import LoadScopeScheduling
+    before, priority = _guarded_variables(), os.getpriority(os.PRIO_PROCESS, 0)
+    if not request.node.get_closest_marker("kubernetes"):
+        assert {n: before.get(n) for n in _FOLDERS} == _FOLDERS, (
+            "a fixture has left its folders for all later tests"
+        )
+    yield
+    after = _guarded_variables()
+    for name in before.keys() | after.keys():
+        os.environ.pop(name, None)
+    os.environ.update(before)
+    assert after == before, "the test must restore these environment variables"
+    assert os.getpriority(os.PRIO_PROCESS, 0) == priority, "the test slows down those after it"
 
-    class ScopeScheduling(LoadScopeScheduling):  # type: ignore[misc]
-        def _split_scope(self, nodeid: str) -> str:
-            return _place(nodeid)
 
-    return ScopeScheduling(config, log)
+def _guarded_variables() -> dict[str, str]:
+    return {
+        n: v for n, v in os.environ.items() if n.startswith(("PERENNIAL_", "AWS_", "MLFLOW_TRACKING_URI"))
+    }
+
+
+@pytest.fixture(scope="session")
+def postgres_server() -> Iterator[Server]:
+    """A PostgreSQL server, for the whole session."""
+    from support.databases import postgres
+
+    if postgres.programs() is None:
+        pytest.skip("there is no PostgreSQL server that the user nobody can run")
+    with postgres.server() as server:
+        yield server
 
 
 @pytest.fixture(scope="session")
@@ -101,12 +141,13 @@ def empty_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 @pytest.fixture
 def remote_lake(empty_home: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
-    """Settings that name a lake on S3, which nothing connects to; returns an empty folder of compute profiles."""
+    """Settings that name S3 and a server, which nothing connects to; returns an empty folder of compute profiles."""
     profiles = tmp_path / "compute"
     profiles.mkdir()
     monkeypatch.setenv("PERENNIAL_COMPUTE", str(profiles))
     monkeypatch.setenv("PERENNIAL_LAKE", "s3://b/lake")
     monkeypatch.setenv("PERENNIAL_LANDING", "s3://b/landing")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://mlflow.mlflow:5000")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "very secret")
     monkeypatch.delenv("PERENNIAL_TRAINER_IMAGE", raising=False)
     return profiles
@@ -136,20 +177,15 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterat
     from support import toys
 
     folder = tmp_path_factory.mktemp("trained")
-    with pytest.MonkeyPatch.context() as patch:
-        for name in [n for n in os.environ if n.startswith("PERENNIAL_")]:
-            patch.delenv(name)
-        patch.setenv("PERENNIAL_HOME", str(folder / "home"))
-        patch.setenv("PERENNIAL_MODELS", str(folder / "models"))
-        patch.setenv("PERENNIAL_THREADS", "1")
-        patch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+    with toys.working_folder(folder, mlflow_url):
         search = {
             "trials": 2,
             "space": {"max_depth": {"choices": [2, 3]}, "learning_rate": {"low": 0.1, "high": 0.4}},
         }
         spec = toys.model(folder / "models", toys.unique(), training={"search": search})
         toys.publish(spec)
-        result = train(spec, as_of=toys.LAST, reason="first", run_id="run-1")
+        page = "https://airflow.example.com/dags/toy.train/runs/run-1"
+        result = train(spec, as_of=toys.LAST, reason="first", run_id="run-1", run_url=page)
         promote(spec, as_of=toys.LAST, actor="test")
     yield Trained(spec, folder / "home", result)
 
@@ -171,6 +207,28 @@ def make_model(mlflow_home: Path, tmp_path: Path) -> Callable[..., ModelSpec]:
         return toys.model(tmp_path / "models", toys.unique(), task, **changes)
 
     return make
+
+
+@pytest.fixture
+def without_drift_report(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Leave Evidently's plots, most of a monitoring's time, out of its report; not of tests marked ``drift_report``."""
+    if not request.node.get_closest_marker("drift_report"):
+        from perennial.monitoring import report
+
+        monkeypatch.setattr(report, "evidently_drift_report", lambda *_: report.DriftReport())
+
+
+@pytest.fixture
+def without_data_profile(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write no data profile, half of the data step's time; not for tests marked ``data_profile``."""
+    if not request.node.get_closest_marker("data_profile"):
+        monkeypatch.setattr("perennial.ingestion.data_profile.write_profile", lambda *_: "")
+
+
+@pytest.fixture
+def without_data_docs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Write empty pages of validation, which Great Expectations takes long to draw."""
+    monkeypatch.setattr("perennial.validation.data_docs.render_data_doc", lambda _: "")
 
 
 _status = 0

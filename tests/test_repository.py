@@ -19,13 +19,19 @@ import yaml
 from pydantic import BaseModel
 
 import perennial
+import sql_names
 from perennial.core.settings import ROOT
+from perennial.core.sql import INTERNAL_PREFIX
 from perennial.spec.compute_profile import ComputeProfile
+from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.sections import FeatureSet
 
 README_LINES = 120
+#: Modules of a folder, ``__init__.py`` included.
 MODULES_IN_A_FOLDER = 16
+LINES_OF_A_FILE = 500
+LINES_OF_A_FUNCTION = 60
 #: Words that say nothing about a value; a name says what the value is. CONTRIBUTING.md, Words.
 BANNED_NAMES = {
     "found", "told", "said", "held", "seen", "wish", "place", "much", "kept", "now", "own", "crew", "abreast",
@@ -37,8 +43,8 @@ HEAVY = {
     "evidently", "great_expectations", "dask", "distributed", "airflow",
 }  # fmt: skip
 #: Packages and modules that DAG files import when they are parsed.
-LIGHT_PACKAGES = ("core", "spec", "storage", "alerting")
-LIGHT_MODULES = ("lifecycle.retraining", "steps.dispatch", "steps.result_file")
+LIGHT_PACKAGES = ("core", "charts", "feeds", "spec", "storage", "alerting")
+LIGHT_MODULES = ("lifecycle.retraining", "steps.dispatch", "steps.result_file", "steps.summaries")
 #: Files that the pages name, and that a command writes.
 GENERATED = ("docker/.env",)
 LIBRARY = ROOT / "include" / "perennial"
@@ -212,14 +218,16 @@ def test_the_pages_name_no_key_that_a_spec_does_not_have() -> None:
 
 
 def test_the_yaml_examples_of_the_pages_have_no_unknown_key() -> None:
-    """An example is a part of model.yaml, of a compute profile or of feature_set.yaml, or of Kubernetes."""
+    """An example is a part of a model, a compute profile, a feature set or a feature table, or of Kubernetes."""
     unknown = []
     for page in pages():
         for block in re.findall(r"^```yaml\n(.*?)^```", page.read_text("utf-8"), re.DOTALL | re.MULTILINE):
             content = yaml.safe_load(block)
             if not isinstance(content, dict) or "apiVersion" in content:
                 continue
-            kinds = [list(unknown_keys(m, content)) for m in (ModelSpec, ComputeProfile, FeatureSet)]
+            kinds = [
+                list(unknown_keys(m, content)) for m in (ModelSpec, ComputeProfile, FeatureSet, FeatureTable)
+            ]
             unknown += [f"{named(page)}: {key}" for key in min(kinds, key=len)]
     assert not unknown, "\n".join(unknown)
 
@@ -293,9 +301,51 @@ def test_names_say_what_a_value_is() -> None:
 # --- folders and packages
 
 
+def test_names_in_sql_cannot_be_those_of_users() -> None:
+    """Aliases, views, parameters … begin with two underscores, which no user's column, feature or table may."""
+    known = sql_names.AUTHORS | sql_names.LAKE_COLUMNS
+    strangers = [
+        f"{where}: {name}" for name, where in sql_names.sql_names().items()
+        if not name.startswith(INTERNAL_PREFIX) and name not in known
+    ]  # fmt: skip
+    assert strangers == []
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ('f"SELECT x AS total FROM {rows}"', "total"),
+        ('"CREATE TEMP VIEW good AS SELECT 1"', "good"),
+        ('"WITH good AS (SELECT 1) SELECT * FROM good"', "good"),
+        ('f"SELECT * FROM {rows} r JOIN __labels __l ON r.id = __l.id"', "r"),
+        ('f"SELECT * FROM ({rows}) m WHERE x"', "m"),
+        ('"SELECT list_filter(x, lambda y: y > 0)"', "y"),
+        ("\"SELECT getvariable('first')\"", "first"),
+        ('con.register("good", table)', "good"),
+        ('duckdb_session.create_view(con, "good", uri)', "good"),
+    ],
+)
+def test_names_in_sql_are_seen(source: str, name: str) -> None:
+    assert name in [n for _, n in sql_names.names_in(f"x = {source}")]
+
+
 def test_no_folder_holds_too_many_modules() -> None:
-    sizes = Counter(named(p.parent) for p in tracked("*.py") if p.name != "__init__.py")
+    sizes = Counter(named(p.parent) for p in tracked("*.py"))
     assert {folder: n for folder, n in sizes.items() if n > MODULES_IN_A_FOLDER} == {}
+
+
+def test_no_file_and_no_function_is_too_long() -> None:
+    long = []
+    for path in tracked("*.py"):
+        text = path.read_text("utf-8")
+        if (lines := len(text.splitlines())) > LINES_OF_A_FILE:
+            long.append(f"{named(path)}: {lines} lines")
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef) and node.end_lineno is not None:
+                lines = node.end_lineno - node.lineno + 1
+                if lines > LINES_OF_A_FUNCTION:
+                    long.append(f"{named(path)}:{node.lineno}: {node.name} has {lines} lines")
+    assert not long, "\n".join(long)
 
 
 @cache
@@ -420,7 +470,7 @@ def test_light_modules_import_nothing_heavy() -> None:
     out = subprocess.run(
         [sys.executable, "-c", LOOK, ",".join(HEAVY), *light],
         env=os.environ | {"PYTHONPATH": str(LIBRARY.parent)},
-        capture_output=True, text=True, check=True, timeout=120,
+        capture_output=True, text=True, check=True,
     ).stdout.splitlines()  # fmt: skip
     assert len(out) == len(light)
     assert [line for line in out if len(line.split()) > 1] == []

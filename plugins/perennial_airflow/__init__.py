@@ -11,7 +11,8 @@ Packages, each importing only from those on lines below it (a contract of import
 Airflow stores the import paths of some objects in its metadata database. They must stay importable under these names
 (or every deferred task and serialised DAG must be gone first), and the names of their arguments must stay as well:
 
-- timetables of serialised DAGs: `timetables.DailyPartitions`, `timetables.PublishedPartitions`
+- timetables of serialised DAGs: `timetables.EndedPartitions`, `timetables.PublishedPartitions`, and for
+  those that earlier versions serialised `timetables.DailyPartitions`
 - callbacks of deadlines: `deadlines.missed`
 - triggers of deferred tasks: `arrival.LandedTrigger`, `arrival_s3.LandedOnS3`; and the method with which
   such a task continues: `AwaitPartition.landed`, `AwaitQuietHours.go_on`, `StageTask.resume`

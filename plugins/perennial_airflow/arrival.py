@@ -1,6 +1,6 @@
-"""The trigger that waits for a file in a folder. Airflow stores its import path: it stays in this module.
+"""The trigger that waits for a file, or a folder of part files, in a folder.
 
-The task that waits is `sensors.partition_arrival`.
+Airflow stores its import path: it stays in this module. The task that waits is `sensors.partition_arrival`.
 """
 
 from __future__ import annotations
@@ -12,14 +12,14 @@ from typing import Any
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from perennial.core.errors import StorageError
-from perennial.storage import object_store
+from perennial.storage import landing
 
 
 class LandedTrigger(BaseTrigger):
-    """Fires once when a file exists. An error of the disk is logged, and the next check tries again.
+    """Fires once when a file has landed. An error of the disk is logged, and the next check tries again.
 
     Args:
-        uri: path of the file.
+        uri: path of the file, or of the complete folder in its place.
         pause: seconds between two checks.
     """
 
@@ -32,10 +32,10 @@ class LandedTrigger(BaseTrigger):
         return f"{__name__}.{type(self).__name__}", {"uri": self.uri, "pause": self.pause}
 
     async def run(self) -> AsyncIterator[TriggerEvent]:
-        """Check until the file exists. The task's own timeout bounds the wait."""
+        """Check until the file has landed. The task's own timeout bounds the wait."""
         while True:
             try:
-                if await asyncio.to_thread(object_store.exists, self.uri):
+                if await asyncio.to_thread(landing.has_landed, self.uri):
                     break
             except StorageError as error:
                 self.log.warning("%s", error.cause)

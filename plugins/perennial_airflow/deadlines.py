@@ -1,8 +1,10 @@
 """Deadlines (Airflow's DeadlineAlert): a run that does not end in time, such as one without data, is an incident.
 
 The model's next success of that stage closes it, as it closes a failure's. Airflow stores the import path of `missed`
-and the names of its arguments: both stay. (``airflow dags test`` of a DAG with deadlines ends in an error after its
-tasks have succeeded, because it searches their records by a wrong key: airflow 73428.)
+and the names of its arguments: both stay.
+
+Two defects of Airflow 3.3 with deadlines are avoided: a failed run could not be cleared (airflow 70368, see
+`stage_deadline`), and ``airflow dags test`` ended in an error (airflow 73428, see `dag_builder.StageDag`).
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk.definitions.callback import AsyncCallback
 from airflow.sdk.definitions.deadline import DeadlineAlert, DeadlineReference
@@ -40,6 +42,11 @@ def stage_deadline(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> Deadl
         spec: the model; ``limits.<stage>.deadline_minutes`` replaces what follows from the task's limits.
         stage: name of the stage.
         limits: retries and timeout of the stage's heavy task (`dag_builder.task_limits`).
+
+    Returns:
+        The deadline. Its interval is a number of seconds: Airflow reads one from before 3.3 that way. It stores a
+        `timedelta` as a dictionary, and clearing a run whose deadline has not passed would then hand the dictionary to
+        ``timedelta(seconds=…)`` and answer 500 (airflow 70368).
     """
     minutes = spec.step_limits(stage).deadline_minutes
     longest = limits["execution_timeout"] * (limits["retries"] + 1) + SLACK
@@ -47,9 +54,9 @@ def stage_deadline(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> Deadl
         longest += timedelta(hours=spec.data.arrival_hours)
     if stage == "train" and spec.retraining.quiet_hours:
         longest += timedelta(days=1)
-    interval = timedelta(minutes=minutes) if minutes else longest
-    arguments = {"model": spec.name, "stage": stage, "minutes": int(interval.total_seconds() // 60)}
-    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, interval, AsyncCallback(missed, arguments))
+    seconds = int((timedelta(minutes=minutes) if minutes else longest).total_seconds())
+    callback = AsyncCallback(missed, {"model": spec.name, "stage": stage, "minutes": seconds // 60})
+    return DeadlineAlert(DeadlineReference.DAGRUN_QUEUED_AT, cast("timedelta", seconds), callback)
 
 
 async def missed(model: str, stage: str, minutes: int, context: dict[str, Any]) -> str:
@@ -120,7 +127,7 @@ def _open_incident(model: str, stage: str, minutes: int, run: dict[str, Any], st
         "stage": stage,
         "run_id": run["dag_run_id"],
         "partition": partition,
-        "log": links.ui_url(f"/dags/{run['dag_id']}/runs/{run['dag_run_id']}"),
+        "log": links.run_url(run["dag_id"], run["dag_run_id"]),
     }
     late = SignalObservation("bad", reason, details=details)
     alerts.report_signals(

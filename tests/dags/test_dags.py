@@ -13,7 +13,10 @@ from airflow.serialization.serialized_objects import DagSerialization
 
 from perennial.spec.catalog import load_models
 from perennial.spec.model_spec import ModelSpec
+from perennial_airflow import run_request
+from perennial_airflow.alerting import daily_summary
 from perennial_airflow.dag_factory.factory import STAGES, dags
+from perennial_airflow.execution import verification
 
 SPECS, _ = load_models()
 DAGS = dags()
@@ -78,9 +81,41 @@ def test_a_form_that_nobody_fills_in_holds_valid_values(dag: DAG) -> None:
     """Airflow checks them when they are handed to a DAG's constructor, which ours are not."""
     if dag.schedule is not None:
         dag.params.validate()
+        assert not [
+            n
+            for n in run_request.DATE_FIELDS
+            if n in dag.params and dag.params.get_param(n).schema.get("section")
+        ]
     else:
         with pytest.raises(ParamValidationError, match="reason"):
             dag.params.validate()
+
+
+@each_dag
+def test_a_text_that_must_not_be_empty_is_more_than_spaces(dag: DAG) -> None:
+    for name in dag.params:
+        field = dag.params.get_param(name)
+        if field.schema.get("minLength"):
+            with pytest.raises(ParamValidationError):
+                field.resolve(" " * 10)
+
+
+@each_dag
+def test_a_form_that_nobody_fills_in_allows_a_backfill(dag: DAG) -> None:
+    if deserialised(dag).timetable.periodic:
+        conf = dag.params.validate()
+        assert run_request.conf_problem(dag.dag_id, conf, list(dag.params), backfill=True) is None
+
+
+@each_task
+def test_a_task_checks_the_configuration_of_its_run(task: Any) -> None:
+    hook = task.partial_kwargs["pre_execute"] if task.is_mapped else task._pre_execute_hook
+    assert hook is run_request.check_conf
+
+
+def test_so_do_the_tasks_of_the_dags_for_all_models() -> None:
+    for dag in (daily_summary.dags() | verification.dags()).values():
+        assert all(task._pre_execute_hook is run_request.check_conf for task in dag.tasks)
 
 
 @each_task
@@ -113,7 +148,7 @@ def test_wiring(model: str) -> None:
     assert wires("monitor") == {
         "monitor": {"decide", "notify"}, "decide": {"request_retraining"}, "request_retraining": set(), "notify": set(),
     }  # fmt: skip
-    assert wires("rollback") == {"rollback": set()}
+    assert wires("rollback") == {"rollback": {"find_scores"}, "find_scores": {"rescore"}, "rescore": set()}
 
 
 @pytest.mark.parametrize("model", SPECS)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -20,53 +21,70 @@ HEAVY = {
     "dask", "deltalake", "duckdb", "evidently", "great_expectations", "matplotlib", "mlflow", "numpy", "optuna",
     "pandas", "pyarrow", "scipy", "sklearn", "shap", "xgboost",
 }  # fmt: skip
+#: Runs DAG files, each in a fork of a process that has imported Airflow, with its own variables of the environment.
 LOOK = """
-import importlib.util, sys
-spec = importlib.util.spec_from_file_location("dag_file", sys.argv[1])
-module = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(module)
+import importlib.util, json, os, sys
 from airflow.sdk import DAG
-print(*sorted(name for name, value in vars(module).items() if isinstance(value, DAG)))
-print(*sorted({name.partition(".")[0] for name in sys.modules}))
+for file, environment in json.loads(sys.argv[1]):
+    if os.fork():
+        assert os.wait()[1] == 0, file
+        continue
+    os.environ.update(environment)
+    spec = importlib.util.spec_from_file_location("dag_file", file)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    ids = [name for name, value in vars(module).items() if isinstance(value, DAG)]
+    print(json.dumps([ids, sorted({name.partition(".")[0] for name in sys.modules})]), flush=True)
+    os._exit(0)
 """
+IN_PODS = {"PERENNIAL_PROFILE": "kubernetes"}
+RUNNING = "_AIRFLOW_PARSING_CONTEXT_DAG_ID"
 
 
-def parse(file: Path, **environment: str) -> tuple[set[str], set[str]]:
-    """DAG ids and top-level modules after running one DAG file in a fresh process."""
+def parse(*runs: tuple[str, dict[str, str]]) -> list[tuple[set[str], set[str]]]:
+    """DAG ids and top-level modules after running each DAG file in a process of its own."""
     paths = os.pathsep.join((str(ROOT / "include"), str(ROOT / "plugins")))
+    files = [(str(ROOT / "dags" / f"{name}.py"), environment) for name, environment in runs]
     out = subprocess.run(
-        [sys.executable, "-c", LOOK, str(file)],
-        env=os.environ | {"PYTHONPATH": paths} | environment,
-        capture_output=True, text=True, check=True, timeout=120,
+        [sys.executable, "-c", LOOK, json.dumps(files)],
+        env=os.environ | {"PYTHONPATH": paths}, capture_output=True, text=True, check=True, timeout=120,
     ).stdout.splitlines()  # fmt: skip
-    return set(out[-2].split()), set(out[-1].split())
+    return [(set(ids), set(modules)) for ids, modules in map(json.loads, out[-len(runs) :])]
 
 
-@pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
-def test_a_dag_file_imports_nothing_heavy(file: Path) -> None:
-    ids, modules = parse(file)
-    assert "airflow" in modules
-    assert not HEAVY & modules
+def test_a_dag_file_imports_nothing_heavy() -> None:
     built = {
         "models": {f"{m}.{stage}" for m in load_models()[0] for stage in STAGES},
         "daily_summary": {"perennial.daily_summary"},
         "specs": set(),
         "maintenance": set(),
+        "verify": {"perennial.verify"},
     }
-    assert ids == built[file.stem]
+    names = [file.stem for file in FILES]
+    for name, (ids, modules) in zip(names, parse(*((name, {}) for name in names)), strict=True):
+        assert "airflow" in modules
+        assert not HEAVY & modules, name
+        assert ids == built[name], name
 
 
 def test_steps_in_pods_import_nothing_heavy_either() -> None:
-    for name, dag in (("models", "digits.score"), ("maintenance", "perennial.maintenance")):
-        ids, modules = parse(ROOT / "dags" / f"{name}.py", PERENNIAL_PROFILE="kubernetes")
-        assert dag in ids
-        assert not (HEAVY | {"kubernetes"}) & modules
+    models, maintenance = parse(("models", IN_PODS), ("maintenance", IN_PODS))
+    assert "digits.score" in models[0] and "perennial.maintenance" in maintenance[0]
+    assert not (HEAVY | {"kubernetes"}) & (models[1] | maintenance[1])
 
 
 def test_a_task_builds_only_its_own_dag() -> None:
-    for running, built in (("digits.score", {"digits.score"}), ("perennial.daily_summary", set())):
-        ids, _ = parse(ROOT / "dags" / "models.py", _AIRFLOW_PARSING_CONTEXT_DAG_ID=running)
-        assert ids == built
+    score, summary = parse(
+        ("models", {RUNNING: "digits.score"}), ("models", {RUNNING: "perennial.daily_summary"})
+    )
+    assert score[0] == {"digits.score"} and summary[0] == set()
+
+
+def test_a_task_of_a_folder_that_is_gone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(RUNNING, "digit.score")
+    (message,) = DagBag(str(ROOT / "dags" / "models.py")).import_errors.values()
+    assert "model digit: the folder of this model was removed or renamed while the task waited" in message
+    assert "restore the folder and clear the task" in message
 
 
 @pytest.mark.parametrize("file", FILES, ids=lambda f: f.name)
@@ -86,7 +104,11 @@ def test_a_broken_folder_hurts_no_other_model(tmp_path: Path, monkeypatch: pytes
     bag = DagBag(str(ROOT / "dags"))
     good = load_models()[0]
     assert {"digits", "flight_late"} <= set(good)
-    assert set(bag.dags) == {"perennial.daily_summary", *(f"{m}.{s}" for m in good for s in STAGES)}
+    assert set(bag.dags) == {
+        "perennial.daily_summary",
+        "perennial.verify",
+        *(f"{m}.{s}" for m in good for s in STAGES),
+    }
     (file, message), *others = bag.import_errors.items()
     assert not others
     assert Path(file).name == "specs.py"

@@ -7,10 +7,13 @@ from typing import Any
 
 import pytest
 from airflow.sdk.definitions.param import ParamsDict
-from airflow.sdk.exceptions import ParamValidationError
+from airflow.sdk.exceptions import AirflowFailException, ParamValidationError
 from airflow.utils.types import DagRunType
 
+from perennial.core import dates
 from perennial.core.errors import PerennialError
+from perennial.core.partitions import DAILY
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import run_request
 from perennial_airflow.dag_factory import params
 from perennial_airflow.run_request import PartitionRange
@@ -49,13 +52,29 @@ def test_partitions(key: str | None, fields: dict[str, Any], expected: Partition
         ("2013-02-30", {}, "'2013-02-30', not a date"),
         (None, {"start": "2013-02-02", "end": "2013-02-01"}, "is before start"),
         (None, {"start": "../../etc"}, "not a date"),
-        (None, {"start": "2013-02-01", "end": "2999-01-01"}, "more than ten years"),
+        (None, {"start": "1990-02-01", "end": "2013-02-01"}, "at most 3,660"),
     ],
 )
 def test_partitions_that_make_no_sense(key: str | None, fields: dict[str, Any], cause: str) -> None:
     with pytest.raises(PerennialError, match=cause) as caught:
         run_request.partitions(context(key, **fields))
     assert "What to do: " in str(caught.value)
+
+
+def test_a_mistyped_year_is_refused() -> None:
+    """A result of such a date would count as the latest one until that day has come."""
+    for make in (
+        lambda: run_request.partitions(context("2999-01-01")),
+        lambda: run_request.partitions(context(start="2999-01-01")),
+        lambda: run_request.partitions(context(start=dates.add_days(DAILY.latest(), -1),
+                                               end=dates.add_days(DAILY.latest(), 1))),
+        lambda: run_request.as_of(context("2999-01-01")),
+        lambda: run_request.as_of(context(as_of="2999-01-01")),
+    ):  # fmt: skip
+        with pytest.raises(PerennialError, match=r"is in the future(.|\n)*What to do: check the year"):
+            make()
+    today = DAILY.latest()
+    assert run_request.as_of(context(today)).start == run_request.partitions(context(today)).start == today
 
 
 def test_as_of() -> None:
@@ -88,6 +107,71 @@ def test_the_reason_comes_from_the_event_first() -> None:
     ]
     by_hand["triggering_asset_events"] = {"retraining/x": events}
     assert run_request.reason(by_hand) == "drift; age"
+    assert run_request.reason(context(reason=" \t ")) == ""
+
+
+def test_a_retraining_is_requested_by_the_policy_or_person_of_the_event_and_not_by_who_runs_it() -> None:
+    run = context(user="ann")
+    assert run_request.requested_by(run) == "ann"
+    extras = ({"requested_by": "retraining policy"}, {"requested_by": "bob"}, {}, {"requested_by": "bob"})
+    run["triggering_asset_events"] = {"retraining/x": [SimpleNamespace(extra=e) for e in extras]}
+    assert run_request.requested_by(run) == "retraining policy, bob"
+
+
+FIELDS = ("start", "end", "force")
+
+
+@pytest.mark.parametrize(
+    ("conf", "backfill"),
+    [
+        ({"start": "2013-02-01"}, False),
+        ({}, True),
+        ({"start": "2013-02-01", "end": "2013-02-02", "force": True}, False),
+        ({"start": None, "end": "", "force": True}, True),  # what the UI sends for an empty form
+        ({"airflow/task_span_detail_level": 2, "start": "2013-02-01"}, False),
+    ],
+)
+def test_a_configuration_that_a_run_may_have(conf: dict[str, Any], backfill: bool) -> None:
+    assert run_request.conf_problem("m.data", conf, FIELDS, backfill=backfill) is None
+
+
+@pytest.mark.parametrize(
+    ("conf", "fields", "backfill", "text"),
+    [
+        ({"strat": "2013-02-01"}, FIELDS, False,
+         "m.data has no field 'strat' (did you mean 'start'?)\n"
+         "  What to do: trigger it with the fields of its form: start, end, force"),
+        ({"zzz": 1, "forced": True}, FIELDS, True,
+         "m.data has no field 'zzz', 'forced' (did you mean 'force'?)\n"
+         "  What to do: trigger it with the fields of its form: start, end, force"),
+        ({"x": 1}, (), False,
+         "m.data has no field 'x'\n  What to do: trigger it with no configuration: it has no fields"),
+        ({"start": "2013-02-01", "end": "2013-02-09"}, FIELDS, True,
+         "a backfill of m.data has one run for each partition of its range, and also start 2013-02-01 and end "
+         "2013-02-09\n  What to do: create it again, and leave start, end empty"),
+        ({"as_of": "2013-02-01"}, ("as_of", "force"), True,
+         "a backfill of m.data has one run for each partition of its range, and also as_of 2013-02-01\n"
+         "  What to do: create it again, and leave as_of empty"),
+    ],
+)  # fmt: skip
+def test_a_configuration_that_a_run_must_not_have(
+    conf: dict[str, Any], fields: tuple[str, ...], backfill: bool, text: str
+) -> None:
+    assert str(run_request.conf_problem("m.data", conf, fields, backfill=backfill)) == text
+
+
+def test_a_task_of_a_run_with_a_field_that_the_form_lacks_fails_for_good() -> None:
+    dag = SimpleNamespace(dag_id="m.data", params={"start": None, "force": False})
+    run = SimpleNamespace(conf={"stort": "2013-02-01"}, run_type=DagRunType.MANUAL, partition_key=None)
+    with pytest.raises(AirflowFailException, match=r"no field 'stort' \(did you mean 'start'\?\)"):
+        run_request.check_conf({"dag_run": run, "task": SimpleNamespace(dag=dag)})  # type: ignore[typeddict-item]
+    run.conf = {"start": "2013-02-01"}
+    run_request.check_conf({"dag_run": run, "task": SimpleNamespace(dag=dag)})  # type: ignore[typeddict-item]
+    run.partition_key = "2013-02-01"
+    with pytest.raises(AirflowFailException, match=r"partition key 2013-02-01 and also start 2013-02-01"):
+        run_request.check_conf({"dag_run": run, "task": SimpleNamespace(dag=dag)})  # type: ignore[typeddict-item]
+    run.conf = None
+    run_request.check_conf({"dag_run": run, "task": SimpleNamespace(dag=dag)})  # type: ignore[typeddict-item]
 
 
 @pytest.mark.parametrize(
@@ -100,12 +184,13 @@ def test_the_reason_comes_from_the_event_first() -> None:
         (params.training, {"reason": "x" * 501}),
         (params.rollback, {}),
         (params.rollback, {"reason": ""}),
+        (params.rollback, {"reason": " \t\n "}),
         (params.rollback, {"reason": "worse since May", "to_version": 0}),
         (params.rollback, {"reason": "worse since May", "to_version": "latest"}),
     ],
 )
-def test_forms_refuse(form: Any, given: dict[str, Any]) -> None:
-    filled = ParamsDict(form())
+def test_forms_refuse(spec: ModelSpec, form: Any, given: dict[str, Any]) -> None:
+    filled = ParamsDict(form() if form is params.rollback else form(spec))
     with pytest.raises(ParamValidationError):
         filled.update(given)
         filled.validate()
@@ -122,7 +207,7 @@ def test_forms_refuse(form: Any, given: dict[str, Any]) -> None:
         (params.rollback, {"reason": "worse since May", "to_version": 3}),
     ],
 )
-def test_forms_accept(form: Any, given: dict[str, Any]) -> None:
-    filled = ParamsDict(form())
+def test_forms_accept(spec: ModelSpec, form: Any, given: dict[str, Any]) -> None:
+    filled = ParamsDict(form() if form is params.rollback else form(spec))
     filled.update(given)
     filled.validate()

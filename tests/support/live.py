@@ -7,13 +7,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from threading import Thread
-from typing import Any
+from typing import Any, NamedTuple
 
 from rich.console import Console
 
+from perennial.core.partitions import Cadence, Unit
 from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import Stack
 from perennial.local_stack.progress import ProgressDisplay
@@ -24,6 +26,88 @@ from support import toys
 BROKEN = "broken_on_purpose"
 #: Twelve days of history and three nights; the second is monitored, and a training for it is triggered by hand.
 PLAN = Plan("toy_live", toys.FIRST, "2024-01-12", "2024-01-15", False, manual_training_on="2024-01-14")
+
+
+#: When the latest scheduled runs of `FEEDS` are due; the next ones are an hour after it, or more.
+DUE = datetime.now(UTC) - timedelta(minutes=2)
+
+
+class Feed(NamedTuple):
+    """A feed of files, or of a database.
+
+    Attributes:
+        every: length of a partition.
+        schedule: of data and monitoring, as a strftime format of `DUE`.
+        window: length of its windows.
+        source: its files below a folder; empty for the tables of `DATABASE`.
+    """
+
+    every: Unit
+    schedule: str
+    window: str
+    source: str = ""
+
+    @property
+    def cadence(self) -> Cadence:
+        """Its partitions."""
+        return Cadence(self.every)
+
+    @property
+    def latest(self) -> str:
+        """The partition that is due."""
+        return self.cadence.last_ended(DUE)
+
+    @property
+    def first(self) -> str:
+        """The first partition of its history."""
+        return self.cadence.shift(self.latest, 1 - HISTORY - BACKFILL - MISSED)
+
+    @property
+    def cron(self) -> str:
+        """Its schedule; every month has a 28th."""
+        due = DUE.replace(day=min(DUE.day, 28)) if "%d" in self.schedule else DUE
+        return f"{due:{self.schedule}}"
+
+
+#: Partitions of the history on which the first champion is trained, of a backfill, and of the downtime after it.
+HISTORY, BACKFILL, MISSED = 30, 2, 3
+FEEDS = {
+    "toy_hourly": Feed("hour", "%M * * * *", "24 hours", "{date}/{hour}.parquet"),
+    "toy_weekly": Feed("week", "%M %H * * %w", "8 partitions", "{date}.parquet"),
+    "toy_monthly": Feed("month", "%M %H %d * *", "7 months", "{year}-{month}.parquet"),
+    "toy_database": Feed("day", "%M %H * * *", "8 days"),
+}
+#: The connection of the feed without files, and the table of its predictions.
+DATABASE, PREDICTIONS = "toy_shop", "toy_predictions"
+
+
+def feed_model(root: Path, name: str, *, ended: bool) -> ModelSpec:
+    """Write the model of a feed.
+
+    Args:
+        root: the folder of the models.
+        name: of the feed and the model.
+        ended: whether the schedule ended before the tests began: then only these start runs.
+    """
+    feed = FEEDS[name]
+    rows: Any = f"{{landing}}/{name}/{feed.source}"
+    labels: Any = f"{{landing}}/{name}_labels/{feed.source}"
+    table = {}
+    if not feed.source:
+        within = "FROM toy_rows WHERE seen_at >= {start} AND seen_at < {end}"
+        rows = {"connection": DATABASE, "sql": f"SELECT * {within}"}
+        labels = {
+            "connection": DATABASE,
+            "sql": f"SELECT id, y FROM toy_labels WHERE id IN (SELECT id {within})",
+        }
+        table = {"connection": DATABASE, "table": PREDICTIONS}
+    start = f"{feed.first}-01"[:10]
+    return toys.model(
+        root, name, data={"source": rows, "every": feed.every}, label={"source": labels, "arrives_after": "0 days"},
+        training={"holdout": feed.window, "rounds": 5}, limits={"data": {"retries": 0}},
+        monitoring={"window": feed.window}, predictions=table,
+        schedule={"start": start, "data": feed.cron, "monitor": feed.cron} | ({"end": start} if ended else {}),
+    )  # fmt: skip
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,9 @@ import pytest
 import xgboost
 
 from perennial.core import dates
+from perennial.core.partitions import DAILY
 from perennial.features.engine import FeatureQuery
+from perennial.lifecycle import champion
 from perennial.modeling import registry
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.trained_model import TrainedModel
@@ -51,10 +53,10 @@ def make_spec(**changes: Any) -> ModelSpec:
             "source": "{landing}/labels/{date}.parquet",
             "columns": {"id": "string", "y": "integer"},
             "expression": "y",
-            "arrives_after_days": 1,
+            "arrives_after": "1 day",
         },
-        "features": {"categorical": ["k", "who"]},
-        "monitoring": {"window_days": 7, "min_rows": 100},
+        "features": {"categorical": ["k", "who"], "personal": {"who": "tests need a personal feature"}},
+        "monitoring": {"window": "7 days", "min_rows": 100},
         "schedule": {"start": FIRST},
     }
     for key, value in changes.items():
@@ -95,7 +97,7 @@ class World:
             ).to_arrow_table()
             delta_tables.replace(delta_tables.table_uri("published", self.spec.name), table, day)
 
-    def label(self, start: str, days: int, value: str = "i % 2", rows: int = ROWS) -> None:
+    def label(self, start: str, days: int, value: str = "(i % 2)::INTEGER", rows: int = ROWS) -> None:
         con = duckdb_session.connect()
         for n in range(days):
             day = dates.add_days(start, n)
@@ -132,7 +134,7 @@ class World:
             "CREATE TABLE training AS SELECT partition_date, x, k, who, 0.2 + 0.6 * x AS prediction FROM rows"
         )
         reference = histograms.make_reference(
-            con, "training", ["x", "prediction"], ["k", "who"], window_days=self.spec.monitoring.window_days,
+            con, "training", ["x", "prediction"], ["k", "who"], window=self.spec.monitoring.window.partitions(DAILY),
             min_rows=self.spec.monitoring.min_rows, personal=self.spec.data.personal,
         )  # fmt: skip
         self.model = fit()
@@ -201,8 +203,8 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
     def make(**changes: Any) -> World:
         world = World(tmp_path, make_spec(**changes))
 
-        def artifact(run_id: str, name: str) -> Path:
-            path = tmp_path / "artifacts" / run_id / name
+        def artifact(version: registry.ModelVersion, name: str) -> Path:
+            path = tmp_path / "artifacts" / version.run_id / name
             if not path.is_file():
                 from perennial.core.errors import ArtifactError
 
@@ -210,6 +212,14 @@ def make_world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[...,
             return path
 
         monkeypatch.setattr(registry, "get_champion", lambda spec: world.champion)
+        monkeypatch.setattr(
+            champion, "get_champion", lambda spec, **_: champion.Champion(registry.get_champion(spec))
+        )
+        monkeypatch.setattr(
+            registry,
+            "has_artifact",
+            lambda version, name: (tmp_path / "artifacts" / version.run_id / name).is_file(),
+        )
         monkeypatch.setattr(registry, "download_artifact", artifact)
         monkeypatch.setattr(registry, "load_spec", lambda version: world.spec)
         monkeypatch.setattr(registry, "load_model", lambda version, **_: world.model)

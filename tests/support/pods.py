@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
 import time
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import Stack
 from perennial.spec import compute_profile
 from perennial.spec.model_spec import ModelSpec
 
+if TYPE_CHECKING:
+    from kubernetes.client import V1Pod
+
 SECRET = "perennial-aws"
+#: A resource that no cluster offers, whether it has GPUs or not.
+NO_GPU = "perennial.test/gpu"
 #: Rows a day that cannot be trained on within 256 MiB.
 MANY_ROWS = 9_000
+#: An image that no node has when its pod starts.
+LATE_IMAGE = "perennial/comes-later:0.0.1"
 ENDED = ("success", "failed")
 #: Models, with the profile of each step that does not use the profile `pod`. Those of `SLOW` train for long enough to
 #: be interrupted.
@@ -32,8 +40,14 @@ SLOW: dict[str, dict[str, str]] = {
     "pod_deleted": {},
     "pod_orphan": {},
     "pod_stopped": {},
+    "pod_followed": {"data": "local", "train": "deferred"},
     "pod_lost_worker": {"data": "local", "train": "workers_deferred"},
 }
+
+
+#: Rows a day of those of `SLOW`: their 4,000 rounds take 20 seconds or more. The log of a deferred training is fetched
+#: that often, and has to be seen to grow.
+SLOW_ROWS, FOLLOWED_ROWS = 2000, 8000
 
 
 def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
@@ -41,7 +55,7 @@ def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
     return {
         "name": name, "kind": "kubernetes", "namespace": namespace, "cpu": "250m", "memory": "1Gi", "scratch": "1Gi",
         "secret_env": [SECRET], "wait_minutes": 5, "start_minutes": 2, "labels": {"cost_centre": "tests"},
-        "env": {"PERENNIAL_CHECKPOINT_SECONDS": "1"},
+        "env": {"PERENNIAL_CHECKPOINT_SECONDS": "1", "PERENNIAL_PROGRESS_SECONDS": "2"},
     } | changes  # fmt: skip
 
 
@@ -53,13 +67,21 @@ def profiles(namespace: str) -> list[dict[str, Any]]:
         profile("little_memory", namespace, memory="256Mi", more_memory=["1200Mi"]),
         profile("too_little_memory", namespace, memory="256Mi"),
         profile("no_image", namespace, image="perennial/there-is-no-such-image:0.0.1", start_minutes=0.5),
-        profile("gpu_nowhere", namespace, gpu={"count": 1}, wait_minutes=0.3),
+        profile("late_image", namespace, image=LATE_IMAGE, start_minutes=4),
+        profile("late_image_deferred", namespace, image=LATE_IMAGE, start_minutes=4, deferrable=True),
+        profile("loopback", namespace, env={"MLFLOW_TRACKING_URI": "http://127.1:5000"}),
+        profile("gpu_nowhere", namespace, gpu={"resource": NO_GPU}, wait_minutes=0.3),
         profile("no_secret", namespace, secret_env=[SECRET, "there-is-no-such-secret"], start_minutes=0.3),
         profile("workers", namespace, workers=2),
         {"name": "workers_here", "kind": "local", "workers": 2},
         profile("workers_deferred", namespace, workers=2, deferrable=True),
         profile(
-            "workers_nowhere", namespace, workers=2, gpu={"count": 1}, wait_minutes=0.3, start_minutes=0.2
+            "workers_nowhere",
+            namespace,
+            workers=2,
+            gpu={"resource": NO_GPU},
+            wait_minutes=0.3,
+            start_minutes=0.2,
         ),
         profile("big", namespace, cpu="1", wait_minutes=4),
     ]
@@ -67,10 +89,17 @@ def profiles(namespace: str) -> list[dict[str, Any]]:
 
 @dataclass
 class Cluster:
-    """One namespace of the cluster, made for these tests and removed after them."""
+    """One namespace of the cluster, made for these tests and removed after them.
+
+    Attributes:
+        namespace: its name.
+        api: client of the cluster.
+        secret: the keys of the S3 server, as the secret of the pods holds them.
+    """
 
     namespace: str
     api: Any
+    secret: dict[str, str]
     seen: list[str] = field(default_factory=list)
 
     def pods(self, **labels: str) -> list[Any]:
@@ -155,3 +184,15 @@ def wait_for(condition: Any, what: str, patience: float = 120, every: float = 0.
 def pod_host() -> str:
     """An address of this machine that pods can reach."""
     return os.environ.get("PERENNIAL_POD_HOST") or os.environ.get("TESTBED_HOST_IP") or ""
+
+
+class _Answer:
+    def __init__(self, content: Any) -> None:
+        self.data = json.dumps(content)
+
+
+def as_pod(content: dict[str, Any]) -> V1Pod:
+    """A pod as the client reads it from the API server."""
+    from kubernetes.client import ApiClient
+
+    return ApiClient().deserialize(_Answer(content), "V1Pod")

@@ -13,20 +13,25 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from multiprocessing import forkserver
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
-LIBRARIES = [
-    "pyarrow.parquet", "deltalake", "duckdb", "pandas", "xgboost", "sklearn.linear_model", "sklearn.pipeline",
-    "scipy.stats", "mlflow.xgboost", "requests", "great_expectations", "evidently",
-]  # fmt: skip
+import pytest
 
 
 @functools.cache
 def _context() -> Any:
+    """The server that forks processes, started once.
+
+    Python 3.11 does not tell it this process's ``sys.path``, and it skips silently what it cannot import.
+    """
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(LIBRARIES)
+    context.set_forkserver_preload(["support.preloaded"])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("PYTHONPATH", os.pathsep.join(filter(None, sys.path)))
+        forkserver.ensure_running()
     return context
 
 
@@ -55,11 +60,15 @@ def _run(environ: dict[str, str], module: str, name: str, arguments: tuple[Any, 
 
 
 def step(folder: str, name: str, arguments: dict[str, Any], answer: str = "") -> None:
-    """Run one step of the model in ``folder``; the result, or the error's text, goes into the file ``answer``."""
+    """Run one step of the model in ``folder``; the result, or the error's text, goes into the file ``answer``.
+
+    It draws no page: Evidently takes seconds in each process.
+    """
     from perennial.core.errors import PerennialError
     from perennial.spec.catalog import load_model
     from perennial.steps import dispatch
 
+    _draw_no_pages()
     try:
         outcome: dict[str, Any] = {"result": dispatch.run(name, load_model(Path(folder)), **arguments)}
     except PerennialError as error:
@@ -103,19 +112,37 @@ def data_step(
     spec: str, suite: str, day: str, answer: str = "", function: str = "", moment: str = "", nth: int = 1
 ) -> None:
     """Run the data step of a spec (JSON) without a data profile; killed as `killed_step` if ``function`` is given."""
-    from perennial.ingestion import data_profile
     from perennial.spec.model_spec import ModelSpec
     from perennial.steps import data
 
     model = ModelSpec.model_validate_json(spec)
     model._suite = suite
-    if function != "perennial.ingestion.data_profile.write_profile":  # it takes half of the step's time
-        data_profile.write_profile = lambda *_: ""
+    _draw_no_pages()
     if function:
         _kill_at_call(function, moment, nth)
     result = data.data(model, start=day, end=day)
     if answer:
         Path(answer).write_text(json.dumps(result))
+
+
+def data_steps(spec: str, suite: str, days: tuple[str, ...]) -> None:
+    """Run the data step of a spec (JSON) for one partition after the other, in this order."""
+    from perennial.core.errors import DataError
+
+    for day in days:
+        try:
+            data_step(spec, suite, day)
+        except DataError as error:  # a partition that is stopped in any order
+            sys.stderr.write(f"{error}\n")
+
+
+def _draw_no_pages() -> None:
+    """Leave out the data profile and Evidently's part of the report."""
+    from perennial.ingestion import data_profile
+    from perennial.monitoring import report
+
+    data_profile.write_profile = lambda *_: ""
+    report.evidently_drift_report = lambda *_: report.DriftReport()
 
 
 def _kill_at_call(dotted_name: str, moment: str, nth: int) -> None:
@@ -182,6 +209,11 @@ def limited_step(folder: str, name: str, arguments: dict[str, Any], answer: str,
     dispatch.load_step(name)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
     step(folder, name, arguments, answer)
+
+
+def loaded(answer: str, *names: str) -> None:
+    """Write into the file ``answer`` which of these modules this process has without importing any."""
+    Path(answer).write_text(json.dumps([name for name in names if name in sys.modules]))
 
 
 def write_ids(uri: str, day: str, first: int, count: int) -> None:

@@ -30,7 +30,7 @@ def _die_with_parent() -> None:
 
 @contextlib.contextmanager
 def running(
-    command: list[str], url: str, log: Path, environ: dict[str, str], patience: float = 120
+    command: list[str], url: str, log: Path, environ: dict[str, str], patience: float = 240
 ) -> Iterator[None]:
     """Run a server while the block runs; wait until ``url`` answers."""
     with log.open("wb") as output:

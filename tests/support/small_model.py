@@ -56,9 +56,10 @@ class SmallModel:
         self.changes: dict[str, Any] = {}
         self.label: dict[str, Any] = {
             "source": "{landing}/labels/{date}.parquet", "columns": {"id": "string", "value": "number"},
-            "expression": "value > 1", "arrives_after_days": 1,
+            "expression": "value > 1", "arrives_after": "1 day",
         }  # fmt: skip
         self.columns = dict(COLUMNS)
+        self.task, self.group, self.start = "binary", "", "2020-01-01"
 
     @property
     def spec(self) -> ModelSpec:
@@ -68,8 +69,9 @@ class SmallModel:
             "personal": ["phone"] if "phone" in self.columns else [], "quarantine_limit": 0.25,
         } | self.changes  # fmt: skip
         spec = ModelSpec.model_validate({
-            "name": "small", "task": "binary", "owner": "tests", "description": "For tests.", "data": section,
-            "label": self.label, "schedule": {"start": "2020-01-01"},
+            "name": "small", "task": self.task, "group": self.group or None, "owner": "tests",
+            "description": "For tests.", "data": section,
+            "label": self.label, "schedule": {"start": self.start},
         })  # fmt: skip
         spec._suite = json.dumps({"name": "small", "expectations": self.suite, "meta": {}}, indent=1)
         return spec
@@ -109,15 +111,13 @@ class SmallModel:
 
 @pytest.fixture
 def small_model(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, without_data_profile: None
 ) -> Iterator[SmallModel]:
     monkeypatch.setenv("PERENNIAL_HOME", str(tmp_path / "home"))
     monkeypatch.setenv("PERENNIAL_LAKE", str(tmp_path / "lake"))
     monkeypatch.setenv("PERENNIAL_LANDING", str(tmp_path / "landing"))
     for name in ("PERENNIAL_MEMORY_MB", "PERENNIAL_MODELS", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"):
         monkeypatch.delenv(name, raising=False)
-    if not request.node.get_closest_marker("data_profile"):  # it takes half the time of a run
-        monkeypatch.setattr("perennial.ingestion.data_profile.write_profile", lambda *_: "")
     yield SmallModel(tmp_path)
 
 

@@ -12,13 +12,13 @@ from bench import replay
 from bench.streams import Stream
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, signals
-from perennial.monitoring.partition_sample import PartitionSample, predict_margin
+from perennial.monitoring.partition_sample import PartitionSample
 from perennial.monitoring.signals import Signal
 from support.monitored import make_spec
 
 #: Partitions of the stream without a change: for training, for the baseline, and later ones.
 TRAINING, HOLDOUT, LIVE = range(46), range(46, 60), range(60, 74)
-POLICY = {"window_days": 28, "min_rows": 100, "slices": ["region"], "fairness": ["sex"]}
+POLICY = {"window": "28 days", "min_rows": 100, "slices": ["region"], "fairness": ["sex"]}
 COLUMNS = {"id": "string", "at": "timestamp", "region": "string", "sex": "string"}
 SPEC = make_spec(monitoring=POLICY, data={"columns": COLUMNS, "personal": []})
 
@@ -48,7 +48,7 @@ def sample(model: TrainedModel, nights: range) -> PartitionSample:
         for c, names in (("region", ["n", "s"]), ("sex", ["f", "m"]))
     }
     dates = tuple(f"night {n}" for n in nights)
-    margin, predicted = predict_margin(model, x), model.predict_matrix(x)
+    margin, predicted = model.predict_margin(x), model.predict_matrix(x)
     return PartitionSample(dates, night, x, margin, predicted, y, None, groupings)
 
 

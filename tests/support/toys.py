@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import os
+import re
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow as pa
@@ -13,11 +17,16 @@ import pyarrow.parquet as pq
 import yaml
 
 from perennial.core import dates
+from perennial.core.partitions import cadence_of
 from perennial.core.settings import settings
+from perennial.ingestion import table_definitions
 from perennial.spec.catalog import load_model
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, landing, object_store
 from support import lake
+
+if TYPE_CHECKING:
+    import pytest
 
 FIRST = "2024-01-01"
 DAYS = 20
@@ -44,6 +53,28 @@ def unique(prefix: str = "toy") -> str:
     return f"{prefix}_{uuid.uuid4().hex[:8]}"
 
 
+@contextlib.contextmanager
+def working_folder(folder: Path, mlflow_url: str) -> Iterator[pytest.MonkeyPatch]:
+    """While the block runs, ``folder`` holds the home and the models: for what several tests copy or only read."""
+    import pytest
+
+    with pytest.MonkeyPatch.context() as patch:
+        for name in [n for n in os.environ if n.startswith("PERENNIAL_")]:
+            patch.delenv(name)
+        patch.setenv("PERENNIAL_HOME", str(folder / "home"))
+        patch.setenv("PERENNIAL_MODELS", str(folder / "models"))
+        patch.setenv("PERENNIAL_THREADS", "1")
+        patch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+        yield patch
+
+
+def let_all_pass(patch: pytest.MonkeyPatch) -> None:
+    """Let every challenger pass the gate: for tests of what happens to versions, not of the models."""
+    from perennial.training import challenger_evaluation
+
+    patch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
+
+
 def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
     """The content of ``model.yaml``; ``changes`` replace keys of its sections."""
     columns = {
@@ -59,13 +90,13 @@ def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
         "data": {"source": f"{{landing}}/{name}/{{date}}.parquet", "key": ["id"], "event_time": "seen_at",
                  "columns": columns | ({"list": "integer"} if task == "ranking" else {})},
         "label": {"source": f"{{landing}}/{name}_labels/{{date}}.parquet",
-                  "columns": {"id": "string", "y": LABEL_TYPES[task]}, "expression": "y", "arrives_after_days": 1},
+                  "columns": {"id": "string", "y": LABEL_TYPES[task]}, "expression": "y", "arrives_after": "1 day"},
         "features": {"categorical": ["k"],
                      "references": [{"name": "places", "source": f"{{landing}}/{name}_places.parquet"}]},
-        "training": {"holdout_days": 5, "rounds": 25, "early_stopping_rounds": 5,
+        "training": {"holdout": "5 days", "rounds": 25, "early_stopping_rounds": 5,
                      "params": {"max_depth": 3, "learning_rate": 0.3}},
         "gate": {"bootstrap_samples": 200},
-        "monitoring": {"window_days": 7, "min_rows": 50, "report_rows": 100},
+        "monitoring": {"window": "7 days", "min_rows": 50, "report_rows": 100},
         "schedule": {"start": FIRST},
     }  # fmt: skip
     if task == "ranking":
@@ -86,12 +117,18 @@ def model(root: Path, name: str, task: str = "binary", sql: str = SQL, **changes
     return load_model(folder)
 
 
+def seconds(key: str) -> int:
+    """The length of a partition with rows; a week has them on its first day."""
+    return int((cadence_of(key).end_of(key) - cadence_of(key).start_of(key)).total_seconds())
+
+
 def rows(task: str, day: str, n: int = ROWS) -> pa.Table:
-    """One day's rows, the same in every call; the label depends on whether ``x`` and ``z`` have the same sign."""
-    rng = np.random.default_rng(int(day.replace("-", "")))
+    """One partition's rows, the same in every call; the label depends on whether ``x`` and ``z`` have the same sign."""
+    rng = np.random.default_rng(int(re.sub(r"\D", "", day)))
+    step = np.timedelta64(seconds(day) * 1_000_000 // n, "us")
     table = {
         "id": [f"{day}-{i:05d}" for i in range(n)],
-        "seen_at": pa.array(np.datetime64(day, "us") + np.arange(n) * np.timedelta64(86_400_000_000 // n, "us")),
+        "seen_at": pa.array(np.datetime64(day, "us") + np.arange(n) * step),
         "x": np.round(rng.normal(size=n), 6), "z": np.round(rng.normal(size=n), 6),
         "k": rng.choice(["a", "b", "c"], n).tolist(), "place": rng.choice(["north", "south"], n).tolist(),
     }  # fmt: skip
@@ -139,7 +176,7 @@ def land(
 ) -> None:
     """Land the reference table, and each day's rows and labels, as a feed would."""
     write(landing.source_uri(spec.references[0].source), places())
-    for day in dates.dates(start, dates.add_days(start, days - 1)):
+    for day in spec.cadence.keys(start, spec.cadence.shift(start, days - 1)):
         table = rows(spec.task, day, n)
         write(landing.source_uri(spec.data.source, day), table)
         write(landing.source_uri(spec.label.source or "", day), labels(spec.task, table, shuffled=shuffled))
@@ -158,12 +195,18 @@ def publish(
         parts.append(table.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
         y = labels(spec.task, table, shuffled=shuffled).rename_columns(["id", "label"])
         tables.append(y.append_column(delta_tables.PARTITION, pa.array([day] * len(table))))
-    delta_tables.replace(
-        delta_tables.table_uri("published", spec.name), pa.concat_tables(parts), whole[0], whole[-1]
-    )
-    delta_tables.replace(
-        delta_tables.table_uri("labels", spec.name), pa.concat_tables(tables), whole[0], whole[-1]
-    )
+    for kind, content in (("published", parts), ("labels", tables)):
+        writer = table_definitions.writer_of(spec, kind)
+        writer.replace(pa.concat_tables(content), whole[0], whole[-1])
+
+
+def publish_without_labels(spec: ModelSpec, day: str) -> None:
+    """Replace the labels of one partition by nulls."""
+    table = rows(spec.task, day)
+    y = labels(spec.task, table).rename_columns(["id", "label"])
+    y = y.set_column(1, "label", pa.nulls(len(y), y.schema.field("label").type))
+    y = y.append_column(delta_tables.PARTITION, pa.array([day] * len(y)))
+    table_definitions.writer_of(spec, "labels").replace(y, day, day)
 
 
 def content_of(

@@ -64,6 +64,17 @@ class Proxy:
         """Inject a fault into the next matching requests."""
         self.faults.append(Fault(kind, times, method, path, seconds, every))
 
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Inject nothing in the block."""
+        with self.lock:
+            faults, self.faults = self.faults, []
+        try:
+            yield
+        finally:
+            with self.lock:
+                self.faults = faults
+
     def take(self, method: str, path: str) -> Fault | None:
         """The fault to inject into a request, if any."""
         with self.lock:

@@ -7,6 +7,8 @@ SELECT
     hour,
     minute,
     dayofweek(flight_date) AS weekday,
+    late_share_28d,
+    flown_28d,
     distance,
     sched_arr_time,
     year(flight_date) - plane_year AS plane_age,

@@ -3,4 +3,4 @@
 Nothing here sends anything: the Airflow plugin, or the caller's own function, delivers the messages.
 """
 
-__all__ = ["daily_summary", "incidents"]
+__all__ = ["daily_summary", "decisions", "incidents", "mutes"]

@@ -1,31 +1,28 @@
-"""The daily summary: one message each morning with incidents, decisions and mutes of all models."""
+"""The daily summary: one message each morning about all models.
+
+It lists open questions, incidents, undetermined verdicts, decisions (refusals, too) and mutes.
+"""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from typing import Any
 
-from perennial.alerting import incidents
+from perennial.alerting import decisions, incidents
 from perennial.core.dates import utc_timestamp
+from perennial.core.partitions import date_of
 from perennial.core.settings import settings
 from perennial.spec.alerts import Channel, common_channel
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import ledger, object_store
-from perennial.storage.ledger import Decision, LedgerKind
+from perennial.storage import ledger, object_store, pages
+from perennial.storage.ledger import LedgerKind, LedgerRecord
 
-#: Decisions that are listed, with their texts.
-REPORTED_DECISIONS: dict[tuple[str, str], str] = {
-    (LedgerKind.RETRAINING, Decision.PROPOSED): "retraining proposed, it waits for approval",
-    (LedgerKind.RETRAINING, Decision.REQUESTED): "retraining requested",
-    (LedgerKind.PROMOTION, Decision.PROMOTED): "promoted",
-    (LedgerKind.ROLLBACK, Decision.ROLLED_BACK): "rolled back",
-    (LedgerKind.EXTERNAL_CHANGE, Decision.REPORTED): "champion changed outside promotion:",
-    (LedgerKind.TRIAL, Decision.STARTED): "on trial",
-    (LedgerKind.TRIAL, Decision.FAILED): "trial failed:",
-}
+#: The section of models whose incidents or decisions cannot be read.
+_UNKNOWN = "Not known"
 
 
 @dataclass(frozen=True)
@@ -45,12 +42,17 @@ class DailySummary:
     facts: dict[str, Any]
 
 
-def compose(specs: Mapping[str, ModelSpec], moment: datetime | None = None) -> DailySummary:
+def compose(
+    specs: Mapping[str, ModelSpec],
+    moment: datetime | None = None,
+    model_page: Callable[[str], str] = lambda model: "",
+) -> DailySummary:
     """Compose the summary of the time since the last one that was sent, or of one day if there is none.
 
     Args:
         specs: the models, by name.
         moment: end of the reported period, with time zone; now by default.
+        model_page: gives the address of a model's page, which ends the message if something is told of the model.
 
     Raises:
         StorageError: the lake cannot be read.
@@ -58,22 +60,32 @@ def compose(specs: Mapping[str, ModelSpec], moment: datetime | None = None) -> D
     moment = moment or datetime.now(UTC)
     until, since = utc_timestamp(moment), _last_sent() or utc_timestamp(moment - timedelta(days=1))
     sections: dict[str, list[str]] = {
+        "Open questions": [],
         "Open incidents": [],
         "Closed incidents": [],
+        "Undetermined verdicts": [],
         "Decisions": [],
         "Mutes": [],
+        _UNKNOWN: [],
     }
+    mentioned = []
     for name, spec in specs.items():
-        log = incidents.read_log(name)
-        sections["Open incidents"] += [f"{name}: {line}" for line in _open(spec, log)]
-        sections["Closed incidents"] += [f"{name}: {line}" for line in _closed(log, since)]
-        sections["Decisions"] += [f"{name}: {line}" for line in _decisions(name, since)]
-        sections["Mutes"] += [f"{name}: {line}" for line in _mutes(spec, log)]
+        content, reason = pages.attempt(
+            f"the daily summary of {name}", partial(_content, spec, since, moment)
+        )
+        content = content or {_UNKNOWN: [f"its state cannot be read: {reason}"]}
+        for section, lines in content.items():
+            sections[section] += [f"{name}: {line}" for line in lines]
+        if any(content.values()) and (address := model_page(name)):
+            mentioned.append(f"{name}: {address}")
     counts = {
+        "questions": len(sections["Open questions"]),
         "incidents": len(sections["Open incidents"]),
         "closed": len(sections["Closed incidents"]),
+        "undetermined": len(sections["Undetermined verdicts"]),
         "decisions": len(sections["Decisions"]),
         "mutes": len(sections["Mutes"]),
+        "unknown": len(sections[_UNKNOWN]),
     }
     facts = counts | {"models": len(specs), "since": since, "until": until}
     if not any(counts.values()):
@@ -82,8 +94,29 @@ def compose(specs: Mapping[str, ModelSpec], moment: datetime | None = None) -> D
     title = f"Perennial, {until[:10]}: {_count(counts['incidents'], 'open incident')}, " + _count(
         counts["decisions"], "decision"
     )
+    if counts["questions"]:
+        title += f", {_count(counts['questions'], 'open question')}"
+    sections["Pages of these models"] = mentioned
     parts = ["\n".join([head, *(f"- {line}" for line in lines)]) for head, lines in sections.items() if lines]
     return DailySummary(title, "\n\n".join([title, *parts]), until, facts)
+
+
+def _content(spec: ModelSpec, since: str, moment: datetime) -> dict[str, list[str]]:
+    """The lines on one model, by section."""
+    log, records = incidents.read_log(spec.name), ledger.records(spec.name)
+    return {
+        "Open questions": [
+            f"retrain as of {r['partition']}? Answer in Airflow: {r['reason']}"
+            for r in decisions.open_questions(spec, records, moment)
+        ],
+        "Open incidents": list(_open(spec, log)),
+        "Closed incidents": list(_closed(log, since)),
+        "Undetermined verdicts": list(_undetermined(records)),
+        "Decisions": [
+            decisions.describe(r) for r in records if r["recorded_at"] >= since and decisions.is_reported(r)
+        ],
+        "Mutes": list(_mutes(spec, log)),
+    }
 
 
 def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
@@ -97,7 +130,11 @@ def channels(specs: Iterable[ModelSpec]) -> list[Channel]:
         *([common] if common else []),
         *(c for s in specs for c in s.alerts.channels if c.daily_summary),
     ]
-    return list({c.model_dump_json(exclude={"name", "signals", "severity"}): c for c in selected}.values())
+    return list(
+        {
+            c.model_dump_json(exclude={"name", "signals", "severity", "decisions"}): c for c in selected
+        }.values()
+    )
 
 
 def mark_sent(summary: DailySummary) -> None:
@@ -112,7 +149,12 @@ def _uri() -> str:
 def _last_sent() -> str | None:
     try:
         return str(json.loads(object_store.read_text(_uri()))["until"])
-    except FileNotFoundError:
+    except (
+        FileNotFoundError,
+        ValueError,
+        KeyError,
+        TypeError,
+    ):  # no file, or a damaged one: as if none was sent
         return None
 
 
@@ -122,14 +164,12 @@ def _count(number: int, noun: str) -> str:
 
 def _open(spec: ModelSpec, log: incidents.IncidentLog) -> Iterator[str]:
     for incident in log.open:
-        observed = (
-            "observed once"
-            if incident.count == 1
-            else f"observed {incident.count} times, last {incident.last}"
-        )
         muted = " (muted)" if log.muted(spec, incident.signal, incident.last) else ""
         since = incident.first or "a run without a date"
-        yield f"{incident.signal} is {incident.severity} since {since}, {observed}{muted}: {incident.reason}"
+        yield (
+            f"{incident.signal} is {incident.severity} since {since}, {incident.observed}{muted}: "
+            f"{incident.explanation}"
+        )
 
 
 def _closed(log: incidents.IncidentLog, since: str) -> Iterator[str]:
@@ -138,20 +178,23 @@ def _closed(log: incidents.IncidentLog, since: str) -> Iterator[str]:
             yield f"{incident.signal}, {incident.worst} from {incident.first} to {incident.last}"
 
 
-def _decisions(model: str, since: str) -> Iterator[str]:
-    for record in ledger.records(model):
-        text = REPORTED_DECISIONS.get((record["kind"], record["decision"]))
-        if text and record["recorded_at"] >= since:
-            is_retraining = record["kind"] == LedgerKind.RETRAINING
-            version = "" if is_retraining else f" version {record['model_version']}"
-            partition = f", partition {record['partition']}" if record["partition"] else ""
-            yield f"{text}{version}{partition}: {record['reason']}"
+def _undetermined(records: Sequence[LedgerRecord]) -> Iterator[str]:
+    """The latest verdict, if it is undetermined: nobody can say that such a model is fine."""
+    verdicts = [
+        r
+        for r in records
+        if r["kind"] == LedgerKind.RETRAINING
+        and r["evidence"].get("verdict")
+        and not r["evidence"].get("backfill")
+    ]
+    latest = max(verdicts, key=lambda r: (r["partition"], r["sequence"]), default=None)
+    if latest and latest["evidence"]["verdict"] == "undetermined":
+        yield f"as of {latest['partition']}: {latest['reason']}"
 
 
 def _mutes(spec: ModelSpec, log: incidents.IncidentLog) -> Iterator[str]:
     """Mutes that apply at the latest date of any signal, or today if there are no signals."""
-    observed = [*log.verdict_dates.values(), *(i.closed or i.last for i in log.incidents.values())]
-    day = max(observed, default="") or datetime.now(UTC).date().isoformat()
+    day = date_of(log.latest_date) if log.latest_date else datetime.now(UTC).date().isoformat()
     of_spec = ((m.signals, m.until.isoformat(), m.reason) for m in spec.alerts.mute)
     by_hand = ((m["signals"], m["until"], m["reason"]) for m in log.mutes)
     for signals, until, reason in (*by_hand, *of_spec):

@@ -1,3 +1,19 @@
 """The command line: running steps, checking and creating models, checking the environment."""
 
-__all__ = ["app", "check", "doctor", "incidents", "invocation", "new", "spec_reference", "terminal"]
+__all__ = [
+    "app",
+    "check",
+    "console",
+    "doctor",
+    "features",
+    "incidents",
+    "invocation",
+    "missing",
+    "new",
+    "new_generation",
+    "predictions",
+    "quarantine",
+    "spec_reference",
+    "status",
+    "terminal",
+]

@@ -1,13 +1,12 @@
 """The command line: check and create models, run single steps, read the ledger.
 
-A person, an Airflow worker and a pod all run steps through `run`. Each command imports heavy libraries only when it
-needs them, so that help and errors appear quickly.
+A person, an Airflow worker and a pod all run steps through `run` (`_step_commands`). Each command imports heavy
+libraries only when it needs them, so that help and errors appear quickly.
 """
 
 from __future__ import annotations
 
 import json
-import sys
 from dataclasses import asdict
 from pathlib import Path
 from typing import Annotated, NoReturn
@@ -16,8 +15,10 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from perennial.cli import terminal
-from perennial.core.errors import PerennialError
+from perennial.cli import _new_command, _step_commands, terminal
+from perennial.cli._step_commands import LIBRARY_DIGEST_HELP, RENDEZVOUS_HELP
+from perennial.core import unexpected_errors
+from perennial.core.errors import FAILED, exit_status
 
 __all__ = ["app", "main"]
 
@@ -29,29 +30,38 @@ app = typer.Typer(
     # a traceback with local variables would show rows, and rows may hold personal data
     pretty_exceptions_enable=False,
 )
+run = typer.Typer(help="Run one step.", no_args_is_help=True)
+_step_commands.add_commands(run)
+app.add_typer(run, name="run")
+features = typer.Typer(help="Feature tables: features of an entity's history.", no_args_is_help=True)
+app.add_typer(features, name="features")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
-LibraryDigest = Annotated[
-    str | None,
-    typer.Option(help="Refuse to run unless the library has this digest (`perennial library-digest`)."),
-]
+LibraryDigest = Annotated[str | None, typer.Option(help=LIBRARY_DIGEST_HELP)]
 ModelName = Annotated[str, typer.Argument(help="Name of the model.")]
-RENDEZVOUS_HELP = "path or s3:// URI of the file in which trainer and workers find each other"
+TableName = Annotated[str, typer.Argument(help="Name of the feature table.")]
+ModelOrAll = Annotated[str | None, typer.Argument(help="Name of the model; all models by default.")]
 
 
 def main() -> None:
-    """Run the command line; a `PerennialError` is printed without a traceback, and the exit status is 1."""
+    """Run the command line; an error is printed in words, without a traceback.
+
+    The exit status is then 1, or 75 (EX_TEMPFAIL) if the same command can succeed later: `errors.exit_status`.
+    """
     try:
         app()
-    except PerennialError as error:
-        _fail(str(error))
+    except BaseException as error:
+        if not unexpected_errors.is_failure(error):
+            raise
+        failure = unexpected_errors.translate(error, "the command")
+        _fail(str(failure), exit_status(failure))
 
 
-def _fail(message: str) -> NoReturn:
+def _fail(message: str, status: int = FAILED) -> NoReturn:
     Console(stderr=True, highlight=False, soft_wrap=True).print(
         Text.assemble(("error: ", "bold red"), message)
     )
-    raise SystemExit(1)
+    raise SystemExit(status)
 
 
 @app.command()
@@ -59,7 +69,7 @@ def check(
     names: Annotated[list[str] | None, typer.Argument(help="Models to check; all by default.")] = None,
     strict: Annotated[bool, typer.Option(help="Treat what could not be checked as a problem.")] = False,
 ) -> None:
-    """Check models and feature sets: specs, SQL, suites, labels. Exit status 1 if there are problems."""
+    """Check models, feature sets and feature tables. Exit status 1 if there are problems."""
     from perennial.cli.check import preflight
 
     reports = preflight.check(names or [])
@@ -89,7 +99,12 @@ def check(
 @app.command()
 def why(
     model: ModelName,
-    day: Annotated[str, typer.Argument(metavar="DATE", help="Partition date, YYYY-MM-DD.")],
+    day: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATE", help="Partition: YYYY-MM-DD, for hours YYYY-MM-DDThh, for months YYYY-MM."
+        ),
+    ],
 ) -> None:
     """Explain why a model was, or was not, retrained as of a date."""
     from perennial.lifecycle.explanation import explain_decision as explain
@@ -100,53 +115,99 @@ def why(
 
 
 @app.command()
-def run(
-    step: Annotated[
-        str, typer.Argument(help="data, train, promote, score, monitor, decide, conclude or rollback.")
-    ],
-    model: Annotated[str | None, typer.Option("--model", "-m", help="Name of the model.")] = None,
-    start: Annotated[str | None, typer.Option(help="data, score: first partition date, YYYY-MM-DD.")] = None,
-    end: Annotated[str | None, typer.Option(help="Last partition date; default: --start.")] = None,
-    as_of: Annotated[str | None, typer.Option(help="Partition date of the latest data to use.")] = None,
-    force: Annotated[bool, typer.Option("--force", help="Repeat finished work.")] = False,
-    reason: Annotated[str | None, typer.Option(help="Reason, recorded in the ledger.")] = None,
-    actor: Annotated[str | None, typer.Option(help="Who decides; default: the user.")] = None,
-    to_version: Annotated[str | None, typer.Option(help="rollback: version to return to.")] = None,
-    backfill: Annotated[
-        bool, typer.Option("--backfill", help="Part of a backfill: starts no retraining.")
+def status(
+    model: ModelOrAll = None,
+    rebuild: Annotated[
+        bool, typer.Option("--rebuild", help="Write the status records anew, from the whole lake.")
     ] = False,
-    catch_up: Annotated[
-        bool,
-        typer.Option("--catch-up", help="score: also score earlier partitions that have not been scored."),
-    ] = False,
-    run_id: Annotated[str | None, typer.Option(help="Identifier recorded with what the step writes.")] = None,
-    spec_file: Annotated[
-        str | None,
-        typer.Option(help="The model as JSON (ModelSpec.bundle) instead of a folder; -: standard input."),
-    ] = None,
-    result_file: Annotated[
-        str | None, typer.Option(help="File to write the result or the error to: a path or s3:// URI.")
-    ] = None,
-    library_digest: LibraryDigest = None,
-    workers: Annotated[int | None, typer.Option(help="train: processes that fit the model together.")] = None,
-    rendezvous: Annotated[str | None, typer.Option(help=f"train: {RENDEZVOUS_HELP}.")] = None,
+    as_json: AsJson = False,
 ) -> None:
-    """Run one step. Its result is printed last, as one line of JSON."""
-    from perennial.cli import invocation
-    from perennial.steps import dispatch
-    from perennial.steps import result_file as result_file_module
+    """Show how each model is: state, champion, verdict, scores, incidents. Exit status 1 if one is unwell."""
+    from perennial.cli import status as status_module
 
-    options = {
-        "start": start, "end": end, "as_of": as_of, "reason": reason, "actor": actor, "to_version": to_version,
-        "run_id": run_id, "workers": workers, "rendezvous": rendezvous, "force": force or None,
-        "backfill": backfill or None, "catch_up": catch_up or None,
-    }  # fmt: skip
-    with result_file_module.step_outcome(result_file) as outcome:
-        result_file_module.check_library_digest(library_digest)
-        spec = invocation.resolve_spec(model, spec_file)
-        outcome.result = dispatch.run(step, spec, **invocation.resolve_arguments(step, options))
-    sys.stdout.flush()
-    print(json.dumps(outcome.result, default=str), flush=True)  # noqa: T201
+    if status_module.show(model, rebuild=rebuild, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def missing(
+    model: ModelOrAll = None,
+    until: Annotated[
+        str | None,
+        typer.Option(help="Last partition, or date, that is due; default: the last one that has ended."),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """List what is due and not done, and the command that does it. Exit status 1 if there is anything."""
+    from perennial.cli import missing as missing_module
+
+    if missing_module.show(model, until, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
+def quarantine(
+    model: ModelName,
+    day: Annotated[
+        str | None, typer.Option("--date", help="Partition; default: the latest one with rows in quarantine.")
+    ] = None,
+    limit: Annotated[int, typer.Option(min=1, help="Rows at most.")] = 20,
+    out: Annotated[Path | None, typer.Option("--out", "-o", help="Write all rows to this CSV file.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Show the rows of a partition that did not pass the checks, with the reasons; personal data is hidden."""
+    from perennial.cli import quarantine as quarantine_module
+
+    quarantine_module.show(model, day, limit=limit, out=out, as_json=as_json)
+
+
+@features.command("list")
+def list_features(as_json: AsJson = False) -> None:
+    """List the feature tables, the models that use them, and what is computed."""
+    from perennial.cli import features as features_module
+
+    features_module.show_all(as_json=as_json)
+
+
+@features.command("show")
+def show_features(table: TableName, as_json: AsJson = False) -> None:
+    """Show a feature table: its columns, its sources, and what its newest partitions cost."""
+    from perennial.cli import features as features_module
+
+    features_module.show(table, as_json=as_json)
+
+
+@features.command("check")
+def check_features(
+    table: Annotated[str | None, typer.Argument(help="Name of the table; all tables by default.")] = None,
+) -> None:
+    """Check feature tables: SQL, tests, no value from later rows. Exit status 1 if there are problems."""
+    from perennial.cli import features as features_module
+
+    features_module.check(table)
+
+
+@features.command("build")
+def build_features(
+    table: TableName,
+    start: Annotated[str, typer.Option(help="First partition, written as for `perennial run`.")],
+    end: Annotated[str | None, typer.Option(help="Last partition; default: --start.")] = None,
+    force: Annotated[bool, typer.Option("--force", help="Compute again what is up to date.")] = False,
+) -> None:
+    """Compute partitions of a feature table that are missing or outdated; training and scoring do so by themselves."""
+    from perennial.cli import features as features_module
+
+    features_module.build(table, start, end, force=force)
+
+
+@app.command()
+def console(
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port on this machine.")] = 8900,
+) -> None:
+    """Show the models in the browser: the pages of Airflow's entry Models, read-only, for this machine only."""
+    from perennial.cli import console as console_module
+
+    console_module.serve(port)
 
 
 @app.command()
@@ -177,11 +238,32 @@ def models(as_json: AsJson = False) -> None:
         table = terminal.table("model", "task", "owner", "source", "from", "folder")
         for spec in specs.values():
             folder, start = yaml_reader.display_path(spec.folder), spec.schedule.start.isoformat()
-            row = (spec.name, spec.task, spec.owner, spec.data.source, start, folder)
+            row = (spec.name, spec.task, spec.owner, str(spec.data.source), start, folder)
             table.add_row(*map(Text, row))
         terminal.console().print(table)
     if errors:
         _fail("\n".join(str(error) for error in errors))
+
+
+@app.command()
+def predictions(
+    model: ModelName,
+    day: Annotated[
+        str | None, typer.Option("--date", help="Partition date, YYYY-MM-DD; default: the latest one.")
+    ] = None,
+    start: Annotated[str | None, typer.Option(help="First partition date of a range.")] = None,
+    end: Annotated[str | None, typer.Option(help="Last partition date of a range.")] = None,
+    limit: Annotated[int | None, typer.Option(help="Rows at most; default: 20, for a file all.")] = None,
+    out: Annotated[
+        Path | None, typer.Option("--out", "-o", help="Write to this file, .csv or .parquet, instead.")
+    ] = None,
+) -> None:
+    """Print the predictions of scored partitions, or write them to a file: key, prediction, version."""
+    from perennial.cli import predictions as predictions_module
+    from perennial.spec import catalog
+
+    spec = catalog.load_model_by_name(model)
+    predictions_module.show(spec, day=day, start=start, end=end, limit=limit, out=out)
 
 
 @app.command()
@@ -215,8 +297,26 @@ def ledger(
 
 
 @app.command()
+def verify(
+    model: ModelOrAll = None,
+    record: Annotated[
+        bool,
+        typer.Option(
+            "--record", help="Record the digest of data files that have none, as the files are now."
+        ),
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Compare data files, manifests, ledger and MLflow with the recorded digests. Exit status 1 if any differs."""
+    from perennial.cli import _verification
+
+    if not _verification.verify(model, record=record, as_json=as_json):
+        raise typer.Exit(1)
+
+
+@app.command()
 def incidents(
-    model: Annotated[str | None, typer.Argument(help="Name of the model; all models by default.")] = None,
+    model: ModelOrAll = None,
     closed: Annotated[
         bool, typer.Option("--all", help="Also the last closed incident of each signal.")
     ] = False,
@@ -229,18 +329,56 @@ def incidents(
 
 
 @app.command()
+def resolve(
+    model: ModelName,
+    signal: Annotated[str, typer.Argument(help="Signal of the incident, such as failure:rollback.")],
+    reason: Annotated[str, typer.Option(help="Why it is over; recorded in the ledger.")] = "",
+) -> None:
+    """Close an incident that no later run will close. The next bad observation opens another one."""
+    from perennial.cli import incidents as incidents_module
+
+    incidents_module.resolve(model, signal, reason)
+
+
+@app.command()
 def mute(
     model: ModelName,
     signal: Annotated[str, typer.Argument(help="Signal, or a pattern such as 'failure:*'.")] = "*",
-    until: Annotated[
-        str, typer.Option(help="Last partition date that is muted, YYYY-MM-DD; a past date ends a mute.")
-    ] = "",
+    until: Annotated[str, typer.Option(help="Last date that is muted, YYYY-MM-DD; within a year.")] = "",
     reason: Annotated[str, typer.Option(help="Reason, recorded in the ledger.")] = "",
 ) -> None:
     """Send no alerts of a signal for a while. It is still recorded, and listed in the daily summary."""
     from perennial.cli import incidents as incidents_module
 
     incidents_module.mute(model, signal, until, reason)
+
+
+@app.command()
+def unmute(
+    model: ModelName,
+    signal: Annotated[str, typer.Argument(help="Signal, or the pattern, that was muted.")] = "*",
+) -> None:
+    """Send the alerts of a signal again that `perennial mute` stopped."""
+    from perennial.cli import incidents as incidents_module
+
+    incidents_module.unmute(model, signal)
+
+
+@app.command()
+def new_generation(
+    model: ModelName,
+    reason: Annotated[str, typer.Option(help="Why, recorded in the ledger.")] = "",
+    yes: Annotated[
+        bool, typer.Option("--yes", "-y", help="Do it; without, only say what would be done.")
+    ] = False,
+    force: Annotated[
+        bool, typer.Option("--force", help="Also if the spec fits the tables: empty all of them.")
+    ] = False,
+) -> None:
+    """Empty tables that a changed spec does not fit, so that their partitions can be published again."""
+    from perennial.cli import new_generation as new_generation_module
+
+    new_generation_module.run(model, reason=reason, confirmed=yes, force=force)
 
 
 @app.command()
@@ -275,51 +413,7 @@ def docs(
         _fail("generated files are stale\n  What to do: run `make docs` and commit the changes")
 
 
-@app.command()
-def new(
-    name: Annotated[str, typer.Argument(help="Name of the model: lower case letters, digits, _.")],
-    sample: Annotated[
-        list[Path] | None,
-        typer.Option("--sample", "-s", help="Sample file, parquet or CSV; repeat for several partitions."),
-    ] = None,
-    task: Annotated[str | None, typer.Option(help="binary, multiclass, regression or ranking.")] = None,
-    label: Annotated[str | None, typer.Option(help="Column to predict.")] = None,
-    positive: Annotated[str | None, typer.Option(help="Binary: value of the positive class.")] = None,
-    key: Annotated[
-        list[str] | None, typer.Option("--key", help="Column that identifies a row; may be repeated.")
-    ] = None,
-    event_time: Annotated[str | None, typer.Option(help="Column with the time of the event.")] = None,
-    group: Annotated[str | None, typer.Option(help="Ranking: column that identifies a row's list.")] = None,
-    owner: Annotated[str | None, typer.Option(help="Who is responsible for the model.")] = None,
-    description: Annotated[str | None, typer.Option(help="What it predicts.")] = None,
-    personal: Annotated[
-        list[str] | None, typer.Option("--personal", help="Column of personal data; may be repeated.")
-    ] = None,
-    into: Annotated[
-        Path | None,
-        typer.Option(
-            help="Folder to create it in; default: the first of PERENNIAL_MODELS, or include/models."
-        ),
-    ] = None,
-    land: Annotated[bool | None, typer.Option(help="Copy the sample into the landing area.")] = None,
-    yes: Annotated[
-        bool, typer.Option("--yes", "-y", help="Ask no questions; accept every suggestion.")
-    ] = False,
-) -> None:
-    """Create a model's folder from a sample: spec, features, suite and README, ready to check and to run."""
-    from perennial.cli.new import wizard
-
-    answers = wizard.GivenAnswers(
-        task=task, label=label, positive=positive, key=key or [], event_time=event_time, group=group,
-        owner=owner, description=description, personal=personal, land=land,
-    )  # fmt: skip
-    created = wizard.create_model_folder(name, sample or [], answers, into, ask=not yes)
-    console = terminal.console()
-    console.print(f"Created {created.folder}")
-    for line in created.remarks:
-        console.print(Text(f"  {line}"))
-    console.print(f"Next: perennial check {name}")
-    console.print(f"      perennial run data --model {name} --start {created.first} --end {created.last}")
+app.command()(_new_command.new)
 
 
 @app.command()

@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from dataclasses import asdict
 
-from pydantic import ValidationError
 from rich.text import Text
 
-from perennial.alerting import incidents
+from perennial.alerting import incidents, mutes
 from perennial.cli import terminal
 from perennial.core.errors import PerennialError
 from perennial.spec import catalog
-from perennial.spec.alerts import Mute
 from perennial.spec.model_spec import ModelSpec
 
-__all__ = ["mute", "show"]
+__all__ = ["mute", "resolve", "show", "unmute"]
+
+#: Fewest characters of a reason.
+MIN_REASON_LENGTH = 3
 
 
 def show(model: str | None, *, closed: bool, as_json: bool) -> None:
@@ -48,9 +48,9 @@ def show(model: str | None, *, closed: bool, as_json: bool) -> None:
             console.print(
                 Text(f"{name}: {', '.join(item['signals'])} muted until {item['until']}: {item['reason']}")
             )
-    if waiting := sum(len(log.outbox) for log in logs.values()):
+    if waiting := sum(len(log.undelivered) for log in logs.values()):
         console.print(
-            f"{waiting} notice{'s' * (waiting > 1)} could not be delivered yet; the next task tries again."
+            f"{waiting} message{'s' * (waiting > 1)} could not be delivered yet; the next task tries again."
         )
 
 
@@ -60,28 +60,44 @@ def _rows(spec: ModelSpec, log: incidents.IncidentLog, closed: bool) -> list[tup
         muted = ", muted" if log.muted(spec, item.signal, item.last) else ""
         state = f"closed at {item.closed}" if item.closed else f"{item.severity}{muted}"
         rows.append(
-            (spec.name, item.signal, item.number, state, item.first, item.last, item.count, item.worst_reason)
+            (spec.name, item.signal, item.number, state, item.first, item.last, item.count, item.explanation)
         )
     return rows
+
+
+def resolve(model: str, signal: str, reason: str) -> None:
+    """Close an open incident by hand.
+
+    Raises:
+        PerennialError: the signal has no open incident, or the reason is too short.
+    """
+    spec = catalog.load_model_by_name(model)
+    if len(reason.strip()) < MIN_REASON_LENGTH:
+        raise PerennialError(
+            f"reason is {reason!r}, too short",
+            f"perennial resolve {model} {signal} --reason 'why it is over'",
+            model=model,
+        )
+    incident = incidents.resolve_incident(spec, signal, reason.strip(), terminal.user())
+    terminal.console().print(f"{model}: incident {incident.number} of {signal} is resolved.")
 
 
 def mute(model: str, signal: str, until: str, reason: str) -> None:
     """Mute a signal, or a pattern of signals, of a model.
 
     Raises:
-        PerennialError: one of the values is invalid.
+        PerennialError: as `mutes.check_mute`.
     """
     spec = catalog.load_model_by_name(model)
-    values: Mapping[str, object] = {"signals": [signal], "until": until, "reason": reason}
-    try:
-        muted = Mute.model_validate(values)
-    except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        key = str(first["loc"][0])
-        raise PerennialError(
-            f"{key} is {values[key]!r}: {first['msg']}",
-            f"perennial mute {model} features --until 2026-01-31 --reason 'why'",
-            model=model,
-        ) from None
-    incidents.mute_signals(spec.name, muted, terminal.user())
+    muted = mutes.mute_by_hand(spec, signal, until, reason, terminal.user())
     terminal.console().print(f"{model}: {signal} is muted until {muted.until}.")
+
+
+def unmute(model: str, signal: str) -> None:
+    """End a mute of the command line.
+
+    Raises:
+        PerennialError: it is not muted from the command line.
+    """
+    incidents.unmute_signals(catalog.load_model_by_name(model).name, signal, terminal.user())
+    terminal.console().print(f"{model}: {signal} is no longer muted.")

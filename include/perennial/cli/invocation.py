@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import re
 import sys
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from perennial.cli import terminal
-from perennial.core.errors import SpecError
+from perennial.core.errors import PerennialError, SpecError
 
 if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
@@ -19,15 +21,20 @@ def resolve_arguments(step: str, options: Mapping[str, Any]) -> dict[str, Any]:
 
     Args:
         step: name of the step.
-        options: options of the command line; those that are None were not given.
+        options: options of the command line; those that are None or False were not given.
 
     Raises:
-        PerennialError: there is no such step.
+        PerennialError: there is no such step, or an option is given without a text.
     """
     from perennial.steps import dispatch
 
+    for name, value in options.items():
+        if isinstance(value, str) and not value.strip():
+            raise PerennialError(
+                f"--{name.replace('_', '-')} is empty", "give it a text, or leave the option out"
+            )
     parameters = dispatch.parameter_names(step)
-    arguments = {name: value for name, value in options.items() if value is not None}
+    arguments = {name: value for name, value in options.items() if value is not None and value is not False}
     if "actor" in parameters:
         arguments.setdefault("actor", terminal.user())
     if "backfill" in parameters:
@@ -57,6 +64,7 @@ def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
         return catalog.load_model_by_name(model)
     try:
         text = sys.stdin.read() if spec_file == "-" else object_store.read_text(spec_file)
+        _check_name(spec_file, text)
         spec = ModelSpec.from_bundle(json.loads(text))
     except OSError as error:
         raise SpecError(f"{spec_file} cannot be read: {error.strerror}", "name the bundle's file") from None
@@ -76,3 +84,13 @@ def resolve_spec(model: str | None, spec_file: str | None) -> ModelSpec:
             f"{spec_file} holds model {spec.name}, --model is {model}", "remove one of the options"
         )
     return spec
+
+
+def _check_name(spec_file: str, text: str) -> None:
+    """Check a bundle whose file is named after its digest, as Airflow writes it for a pod."""
+    name = re.search(r"/([0-9a-f]{64})\.json$", spec_file)
+    if name and name[1] != hashlib.sha256(text.encode()).hexdigest():
+        raise SpecError(
+            f"{spec_file} was changed or damaged: its name is not the digest of its content",
+            "remove it, and clear the task: Airflow writes it again",
+        )

@@ -1,3 +1,18 @@
-"""Shared foundations: errors, settings, dates, SQL and HTML text, patches, the process."""
+"""Shared foundations: errors, settings, dates, partitions, durations, SQL and HTML text, patches, the process."""
 
-__all__ = ["dates", "errors", "html", "patches", "runtime", "settings", "sql"]
+__all__ = [
+    "dates",
+    "durations",
+    "errors",
+    "file_formats",
+    "html",
+    "partitions",
+    "patches",
+    "progress",
+    "query_text",
+    "redaction",
+    "runtime",
+    "settings",
+    "sql",
+    "unexpected_errors",
+]

@@ -1,19 +1,42 @@
-"""Errors that name the model, the partition, the cause and what to do next."""
+"""Errors that name the model, the partition, the cause and what to do next.
+
+`TIME_HEALS` sorts them: those for which the same work can succeed later, and those that need a person. It alone decides
+which failures of a task are tried again, wherever the step ran.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 __all__ = [
+    "FAILED",
+    "TEMPORARILY_FAILED",
+    "TIME_HEALS",
     "ArtifactError",
     "DataError",
+    "DataNotReadyError",
+    "DataReplacedError",
+    "DatabaseError",
+    "DatabaseRequestError",
     "LedgerError",
     "LockHeldError",
+    "OutOfMemoryError",
     "PerennialError",
     "RegistryError",
+    "RegistryRequestError",
     "SpecError",
     "StepInterruptedError",
     "StorageError",
+    "StorageFaultError",
+    "UnexpectedError",
     "WorkersUnavailableError",
+    "exit_status",
+    "time_heals",
 ]
+
+#: Exit statuses of the command line after an error: of one that needs a person, and of one that time heals (EX_TEMPFAIL
+#: of sysexits.h).
+FAILED, TEMPORARILY_FAILED = 1, 75
 
 
 class PerennialError(Exception):
@@ -56,12 +79,24 @@ class DataError(PerennialError):
     """Data was refused: missing, malformed, or failing an expectation that stops the partition."""
 
 
+class DataReplacedError(DataError):
+    """A landed file was replaced while it was read: the feed is delivering it."""
+
+
+class DataNotReadyError(DataError):
+    """What another model publishes is needed, and is not there yet."""
+
+
 class ArtifactError(PerennialError):
-    """A model file does not match its record."""
+    """A version of a model, one of its files, or the champion does not match the ledger's record."""
 
 
 class RegistryError(PerennialError):
-    """The model registry (MLflow) cannot be reached, or does not have the requested version or file."""
+    """The model registry (MLflow) cannot be reached, or failed."""
+
+
+class RegistryRequestError(RegistryError):
+    """The model registry does not have what was asked for, refuses access, or is not MLflow."""
 
 
 class LedgerError(PerennialError):
@@ -69,11 +104,31 @@ class LedgerError(PerennialError):
 
 
 class LockHeldError(PerennialError):
-    """Another run holds a lock that this one needs; a retry later can succeed."""
+    """Another run holds a lock that this one needs."""
 
 
 class StorageError(PerennialError):
-    """The lake or the landing area cannot be read or written: disk full, no permission, no connection."""
+    """The lake or the landing area cannot be read or written now: disk full, no connection, a conflict of writers."""
+
+
+class DatabaseError(PerennialError):
+    """A database that a feed is read from, or predictions are written to, does not answer now, or not in time."""
+
+
+class DatabaseRequestError(DatabaseError):
+    """A database refuses the login or the statement, or does not have what it names."""
+
+
+class StorageFaultError(StorageError):
+    """What is stored is damaged or does not fit, its address is wrong, or this user has no access to it."""
+
+
+class OutOfMemoryError(PerennialError):
+    """Work needs more memory than it may use."""
+
+
+class UnexpectedError(PerennialError):
+    """An error that Perennial did not foresee, probably a defect."""
 
 
 class StepInterruptedError(PerennialError):
@@ -82,3 +137,37 @@ class StepInterruptedError(PerennialError):
 
 class WorkersUnavailableError(PerennialError):
     """A trainer and its workers did not connect in time; the log of the missing process shows why."""
+
+
+#: Whether time heals an error of a class: whether the same work can succeed later although nobody changed anything.
+TIME_HEALS: Mapping[type[PerennialError], bool] = {
+    PerennialError: False,
+    SpecError: False,
+    DataError: False,
+    DataReplacedError: True,
+    DataNotReadyError: True,
+    ArtifactError: False,
+    RegistryError: True,
+    RegistryRequestError: False,
+    LedgerError: False,
+    LockHeldError: True,
+    StorageError: True,
+    StorageFaultError: False,
+    DatabaseError: True,
+    DatabaseRequestError: False,
+    OutOfMemoryError: True,  # other processes may have used the memory
+    UnexpectedError: True,  # nobody knows its cause
+    StepInterruptedError: True,
+    WorkersUnavailableError: False,  # it has waited as long as the compute profile allows
+}
+
+
+def time_heals(error: BaseException) -> bool:
+    """Whether the work that ended with an error is worth another try later: `TIME_HEALS`, by the closest kind."""
+    kinds = (kind for kind in type(error).__mro__ if kind in TIME_HEALS)
+    return isinstance(error, PerennialError) and TIME_HEALS[next(kinds)]
+
+
+def exit_status(error: PerennialError) -> int:
+    """The exit status of a command that ended with an error."""
+    return TEMPORARILY_FAILED if time_heals(error) else FAILED

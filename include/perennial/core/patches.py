@@ -7,6 +7,8 @@ because everything imports ``core``.
 
 from __future__ import annotations
 
+import logging
+import os
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -66,6 +68,59 @@ def great_expectations_cache(kind: type, cache: dict[tuple[str, int], Any]) -> I
 
 
 @contextmanager
+def great_expectations_quiet() -> Iterator[None]:
+    """Compute metrics in the ``with`` block without progress bars and without logging errors.
+
+    Library: Great Expectations 1.24.1. Upstream issue: none is known. The KL divergence computes its intervals with
+    ``show_progress_bars=True``, whatever the settings say. ``MetricsCalculator`` logs the traceback of an error that it
+    also returns, and the error may quote values. Delete this when both follow the caller.
+    """
+    from great_expectations.validator import metrics_calculator, validation_graph
+
+    bars, log = validation_graph.tqdm, metrics_calculator.logger
+    validation_graph.tqdm = lambda *args, **options: bars(*args, **{**options, "disable": True})
+    metrics_calculator.logger = logging.Logger("silent", logging.CRITICAL + 1)
+    try:
+        yield
+    finally:
+        validation_graph.tqdm, metrics_calculator.logger = bars, log
+
+
+@contextmanager
+def great_expectations_schema_checked_once() -> Iterator[None]:
+    """Compare texts with a JSON schema in the ``with`` block without checking the schema for each text.
+
+    Library: Great Expectations 1.24.1, ``column_values_match_json_schema.py``. Upstream issue: none is known. It calls
+    ``jsonschema.validate`` for each value, which first checks the schema itself: nine tenths of the time. Delete this
+    when it makes one validator for all values.
+    """
+    from great_expectations.expectations.metrics.column_map_metrics import column_values_match_json_schema
+
+    jsonschema = column_values_match_json_schema.jsonschema
+    checked: dict[int, Any] = {}
+
+    class Once:
+        """Stands for the module ``jsonschema``, of which that metric uses these three names."""
+
+        ValidationError, SchemaError = jsonschema.ValidationError, jsonschema.SchemaError
+
+        @staticmethod
+        def validate(instance: Any, schema: Any) -> None:
+            if id(schema) not in checked:
+                kind = jsonschema.validators.validator_for(schema)
+                kind.check_schema(schema)
+                checked[id(schema)] = kind(schema)
+            if not checked[id(schema)].is_valid(instance):
+                raise jsonschema.ValidationError("the value does not match the schema")
+
+    column_values_match_json_schema.jsonschema = Once
+    try:
+        yield
+    finally:
+        column_values_match_json_schema.jsonschema = jsonschema
+
+
+@contextmanager
 def evidently_single_summary_plot() -> Iterator[None]:
     """Plot each column of Evidently's data summary once.
 
@@ -103,6 +158,30 @@ def evidently_drift_table_only() -> Iterator[None]:
         yield
     finally:
         ValueDriftCalculation._render = original
+
+
+@contextmanager
+def mlflow_outside_databricks() -> Iterator[None]:
+    """Send MLflow's requests in the ``with`` block without first looking for Databricks.
+
+    Library: MLflow 3.17.2, ``tracking/request_header/registry.py``. Upstream issue: none is known. Before each request,
+    MLflow tries seven times to import ``dbruntime`` and ``pyspark``. Python searches its whole path for a package that
+    is not installed each time: half of the request's time. In Databricks' runtime, which sets
+    ``DATABRICKS_RUNTIME_VERSION``, this does nothing. Delete this when MLflow looks for it once.
+    """
+    from mlflow.tracking.request_header import registry
+    from mlflow.tracking.request_header.databricks_request_header_provider import (
+        DatabricksRequestHeaderProvider,
+    )
+
+    providers = registry._request_header_provider_registry
+    original = providers._registry
+    if "DATABRICKS_RUNTIME_VERSION" not in os.environ:
+        providers._registry = [p for p in original if not isinstance(p, DatabricksRequestHeaderProvider)]
+    try:
+        yield
+    finally:
+        providers._registry = original
 
 
 @contextmanager

@@ -28,10 +28,15 @@ PACKAGE = Path(__file__).resolve().parents[1]
 NOT_IN_PODS = (
     "alerting",
     "cli/check",
+    "cli/console.py",
     "cli/doctor",
     "cli/incidents.py",
+    "cli/missing.py",
     "cli/new",
+    "cli/quarantine.py",
     "cli/spec_reference.py",
+    "cli/status.py",
+    "console",
     "local_stack",
 )
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from perennial.core.errors import PerennialError
@@ -31,7 +32,9 @@ class Settings:
         landing: folder or ``s3://`` URI of the landing area.
         memory_mb: memory one step may use, in MiB.
         threads: threads one step may use.
+        query_seconds: time that a query of a database, or one writing of predictions to it, may take, in seconds.
         mlflow_uri: URL of the MLflow server.
+        mlflow_ui: URL of its pages, as a browser reaches them.
         models: folders that are searched for models and feature sets, in order.
     """
 
@@ -40,8 +43,14 @@ class Settings:
     landing: str
     memory_mb: int
     threads: int
+    query_seconds: int
     mlflow_uri: str
+    mlflow_ui: str
     models: tuple[Path, ...]
+
+    def mlflow_run_page(self, run_id: str) -> str:
+        """Address of a run's page in MLflow."""
+        return f"{self.mlflow_ui}/#/runs/{run_id}"
 
     @property
     def storage_options(self) -> dict[str, str]:
@@ -75,7 +84,17 @@ def _number(name: str, default: int, low: int) -> int:
 
 def _folder_or_uri(name: str, default: Path) -> str:
     text = os.environ.get(name, "").strip() or str(default)
-    return text.rstrip("/") if text.startswith("s3://") else str(Path(text).resolve())
+    return text.rstrip("/") if text.startswith("s3://") else str(_resolved(text))
+
+
+def _resolved(path: str) -> Path:
+    return _resolved_from(path, Path.cwd())
+
+
+@cache
+def _resolved_from(path: str, working_folder: Path) -> Path:
+    """The absolute path; steps ask for it hundreds of times, and finding it asks the file system."""
+    return (working_folder / path).resolve()
 
 
 def settings() -> Settings:
@@ -84,14 +103,17 @@ def settings() -> Settings:
     Raises:
         PerennialError: a variable has an unusable value.
     """
-    home = Path(os.environ.get("PERENNIAL_HOME", "").strip() or ROOT / ".perennial").resolve()
-    extra = [Path(p).resolve() for p in os.environ.get("PERENNIAL_MODELS", "").split(os.pathsep) if p.strip()]
+    home = _resolved(os.environ.get("PERENNIAL_HOME", "").strip() or str(ROOT / ".perennial"))
+    extra = [_resolved(p) for p in os.environ.get("PERENNIAL_MODELS", "").split(os.pathsep) if p.strip()]
+    mlflow_uri = os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000").rstrip("/")
     return Settings(
         home=home,
         lake=_folder_or_uri("PERENNIAL_LAKE", home / "lake"),
         landing=_folder_or_uri("PERENNIAL_LANDING", home / "landing"),
         memory_mb=_number("PERENNIAL_MEMORY_MB", 1024, 256),
         threads=_number("PERENNIAL_THREADS", min(4, os.cpu_count() or 1), 1),
-        mlflow_uri=os.environ.get("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000").rstrip("/"),
+        query_seconds=_number("PERENNIAL_QUERY_SECONDS", 1800, 1),
+        mlflow_uri=mlflow_uri,
+        mlflow_ui=os.environ.get("PERENNIAL_MLFLOW_UI", "").strip().rstrip("/") or mlflow_uri,
         models=(ROOT / "include" / "models", *extra),
     )

@@ -6,7 +6,8 @@ Everything from a spec or a suite that becomes part of SQL goes through this mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+import string
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, date, datetime
 from typing import Any
 
@@ -15,16 +16,45 @@ SQL_TYPES = {"string": "VARCHAR", "integer": "BIGINT", "number": "DOUBLE", "bool
 
 NUMERIC = ("integer", "number")
 
+#: Names of this library in SQL (aliases, views, parameters, columns beside the users') begin with this. No name of a
+#: user may, so that the two never meet.
+INTERNAL_PREFIX = "__"
 #: Texts that stand for a missing value in a text file, for columns of any type but string.
 MISSING_MARKERS = ("", "NA", "N/A", "NULL", "null", "None", "NaN", "nan")
 #: Shown in place of a value of a column of personal data.
 HIDDEN_VALUE = "(personal data)"
+#: Cells of a row group of Parquet: the groups of several threads must fit into memory, however many columns there are.
+MAX_GROUP_CELLS = 4_000_000
+#: Cells of a batch of rows in memory.
+_MAX_BATCH_CELLS = 8_000_000
+#: Rows that DuckDB's row groups have at least.
+_MIN_GROUP_ROWS = 2048
 
 #: DuckDB's types of numbers and booleans, which convert to DOUBLE without an error; DECIMAL without its precision.
 NUMERIC_SQL_TYPES = {
     "BOOLEAN", "TINYINT", "SMALLINT", "INTEGER", "BIGINT", "HUGEINT", "UTINYINT", "USMALLINT", "UINTEGER", "UBIGINT",
     "FLOAT", "DOUBLE", "DECIMAL",
 }  # fmt: skip
+_LOWER = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
+
+
+def row_group_rows(columns: int) -> int:
+    """Rows of a row group of a Parquet file with so many columns."""
+    return max(_MIN_GROUP_ROWS, MAX_GROUP_CELLS // max(1, columns))
+
+
+def batch_rows(most: int, columns: int) -> int:
+    """Rows of a batch in memory: ``most``, or fewer of a table with very many columns."""
+    return min(most, max(_MIN_GROUP_ROWS, _MAX_BATCH_CELLS // max(1, columns)))
+
+
+def copy_to_parquet(query: str, path: str, columns: int) -> str:
+    """SQL that writes a query, or a relation, with so many columns to a Parquet file."""
+    source = f"({query})" if query.startswith("SELECT") else query
+    return (
+        f"COPY {source} TO {text_literal(path)} "
+        f"(FORMAT parquet, COMPRESSION snappy, ROW_GROUP_SIZE {row_group_rows(columns)})"
+    )
 
 
 def is_number(value: Any) -> bool:
@@ -36,6 +66,30 @@ def shorten(value: Any) -> str:
     """Shorten a value's representation for a message."""
     text = repr(value)
     return text if len(text) <= 60 else text[:57] + "..."
+
+
+def fold_identifier(name: str) -> str:
+    """A column's name as SQL compares it: without the case of ASCII letters, the only ones whose case it ignores."""
+    return name.translate(_LOWER)
+
+
+def same_identifier(
+    names: Iterable[str], fold: Callable[[str], str] = fold_identifier
+) -> tuple[str, str] | None:
+    """The first two names that SQL does not distinguish; None if there are none.
+
+    Args:
+        names: the names.
+        fold: removes what is not distinguished; ``str.lower`` for columns of the lake, because Delta tables ignore the
+            case of every alphabet.
+    """
+    first: dict[str, str] = {}
+    for name in names:
+        folded = fold(name)
+        if folded in first:
+            return first[folded], name
+        first[folded] = name
+    return None
 
 
 def quote_identifier(name: str) -> str:
@@ -68,16 +122,25 @@ def sql_literal(value: Any, kind: str) -> str:
     if kind in ("date", "timestamp") and isinstance(value, str | date):
         try:
             moment = value if isinstance(value, date) else datetime.fromisoformat(value)
-        except ValueError:
+            if isinstance(moment, datetime) and moment.tzinfo:
+                moment = moment.astimezone(UTC).replace(tzinfo=None)
+        except (ValueError, OverflowError):
             raise ValueError(f"{shorten(value)} is not a {kind}: write it as ISO 8601") from None
-        if isinstance(moment, datetime) and moment.tzinfo:
-            moment = moment.astimezone(UTC).replace(tzinfo=None)
         if kind == "timestamp":
             return f"TIMESTAMP '{moment.isoformat().replace('T', ' ')}'"
         if isinstance(moment, datetime) and moment.time() != datetime.min.time():
             raise ValueError(f"{shorten(value)} has a time of day; the column is a date")
         return f"DATE '{moment.isoformat()[:10]}'"
     raise ValueError(f"{shorten(value)} is not a value of type {kind}, which the column is declared to be")
+
+
+def condition_columns(tree: Any) -> set[str]:
+    """The columns that a ``row_condition`` reads, as far as it can be translated."""
+    if not isinstance(tree, dict):
+        return set()
+    parts = [condition_columns(part) for part in tree.get("conditions") or []]
+    column = tree.get("column")
+    return set().union(*parts, {str(column.get("name"))} if isinstance(column, dict) else set())
 
 
 def row_condition_sql(tree: Any, columns: Mapping[str, str]) -> str:
@@ -95,8 +158,9 @@ def row_condition_sql(tree: Any, columns: Mapping[str, str]) -> str:
     if tree.get("type") in ("and", "or") and isinstance(tree.get("conditions"), list) and tree["conditions"]:
         word = f" {tree['type'].upper()} "
         return "(" + word.join(row_condition_sql(c, columns) for c in tree["conditions"]) + ")"
-    name = str((tree.get("column") or {}).get("name"))
-    if name not in columns:
+    column = tree.get("column")
+    name = str(column.get("name")) if isinstance(column, dict) else str(column)
+    if name not in columns or not isinstance(column, dict):
         raise ValueError(f"column {name!r} is not in data.columns")
     if tree.get("type") == "nullity":
         return f"({quote_identifier(name)} IS {'' if tree.get('is_null') else 'NOT '}NULL)"

@@ -8,9 +8,7 @@ the whole table.
 
 from __future__ import annotations
 
-import json
-import re
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import Any, cast
 
 import duckdb
@@ -19,21 +17,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perennial.core.errors import DataError, SpecError
-from perennial.core.sql import NUMERIC_SQL_TYPES, SQL_TYPES, quote_identifier, text_literal
-from perennial.features import reference_tables
+from perennial.core.redaction import error_text
+from perennial.core.sql import (
+    INTERNAL_PREFIX,
+    NUMERIC_SQL_TYPES,
+    batch_rows,
+    quote_identifier,
+    same_identifier,
+)
+from perennial.features import author_sql, feature_tables, lineage, reference_tables
+from perennial.features.declared_rows import changed_type, declared_rows_sql, empty_rows_sql, input_columns
+from perennial.features.point_in_time import FeatureTableViews, joined_rows_sql
 from perennial.features.scan_units import ParameterisedQuery
+from perennial.spec.constraints import feature_name_fault
 from perennial.spec.model_spec import FeatureSet, ModelSpec
-from perennial.storage import delta_tables, duckdb_session
+from perennial.storage import duckdb_session
+from perennial.storage.delta_tables import PARTITION
 
 #: Rows that DuckDB returns at a time; few enough that they and their features fit in the processor's caches.
 STREAM_ROWS = 8_192
-#: SQL keywords without parentheses whose value changes from one run to the next. DuckDB does not list them among its
-#: volatile functions.
-_VOLATILE_KEYWORDS = {
-    "current_date", "current_time", "current_timestamp", "localtime", "localtimestamp", "current_localtime",
-    "current_localtimestamp", "current_user", "session_user", "user",
-}  # fmt: skip
-_SAMPLE = "a sample"
 
 
 class FeatureQuery:
@@ -42,7 +44,7 @@ class FeatureQuery:
     Args:
         spec: the spec that the model was trained with.
         reference_versions: version of each reference table by name; when not given, their files are copied to the
-            lake and the current versions are used.
+            lake and the current versions are used. Likewise for feature tables, which have no version here.
         folder: a folder of the lake whose files `stream` may read.
         checked: a query of the same spec and versions; its SQL is not checked again.
         connection: a locked-down connection that has the reference tables; created when not given.
@@ -69,6 +71,9 @@ class FeatureQuery:
             reference_versions = reference_tables.sync_to_lake(spec)
         self.reference_versions = reference_versions
         self._con = _connect(spec, reference_versions, folder) if connection is None else connection
+        self._tables = FeatureTableViews(self._con, spec, reference_versions)
+        # A given connection sees nothing of the lake: there the feature tables are empty.
+        self._reads_lake = connection is None
         self._sql = compose_query(spec)
         self._relations: dict[str, duckdb.DuckDBPyRelation] = {}
         self.columns: list[str] = checked.columns if checked else self._check()
@@ -78,7 +83,8 @@ class FeatureQuery:
         """Compute the features of rows.
 
         Args:
-            rows: published rows.
+            rows: published rows; a declared column that is missing is null. With their ``partition_date``, values of
+                feature tables that are known only after the partition are not used.
 
         Returns:
             One row of features per row, in the same order, without the key.
@@ -86,13 +92,15 @@ class FeatureQuery:
         Raises:
             DataError: the SQL failed, or it lost, duplicated or renamed rows.
         """
-        self._con.execute("DROP VIEW IF EXISTS published")
-        self._con.register("published", rows.select(list(input_columns(self.spec))))
+        declared = {*input_columns(self.spec), *([PARTITION] if self.spec.feature_tables else [])}
+        self._con.register("__source_rows", rows.select([c for c in rows.column_names if c in declared]))
         try:
             keys = rows.select(list(self.spec.data.key))
-            features = pa.concat_tables(self._ordered(lambda: self._con.sql(self._sql), keys))
+            self._bind_tables("SELECT * FROM __source_rows")
+            relation = self._compose_relation("SELECT * FROM __source_rows")
+            features = pa.concat_tables(self._ordered(lambda: relation, keys))
         finally:
-            self._con.unregister("published")
+            self._con.unregister("__source_rows")
         return features.select(self.columns)
 
     def stream(self, source: ParameterisedQuery | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
@@ -110,8 +118,9 @@ class FeatureQuery:
             for name, value in source.variables.items():
                 self._con.execute(f"SET VARIABLE {quote_identifier(name)} = {value}")
         else:
-            text = "SELECT * FROM source_rows"
-            self._con.register("source_rows", source)
+            text = "SELECT * FROM __source_rows"
+            self._con.register("__source_rows", source)
+        self._bind_tables(text)
         return self._ordered(lambda: self._relation(text), keys)
 
     def check_rowwise(self, rows: pa.Table, *, single_row: bool = False) -> None:
@@ -161,10 +170,11 @@ class FeatureQuery:
             raise self._spec_error(
                 "it returns no feature", "SELECT at least one column in addition to the key"
             )
-        if reserved := sorted({"prediction", delta_tables.PARTITION} & set(columns)):
-            raise self._spec_error(
-                f"a feature is called {reserved[0]!r}, which is a reserved name", "give it another name"
-            )
+        for column in columns:
+            if fault := feature_name_fault(column):
+                raise self._spec_error(
+                    f"a feature is called {column!r}, {fault}", "give it another name with AS"
+                )
         if unknown := [c for c in categorical if c not in columns]:
             raise self._spec_error(
                 f"features.categorical names {unknown[0]!r}, which it does not return",
@@ -176,7 +186,28 @@ class FeatureQuery:
                     f"feature {column!r} is a {types[column]}",
                     "list it in features.categorical, or convert it to a number",
                 )
+        self._check_personal(types)
         return columns
+
+    def _check_personal(self, types: dict[str, str]) -> None:
+        """Refuse features that depend on personal columns, unless the spec says why the model needs them.
+
+        Raises:
+            SpecError: there is such a feature; or the spec gives reasons for one that the SQL does not return.
+        """
+        reasons, key = self.spec.features.personal, self.spec.data.key
+        if unknown := [c for c in reasons if c not in types or c in key]:
+            raise self._spec_error(
+                f"features.personal names {unknown[0]!r}, which it does not return as a feature",
+                f"it returns: {', '.join(c for c in types if c not in key)}",
+            )
+        personal = lineage.personal_features(self._con, self.spec, types, self._sql)
+        if refused := [c for c in personal if c not in reasons and c not in key]:
+            raise self._spec_error(
+                f"feature {refused[0]!r} depends on personal data ({', '.join(personal[refused[0]])})"
+                + (f", and so do {', '.join(refused[1:])}" if refused[1:] else ""),
+                "leave it out, or say in features.personal why the model needs it",
+            )
 
     def _relation(self, text: str) -> duckdb.DuckDBPyRelation:
         """The features of the rows that the query ``text`` reads.
@@ -185,13 +216,25 @@ class FeatureQuery:
         DuckDB evaluates the variables, the files and their types again.
         """
         if text not in self._relations:
-            columns = ", ".join(map(quote_identifier, input_columns(self.spec)))
-            # A common table expression instead of a view, which is planned both when it is created and when it is read.
-            self._relations[text] = self._con.sql(
-                f"WITH published AS NOT MATERIALIZED (SELECT {columns} FROM "
-                f"(({text}) UNION ALL BY NAME ({empty_rows_sql(self.spec)}))) SELECT * FROM ({self._sql})"
-            )
+            self._relations[text] = self._compose_relation(text)
         return self._relations[text]
+
+    def _bind_tables(self, text: str) -> None:
+        """Let the feature tables have what the rows of the query ``text`` need."""
+        if self.spec.feature_tables and self._reads_lake:
+            self._tables.bind(declared_rows_sql(self._con, self.spec, text))
+
+    def _compose_relation(self, text: str) -> duckdb.DuckDBPyRelation:
+        # A common table expression instead of a view, which is planned both when it is created and when it is read.
+        try:
+            with duckdb_session.time_limit(self._con):
+                rows = declared_rows_sql(self._con, self.spec, text)
+                rows = joined_rows_sql(self._con, self.spec, rows)
+                return self._con.sql(
+                    f"WITH __published AS NOT MATERIALIZED ({rows}) SELECT * FROM ({self._sql})"
+                )
+        except (duckdb.Error, pa.ArrowException, OSError) as error:
+            raise self._failure(error, "while it was planned") from error
 
     def _ordered(self, relation: Callable[[], duckdb.DuckDBPyRelation], keys: pa.Table) -> Iterator[pa.Table]:
         """Read key and features of rows in the order of their keys.
@@ -201,15 +244,18 @@ class FeatureQuery:
             keys: the keys of the rows.
         """
         try:
-            reader = relation().to_arrow_reader(STREAM_ROWS)
+            with duckdb_session.time_limit(self._con):
+                reader = relation().to_arrow_reader(batch_rows(STREAM_ROWS, len(self.columns)))
             names, schema = list(keys.column_names), reader.schema
             expected = pa.table([keys.column(k).cast(schema.field(k).type) for k in names], names=names)
             count = 0
-            for batch in reader:
+            for batch in self._batches(reader):
                 part = pa.Table.from_batches([batch])
                 if not part.select(names).equals(expected.slice(count, len(part))):
                     # Either the order differs or the rows do: that needs all remaining rows.
-                    remaining = pa.concat_tables([part, pa.Table.from_batches(list(reader), schema)])
+                    remaining = pa.concat_tables(
+                        [part, pa.Table.from_batches(list(self._batches(reader)), schema)]
+                    )
                     self._check_count(len(keys), count + len(remaining))
                     yield self._sort(remaining, expected.slice(count))
                     return
@@ -219,11 +265,38 @@ class FeatureQuery:
             if not count:
                 yield schema.empty_table()
         except (duckdb.Error, pa.ArrowException, OSError) as error:  # Arrow raises later failures as OSError
-            raise DataError(
-                f"features.sql failed: {first_line(error, hide=bool(self.spec.data.personal))}",
-                "correct the SQL, or add an expectation that quarantines such rows",
+            raise self._failure(error, "for its next rows") from error
+
+    def _failure(self, error: Exception, phase: str) -> DataError:
+        """The error of SQL that failed, or whose time was over in a phase."""
+        if isinstance(error, TimeoutError):
+            return DataError(
+                f"features.sql: {error} {phase}",
+                "simplify the SQL, for example the joins with reference tables",
                 model=self.spec.name,
-            ) from error
+            )
+        if message := changed_type(self.spec, error):
+            return DataError(
+                message,
+                "run `perennial check`: it compares the spec with the tables, and names the remedy",
+                model=self.spec.name,
+            )
+        text = error_text(error, hide=self.spec.hides_values, names=self.spec.data.columns)
+        return DataError(
+            f"features.sql failed: {text}",
+            "correct the SQL and train again, or add an expectation that quarantines such rows and publish the "
+            "partition again",
+            model=self.spec.name,
+        )
+
+    def _batches(self, reader: pa.RecordBatchReader) -> Iterator[pa.RecordBatch]:
+        """The batches of a reader, each within the time limit."""
+        while True:
+            with duckdb_session.time_limit(self._con):
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
 
     def _check_count(self, expected: int, count: int) -> None:
         if expected != count:
@@ -234,7 +307,9 @@ class FeatureQuery:
 
         def joined_key(table: pa.Table) -> pa.ChunkedArray[Any]:
             texts: list[Any] = [table.column(k).cast(pa.string()) for k in self.spec.data.key]
-            joined = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*texts, "\x1f")
+            # Each text after its length: whatever characters they hold, other keys make another text.
+            counted = [part for text in texts for part in (pc.binary_length(text).cast(pa.string()), text)]
+            joined = texts[0] if len(texts) == 1 else pc.binary_join_element_wise(*counted, ":")
             return cast("pa.ChunkedArray[Any]", joined)
 
         positions: Any = pc.index_in(joined_key(keys), value_set=joined_key(rows))
@@ -265,9 +340,8 @@ def _connect(
     # and sorted (duckdb 22191).
     con.execute("SET enable_caching_operators=false")
     reference_tables.load_into(con, spec, reference_versions)
-    if folder:
-        con.execute(f"SET allowed_directories=[{text_literal(folder)}]")
-    con.execute("SET enable_external_access=false; SET lock_configuration=true")
+    tables = [feature_tables.uri(table) for _, table in spec.feature_tables]
+    duckdb_session.lock(con, folders=[*([folder] if folder else []), *tables])
     return con
 
 
@@ -282,27 +356,16 @@ def _equal(left: pa.ChunkedArray[Any], right: pa.ChunkedArray[Any]) -> bool:
 def compose_query(spec: ModelSpec) -> str:
     """Nest the SQL of a model: each part reads the result of the previous part as ``rows``.
 
-    The parts are the feature sets, in order, and then ``features.sql``; the first part reads ``published``.
+    The parts are the feature sets, in order, and then ``features.sql``; the first part reads ``__published``.
     """
-    text = "SELECT * FROM published"
-    for sql in (*(s.sql for s in spec.feature_sets), spec.sql):
-        text = f"WITH rows AS NOT MATERIALIZED ({text}) SELECT * FROM (\n{sql.rstrip().rstrip(';')}\n)"
+    return _compose((*spec.feature_sets, spec))
+
+
+def _compose(parts: Iterable[FeatureSet | ModelSpec]) -> str:
+    text = "SELECT * FROM __published"
+    for sql in (part.sql for part in parts):
+        text = f"WITH rows AS NOT MATERIALIZED ({text}) SELECT * FROM (\n{author_sql.statement(sql)}\n)"
     return text
-
-
-def input_columns(spec: ModelSpec) -> dict[str, str]:
-    """The declared columns that the SQL may read, and their types, without a label column."""
-    label = spec.label.expression if spec.label.source is None else None
-    return {column: kind for column, kind in spec.data.columns.items() if column != label}
-
-
-def empty_rows_sql(spec: ModelSpec) -> str:
-    """Compose SQL that returns the `input_columns` with their types, and no rows."""
-    columns = (
-        f"CAST(NULL AS {SQL_TYPES[kind]}) AS {quote_identifier(column)}"
-        for column, kind in input_columns(spec).items()
-    )
-    return f"SELECT {', '.join(columns)} LIMIT 0"
 
 
 def describe_columns(con: duckdb.DuckDBPyConnection, spec: ModelSpec, text: str) -> dict[str, str]:
@@ -314,73 +377,46 @@ def describe_columns(con: duckdb.DuckDBPyConnection, spec: ModelSpec, text: str)
         text: its query, as returned by `compose_query`.
 
     Raises:
-        SpecError: the SQL is invalid, or not deterministic.
+        SpecError: the SQL is invalid, cannot be planned in time, or `author_sql` refuses it.
     """
-    con.execute(f"CREATE OR REPLACE TEMP VIEW published AS {empty_rows_sql(spec)}")
+    author_sql.check_model(con, spec)
+    con.execute(f"CREATE OR REPLACE TEMP VIEW __published AS {empty_rows_sql(spec)}")
     try:
-        parts: list[FeatureSet | ModelSpec] = [*spec.feature_sets, spec]
-        for part in parts:
-            _refuse_volatile(con, spec, f"{part.name}/features.sql", part.sql)
-        return {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE {text}").fetchall()}
+        with duckdb_session.time_limit(con):
+            for i, (where, sql) in enumerate(author_sql.parts(spec)):
+                _check_names(con, spec, i, where, sql)
+            return {str(r[0]): str(r[1]) for r in con.execute(f"DESCRIBE {text}").fetchall()}
+    except TimeoutError as error:
+        raise lineage.planning_error(spec, "features.sql", error) from error
     except duckdb.Error as error:
         raise SpecError(
-            f"features.sql: {first_line(error)}",
-            "the SQL reads rows and the reference tables "
+            f"features.sql: {error_text(error, hide=False)}",
+            "correct the SQL: it reads rows, with the columns of data.columns, and the reference tables "
             f"({', '.join(r.name for r in spec.references) or 'none'})",
             model=spec.name,
         ) from None
     finally:
-        con.execute("DROP VIEW published")
+        con.execute('DROP VIEW IF EXISTS "rows"; DROP VIEW __published')
 
 
-def _refuse_volatile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, where: str, sql: str) -> None:
-    row = con.execute("SELECT json_serialize_sql(?)", [sql.rstrip().rstrip(";")]).fetchone()
-    tree = json.loads(row[0]) if row else {}
-    if tree.get("error"):
+def _check_names(con: duckdb.DuckDBPyConnection, spec: ModelSpec, index: int, where: str, sql: str) -> None:
+    """Refuse a part of a model's SQL that returns reserved names, or one name twice.
+
+    Within `compose_query`, DuckDB would rename the second of two columns that have the same name.
+    """
+    con.execute(f'CREATE OR REPLACE TEMP VIEW "rows" AS {_compose(spec.feature_sets[:index])}')
+    names = [str(r[0]) for r in con.execute(f"DESCRIBE {author_sql.statement(sql)}").fetchall()]
+    if reserved := [n for n in names if n.startswith(INTERNAL_PREFIX)]:
         raise SpecError(
-            f"{where}: {tree.get('error_message')}", "one SELECT statement is needed", model=spec.name
-        )
-    if len(tree["statements"]) != 1:
-        raise SpecError(
-            f"{where}: {len(tree['statements'])} statements", "one SELECT is needed", model=spec.name
-        )
-    functions = con.execute(
-        "SELECT DISTINCT lower(function_name) FROM duckdb_functions() WHERE stability <> 'CONSISTENT'"
-    ).fetchall()
-    volatile = {str(f[0]) for f in functions} | _VOLATILE_KEYWORDS | {_SAMPLE}
-    volatile -= {"error", *spec.data.columns}
-    if used := sorted(set(_names(tree)) & volatile):
-        raise SpecError(
-            f"{where}: {used[0]} is not deterministic",
-            "use the row's event time, and all rows of a reference table",
+            f"{where}: a column is called {reserved[0]!r}: names that begin with {INTERNAL_PREFIX} are reserved",
+            "give it another name with AS",
             model=spec.name,
         )
-
-
-def _names(node: object) -> Iterator[str]:
-    """Functions and unqualified columns in a parsed query, and `_SAMPLE` if it draws a sample."""
-    if isinstance(node, dict):
-        name, columns = node.get("function_name"), node.get("column_names")
-        if isinstance(name, str):
-            # With one argument, age depends on the current date.
-            yield "today" if name.lower() == "age" and len(node.get("arguments", ())) == 1 else name.lower()
-        if isinstance(columns, list) and len(columns) == 1:
-            yield str(columns[0]).lower()
-        if isinstance(node.get("sample"), dict):
-            yield _SAMPLE
-        for value in node.values():
-            yield from _names(value)
-    elif isinstance(node, list):
-        for value in node:
-            yield from _names(value)
-
-
-def first_line(error: Exception, *, hide: bool = False) -> str:
-    """The first line of an error's message; the other lines of DuckDB's messages quote the SQL.
-
-    Args:
-        error: the error.
-        hide: replace quoted values, which may be personal data.
-    """
-    line = str(error).strip().split("\n")[0]
-    return re.sub(r"'[^']*'?", "'…'", line) if hide else line
+    if same := same_identifier(names):
+        raise SpecError(
+            f"{where}: two columns are called {same[0]!r} and {same[1]!r}, and SQL ignores case"
+            if same[0] != same[1]
+            else f"{where}: two columns are called {same[0]!r}",
+            "give one of them another name with AS, or leave it out (SELECT * EXCLUDE)",
+            model=spec.name,
+        )

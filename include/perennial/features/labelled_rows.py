@@ -10,17 +10,21 @@ from collections.abc import Iterator
 
 import duckdb
 import pyarrow as pa
+import pyarrow.parquet as pq
 
-from perennial.core.sql import quote_identifier
+from perennial.core.sql import SQL_TYPES, batch_rows, quote_identifier
+from perennial.feeds import parquet_columns
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, duckdb_session
+from perennial.storage import delta_tables, duckdb_session, leftovers
 
 #: The column of the label in joined rows.
 LABEL = "__label"
-#: Rows of a record batch.
+#: Rows of a record batch; fewer of a table with very many columns.
 BATCH_ROWS = 131_072
-#: Rows that are joined and sorted together; smaller partitions are combined up to this number.
+#: Rows that are joined and sorted together, likewise; smaller partitions are combined up to this number.
 GROUP_ROWS = 400_000
+#: Columns of a wide table that are sorted together: each thread needs memory for every column of its query.
+COLUMNS_PER_SORT = 250
 
 
 def read_labelled_rows(
@@ -40,24 +44,104 @@ def read_labelled_rows(
     uri = delta_tables.table_uri("published", spec.name)
     con = duckdb_session.connect(memory_share=0.3)
     rows = delta_tables.rows_by_partition(uri, version)
-    for group in delta_tables.group_by_rows({day: rows.get(day, 0) for day in days}, GROUP_ROWS):
-        if not duckdb_session.create_view(con, "rows", uri, version, group.start, group.end):
+    columns = len(spec.data.columns)
+    group_rows, batch = batch_rows(GROUP_ROWS, columns), batch_rows(BATCH_ROWS, columns)
+    for group in delta_tables.group_by_rows({day: rows.get(day, 0) for day in days}, group_rows):
+        if not create_row_view(con, "__rows", spec, version, group.start, group.end):
             continue
         labels = None
         if spec.label.source is not None:
-            labels = "labels"
+            labels = "__labels"
             if not create_label_view(con, labels, spec, labels_version, group.start, group.end):
                 continue
-        query = join_labels(spec, "rows", labels)
-        for batch in con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_reader(BATCH_ROWS):
-            if batch.num_rows:
-                yield pa.Table.from_batches([batch])
+        query = join_labels(spec, "__rows", labels)
+        if columns > COLUMNS_PER_SORT and group.rows > group_rows:
+            yield from _sort_by_columns(con, query, row_order(spec), batch)
+            continue
+        for rows_read in con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_reader(batch):
+            if rows_read.num_rows:
+                yield pa.Table.from_batches([rows_read])
+
+
+def _sort_by_columns(
+    con: duckdb.DuckDBPyConnection, query: str, order: str, batch: int
+) -> Iterator[pa.Table]:
+    """Read the sorted rows of a query whose rows do not fit into memory, some columns at a time.
+
+    DuckDB sorts on disk, but each thread needs memory for all columns. A partition has each key once, so that every
+    sort has the same order.
+
+    Args:
+        con: connection that has the query's relations.
+        query: the rows.
+        order: what they are sorted by.
+        batch: rows of a table.
+    """
+    names = con.sql(query).columns
+    queries = [
+        f"SELECT {', '.join(map(quote_identifier, block))} FROM ({query}) ORDER BY {order}"
+        for block in parquet_columns.divide(names, COLUMNS_PER_SORT)
+    ]
+    with leftovers.temporary_folder("sorted-") as folder:
+        path = folder / "rows.parquet"
+        parquet_columns.copy_columns(con, queries, path, len(names))
+        with pq.ParquetFile(path) as file:
+            # Of DuckDB's results every column may have nulls.
+            schema = pa.schema([field.with_nullable(True) for field in file.schema_arrow])
+            for rows_read in file.iter_batches(batch):
+                yield pa.Table.from_arrays(rows_read.columns, schema=schema)
+
+
+def read_sorted(con: duckdb.DuckDBPyConnection, query: str, order: str) -> pa.Table:
+    """Read the sorted rows of a query that fit into memory, of a wide table some columns at a time.
+
+    Args:
+        con: connection that has the query's relations.
+        query: the rows.
+        order: what they are sorted by: no two rows are equal in it.
+    """
+    names = con.sql(query).columns
+    blocks: list[pa.Table] = [
+        con.sql(
+            f"SELECT {', '.join(map(quote_identifier, block))} FROM ({query}) ORDER BY {order}"
+        ).to_arrow_table()
+        for block in parquet_columns.divide(names, COLUMNS_PER_SORT)
+    ]
+    return pa.table([column for block in blocks for column in block.columns], names=names)
+
+
+def create_row_view(
+    con: duckdb.DuckDBPyConnection,
+    view: str,
+    spec: ModelSpec,
+    version: int | None = None,
+    start: str | None = None,
+    end: str | None = None,
+) -> bool:
+    """Create a view of published rows that has all declared columns.
+
+    A column that was declared after partitions had been published is null in them.
+
+    Args:
+        con: the connection that gets the view; a view of that name is replaced.
+        view: name of the view.
+        spec: the model.
+        version: version of the published rows; the latest when None.
+        start: first partition date; that of the table when not given.
+        end: last partition date; that of the table when not given.
+
+    Returns:
+        Whether there is anything to read; if not, no view is created.
+    """
+    uri = delta_tables.table_uri("published", spec.name)
+    columns = {column: SQL_TYPES[kind] for column, kind in spec.data.columns.items()}
+    return duckdb_session.create_view(con, view, uri, version, start, end, columns)
 
 
 def create_label_view(
     con: duckdb.DuckDBPyConnection, view: str, spec: ModelSpec, version: int | None, start: str, end: str
 ) -> bool:
-    """Create a view of the labels of some partitions: key, ``partition_date`` and ``label``.
+    """Create a view of the labels of some partitions: key, ``partition_date`` and label (`ModelSpec.lake_column`).
 
     Args:
         con: the connection that gets the view; a view of that name is replaced.
@@ -73,13 +157,14 @@ def create_label_view(
     if spec.label.source is not None:
         uri = delta_tables.table_uri("labels", spec.name)
         return duckdb_session.create_view(con, view, uri, version, start, end)
-    uri, rows = delta_tables.table_uri("published", spec.name), f"{view}_rows"
-    if not duckdb_session.create_view(con, rows, uri, version, start, end):
+    rows = f"{view}_rows"
+    if not create_row_view(con, rows, spec, version, start, end):
         return False
     columns = ", ".join(map(quote_identifier, _row_key(spec)))
     con.execute(
         f"CREATE OR REPLACE TEMP VIEW {quote_identifier(view)} AS "
-        f"SELECT {columns}, {quote_identifier(spec.label.expression)} AS label FROM {quote_identifier(rows)}"
+        f"SELECT {columns}, {quote_identifier(spec.label.expression)} AS {spec.lake_column('label')} "
+        f"FROM {quote_identifier(rows)}"
     )
     return True
 
@@ -99,11 +184,12 @@ def join_labels(spec: ModelSpec, rows: str, labels: str | None, *, keep_unlabell
     if labels is None:
         query = f"SELECT *, {quote_identifier(spec.label.expression)} AS {LABEL} FROM {rows}"
         return query if keep_unlabelled else f"{query} WHERE {LABEL} IS NOT NULL"
-    match = same_row(spec, "r", "l")
+    match, label = same_row(spec, "__r", "__l"), f"__l.{spec.lake_column('label')}"
     if keep_unlabelled:
-        return f"SELECT r.*, l.label AS {LABEL} FROM {rows} r LEFT JOIN {labels} l ON {match}"
+        return f"SELECT __r.*, {label} AS {LABEL} FROM {rows} __r LEFT JOIN {labels} __l ON {match}"
     return (
-        f"SELECT r.*, l.label AS {LABEL} FROM {rows} r JOIN {labels} l ON {match} WHERE l.label IS NOT NULL"
+        f"SELECT __r.*, {label} AS {LABEL} FROM {rows} __r JOIN {labels} __l ON {match} "
+        f"WHERE {label} IS NOT NULL"
     )
 
 

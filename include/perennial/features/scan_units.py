@@ -11,8 +11,8 @@ import pyarrow as pa
 import pyarrow.parquet
 
 from perennial.core.sql import text_literal
-from perennial.storage import object_store
-from perennial.storage.delta_tables import File
+from perennial.storage import file_digests, object_store, storage_errors
+from perennial.storage.delta_tables import PARTITION, File
 
 
 class ParameterisedQuery(NamedTuple):
@@ -28,11 +28,12 @@ class ParameterisedQuery(NamedTuple):
 
 
 _WHOLE_FILES = (
-    "SELECT * FROM read_parquet(getvariable('files'), hive_partitioning=false, union_by_name=true{options})"
+    "SELECT * FROM read_parquet(getvariable('__files'), hive_partitioning=false, union_by_name=true{options})"
 )
-_ROW_RANGE = (
-    _WHOLE_FILES.format(options=", file_row_number=true")
-    + " WHERE file_row_number >= getvariable('first') AND file_row_number < getvariable('last')"
+_RANGE = " WHERE file_row_number >= getvariable('__first') AND file_row_number < getvariable('__last')"
+#: The rows of a query with the date of their partition, from the folder of their file.
+_WITH_PARTITION = (
+    f"SELECT * EXCLUDE (__path), regexp_extract(__path, '.*/{PARTITION}=([^/]*)/', 1) AS {PARTITION} FROM "
 )
 
 
@@ -69,32 +70,51 @@ class ScanUnit:
         DuckDB would download an extension to read S3, and treats * and ? in paths as wildcards.
 
         Args:
-            columns: the columns that are needed; those that the files do not have are omitted.
+            columns: the columns that are needed, perhaps with ``partition_date``; those that the files do not have
+                are omitted.
+
+        Raises:
+            StorageError: a file is not what was written.
         """
+        self._verify()
         paths = [file.path for _, file in self.files]
         if object_store.is_remote(paths[0]) or set("*?") & set("".join(paths)):
             return self.read(columns)
-        variables = {"files": f"[{', '.join(map(text_literal, paths))}]"}
+        variables = {"__files": f"[{', '.join(map(text_literal, paths))}]"}
+        options = ", filename='__path'" if PARTITION in columns else ""
         if self.first is None:
-            return ParameterisedQuery(_WHOLE_FILES.format(options=""), variables)
-        return ParameterisedQuery(
-            _ROW_RANGE, variables | {"first": str(self.first), "last": str(self.first + self.rows)}
-        )
+            text = _WHOLE_FILES.format(options=options)
+        else:
+            text = _WHOLE_FILES.format(options=f"{options}, file_row_number=true") + _RANGE
+            variables |= {"__first": str(self.first), "__last": str(self.first + self.rows)}
+        return ParameterisedQuery(f"{_WITH_PARTITION}({text})" if options else text, variables)
+
+    def _verify(self) -> None:
+        """Compare the files with their digests, here and not for all units at once, so that they are still cached."""
+        table, *_ = self.files[0][1].path.rsplit("/", 2)
+        file_digests.verify(table, [file.path for _, file in self.files])
 
     def read(self, columns: list[str]) -> pa.Table:
-        """Read the rows, with those of ``columns`` that the files have."""
+        """Read the rows, with those of ``columns`` that the files have; raises what `source` does."""
+        self._verify()
         parts = []
-        for _, (path, _) in self.files:
+        for day, (path, _) in self.files:
             remote = object_store.is_remote(path)
-            with pyarrow.parquet.ParquetFile(
-                path.removeprefix("s3://"), filesystem=object_store.filesystem() if remote else None
-            ) as file:
+            with (
+                storage_errors.reading(path),
+                pyarrow.parquet.ParquetFile(
+                    path.removeprefix("s3://"), filesystem=object_store.filesystem() if remote else None
+                ) as file,
+            ):
                 present = [c for c in columns if c in file.schema_arrow.names]
                 if self.first is None:
-                    parts.append(file.read(present, use_threads=False))
-                    continue
-                groups, skip = _row_groups(file.metadata, self.first, self.first + self.rows)
-                parts.append(file.read_row_groups(groups, present, use_threads=False).slice(skip, self.rows))
+                    part = file.read(present, use_threads=False)
+                else:
+                    groups, skip = _row_groups(file.metadata, self.first, self.first + self.rows)
+                    part = file.read_row_groups(groups, present, use_threads=False).slice(skip, self.rows)
+            if PARTITION in columns:
+                part = part.append_column(PARTITION, pa.repeat(pa.scalar(day, pa.string()), len(part)))
+            parts.append(part)
         return pa.concat_tables(parts, promote_options="default")
 
 
@@ -122,13 +142,15 @@ def plan_units(
         range_rows: files of more rows are divided into ranges of that many.
     """
     files: list[tuple[str, File]] = []
+    rows = 0
     for day, listed in partitions.items():
         for file in listed:
-            if files and sum(f.rows for _, f in files) + file.rows > unit_rows:
+            if files and rows + file.rows > unit_rows:
                 yield _whole_files(files)
-                files = []
+                files, rows = [], 0
             if file.rows <= range_rows:
                 files.append((day, file))
+                rows += file.rows
                 continue
             for first in range(0, file.rows, range_rows):
                 yield ScanUnit(((day, file),), first, min(range_rows, file.rows - first))

@@ -26,7 +26,10 @@ MAX_ROWS_PER_PARTITION = 200
 
 
 def uri(model: str) -> str:
-    """The table of logged rows: key, ``features``, ``prediction``, ``model_version``, ``scored_from``."""
+    """The table of logged rows: key, ``features``, ``prediction``, ``model_version``, ``scored_from``.
+
+    Those names are `ModelSpec.lake_column`'s.
+    """
     return delta_tables.table_uri("served", model)
 
 
@@ -64,11 +67,12 @@ class LogSampling:
 
 
 def to_record_batch(
-    keys: pa.RecordBatch, features: np.ndarray, prediction: pa.Array[Any], version: str
+    spec: ModelSpec, keys: pa.RecordBatch, features: np.ndarray, prediction: pa.Array[Any], version: str
 ) -> pa.RecordBatch:
     """Compose the log of rows that one version scored.
 
     Args:
+        spec: the model.
         keys: their keys.
         features: their encoded features, float32, shape (rows, columns).
         prediction: their predictions, shape (rows,).
@@ -77,15 +81,18 @@ def to_record_batch(
     values = pa.FixedSizeListArray.from_arrays(pa.array(features.reshape(-1)), features.shape[1])
     columns = {name: keys.column(name) for name in keys.schema.names}
     columns |= {
-        "features": values.cast(pa.list_(pa.float32())),
-        "prediction": prediction,
-        "model_version": pa.repeat(pa.scalar(version), len(keys)),
+        spec.lake_column("features"): values.cast(pa.list_(pa.float32())),
+        spec.lake_column("prediction"): prediction,
+        spec.lake_column("model_version"): pa.repeat(pa.scalar(version), len(keys)),
     }
     return pa.RecordBatch.from_pydict(columns)
 
 
 def write(
-    spec: ModelSpec, partitions: Mapping[str, Sequence[pa.RecordBatch]], digests: Mapping[str, str]
+    spec: ModelSpec,
+    partitions: Mapping[str, Sequence[pa.RecordBatch]],
+    digests: Mapping[str, str],
+    properties: Mapping[str, str] | None = None,
 ) -> int:
     """Replace the log of consecutive partitions.
 
@@ -93,6 +100,7 @@ def write(
         spec: the model.
         partitions: the logged rows of each partition, by date.
         digests: the `inputs_digest` of each partition, by date.
+        properties: properties of the table, if this is its first write.
 
     Returns:
         The version of the table that holds the rows.
@@ -100,11 +108,17 @@ def write(
     parts = []
     for day, batches in partitions.items():
         table = pa.Table.from_batches(batches)
-        for name, text in (("scored_from", digests[day]), (delta_tables.PARTITION, day)):
+        for name, text in ((spec.lake_column("scored_from"), digests[day]), (delta_tables.PARTITION, day)):
             table = table.append_column(name, pa.repeat(pa.scalar(text), len(table)))
         parts.append(table)
     days = sorted(partitions)
     # In so few rows the features have mostly distinct values.
     return delta_tables.replace(
-        uri(spec.name), pa.concat_tables(parts), days[0], days[-1], distinct=["features"]
+        uri(spec.name),
+        pa.concat_tables(parts),
+        days[0],
+        days[-1],
+        distinct=[spec.lake_column("features")],
+        properties=properties,
+        days=days,
     )

@@ -15,6 +15,17 @@ from perennial.storage import delta_tables
 
 #: Most classes of a multiclass label.
 MAX_CLASSES = 1000
+#: Code of a class that is not among a model's classes.
+UNSEEN_CLASS = -1
+#: What a label of each task is.
+POSSIBLE_LABELS = {
+    "binary": "0 or 1",
+    "multiclass": "a class that is not empty",
+    "regression": "a finite number of at most single precision",
+    "ranking": "a grade, a whole number from 0 to 31",
+}
+#: The largest number of single precision, in which XGBoost keeps labels.
+LARGEST_LABEL = float(np.finfo(np.float32).max)
 #: The highest grade of a ranking task, XGBoost's limit for exponential gain.
 MAX_GRADE = 31
 
@@ -28,41 +39,54 @@ def encode_targets(spec: ModelSpec, labels: pa.ChunkedArray[Any], classes: tuple
         classes: the classes of a multiclass task in the order of their codes; empty otherwise.
 
     Returns:
-        float32, shape (rows,): 0 or 1, class index (NaN for a class that is not in ``classes``), value, or grade.
+        float32, shape (rows,): 0 or 1, class index (`UNSEEN_CLASS` if it is not in ``classes``), value, or grade.
 
     Raises:
-        DataError: a label that the task cannot use.
+        DataError: a label that the task cannot have.
     """
+    impossible = int(impossible_labels(spec.task, labels).sum())
+    if impossible:
+        raise DataError(
+            f"{impossible:,} of {len(labels):,} labels are not {POSSIBLE_LABELS[spec.task]}, as task {spec.task} needs",
+            "correct label.expression, or run the data step again for these partitions with force: it puts such labels "
+            "into quarantine",
+            model=spec.name,
+        )
     if spec.task == "multiclass":
         index = pc.index_in(labels.cast(pa.string()), value_set=pa.array(classes, pa.string()))
-        return np.asarray(index.cast(pa.float32()).to_numpy(zero_copy_only=False))
-    number = pa.int8() if pa.types.is_boolean(labels.type) else pa.float64()
+        return np.asarray(index.fill_null(UNSEEN_CLASS).cast(pa.float32()).to_numpy(zero_copy_only=False))
+    return _as_numbers(labels).astype(np.float32)
+
+
+def impossible_labels(task: str, labels: pa.ChunkedArray[Any]) -> np.ndarray:
+    """Whether each label is one that the task cannot have, shape (rows,).
+
+    Args:
+        task: task of the model.
+        labels: the labels, without nulls.
+    """
+    is_text = pa.types.is_string(labels.type) or pa.types.is_large_string(labels.type)
+    if task == "multiclass" and is_text:
+        empty = pc.equal(pc.ascii_trim_whitespace(labels), pa.scalar(""))
+        return np.asarray(empty.to_numpy(zero_copy_only=False))
     try:
-        y = np.asarray(labels.cast(number).to_numpy())
-    except pa.ArrowInvalid as error:
-        raise DataError(
-            f"label.expression returns {labels.type}, not a number",
-            "correct label.expression",
-            model=spec.name,
-        ) from error
-    y = y.astype(np.float32)
-    if not np.isfinite(y).all():
-        raise DataError(
-            "a label is NaN or infinite", "make label.expression return null for it", model=spec.name
-        )
-    if spec.task == "binary" and not np.isin(y, (0, 1)).all():
-        raise DataError(
-            f"a binary label is {y[~np.isin(y, (0, 1))][0]:g}",
-            "make label.expression return a condition, or 0 and 1",
-            model=spec.name,
-        )
-    if spec.task == "ranking" and ((y < 0) | (y > MAX_GRADE) | (y != np.floor(y))).any():
-        raise DataError(
-            f"a grade is not a whole number from 0 to {MAX_GRADE}",
-            "correct label.expression",
-            model=spec.name,
-        )
-    return y
+        y = _as_numbers(labels)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return np.ones(len(labels), bool)
+    possible: dict[str, np.ndarray] = {
+        "binary": (y == 0) | (y == 1),
+        "multiclass": np.isfinite(y),
+        "regression": np.abs(y) <= LARGEST_LABEL,
+        "ranking": (y >= 0) & (y <= MAX_GRADE) & (y == np.floor(y)),
+    }
+    return ~possible[task]
+
+
+def _as_numbers(labels: pa.ChunkedArray[Any]) -> np.ndarray:
+    """Labels in double precision, shape (rows,)."""
+    number = pa.int8() if pa.types.is_boolean(labels.type) else pa.float64()
+    # Not safe: whole numbers beyond 2^53 lose their last digits, as in XGBoost.
+    return np.asarray(labels.cast(number, safe=False).to_numpy(), np.float64)
 
 
 class ListNumbering:

@@ -4,4 +4,15 @@ numpy, pyarrow and duckdb are imported at the top of modules; evidently and pand
 because together they take seconds and hundreds of megabytes, which only the data profile needs.
 """
 
-__all__ = ["data_profile", "labels", "publishing", "rows", "run"]
+__all__ = [
+    "data_profile",
+    "labels",
+    "model_tables",
+    "publishing",
+    "query_feed",
+    "rows",
+    "run",
+    "suite_queries",
+    "table_definitions",
+    "typed_rows",
+]

@@ -13,12 +13,13 @@ from typing import TYPE_CHECKING, Any
 
 import duckdb
 
+from perennial.charts import page as page_frame
 from perennial.core import html, patches
-from perennial.core.dates import DateRange
+from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
-from perennial.core.sql import quote_identifier
+from perennial.core.sql import SQL_TYPES, quote_identifier
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, duckdb_session, object_store
+from perennial.storage import delta_tables, duckdb_session, object_store, pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,6 +32,8 @@ MAX_COLUMNS = 60
 #: Text columns with more different values are counted, not plotted: Evidently makes an object of each value.
 MAX_CATEGORIES = 100
 _MAX_TEXT_LENGTH = 80
+#: Dates before and after these are shown as these.
+_EARLIEST, _LATEST = "0001-01-01", "9999-12-31"
 
 
 def profile_uri(model: str, partitions: str, extension: str) -> str:
@@ -38,7 +41,14 @@ def profile_uri(model: str, partitions: str, extension: str) -> str:
     return f"{settings().lake}/reports/{model}/profile/{partitions}.{extension}"
 
 
-def write_profile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int) -> str:
+def write_profile(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    start: str,
+    end: str,
+    version: int,
+    undeclared: Mapping[str, str] | None = None,
+) -> str:
     """Write the data profile of published partitions as a page and as JSON, without personal data.
 
     Args:
@@ -47,25 +57,42 @@ def write_profile(con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, e
         start: first partition date.
         end: last partition date.
         version: version of the table of published rows.
+        undeclared: type of each column that the landed files have and the spec does not declare.
 
     Returns:
-        The URI of the page.
+        The URI of the page. If the profile cannot be drawn, the page says why.
     """
-    rows = _sample(con, spec, start, end, version)
-    page, content = summarise(rows, {c: spec.data.columns[c] for c in rows.columns}, spec.data.key)
-    partitions = DateRange(start, end).compact
-    content["perennial"] = {
-        "model": spec.name,
-        "partitions": partitions,
-        "version": version,
-        "rows_sampled": len(rows),
-    }
-    object_store.write_text(profile_uri(spec.name, partitions, "json"), json.dumps(content, indent=1))
-    return object_store.write_text(profile_uri(spec.name, partitions, "html"), _compress_library(page))
+    partitions = PartitionRange.between(start, end).compact
+    uris = [profile_uri(spec.name, partitions, extension) for extension in ("json", "html")]
+
+    def draw() -> tuple[str, str]:
+        rows = _sample(con, spec, start, end, version)
+        page, content = summarise(rows, {c: spec.data.columns[c] for c in rows.columns}, spec.data.key)
+        content["perennial"] |= {
+            "model": spec.name,
+            "partitions": partitions,
+            "version": version,
+            "rows_sampled": len(rows),
+            "undeclared_columns": dict(undeclared or {}),
+        }
+        head, body, rest = page.partition("<body>")
+        # Evidently's plots have a light ground only.
+        head = head.replace("<html", '<html data-theme="light"', 1)
+        undeclared_list = pages.list_of_omissions("Columns that the spec does not declare", undeclared or {})
+        heading = (
+            f"<h1>{html.escape(spec.name)}, data profile of {partitions}</h1>"
+            f'<p class="soft">{len(rows):,} rows, sampled from version {version} of the published rows.</p>'
+        )
+        style = f"<style>{page_frame.page_style()}</style>"
+        page = f'{head}{body}{style}<main class="perennial">{heading}{undeclared_list}</main>{rest}'
+        return json.dumps(content, indent=1), _compress_library(page)
+
+    pages.write(f"data profile of {spec.name}, {partitions}", uris, draw)
+    return uris[1]
 
 
 def summarise(rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]) -> tuple[str, dict[str, Any]]:
-    """Summarise rows with Evidently.
+    """Summarise rows with Evidently; columns on which it fails are left out, and the page names them.
 
     Args:
         rows: the rows; changed in place.
@@ -75,9 +102,43 @@ def summarise(rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]) 
     Returns:
         The page, and the summary's numbers as Evidently's JSON.
     """
+    rows = _convert_values(rows, types)
+    omitted: dict[str, str] = {}
+    try:
+        page, content = _run_evidently(rows, types, key)
+    except Exception as error:  # it raises whatever pandas and numpy raise
+        omitted = _failing_columns(rows, types, key, error)
+        page, content = _run_evidently(rows, {c: t for c, t in types.items() if c not in omitted}, key)
+    content["perennial"] = {"omitted_columns": omitted}
+    head, body, rest = page.partition("<body>")
+    return head + body + pages.list_of_omissions("Columns without a summary", omitted) + rest, content
+
+
+def _failing_columns(
+    rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str], error: Exception
+) -> dict[str, str]:
+    """The columns on which Evidently fails, by halves, with the reason; ``error`` is that of all of them together."""
+    if len(types) == 1:
+        return dict.fromkeys(types, f"Evidently failed on it: {pages.why(error)}")
+    failing: dict[str, str] = {}
+    names = list(types)
+    for half in (names[: len(names) // 2], names[len(names) // 2 :]):
+        selected = {c: types[c] for c in half}
+        try:
+            _run_evidently(rows, selected, key)
+        except Exception as failure:
+            failing |= _failing_columns(rows, selected, key, failure)
+    return failing
+
+
+def _run_evidently(
+    rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]
+) -> tuple[str, dict[str, Any]]:
+    """Summarise some columns of converted rows; the page, and the numbers."""
     from evidently import DataDefinition, Dataset, Report
     from evidently.presets import DataSummaryPreset
 
+    rows = rows[list(types)]
     counted = {
         c for c, t in types.items() if t == "string" and (c in key or rows[c].nunique() > MAX_CATEGORIES)
     }
@@ -99,9 +160,7 @@ def summarise(rows: pd.DataFrame, types: Mapping[str, str], key: Sequence[str]) 
         text_columns=[names[c] for c in types if c in counted and c in has_values],
     )
     with patches.evidently_single_summary_plot():
-        data = Dataset.from_pandas(
-            _convert_values(rows, types).rename(columns=names), data_definition=definition
-        )
+        data = Dataset.from_pandas(rows.rename(columns=names), data_definition=definition)
         summary = Report([DataSummaryPreset()]).run(data, None)
     content = json.loads(json.dumps(summary.dict(), default=str))
     return html.placeholders_to_script(summary.get_html_str(as_iframe=False)), html.restore(content)
@@ -111,27 +170,41 @@ def _sample(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, start: str, end: str, version: int
 ) -> pd.DataFrame:
     """Read a deterministic sample of the published rows."""
-    view = "rows_to_profile"
+    view = "__rows_to_profile"
     duckdb_session.create_view(con, view, delta_tables.table_uri("published", spec.name), version, start, end)
-    columns = [c for c in spec.data.columns if c not in spec.data.personal][:MAX_COLUMNS]
-    selected = [
-        f"left({quote_identifier(c)}, {_MAX_TEXT_LENGTH}) AS {quote_identifier(c)}"
-        if spec.data.columns[c] == "string"
-        else quote_identifier(c)
-        for c in columns
-    ]
+    columns = [c for c in spec.data.columns if c not in spec.personal_columns][:MAX_COLUMNS]
+    selected = [f"{_sampled_value(c, spec.data.columns[c])} AS {quote_identifier(c)}" for c in columns]
     keys = ", ".join(quote_identifier(k) for k in spec.data.key)
     query = f"SELECT {', '.join(selected)} FROM {view} ORDER BY hash({keys}), {keys} LIMIT {MAX_ROWS}"
     rows: pd.DataFrame = con.sql(query).df()
     return rows
 
 
+def _sampled_value(column: str, declared: str) -> str:
+    """SQL of a value in the sample: long text cut, times within the years that pandas can represent."""
+    name = quote_identifier(column)
+    if declared == "string":
+        return f"left({name}, {_MAX_TEXT_LENGTH})"
+    if declared in ("date", "timestamp"):
+        sql_type = SQL_TYPES[declared]
+        # CASE, because least and greatest ignore nulls
+        return (
+            f"CASE WHEN {name} < {sql_type} '{_EARLIEST}' THEN {sql_type} '{_EARLIEST}' "
+            f"WHEN {name} > {sql_type} '{_LATEST}' THEN {sql_type} '{_LATEST}' ELSE {name} END"
+        )
+    return name
+
+
 def _convert_values(rows: pd.DataFrame, types: Mapping[str, str]) -> pd.DataFrame:
-    """Protect texts, and convert times and booleans to types that Evidently supports."""
+    """Protect texts, and convert other values to types that Evidently supports."""
     import pandas as pd
 
     for column, declared in types.items():
-        if declared == "string":
+        if not rows[column].notna().any():
+            rows[column] = pd.Series([None] * len(rows), dtype=object, index=rows.index)
+        elif declared == "integer" and rows[column].isna().any():
+            rows[column] = rows[column].astype("float64")  # its statistics of pandas' own integers may be NA
+        elif declared == "string":
             texts = rows[column].map(lambda v: html.protect(v) if isinstance(v, str) else None)
             rows[column] = texts.astype(object)
         elif declared in ("date", "timestamp"):

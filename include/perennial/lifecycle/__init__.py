@@ -1,7 +1,17 @@
-"""The lifecycle of a model's versions: retraining decisions, promotion, rollback, trials.
+"""The lifecycle of a model: what is due, retraining, the champion, promotion, rollback, trials, verification.
 
-`retraining` and `promotion` run in light tasks and import no heavy libraries; the other modules use NumPy, and SciPy is
-imported inside the function that needs it.
+`retraining`, `champion` and `promotion` run in light tasks and import no heavy libraries; the other modules use NumPy,
+and SciPy is imported inside the function that needs it.
 """
 
-__all__ = ["ab_trial", "explanation", "promotion", "retraining", "trial_evaluation", "trials"]
+__all__ = [
+    "ab_trial",
+    "backlog",
+    "champion",
+    "explanation",
+    "promotion",
+    "retraining",
+    "trial_evaluation",
+    "trials",
+    "verification",
+]

@@ -1,14 +1,15 @@
-"""The shadow trial: champion and challenger score the same rows, and their losses are compared.
+"""The shadow trial: champion and challenger predict the same rows, and their losses are compared.
+
+The monitor step does this on a sample of each partition's published rows. The score step does not run the challenger.
 
 The mean losses of each partition are compared by a paired t interval. The interval is computed, and the trial ends,
-once ``retraining.trial_days`` partitions can be compared.
+once as many partitions as ``retraining.trial`` can be compared.
 """
 
 from __future__ import annotations
 
 import numpy as np
 
-from perennial.core import dates
 from perennial.features.engine import FeatureQuery
 from perennial.lifecycle.trials import TrialEvaluation
 from perennial.modeling import registry
@@ -36,21 +37,23 @@ def evaluate(
     """
     from scipy import stats
 
-    first = dates.add_days(challenger.holdout_range.end, 1)
+    first = spec.cadence.shift(challenger.holdout_range.end, 1)
     losses = [_daily_losses(spec, v, first, as_of, labels_until) for v in (champion, challenger)]
     comparable = np.isfinite(losses[0]) & np.isfinite(losses[1])
     days = int(comparable.sum())
+    due = len(spec.cadence.range(first, labels_until)) if first <= labels_until else 0
     evaluation: TrialEvaluation = {
         "version": challenger.version,
         "as_of": trained_as_of,
         "first": first,
         "state": "running",
         "days": days,
+        "due": due,
         "gain": None,
         "low": None,
         "high": None,
     }
-    if days < max(2, spec.retraining.trial_days):
+    if days < max(2, spec.retraining.trial.partitions(spec.cadence)):
         return evaluation
     difference = (losses[0] - losses[1])[comparable]
     champion_loss = max(float(losses[0][comparable].mean()), 1e-12)

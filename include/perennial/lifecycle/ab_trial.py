@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from perennial.core import dates
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.lifecycle import trials
 from perennial.lifecycle.trials import TrialEvaluation, TrialState
@@ -64,12 +63,16 @@ class ABSplit:
     def served_by_challenger(self, table: pa.Table) -> np.ndarray:
         """Whether the challenger serves each row, shape (rows,)."""
         salt = ", ".join(text_literal(part) for part in (self.model, self.version))
-        texts = ", ".join(f"CAST({quote_identifier(c)} AS VARCHAR)" for c in self.columns)
+        # The separator within a text is another text, so that no two keys are the same text.
+        texts = ", ".join(
+            f"replace(replace({quote_identifier(c)}::VARCHAR, chr(30), chr(30) || '0'), chr(31), chr(30) || '1')"
+            for c in self.columns
+        )
         half = f"md5_number_upper(concat_ws(chr(31), {salt}, {texts}))"
         con = duckdb_session.connect(threads=1)
-        con.register("rows", table.select(self.columns))
-        columns = con.sql(f"SELECT {half} < {int(self.share * 2**64)} AS served FROM rows").fetchnumpy()
-        return np.asarray(columns["served"], bool)
+        con.register("__rows", table.select(self.columns))
+        columns = con.sql(f"SELECT {half} < {int(self.share * 2**64)} AS __served FROM __rows").fetchnumpy()
+        return np.asarray(columns["__served"], bool)
 
 
 def active_split(spec: ModelSpec, champion: registry.ModelVersion) -> ABSplit | None:
@@ -99,7 +102,7 @@ def evaluate(
         trained_as_of: the partition date as of which the challenger was trained.
         as_of: the last partition date.
     """
-    first = dates.add_days(trained_as_of, 1)
+    first = spec.cadence.shift(trained_as_of, 1)
     champion_losses, challenger_losses = (
         performance.losses_by_partition(spec, version, first, as_of, MIN_ROWS)
         for version in (champion, challenger)
@@ -108,13 +111,16 @@ def evaluate(
     differences = np.array([champion_losses[d] - challenger_losses[d] for d in days])
     scale = max(float(np.mean([champion_losses[d] for d in days])), 1e-12) if days else 1.0
     low, high = (bound / scale for bound in confidence_interval(differences, spec.gate.confidence))
-    served = _served_days(spec, challenger.version, first, performance.last_labelled_date(spec, as_of))
+    served = _served_partitions(spec, challenger.version, first, performance.last_labelled_date(spec, as_of))
     return {
         "version": challenger.version,
         "as_of": trained_as_of,
         "first": first,
-        "state": trial_state(low, high, spec.gate.margin, served >= spec.retraining.trial_days),
+        "state": trial_state(
+            low, high, spec.gate.margin, served >= spec.retraining.trial.partitions(spec.cadence)
+        ),
         "days": len(days),
+        "due": served,
         "gain": round(float(differences.mean()) / scale, 6) if days else None,
         "low": round(low, 6) if math.isfinite(low) else None,
         "high": round(high, 6) if math.isfinite(high) else None,
@@ -150,20 +156,20 @@ def trial_state(low: float, high: float, margin: float, time_is_over: bool) -> T
         low: lower bound of the gain.
         high: upper bound of the gain.
         margin: gain that is required.
-        time_is_over: whether the trial has lasted its maximum number of days.
+        time_is_over: whether the trial has lasted its maximum number of partitions.
     """
     if low > margin:
         return "passed"
     return "failed" if high <= margin or time_is_over else "running"
 
 
-def _served_days(spec: ModelSpec, version: str, start: str, end: str) -> int:
+def _served_partitions(spec: ModelSpec, version: str, start: str, end: str) -> int:
     """Number of partition dates on which a version served rows."""
     con = duckdb_session.connect()
     if start > end or not duckdb_session.create_view(
-        con, "p", delta_tables.table_uri("predictions", spec.name), None, start, end
+        con, "__predictions", delta_tables.table_uri("predictions", spec.name), None, start, end
     ):
         return 0
-    by_version = f"CAST(model_version AS VARCHAR) = {text_literal(version)}"
-    counted = f"SELECT count(DISTINCT {delta_tables.PARTITION}) FROM p WHERE {by_version}"
+    by_version = f"CAST({spec.lake_column('model_version')} AS VARCHAR) = {text_literal(version)}"
+    counted = f"SELECT count(DISTINCT {delta_tables.PARTITION}) FROM __predictions WHERE {by_version}"
     return int(con.execute(counted).fetchall()[0][0])

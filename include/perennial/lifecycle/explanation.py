@@ -5,11 +5,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-from perennial.core.dates import parse_date
 from perennial.core.errors import DataError
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
-from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord, Policy
 
 #: Signal states that are listed, in this order, with their texts; of signals that are ok, only the names are listed.
 _STATE_TEXTS = {"bad": "BAD", "suspected": "suspected", "undetermined": "undetermined"}
@@ -41,7 +40,7 @@ def explain_decision(spec: ModelSpec, day: str) -> list[str]:
     Raises:
         DataError: there is no decision up to that date.
     """
-    parse_date(day, "the date")
+    spec.cadence.parse(day, "the date" if spec.cadence.unit == "day" else "the partition")
     records = ledger.records(spec.name)
     decisions = [r for r in records if r["kind"] == LedgerKind.RETRAINING and r["partition"] <= day]
     if not decisions:
@@ -53,13 +52,14 @@ def explain_decision(spec: ModelSpec, day: str) -> list[str]:
         )
     latest = max(r["partition"] for r in decisions)
     lines = [] if latest == day else [f"There is no decision for {day} itself; the latest one before it:"]
-    proposed = False
+    proposal: LedgerRecord | None = None
     for decision in (r for r in decisions if r["partition"] == latest):
-        if proposed:  # the answer to a proposal repeats its evidence
-            lines.append(f"{latest}: {decision['reason'].split(' (')[0]}.")
+        if proposal:  # the answer to a proposal repeats its evidence
+            question = f" ({proposal['reason']})"
+            lines.append(f"{latest}: {decision['reason'].removesuffix(question)}.")
         else:
             lines += _describe_decision(decision)
-        proposed = decision["decision"] == Decision.PROPOSED
+        proposal = decision if decision["decision"] == Decision.PROPOSED else None
     lines += _describe_consequences(records, latest)
     return lines
 
@@ -69,7 +69,7 @@ def _describe_decision(record: LedgerRecord) -> Iterator[str]:
     version = f"version {record['model_version']}" if record["model_version"] else "no champion"
     outcome = "no retraining was requested"
     if record["decision"] in (Decision.REQUESTED, Decision.PROPOSED):
-        outcome = f"a retraining was {record['decision']} by {record['actor']}"
+        outcome = f"a retraining was {record['decision']} by {_decider(record)}"
     yield f"{record['partition']}: {outcome} ({version})."
     yield f"  Because: {record['reason']}"
     if evidence.get("since"):
@@ -77,6 +77,14 @@ def _describe_decision(record: LedgerRecord) -> Iterator[str]:
     yield from _describe_signals(evidence.get("signals") or {})
     if evidence.get("report"):
         yield f"  Report: {evidence['report']}"
+
+
+def _decider(record: LedgerRecord) -> str:
+    """Who decided; of a policy also the person who started the run, if one did."""
+    actor, starter = record["actor"], record["evidence"].get("triggered_by", "scheduler")
+    if actor not in list(Policy):
+        return actor
+    return f"the {actor}" + (f" (run started by {starter})" if starter != "scheduler" else "")
 
 
 def _describe_signals(signals: Mapping[str, Mapping[str, Any]]) -> Iterator[str]:
@@ -101,7 +109,7 @@ def _describe_consequences(records: list[LedgerRecord], day: str) -> Iterator[st
             yield f"  {version} {_TRIAL_TEXTS.get(record['decision'], record['decision'])}: {record['reason']}"
         elif record["kind"] == LedgerKind.PROMOTION:
             reason = "" if record["reason"] in reasons else f": {record['reason']}"
-            yield f"  {version} was {record['decision']} by {record['actor']}{reason}"
+            yield f"  {version} was {record['decision']} by {_decider(record)}{reason}"
         else:
             continue
         reasons.add(record["reason"])

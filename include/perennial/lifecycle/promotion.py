@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
 from typing import Any, TypedDict
 
-from perennial.core import dates
-from perennial.core.errors import ArtifactError, DataError, RegistryError
-from perennial.core.settings import settings
-from perennial.lifecycle import trials
-from perennial.modeling import registry
+from perennial.core.errors import ArtifactError, DataError, RegistryRequestError, StorageFaultError
+from perennial.lifecycle import champion, trials
+from perennial.lifecycle.champion import ChampionChange, ChampionState
+from perennial.modeling import registry, training_records
+from perennial.spec import spec_changes
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import ledger, locks, manifests, object_store
-from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
-
-#: Kinds of ledger records about a change of the champion, with their decision.
-CHAMPION_CHANGES = {LedgerKind.PROMOTION: Decision.PROMOTED, LedgerKind.ROLLBACK: Decision.ROLLED_BACK}
+from perennial.storage import ledger, locks, manifests
+from perennial.storage.ledger import Decision, LedgerKind, Policy
 
 
 class PromotionResult(TypedDict):
@@ -43,32 +38,9 @@ class RollbackResult(TypedDict):
     previous: str | None
 
 
-@dataclass(frozen=True)
-class _ChampionState:
-    """The champion in the registry, and in the ledger.
-
-    Attributes:
-        champion: the version that the alias points to.
-        changes: the ledger's records about changes of the champion, in order.
-        intended: the version that an unfinished step was about to make champion after the last change.
-    """
-
-    champion: str | None
-    changes: list[LedgerRecord]
-    intended: str | None
-
-    @property
-    def recorded(self) -> str | None:
-        """The champion according to the ledger."""
-        return self.changes[-1]["model_version"] if self.changes else None
-
-    @property
-    def last_change(self) -> int:
-        """The sequence number of the ledger's last change of the champion; 0 before the first."""
-        return self.changes[-1]["sequence"] if self.changes else 0
-
-
-def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str = "") -> PromotionResult:
+def promote_challenger(
+    spec: ModelSpec, *, as_of: str, actor: str, reason: str = "", policy: Policy = Policy.GATE
+) -> PromotionResult:
     """Make the challenger trained as of a date champion, or start its trial.
 
     It is promoted if it passed its gate, and the champion is still the one that the gate compared it with.
@@ -76,8 +48,9 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
     Args:
         spec: the model.
         as_of: the partition date as of which it was trained.
-        actor: who or what promotes, for the ledger.
+        actor: who started the run, for the ledger; it is the policy that decides.
         reason: why it was requested, for the ledger.
+        policy: what decided: the gate, or the trial that followed it.
 
     Raises:
         DataError: no training of that date has finished.
@@ -86,41 +59,59 @@ def promote_challenger(spec: ModelSpec, *, as_of: str, actor: str, reason: str =
     gate, version = training["gate"], str(training["version"])
     gate_reasons = "; ".join(gate["reasons"])
     with locks.hold(f"promote-{spec.name}"):
-        state = _read_champion_state(spec, as_of)
-        # The alias may already point to the challenger: set by hand, or by a promotion killed before its record.
-        previous = state.recorded if state.champion == version else state.champion
-        if version == state.champion == state.recorded and gate["passed"]:
+        state = champion.resolve(spec, champion.read_state(spec), partition=as_of, actor="promotion")
+        current = _champion_to_replace(state, version)
+        if version == state.champion == state.recorded and not state.deviation and gate["passed"]:
+            registry.remove_alias(spec.name, version, "challenger")
             return _result(True, version, gate["champion"], "it is already champion")
-        if (refusal := _refusal(state, version, gate)) is not None:
+        refusal = _refusal(state, training) or _outdated(spec, version)
+        if refusal is not None:
+            registry.remove_alias(spec.name, version, "challenger")
             return _result(False, version, state.champion, refusal)
-        if previous != (compared := gate["champion"]):
+        if current != (compared := gate["champion"]):
+            if state.deviation:
+                refusal = (
+                    f"{state.deviation}, and the challenger was compared with {compared}: roll back first"
+                )
+                return _result(False, version, current, refusal)
+            registry.remove_alias(spec.name, version, "challenger")
             refusal = (
-                f"the champion is now {previous}, the challenger was compared with {compared}: train again"
+                f"the champion is now {current}, the challenger was compared with {compared}: train again"
             )
-            return _result(False, version, previous, refusal)
-        if _needs_trial(spec, version, previous):
-            trials.start_trial(spec, version=version, champion=str(previous), as_of=as_of, actor=actor)
+            return _result(False, version, current, refusal)
+        # A version that cannot be compared with the champion cannot be compared in a trial either.
+        if not gate["not_compared"] and _needs_trial(spec, version, current):
+            if trials.latest_decision(spec, version) == Decision.FAILED:
+                refusal = f"version {version} was not clearly better on its trial: train again with force"
+                return _result(False, version, current, refusal)
+            trials.start_trial(spec, version=version, champion=str(current), as_of=as_of, triggered_by=actor)
             trial = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
-            return _result(False, version, previous, trial)
-        _set_champion(spec, version, state)
+            return _result(False, version, current, trial)
         evidence = {key: training[key] for key in ("metrics", "run_id", "digest")}
-        evidence |= {"previous": previous, "request_reason": reason}
-        _record(
+        evidence["report"] = training.get("report", "")  # trainings of earlier versions wrote none
+        evidence |= {"previous": current, "request_reason": reason, "triggered_by": actor}
+        _change_champion(
             spec,
-            LedgerKind.PROMOTION,
-            version,
-            reason=gate_reasons,
-            actor=actor,
-            evidence=evidence,
-            as_of=as_of,
+            ChampionChange(
+                version, state.last_change, LedgerKind.PROMOTION, gate_reasons, policy, evidence, as_of
+            ),
         )
-        trials.cancel_outdated_trial(spec, champion=version, actor=actor)
-    return _result(True, version, previous, gate_reasons)
+    return _result(True, version, current, gate_reasons)
+
+
+def _champion_to_replace(state: ChampionState, version: str) -> str | None:
+    """The champion that a challenger must have been compared with.
+
+    The alias may already point to the challenger, set by hand. Where the alias is gone, or its version was replaced,
+    the ledger's champion is the one to replace.
+    """
+    lost = bool(state.deviation) and state.champion in (None, state.recorded)
+    return state.recorded if lost or state.champion == version else state.champion
 
 
 def _read_training(spec: ModelSpec, as_of: str) -> dict[str, Any]:
     """The result of the train step for a date."""
-    dates.parse_date(as_of, "as_of")
+    spec.cadence.parse(as_of, "as_of")
     manifest = manifests.read(spec.name, "train", as_of)
     if manifest is None:
         raise DataError(
@@ -129,96 +120,72 @@ def _read_training(spec: ModelSpec, as_of: str) -> dict[str, Any]:
             model=spec.name,
             partition=as_of,
         )
+    _compare_with_ledger(spec, as_of, manifest.result)
     return manifest.result
+
+
+def _compare_with_ledger(spec: ModelSpec, as_of: str, training: Mapping[str, Any]) -> None:
+    """Check that a training's manifest says what the ledger recorded: a manifest is a file that can be edited.
+
+    Raises:
+        StorageFaultError: they differ.
+    """
+    version, gate = str(training["version"]), training["gate"]
+    decision = Decision.ACCEPTED if gate["passed"] else Decision.REJECTED
+    expected = (version, decision, training["run_id"], training["digest"], gate["champion"])
+    for record in reversed(ledger.records(spec.name, LedgerKind.TRAINING)):
+        evidence = record["evidence"]
+        digest = evidence.get("digests", {}).get(training_records.MODEL_FILE)
+        run_id, compared = evidence.get("run_id"), evidence.get("champion")
+        if (record["model_version"], record["decision"], run_id, digest, compared) == expected:
+            return
+    raise StorageFaultError(
+        f"the manifest of the training of version {version} differs from the ledger's record",
+        "it was changed, or the ledger was restored from an older backup: train this date again with force",
+        model=spec.name,
+        partition=as_of,
+    )
 
 
 def _result(promoted: bool, version: str, previous: str | None, reason: str) -> PromotionResult:
     return {"promoted": promoted, "version": version, "previous": previous, "reason": reason}
 
 
-def _refusal(state: _ChampionState, version: str, gate: Mapping[str, Any]) -> str | None:
+def _refusal(state: ChampionState, training: Mapping[str, Any]) -> str | None:
     """Why a challenger cannot be promoted, whichever version is champion; None if it can."""
+    version, gate = str(training["version"]), training["gate"]
     if not gate["passed"]:
         return "; ".join(gate["reasons"])
-    if any(r["model_version"] == version and r["decision"] == Decision.PROMOTED for r in state.changes):
-        return f"version {version} was champion before and was replaced: train again, or roll back to it"
+    if any(
+        r["model_version"] == version
+        and r["decision"] == Decision.PROMOTED
+        and r["evidence"].get("run_id") == training["run_id"]
+        for r in state.changes
+    ):
+        return f"version {version} was champion before and was replaced: train again with force, or roll back to it"
     return None
 
 
-def _needs_trial(spec: ModelSpec, version: str, champion: str | None) -> bool:
+def _outdated(spec: ModelSpec, version: str) -> str | None:
+    """Why a version does not predict what the spec describes; None if it does."""
+    trained = registry.load_spec(registry.get_version(spec.name, version))
+    if difference := spec_changes.target_difference(trained, spec):
+        return f"version {version} does not fit the spec any more: {difference}; train again"
+    return None
+
+
+def _needs_trial(spec: ModelSpec, version: str, current: str | None) -> bool:
     """Whether a version must pass a trial first; not if there is no champion to compare with."""
-    if champion is None or not spec.retraining.trial_days:
+    if current is None or not spec.retraining.trial:
         return False
     return trials.latest_decision(spec, version) != Decision.PASSED
 
 
-def _read_champion_state(spec: ModelSpec, as_of: str | None = None) -> _ChampionState:
-    """Read the champion from registry and ledger, and report a change by others in the ledger, once.
-
-    A change by others is a champion that the ledger does not have, and that no killed step was about to set.
-    """
-    champion = registry.get_champion(spec)
-    changes = [r for r in ledger.records(spec.name) if r["decision"] in CHAMPION_CHANGES.values()]
-    state = _ChampionState(champion.version if champion else None, changes, None)
-    uri = _intent_uri(spec)
-    intent = json.loads(object_store.read_text(uri)) if object_store.exists(uri) else {}
-    if intent.get("after_move") == state.last_change:
-        state = replace(state, intended=intent["version"])
-    if state.champion in (state.recorded, state.intended):
-        return state
-    reports = [
-        r for r in ledger.records(spec.name, LedgerKind.EXTERNAL_CHANGE) if r["sequence"] > state.last_change
-    ]
-    if not reports or reports[-1]["model_version"] != (state.champion or ""):
-        ledger.append(
-            spec.name,
-            kind=LedgerKind.EXTERNAL_CHANGE,
-            decision=Decision.REPORTED,
-            actor="promotion",
-            reason=f"the champion is version {state.champion}, the ledger's last is {state.recorded}",
-            partition=as_of,
-            model_version=state.champion,
-            evidence={"ledger": state.recorded},
-        )
-    return state
-
-
-def _intent_uri(spec: ModelSpec) -> str:
-    """The file that names the version that a step is about to make champion."""
-    return f"{settings().lake}/promotions/{spec.name}.json"
-
-
-def _set_champion(spec: ModelSpec, version: str, state: _ChampionState) -> None:
-    """Point ``champion`` to a version, and write the intent before.
-
-    With the intent, the next step can distinguish a step that was killed before its record from a change by hand.
-    """
-    intent = {"version": version, "after_move": state.last_change}
-    object_store.write_text(_intent_uri(spec), json.dumps(intent))
-    registry.set_alias(spec.name, version, "champion")
-
-
-def _record(
-    spec: ModelSpec,
-    kind: LedgerKind,
-    version: str,
-    *,
-    reason: str,
-    actor: str,
-    evidence: dict[str, Any],
-    as_of: str | None = None,
-) -> None:
-    """Record a change of the champion in the ledger."""
-    ledger.append(
-        spec.name,
-        kind=kind,
-        decision=CHAMPION_CHANGES[kind],
-        reason=reason,
-        actor=actor,
-        evidence=evidence,
-        partition=as_of,
-        model_version=version,
-    )
+def _change_champion(spec: ModelSpec, change: ChampionChange) -> None:
+    """Point ``champion`` to a version, and record that."""
+    champion.write_intent(spec, change)
+    registry.set_alias(spec.name, change.version, "champion")
+    champion.record_change(spec, change)
 
 
 def roll_back_champion(
@@ -234,7 +201,8 @@ def roll_back_champion(
 
     Raises:
         DataError: no reason is given.
-        RegistryError: there is no version to roll back to.
+        RegistryRequestError: there is no such version, or no version to roll back to.
+        RegistryError: MLflow cannot be reached.
         ArtifactError: the version's file is damaged, or it cannot predict; the champion is not changed.
     """
     if not reason.strip():
@@ -242,37 +210,65 @@ def roll_back_champion(
             "a rollback needs a reason", "give one; it is recorded in the ledger", model=spec.name
         )
     with locks.hold(f"promote-{spec.name}"):
-        state = _read_champion_state(spec)
+        state = champion.finish_interrupted(spec, champion.read_state(spec))
+        if state.deviation:
+            champion.report(spec, state, partition=None, actor=actor)
+        if finished := _interrupted_rollback(state, actor, reason, to_version):
+            return finished
         current, recorded = state.champion, state.recorded
-        interrupted = current not in (None, recorded) and current == state.intended
-        if interrupted and current == (to_version or _predecessor(state.changes, recorded)):
-            # A rollback was killed after it had set the champion and before its record: complete it.
-            target, current = str(current), recorded
-            version = registry.get_version(spec.name, target)
-        else:
-            default = _predecessor(state.changes, current) if current == recorded else recorded
-            target = str(to_version or default or "")
-            if not target or target == current:
-                raise RegistryError(
-                    f"there is no version to roll back to (the champion is {current})",
-                    "name one with to_version",
-                    model=spec.name,
-                )
-            version = registry.get_version(spec.name, target)
-            check_servable(version)
-            _set_champion(spec, target, state)
-        evidence = {"previous": current, "digest": version.digest}
-        _record(spec, LedgerKind.ROLLBACK, target, reason=reason, actor=actor, evidence=evidence)
-        trials.cancel_outdated_trial(spec, champion=target, actor=actor)
+        default = champion.predecessor(state.changes, current) if current == recorded else recorded
+        target = str(to_version or default or "")
+        # A version that the alias points to can be adopted, if that was not recorded.
+        if not target or (target == current and not state.deviation):
+            raise _no_target_error(spec, target, current)
+        version = registry.get_recorded_version(spec.name, target)
+        check_servable(version)
+        if outdated := _outdated(spec, target):
+            raise RegistryRequestError(
+                outdated, "choose another version, or undo the change of the spec first", model=spec.name
+            )
+        evidence = {"previous": current, "digest": version.digest, "run_id": version.run_id}
+        change = ChampionChange(target, state.last_change, LedgerKind.ROLLBACK, reason, actor, evidence)
+        _change_champion(spec, change)
     return {"version": target, "previous": current}
 
 
-def _predecessor(changes: list[LedgerRecord], version: str | None) -> str | None:
-    """The champion that a version replaced when it was promoted."""
-    for record in reversed(changes):
-        if record["model_version"] == version and record["decision"] == Decision.PROMOTED:
-            return str(record["evidence"].get("previous") or "") or None
-    return None
+def _interrupted_rollback(
+    state: ChampionState, actor: str, reason: str, to_version: str | None
+) -> RollbackResult | None:
+    """The result of this rollback if it was killed before and has been recorded since; None otherwise.
+
+    Tried again, it must not go back one version further.
+    """
+    last = state.changes[-1] if state.changes else None
+    if last is None or not last["evidence"].get("interrupted") or last["kind"] != LedgerKind.ROLLBACK:
+        return None
+    if state.deviation or (last["actor"], last["reason"]) != (actor, reason):
+        return None
+    if to_version not in (None, last["model_version"]):
+        return None
+    return {"version": str(last["model_version"]), "previous": last["evidence"]["previous"]}
+
+
+def _no_target_error(spec: ModelSpec, target: str, current: str | None) -> RegistryRequestError:
+    """The error for a rollback to nothing, or to the champion itself."""
+    if target:
+        return RegistryRequestError(
+            f"version {target} is the champion already",
+            f"name another version with to_version: perennial ledger {spec.name} lists the earlier champions",
+            model=spec.name,
+        )
+    if current is None:
+        return RegistryRequestError(
+            "there is no champion, and no version was champion before",
+            "run the train step: a version that passes the gate becomes champion",
+            model=spec.name,
+        )
+    return RegistryRequestError(
+        f"no version was champion before version {current}",
+        "name a version with to_version; the model's page in MLflow lists them",
+        model=spec.name,
+    )
 
 
 def check_servable(version: registry.ModelVersion) -> None:
@@ -290,6 +286,6 @@ def check_servable(version: registry.ModelVersion) -> None:
     if not np.isfinite(model.predict_matrix(row)).all():
         raise ArtifactError(
             f"version {version.version} does not return a finite prediction",
-            "choose another version",
+            "roll back to another version, or train again",
             model=version.name,
         )

@@ -1,21 +1,21 @@
 """Decide whether a verdict leads to a retraining, and record each decision in the ledger.
 
-This runs in a light task. All dates are partition dates; the current time is not used.
+This runs in a light task. All dates are partition dates. The current time only tells which of them cannot exist yet:
+decisions about those, which earlier versions recorded, do not count as the latest ones.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from datetime import date
 from typing import Any, TypedDict
 
-from perennial.core.dates import parse_date
 from perennial.core.errors import DataError
+from perennial.core.partitions import DAILY, date_of, days_between, nominal_start
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import RetrainingTrigger
 from perennial.storage import ledger, locks, manifests
-from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord, Policy
 from perennial.storage.manifests import Manifest
 
 #: The actor of the rejection of a proposal that was not answered in time.
@@ -34,6 +34,7 @@ class RetrainingDecision(TypedDict):
         reason: why, in a sentence.
         triggers: triggers that fired, sorted.
         report: URI of the monitoring report; None if there is none.
+        decided_by: the policy, or the person who answered.
     """
 
     as_of: str
@@ -42,6 +43,7 @@ class RetrainingDecision(TypedDict):
     reason: str
     triggers: list[RetrainingTrigger]
     report: str | None
+    decided_by: str
 
 
 def decide_retraining(
@@ -49,25 +51,32 @@ def decide_retraining(
 ) -> RetrainingDecision:
     """Decide on a retraining after the monitoring of a date.
 
-    A repeated call returns the recorded decision.
+    A repeated call returns the recorded decision, unless what it was declined on has changed: the verdict, such as one
+    from before there was a champion, the policy, or what blocked it. A request, a proposal and an answer stand.
 
     Args:
         spec: the model.
         as_of: the partition date.
-        actor: who or what decides, for the ledger.
+        actor: who started the run, for the ledger; it is the policy that decides.
         backfill: whether the run belongs to a backfill, which never starts a retraining.
         run_id: the Airflow run, for the ledger.
 
     Raises:
         DataError: the date was not monitored.
     """
-    parse_date(as_of, "as_of")
+    spec.cadence.parse(as_of, "as_of")
     with locks.hold(f"decide-{spec.name}"):
         records = ledger.records(spec.name)
-        for record in reversed(_decisions(records)):
-            if record["partition"] == as_of and record["evidence"].get("backfill", False) == backfill:
-                return _to_result(record)
+        earlier = [
+            r
+            for r in _decisions(records)
+            if r["partition"] == as_of and r["evidence"].get("backfill", False) == backfill
+        ]
+        if any(r["decision"] != Decision.DECLINED for r in earlier):
+            return _to_result(earlier[-1])
         monitoring = manifests.read(spec.name, "monitor", as_of)
+        if monitoring is None and earlier:
+            return _to_result(earlier[-1])
         if monitoring is None:
             raise DataError(
                 "there is no verdict to decide on",
@@ -80,33 +89,49 @@ def decide_retraining(
         blocked = ""
         if triggers or backfill:
             blocked = _blocking_reason(spec, as_of, backfill, records) or _active_trial_reason(verdict)
-        decision = Decision.DECLINED
-        if triggers and not blocked:
-            decision = Decision.PROPOSED if spec.retraining.mode == "approval" else Decision.REQUESTED
+        decision = _decision(spec, wanted=bool(triggers) and not blocked)
+        evidence = _evidence(monitoring, triggers) | {"backfill": backfill, "run_id": run_id}
+        if earlier and decision == Decision.DECLINED and _rests_on(earlier[-1], evidence):
+            return _to_result(earlier[-1])
         reason = "; ".join(triggers.values()) or _no_trigger_reason(verdict)
         record = ledger.append(
             spec.name,
             kind=LedgerKind.RETRAINING,
             decision=decision,
             reason=f"{blocked} ({reason})" if blocked else reason,
-            actor=actor,
+            actor=Policy.RETRAINING,
             partition=as_of,
             model_version=verdict.get("model_version"),
-            evidence=_evidence(monitoring, triggers) | {"backfill": backfill, "run_id": run_id},
+            evidence=evidence | {"triggered_by": actor},
         )
         return _to_result(record)
 
 
-def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None) -> RetrainingDecision:
+def _decision(spec: ModelSpec, *, wanted: bool) -> Decision:
+    if not wanted:
+        return Decision.DECLINED
+    return Decision.PROPOSED if spec.retraining.mode == "approval" else Decision.REQUESTED
+
+
+def _rests_on(record: LedgerRecord, evidence: Mapping[str, Any]) -> bool:
+    """Whether a recorded decision rests on the same verdict and triggers."""
+    of_runs = ("run_id", "monitor_run_id", "report")
+    return all(record["evidence"].get(key) == value for key, value in evidence.items() if key not in of_runs)
+
+
+def record_answer(
+    spec: ModelSpec, *, as_of: str, approved: bool, actor: str | None, reason: str = ""
+) -> RetrainingDecision:
     """Record a person's answer to a proposed retraining.
 
-    Only the first answer counts.
+    Only the first answer counts. A person's no starts the cooldown, as a retraining does.
 
     Args:
         spec: the model.
         as_of: the partition date that the retraining was proposed for.
         approved: the answer.
         actor: who answered; None if nobody answered in time.
+        reason: why, in the person's words.
 
     Raises:
         DataError: no retraining was proposed for that date.
@@ -120,7 +145,7 @@ def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | N
         if not any(r["decision"] == Decision.PROPOSED for r in records):
             raise DataError(
                 "no retraining was proposed",
-                "check the decisions in the ledger",
+                f"see the decisions: perennial ledger {spec.name}",
                 model=spec.name,
                 partition=as_of,
             )
@@ -128,6 +153,8 @@ def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | N
         if latest["decision"] == Decision.PROPOSED:
             outcome = "approved" if approved else "rejected"
             answer = f"{outcome} by {actor}" if actor else "nobody answered in time"
+            if actor and reason.strip():
+                answer += f": {reason.strip()}"
             latest = ledger.append(
                 spec.name,
                 kind=LedgerKind.RETRAINING,
@@ -136,7 +163,7 @@ def record_answer(spec: ModelSpec, *, as_of: str, approved: bool, actor: str | N
                 actor=actor or NO_ANSWER,
                 partition=as_of,
                 model_version=latest["model_version"],
-                evidence=latest["evidence"],
+                evidence=latest["evidence"] | {ledger.ANSWER: answer},
             )
         return _to_result(latest)
 
@@ -153,16 +180,70 @@ def request_in_flight(spec: ModelSpec, as_of: str) -> LedgerRecord | None:
     request = _open_request(ledger.records(spec.name))
     if request is None or request["partition"] >= as_of:
         return None
-    abandoned = _days_between(request["partition"], as_of) > spec.retraining.abandoned_after_days
-    return None if abandoned else request
+    limit = spec.retraining.abandoned_after.after(request["partition"], spec.cadence)
+    return None if nominal_start(as_of) > limit else request
+
+
+def is_trained(spec: ModelSpec, as_of: str) -> bool:
+    """Whether the training that was requested for a date has ended, with a version that passed the gate or did not.
+
+    Args:
+        spec: the model.
+        as_of: the partition date.
+    """
+    records = ledger.records(spec.name)
+    requested = [
+        r["sequence"]
+        for r in _decisions(records)
+        if r["partition"] == as_of and r["decision"] == Decision.REQUESTED
+    ]
+    return any(
+        r["kind"] == LedgerKind.TRAINING
+        and r["partition"] == as_of
+        and r["decision"] != Decision.FAILED
+        and r["sequence"] > max(requested, default=0)
+        for r in records
+    )
+
+
+def close_request(spec: ModelSpec, *, as_of: str, reason: str) -> bool:
+    """Record the failure of the training of an open request, if the training left no record.
+
+    A training that was killed, or whose pod never ran, cannot do so itself. The next verdict may then request a
+    retraining again.
+
+    Args:
+        spec: the model.
+        as_of: the partition date that the retraining was requested for.
+        reason: why the training ended.
+
+    Returns:
+        Whether the request was open.
+    """
+    request = _open_request(ledger.records(spec.name))
+    if request is None or request["partition"] != as_of:
+        return False
+    ledger.append(
+        spec.name,
+        kind=LedgerKind.TRAINING,
+        decision=Decision.FAILED,
+        reason=reason.split("\n")[0][:500],
+        actor="scheduler",
+        partition=as_of,
+        evidence={"as_of": as_of, "request": {"actor": request["actor"], "reason": request["reason"]}},
+    )
+    return True
 
 
 def _decisions(records: list[LedgerRecord], *, with_backfills: bool = True) -> list[LedgerRecord]:
     """The decisions on retrainings."""
+    latest = DAILY.latest()
     return [
         r
         for r in records
-        if r["kind"] == LedgerKind.RETRAINING and (with_backfills or not r["evidence"].get("backfill"))
+        if r["kind"] == LedgerKind.RETRAINING
+        and r["partition"][:10] <= latest
+        and (with_backfills or not r["evidence"].get("backfill"))
     ]
 
 
@@ -189,7 +270,7 @@ def _awaited_proposal(spec: ModelSpec, records: list[LedgerRecord], as_of: str) 
     open_proposals = [
         partition
         for partition, decision in latest.items()
-        if decision == Decision.PROPOSED and abs(_days_between(partition, as_of)) <= days
+        if decision == Decision.PROPOSED and abs(days_between(partition, as_of)) <= days
     ]
     return max(open_proposals, default=None)
 
@@ -221,11 +302,8 @@ def _to_result(record: LedgerRecord) -> RetrainingDecision:
         "reason": record["reason"],
         "triggers": list(evidence.get("triggers", [])),
         "report": evidence.get("report"),
+        "decided_by": record["actor"],
     }
-
-
-def _days_between(start: str, end: str) -> int:
-    return (date.fromisoformat(end) - date.fromisoformat(start)).days
 
 
 def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> dict[RetrainingTrigger, str]:
@@ -235,8 +313,11 @@ def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> 
     if verdict.get("verdict") == "drifted" and (harm := harm_reason(spec, signals)):
         fired["drift"] = f"drift: {verdict.get('reason', '')}; {harm}"
     trained = verdict.get("champion_as_of")
-    if trained and (age := _days_between(trained, as_of)) > spec.retraining.max_age_days:
-        fired["age"] = f"age: the champion was trained on data up to {trained}, {age} days ago"
+    max_age = spec.retraining.max_age
+    if trained and nominal_start(as_of) > max_age.after(trained, spec.cadence):
+        fired["age"] = (
+            f"age: the champion was trained on data up to {trained}, more than {max_age} (max_age) ago"
+        )
     if (share := verdict.get("new_rows") or 0.0) >= spec.retraining.new_rows:
         fired["rows"] = f"rows: {share:.0%} as many new rows as the champion was trained on"
     for name in verdict.get("changed") or []:
@@ -307,27 +388,48 @@ def _blocking_reason(spec: ModelSpec, as_of: str, backfill: bool, records: list[
     if backfill:
         return "a backfill never starts a retraining"
     for span in policy.freeze:
-        if str(span.start) <= as_of <= str(span.end):
+        if str(span.start) <= date_of(as_of) <= str(span.end):
             return f"no retraining from {span.start} to {span.end}{span.reason and f': {span.reason}'}"
     if proposal := _awaited_proposal(spec, records, as_of):
         return f"the retraining proposed on {proposal} waits for an answer"
+    if refusal := _recent_refusal(spec, records, as_of):
+        return refusal
     requests = [r for r in _decisions(records) if r["decision"] == Decision.REQUESTED]
     if later := [r["partition"] for r in requests if r["partition"] > as_of]:
         return f"a retraining was requested for a later date, {max(later)}"
     if not requests:
         return "the budget of retrainings is 0" if policy.budget == 0 else ""
     last = max(requests, key=lambda r: r["partition"])
-    days = _days_between(last["partition"], as_of)
-    if _open_request(records) is not None and days <= policy.abandoned_after_days:
-        return f"the retraining requested on {last['partition']} is still in flight"
-    if days < policy.cooldown_days:
-        return f"the last retraining was requested {days} days ago, cooldown_days is {policy.cooldown_days}"
+    moment, requested = nominal_start(as_of), last["partition"]
+    if _open_request(records) and moment <= policy.abandoned_after.after(requested, spec.cadence):
+        return f"the retraining requested on {requested} is still in flight"
+    if moment < policy.cooldown.after(requested, spec.cadence):
+        return f"the last retraining was requested on {requested}, cooldown is {policy.cooldown}"
     if policy.gpu_hours is not None and (used := _gpu_hours(records, as_of)) >= policy.gpu_hours:
         return f"the GPU budget is used up: {used:.1f} hours within {GPU_BUDGET_DAYS} days"
-    spent = sum(1 for r in requests if _days_between(r["partition"], as_of) < policy.budget_days)
+    spent = sum(moment < policy.budget_period.after(r["partition"], spec.cadence) for r in requests)
     if spent >= policy.budget:
-        return f"the budget is used up: {spent} retrainings within {policy.budget_days} days"
+        return f"the budget is used up: {spent} retrainings within {policy.budget_period}"
     return ""
+
+
+def _recent_refusal(spec: ModelSpec, records: list[LedgerRecord], as_of: str) -> str:
+    """Why a person's no prevents a retraining; empty if nobody said no within ``retraining.cooldown``."""
+    cooldown = spec.retraining.cooldown
+    recent = [
+        r
+        for r in _decisions(records, with_backfills=False)
+        if r["decision"] == Decision.DECLINED
+        and r["evidence"].get(ledger.ANSWER)
+        and r["actor"] != NO_ANSWER
+        and r["partition"] <= as_of
+        and nominal_start(as_of) < cooldown.after(r["partition"], spec.cadence)
+    ]
+    if not recent:
+        return ""
+    refusal = max(recent, key=lambda r: r["partition"])
+    answer = refusal["evidence"][ledger.ANSWER]
+    return f"the retraining proposed on {refusal['partition']} was {answer}; cooldown is {cooldown}"
 
 
 def _active_trial_reason(verdict: Mapping[str, Any]) -> str:
@@ -335,7 +437,7 @@ def _active_trial_reason(verdict: Mapping[str, Any]) -> str:
     trial = verdict.get("trial") or {}
     if trial.get("state") not in ("running", "passed"):
         return ""
-    return f"version {trial['version']} is on trial, {trial['days']} days so far: it ends first"
+    return f"version {trial['version']} is on trial, {trial['days']} partitions so far: it ends first"
 
 
 def _gpu_hours(records: list[LedgerRecord], as_of: str) -> float:
@@ -343,6 +445,6 @@ def _gpu_hours(records: list[LedgerRecord], as_of: str) -> float:
     recent = [
         r
         for r in records
-        if r["kind"] == LedgerKind.TRAINING and 0 <= _days_between(r["partition"], as_of) < GPU_BUDGET_DAYS
+        if r["kind"] == LedgerKind.TRAINING and 0 <= days_between(r["partition"], as_of) < GPU_BUDGET_DAYS
     ]
     return sum(float(r["evidence"].get("gpu_seconds") or 0.0) for r in recent) / 3600

@@ -20,12 +20,14 @@ def evaluate_trial(
         labels_until: the last partition date whose labels are complete.
 
     Returns:
-        The evaluation; None if there is no trial against this champion.
+        The evaluation; None if there is no trial against this champion, or MLflow lost the challenger.
     """
     record = active_trial(spec)
     if record is None or record["evidence"]["champion"] != champion.version:
         return None
-    challenger = registry.get_version(spec.name, record["model_version"])
+    if registry.find_version(spec.name, record["model_version"]) is None:
+        return None  # `trials.cancel_outdated_trial` ends the trial
+    challenger = registry.get_recorded_version(spec.name, record["model_version"])
     if spec.retraining.ab_share:
         return ab_trial.evaluate(spec, champion, challenger, record["partition"], as_of)
     return _shadow_trial.evaluate(spec, champion, challenger, record["partition"], as_of, labels_until)

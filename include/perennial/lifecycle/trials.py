@@ -1,8 +1,9 @@
 """Trials: challengers that passed the gate are compared with the champion on new partitions.
 
-The gate compares on past partitions. With ``retraining.trial_days``, a challenger that passed it must also be better on
-partitions after its training before it becomes champion. In a shadow trial (`_shadow_trial`) it scores the same rows as
-the champion without serving; in an A/B trial (`ab_trial`, with ``retraining.ab_share``) it serves a share of the rows.
+The gate compares on past partitions. With ``retraining.trial``, a challenger that passed it must also be better on
+partitions after its training before it becomes champion. In a shadow trial (`_shadow_trial`) the monitor step
+compares both on the same rows, and scoring does not run it; in an A/B trial (`ab_trial`, with ``retraining.ab_share``)
+it serves a share of the rows.
 A model has at most one active trial. Its state is in the ledger.
 """
 
@@ -11,9 +12,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, Literal, NotRequired, TypedDict
 
+from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger
-from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord, Policy
 
 TrialState = Literal["running", "passed", "failed"]
 
@@ -27,6 +29,7 @@ class TrialEvaluation(TypedDict):
         first: first partition date that is compared.
         state: ``running`` while there is too little evidence.
         days: number of partition dates compared.
+        due: number of partition dates that could be compared if all rows had labels.
         gain: mean reduction of the loss, as a share of the champion's loss; None if nothing was compared.
         low: lower end of the gain's confidence interval; None if there is none.
         high: upper end of the interval.
@@ -39,6 +42,7 @@ class TrialEvaluation(TypedDict):
     first: str
     state: TrialState
     days: int
+    due: NotRequired[int]
     gain: float | None
     low: float | None
     high: float | None
@@ -62,27 +66,28 @@ def describe_policy(spec: ModelSpec) -> str:
     """What a challenger does during its trial, as the end of a sentence."""
     policy = spec.retraining
     if policy.ab_share:
-        return f"serves {policy.ab_share:.0%} of the rows for at most {policy.trial_days} days"
-    return f"scores {policy.trial_days} days without serving"
+        return f"serves {policy.ab_share:.0%} of the rows for at most {policy.trial}"
+    return f"is evaluated on {policy.trial} without serving"
 
 
-def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, actor: str) -> None:
-    """Start the trial of a version, unless it had one."""
-    if latest_decision(spec, version) is None:
+def start_trial(spec: ModelSpec, *, version: str, champion: str, as_of: str, triggered_by: str) -> None:
+    """Start the trial of a version that passed the gate, unless it had one; a cancelled one begins again."""
+    if latest_decision(spec, version) in (None, Decision.CANCELLED):
+        registry.set_alias(spec.name, version, "challenger")
         ledger.append(
             spec.name,
             kind=LedgerKind.TRIAL,
             decision=Decision.STARTED,
             reason=f"it {describe_policy(spec)}, compared with version {champion}",
-            actor=actor,
+            actor=Policy.GATE,
             partition=as_of,
             model_version=version,
-            evidence={"champion": champion},
+            evidence={"champion": champion, "triggered_by": triggered_by},
         )
 
 
 def cancel_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) -> bool:
-    """Cancel the active trial if the champion has changed since its start.
+    """Cancel the active trial if the champion has changed since its start, or MLflow lost the challenger.
 
     Args:
         spec: the model.
@@ -93,18 +98,27 @@ def cancel_outdated_trial(spec: ModelSpec, *, champion: str | None, actor: str) 
         Whether a trial was cancelled.
     """
     record = active_trial(spec)
-    if record is None or record["evidence"]["champion"] == champion:
+    if record is None:
+        return False
+    if record["evidence"]["champion"] != champion:
+        reason = (
+            f"it was compared with version {record['evidence']['champion']}, the champion is now {champion}"
+        )
+    elif registry.find_version(spec.name, record["model_version"]) is None:
+        reason = "it was deleted in MLflow"
+    else:
         return False
     ledger.append(
         spec.name,
         kind=LedgerKind.TRIAL,
         decision=Decision.CANCELLED,
-        reason=f"it was compared with version {record['evidence']['champion']}, the champion is now {champion}",
+        reason=reason,
         actor=actor,
         partition=record["partition"],
         model_version=record["model_version"],
         evidence={"champion": champion},
     )
+    registry.remove_alias(spec.name, record["model_version"], "challenger")
     return True
 
 
@@ -116,15 +130,16 @@ def summarise(evaluation: Mapping[str, Any], metric: str) -> str:
         metric: name of the loss.
     """
     gain, low, high = (evaluation[key] for key in ("gain", "low", "high"))
-    on_days = f"on {evaluation['days']} days"
+    on_partitions = f"on {evaluation['days']} partitions"
+    if evaluation.get("due", 0) > evaluation["days"]:
+        counts = f"{evaluation['days']} of {evaluation['due']}"
+        on_partitions = f"on {counts} partitions (the others have too few labelled rows)"
     if evaluation.get("ab_share"):
-        on_days += f", {evaluation['ab_share']:.0%} of the rows"
+        on_partitions += f", {evaluation['ab_share']:.0%} of the rows"
     if gain is not None and low is not None:
-        return f"{metric} {gain:+.2%} [{low:+.2%}, {high:+.2%}] {on_days}"
+        return f"{metric} improvement {gain:+.2%} [{low:+.2%}, {high:+.2%}] {on_partitions}"
     if gain is not None:
-        return f"{metric} {gain:+.2%} {on_days}, too few for an interval"
+        return f"{metric} improvement {gain:+.2%} {on_partitions}, too few for an interval"
     if "served" in evaluation:
-        return (
-            f"none of {evaluation['served']} days could be compared: too few labelled rows of both versions"
-        )
-    return f"compared {on_days} so far"
+        return f"none of {evaluation['served']} partitions could be compared: too few labelled rows of both versions"
+    return f"compared {on_partitions} so far"

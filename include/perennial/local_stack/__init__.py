@@ -5,6 +5,7 @@ The rest of the library does not import it; benchmarks and tests use its servers
 
 __all__ = [
     "airflow_client",
+    "components",
     "config",
     "demo",
     "driver",
@@ -13,4 +14,5 @@ __all__ = [
     "sample",
     "servers",
     "summary",
+    "supervisor",
 ]

@@ -12,8 +12,8 @@ from rich.console import Console
 
 from perennial.core.errors import LockHeldError, PerennialError
 from perennial.core.runtime import flush_and_exit
-from perennial.local_stack import processes, servers
-from perennial.local_stack.config import Stack, password, stack
+from perennial.local_stack import components, processes, servers
+from perennial.local_stack.config import Stack, login_hint, protect, stack
 from perennial.local_stack.progress import ProgressDisplay
 
 
@@ -23,6 +23,7 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("command", choices=["run", "start", "stop", "status", "clean"])
     command = parser.parse_args(arguments).command
     console = Console(highlight=False)
+    os.umask(0o077)  # what is written below the home is its owner's business
     try:
         config = stack()
         if command == "status":
@@ -60,7 +61,7 @@ def hold_stack_lock(config: Stack) -> Iterator[None]:
     Raises:
         LockHeldError: another process holds it.
     """
-    config.home.mkdir(parents=True, exist_ok=True)
+    protect(config.home)
     with (config.home / ".running").open("a+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -85,22 +86,22 @@ def stop(config: Stack, console: Console) -> int:
 
 
 def status(config: Stack, console: Console) -> int:
-    """Print what runs and where; returns 0 if both servers work, else 3."""
+    """Print the state of each component, what to do, and where all is; returns 0 if everything works, else 3."""
+    config = servers.planned_stack(config)
     airflow = servers.client(config)
     try:
-        missing = servers.unhealthy_component(config, airflow)
+        states = components.states(config, airflow)
     finally:
         airflow.close()
-    mlflow = servers.mlflow_works(config)
+    lines = [f"Airflow  {config.airflow_url}", f"MLflow   {config.mlflow_url}", ""]
+    for state in states:
+        lines.append(f"  {state.label:<18}  {state.text}")
+        if state.remedy:
+            lines.append(f"  {'':<18}  What to do: {state.remedy}")
     count = len(processes.stack_processes(config.home))
-    console.print(
-        f"Airflow  {config.airflow_url}  {'works' if missing is None else f'does not work ({missing})'}"
-    )
-    console.print(f"MLflow   {config.mlflow_url}  {'works' if mlflow else 'does not work'}")
-    if missing is None:
-        console.print(f"Log in to Airflow as admin with the password {password(config)}")
-    console.print(f"{count} processes; data and logs: {config.home}", soft_wrap=True)
-    return 0 if mlflow and missing is None else 3
+    lines += ["", login_hint(config), f"{count} processes; data and logs: {config.home}"]
+    console.print("\n".join(lines), markup=False, soft_wrap=True)
+    return 0 if all(state.works for state in states) else 3
 
 
 if __name__ == "__main__":

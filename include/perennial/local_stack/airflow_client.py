@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import re
 import threading
@@ -16,6 +17,8 @@ from perennial.core.errors import PerennialError
 
 DONE = ("success", "failed")
 ATTEMPTS = 6
+#: Within so many seconds an API server that was killed answers again, on a busy machine too.
+RESTART_SECONDS = 90.0
 #: Two parallel triggers can block each other in a server with a SQLite database.
 _TRIGGER_LOCK = threading.Lock()
 
@@ -38,36 +41,41 @@ class Airflow:
 
     def health(self) -> dict[str, str]:
         """The state of each component; empty while the server does not answer."""
+        return {name: str(item.get("status")) for name, item in self.monitor().items()}
+
+    def monitor(self) -> dict[str, dict[str, Any]]:
+        """Status and latest heartbeat of each component; empty while the server does not answer."""
         try:
             answer = self._http.get("/api/v2/monitor/health", timeout=5)
             health = answer.json() if answer.status_code == 200 else {}
-            return {name: str(item.get("status")) for name, item in health.items() if isinstance(item, dict)}
-        except (httpx.HTTPError, ValueError):
+            return {name: item for name, item in health.items() if isinstance(item, dict)}
+        except (httpx.HTTPError, ValueError, AttributeError):
             return {}
 
     def call(self, method: str, path: str, **arguments: Any) -> Any:
-        """Call the REST API, with retries while the server is busy; returns the decoded answer.
+        """Call the REST API, with retries while the server is busy or restarted; returns the decoded answer.
 
         All calls made here are idempotent: the caller chooses the id of a run that it triggers.
 
         Raises:
             PerennialError: the server refuses, with its reason, or cannot be reached.
         """
-        for attempt in range(ATTEMPTS):
-            last = attempt == ATTEMPTS - 1
+        began, logged_in = time.monotonic(), False
+        for attempt in itertools.count():
             try:
                 answer = self._http.request(method, f"/api/v2{path}", **arguments)
+                if answer.status_code == 401 and not logged_in:
+                    self._log_in()
+                    logged_in = True
+                    continue
             except httpx.HTTPError as error:
-                if last:
+                if time.monotonic() - began > RESTART_SECONDS:
                     raise PerennialError(f"Airflow at {self.url} does not answer: {error!r}",
-                                         "read logs/airflow.log, then run `make stop run`") from error  # fmt: skip
+                                         "`make status` says which component is missing") from error  # fmt: skip
                 time.sleep(1)
                 continue
-            if answer.status_code == 401 and attempt == 0:
-                self._log_in()
-                continue
             # SQLite lets one writer in at a time, so a busy server may fail once
-            if answer.status_code >= 500 and not last:
+            if answer.status_code >= 500 and attempt < ATTEMPTS - 1:
                 time.sleep(1)
                 continue
             if answer.status_code == 409 and attempt:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import secrets
+import shlex
 import shutil
 import sys
 from base64 import urlsafe_b64encode
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from perennial.core.errors import PerennialError, StorageError
@@ -17,6 +19,9 @@ from perennial.core.settings import ROOT, settings
 
 #: Free space that one run of the sample needs, with Airflow's and MLflow's databases and logs.
 NEEDED_MB = 1_500
+LOOPBACK = "127.0.0.1"
+#: Folders that the stack and its tasks make below their home.
+FOLDERS = ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "tmp")
 
 
 @dataclass(frozen=True)
@@ -30,6 +35,7 @@ class Stack:
         log_ports: where Airflow's scheduler and triggerer serve the logs of running tasks.
         task_port: of the server that Airflow's tasks talk to.
         mlflow_host: address that MLflow listens at; not the loopback address if pods must reach it.
+        tracking_uri: URL of an MLflow that the user runs; None if the stack starts its own.
     """
 
     home: Path
@@ -37,7 +43,8 @@ class Stack:
     mlflow_port: int = 5000
     log_ports: tuple[int, int] = (8793, 8794)
     task_port: int = 8792
-    mlflow_host: str = "127.0.0.1"
+    mlflow_host: str = LOOPBACK
+    tracking_uri: str | None = None
 
     @property
     def airflow_url(self) -> str:
@@ -46,8 +53,10 @@ class Stack:
 
     @property
     def mlflow_url(self) -> str:
-        """Address of MLflow's UI."""
-        return f"http://{self.mlflow_host.replace('127.0.0.1', 'localhost')}:{self.mlflow_port}"
+        """Address of MLflow's UI, without a password that it may hold."""
+        if self.tracking_uri:
+            return re.sub(r"//[^/@]*@", "//", self.tracking_uri)
+        return f"http://{self.mlflow_host.replace(LOOPBACK, 'localhost')}:{self.mlflow_port}"
 
     @property
     def logs(self) -> Path:
@@ -80,14 +89,51 @@ def stack() -> Stack:
     Raises:
         PerennialError: a variable holds something unusable.
     """
-    return Stack(
+    described = Stack(
         home=settings().home,
         airflow_port=_port("PERENNIAL_AIRFLOW_PORT", 8080),
         mlflow_port=_port("PERENNIAL_MLFLOW_PORT", 5000),
         task_port=_port("PERENNIAL_TASK_PORT", 8792),
         log_ports=(_port("PERENNIAL_WORKER_LOG_PORT", 8793), _port("PERENNIAL_TRIGGER_LOG_PORT", 8794)),
-        mlflow_host=os.environ.get("PERENNIAL_MLFLOW_HOST", "").strip() or "127.0.0.1",
+        mlflow_host=os.environ.get("PERENNIAL_MLFLOW_HOST", "").strip() or LOOPBACK,
     )
+    return replace(described, tracking_uri=_foreign_tracking_uri(described))
+
+
+def _foreign_tracking_uri(described: Stack) -> str | None:
+    """`MLFLOW_TRACKING_URI`, unless it is unset or the address of the stack's own MLflow."""
+    uri = os.environ.get("MLFLOW_TRACKING_URI", "").strip().rstrip("/")
+    own_urls = {
+        f"http://{host}:{described.mlflow_port}" for host in ("localhost", LOOPBACK, described.mlflow_host)
+    }
+    return None if not uri or uri in own_urls else uri
+
+
+def protect(home: Path) -> None:
+    """Create the home and the stack's folders in it, readable by their owner only.
+
+    A home that exists keeps its permissions: it may hold what is none of the stack's business. Its folders do not.
+
+    Raises:
+        StorageError: a folder belongs to another user.
+    """
+    home.mkdir(mode=0o700, parents=True, exist_ok=True)
+    current = settings()
+    elsewhere = {"lake", "landing"} - {
+        Path(folder).name for folder in (current.lake, current.landing) if Path(folder).parent == home
+    }
+    for name in FOLDERS:
+        folder = home / name
+        if name in elsewhere and not folder.exists():
+            continue
+        try:
+            folder.mkdir(mode=0o700, exist_ok=True)
+            folder.chmod(0o700)
+        except PermissionError as error:
+            raise StorageError(
+                f"{folder} cannot be made readable by its owner only: {error.strerror}",
+                "choose a working folder of your own: make run HOME_FOLDER=/other/folder",
+            ) from error
 
 
 def check_disk(home: Path, needed_mb: int = NEEDED_MB) -> None:
@@ -116,9 +162,8 @@ def _fernet_key() -> str:
 
 def environment(config: Stack) -> dict[str, str]:
     """The environment of the servers and of every task: the caller's, with the stack's settings."""
-    airflow = config.home / "airflow"
     caches = config.home / "cache"
-    local_hosts = dict.fromkeys(("localhost", "127.0.0.1", config.mlflow_host))
+    local_hosts = dict.fromkeys(("localhost", LOOPBACK, config.mlflow_host))
     stack_variables = {
         # Airflow starts its components as plain "airflow"
         "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}",
@@ -127,7 +172,7 @@ def environment(config: Stack) -> dict[str, str]:
         "PERENNIAL_LAKE": settings().lake,
         "PERENNIAL_LANDING": settings().landing,
         "PERENNIAL_STACK": str(config.home),
-        "MLFLOW_TRACKING_URI": config.mlflow_url.replace("localhost", "127.0.0.1"),
+        "MLFLOW_TRACKING_URI": config.tracking_uri or config.mlflow_url.replace("localhost", LOOPBACK),
         "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # spares eight processes
         "NO_PROXY": ",".join(filter(None, [os.environ.get("NO_PROXY", ""), *local_hosts])),
         "no_proxy": ",".join(filter(None, [os.environ.get("no_proxy", ""), *local_hosts])),
@@ -135,7 +180,6 @@ def environment(config: Stack) -> dict[str, str]:
         "DO_NOT_TRACK": "true",
         "MLFLOW_DISABLE_TELEMETRY": "true",
         "GX_ANALYTICS_ENABLED": "false",
-        "AIRFLOW__USAGE_DATA_COLLECTION__ENABLED": "False",
         "MPLCONFIGDIR": str(caches / "matplotlib"),
         "XDG_CACHE_HOME": str(caches),
         "XDG_CONFIG_HOME": str(caches / "config"),
@@ -144,6 +188,17 @@ def environment(config: Stack) -> dict[str, str]:
         # faster than one, because XGBoost's threads wait for each other every few microseconds.
         "OMP_WAIT_POLICY": "PASSIVE",
         "GOMP_SPINCOUNT": "1000",
+    }
+    # AIRFLOW__ settings of the caller's shell are dropped: they could point at another Airflow's database. Connections
+    # and variables (AIRFLOW_CONN_, AIRFLOW_VAR_) are passed on.
+    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
+    return inherited | stack_variables | _airflow_variables(config)
+
+
+def _airflow_variables(config: Stack) -> dict[str, str]:
+    """The settings of Airflow."""
+    airflow = config.home / "airflow"
+    return {
         "AIRFLOW_HOME": str(airflow),
         "AIRFLOW__CORE__DAGS_FOLDER": str(ROOT / "dags"),
         "AIRFLOW__CORE__PLUGINS_FOLDER": str(ROOT / "plugins"),
@@ -158,7 +213,7 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__CORE__SIMPLE_AUTH_MANAGER_PASSWORDS_FILE": str(config.password_file),
         "AIRFLOW__CORE__EXECUTION_API_SERVER_URL": f"http://localhost:{config.task_port}/execution/",
         "AIRFLOW__DATABASE__SQL_ALCHEMY_CONN": sqlite(airflow / "airflow.db"),
-        "AIRFLOW__API__HOST": "127.0.0.1",
+        "AIRFLOW__API__HOST": LOOPBACK,
         "AIRFLOW__API__PORT": str(config.airflow_port),
         "AIRFLOW__API__BASE_URL": config.airflow_url,
         "AIRFLOW__API__WORKERS": "1",
@@ -168,6 +223,16 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__LOGGING__BASE_LOG_FOLDER": str(config.logs / "airflow"),
         "AIRFLOW__LOGGING__WORKER_LOG_SERVER_PORT": str(config.log_ports[0]),
         "AIRFLOW__LOGGING__TRIGGER_LOG_SERVER_PORT": str(config.log_ports[1]),
+        # at the log servers, which listen on the loopback address only, logs are fetched by this name
+        "AIRFLOW__CORE__HOSTNAME_CALLABLE": "perennial.local_stack.config.loopback",
+        # Airflow's defaults let the group read and write; they apply whatever the umask
+        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FOLDER_PERMISSIONS": "0o700",
+        "AIRFLOW__LOGGING__FILE_TASK_HANDLER_NEW_FILE_PERMISSIONS": "0o600",
+        # After a scheduler died, its tasks start again within a minute; by default it may take five more. A task that
+        # cannot reach its server, because that is being restarted, goes on for some minutes.
+        "AIRFLOW__SCHEDULER__ORPHANED_TASKS_CHECK_INTERVAL": "15",
+        "AIRFLOW__WORKERS__MAX_FAILED_HEARTBEATS": "20",
+        "AIRFLOW__WORKERS__EXECUTION_API_RETRIES": "8",
         # tasks start and end without the default polling delays of seconds
         "AIRFLOW__SCHEDULER__SCHEDULER_IDLE_SLEEP_TIME": "0.1",
         "AIRFLOW__WORKERS__MIN_HEARTBEAT_INTERVAL": "1",
@@ -175,10 +240,11 @@ def environment(config: Stack) -> dict[str, str]:
         "AIRFLOW__DAG_PROCESSOR__MIN_FILE_PROCESS_INTERVAL": "60",
         "AIRFLOW__DAG_PROCESSOR__PRINT_STATS_INTERVAL": "300",
     }
-    # AIRFLOW__ settings of the caller's shell are dropped: they could point at another Airflow's database. Connections
-    # and variables (AIRFLOW_CONN_, AIRFLOW_VAR_) are passed on.
-    inherited = {name: value for name, value in os.environ.items() if not name.startswith("AIRFLOW__")}
-    return inherited | stack_variables
+
+
+def loopback() -> str:
+    """The name by which Airflow's components know this machine."""
+    return LOOPBACK
 
 
 def sqlite(file: Path) -> str:
@@ -194,3 +260,8 @@ def password(config: Stack) -> str:
         with open(path, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
             json.dump({"admin": secrets.token_urlsafe(9)}, file)
     return str(json.loads(path.read_text())["admin"])
+
+
+def login_hint(config: Stack) -> str:
+    """How to log in to Airflow, without the password itself: terminals and CI keep what is printed."""
+    return f"Log in to Airflow as admin; to read the password: cat {shlex.quote(str(config.password_file))}"

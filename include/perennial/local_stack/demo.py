@@ -15,7 +15,7 @@ from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.local_stack import servers
 from perennial.local_stack.airflow_client import Airflow
-from perennial.local_stack.config import Stack, environment, password
+from perennial.local_stack.config import Stack, environment, login_hint
 from perennial.local_stack.driver import Driver, DriverStopped
 from perennial.local_stack.progress import ProgressDisplay
 from perennial.local_stack.sample import landing
@@ -29,7 +29,7 @@ WAIT_FOR_DAGS = 120.0
 
 
 def run(config: Stack, console: Console) -> int:
-    """Run the demonstration to its end; returns 0 and leaves both servers running.
+    """Run the demonstration to its end; returns 0 and leaves the servers running.
 
     Raises:
         PerennialError: what stopped it, with what to do.
@@ -42,8 +42,9 @@ def run(config: Stack, console: Console) -> int:
     with task_environment(config):
         print_summary(console, PLANS)
     console.print()
-    console.print(f"Airflow  {config.airflow_url}   user admin, password {password(config)}")
+    console.print(f"Airflow  {config.airflow_url}")
     console.print(f"MLflow   {config.mlflow_url}")
+    console.print(login_hint(config), markup=False, soft_wrap=True)
     console.print(
         f"Servers were ready after {ready:.0f} s, the loop ended after {time.monotonic() - began:.0f} s. "
         "The servers keep running; `make stop` stops them.",

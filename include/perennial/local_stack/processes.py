@@ -8,8 +8,9 @@ import os
 import signal
 import subprocess
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import psutil
 
@@ -20,18 +21,23 @@ ENVIRONMENT_MARK = "PERENNIAL_STACK"
 
 
 def start(
-    name: str, command: list[str], environ: Mapping[str, str], state: Path, log: Path
+    name: str,
+    command: list[str],
+    environ: Mapping[str, str],
+    state: Path,
+    log: Path,
+    notes: Mapping[str, Any] | None = None,
 ) -> psutil.Process:
-    """Start a server in a new session, append its output to `log`, and record it in `state`.
+    """Start a server in a new session, append its output to `log`, and record it in `state` with `notes`.
 
     Raises:
-        PerennialError: the command cannot be started.
+        PerennialError: the command cannot be started or recorded.
     """
-    log.parent.mkdir(parents=True, exist_ok=True)
-    state.mkdir(parents=True, exist_ok=True)
     try:
-        with log.open("ab") as output:
-            child = subprocess.Popen(
+        log.parent.mkdir(parents=True, exist_ok=True)
+        state.mkdir(parents=True, exist_ok=True)
+        with open(log, "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as output:
+            child = psutil.Popen(
                 command,
                 env=dict(environ),
                 cwd=state,
@@ -44,22 +50,53 @@ def start(
         raise PerennialError(
             f"{name} cannot be started: {error}", "make setup, then run this again"
         ) from error
-    process = psutil.Process(child.pid)
     # a process id may be reused; together with its start time it is unique
-    note = {"pid": child.pid, "created": process.create_time(), "command": command}
-    (state / f"{name}.json").write_text(json.dumps(note))
-    return process
+    identity = {"pid": child.pid, "created": child.create_time(), "command": command}
+    try:
+        write_record(name, state, {**identity, **(notes or {})})
+    except OSError as error:
+        child.kill()  # without a record nobody would find it
+        child.wait()
+        raise PerennialError(
+            f"{name} cannot be recorded in {state}: {error}", "correct what it names, then run this again"
+        ) from error
+    return child
+
+
+def write_record(name: str, state: Path, content: Mapping[str, Any]) -> None:
+    """Write a server's record whole, readable by the owner only."""
+    partial = state / f".{name}.part"
+    with open(partial, "w", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
+        json.dump(content, file)
+    partial.replace(state / f"{name}.json")
+
+
+def read_record(name: str, state: Path) -> dict[str, Any]:
+    """A server's record; empty if there is none, or a damaged one."""
+    with contextlib.suppress(OSError, ValueError):
+        content = json.loads((state / f"{name}.json").read_text())
+        if isinstance(content, dict):
+            return content
+    return {}
 
 
 def find_server(name: str, state: Path) -> psutil.Process | None:
     """The recorded server, if its process still runs."""
+    record = read_record(name, state)
     try:
-        note = json.loads((state / f"{name}.json").read_text())
-        process = psutil.Process(int(note["pid"]))
-        alive = process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-        return process if alive and abs(process.create_time() - float(note["created"])) < 1 else None
-    except (OSError, ValueError, KeyError, TypeError, psutil.Error):
+        process = psutil.Process(int(record["pid"]))
+        same = abs(process.create_time() - float(record["created"])) < 1
+        return process if same and is_alive(process) else None
+    except (KeyError, ValueError, TypeError, psutil.Error):
         return None
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether a process runs; one that has ended and whose parent has not noticed it does not."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.Error:
+        return False
 
 
 def stack_processes(home: Path) -> list[psutil.Process]:
@@ -70,11 +107,10 @@ def stack_processes(home: Path) -> list[psutil.Process]:
     """
     state = str(home / "run")
     sessions = _sessions(home / "run")
-    own_pid = os.getpid()
     processes = {}
     for process in psutil.process_iter():
         with contextlib.suppress(psutil.Error, OSError):
-            if process.pid == own_pid or process.status() == psutil.STATUS_ZOMBIE:
+            if process.pid == os.getpid() or process.status() == psutil.STATUS_ZOMBIE:
                 continue
             by_session = sessions.get(os.getsid(process.pid), float("inf")) <= process.create_time() + 1
             if by_session or process.environ().get(ENVIRONMENT_MARK) == str(home) or process.cwd() == state:
@@ -83,72 +119,121 @@ def stack_processes(home: Path) -> list[psutil.Process]:
     return list(processes.values())
 
 
+def _recorded_names(state: Path) -> list[str]:
+    return [path.stem for path in state.glob("*.json")]
+
+
 def _sessions(state: Path) -> dict[int, float]:
     """Sessions of the recorded servers and when each began, except those whose process id was reused."""
     sessions = {}
-    for note in state.glob("*.json"):
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-            content = json.loads(note.read_text())
-            leader, created = int(content["pid"]), float(content["created"])
-            try:
-                if abs(psutil.Process(leader).create_time() - created) >= 1:
-                    continue
-            except psutil.Error:
-                pass  # it has ended; the kernel does not reuse its id while a process of its session lives
-            sessions[leader] = created
+    for name in _recorded_names(state):
+        record = read_record(name, state)
+        with contextlib.suppress(ValueError, KeyError, TypeError):
+            leader, created = int(record["pid"]), float(record["created"])
+            if not _reused(leader, created):
+                sessions[leader] = created
     return sessions
 
 
-def lost_child(server: psutil.Process) -> bool:
-    """Whether a child of the server has ended while the server keeps running."""
-    with contextlib.suppress(psutil.Error):
-        return any(child.status() == psutil.STATUS_ZOMBIE for child in server.children())
-    return False
+def _reused(pid: int, created: float) -> bool:
+    """Whether another process has this id by now; the kernel gives it to none while a process of its session lives."""
+    try:
+        return abs(psutil.Process(pid).create_time() - created) >= 1
+    except psutil.Error:
+        return False
 
 
-def stop(home: Path, names: Iterable[str], *, patience: float = 30) -> int:
-    """Stop a stack: interrupt its servers, then terminate, then kill its processes.
+def kill_session(leader: int, created: float) -> int:
+    """Kill what a server that has ended left behind in its session; returns how many processes there were.
+
+    Args:
+        leader: the server's process id.
+        created: when that process was created, in seconds since 1970.
+    """
+    killed = set()
+    for _ in range(10):  # a process may fork while the others are being killed
+        processes = [] if _reused(leader, created) else _session_members(leader, created)
+        if not processes:
+            break
+        for process in processes:
+            killed.add(process.pid)
+            _signal(process, signal.SIGKILL)
+        _wait(processes, 5)
+    return len(killed)
+
+
+def kill_recorded_session(name: str, state: Path) -> int:
+    """Kill what a recorded server that has ended left behind in its session; returns how many processes there were."""
+    record = read_record(name, state)
+    try:
+        return kill_session(int(record["pid"]), float(record["created"]))
+    except (KeyError, ValueError, TypeError):
+        return 0
+
+
+def _session_members(leader: int, created: float) -> list[psutil.Process]:
+    members = {}
+    for process in psutil.process_iter():
+        with contextlib.suppress(psutil.Error, OSError):
+            if process.pid == leader or os.getsid(process.pid) != leader:
+                continue
+            if process.status() != psutil.STATUS_ZOMBIE and process.create_time() + 1 >= created:
+                members[process.pid] = process
+                members |= {child.pid: child for child in process.children(recursive=True)}
+    return [process for process in members.values() if is_alive(process)]
+
+
+def stop(home: Path, *, patience: float = 30) -> int:
+    """Stop a stack: its supervisor, then its servers, then every process that is left.
 
     Returns the number of processes that were running.
-
-    Airflow's standalone orphans its children on SIGTERM and stops them on SIGINT, so SIGINT comes first.
 
     Raises:
         PerennialError: a process could not be ended.
     """
     state = home / "run"
-    servers = [process for name in names if (process := find_server(name, state))]
-    everything = stack_processes(home)
+    everything = {process.pid for process in stack_processes(home)}
+    if supervisor := find_server("supervisor", state):  # first: it would start the others again
+        _signal(supervisor, signal.SIGTERM)
+        if not _wait([supervisor], 5):
+            _signal(supervisor, signal.SIGKILL)
+            _wait([supervisor], 5)
+    servers = [process for name in _recorded_names(state) if (process := find_server(name, state))]
     for process in servers:
-        _signal(process, signal.SIGINT)
+        _signal(process, signal.SIGTERM)
     _wait(servers, patience)
-    for kind, seconds in ((signal.SIGTERM, 10.0), (signal.SIGKILL, 10.0)):
+    for kind in (signal.SIGTERM, signal.SIGKILL):
         left = stack_processes(home)
-        if not left:
-            break
         for process in left:
             _signal(process, kind)
-        _wait(left, seconds)
+        _wait(left, 10)
     if left := stack_processes(home):
         shown = ", ".join(f"{p.pid}" for p in left)
         raise PerennialError(
             f"these processes do not stop: {shown}", f"stop them by hand: kill -9 {shown.replace(',', '')}"
         )
-    for name in names:
+    for name in _recorded_names(state):
         (state / f"{name}.json").unlink(missing_ok=True)
-    return len({p.pid for p in [*servers, *everything]})
+    return len(everything | {p.pid for p in servers})
 
 
 def _signal(process: psutil.Process, kind: signal.Signals) -> None:
     with contextlib.suppress(psutil.Error):
-        process.send_signal(
-            kind
-        )  # psutil checks the start time first, so that a reused process id is not signalled
+        # psutil checks the start time first, so that a reused process id is not signalled
+        process.send_signal(kind)
 
 
-def _wait(processes: list[psutil.Process], seconds: float) -> None:
+def _wait(processes: list[psutil.Process], seconds: float) -> bool:
+    """Wait for the end of processes; returns whether all have ended.
+
+    One whose parent never asks for its end, as the first process of a container may not, stays as a zombie.
+    """
     deadline = time.monotonic() + seconds
-    psutil.wait_procs(processes, timeout=max(0.0, deadline - time.monotonic()))
+    while any(map(is_alive, processes)):
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.05)
+    return True
 
 
 def port_user(port: int) -> str | None:

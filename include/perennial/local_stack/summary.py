@@ -147,4 +147,4 @@ def _number(value: Any) -> str:
 
 
 def _change(versus: dict[str, Any]) -> str:
-    return f"{versus['improvement']:+.1%} [{versus['low']:+.1%}, {versus['high']:+.1%}]"
+    return f"improvement {versus['improvement']:+.1%} [{versus['low']:+.1%}, {versus['high']:+.1%}]"

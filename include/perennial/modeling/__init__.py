@@ -4,4 +4,17 @@ XGBoost, scikit-learn, SciPy and MLflow are imported inside the functions that u
 and needs none of them but XGBoost: scikit-learn alone takes 100 MiB.
 """
 
-__all__ = ["comparison", "encoding", "metrics", "registry", "trained_model"]
+__all__ = [
+    "comparison",
+    "coverage",
+    "encoding",
+    "evaluation_charts",
+    "linear_design",
+    "metrics",
+    "mlflow_api",
+    "performance",
+    "registry",
+    "single_feature",
+    "trained_model",
+    "training_records",
+]

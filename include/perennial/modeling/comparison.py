@@ -49,7 +49,9 @@ def paired_bootstrap(
 ) -> Comparison:
     """Compare two models by a paired bootstrap of the difference in loss.
 
-    The interval is the percentile interval (Efron and Tibshirani, 1993, chapter 13).
+    The interval is the percentile interval (Efron and Tibshirani, 1993, chapter 13), expanded for small samples
+    (`expanded_confidence`). A model that is no better than the other has its whole interval above 0 with a probability
+    of about (1 - confidence) / 2.
 
     Args:
         losses: loss of the model on each row, shape (rows,).
@@ -74,7 +76,8 @@ def paired_bootstrap(
     elif days is not None:
         low, high = _interval_by_day(difference, days, confidence, resamples, rng)
     else:
-        low, high = _interval_by_row(difference, confidence, resamples, rng)
+        expanded = float(expanded_confidence(confidence, len(difference)))
+        low, high = _interval_by_row(difference, expanded, resamples, rng)
     return Comparison(
         float(losses.mean()),
         float(other_losses.mean()),
@@ -83,6 +86,32 @@ def paired_bootstrap(
         high / scale,
         len(losses),
     )
+
+
+def simultaneous_confidence(confidence: float, comparisons: int) -> float:
+    """The confidence of each of several comparisons of which the best is used (Bonferroni's correction).
+
+    With it, the probability that any of them is above 0 by chance is that of a single one with ``confidence``, however
+    they depend on each other.
+    """
+    return 1 - (1 - confidence) / comparisons
+
+
+def expanded_confidence(confidence: float, n: int | np.ndarray) -> np.ndarray:
+    """The confidence at which the percentile interval of ``n`` values covers their mean with ``confidence``.
+
+    The percentile interval of few values is too narrow: its width is that of a normal interval with the sample's
+    standard deviation, without its correction by sqrt(n / (n - 1)). This expands it to a t interval (Hesterberg, What
+    Teachers Should Know About the Bootstrap, 2015, section 5.3).
+
+    Args:
+        confidence: between 0 and 1.
+        n: number of values, at least 2; or several such numbers.
+    """
+    from scipy.stats import norm, t
+
+    n = np.asarray(n)
+    return np.asarray(1 - 2 * norm.cdf(np.sqrt(n / (n - 1)) * t.ppf((1 - confidence) / 2, n - 1)))
 
 
 def _interval_by_row(
@@ -109,12 +138,12 @@ def _interval_by_day(
     """Percentile interval of the mean over rows, where whole days are drawn.
 
     Rows of a day are correlated. This is the pairs cluster bootstrap of Cameron, Gelbach and Miller, Bootstrap-Based
-    Improvements for Inference with Clustered Errors (2008). Days are weighted by their rows. With few days the interval
-    is still too narrow.
+    Improvements for Inference with Clustered Errors (2008). Days are weighted by their rows.
     """
     _, day = np.unique(days, return_inverse=True)
     total, rows = np.bincount(day, difference), np.bincount(day)
     drawn = rng.integers(0, len(rows), (resamples, len(rows)))
     means = total[drawn].sum(axis=1) / rows[drawn].sum(axis=1)
+    confidence = float(expanded_confidence(confidence, len(rows))) if len(rows) > 1 else confidence
     low, high = np.quantile(means, [(1 - confidence) / 2, (1 + confidence) / 2])
     return float(low), float(high)

@@ -1,30 +1,33 @@
 """The model registry in MLflow: versions, the aliases ``champion`` and ``challenger``, artifacts.
 
-Versions are read, and aliases set, through MLflow's REST API, so that light tasks need not import MLflow. Only
-`perennial.training.tracking`, which registers models, imports it.
+Nothing in MLflow is believed: a file is loaded only if it has the digest that the ledger recorded at its training, and
+an answer that does not have the expected shape is an error. The champion is read by `perennial.lifecycle.champion`.
+
+Versions are read, and aliases set, through MLflow's REST API (`perennial.modeling.mlflow_api`).
 """
 
 from __future__ import annotations
 
 import json
-import os
-import uuid
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perennial.core.dates import DateRange
-from perennial.core.errors import ArtifactError, RegistryError, StorageError
+from perennial.core.errors import ArtifactError, RegistryError, RegistryRequestError
+from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
+from perennial.modeling import mlflow_api, training_records
+from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.model_spec import ModelSpec
+from perennial.storage import leftovers, object_store, storage_errors
 
 if TYPE_CHECKING:
     from perennial.modeling.trained_model import TrainedModel
 
 #: Folder in a run's artifacts for the files that training stores with the model.
 ARTIFACT_FOLDER = "perennial"
-#: Seconds that one request to MLflow may take.
-TIMEOUT = 30
 
 
 @dataclass(frozen=True)
@@ -56,70 +59,44 @@ class ModelVersion:
         return self.tags.get("as_of", "")
 
     @property
-    def trained_range(self) -> DateRange:
+    def trained_range(self) -> PartitionRange:
         """Partitions that it was fitted on, those for early stopping included."""
-        return DateRange.parse(self.tags["trained_range"])
+        return PartitionRange.parse(self.tags["trained_range"])
 
     @property
-    def holdout_range(self) -> DateRange:
+    def holdout_range(self) -> PartitionRange:
         """Partitions that it was evaluated on."""
-        return DateRange.parse(self.tags["holdout_range"])
+        return PartitionRange.parse(self.tags["holdout_range"])
 
 
-def request_credentials() -> dict[str, Any]:
-    """Credentials for MLflow, from MLflow's environment variables, as arguments of ``requests.request``."""
-    user = os.environ.get("MLFLOW_TRACKING_USERNAME")
-    token = os.environ.get("MLFLOW_TRACKING_TOKEN")
-    return {
-        "auth": (user, os.environ.get("MLFLOW_TRACKING_PASSWORD", "")) if user else None,
-        "headers": {"Authorization": f"Bearer {token}"} if token else {},
-    }
+def _parse_version(path: str, content: dict[str, Any], model: str) -> ModelVersion:
+    """Read MLflow's description of a version.
 
+    Args:
+        path: what was called, for messages.
+        content: the answer.
+        model: name of the model that was asked for.
 
-def _call(method: str, path: str, *, missing_ok: bool = False, stream: bool = False, **request: Any) -> Any:
-    import requests
-
-    uri = settings().mlflow_uri
-    try:
-        answer = requests.request(
-            method, f"{uri}{path}", timeout=TIMEOUT, stream=stream, **request_credentials(), **request
-        )
-    except requests.RequestException as error:
-        raise RegistryError(
-            f"MLflow at {uri} does not answer ({type(error).__name__})",
-            "start it (locally: make run), or set MLFLOW_TRACKING_URI; then run this again",
-        ) from error
-    # MLflow answers 400 for a model without the alias, and 404 for an unknown model. A 404 from another server or a
-    # proxy must not be mistaken for "there is no champion".
-    if missing_ok and (
-        (answer.status_code == 404 and (stream or "RESOURCE_DOES_NOT_EXIST" in answer.text))
-        or (answer.status_code == 400 and "not found" in answer.text)
+    Raises:
+        RegistryError: the answer does not describe a version of that model.
+    """
+    version = content.get("model_version")
+    tags = version.get("tags", []) if isinstance(version, dict) else None
+    if (
+        not isinstance(version, dict)
+        or version.get("name") != model
+        or not str(version.get("version", "")).isdigit()
+        or not all(isinstance(version.get(key, ""), str) for key in ("run_id", "source"))
+        or not isinstance(tags, list)
+        or not all(isinstance(t, dict) and isinstance(t.get("key"), str) for t in tags)
     ):
-        return None
-    if not answer.ok:
-        hint = (
-            "add this host to MLflow's --allowed-hosts" if answer.status_code == 403 else "see MLflow's log"
-        )
-        raise RegistryError(
-            f"MLflow at {uri} answered {answer.status_code} to {path}: {answer.text[:200]}", hint
-        )
-    try:
-        return answer if stream else answer.json()
-    except requests.JSONDecodeError as error:
-        raise RegistryError(
-            f"{uri} answered {path} with {answer.text[:80]!r}, which is not a response of MLflow",
-            "check MLFLOW_TRACKING_URI",
-        ) from error
-
-
-def _parse_version(answer: dict[str, Any]) -> ModelVersion:
-    tags = {t["key"]: t["value"] for t in answer.get("tags", [])}
+        raise mlflow_api.unexpected_answer(path, json.dumps(content))
     return ModelVersion(
-        answer["name"],
-        answer["version"],
-        answer.get("run_id", ""),
-        answer.get("source", "").removeprefix("models:/"),
-        tags,
+        model,
+        str(version["version"]),
+        version.get("run_id", ""),
+        version.get("source", "").removeprefix("models:/"),
+        {t["key"]: str(t.get("value", "")) for t in tags},
     )
 
 
@@ -134,12 +111,14 @@ def get_version_by_alias(model: str, alias: str = "champion") -> ModelVersion | 
         RegistryError: MLflow cannot be reached.
     """
     path = "/api/2.0/mlflow/registered-models/alias"
-    answer = _call("GET", path, params={"name": model, "alias": alias}, missing_ok=True)
-    return _parse_version(answer["model_version"]) if answer else None
+    answer = mlflow_api.call("GET", path, params={"name": model, "alias": alias}, missing_ok=True)
+    return None if answer is None else _parse_version(path, answer, model)
 
 
 def get_champion(spec: ModelSpec) -> ModelVersion | None:
-    """Get a model's champion; None before the first promotion.
+    """Get the version that MLflow's alias ``champion`` points to; None if there is none.
+
+    Steps use `perennial.lifecycle.champion`, which compares it with the ledger.
 
     Raises:
         RegistryError: MLflow cannot be reached.
@@ -155,13 +134,97 @@ def get_version(model: str, number: str) -> ModelVersion:
         number: number of the version.
 
     Raises:
-        RegistryError: there is no such version, or MLflow cannot be reached.
+        RegistryRequestError: there is no such version.
+        RegistryError: MLflow cannot be reached.
+    """
+    version = find_version(model, number)
+    if version is None:
+        raise RegistryRequestError(
+            f"there is no version {number} in MLflow",
+            f"see the model's page in MLflow, and perennial ledger {model} for its versions: one that was deleted in "
+            "MLflow cannot be used any more",
+            model=model,
+        )
+    return version
+
+
+def find_version(model: str, number: str) -> ModelVersion | None:
+    """Get one version of a model; None if MLflow does not have it.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
     """
     path = "/api/2.0/mlflow/model-versions/get"
-    answer = _call("GET", path, params={"name": model, "version": number}, missing_ok=True)
+    answer = None
+    if re.fullmatch("[1-9][0-9]*", number):  # MLflow refuses the request otherwise, or reads 007 as 7
+        answer = mlflow_api.call("GET", path, params={"name": model, "version": number}, missing_ok=True)
+    version = None if answer is None else _parse_version(path, answer, model)
+    if version is not None and version.version != number:
+        raise mlflow_api.unexpected_answer(path, json.dumps(answer))
+    return version
+
+
+def get_recorded_version(model: str, number: str) -> ModelVersion:
+    """Get one version of a model, with its run and tags as the ledger recorded them.
+
+    Raises:
+        RegistryRequestError: there is no such version.
+        RegistryError: MLflow cannot be reached.
+        ArtifactError: the ledger has no training of that version.
+    """
+    return as_recorded(get_version(model, number))
+
+
+def as_recorded(version: ModelVersion) -> ModelVersion:
+    """The version with its tags as the ledger recorded them: those in MLflow can be edited.
+
+    Raises:
+        ArtifactError: the ledger has no training of that version.
+    """
+    record = recorded(version)
+    return replace(version, model_id=record.model_id, tags=record.tags)
+
+
+def recorded(version: ModelVersion) -> TrainingRecord:
+    """The ledger's record of the training that made a version.
+
+    Raises:
+        ArtifactError: there is none, or it does not list the digests of the version's files.
+    """
+    record = training_records.find(version.name, version.version, version.run_id)
+    if record is None or not record.digest:
+        missing = "no training of it" if record is None else "no digests of its files"
+        raise ArtifactError(
+            f"version {version.version} cannot be checked: the ledger has {missing}",
+            "use a version that this lake's ledger has a training of (perennial ledger), or train again with force",
+            model=version.name,
+        )
+    return record
+
+
+def find_foreign_version(model: str) -> str | None:
+    """The number of the latest version, if Perennial did not register it; None otherwise.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    path = "/api/2.0/mlflow/registered-models/get"
+    answer = mlflow_api.call("GET", path, params={"name": model}, missing_ok=True)
     if answer is None:
-        raise RegistryError(f"there is no version {number}", "see the model's page in MLflow", model=model)
-    return _parse_version(answer["model_version"])
+        return None
+    content = answer.get("registered_model")
+    if not isinstance(content, dict) or content.get("name") != model:
+        raise mlflow_api.unexpected_answer(path, json.dumps(answer))
+    latest = content.get("latest_versions", [])
+    if not isinstance(latest, list):
+        raise mlflow_api.unexpected_answer(path, json.dumps(answer))
+    versions = [_parse_version(path, {"model_version": version}, model) for version in latest]
+    return next((v.version for v in versions if not is_ours(v)), None)
+
+
+def is_ours(version: ModelVersion) -> bool:
+    """Whether a version has the tags with which training registers one."""
+    return {"digest", "spec_digest"} <= set(version.tags)
 
 
 def set_alias(model: str, number: str, alias: str) -> None:
@@ -178,30 +241,70 @@ def set_alias(model: str, number: str, alias: str) -> None:
     path = "/api/2.0/mlflow/registered-models/alias"
     body = {"name": model, "alias": alias, "version": number}
     try:
-        _call("POST", path, json=body)
+        mlflow_api.call("POST", path, json=body)
     except RegistryError:
         # MLflow reads the alias and then inserts it (`session.merge`). If two callers set a new alias at the same time,
         # the second insert violates the table's key; the alias exists by then and can be changed.
         if get_version_by_alias(model, alias) is None:
             raise
-        _call("POST", path, json=body)
+        mlflow_api.call("POST", path, json=body)
+    # MLflow's answer is an empty object, which other servers answer as well.
+    pointed = get_version_by_alias(model, alias)
+    if pointed is None:
+        raise RegistryRequestError(
+            f"MLflow did not set the alias {alias} to version {number}",
+            "check MLFLOW_TRACKING_URI, and see MLflow's log; then run this again",
+            model=model,
+        )
 
 
-def download_artifact(run_id: str, name: str) -> Path:
+def remove_alias(model: str, number: str, alias: str) -> None:
+    """Remove an alias from a version; nothing happens if it points to another one, or is not set.
+
+    Args:
+        model: name of the model.
+        number: number of the version.
+        alias: ``challenger``: nothing removes ``champion``.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    version = get_version_by_alias(model, alias)
+    if version is not None and version.version == number:
+        path = "/api/2.0/mlflow/registered-models/alias"
+        mlflow_api.call("DELETE", path, json={"name": model, "alias": alias}, missing_ok=True)
+
+
+def download_artifact(version: ModelVersion, name: str) -> Path:
     """Download a file that training stored with the model (``reference.json``, …), once.
 
     Args:
-        run_id: MLflow run that trained the model.
+        version: the version.
         name: name of the file.
 
     Returns:
-        The file in this machine's cache.
+        The file in this machine's cache; its content is what the ledger recorded.
 
     Raises:
-        ArtifactError: the run has no such file.
+        ArtifactError: the version has no such file, or it is not what was recorded.
     """
-    target = settings().home / "cache" / "runs" / run_id / name
-    return _download("/get-artifact", {"run_uuid": run_id, "path": f"{ARTIFACT_FOLDER}/{name}"}, target)
+    digest = recorded(version).digests.get(name)
+    if digest is None:
+        raise ArtifactError(
+            f"version {version.version} has no {name}",
+            "train again: training stores it with the model",
+            model=version.name,
+        )
+    return _download_artifact(version, name, digest)
+
+
+def has_artifact(version: ModelVersion, name: str) -> bool:
+    """Whether training stored a file with the model.
+
+    Raises:
+        ArtifactError: the ledger has no training of that version.
+    """
+    return name in recorded(version).digests
 
 
 def load_json_artifact(version: ModelVersion, name: str) -> Any:
@@ -212,16 +315,14 @@ def load_json_artifact(version: ModelVersion, name: str) -> Any:
         name: name of the file.
 
     Raises:
-        ArtifactError: the run has no such file, or it is damaged.
+        ArtifactError: the version has no such file, or it is not what was recorded.
     """
-    path = download_artifact(version.run_id, name)
     try:
-        return json.loads(path.read_text("utf-8"))
+        return json.loads(download_artifact(version, name).read_text("utf-8"))
     except ValueError as error:
-        path.unlink(missing_ok=True)  # the next run downloads it again
         raise ArtifactError(
             f"{name} of version {version.version} is damaged: {error}",
-            "restore MLflow's artifact store and run this again, or train the model again",
+            "restore MLflow's artifact store, roll back to another version, or train again with force",
             model=version.name,
         ) from error
 
@@ -230,7 +331,7 @@ def load_spec(version: ModelVersion) -> ModelSpec:
     """Load the spec that a version was trained with, whose features scoring uses.
 
     Raises:
-        ArtifactError: the run has no such file, or it is damaged.
+        ArtifactError: the version has no such file, or it is not what was recorded.
     """
     bundle = load_json_artifact(version, "spec.json")
     # Alert channels are not part of the model, and an earlier release may have stored them in another format.
@@ -238,65 +339,100 @@ def load_spec(version: ModelVersion) -> ModelSpec:
     return ModelSpec.from_bundle(bundle)
 
 
-def load_model(version: ModelVersion, *, fresh: bool = False, threads: int | None = None) -> TrainedModel:
-    """Load a version's model, and check its file against the registered digest.
+def load_model(
+    version: ModelVersion, *, fresh: bool = False, threads: int | None = None, digest: str | None = None
+) -> TrainedModel:
+    """Load a version's model, and check its file against the digest in the ledger.
 
     Args:
         version: the version.
         fresh: download the file from MLflow even if this machine has a copy.
         threads: threads for prediction; ``PERENNIAL_THREADS`` when not given.
+        digest: expected digest of a version whose training is not recorded yet.
 
     Raises:
-        ArtifactError: the file is missing, or is not what was registered.
+        ArtifactError: the file is missing, or is not what was recorded.
     """
     from perennial.modeling import trained_model
 
-    if not version.digest:
-        raise ArtifactError(
-            f"version {version.version} has no digest: Perennial did not register it",
-            "register models with the train step",
-            model=version.name,
-        )
-    target = settings().home / "cache" / "models" / f"{version.digest}.ubj"
-    cached = target.is_file() and not fresh
-    path = f"/ajax-api/2.0/mlflow/logged-models/{version.model_id}/artifacts/files"
-    query = {"artifact_file_path": "model.ubj"}
-    _download(path, query, target, again=fresh)
-    try:
-        return trained_model.load_model_file(
-            target, version.digest, threads=threads or settings().threads, name=version.name
-        )
-    except ArtifactError:
-        if not cached:
-            target.unlink(missing_ok=True)  # the next load downloads it again
-            raise
-    _download(path, query, target, again=True)
+    expected = digest or recorded(version).digest
+    target = _download_model(version, expected, again=fresh)
     return trained_model.load_model_file(
-        target, version.digest, threads=threads or settings().threads, name=version.name
+        target, expected, threads=threads or settings().threads, name=version.name
     )
 
 
-def _download(path: str, query: dict[str, str], target: Path, *, again: bool = False) -> Path:
-    """Download a file unless it exists; with ``again``, replace it.
+def check_files(version: ModelVersion, digests: Mapping[str, str]) -> None:
+    """Download the files of a version, and compare them with their digests.
 
-    The file is replaced atomically, because other processes may be reading it.
+    Args:
+        version: the version.
+        digests: SHA-256 of each file, by name.
+
+    Raises:
+        ArtifactError: a file is missing, or has another digest.
+    """
+    for name, digest in digests.items():
+        if name == training_records.MODEL_FILE:
+            _download_model(version, digest, again=True)
+        else:
+            _download_artifact(version, name, digest, again=True)
+
+
+def _download_model(version: ModelVersion, digest: str, *, again: bool) -> Path:
+    target = settings().home / "cache" / "models" / f"{digest}.ubj"
+    path = f"/ajax-api/2.0/mlflow/logged-models/{version.model_id}/artifacts/files"
+    query = {"artifact_file_path": training_records.MODEL_FILE}
+    return _download(version, path, query, target, digest, again=again)
+
+
+def _download_artifact(version: ModelVersion, name: str, digest: str, *, again: bool = False) -> Path:
+    target = settings().home / "cache" / "runs" / version.run_id / name
+    query = {"run_uuid": version.run_id, "path": f"{ARTIFACT_FOLDER}/{name}"}
+    return _download(version, "/get-artifact", query, target, digest, again=again)
+
+
+def _download(
+    version: ModelVersion,
+    path: str,
+    query: dict[str, str],
+    target: Path,
+    digest: str,
+    *,
+    again: bool = False,
+) -> Path:
+    """Download a file unless this machine has it; with ``again``, download it anyway.
+
+    A file that does not have the digest, here or in MLflow, is never used. The file is replaced atomically, because
+    other processes may be reading it.
     """
     import requests
 
-    if target.is_file() and not again:
+    if target.is_file() and not again and object_store.digest(str(target)) == digest:
         return target
-    answer = _call("GET", path, params=query, missing_ok=True, stream=True)
+    answer = mlflow_api.call("GET", path, params=query, missing_ok=True, stream=True)
     if answer is None:
         raise ArtifactError(
-            f"MLflow has no artifact {'/'.join(query.values())}",
-            "restore MLflow's artifact store, or train the model again",
+            f"MLflow has no artifact {'/'.join(query.values())} of version {version.version}",
+            "restore MLflow's artifact store, roll back to another version, or train again with force",
+            model=version.name,
         )
-    target.parent.mkdir(parents=True, exist_ok=True)
-    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    temporary = leftovers.temporary_file(target)
     try:
-        with temporary.open("wb") as file:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with answer, temporary.open("wb") as file:
             for block in answer.iter_content(1 << 20):
                 file.write(block)
+        actual = object_store.digest(str(temporary))
+        if actual != digest:
+            target.unlink(missing_ok=True)
+            name = (query.get("path") or query["artifact_file_path"]).rsplit("/", 1)[-1]
+            raise ArtifactError(
+                f"{name} of version {version.version} in MLflow has digest {actual[:12]}…, the ledger recorded "
+                f"{digest[:12]}…: it was changed or damaged",
+                "restore MLflow's artifact store; or roll the champion back, or train again with force",
+                model=version.name,
+            )
         temporary.replace(target)
     except requests.RequestException as error:
         raise RegistryError(
@@ -304,9 +440,7 @@ def _download(path: str, query: dict[str, str], target: Path, *, again: bool = F
             "see MLflow's log; then run this again",
         ) from error
     except OSError as error:
-        raise StorageError(
-            f"{target} cannot be written: {error}", "check that the disk has room; then run this again"
-        ) from error
+        raise storage_errors.failure(f"{target} cannot be written: {error}", error) from error
     finally:
         temporary.unlink(missing_ok=True)
     return target

@@ -1,12 +1,11 @@
-"""A trained model: an XGBoost booster with its encoding, in one UBJ file identified by its digest."""
+"""A trained model: an XGBoost booster of trees, or a linear one, with its encoding, in one UBJ file with a digest."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
 import pyarrow as pa
@@ -15,6 +14,8 @@ from perennial.core import patches
 from perennial.core.errors import ArtifactError
 from perennial.modeling._missing_value_rewrite import DenseBooster, rewrite_without_missing
 from perennial.modeling.encoding import Encoding
+from perennial.modeling.linear_design import LinearDesign
+from perennial.storage import object_store
 
 if TYPE_CHECKING:
     import xgboost
@@ -33,6 +34,7 @@ class TrainedModel:
         task: binary, multiclass, regression or ranking.
         classes: multiclass only: the label values, as text, by class index.
         dense: the booster rewritten for many rows (`optimised_for`); None if it was not rewritten.
+        design: the columns that a linear booster reads; None for trees, which read the encoded matrix.
     """
 
     booster: xgboost.Booster
@@ -40,6 +42,12 @@ class TrainedModel:
     task: str
     classes: tuple[str, ...] = ()
     dense: DenseBooster | None = None
+    design: LinearDesign | None = None
+
+    @property
+    def algorithm(self) -> str:
+        """``trees`` or ``linear``, as in ``training.candidates``."""
+        return "linear" if self.design else "trees"
 
     def predict(self, features: pa.Table) -> np.ndarray:
         """Predict for a table of features.
@@ -59,16 +67,80 @@ class TrainedModel:
         Returns:
             Predictions, as `predict` returns them.
         """
+        if self.design:
+            return self._by_class(self._predict_linear(matrix), matrix)
         booster, rows = self.booster, matrix
         if self.dense:
             booster = self.dense.booster
             rows = self.dense.transform(
                 matrix, self.dense.allocate(len(matrix)) if buffer is None else buffer
             )
-        predictions = np.asarray(booster.inplace_predict(rows, validate_features=False))
-        if self.classes:  # without rows, XGBoost's result has no axis for the classes
-            predictions = predictions.reshape(len(matrix), len(self.classes))
-        return predictions
+        return self._by_class(booster.inplace_predict(rows, validate_features=False), matrix)
+
+    def predict_margin(self, matrix: np.ndarray) -> np.ndarray:
+        """The raw scores of the booster for an encoded matrix, shape (rows,) or (rows, classes)."""
+        if self.design:
+            return self._by_class(self._predict_linear(matrix, output_margin=True), matrix)
+        scores = self.booster.inplace_predict(matrix, predict_type="margin", validate_features=False)
+        return self._by_class(scores, matrix)
+
+    def contributions(self, matrix: np.ndarray) -> np.ndarray:
+        """What each feature adds to the raw scores of an encoded matrix, without the bias.
+
+        For trees these are TreeSHAP's values; for a linear model, weight times standardised value.
+
+        Returns:
+            Shape (rows, columns), or (rows, classes, columns) for multiclass.
+        """
+        import xgboost
+
+        if self.design is None:
+            rows = xgboost.DMatrix(matrix, feature_names=list(self.encoding.columns))
+            return np.asarray(self.booster.predict(rows, pred_contribs=True))[..., :-1]
+        columns = np.asarray(self._predict_linear(matrix, pred_contribs=True))[..., :-1]
+        result = np.zeros((*columns.shape[:-1], self.design.features), columns.dtype)
+        for column, feature in enumerate(self.design.sources):
+            result[..., feature] += columns[..., column]
+        return result
+
+    def importance(self) -> dict[str, float]:
+        """The share of each feature: for trees, in the total gain of all splits.
+
+        For a linear model it is the share in the sum, over its columns, of absolute weight times standard deviation.
+        """
+        names = self.encoding.columns
+        if self.design is None:
+            # get_score returns lists of numbers for linear boosters only.
+            shares = cast("dict[str, float]", self.booster.get_score(importance_type="total_gain"))
+        else:
+            weights = self.booster.get_score(importance_type="weight")
+            columns = zip(self.booster.feature_names or [], self.design.spreads, strict=True)
+            absolute = [float(np.abs(weights[c]).sum()) * spread for c, spread in columns]
+            sums = np.bincount(self.design.sources, absolute, self.design.features)
+            shares = dict(zip(names, sums.tolist(), strict=True))
+        total = sum(shares.values()) or 1.0
+        return {c: round(float(shares.get(c, 0.0)) / total, 6) for c in names}
+
+    def booster_rows(self, matrix: np.ndarray) -> tuple[np.ndarray, list[str]]:
+        """An encoded matrix as the booster reads it, and the names of its columns."""
+        if self.design is None:
+            return matrix, list(self.encoding.columns)
+        rows = self.design.transform(matrix)
+        dense = rows if isinstance(rows, np.ndarray) else np.asarray(rows.toarray())
+        return dense, list(self.booster.feature_names or [])
+
+    def _predict_linear(self, matrix: np.ndarray, **options: bool) -> np.ndarray:
+        """XGBoost predicts in place with trees only."""
+        import xgboost
+
+        assert self.design is not None
+        rows = xgboost.DMatrix(self.design.transform(matrix))
+        return np.asarray(self.booster.predict(rows, validate_features=False, **options))
+
+    def _by_class(self, predictions: Any, matrix: np.ndarray) -> np.ndarray:
+        """Predictions with their axis for the classes, which XGBoost's result has not without rows."""
+        array = np.asarray(predictions)
+        return array.reshape(len(matrix), len(self.classes)) if self.classes else array
 
     def optimised_for(self, rows: int, threads: int) -> TrainedModel:
         """The same model, rewritten to predict faster if that is worthwhile for this number of rows.
@@ -77,6 +149,8 @@ class TrainedModel:
             rows: number of rows that it will predict.
             threads: threads that it will predict with.
         """
+        if self.design:
+            return self
         return replace(self, dense=rewrite_without_missing(self.booster, rows, threads))
 
     def save(self, path: Path) -> str:
@@ -89,18 +163,16 @@ class TrainedModel:
             "columns": list(self.encoding.columns),
             "categories": self.encoding.categories,
             "unseen": self.encoding.unseen,
+            "hashed": list(self.encoding.hashed),
+            "salt": self.encoding.salt,
             "task": self.task,
             "classes": list(self.classes),
         }
+        if self.design:
+            attributes["design"] = self.design.as_dict()
         self.booster.set_attr(**{_ATTRIBUTE: json.dumps(attributes, sort_keys=True)})
         self.booster.save_model(path)
-        return file_digest(path)
-
-
-def file_digest(path: Path) -> str:
-    """Compute the SHA-256 of a file."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
+        return object_store.digest(str(path))
 
 
 def load_model_file(path: Path, digest: str, *, threads: int, name: str | None = None) -> TrainedModel:
@@ -118,7 +190,7 @@ def load_model_file(path: Path, digest: str, *, threads: int, name: str | None =
     with patches.xgboost_without_sklearn():
         import xgboost
 
-    actual = file_digest(path)
+    actual = object_store.digest(str(path))
     if actual != digest:
         raise ArtifactError(
             f"{path.name} has digest {actual[:12]}…, the registered one is {digest[:12]}…: it was changed or damaged",
@@ -134,8 +206,15 @@ def load_model_file(path: Path, digest: str, *, threads: int, name: str | None =
             "train the model again: training registers it",
             model=name,
         ) from error
-    encoding = Encoding(tuple(attributes["columns"]), attributes["categories"], attributes["unseen"])
-    return TrainedModel(booster, encoding, attributes["task"], tuple(attributes["classes"]))
+    encoding = Encoding(
+        tuple(attributes["columns"]),
+        attributes["categories"],
+        attributes["unseen"],
+        tuple(attributes["hashed"]),
+        attributes["salt"],
+    )
+    design = LinearDesign.from_dict(attributes["design"]) if "design" in attributes else None
+    return TrainedModel(booster, encoding, attributes["task"], tuple(attributes["classes"]), design=design)
 
 
 def prediction_column(model: TrainedModel, predicted: np.ndarray) -> pa.Array[Any]:

@@ -17,6 +17,7 @@ __all__ = [
     "histograms",
     "partition_sample",
     "performance",
+    "pictures",
     "report",
     "results",
     "retraining_gain",

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import duckdb
@@ -20,6 +21,7 @@ from perennial.core.errors import DataError, StorageError
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import serving_log
 from perennial.features.engine import FeatureQuery
+from perennial.features.labelled_rows import create_row_view, read_sorted
 from perennial.modeling import registry
 from perennial.monitoring.signals import Signal
 from perennial.storage import delta_tables, duckdb_session, manifests
@@ -32,7 +34,9 @@ if TYPE_CHECKING:
 #: in another order.
 RELATIVE_TOLERANCE = 1e-5
 ABSOLUTE_TOLERANCE = 1e-6
-PREDICTION_NAME = "the prediction"
+#: What is compared beside the features, by names that no feature has, with the words for it.
+_PREDICTION, _FEATURE_COUNT = "__prediction", "__feature_count"
+_WORDS = {_PREDICTION: "the prediction", _FEATURE_COUNT: "the number of features"}
 
 
 @dataclass(frozen=True)
@@ -66,22 +70,29 @@ def skew_signal(
     """
     compared = list(_compare_partitions(spec, champion, model, start, as_of))
     rows = sum(partition.rows for partition in compared)
+    published = delta_tables.partitions(delta_tables.table_uri("published", spec.name))
+    partitions = sum(start <= day <= as_of for day in published)
+    signal = partial(Signal, evaluated=len(compared), partitions=partitions)
     if not rows:
-        return Signal("undetermined", "no partition that this version scored has logged features")
+        return signal("undetermined", "no partition that this version scored has logged features")
     differing: dict[str, int] = {}
     for partition in compared:
         for column, count in partition.differing.items():
             differing[column] = differing.get(column, 0) + count
     if not differing:
-        return Signal("ok", f"all {rows:,} logged rows have the features of the training code", 0.0, 0.0)
+        reason = (
+            f"all {rows:,} logged rows have the features of the training code, "
+            f"in {len(compared)} of {partitions} partitions"
+        )
+        return signal("ok", reason, 0.0, 0.0)
     worst = max(differing, key=lambda c: differing[c])
     first = next(partition.day for partition in compared if partition.differing)
     others = f", and {len(differing) - 1} more" * (len(differing) > 1)
     reason = (
-        f"{worst}{others}: {differing[worst]:,} of {rows:,} logged rows differ from the training code, "
-        f"first on {first}"
+        f"{_WORDS.get(worst, worst)}{others}: {differing[worst]:,} of {rows:,} logged rows differ from the training "
+        f"code, first on {first}"
     )
-    return Signal("bad", reason, float(differing[worst]), 0.0, first)
+    return signal("bad", reason, float(differing[worst]), 0.0, first)
 
 
 def _compare_partitions(
@@ -105,7 +116,7 @@ def _compare_partitions(
         log = _logged_rows(con, spec, champion.version, day, serving_log.inputs_digest(scored.inputs))
         if not len(log):
             continue
-        versions = scored.inputs["references"]
+        versions = scored.inputs["references"] | scored.result.get("tables", {})
         try:
             query = queries.get(str(versions)) or FeatureQuery(trained, versions)
             queries[str(versions)] = query
@@ -114,53 +125,54 @@ def _compare_partitions(
             continue  # an old version of a reference table is no longer stored
         except DataError as error:
             raise DataError(error.cause, error.remedy, model=spec.name, partition=day) from error
-        yield ComparedPartition(day, len(log), _count_differences(model, log, recomputed))
+        yield ComparedPartition(day, len(log), _count_differences(spec, model, log, recomputed))
 
 
 def _logged_rows(
     con: duckdb.DuckDBPyConnection, spec: ModelSpec, version: str, day: str, inputs_digest: str
 ) -> pa.Table:
     """The rows logged by the scoring that the manifest describes, ordered by key."""
-    duckdb_session.create_view(con, "log", serving_log.uri(spec.name), None, day, day)
+    duckdb_session.create_view(con, "__log", serving_log.uri(spec.name), None, day, day)
     rows: pa.Table = con.sql(
-        f"SELECT * FROM log WHERE scored_from = {text_literal(inputs_digest)} "
-        f"AND model_version = {text_literal(version)} ORDER BY {_key(spec)}"
+        f"SELECT * FROM __log WHERE {spec.lake_column('scored_from')} = {text_literal(inputs_digest)} "
+        f"AND {spec.lake_column('model_version')} = {text_literal(version)} ORDER BY {_key(spec)}"
     ).to_arrow_table()
     return rows
 
 
 def _published_rows(con: duckdb.DuckDBPyConnection, spec: ModelSpec, day: str, log: pa.Table) -> pa.Table:
     """The published rows that were logged, ordered by key."""
-    duckdb_session.create_view(con, "r", delta_tables.table_uri("published", spec.name), None, day, day)
-    con.register("logged", log.select(list(spec.data.key)))
-    rows: pa.Table = con.sql(
-        f"SELECT * FROM r SEMI JOIN logged USING ({_key(spec)}) ORDER BY {_key(spec)}"
-    ).to_arrow_table()
-    return rows
+    create_row_view(con, "__rows", spec, None, day, day)
+    con.register("__logged", log.select(list(spec.data.key)))
+    return read_sorted(con, f"SELECT * FROM __rows SEMI JOIN __logged USING ({_key(spec)})", _key(spec))
 
 
 def _key(spec: ModelSpec) -> str:
     return ", ".join(map(quote_identifier, spec.data.key))
 
 
-def _count_differences(model: TrainedModel, log: pa.Table, recomputed: np.ndarray) -> dict[str, int]:
+def _count_differences(
+    spec: ModelSpec, model: TrainedModel, log: pa.Table, recomputed: np.ndarray
+) -> dict[str, int]:
     """Rows that differ, by column.
 
     Args:
+        spec: the model.
         model: the champion.
         log: logged rows.
         recomputed: their features by the training code, encoded, shape (rows, columns).
     """
     columns = model.encoding.columns
-    lists: Any = log.column("features").combine_chunks()
+    lists: Any = log.column(spec.lake_column("features")).combine_chunks()
     flat = lists.flatten().to_numpy(zero_copy_only=False)
     if recomputed.shape != (len(log), len(columns)) or flat.size != recomputed.size:
-        return {"the number of features": len(log)}
+        return {_FEATURE_COUNT: len(log)}
     served = flat.reshape(recomputed.shape)
     unequal = (served != recomputed) & ~(np.isnan(served) & np.isnan(recomputed))
     differing = {column: int(n) for column, n in zip(columns, unequal.sum(axis=0), strict=True) if n}
-    changed = _count_changed_predictions(model, log.column("prediction").to_pylist(), served)
-    return differing | ({PREDICTION_NAME: changed} if changed else {})
+    predictions = log.column(spec.lake_column("prediction")).to_pylist()
+    changed = _count_changed_predictions(model, predictions, served)
+    return differing | ({_PREDICTION: changed} if changed else {})
 
 
 def _count_changed_predictions(model: TrainedModel, predictions: list[Any], served: np.ndarray) -> int:

@@ -48,6 +48,8 @@ class MonitoringBaseline:
         groups: for each column of slices and fairness, the values that are compared.
         max_null_shares: by column, the highest share of nulls of a held-out partition.
         max_unseen_shares: by categorical column, the highest share of categories unseen at training.
+        max_unlabelled_share: highest share of rows without a label of a held-out partition; None if it is not known.
+        max_unmatched_share: highest share of labels without a row; None if it is not known.
         loss: mean loss on the held-out partitions, in the unit of the gate's metric.
         expected_loss_by_bin: by column, mean expected loss of each bin (`drift_attribution`).
     """
@@ -58,6 +60,8 @@ class MonitoringBaseline:
     groups: dict[str, list[str]]
     max_null_shares: dict[str, float]
     max_unseen_shares: dict[str, float]
+    max_unlabelled_share: float | None
+    max_unmatched_share: float | None
     loss: float
     expected_loss_by_bin: dict[str, list[float]]
 
@@ -93,7 +97,7 @@ def build_baseline(
     if error_model is not None:
         # Out-of-fold estimates, because later partitions are not fitted to either.
         series["performance"] = labelled.partition_means(losses - out_of_fold)
-    mean_loss = float(losses.mean()) if len(losses) else 0.0
+    mean_loss = float(np.nanmean(losses)) if np.isfinite(losses).any() else 0.0
     label_sd = float(np.std(labelled.y)) if len(labelled.y) and spec.task != "multiclass" else 1.0
     baselines = {
         name: _series_baseline(spec, name, values, mean_loss, label_sd, series)
@@ -112,6 +116,10 @@ def build_baseline(
         "groups": groups,
         "max_null_shares": {c: _max_share(values) for c, values in nulls.items()},
         "max_unseen_shares": {c: _max_share(values) for c, values in unseen.items()},
+        "max_unlabelled_share": _max_share(signals.unlabelled_shares(holdout)),
+        "max_unmatched_share": 0.0
+        if holdout.unmatched_labels is None
+        else _max_share(holdout.unmatched_labels),
         "expected_loss_by_bin": {}
         if expected is None
         else drift_attribution.expected_loss_by_bin(reference(), model.encoding, holdout.x, expected),
@@ -195,11 +203,9 @@ def stored_baseline(champion: registry.ModelVersion) -> dict[str, Any] | None:
     """The baseline that a version was registered with; None if it has none.
 
     Raises:
-        ArtifactError: it is damaged.
+        ArtifactError: it is missing in MLflow, or not what was recorded.
     """
-    try:
-        registry.download_artifact(champion.run_id, ARTIFACT)
-    except ArtifactError:
+    if not registry.has_artifact(champion, ARTIFACT):
         return None
     content: dict[str, Any] = registry.load_json_artifact(champion, ARTIFACT)
     return content
@@ -209,14 +215,16 @@ def load_baseline(champion: registry.ModelVersion, spec: ModelSpec) -> Monitorin
     """Load a champion's baseline; if it has none, an empty one, with which every series is undetermined.
 
     Raises:
-        ArtifactError: it is damaged.
+        ArtifactError: it is missing in MLflow, or not what was recorded.
     """
     content = stored_baseline(champion)
     if content is None:
-        return MonitoringBaseline(LossEstimator(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, 0.0, {})
+        return MonitoringBaseline(
+            LossEstimator(spec.task, spec.metric), {}, np.zeros(1), {}, {}, {}, None, None, 0.0, {}
+        )
     error_model = None
     if spec.task == "regression":
-        error_model = registry.download_artifact(champion.run_id, ERROR_MODEL_ARTIFACT)
+        error_model = registry.download_artifact(champion, ERROR_MODEL_ARTIFACT)
     return parse_baseline(content, spec, error_model)
 
 
@@ -244,6 +252,8 @@ def parse_baseline(content: Any, spec: ModelSpec, error_model: Path | None) -> M
             {str(c): [str(v) for v in values] for c, values in content["groups"].items()},
             {str(c): float(v) for c, v in content["max_null_shares"].items()},
             {str(c): float(v) for c, v in content["max_unseen_shares"].items()},
+            content.get("max_unlabelled_share"),
+            content.get("max_unmatched_share"),
             float(content["loss"]),
             {str(c): [float(v) for v in values] for c, values in content["expected_loss_by_bin"].items()},
         )

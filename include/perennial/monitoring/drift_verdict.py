@@ -1,18 +1,25 @@
-"""The drift verdict: drifted columns, their share of the importance, and persistence over windows."""
+"""The verdict: drifted columns, their share of the importance, persistence over windows, and what ``ok`` needs."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Literal
 
 import numpy as np
 
+from perennial.monitoring import drift_attribution
 from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, psi
 from perennial.spec.model_spec import MonitoringSpec
 
+if TYPE_CHECKING:
+    from perennial.monitoring.baseline import MonitoringBaseline
+    from perennial.monitoring.signals import Signal
+
 ColumnStatus = Literal["stable", "drifted", "undetermined"]
 Verdict = Literal["ok", "suspected", "drifted", "undetermined"]
+#: Signals that say how well the model does. A verdict is ``ok`` only if at least one of them can be evaluated.
+QUALITY_SIGNALS = ("performance", "calibration", "gain", "estimated", "attributions")
 
 
 @dataclass(frozen=True)
@@ -105,7 +112,7 @@ def _compare_column(
     policy: MonitoringSpec,
 ) -> ColumnDrift:
     counts = window.columns.get(column)
-    noise = reference.noise_floor(window.days or policy.window_days) if policy.noise_floor else 0.0
+    noise = reference.noise_floor(window.days) if policy.noise_floor else 0.0
     threshold = max(policy.psi_threshold, noise)
     nulls = counts[-1] / window.rows if counts and window.rows else None
     status, reason = _status_without_psi(reference, window, counts, nulls, policy)
@@ -147,11 +154,30 @@ def _status_without_psi(
         return "drifted", f"rows without a value went from {reference.null_share:.1%} to {nulls:.1%}"
     if reference.null_share == 1:
         return "undetermined", "empty in the reference"
+    if reference.personal:
+        return "undetermined", "personal data: only missing values are compared"
     if reference.is_constant:
         return "undetermined", "constant in the reference"
     if window.rows - counts[-1] < needed:
         return "undetermined", f"{window.rows - counts[-1]} rows with a value, {needed} are needed"
     return "stable", ""
+
+
+def with_attributed_loss(
+    column: ColumnDrift,
+    reference: Mapping[str, ReferenceColumn],
+    window: BinCounts,
+    baseline: MonitoringBaseline,
+) -> ColumnDrift:
+    """Add the rise of the expected loss that a column's drift accounts for, if it is known."""
+    counts = window.columns.get(column.column)
+    expected_losses = baseline.expected_loss_by_bin.get(column.column)
+    if not counts or not expected_losses or not baseline.loss:
+        return column
+    rise = drift_attribution.loss_attributable_to_drift(
+        reference[column.column].counts, counts, expected_losses
+    )
+    return column if rise is None else replace(column, attributed_loss=round(rise / baseline.loss, 6))
 
 
 def summarize(columns: Sequence[ColumnDrift], policy: MonitoringSpec) -> Summary:
@@ -210,3 +236,23 @@ def verdict_with_persistence(
     hits = 1 + sum(determined[: window_count - 1])
     verdict: Verdict = "drifted" if hits >= needed else "suspected"
     return verdict, f"in {hits} of the last {window_count} verdicts, {needed} are needed"
+
+
+def reason_not_ok(signals: Mapping[str, Signal]) -> str:
+    """Why the verdict on a window cannot be ``ok`` even if nothing drifted; empty if it can.
+
+    Columns that did not drift say nothing about partitions that are missing, nor about how well the model does.
+
+    Args:
+        signals: the signals that come from rows, by name.
+    """
+    freshness = signals["freshness"]
+    if freshness.state != "ok":
+        return f"freshness is {freshness.state}: {freshness.reason}"
+    quality = {name: signals[name] for name in QUALITY_SIGNALS if name in signals}
+    if any(signal.state != "undetermined" for signal in quality.values()):
+        return ""
+    reasons = dict.fromkeys(signal.reason for signal in quality.values())
+    return (
+        f"nothing says how well the model does: {', '.join(quality)} are undetermined ({'; '.join(reasons)})"
+    )

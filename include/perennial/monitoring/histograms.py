@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from datetime import date
 from typing import Any
 
 import duckdb
@@ -17,7 +16,8 @@ import numpy as np
 import pyarrow as pa
 
 from perennial.core.errors import ArtifactError
-from perennial.core.sql import NUMERIC_SQL_TYPES, quote_identifier, text_literal
+from perennial.core.partitions import DAILY, Cadence
+from perennial.core.sql import NUMERIC_SQL_TYPES, batch_rows, quote_identifier, text_literal
 from perennial.storage.delta_tables import PARTITION
 
 PREDICTION = "prediction"
@@ -32,6 +32,9 @@ EMPTY_BIN_SHARE = 1e-4
 #: Most cells from which exact quantiles are computed; with more, they are computed from a sample of the rows. Counts
 #: are always exact.
 MAX_QUANTILE_CELLS = 4_000_000
+#: Columns that the hash of a row reads at most, evenly spaced: a query of all columns of a wide table needs too much
+#: memory, for each thread.
+MAX_HASHED_COLUMNS = 200
 #: Longest category that is stored as it is. Where one is longer, or the column is personal, values are counted in 16
 #: groups by the first digit of their hash, from which no value can be recovered.
 MAX_CATEGORY_LENGTH = 64
@@ -51,7 +54,8 @@ class ReferenceColumn:
         edges: numeric columns only: upper bounds (inclusive) of all bins but the last, ascending.
         categories: categorical columns only: the category of each bin but the last, which counts all others.
         hashed: whether the categories are the first digit of the values' MD5 sums.
-        noise_floors: highest PSI of any window within the training rows, by the window's length in days; without
+        personal: whether it is a numeric column of personal data, of which only missing values are counted.
+        noise_floors: highest PSI of any window within the training rows, by the window's length in partitions; without
             lengths for which it cannot be computed.
     """
 
@@ -60,14 +64,16 @@ class ReferenceColumn:
     edges: list[float] = field(default_factory=list)
     categories: list[str] = field(default_factory=list)
     hashed: bool = False
+    personal: bool = False
     noise_floors: dict[int, float] = field(default_factory=dict)
 
     def noise_floor(self, days: int) -> float:
-        """PSI that a window of ``days`` days may reach without drift; 0 if it is not known.
+        """PSI that a window of ``days`` partitions may reach without drift; 0 if it is not known.
 
-        Shorter windows are noisier, so that a length that was not computed uses the floor of the next shorter one.
+        Shorter windows are noisier, so that a length that was not computed uses the floor of the next shorter one. A
+        window whose partitions were not counted, 0, uses that of the longest.
         """
-        shorter = [n for n in self.noise_floors if n <= days]
+        shorter = [n for n in self.noise_floors if n <= days or not days]
         nearest = max(shorter) if shorter else min(self.noise_floors, default=0)
         return self.noise_floors.get(nearest, 0.0)
 
@@ -104,9 +110,10 @@ def make_reference(
     numeric: Sequence[str],
     categorical: Sequence[str],
     *,
-    window_days: int = 28,
+    window: int = 28,
     min_rows: int = 1000,
     personal: Collection[str] = (),
+    cadence: Cadence = DAILY,
 ) -> dict[str, Any]:
     """Compute the bins of a model's reference, and count the training rows in them.
 
@@ -116,9 +123,10 @@ def make_reference(
             and prediction.
         numeric: names of the numeric columns.
         categorical: names of the categorical columns.
-        window_days: length of the windows that will be compared with the reference.
+        window: length of the windows that will be compared with the reference, in partitions.
         min_rows: windows with fewer rows are ignored in the noise floors.
-        personal: columns of personal data, whose categories are not stored.
+        personal: columns of personal data, of which neither categories nor edges are stored.
+        cadence: of the partitions.
 
     Returns:
         The content of ``reference.json``.
@@ -127,7 +135,8 @@ def make_reference(
     columns = {c: ReferenceColumn("numeric", []) for c in numeric} | {
         c: ReferenceColumn("categorical", []) for c in categorical
     }
-    columns |= _cut_edges(con, relation, list(numeric), types)
+    columns |= _cut_edges(con, relation, [c for c in numeric if c not in personal], types)
+    columns |= {c: ReferenceColumn("numeric", [], personal=True) for c in numeric if c in personal}
     for name in categorical:
         columns[name] = _top_categories(con, relation, name, name in personal)
     days, counts = _count_by_date(con, relation, columns, types)
@@ -139,14 +148,15 @@ def make_reference(
             "edges": column.edges,
             "categories": column.categories,
             "hashed": column.hashed,
-            "noise_floors": _noise_floors(days, counts[name], window_days, min_rows),
+            "personal": column.personal,
+            "noise_floors": _noise_floors(days, counts[name], window, min_rows, cadence),
         }
     return {
         "format": FORMAT,
         "rows": int(counts[""].sum()),
         "first": days[0] if days else None,
         "last": days[-1] if days else None,
-        "window_days": window_days,
+        "window": window,
         "columns": content,
     }
 
@@ -172,6 +182,7 @@ def read_reference(content: Any) -> tuple[int, dict[str, ReferenceColumn]]:
                 [float(x) for x in c["edges"]],
                 [str(x) for x in c["categories"]],
                 bool(c["hashed"]),
+                bool(c["personal"]),
                 {int(n): float(f) for n, f in c["noise_floors"].items()},
             )
             bins = column.edges if column.kind == "numeric" else column.categories
@@ -229,7 +240,7 @@ def sample_rows(
     Args:
         con: connection that has the relation.
         relation: a table or view.
-        n: number of rows.
+        n: number of rows; fewer of a relation with very many columns (`batch_rows`).
         seed: seed of the hash.
         columns: columns of the sample; all when not given.
         personal: columns that are omitted, as is the partition column.
@@ -237,11 +248,31 @@ def sample_rows(
     types = _types(con, relation)
     selected = types if columns is None else columns
     sampled = [c for c in selected if c not in personal and c != PARTITION]
-    listed = ", ".join(quote_identifier(c) for c in sampled) or "1 AS nothing"
-    everything = ", ".join(quote_identifier(c) for c in types)
-    query = f"SELECT {listed} FROM {quote_identifier(relation)} ORDER BY hash({int(seed)}, {everything}) LIMIT {int(n)}"
-    sample: pa.Table = con.sql(query).to_arrow_table()
-    return sample
+    row_hash = _row_hash(types, int(seed))
+    source = quote_identifier(relation)
+    rows = batch_rows(int(n), len(sampled))
+    if len(sampled) <= MAX_HASHED_COLUMNS:
+        listed = ", ".join(map(quote_identifier, sampled)) or "1 AS __nothing"
+        few: pa.Table = con.sql(
+            f"SELECT {listed} FROM {source} ORDER BY {row_hash} LIMIT {rows}"
+        ).to_arrow_table()
+        return few
+    # Some columns at a time: a query that finds the first rows holds many of each column, for each thread.
+    highest = f"SELECT max(__hash) FROM (SELECT {row_hash} AS __hash FROM {source} ORDER BY 1 LIMIT {rows})"
+    limit = con.execute(highest).fetchall()[0][0]
+    columns_read: list[Any] = []
+    for start in range(0, len(sampled), MAX_HASHED_COLUMNS):
+        block = ", ".join(map(quote_identifier, sampled[start : start + MAX_HASHED_COLUMNS]))
+        lowest = f"SELECT {block} FROM {source} WHERE {row_hash} <= {limit or 0}::UBIGINT"
+        columns_read += con.sql(f"{lowest} ORDER BY {row_hash} LIMIT {rows}").to_arrow_table().columns
+    return pa.table(columns_read, names=sampled)
+
+
+def _row_hash(columns: Collection[str], seed: int | None = None) -> str:
+    """SQL of a row's hash, of at most `MAX_HASHED_COLUMNS` of its columns; the last one is among them."""
+    step = -(-len(columns) // MAX_HASHED_COLUMNS) or 1
+    read = [quote_identifier(c) for c in [*columns][::-1][::step][::-1]]
+    return f"hash({', '.join(read if seed is None else [str(seed), *read])})"
 
 
 def psi(reference: np.ndarray, current: np.ndarray) -> np.ndarray:
@@ -325,8 +356,7 @@ def _cut_edges(
         return cut
     rows = con.execute(f"SELECT count(*) FROM {quote_identifier(relation)}").fetchall()[0][0]
     step = max(1, math.ceil(rows * len(columns) / MAX_QUANTILE_CELLS))
-    everything = ", ".join(quote_identifier(c) for c in types)
-    condition = f" WHERE hash({everything}) % {step} = 0" if step > 1 else ""
+    condition = f" WHERE {_row_hash(types)} % {step} = 0" if step > 1 else ""
     quantiles = [i / BINS for i in range(1, BINS)]
     for batch in _column_batches({c: ReferenceColumn("numeric", []) for c in columns}):
         numbers = [_as_number(c, types[c]) for c in batch]
@@ -343,8 +373,8 @@ def _top_categories(
 ) -> ReferenceColumn:
     def most_frequent(hashed: bool) -> list[str]:
         rows = con.execute(
-            f"SELECT {_as_category(column, hashed)} AS c FROM {quote_identifier(relation)} WHERE c IS NOT NULL "
-            f"GROUP BY c ORDER BY count(*) DESC, c LIMIT {MAX_CATEGORIES}"
+            f"SELECT {_as_category(column, hashed)} AS __category FROM {quote_identifier(relation)} "
+            f"WHERE __category IS NOT NULL GROUP BY ALL ORDER BY count(*) DESC, __category LIMIT {MAX_CATEGORIES}"
         ).fetchall()
         return [str(r[0]) for r in rows]
 
@@ -384,15 +414,19 @@ def _count_by_date(
     return list(days), arrays | {"": np.asarray(list(days.values()), dtype=np.int64)}
 
 
-def _noise_floors(days: list[str], counts: np.ndarray, window_days: int, min_rows: int) -> dict[str, float]:
+def _noise_floors(
+    days: list[str], counts: np.ndarray, window: int, min_rows: int, cadence: Cadence
+) -> dict[str, float]:
     """Noise floors by window length; after a promotion, predictions cover less than a full window."""
-    lengths = sorted({n for n in _WINDOW_LENGTHS if n < window_days} | {window_days})
-    floors = {str(n): noise_floor(days, counts, n, min_rows) for n in lengths}
+    lengths = sorted({n for n in _WINDOW_LENGTHS if n < window} | {window})
+    floors = {str(n): noise_floor(days, counts, n, min_rows, cadence) for n in lengths}
     return {n: floor for n, floor in floors.items() if floor is not None}
 
 
-def noise_floor(days: list[str], counts: np.ndarray, length: int, min_rows: int) -> float | None:
-    """The highest PSI between any window of ``length`` days in the reference and the whole reference.
+def noise_floor(
+    days: list[str], counts: np.ndarray, length: int, min_rows: int, cadence: Cadence = DAILY
+) -> float | None:
+    """The highest PSI between any window of ``length`` partitions in the reference and the whole reference.
 
     A month of weather differs from a winter of weather, and differences between windows of the training rows are not
     drift.
@@ -400,21 +434,22 @@ def noise_floor(days: list[str], counts: np.ndarray, length: int, min_rows: int)
     Args:
         days: dates of the reference, ascending.
         counts: rows of each bin on each date, shape (dates, bins).
-        length: length of the windows, in days.
+        length: length of the windows, in partitions.
         min_rows: windows with fewer rows are ignored.
+        cadence: of the partitions.
 
     Returns:
         The PSI; None if the reference is shorter than two windows, or no window has enough rows.
     """
     if not days:
         return None
-    first = date.fromisoformat(days[0])
-    span = (date.fromisoformat(days[-1]) - first).days + 1
+    first = cadence.index(days[0])
+    span = cadence.index(days[-1]) - first + 1
     if span < 2 * length:
         return None
     running = np.zeros((span + 1, counts.shape[1]), dtype=np.int64)
     for day, row in zip(days, counts, strict=True):
-        running[(date.fromisoformat(day) - first).days + 1] = row
+        running[cadence.index(day) - first + 1] = row
     running = running.cumsum(axis=0)
     windows = running[length:] - running[:-length]
     windows = windows[windows.sum(axis=1) >= min_rows]

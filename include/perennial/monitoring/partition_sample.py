@@ -9,15 +9,25 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from perennial.core import dates as dates_module
-from perennial.core.errors import DataError
-from perennial.core.sql import quote_identifier, text_literal
-from perennial.features.labelled_rows import LABEL, create_label_view, join_labels, row_order
-from perennial.features.targets import ListNumbering, encode_targets
+from perennial.core.durations import Duration
+from perennial.core.partitions import Cadence
+from perennial.core.sql import batch_rows, quote_identifier, text_literal
+from perennial.features.labelled_rows import (
+    LABEL,
+    create_label_view,
+    create_row_view,
+    join_labels,
+    read_sorted,
+    row_order,
+    same_row,
+)
+from perennial.features.targets import ListNumbering, encode_targets, impossible_labels
 from perennial.modeling import metrics
 from perennial.storage import delta_tables, duckdb_session
 
 if TYPE_CHECKING:
+    import duckdb
+
     from perennial.features.engine import FeatureQuery
     from perennial.modeling.trained_model import TrainedModel
     from perennial.spec.model_spec import ModelSpec
@@ -25,6 +35,10 @@ if TYPE_CHECKING:
 #: Rows of a partition that are sampled, by the hash of their key: enough that differences between partitions exceed the
 #: sampling error.
 ROWS_PER_PARTITION = 1500
+#: Cells of a partition, rows times features, that are sampled: a window has dozens of partitions.
+CELLS_PER_PARTITION = 600_000
+#: Rows of each hour, or of each partition of a very wide table, at least.
+MIN_SAMPLED = 150
 #: Rows that a partition needs for its mean to count.
 MIN_ROWS = 30
 
@@ -39,10 +53,13 @@ class PartitionSample:
         x: encoded features, float32, shape (rows, columns).
         margin: the model's raw scores, shape (rows,) or (rows, classes).
         predicted: the model's probabilities or values, of the same shape.
-        y: labels as returned by `features.targets.encode_targets`, shape (rows,); NaN if not known yet.
+        y: labels as returned by `features.targets.encode_targets`, shape (rows,); NaN if not known yet, or impossible.
         lists: ranking only: number of each row's list, shape (rows,).
         groupings: columns by which rows are grouped, as text, by name, shape (rows,) each.
         unseen_categories: by categorical feature, whether the row's category is unseen in training, shape (rows,) each.
+        impossible_labels: whether the row has a label that the task cannot have, shape (rows,); not given if none has.
+        unmatched_labels: share of each partition's labels that belong to no published row, shape (partitions,); NaN
+            where it is not known, None if it is known nowhere.
     """
 
     dates: tuple[str, ...]
@@ -54,6 +71,8 @@ class PartitionSample:
     lists: np.ndarray | None = None
     groupings: Mapping[str, np.ndarray] = field(default_factory=dict)
     unseen_categories: Mapping[str, np.ndarray] = field(default_factory=dict)
+    impossible_labels: np.ndarray | None = None
+    unmatched_labels: np.ndarray | None = None
 
     def select(self, rows: np.ndarray) -> PartitionSample:
         """Select rows by a mask or an array of indices."""
@@ -67,6 +86,8 @@ class PartitionSample:
             None if self.lists is None else self.lists[rows],
             {c: v[rows] for c, v in self.groupings.items()},
             {c: v[rows] for c, v in self.unseen_categories.items()},
+            None if self.impossible_labels is None else self.impossible_labels[rows],
+            self.unmatched_labels,
         )
 
     @property
@@ -78,14 +99,15 @@ class PartitionSample:
         """The mean of values in each partition.
 
         Args:
-            values: one value for each row, shape (rows,).
+            values: one value for each row, shape (rows,); rows without one (NaN) do not count.
             min_rows: rows that a partition needs.
 
         Returns:
             Shape (partitions,); NaN if a partition has fewer rows.
         """
-        rows = np.bincount(self.partition_index, minlength=len(self.dates))
-        sums = np.bincount(self.partition_index, values, len(self.dates))
+        counted = ~np.isnan(values)
+        rows = np.bincount(self.partition_index[counted], minlength=len(self.dates))
+        sums = np.bincount(self.partition_index[counted], values[counted], len(self.dates))
         return np.where(rows >= min_rows, sums / np.maximum(rows, 1), np.nan)
 
     def losses(self, task: str, metric: str) -> np.ndarray:
@@ -96,7 +118,7 @@ class PartitionSample:
             metric: the gate's metric.
 
         Returns:
-            Shape (rows,); for ranking the loss of the row's list.
+            Shape (rows,); for ranking the loss of the row's list, NaN if no order of it is wrong.
         """
         if self.lists is None:
             return metrics.losses(task, metric, self.y, self.predicted)
@@ -121,7 +143,7 @@ def sample_partitions(
     version: int | None = None,
     labels_version: int | None = None,
 ) -> PartitionSample:
-    """Sample published rows, at most about `ROWS_PER_NIGHT` of each partition, the same ones each time.
+    """Sample published rows, at most about `ROWS_PER_PARTITION` of each partition, the same ones each time.
 
     Args:
         spec: the model's.
@@ -135,30 +157,69 @@ def sample_partitions(
         labels_version: version of the labels; the latest when not given.
 
     Raises:
-        DataError: the features' SQL failed, or a label cannot be encoded.
+        DataError: the features' SQL failed.
     """
-    dates = tuple(dates_module.dates(start, end)) if start <= end else ()
-    table = _read_sample(spec, start, end, labels_until, version, labels_version) if dates else None
-    if table is None or not table.num_rows:
+    dates = tuple(spec.cadence.keys(start, end)) if start <= end else ()
+    most = rows_per_partition(spec.cadence, len(model.encoding.columns))
+    read = _read_sample(spec, start, end, labels_until, version, labels_version, most) if dates else None
+    if read is None or not read[0].num_rows:
         return _empty_sample(spec, model, dates, columns)
-    rows = features.compute(table)
-    x = model.encoding.encode(rows)
+    table, unmatched = read
+    y, impossible = _labels(spec, model, table.column(LABEL))
+    x, unseen = _encode(model, features, table)
+    # Only what is used below: the sample of a wide table is large.
+    table = table.select([*dict.fromkeys((*columns, delta_tables.PARTITION, *_list_columns(spec)))])
     index = {d: i for i, d in enumerate(dates)}
     return PartitionSample(
         dates,
         np.array([index[str(d)] for d in table.column(delta_tables.PARTITION).to_pylist()], np.int64),
         x,
-        predict_margin(model, x),
+        model.predict_margin(x),
         model.predict_matrix(x),
-        _labels(spec, model, table.column(LABEL), f"{start}..{end}"),
+        y,
         ListNumbering(spec).number(table) if spec.group else None,
         {c: _as_text(table.column(c)) for c in columns},
-        {
-            c: np.asarray(rows.column(c).is_valid()) & np.isnan(x[:, j])
-            for j, c in enumerate(model.encoding.columns)
-            if c in model.encoding.categories
-        },
+        unseen,
+        impossible,
+        np.array([unmatched.get(d, np.nan) for d in dates]),
     )
+
+
+def rows_per_partition(cadence: Cadence, columns: int) -> int:
+    """Rows of a partition that are sampled at most, of a model with so many features.
+
+    It depends on nothing else, so that the series of training and monitoring have the same sampling error.
+    """
+    rows = min(ROWS_PER_PARTITION, CELLS_PER_PARTITION // max(1, columns))
+    return max(MIN_SAMPLED, rows // Duration(1, "day").partitions(cadence))
+
+
+def _encode(
+    model: TrainedModel, features: FeatureQuery, table: pa.Table
+) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """Compute and encode the features of rows, a part of a wide table at a time.
+
+    Returns:
+        The encoded features, shape (rows, columns); and by categorical feature, whether the row's category is unseen
+        in training, shape (rows,) each.
+    """
+    names, categories = model.encoding.columns, model.encoding.categories
+    x = np.empty((len(table), len(names)), np.float32)
+    unseen = {c: np.zeros(len(table), bool) for c in names if c in categories}
+    step = batch_rows(len(table), max(len(names), table.num_columns))
+    for start in range(0, len(table), step):
+        part = slice(start, min(start + step, len(table)))
+        rows = features.compute(table.slice(start, step))
+        model.encoding.encode(rows, x[part])
+        for j, name in enumerate(names):
+            if name in unseen:
+                unseen[name][part] = np.asarray(rows.column(name).is_valid()) & np.isnan(x[part, j])
+    return x, unseen
+
+
+def _list_columns(spec: ModelSpec) -> list[str]:
+    """The columns that `ListNumbering` reads."""
+    return [spec.group] if spec.group else []
 
 
 def _empty_sample(
@@ -178,31 +239,19 @@ def _empty_sample(
 
 
 def _labels(
-    spec: ModelSpec, model: TrainedModel, column: pa.ChunkedArray[Any], partitions: str
-) -> np.ndarray:
-    """The labels as targets, shape (rows,); NaN if there is none."""
+    spec: ModelSpec, model: TrainedModel, column: pa.ChunkedArray[Any]
+) -> tuple[np.ndarray, np.ndarray | None]:
+    """The labels as targets, NaN if there is none; and which are impossible, None if none is. Shape (rows,) each."""
     y = np.full(len(column), np.nan)
     present = np.asarray(column.is_valid())
-    if present.any():
-        try:
-            y[present] = encode_targets(spec, column.filter(pa.array(present)), model.classes)
-        except DataError as error:
-            raise DataError(error.cause, error.remedy, model=spec.name, partition=partitions) from error
-    return y
-
-
-def predict_margin(model: TrainedModel, x: np.ndarray) -> np.ndarray:
-    """The raw scores of a model's booster.
-
-    Args:
-        model: the model.
-        x: encoded features, shape (rows, columns).
-
-    Returns:
-        Shape (rows,) or (rows, classes).
-    """
-    scores = np.asarray(model.booster.inplace_predict(x, predict_type="margin", validate_features=False))
-    return scores.reshape(len(x), len(model.classes)) if model.classes else scores
+    if not present.any():
+        return y, None
+    impossible = np.zeros(len(column), bool)
+    impossible[present] = impossible_labels(spec.task, column.filter(pa.array(present)))
+    possible = present & ~impossible
+    if possible.any():
+        y[possible] = encode_targets(spec, column.filter(pa.array(possible)), model.classes)
+    return y, impossible if impossible.any() else None
 
 
 def _as_text(column: pa.ChunkedArray[Any]) -> np.ndarray:
@@ -216,31 +265,57 @@ def _read_sample(
     labels_until: str,
     version: int | None,
     labels_version: int | None,
-) -> pa.Table | None:
-    """Read sampled rows with `LABEL` (null if not known), by date, list and key; None without rows."""
+    most: int,
+) -> tuple[pa.Table, dict[str, float]] | None:
+    """Read sampled rows with `LABEL` (null if not known), by date, list and key; None without rows.
+
+    About ``most`` of each partition. Also returns, by date, the share of the labels that belong to no row.
+    """
     con = duckdb_session.connect()
     uri = delta_tables.table_uri("published", spec.name)
     sizes = {d: n for d, n in delta_tables.rows_by_partition(uri, version).items() if start <= d <= end}
-    if not sizes or not duckdb_session.create_view(con, "r", uri, version, start, end):
+    if not sizes or not create_row_view(con, "__rows", spec, version, start, end):
         return None
     # Lists are evaluated as a whole, so they are sampled as a whole. Each partition has its own sampling rate, so that
     # a very large one does not displace the others.
     hashed = ", ".join(quote_identifier(c) for c in ([spec.group] if spec.group else spec.data.key))
-    steps = " ".join(
-        f"WHEN {text_literal(d)} THEN {-(-n // ROWS_PER_PARTITION)}" for d, n in sizes.items() if n
-    )
-    sampled = (
-        f"(SELECT * FROM r WHERE hash({hashed}) % (CASE {delta_tables.PARTITION} {steps} ELSE 1 END) = 0)"
-    )
+    steps = " ".join(f"WHEN {text_literal(d)} THEN {-(-n // most)}" for d, n in sizes.items() if n)
+    in_sample = f"hash({hashed}) % (CASE {delta_tables.PARTITION} {steps} ELSE 1 END) = 0"
+    sampled = f"(SELECT * FROM __rows WHERE {in_sample})"
+    unmatched: dict[str, float] = {}
     if spec.label.source is None:
         is_due = f"{delta_tables.PARTITION} <= {text_literal(labels_until)}"
         labelled = join_labels(spec, sampled, None, keep_unlabelled=True)
         query = f"SELECT * REPLACE (CASE WHEN {is_due} THEN {LABEL} END AS {LABEL}) FROM ({labelled})"
     elif labels_until >= start and create_label_view(
-        con, "labels", spec, labels_version, start, min(end, labels_until)
+        con, "__labels", spec, labels_version, start, min(end, labels_until)
     ):
-        query = join_labels(spec, sampled, "labels", keep_unlabelled=True)
+        query = join_labels(spec, sampled, "__labels", keep_unlabelled=True)
+        if not spec.group:  # labels do not have it, so that those of the sample are not known
+            unmatched = _unmatched_labels(con, spec, sampled, f"(SELECT * FROM __labels WHERE {in_sample})")
     else:
         query = f"SELECT *, NULL::DOUBLE AS {LABEL} FROM {sampled}"
-    sample: pa.Table = con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_table()
-    return sample
+    return read_sorted(con, query, row_order(spec)), unmatched
+
+
+def _unmatched_labels(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: str, labels: str
+) -> dict[str, float]:
+    """Count the labels that belong to no row, on dates with rows.
+
+    Args:
+        con: DuckDB connection.
+        spec: the model.
+        rows: SQL relation of rows.
+        labels: SQL relation of the labels of the same keys.
+
+    Returns:
+        Their share in the labels, by date.
+    """
+    day = delta_tables.PARTITION
+    shares = con.execute(
+        f"SELECT __l.{day}, 1 - count(__r.{day}) / count(*) FROM {labels} __l "
+        f"LEFT JOIN {rows} __r ON {same_row(spec, '__l', '__r')} "
+        f"WHERE __l.{day} IN (SELECT {day} FROM {rows}) GROUP BY 1"
+    ).fetchall()
+    return {str(date): float(share) for date, share in shares}

@@ -15,7 +15,15 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
+from perennial.charts import page
+from perennial.charts.markup import Markup
 from perennial.core import html, patches
+from perennial.modeling.evaluation_charts import Chart
+from perennial.monitoring.pictures import signal_charts
+from perennial.monitoring.results import WindowRecord
+from perennial.spec.alerts import signal_title
+from perennial.spec.constraints import direction
+from perennial.storage import pages
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -35,23 +43,6 @@ MAX_TEXT_LENGTH = 60
 MAX_COLUMNS = 100
 #: Score of each column, and whether it drifted, for the statistical test that Evidently calls.
 _scores: ContextVar[Mapping[str, tuple[float, bool]]] = ContextVar("_scores")
-_COLOURS = {
-    "ok": "#1a7f37",
-    "stable": "#1a7f37",
-    "suspected": "#9a6700",
-    "bad": "#cf222e",
-    "drifted": "#cf222e",
-    "dropped": "#cf222e",
-    "undetermined": "#57606a",
-}
-_STYLE = """
-.perennial {font: 15px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1f2328}
-.perennial h1 {font-size: 1.6rem; margin: 0} .perennial h2 {font-size: 1.1rem; margin: 1.6rem 0 .4rem}
-.perennial table {border-collapse: collapse; width: 100%}
-.perennial th, .perennial td {padding: .25rem .6rem; border-bottom: 1px solid #d0d7de; text-align: left}
-.perennial .tag {color: #fff; border-radius: 1rem; padding: .05rem .6rem; font-size: .85rem; white-space: nowrap}
-.perennial .soft {color: #57606a}
-"""
 
 
 @dataclass(frozen=True)
@@ -67,6 +58,21 @@ class DriftReport:
     page: str = ""
     results: dict[str, Any] = field(default_factory=dict)
     omitted_columns: dict[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What the charts at the top of a report show.
+
+    Attributes:
+        history: earlier windows, in order.
+        drift_limit: drifted share of the importance from which a window is suspicious.
+        charts: charts of the window's predictions compared with labels, by name.
+    """
+
+    history: Sequence[WindowRecord] = ()
+    drift_limit: float = 1.0
+    charts: Mapping[str, Chart] = field(default_factory=dict)
 
 
 def evidently_drift_report(
@@ -87,6 +93,23 @@ def evidently_drift_report(
         categorical: names of the categorical columns.
         drift_share: share of drifted columns above which Evidently calls the dataset drifted.
     """
+    drawn, reason = pages.attempt(
+        "Evidently's drift report",
+        lambda: _drift_report(columns, reference, current, categorical, drift_share),
+    )
+    return drawn or DriftReport(
+        omitted_columns={c.column: f"no plot could be drawn: {reason}" for c in columns}
+    )
+
+
+def _drift_report(
+    columns: Sequence[ColumnDrift],
+    reference: Sample,
+    current: Sample,
+    categorical: Sequence[str],
+    drift_share: float,
+) -> DriftReport:
+    """As `evidently_drift_report`, but raises what pandas raises on values that cannot be converted."""
     by_name = {c.column: c for c in columns}
     omitted: dict[str, str] = {}
     frames: dict[str, tuple[pd.Series, pd.Series]] = {}
@@ -230,8 +253,9 @@ def render_page(
     columns: Sequence[ColumnDrift],
     drift_report: DriftReport,
     trial_summary: str = "",
+    pictures: Pictures = Pictures(),
 ) -> str:
-    """Render the report as one HTML document.
+    """Render the report as one HTML document: pictures, then tables, then Evidently's plots.
 
     Args:
         title: heading of the page.
@@ -239,39 +263,50 @@ def render_page(
         columns: the compared columns.
         drift_report: Evidently's report.
         trial_summary: comparison of the challenger on trial with the champion, in words.
+        pictures: what the charts show.
     """
-    tables = _tables(title, result, columns, drift_report.omitted_columns, trial_summary)
-    if "<body>" in drift_report.page:
-        head, _, plots = drift_report.page.partition("<body>")
-        return f"{head}<body>{tables}{plots}"
-    return (
-        f'<!DOCTYPE html><html lang="en"><head><meta charset="utf-8"><title>{html.escape(title)}</title></head>'
-        f"<body>{tables}</body></html>"
+    drawn, _ = pages.attempt(f"the charts of {title}", lambda: _charts(result, pictures))
+    content = _content(title, result, columns, drift_report.omitted_columns, trial_summary, drawn or "")
+    if "<body>" not in drift_report.page:
+        return page.document(title, Markup(content))
+    head, _, plots = drift_report.page.partition("<body>")
+    # Evidently's plots have a light ground only.
+    head = head.replace("<html", '<html data-theme="light"', 1)
+    return f'{head}<body><style>{page.page_style()}</style><main class="perennial">{content}</main>{plots}'
+
+
+def _charts(result: MonitoringResult, pictures: Pictures) -> str:
+    """The charts: metric and drift, the window's predictions, then every signal, the worst first."""
+    overview = signal_charts.overview_charts(pictures.history, result, pictures.drift_limit)
+    followed = signal_charts.signal_charts(pictures.history, result)
+    window = [chart.figure() for chart in pictures.charts.values()]
+    signals = [chart.chart.figure(420, 150) for chart in followed]
+    return page.charts([*(chart.figure() for chart in overview), *window]) + (
+        page.section("Signals over time", page.charts(signals)) if signals else ""
     )
 
 
-def _tables(
+def _content(
     title: str,
     result: MonitoringResult,
     columns: Sequence[ColumnDrift],
     omitted: Mapping[str, str],
     trial_summary: str,
+    charts: str,
 ) -> str:
     parts = [
-        f'<style>{_STYLE}</style><section class="perennial">',
-        f"<h1>{html.escape(title)} {_tag(result['verdict'])}</h1><p>{html.escape(result['reason'])}</p>",
+        f"<h1>{html.escape(title)} {page.tag(result['verdict'])}</h1><p>{html.escape(result['reason'])}</p>",
         f'<p class="soft">{html.escape(_window(result))}</p>' if result["model_version"] else "",
+        charts,
         _signals_table(result["signals"]),
         _columns_table(columns),
         _performance_table(result),
     ]
     if trial := result["trial"]:
         text = f"Version {trial['version']} compared with the champion: {trial_summary}"
-        parts.append(f"<h2>Challenger on trial {_tag(trial['state'])}</h2><p>{html.escape(text)}</p>")
-    if omitted:
-        items = "".join(f"<li>{_name(c)}: {html.escape(why)}</li>" for c, why in omitted.items())
-        parts.append(f"<h2>Columns without a plot</h2><ul>{items}</ul>")
-    return "".join(parts) + "</section>"
+        parts.append(f"<h2>Challenger on trial {page.tag(trial['state'])}</h2><p>{html.escape(text)}</p>")
+    parts.append(pages.list_of_omissions("Columns without a plot", omitted, MAX_TEXT_LENGTH))
+    return "".join(parts)
 
 
 def _window(result: MonitoringResult) -> str:
@@ -286,17 +321,34 @@ def _window(result: MonitoringResult) -> str:
 def _performance_table(result: MonitoringResult) -> str:
     performance = result["performance"]
     heading = (
-        f"<h2>Performance {_tag(performance['verdict'])}</h2><p>{html.escape(performance['reason'])}</p>"
+        f"<h2>Performance {page.tag(performance['verdict'])}</h2><p>{html.escape(performance['reason'])}</p>"
     )
     metrics = performance.get("metrics")
     if not metrics:
         return heading
     at_training = performance.get("metrics_at_training", {})
     rows = [
-        [html.escape(name), _number(at_training.get(name)), _number(value)]
+        [
+            html.escape(name),
+            direction(name),
+            _number(at_training.get(name)),
+            _number(value),
+            _comparison(name, at_training.get(name), value),
+        ]
         for name, value in sorted(metrics.items())
     ]
-    return heading + _table(("Metric", "Held-out rows at training", "This window"), rows)
+    return heading + _table(
+        ("Metric", "Better is", "Held-out rows at training", "This window", "Compared"), rows
+    )
+
+
+def _comparison(metric: str, before: float | None, current: float) -> str:
+    """Whether a metric became better or worse since training."""
+    if before is None:
+        return "–"
+    if current == before:
+        return "equal"
+    return "better" if (current > before) == (direction(metric) == "higher") else "worse"
 
 
 def _signals_table(signals: Mapping[str, SignalResult]) -> str:
@@ -306,8 +358,8 @@ def _signals_table(signals: Mapping[str, SignalResult]) -> str:
     order = ("bad", "suspected", "undetermined", "ok")
     rows = [
         [
-            html.escape(name),
-            _tag(signal["state"]),
+            html.escape(signal_title(name)),
+            page.tag(signal["state"]),
             html.escape(signal["since"] or "–"),
             html.escape(signal["reason"]),
         ]
@@ -343,7 +395,7 @@ def _column_row(column: ColumnDrift) -> list[str]:
         )
     return [
         _name(column.column) + (' <span class="soft">(output of the model)</span>' if is_prediction else ""),
-        _tag(column.status),
+        page.tag(column.status),
         "–" if is_prediction else _share(column.importance),
         attributed,
         "–" if column.psi is None else f"{column.psi:.3f}",
@@ -359,12 +411,7 @@ def _table(heads: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
     """Render a table; the cells are HTML."""
     top = "".join(f"<th>{head}</th>" for head in heads)
     body = "".join(f"<tr>{''.join(f'<td>{cell}</td>' for cell in row)}</tr>" for row in rows)
-    return f"<table><tr>{top}</tr>{body}</table>"
-
-
-def _tag(text: object) -> str:
-    colour = _COLOURS.get(str(text), "#57606a")
-    return f'<span class="tag" style="background:{colour}">{html.escape(text)}</span>'
+    return f'<div class="wide"><table><tr>{top}</tr>{body}</table></div>'
 
 
 def _name(column: str) -> str:

@@ -39,6 +39,8 @@ class SignalResult(TypedDict):
     limit: float | None
     since: str
     level: float | None
+    evaluated: int | None
+    partitions: int | None
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,8 @@ class Signal:
         limit: limit of the value; for a series, limit of the level.
         since: partition date at which the change began; empty without a change.
         level: series only: level of the sequential test (`_change_detection`), dimensionless.
+        evaluated: number of partitions with a value, which the state rests on; None for a signal of the whole window.
+        partitions: number of partitions that it is about.
     """
 
     state: SignalState
@@ -60,6 +64,8 @@ class Signal:
     limit: float | None = None
     since: str = ""
     level: float | None = None
+    evaluated: int | None = None
+    partitions: int | None = None
 
     def as_dict(self) -> SignalResult:
         """The signal as JSON, for manifests, reports and tables."""
@@ -110,7 +116,8 @@ def monitored_series(
         - ``estimated``: mean expected loss.
         - ``attributions``: share of the attributions that moved to other columns, 0 to 1.
         - ``slice:<column>=<value>``: like ``performance``, for the rows with that value.
-        - ``fairness:<column>``: distance between the groups' highest and lowest mean prediction.
+        - ``fairness:<column>``: distance between the groups' highest and lowest mean prediction; for multiclass, of
+          the class for which it is largest.
     """
     labelled = sample.labelled
     loss = labelled.losses(spec.task, spec.metric)
@@ -164,27 +171,32 @@ def null_and_unseen_shares(
     return nulls, unseen
 
 
+def unlabelled_shares(sample: PartitionSample) -> np.ndarray:
+    """Share of each partition's rows without a label, shape (partitions,); NaN for a partition without rows."""
+    missing = ~np.isfinite(sample.y)
+    if sample.impossible_labels is not None:
+        missing &= ~sample.impossible_labels
+    return sample.partition_means(missing, 1)
+
+
 def attribution_means(model: TrainedModel, sample: PartitionSample, since: int = 0) -> Attributions:
     """Mean absolute feature contributions of each partition, from its first `ATTRIBUTION_ROWS` rows.
 
-    XGBoost's contributions (TreeSHAP: Lundberg et al., From local explanations to global understanding with
-    explainable AI for trees, 2020), without the bias; those of several classes are summed.
+    Contributions are those of `TrainedModel.contributions` (TreeSHAP: Lundberg et al., From local explanations to
+    global understanding with explainable AI for trees, 2020); those of several classes are summed.
 
     Args:
         model: the champion.
         sample: rows of the partitions.
         since: index of the first partition to compute.
     """
-    import xgboost
-
     first = np.searchsorted(sample.partition_index, np.arange(len(sample.dates)))
     position = np.arange(len(sample.partition_index))
     rank = position - first[sample.partition_index] if len(position) else position
     rows = np.flatnonzero((rank < ATTRIBUTION_ROWS) & (sample.partition_index >= since))
     if not len(rows):
         return Attributions(np.zeros((0, sample.x.shape[1])), np.zeros(0, np.int64))
-    matrix = xgboost.DMatrix(sample.x[rows], feature_names=list(model.encoding.columns))
-    absolute = np.abs(model.booster.predict(matrix, pred_contribs=True))[..., :-1]
+    absolute = np.abs(model.contributions(sample.x[rows]))
     absolute = absolute.reshape(len(rows), -1, absolute.shape[-1]).sum(axis=1)
     index = sample.partition_index[rows]
     counts = np.bincount(index, minlength=len(sample.dates))
@@ -218,18 +230,27 @@ def _group_gap(sample: PartitionSample, column: str, names: list[str]) -> np.nda
     """Distance between the groups' highest and lowest mean prediction in each partition.
 
     The demographic parity difference (Agarwal et al., A reductions approach to fair classification, 2018), of
-    probabilities and values instead of decisions. Not defined for multiclass and ranking, whose scores have no order.
+    probabilities and values instead of decisions; for multiclass, the largest of all classes. A spec of task ranking
+    has no fairness columns, because scores of different lists cannot be compared.
 
     Returns:
         Shape (partitions,), in the unit of the prediction; NaN if fewer than two groups have enough rows.
     """
     gap = np.full(len(sample.dates), np.nan)
-    if sample.predicted.ndim > 1 or sample.lists is not None or len(names) < 2:
+    if len(names) < 2:
         return gap
     groups = [sample.groupings[column] == name for name in names]
-    means = np.stack([sample.select(rows).partition_means(sample.predicted[rows]) for rows in groups])
-    comparable = np.isfinite(means).sum(axis=0) >= 2
-    gap[comparable] = np.nanmax(means[:, comparable], axis=0) - np.nanmin(means[:, comparable], axis=0)
+    predicted = sample.predicted.reshape(len(sample.predicted), -1)
+    means = np.stack(
+        [
+            [sample.select(rows).partition_means(of_class) for of_class in predicted[rows].T]
+            for rows in groups
+        ],
+        axis=-1,
+    )  # one mean for each class (or one value), partition and group
+    comparable = np.isfinite(means[0]).sum(axis=-1) >= 2
+    compared = means[:, comparable]
+    gap[comparable] = (np.nanmax(compared, axis=-1) - np.nanmin(compared, axis=-1)).max(axis=0)
     return gap
 
 
@@ -255,27 +276,33 @@ def signal_from_series(
         baseline: baseline of the series; None if the training had too few held-out partitions.
         unit: quantity of the values, for the reason.
     """
+    evaluated, partitions = int(np.isfinite(values).sum()), len(values)
     if baseline is None:
         return Signal(
             "undetermined",
-            f"fewer than {MIN_BASELINE_PARTITIONS} held-out partitions at training: no baseline",
+            f"no baseline: fewer than {MIN_BASELINE_PARTITIONS} held-out partitions at training had enough rows and "
+            f"labels; train again with training.holdout of {MIN_BASELINE_PARTITIONS} partitions or more",
+            partitions=partitions,
         )
-    if not np.isfinite(values).any():
-        return Signal(
-            "undetermined", "no partition has enough rows, or labels, to evaluate it", None, baseline.limit
-        )
+    if not evaluated:
+        reason = "no partition has enough rows, or labels, to evaluate it"
+        return Signal("undetermined", reason, None, baseline.limit, evaluated=0, partitions=partitions)
     detection = detect_change(values, baseline)
     level, limit = detection.level, baseline.limit
     state: SignalState = "bad" if level >= limit else "suspected" if level >= limit / 2 else "ok"
-    usual = f"baseline {baseline.mean:.4g} ± {baseline.sd:.2g}"
+    usual = f"usual {baseline.mean:.2g} ± {baseline.sd:.2g}"
+    alarm = f"level of the test {level:.1f}, limit {limit:.1f}"
     if state == "ok":
         mean = float(np.nanmean(values))
-        return Signal(state, f"{unit} {mean:.4g}, {usual}", mean, limit, level=level)
+        reason = (
+            f"{unit}: {mean:.2g} on average over {evaluated} of {partitions} partitions ({usual}); {alarm}"
+        )
+        return Signal(state, reason, mean, limit, "", level, evaluated, partitions)
     since = values[detection.start :]
     count = int(np.isfinite(since).sum())
     mean = float(np.nanmean(since))
     reason = (
-        f"{unit} {mean:.4g} in the {count} partition{'s' * (count != 1)} since {dates[detection.start]}, {usual}; "
-        f"test level {level:.1f}, limit {limit:.1f}"
+        f"{unit}: {mean:.2g} on average over the {count} partition{'s' * (count != 1)} since {dates[detection.start]} "
+        f"({usual}); {alarm}"
     )
-    return Signal(state, reason, mean, limit, dates[detection.start], level)
+    return Signal(state, reason, mean, limit, dates[detection.start], level, evaluated, partitions)

@@ -1,23 +1,19 @@
-"""Plan scoring: find unscored partitions, and divide partitions into commits and scan units."""
+"""Plan scoring: divide partitions into commits and scan units."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
 
-from perennial.core.dates import utc_timestamp
 from perennial.features.scan_units import ScanUnit, plan_units
-from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, manifests
 from perennial.storage.delta_tables import File
 
 #: Most rows of a scan unit. The step's memory depends on it, in addition to 200 MiB for libraries.
 UNIT_ROWS = 131_072
 #: Most rows of a commit of several partitions.
 COMMIT_ROWS = 2 * UNIT_ROWS
-#: Seconds after its publication at which a partition without predictions counts as missed, not as pending.
-CATCH_UP_DELAY_SECONDS = 3600
+#: Most partitions of a commit: the lake's writer needs 0.2 MiB for each of them until the commit ends.
+COMMIT_PARTITIONS = 256
 
 
 @dataclass(frozen=True)
@@ -31,22 +27,6 @@ class Commit:
 
     days: list[str]
     units: list[ScanUnit]
-
-
-def find_unscored_partitions(spec: ModelSpec, day: str) -> list[str]:
-    """Find the published partitions before ``day`` that follow the last scored one.
-
-    A partition stays unscored if its scoring failed, or if the event of its publication was lost: Airflow drops events
-    for a paused DAG (airflow 38891), and may not process those of partitions (airflow 56749). It is retried once. If
-    that fails too, or if a later partition was scored within `CATCH_UP_DELAY_SECONDS`, it needs a manual backfill.
-    """
-    scored = [d for d in delta_tables.partitions(delta_tables.table_uri("predictions", spec.name)) if d < day]
-    if not scored:
-        return []
-    published = delta_tables.partitions(delta_tables.table_uri("published", spec.name))
-    latest = utc_timestamp(datetime.now(UTC) - timedelta(seconds=CATCH_UP_DELAY_SECONDS))
-    data_steps = {d: manifests.read(spec.name, "data", d) for d in published if scored[-1] < d < day}
-    return [d for d, manifest in data_steps.items() if manifest and manifest.finished_at < latest]
 
 
 def plan_commits(
@@ -84,8 +64,9 @@ def group_into_commits(
 ) -> Iterator[list[str]]:
     """Group partitions into commits; no other published partition lies between those of a group.
 
-    A group has at most `COMMIT_ROWS` rows, unless a single partition has more, because the lake's writer buffers a
-    partition until all partitions of the commit are written. Units are filled, since each has a fixed cost.
+    A group has at most `COMMIT_PARTITIONS`, and at most `COMMIT_ROWS` rows, unless a single partition has more, because
+    the lake's writer buffers a partition until all partitions of the commit are written. Units are filled, since each
+    has a fixed cost.
 
     Args:
         days: dates of the partitions, in order; at least one.
@@ -99,7 +80,8 @@ def group_into_commits(
     units = room = 0
     for day in days:
         needed = 0 if rows[day] <= room else -(-rows[day] // unit_rows)
-        if group and (index[day] != index[group[-1]] + 1 or units + needed > max_units):
+        full = units + needed > max_units or len(group) == COMMIT_PARTITIONS
+        if group and (full or index[day] != index[group[-1]] + 1):
             yield group
             group, units, room, needed = [], 0, 0, -(-rows[day] // unit_rows)
         group.append(day)

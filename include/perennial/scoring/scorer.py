@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -12,7 +12,8 @@ import pyarrow as pa
 
 from perennial.core.dates import utc_now
 from perennial.core.errors import DataError
-from perennial.features import reference_tables, serving_log
+from perennial.core.sql import batch_rows
+from perennial.features import feature_tables, point_in_time, reference_tables, serving_log
 from perennial.features.engine import STREAM_ROWS, FeatureQuery
 from perennial.features.scan_units import ParameterisedQuery, ScanUnit
 from perennial.modeling import registry
@@ -50,17 +51,33 @@ class ServingVersion:
         version: the registered version.
         spec: the spec that it was trained from.
         reference_versions: version of each of its reference tables, by name.
+        feature_versions: version of each of its feature tables, by name.
+        digests: what the rows of a partition read of the feature tables, by partition and table.
     """
 
     version: registry.ModelVersion
     spec: ModelSpec
     reference_versions: dict[str, int]
+    feature_versions: dict[str, int]
+    digests: dict[str, dict[str, str]]
 
     @classmethod
-    def load(cls, version: registry.ModelVersion) -> ServingVersion:
-        """Load a version's spec, and the current versions of its reference tables."""
+    def load(cls, version: registry.ModelVersion, partitions: Collection[str]) -> ServingVersion:
+        """Load a version's spec, and bring the tables that its features of some partitions read up to date."""
         spec = registry.load_spec(version)
-        return cls(version, spec, reference_tables.sync_to_lake(spec))
+        tables = feature_tables.sync_to_lake(spec, min(partitions), max(partitions))
+        return cls(
+            version,
+            spec,
+            reference_tables.sync_to_lake(spec),
+            tables,
+            point_in_time.table_digests(spec, tables, partitions),
+        )
+
+    @property
+    def table_versions(self) -> dict[str, int]:
+        """Version of each reference table and of each feature table, by name."""
+        return self.reference_versions | self.feature_versions
 
 
 @dataclass(frozen=True)
@@ -121,14 +138,16 @@ class Scorer:
         self._idle = SimpleQueue[list[FeatureQuery]]()
         folder = None if object_store.is_remote(uri) else uri
         # Created here and not in the threads: a table cannot be opened while the lake's writer waits for its rows.
-        first = [FeatureQuery(v.spec, v.reference_versions, folder) for v in serving.versions]
+        first = [FeatureQuery(v.spec, v.table_versions, folder) for v in serving.versions]
         self._idle.put(first)
         for _ in range(threads - 1):
             self._idle.put([FeatureQuery(f.spec, f.reference_versions, folder, checked=f) for f in first])
         version = serving.champion.version.version
         constants = {"model_version": version, "run_id": run_id, "scored_at": utc_now()}
         #: Columns with the same value in each row, as long as the largest unit.
-        self._constants = {name: _repeat(value, max_rows) for name, value in constants.items()}
+        self._constants = {
+            self.spec.lake_column(name): _repeat(value, max_rows) for name, value in constants.items()
+        }
 
     def score(self, unit: ScanUnit) -> list[ScoredPartition]:
         """Score the rows of a unit.
@@ -155,6 +174,8 @@ class Scorer:
 
     def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[ScoredPartition]:
         names, columns = list(self.spec.data.key), list(self.spec.data.columns)
+        if any(version.feature_versions for version in self._serving.versions):
+            columns.append(delta_tables.PARTITION)
         split = self._serving.split_on(unit.partitions[0][0])
         # With a split, the rows are read once and divided between the versions.
         source = unit.read(columns) if split else unit.source(columns)
@@ -194,7 +215,7 @@ class Scorer:
         versions = pa.array([v.version.version for v in self._serving.versions])
         column = pa.DictionaryArray.from_arrays(pa.array(by_challenger.astype(np.int8), pa.int8()), versions)
         log = concat_batches(logs).take(pa.array(np.concatenate(log_positions).argsort()))
-        return scored.append_column("model_version", column), log
+        return scored.append_column(self.spec.lake_column("model_version"), column), log
 
     def _score_by(
         self,
@@ -220,15 +241,16 @@ class Scorer:
         keys = keys.select(names)
         predictions, matrix = _predict(model, features.stream(source, keys), logged)
         columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
-        columns["prediction"] = prediction_column(model, predictions)
+        prediction = self.spec.lake_column("prediction")
+        columns[prediction] = prediction_column(model, predictions)
         if model.classes:
             values = pa.FixedSizeListArray.from_arrays(pa.array(predictions.reshape(-1)), len(model.classes))
-            columns["probabilities"] = values.cast(pa.list_(pa.float32()))
+            columns[self.spec.lake_column("probabilities")] = values.cast(pa.list_(pa.float32()))
         scored = pa.RecordBatch.from_pydict(columns)
         sample = scored.take(pa.array(logged))
         version = self._serving.versions[i].version.version
         return scored, serving_log.to_record_batch(
-            sample.select(names), matrix, sample.column("prediction"), version
+            self.spec, sample.select(names), matrix, sample.column(prediction), version
         )
 
     def rows(self, partition: ScoredPartition) -> pa.RecordBatch:
@@ -261,8 +283,9 @@ def _predict(
     predictions: list[np.ndarray] = []
     sample = np.empty((len(logged), len(model.encoding.columns)), np.float32)
     # One matrix for all parts, since allocating memory costs more than filling it; by column, like the features.
-    matrix = np.empty((MATRIX_ROWS, len(model.encoding.columns)), np.float32, order="F")
-    buffer = model.dense.allocate(MATRIX_ROWS) if model.dense else None
+    matrix_rows = batch_rows(MATRIX_ROWS, len(model.encoding.columns))
+    matrix = np.empty((matrix_rows, len(model.encoding.columns)), np.float32, order="F")
+    buffer = model.dense.allocate(matrix_rows) if model.dense else None
     filled = start = 0
 
     def flush() -> None:
@@ -273,9 +296,10 @@ def _predict(
         filled, start = 0, start + filled
 
     for part in parts:
-        for first in range(0, max(len(part), 1), STREAM_ROWS):
-            rows = part.slice(first, STREAM_ROWS)
-            if filled + len(rows) > MATRIX_ROWS:
+        step = min(STREAM_ROWS, matrix_rows)
+        for first in range(0, max(len(part), 1), step):
+            rows = part.slice(first, step)
+            if filled + len(rows) > matrix_rows:
                 flush()
             model.encoding.encode(rows, matrix[filled : filled + len(rows)])
             filled += len(rows)

@@ -1,33 +1,121 @@
-"""The section ``alerts`` of ``model.yaml``: which signals are sent to which channel."""
+"""The section ``alerts`` of ``model.yaml``: which signals, and which decisions, are sent to which channel."""
 
 from __future__ import annotations
 
+import difflib
 import logging
 import os
-from datetime import date
+from datetime import UTC, date, datetime, timedelta
 from fnmatch import fnmatchcase
 from typing import Annotated, Literal, Self
 
-from pydantic import Field, StringConstraints, ValidationError, model_validator
+from pydantic import AfterValidator, Field, StringConstraints, ValidationError, model_validator
 
 from perennial.spec.sections import Name, StrictModel
 
 __all__ = [
     "COMMON_CHANNEL",
+    "MAX_MUTE_DAYS",
+    "SIGNALS",
     "AlertsSpec",
     "Channel",
+    "DecisionName",
     "Mute",
     "Severity",
     "common_channel",
     "matches",
+    "signal_measure",
+    "signal_title",
 ]
 
 log = logging.getLogger(__name__)
 #: The name of the channel that `PERENNIAL_ALERT_URL` defines.
 COMMON_CHANNEL = "perennial_alert_url"
 Severity = Literal["suspected", "bad"]
+#: Decisions that a channel can be told of.
+DecisionName = Literal[
+    "approval", "retraining", "declined", "rejection", "trial", "promotion", "rollback", "external_change"
+]
+#: Those that every channel for all signals is told of: a question, and what changes the champion.
+DEFAULT_DECISIONS: tuple[DecisionName, ...] = ("approval", "promotion", "rollback")
+#: Tasks whose failure is a signal.
+_TASKS = (
+    "approve_retraining", "await_partition", "await_quiet_hours", "conclude_trial", "data", "decide", "monitor",
+    "find_scores", "notify", "promote", "publish_predictions", "request_retraining", "rescore", "rollback", "score",
+    "split_range", "train",
+)  # fmt: skip
+#: What each signal of monitoring and of verification measures, in a few words, for everything that people read.
+_MEASURES = {
+    "attributions": "share that moved to other features",
+    "backlog": "partitions that are due and not done",
+    "calibration": "label minus prediction",
+    "categories": "highest share unseen at training",
+    "champion": "whether only promotion and rollback changed it",
+    "estimated": "loss that the model expects",
+    "fairness": "distance between the groups' mean predictions",
+    "features": "drift of all features together",
+    "freshness": "partitions that are missing",
+    "gain": "loss that a correction from recent labels saves",
+    "integrity": "whether what is stored is what was written",
+    "labels": "share that is missing or unexpected",
+    "nulls": "highest share of a column",
+    "performance": "loss above what the model expects",
+    "prediction": "PSI of the predictions",
+    "skew": "features that differ from those of the training code",
+    "slices": "loss above what the model expects, worst slice",
+    "volume": "times more or fewer rows than usual",
+}
+#: Every signal of which there can be an incident: of monitoring, of verification, of tasks and of runs.
+SIGNALS = (
+    *_MEASURES,
+    *(f"failure:{task}" for task in _TASKS),
+    *(f"deadline:{stage}" for stage in ("data", "monitor", "score", "train")),
+)
+#: Most days that a mute lasts, so that none is forgotten for ever.
+MAX_MUTE_DAYS = 366
+
+
+def signal_measure(signal: str) -> str:
+    """What a signal measures, in a few words; empty if its name is not known, as in a lake of a later release."""
+    kind, _, what = signal.partition(":")
+    if kind == "failure" and what:
+        return f"whether the task {what} fails"
+    if kind == "deadline" and what:
+        return f"whether the stage {what} is late"
+    return _MEASURES.get(signal, "")
+
+
+def signal_title(signal: str) -> str:
+    """The heading of a signal: its name, and what it measures."""
+    measure = signal_measure(signal)
+    return f"{signal[:1].upper()}{signal[1:]}: {measure}" if measure else signal
+
+
+def _check_pattern(pattern: str) -> str:
+    """Refuse a pattern that matches no signal: it would be ignored."""
+    if pattern == "approval":  # was a signal in earlier versions
+        raise ValueError("approval is a decision, not a signal: write decisions: [approval]")
+    if not any(fnmatchcase(signal, pattern) for signal in SIGNALS):
+        close = difflib.get_close_matches(pattern, SIGNALS, 1)
+        hint = f"did you mean {close[0]!r}?" if close else f"the signals are: {', '.join(SIGNALS)}"
+        raise ValueError(f"no signal is called {pattern!r}; {hint}")
+    return pattern
+
+
+def _check_until(until: date) -> date:
+    """Refuse a mute that nobody would live to see end, such as one with a mistyped year."""
+    latest = datetime.now(UTC).date() + timedelta(days=MAX_MUTE_DAYS)
+    if until > latest:
+        raise ValueError(f"a mute lasts {MAX_MUTE_DAYS} days at most: until {latest}; renew it then")
+    return until
+
+
 #: A signal's name, or a pattern of names with the wildcard ``*``: features, performance, failure:score, deadline:*.
-Pattern = Annotated[str, StringConstraints(pattern=r"^[a-z*][a-z0-9_:*.-]*$", max_length=100)]
+Pattern = Annotated[
+    str,
+    StringConstraints(pattern=r"^[a-z*][a-z0-9_:*.-]*$", max_length=100),
+    AfterValidator(_check_pattern),
+]
 Address = Annotated[str, StringConstraints(pattern=r"^[^@\s,]+@[^@\s,]+$", max_length=254)]
 #: No FIFO topics: they require a message group and an order, which alerts do not have.
 _TOPIC = r"arn:aws[a-z-]*:sns:[a-z0-9-]+:\d{12}:[A-Za-z0-9_-]{1,256}"
@@ -64,7 +152,14 @@ class Channel(StrictModel):
     signals: list[Pattern] = Field(
         ["*"],
         min_length=1,
-        description="Signals to send; * is a wildcard. approval: a retraining waits for a person's approval.",
+        description="Signals to send; * is a wildcard.",
+    )
+    decisions: list[DecisionName] | None = Field(
+        None,
+        description="Decisions to send. approval: a person is asked whether to retrain. retraining: one was requested. "
+        "declined: a person declined one, or did not answer. rejection: the gate rejected a new version. trial: one "
+        "began or failed. promotion, rollback: another version became champion. external_change: the champion was "
+        "changed in MLflow. Default: approval, promotion and rollback; none if signals are selected.",
     )
     severity: Severity = Field("bad", description="Lowest severity that is sent: suspected or bad.")
     daily_summary: bool = Field(False, description="Also send the daily summary of all models.")
@@ -81,6 +176,12 @@ class Channel(StrictModel):
             raise ValueError("url and connection both name the address: give one of them")
         return self
 
+    def announces(self, decision: DecisionName) -> bool:
+        """Whether a decision is sent to this channel."""
+        if self.decisions is not None:
+            return decision in self.decisions
+        return decision in DEFAULT_DECISIONS and self.signals == ["*"]
+
     def accepts(self, signal: str, severity: Severity) -> bool:
         """Whether a signal of this severity is sent to this channel."""
         return (severity == "bad" or self.severity == "suspected") and matches(self.signals, signal)
@@ -92,12 +193,16 @@ class Mute(StrictModel):
     signals: list[Pattern] = Field(
         ["*"], min_length=1, description="Signals that are muted; * is a wildcard."
     )
-    until: date = Field(description="The last partition date that is muted.")
-    reason: str = Field(min_length=3, max_length=500, description="Why; recorded in the ledger.")
+    until: Annotated[date, AfterValidator(_check_until)] = Field(
+        description="The last partition date that is muted; within a year."
+    )
+    reason: Annotated[str, StringConstraints(strip_whitespace=True)] = Field(
+        min_length=3, max_length=500, description="Why; recorded in the ledger."
+    )
 
 
 class AlertsSpec(StrictModel):
-    """Where to send a message when a signal turns bad, and when it recovers."""
+    """Where to send a message when a signal turns bad, when it recovers, and when something is decided."""
 
     channels: list[Channel] = Field([], description="Channels, in addition to PERENNIAL_ALERT_URL.")
     mute: list[Mute] = Field([], description="Signals that are not sent for a while.")

@@ -27,6 +27,7 @@ __all__ = [
     "LOCAL",
     "ComputeProfile",
     "GpuRequest",
+    "Price",
     "SecretKey",
     "default_profile",
     "load_profile",
@@ -61,6 +62,13 @@ class GpuRequest(StrictModel):
     kind: str | None = Field(
         None, description="GPU model, as in the node label nvidia.com/gpu.product; any when not given."
     )
+
+
+class Price(StrictModel):
+    """What a pod costs, for the console's pages about cost."""
+
+    per_hour: float = Field(gt=0, description="Price of one pod, its GPUs included, for an hour.")
+    currency: str = Field("USD", pattern=r"^[A-Z]{3}$", description="Currency, as three letters (ISO 4217).")
 
 
 class SecretKey(StrictModel):
@@ -114,6 +122,11 @@ class ComputeProfile(StrictModel):
         le=64,
         description="train: workers that fit a model together, by XGBoost's Dask interface. Each is a pod with these "
         "resources, and one GPU if gpu is given; one more pod without a GPU leads them. local: processes.",
+    )
+
+    price: Price | None = Field(
+        None,
+        description="Price, from which the console computes what runs cost; no money is shown without one.",
     )
 
     node_selector: dict[str, str] = Field({}, description="Labels that the node must have.")
@@ -171,6 +184,11 @@ class ComputeProfile(StrictModel):
         if sizes != sorted(set(sizes)):
             raise ValueError(
                 f"more_memory is {self.more_memory}: each must be larger than the one before (memory is {self.memory})"
+            )
+        if connections := [name for name in self.env if name.startswith("PERENNIAL_CONNECTION_")]:
+            raise ValueError(
+                f"env.{connections[0]} is the URI of a database, which may hold a password: name a Kubernetes secret "
+                "in secrets instead"
             )
         if duplicates := sorted(set(self.env) & {s.env for s in self.secrets}):
             raise ValueError(f"env.{duplicates[0]} is also given in secrets: remove one of them")

@@ -3,29 +3,58 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
-from typing import Literal
+from collections.abc import Iterable
+from dataclasses import dataclass
+from datetime import date, datetime
+from typing import Annotated, Literal
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from croniter import croniter
+from pydantic import AfterValidator
+
+from perennial.core import file_formats
+from perennial.core.durations import Duration
+from perennial.core.partitions import Cadence, nominal_start
+from perennial.core.sql import INTERNAL_PREFIX, fold_identifier, same_identifier
 
 __all__ = [
     "GATE_METRICS",
+    "HIGHER_IS_BETTER",
     "HOLDOUT_METRICS",
     "INTEGER_PARAMETERS",
-    "LAKE_COLUMNS",
+    "LOG_OBJECTIVES",
     "MIN_BASELINE_PARTITIONS",
-    "MIN_BOOTSTRAP_DAYS",
+    "MIN_BOOTSTRAP_PARTITIONS",
+    "MIN_SLICE_ROWS",
     "OBJECTIVES",
     "PARAMETER_BOUNDS",
-    "RESERVED_NAMES",
+    "ROWS",
+    "UNSUPPORTED_IN_FEATURES",
+    "LongDuration",
+    "OptionalDuration",
+    "ShortDuration",
     "SignalState",
+    "TrainingWindow",
+    "Within",
+    "check_cadence",
     "check_columns",
     "check_parameter",
+    "check_schedule",
     "check_template",
+    "direction",
+    "feature_name_fault",
 ]
 
 SignalState = Literal["ok", "suspected", "bad", "undetermined"]
 
 #: Fewest held-out partitions from which a monitoring baseline can be fitted.
 MIN_BASELINE_PARTITIONS = 5
+
+#: Partitions on which a schedule is tried, by their length: those of two days, half a year, two years.
+_TRIED_PARTITIONS = {"hour": 48, "week": 26, "month": 24}
+#: The date from which a schedule is tried.
+_SCHEDULE_EPOCH = date(2024, 1, 1)
+_SCHEDULE_EXAMPLES = {"hour": "10 * * * *", "week": "0 2 * * {weekday}", "month": "0 2 1 * *"}
 
 #: Losses that the gate can compare; lower is better. Each is the mean of a loss per row (per list, for ranking),
 #: so that champion and challenger can be compared by a paired bootstrap.
@@ -47,6 +76,8 @@ OBJECTIVES: dict[str, tuple[str, ...]] = {
     ),
     "ranking": ("rank:ndcg", "rank:pairwise"),
 }
+#: Objectives whose predictions are the exponential of the raw scores.
+LOG_OBJECTIVES = frozenset({"reg:tweedie", "count:poisson"})
 #: XGBoost parameters that a spec may set or search, with their bounds.
 PARAMETER_BOUNDS: dict[str, tuple[float, float]] = {
     "max_depth": (1, 16),
@@ -64,8 +95,10 @@ PARAMETER_BOUNDS: dict[str, tuple[float, float]] = {
     "scale_pos_weight": (1e-3, 1e4),
 }
 INTEGER_PARAMETERS = {"max_depth", "max_bin", "max_leaves"}
-#: Held-out days that `gate.bootstrap_unit: days` needs.
-MIN_BOOTSTRAP_DAYS = 10
+#: Held-out partitions that `gate.bootstrap_unit: partitions` needs.
+MIN_BOOTSTRAP_PARTITIONS = 10
+#: Rows with which a slice of the held-out rows is evaluated.
+MIN_SLICE_ROWS = 100
 #: Metrics of the held-out rows that `gate.bounds` may limit.
 HOLDOUT_METRICS: dict[str, tuple[str, ...]] = {
     "binary": (*GATE_METRICS["binary"], "auc", "average_precision"),
@@ -73,29 +106,113 @@ HOLDOUT_METRICS: dict[str, tuple[str, ...]] = {
     "regression": (*GATE_METRICS["regression"], "rmse", "r2"),
     "ranking": (*GATE_METRICS["ranking"], "ndcg"),
 }
-#: Columns that the lake's tables have in addition to the key.
-LAKE_COLUMNS = frozenset({
-    "label", "arrived", "prediction", "probabilities", "model_version", "run_id", "scored_at", "feed", "feed_date",
-    "row_values", "reasons", "features", "scored_from",
-})  # fmt: skip
-#: Names that are reserved for the engine of features.sql and the reader of landed files.
-RESERVED_NAMES = {
-    "references": {"rows", "published"},
-    "columns": {"partition_date", "file_index", "file_row_number", "filename"},
-}
+#: Metrics of which a higher value is better; of every other metric, and of every loss, a lower one.
+HIGHER_IS_BETTER = frozenset({"auc", "average_precision", "accuracy", "r2", "ndcg"})
+#: The name of the model's rows in features.sql, which no reference table can have.
+ROWS = "rows"
+#: The column by which the lake's tables are partitioned.
+_PARTITION_COLUMN = "partition_date"
+#: Names that no feature can have, in lower case: the model's output and the partition stand beside the features.
+_RESERVED_FEATURES = frozenset({"prediction", _PARTITION_COLUMN})
+#: Characters that XGBoost refuses in the name of a feature, and control characters.
+UNSUPPORTED_IN_FEATURES = re.compile(r"[\[\]<\x00-\x1f\x7f]")
 
 
-def check_columns(columns: Mapping[str, str]) -> None:
-    """Refuse column names that clash with those of the engine, or with each other in SQL.
+def check_timezone(value: str) -> str:
+    """Refuse a name that is no time zone.
+
+    Raises:
+        ValueError: it is none.
+    """
+    try:
+        ZoneInfo(value)
+    except (ValueError, OSError, ZoneInfoNotFoundError):
+        raise ValueError("not a time zone: give a name such as UTC or Europe/Berlin") from None
+    return value
+
+
+#: The IANA name of a time zone.
+TimeZone = Annotated[str, AfterValidator(check_timezone)]
+
+
+@dataclass(frozen=True)
+class Within:
+    """Bounds of a duration, which `check` compares in partitions of the model.
+
+    Args:
+        ge: the shortest that is allowed.
+        le: the longest that is allowed.
+    """
+
+    ge: Duration
+    le: Duration
+
+    def check(self, key: str, value: Duration, cadence: Cadence) -> None:
+        """Refuse a duration that is out of bounds.
+
+        Args:
+            key: where it is, for the message.
+            value: the duration.
+            cadence: of the model's partitions.
+
+        Raises:
+            ValueError: it is too short or too long.
+        """
+        count = value.partitions(cadence)
+        if count < self.ge.partitions(cadence):
+            raise ValueError(f"{key} is {value}, which is too short: write {self.ge} or more")
+        if count > self.le.partitions(cadence):
+            raise ValueError(f"{key} is {value}, which is too long: write {self.le} or less")
+
+
+_ONE, _TWO, _YEAR, _TEN_YEARS = (
+    Duration.parse(t) for t in ("1 partition", "2 partitions", "12 months", "120 months")
+)
+#: A duration of up to a year or ten; `OptionalDuration` may be 0.
+OptionalDuration = Annotated[Duration, Within(Duration(0, "partition"), _YEAR)]
+ShortDuration = Annotated[Duration, Within(_ONE, _YEAR)]
+LongDuration = Annotated[Duration, Within(_ONE, _TEN_YEARS)]
+#: The partitions that a model is fitted on, and stopped early by; all there are when not given.
+TrainingWindow = Annotated[Duration | None, Within(_TWO, _TEN_YEARS)]
+
+
+def direction(metric: str) -> str:
+    """Which values of a metric are better: ``higher`` or ``lower``."""
+    return "higher" if metric in HIGHER_IS_BETTER else "lower"
+
+
+def check_columns(columns: Iterable[str]) -> None:
+    """Refuse column names that clash with those of the library, or with each other in SQL.
 
     Raises:
         ValueError: a name clashes.
     """
     for column in columns:
-        if column.lower() in RESERVED_NAMES["columns"] or column.startswith("__"):
-            raise ValueError(f"columns must not contain {column!r}: the name is reserved")
-    if len({c.lower() for c in columns}) < len(columns):
-        raise ValueError("columns: two names differ only in case, and SQL ignores case")
+        if column.startswith(INTERNAL_PREFIX):
+            raise ValueError(
+                f"columns must not contain {column!r}: names that begin with {INTERNAL_PREFIX} are reserved for this "
+                "library; leave the column out, or rename it in the feed"
+            )
+        if fold_identifier(column) == _PARTITION_COLUMN:
+            raise ValueError(
+                f"columns must not contain {column!r}, by which the lake's tables are partitioned; leave the column "
+                "out, or rename it in the feed"
+            )
+    if same := same_identifier(columns, str.lower):
+        raise ValueError(
+            f"columns: {same[0]!r} and {same[1]!r} differ only in case, which SQL or the lake's tables ignore: leave "
+            "one of them out"
+        )
+
+
+def feature_name_fault(name: str) -> str:
+    """Why a feature cannot have a name, continuing a sentence; empty if it can."""
+    if fold_identifier(name) in _RESERVED_FEATURES:
+        return "which is a reserved name"
+    if match := UNSUPPORTED_IN_FEATURES.search(name):
+        character = repr(match[0]) if match[0] < " " or match[0] == "\x7f" else match[0]
+        return f"which contains {character}: XGBoost does not accept it"
+    return ""
 
 
 def check_template(value: str, *, dated: bool) -> str:
@@ -103,15 +220,16 @@ def check_template(value: str, *, dated: bool) -> str:
 
     Args:
         value: the template.
-        dated: whether the template must contain the date, because each partition has its own file.
+        dated: whether the template must contain the date, because each partition has its own file
+            (`check_cadence`, with the length of a partition).
 
     Raises:
         ValueError: the template is invalid.
     """
     names = set(re.findall(r"\{([^}]*)\}", value))
-    if unknown := names - {"landing", "date", "year", "month", "day"}:
+    if unknown := names - {"landing", "date", "year", "month", "day", "hour"}:
         raise ValueError(
-            f"unknown placeholder {{{min(unknown)}}}; allowed: {{landing}} {{date}} {{year}} {{month}} {{day}}"
+            f"unknown placeholder {{{min(unknown)}}}; allowed: {{landing}} {{date}} {{year}} {{month}} {{day}} {{hour}}"
         )
     if re.search(r"[{}]", re.sub(r"\{[a-z]+\}", "", value)) or not value:
         raise ValueError("a brace is not closed")
@@ -121,11 +239,37 @@ def check_template(value: str, *, dated: bool) -> str:
         raise ValueError("a source starts with {landing}/ or s3://")
     if "\0" in value or any(c in value for c in "*?[]'\n"):
         raise ValueError("wildcards, quotes and control characters are not allowed")
-    if not value.endswith((".parquet", ".csv", ".csv.gz")):
-        raise ValueError("a source is a .parquet, .csv or .csv.gz file")
-    if dated and not ("date" in names or {"year", "month", "day"} <= names):
+    endings = [end for end in file_formats.ENDINGS if dated or end != file_formats.EXCEL]
+    if file_formats.ending(value) not in endings and not (dated and value.endswith("/")):
+        folder = ", or with / if it is a folder of part files" if dated else ""
+        raise ValueError(f"a source ends with one of {', '.join(endings)}{folder}")
+    if dated and not ("date" in names or {"year", "month"} <= names):
         raise ValueError("it needs {date}, or {year}, {month} and {day}: each partition has its own file")
     return value
+
+
+def check_cadence(key: str, template: str, every: str) -> None:
+    """Refuse a path template that does not give each partition of a cadence its own file.
+
+    Args:
+        key: where the template is, for the message.
+        template: the template.
+        every: length of a partition.
+
+    Raises:
+        ValueError: it has too few placeholders, or {hour} where no partition is an hour.
+    """
+    names = set(re.findall(r"\{([^}]*)\}", template))
+    if every != "month" and not ("date" in names or "day" in names):
+        raise ValueError(
+            f"{key} needs {{date}}, or {{year}}, {{month}} and {{day}}: each partition has its own file"
+        )
+    if every == "hour" and "hour" not in names:
+        raise ValueError(f"{key} needs {{hour}}: each hour has its own file")
+    if every != "hour" and "hour" in names:
+        raise ValueError(
+            f"{key} has {{hour}}, and a partition is a {every}: set data.every to hour, or remove it"
+        )
 
 
 def check_parameter(name: str, value: float) -> None:
@@ -141,3 +285,43 @@ def check_parameter(name: str, value: float) -> None:
         raise ValueError(f"parameter {name} is {value:g}; allowed: {low:g} to {high:g}")
     if name in INTEGER_PARAMETERS and value != int(value):
         raise ValueError(f"parameter {name} is {value:g}; a whole number is needed")
+
+
+def metric_in_words(metric: str) -> str:
+    """A metric's name as people write it, such as ``log loss``.
+
+    Args:
+        metric: name of the metric.
+    """
+    return metric.replace("_", " ").replace("ndcg", "NDCG")
+
+
+def check_schedule(key: str, cron: str, cadence: Cadence, *, each: bool) -> None:
+    """Refuse a schedule with several runs for one partition, or without one.
+
+    Args:
+        key: where the schedule is, for the message.
+        cron: the cron expression.
+        cadence: of the partitions, not of days.
+        each: whether each partition needs a run.
+
+    Raises:
+        ValueError: it does not fit.
+    """
+    first = cadence.key_of(_SCHEDULE_EPOCH)
+    ticks = croniter(cron, nominal_start(first))  # by the clock of its zone, as the partitions are
+    tick = ticks.get_next(datetime)
+    for n in range(_TRIED_PARTITIONS[cadence.unit]):
+        partition, count = cadence.shift(first, n), 0
+        while tick < nominal_start(cadence.shift(partition, 1)):
+            count, tick = count + 1, ticks.get_next(datetime)
+            if count > 1:
+                break
+        if count > 1 or (each and not count):
+            weekday = nominal_start(first).isoweekday() % 7
+            example = _SCHEDULE_EXAMPLES[cadence.unit].format(weekday=weekday)
+            often = "several runs" if count > 1 else "no run"
+            raise ValueError(
+                f"{key} is {cron!r}: it has {often} in some {cadence.unit}s, and a partition is one {cadence.unit} "
+                f"(data.every); write for example {example!r}"
+            )

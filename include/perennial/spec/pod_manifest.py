@@ -7,9 +7,14 @@ Pod Security Standard "restricted"
 
 from __future__ import annotations
 
+import ipaddress
 import os
 import re
+import socket
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
 
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
@@ -32,7 +37,11 @@ FORWARDED_VARIABLES = (
     "AWS_ENDPOINT_URL",
     "AWS_ENDPOINT_URL_S3",
     "PERENNIAL_COMMIT",
+    "PERENNIAL_MLFLOW_UI",
+    "PERENNIAL_QUERY_SECONDS",
 )
+#: What the names of variables with the URIs of databases begin with.
+CONNECTION_PREFIX = "PERENNIAL_CONNECTION_"
 #: Label by which the maintenance DAG finds pods.
 MANAGED_BY_LABEL = {"app.kubernetes.io/managed-by": "perennial"}
 #: Annotation that names the task instance a pod belongs to.
@@ -43,6 +52,8 @@ RENDEZVOUS_ANNOTATION = "perennial/rendezvous"
 TRAINER_LABEL = "perennial/trainer"
 #: Fraction of the memory limit that a step may plan with; the rest is a reserve for memory that is not accounted for.
 PLANNED_MEMORY_FRACTION = 0.75
+#: Host names that always mean the machine or the pod itself, as do all that end in ``.localhost``.
+_LOOPBACK_NAMES = ("localhost", "localhost.localdomain", "ip6-localhost", "ip6-loopback")
 _SPOT_LABELS = ("karpenter.sh/capacity-type", "eks.amazonaws.com/capacityType", "cloud.google.com/gke-spot")
 
 
@@ -60,20 +71,109 @@ def step_pod(
     """Build the pod of a model's step, without its name; the other arguments are those of `pod`.
 
     Raises:
-        PerennialError: the lake or the landing area is a folder, which pods do not see.
+        PerennialError: the pod could not reach the lake, the landing area or a server (see `unreachable_values`), or
+            gets no connection that the step uses.
     """
-    paths = settings()
-    for name, path in (("PERENNIAL_LAKE", paths.lake), ("PERENNIAL_LANDING", paths.landing)):
-        if not path.startswith("s3://") and not compute_profile.load_template(profile):
-            raise PerennialError(
-                f"{name} is {path}, a folder of this machine: a pod of profile {profile.name} cannot see it",
-                f"set {name} to an s3:// URI, or run the step with profile local",
-                model=spec.name,
-            )
-    return pod(
+    manifest = pod(
         profile, arguments, model=spec.name, step=step, team=spec.owner,
         memory=memory, interruptions=interruptions, role=role, annotations=annotations,
     )  # fmt: skip
+    if items := [item for item in unreachable_values(profile, manifest) if item.certain]:
+        causes = "; ".join(f"{item.variable} is {item.value}, {item.reason}" for item in items)
+        raise PerennialError(
+            f"{causes}: a pod of profile {profile.name} cannot reach {'it' if len(items) == 1 else 'them'}",
+            f"{'; '.join(item.remedy for item in items)}; or run the step with profile local",
+            model=spec.name,
+        )
+    if missing := missing_connections(manifest, spec.connections(step)):
+        variable = f"{CONNECTION_PREFIX}{missing[0].upper()}"
+        raise PerennialError(
+            f"a pod of profile {profile.name} does not get connection {missing[0]}, which step {step} uses",
+            f"create a Kubernetes secret with the URI of the database, and name it in secrets of the profile: "
+            f"{{env: {variable}, secret: NAME, key: KEY}}; or run the step with profile local",
+            model=spec.name,
+        )
+    return manifest
+
+
+def missing_connections(manifest: dict[str, Any], names: Iterable[str]) -> list[str]:
+    """The connections that a pod's environment does not have.
+
+    Args:
+        manifest: the pod; each key of a secret or config map may be a variable of it.
+        names: names of the connections.
+    """
+    container = manifest["spec"]["containers"][0]
+    if container.get("envFrom"):
+        return []
+    variables = {item["name"] for item in container["env"]}
+    return [name for name in names if CONNECTION_PREFIX + name.upper() not in variables]
+
+
+@dataclass(frozen=True)
+class UnreachableValue:
+    """A value in a pod's environment that names something of the machine that submits the pod.
+
+    Attributes:
+        variable: name of the environment variable.
+        value: its value.
+        reason: why the pod cannot reach it.
+        remedy: what to do.
+        certain: whether nothing in the profile's template could make it reachable after all.
+    """
+
+    variable: str
+    value: str
+    reason: str
+    remedy: str
+    certain: bool
+
+
+def unreachable_values(profile: ComputeProfile, manifest: dict[str, Any]) -> Iterator[UnreachableValue]:
+    """Find folders and loopback addresses among the values that a pod's environment hands to the step.
+
+    Args:
+        profile: the profile of the pod; its template may mount a folder.
+        manifest: the pod; a container beside the step's, or the node's network, may serve a loopback address.
+    """
+    spec = manifest["spec"]
+    alone = len(spec["containers"]) + len(spec.get("initContainers", [])) == 1
+    own_network = alone and not spec.get("hostNetwork")
+    for item in spec["containers"][0]["env"]:
+        name, value = item["name"], item.get("value") or ""
+        if name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING") and not value.startswith("s3://"):
+            remedy = f"set {name} to an s3:// URI"
+            yield UnreachableValue(name, value, "a folder of this machine", remedy, not profile.template)
+        elif is_loopback(value):
+            remedy = f"set {name} to an address that pods can reach"
+            if name == "MLFLOW_TRACKING_URI":
+                remedy += (
+                    " (with the MLflow of `make start`, set PERENNIAL_MLFLOW_HOST to one of this machine)"
+                )
+            yield UnreachableValue(name, value, "the loopback address of this machine", remedy, own_network)
+
+
+def is_loopback(url: str) -> bool:
+    """Whether the host of a URL is a loopback address, by name or in any spelling of the address.
+
+    The unspecified address (``0.0.0.0``) counts, too: a client that connects to it reaches its own machine.
+    """
+    try:
+        host = (urlsplit(url).hostname or "").rstrip(".") if "://" in url else ""
+    except ValueError:
+        return False
+    if host in _LOOPBACK_NAMES or host.endswith(".localhost"):
+        return True
+    address: ipaddress.IPv4Address | ipaddress.IPv6Address
+    try:
+        address = ipaddress.ip_address(host)
+    except ValueError:
+        try:
+            address = ipaddress.IPv4Address(socket.inet_aton(host))  # 127.1, 0x7f.1, 2130706433
+        except (OSError, UnicodeError):
+            return False
+    address = getattr(address, "ipv4_mapped", None) or address
+    return address.is_loopback or address.is_unspecified
 
 
 def pod(

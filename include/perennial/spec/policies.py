@@ -3,18 +3,77 @@
 from __future__ import annotations
 
 from datetime import UTC, date, datetime, time, timedelta
-from typing import Annotated, Literal, Self
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+from typing import Annotated, Any, Literal, Self
+from zoneinfo import ZoneInfo
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, model_validator
 
-from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, MIN_BOOTSTRAP_DAYS
+from perennial.core.durations import Duration
+from perennial.spec.constraints import (
+    MIN_BOOTSTRAP_PARTITIONS,
+    MIN_SLICE_ROWS,
+    LongDuration,
+    OptionalDuration,
+    ShortDuration,
+    TimeZone,
+)
 from perennial.spec.sections import Column, Fraction, StrictModel
 
-__all__ = ["Freeze", "GateSpec", "MonitoringSpec", "QuietHours", "RetrainingSpec", "RetrainingTrigger"]
+__all__ = [
+    "Freeze",
+    "GateSpec",
+    "MetricBound",
+    "MonitoringSpec",
+    "QuietHours",
+    "RetrainingSpec",
+    "RetrainingTrigger",
+    "SliceGate",
+]
 
 #: What can trigger a retraining; `RetrainingSpec.triggers` describes each.
 RetrainingTrigger = Literal["gain", "performance", "drift", "age", "rows", "spec", "code"]
+
+
+class MetricBound(StrictModel):
+    """The values of a held-out metric with which a challenger may pass the gate."""
+
+    min: float | None = Field(None, allow_inf_nan=False, description="Lowest allowed value.")
+    max: float | None = Field(None, allow_inf_nan=False, description="Highest allowed value.")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _number(cls, value: Any) -> Any:
+        # A plain number was once the highest allowed value, which is the wrong way round for a metric such as auc.
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            raise ValueError(
+                f"{value:g} does not say whether it is the lowest or the highest allowed value: write "
+                f"{{min: {value:g}}} or {{max: {value:g}}}"
+            )
+        return value
+
+    @model_validator(mode="after")
+    def _check_order(self) -> Self:
+        if self.min is None and self.max is None:
+            raise ValueError("give min, max, or both")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise ValueError(f"min ({self.min:g}) is above max ({self.max:g}): no challenger could pass")
+        return self
+
+
+class SliceGate(StrictModel):
+    """How much worse than the champion a challenger may be in a slice of the held-out rows (`monitoring.slices`)."""
+
+    max_worsening: Fraction = Field(
+        0.02,
+        description="Relative rise of the loss over the champion's that is tolerated in each slice. A challenger is "
+        "refused if it is clearly worse by more in any slice: by the whole confidence interval, which holds for all "
+        "slices at once.",
+    )
+    min_rows: int = Field(
+        500,
+        ge=MIN_SLICE_ROWS,
+        description="Held-out rows with which a slice is judged. If no slice has as many, the challenger is refused.",
+    )
 
 
 class GateSpec(StrictModel):
@@ -28,33 +87,52 @@ class GateSpec(StrictModel):
         description="Relative improvement over the champion that the whole confidence interval must exceed.",
     )
     confidence: float = Field(
-        0.95, gt=0.5, lt=1, description="Confidence level of the interval around the difference in loss."
+        0.95,
+        gt=0.5,
+        lt=1,
+        description="Confidence level of the interval around the difference in loss. A challenger no better than the "
+        "champion passes with a probability of about (1 - confidence) / 2.",
     )
     bootstrap_samples: int = Field(
         1000, ge=100, le=20_000, description="Bootstrap samples from which the interval is computed."
     )
-    bootstrap_unit: Literal["rows", "days"] = Field(
+    bootstrap_unit: Literal["rows", "partitions"] = Field(
         "rows",
-        description="Unit that a bootstrap sample draws. rows: single rows, assumed independent. days: whole "
-        "partitions, for data in which the rows of a day share conditions (weather, an outage), so that the interval "
-        "from rows is too narrow; passing then requires a larger gain, and 20 or more held-out days "
-        f"(at least {MIN_BOOTSTRAP_DAYS}). Not for ranking.",
+        description="Unit that a bootstrap sample draws. rows: single rows, assumed independent. partitions: whole "
+        "ones, for data in which the rows of a partition share conditions (weather, an outage), so that the interval "
+        "from rows is too narrow; passing then requires a larger gain, and 20 or more held-out partitions "
+        f"(at least {MIN_BOOTSTRAP_PARTITIONS}). Not for ranking.",
+    )
+    external_change: Literal["refuse", "follow", "restore"] = Field(
+        "refuse",
+        description="What happens when the champion was moved or removed in MLflow, past the gate. refuse: nothing is "
+        "scored until a person rolls back or adopts it. follow: a version that the ledger has a training of is "
+        "adopted. restore: the alias is put back. Each is recorded in the ledger.",
     )
     beat_baseline: bool = Field(
         True,
         description="Also require that the challenger is clearly better than a constant prediction, and not clearly "
         "worse than a linear model.",
     )
-    bounds: dict[str, float] = Field(
-        {}, description="Highest allowed value of a held-out metric, by the metric's name."
+    bounds: dict[str, MetricBound] = Field(
+        {},
+        description="Lowest or highest allowed value of a held-out metric, by the metric's name: "
+        "`{auc: {min: 0.7}, log_loss: {max: 0.4}}`.",
+    )
+    slices: SliceGate | None = Field(
+        None,
+        description="Also require that the challenger is not clearly worse than the champion in any slice: for each "
+        "frequent value of the columns in monitoring.slices.",
     )
 
 
 class MonitoringSpec(StrictModel):
     """When a model counts as drifted, and when a signal is bad."""
 
-    window_days: int = Field(
-        28, ge=1, le=366, description="Length in days of the window compared with the reference."
+    window: ShortDuration = Field(
+        Duration(28, "day"),
+        description="Length of the window compared with the reference, in whole partitions, rounded up. The default of "
+        "weeks is 8 weeks, of months 3 months.",
     )
     reference: Literal["training", "rolling", "last_year"] = Field(
         "training",
@@ -84,7 +162,8 @@ class MonitoringSpec(StrictModel):
         "undetermined.",
     )
     persistence: tuple[Annotated[int, Field(ge=1)], Annotated[int, Field(ge=1, le=52)]] = Field(
-        (2, 3), description="[n, m]: a model is drifted when n of its last m verdicts are suspicious."
+        (2, 3),
+        description="[n, m]: a model is drifted when n of the last m scheduled windows are suspicious.",
     )
     performance_drop: float = Field(
         0.03, gt=0, le=10, description="Relative rise of the gate's loss that is tolerated."
@@ -96,10 +175,16 @@ class MonitoringSpec(StrictModel):
         description="Budget of false alarms, shared by all signals that are tested for a change.",
     )
     slices: list[Column] = Field(
-        [], max_length=10, description="Columns of the rows by whose values performance is monitored."
+        [],
+        max_length=10,
+        description="Columns of the rows by whose values performance is monitored: the 20 most frequent ones, of "
+        "those with enough held-out rows at training.",
     )
     fairness: list[Column] = Field(
-        [], max_length=10, description="Columns of the rows whose groups must be treated equally."
+        [],
+        max_length=10,
+        description="Columns of the rows by whose values mean predictions are compared, values as for slices. Not for "
+        "task ranking.",
     )
     fairness_gap: Fraction = Field(
         0.05,
@@ -148,16 +233,9 @@ class QuietHours(StrictModel):
 
     from_hour: int = Field(ge=0, le=23, description="First hour.")
     to_hour: int = Field(ge=0, le=23, description="Hour at which they end.")
-    timezone: str = Field("UTC", description="Time zone of the hours (IANA name, such as Europe/Berlin).")
-
-    @field_validator("timezone")
-    @classmethod
-    def _timezone(cls, value: str) -> str:
-        try:
-            ZoneInfo(value)
-        except (ValueError, OSError, ZoneInfoNotFoundError):
-            raise ValueError("not a time zone: give a name such as UTC or Europe/Berlin") from None
-        return value
+    timezone: TimeZone = Field(
+        "UTC", description="Time zone of the hours (IANA name, such as Europe/Berlin)."
+    )
 
     @model_validator(mode="after")
     def _check_hours(self) -> Self:
@@ -185,7 +263,7 @@ class RetrainingSpec(StrictModel):
         ["gain", "performance", "drift"],
         description="What triggers a retraining. gain: recent labels indicate that a new model would have a lower "
         "loss. performance: the loss rose. drift: rows drifted and harm the model. age: the champion is older than "
-        "max_age_days. "
+        "max_age. "
         "rows: there are new_rows. spec, code: the champion was trained with another spec, or other code.",
     )
     mode: Literal["auto", "approval"] = Field(
@@ -207,18 +285,16 @@ class RetrainingSpec(StrictModel):
     windows: list[Literal["sliding", "expanding", "since_change"]] = Field(
         ["sliding", "since_change"],
         min_length=1,
-        description="Training windows to try. sliding: the latest training.window_days. expanding: all data. "
+        description="Training windows to try. sliding: the latest training.window. expanding: all data. "
         "since_change: the data since the detected change. One model is trained on each; the gate evaluates the one "
-        "with the lowest loss on the same rows.",
+        "with the lowest loss on the held-out rows, with intervals that are wider for it.",
     )
-    trial_days: int = Field(
-        0,
-        ge=0,
-        le=90,
-        description="Days on which a challenger that passed the gate scores together with the champion without serving "
-        "(shadow trial); it replaces the champion if it was better on them. 0: no trial, it becomes champion "
-        "immediately. "
-        "With ab_share: days after which a trial without a clear result ends.",
+    trial: OptionalDuration = Field(
+        Duration(0, "partition"),
+        description="Partitions on which monitoring compares a challenger that passed the gate with the champion, on a "
+        "sample of the published rows (shadow trial), such as 14 days or 8 partitions; it replaces the champion if it "
+        "was better on them. 0 partitions: no trial, it becomes champion immediately. "
+        "With ab_share: partitions after which a trial without a clear result ends.",
     )
     ab_share: float = Field(
         0.0,
@@ -227,16 +303,19 @@ class RetrainingSpec(StrictModel):
         description="Share of the rows that a challenger on trial serves (A/B trial), by the hash of their key (of "
         "their list, for ranking), until a sequential test of both versions' rows has a result. 0: it serves none.",
     )
-    cooldown_days: int = Field(
-        7, ge=0, le=365, description="Days after a retraining request on which no other is requested."
+    cooldown: OptionalDuration = Field(
+        Duration(7, "day"),
+        description="Time after a retraining request, or a person's no to one, without another, from partition to "
+        "partition. The default of weeks is 4 weeks, of months 3 months.",
     )
-    budget: int = Field(12, ge=0, le=1000, description="Maximum number of retrainings within budget_days.")
-    budget_days: int = Field(365, ge=1, le=3650, description="Days that budget applies to.")
-    max_age_days: int = Field(
-        180, ge=1, le=3650, description="Trigger age: a champion older than this is retrained."
+    budget: int = Field(12, ge=0, le=1000, description="Maximum number of retrainings within budget_period.")
+    budget_period: LongDuration = Field(Duration(365, "day"), description="Time that budget applies to.")
+    max_age: LongDuration = Field(
+        Duration(180, "day"), description="Trigger age: a champion older than this is retrained."
     )
-    abandoned_after_days: int = Field(
-        7, ge=1, le=365, description="Days after which an unfinished retraining counts as abandoned."
+    abandoned_after: ShortDuration = Field(
+        Duration(7, "day"),
+        description="Time after which an unfinished retraining counts as abandoned. The default of months is 1 month.",
     )
     new_rows: float = Field(
         0.5,
@@ -251,13 +330,3 @@ class RetrainingSpec(StrictModel):
     quiet_hours: QuietHours | None = Field(
         None, description="Hours in which a requested retraining waits before it starts."
     )
-
-    @model_validator(mode="after")
-    def _check_trial(self) -> Self:
-        if self.ab_share and self.trial_days < MIN_BASELINE_PARTITIONS:
-            raise ValueError(
-                f"ab_share is {self.ab_share:g} and trial_days {self.trial_days}: an A/B trial needs at least "
-                f"{MIN_BASELINE_PARTITIONS} days; set trial_days to {MIN_BASELINE_PARTITIONS} or more, better to "
-                "some weeks"
-            )
-        return self

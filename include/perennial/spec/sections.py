@@ -5,20 +5,30 @@ DAG files load every spec when Airflow parses them, so no heavy libraries are im
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from datetime import date
-from pathlib import Path
 from typing import Annotated, Literal, Self
 
 from croniter import croniter
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, field_validator, model_validator
+from pydantic import BeforeValidator, Field, StringConstraints, field_validator, model_validator
 
+from perennial.core.durations import Duration
+from perennial.core.partitions import Cadence, Unit, Weekday
 from perennial.spec.constraints import (
-    LAKE_COLUMNS,
-    RESERVED_NAMES,
+    LOG_OBJECTIVES,
+    ROWS,
+    OptionalDuration,
+    ShortDuration,
+    TimeZone,
+    TrainingWindow,
+    check_cadence,
     check_columns,
     check_parameter,
     check_template,
 )
+from perennial.spec.sources import FeedSource
+from perennial.spec.strict_model import Column, FolderSpec, StrictModel
+from perennial.spec.text_format import TextFormatSpec
 
 __all__ = [
     "Column",
@@ -26,6 +36,7 @@ __all__ = [
     "DataSpec",
     "FeatureSet",
     "FeaturesSpec",
+    "FolderSpec",
     "Fraction",
     "LabelSpec",
     "Name",
@@ -36,6 +47,7 @@ __all__ = [
     "Step",
     "StepLimits",
     "StrictModel",
+    "TableJoin",
     "Task",
     "TrainingSpec",
 ]
@@ -44,17 +56,9 @@ ColumnType = Literal["string", "integer", "number", "boolean", "date", "timestam
 Task = Literal["binary", "multiclass", "regression", "ranking"]
 Step = Literal["data", "train", "score", "monitor"]
 Name = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,62}$")]
-Column = Annotated[str, StringConstraints(min_length=1, max_length=128, pattern=r"^[^\x00-\x1f\x7f]+$")]
 Cron = Annotated[str, StringConstraints(pattern=r"^(@(daily|weekly|monthly|hourly)|(\S+\s+){4}\S+)$")]
+Reason = Annotated[str, StringConstraints(min_length=10, max_length=300)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
-
-
-class StrictModel(BaseModel):
-    """Base of every section: unknown keys are refused, and values are immutable."""
-
-    # Validated defaults: a default of 10 for a float becomes 10.0, as after a round trip through JSON, so that a spec
-    # has the same digest wherever it is read.
-    model_config = ConfigDict(extra="forbid", frozen=True, str_strip_whitespace=True, validate_default=True)
 
 
 class ReferenceTable(StrictModel):
@@ -62,11 +66,14 @@ class ReferenceTable(StrictModel):
 
     name: Name = Field(description="Name of the table in SQL.")
     source: str = Field(description="Path of the file, below {landing}/ or on s3://.")
+    personal: list[Column] = Field(
+        [], description="Its columns of personal data; features that depend on them are personal, too."
+    )
 
     @field_validator("name")
     @classmethod
     def _name(cls, value: str) -> str:
-        if value in RESERVED_NAMES["references"]:
+        if value == ROWS:
             raise ValueError("this name is reserved for the rows of the model: choose another")
         return value
 
@@ -78,37 +85,47 @@ class ReferenceTable(StrictModel):
         return check_template(value, dated=False)
 
 
-class FeatureSet(StrictModel):
+class FeatureSet(FolderSpec):
     """The content of ``feature_set.yaml``: SQL that adds columns to the rows of several models."""
 
     name: Name = Field(description="Name of the folder.")
     owner: str = Field(min_length=1, description="Who is responsible for it.")
     description: str = Field(min_length=1, description="What it adds to a row.")
     references: list[ReferenceTable] = Field([], description="Tables that its SQL joins.")
-    _folder: Path = Path()
-    _sql: str = ""
-
-    @property
-    def folder(self) -> Path:
-        """The folder that it was read from."""
-        return self._folder
-
-    @property
-    def sql(self) -> str:
-        """The text of ``features.sql``."""
-        return self._sql
 
 
 class DataSpec(StrictModel):
     """The rows: where partitions come from, and what they contain."""
 
-    source: str = Field(
-        description="Path template with {date} (or {year}, {month}, {day}); {landing} is the landing area."
+    source: FeedSource = Field(
+        description="Path template with {date} (or {year}, {month}, {day}) of the start of a partition, and {hour} if "
+        "every is hour, where {landing} is the landing area; or a query of a database: a section with sql and "
+        "connection."
+    )
+    every: Unit = Field(
+        "day", description="Length of a partition: hour, day, week or month. Its key is its start."
+    )
+    timezone: TimeZone = Field(
+        "UTC",
+        description="Time zone (IANA name, such as Europe/Berlin) of the days, weeks and months that partitions are, "
+        "and of the schedule. Hours are always hours of UTC.",
+    )
+    week_starts: Weekday = Field(
+        "monday", description="every week: weekday on which a partition begins, whose date is its key."
     )
     key: list[Column] = Field(
         min_length=1, max_length=8, description="Columns that identify a row within its partition."
     )
-    event_time: Column = Field(description="Column with the time of the event; features use nothing later.")
+    event_time: Column | None = Field(
+        None,
+        description="Column with the time of the event; features use nothing later. When not given, the event of a row "
+        "is that of its partition.",
+    )
+    row_number: Column | None = Field(
+        None,
+        description="An integer column that the files do not have: the number of a row in the file of its partition, "
+        "from 1. It can be the key of rows that have no other.",
+    )
     columns: dict[Column, ColumnType] = Field(
         min_length=2, max_length=2000, description="Name and type of each column."
     )
@@ -119,9 +136,12 @@ class DataSpec(StrictModel):
         "ignore",
         description="What to do about a column that is not listed here: ignore it, or stop the partition.",
     )
-    arrival: Literal["none", "wait"] = Field(
+    format: TextFormatSpec = Field(TextFormatSpec(), description="How text files and text cells are written.")
+    arrival: Literal["none", "wait", "optional"] = Field(
         "none",
-        description="wait: a scheduled run waits for its partition to land. none: it fails if the file is missing.",
+        description="wait: a scheduled run waits for its partition to land; a query, until it is ready, or has rows. "
+        "none: it fails if the file is missing, or the query has no rows. optional: a missing file is normal, and so "
+        "are files and queries without rows; the partition is published without rows.",
     )
     arrival_hours: float = Field(
         6,
@@ -130,34 +150,46 @@ class DataSpec(StrictModel):
         description="arrival wait: hours after which a missing partition is a failure.",
     )
     quarantine_limit: Fraction = Field(
-        0.05, description="Share of quarantined rows above which the partition is not published."
+        0.05, description="Share of quarantined rows, or labels, above which none of the file are published."
     )
 
-    @field_validator("source")
-    @classmethod
-    def _source(cls, value: str) -> str:
-        return check_template(value, dated=True)
+    @property
+    def cadence(self) -> Cadence:
+        """How often a partition begins."""
+        return Cadence(self.every, self.week_starts, self.timezone)
+
+    @model_validator(mode="after")
+    def _every(self) -> Self:
+        if isinstance(self.source, str):
+            check_cadence("source", self.source, self.every)
+        if self.every != "week" and "week_starts" in self.model_fields_set and self.week_starts != "monday":
+            raise ValueError(
+                f"week_starts is {self.week_starts}, which needs every: week (it is {self.every})"
+            )
+        return self
 
     @model_validator(mode="after")
     def _columns(self) -> Self:
         for key, names in (
             ("key", self.key),
-            ("event_time", [self.event_time]),
+            ("event_time", [self.event_time] if self.event_time else []),
+            ("row_number", [self.row_number] if self.row_number else []),
             ("personal", self.personal),
         ):
             if missing := [n for n in names if n not in self.columns]:
                 raise ValueError(
                     f"{key} names {missing[0]!r}, which is not in columns: {', '.join(self.columns)}"
                 )
-        if self.columns[self.event_time] not in ("date", "timestamp"):
+        if self.event_time and self.columns[self.event_time] not in ("date", "timestamp"):
             raise ValueError(
                 f"event_time {self.event_time!r} is a {self.columns[self.event_time]}; a date or timestamp is needed"
             )
-        check_columns(self.columns)
-        if reserved := [k for k in self.key if k in LAKE_COLUMNS]:
+        if self.row_number and self.columns[self.row_number] != "integer":
             raise ValueError(
-                f"key names {reserved[0]!r}, which is reserved for the tables of the lake: rename it in the feed"
+                f"row_number {self.row_number!r} is a {self.columns[self.row_number]}; it must be an integer"
             )
+        _check_format(self.format, self.columns)
+        check_columns(self.columns)
         if duplicates := [k for k in self.key if self.key.count(k) > 1]:
             raise ValueError(f"key names {duplicates[0]!r} twice")
         return self
@@ -169,21 +201,25 @@ class LabelSpec(StrictModel):
     expression: str = Field(
         min_length=1, max_length=2000, description="SQL expression over the columns of the label feed."
     )
-    source: str | None = Field(
+    source: FeedSource | None = Field(
         None,
-        description="Path template of the label feed; when not given, expression names a column of the data.",
+        description="Path template of the label feed, or a query; when not given, expression names a column of the "
+        "data.",
     )
     columns: dict[Column, ColumnType] = Field(
         {}, description="Name and type of each column of the label feed, key included."
     )
-    arrives_after_days: int = Field(
-        0, ge=0, le=365, description="Days from the date of a partition to its labels."
+    personal: list[Column] = Field(
+        [], description="Columns of personal data of the label feed; protected as those of data.personal."
     )
-
-    @field_validator("source")
-    @classmethod
-    def _source(cls, value: str | None) -> str | None:
-        return value if value is None else check_template(value, dated=True)
+    format: TextFormatSpec | None = Field(
+        None, description="How text of the label feed is written; as data.format says when not given."
+    )
+    arrives_after: OptionalDuration = Field(
+        Duration(0, "partition"),
+        description="Time from a partition to the one that its labels arrive with, such as 1 day or 2 partitions; in "
+        "whole partitions, rounded up.",
+    )
 
     @field_validator("columns")
     @classmethod
@@ -191,16 +227,75 @@ class LabelSpec(StrictModel):
         check_columns(value)
         return value
 
+    @model_validator(mode="after")
+    def _personal(self) -> Self:
+        if missing := [c for c in self.personal if c not in self.columns]:
+            raise ValueError(
+                f"personal names {missing[0]!r}, which is not in columns: {', '.join(self.columns)}"
+            )
+        if self.format is not None:
+            _check_format(self.format, self.columns)
+        return self
+
+
+def _check_format(text_format: TextFormatSpec, columns: Mapping[str, ColumnType]) -> None:
+    """Refuse a format that names a column which is not declared, or is no date.
+
+    Raises:
+        ValueError: it does.
+    """
+    for column in text_format.date_formats:
+        if columns.get(column) not in ("date", "timestamp"):
+            kind = f"a {columns[column]}" if column in columns else "not in columns"
+            raise ValueError(
+                f"format.date_formats names {column!r}, which is {kind}; a date or timestamp is needed"
+            )
+    if text_format.unnamed and text_format.unnamed not in columns:
+        raise ValueError(f"format.unnamed names {text_format.unnamed!r}, which is not in columns")
+
+
+class TableJoin(StrictModel):
+    """A feature table whose columns are added to the rows."""
+
+    table: Name = Field(description="Name of the feature table.")
+    on: dict[Column, Column] = Field(
+        {},
+        description="Column of the rows for each column of the entity; by default the one of the same name.",
+    )
+    prefix: str = Field(
+        "", max_length=64, description="Put before the names of its columns, to join a table more than once."
+    )
+
+
+def _join_of(value: object) -> object:
+    """A name alone joins the table by the columns of its entity."""
+    return {"table": value} if isinstance(value, str) else value
+
 
 class FeaturesSpec(StrictModel):
     """Inputs of ``features.sql``, and how categories are encoded."""
 
+    tables: list[Annotated[TableJoin, BeforeValidator(_join_of)]] = Field(
+        [],
+        description="Feature tables whose columns are added to the rows: the newest values that were known before a "
+        "row's event_time. A name, or a section.",
+    )
     sets: list[Name] = Field(
         [], description="Feature sets, applied to the rows in this order before features.sql."
     )
     references: list[ReferenceTable] = Field([], description="Reference tables of this model.")
     categorical: list[Column] = Field(
         [], description="Columns of features.sql that are encoded as categories, fixed in training."
+    )
+    category_order: Literal["name", "label"] = Field(
+        "name",
+        description="The order of categories as trees see them: that of names, or of mean labels in the rows to fit on "
+        "(not with task multiclass).",
+    )
+    personal: dict[Column, Reason] = Field(
+        {},
+        description="Features that depend on columns of personal data, each with the reason why the model needs it; "
+        "any other such feature is refused.",
     )
     unseen: Literal["missing", "stop"] = Field(
         "missing",
@@ -240,7 +335,16 @@ class SearchSpec(StrictModel):
         description="Number of search trials; 0: no search, params are used as given. The first ten run in parallel if "
         "memory allows.",
     )  # fmt: skip
-    minutes: float = Field(10, gt=0, le=1440, description="Minutes after which no search trial starts.")
+    budget: float | None = Field(
+        None, gt=0,
+        description="Training rows times features times boosting rounds (times classes), in millions, after which no "
+        "search trial starts. The first trial always runs. By default trials alone limit the search.",
+    )  # fmt: skip
+    minutes: float = Field(
+        30, gt=0, le=1440,
+        description="Minutes after which no search trial starts: a guard, since the result then depends on the load of "
+        "the machine. The log and the report say when it ended a search.",
+    )  # fmt: skip
     space: dict[str, SearchRange] = Field(
         {}, description="Range (low, high, log) or choices of each parameter."
     )
@@ -266,16 +370,29 @@ class TrainingSpec(StrictModel):
     """How a challenger is trained."""
 
     engine: Literal["xgboost"] = Field("xgboost", description="Library that fits the model.")
+    candidates: list[Literal["trees", "linear"]] = Field(
+        ["trees"],
+        min_length=1,
+        description="Kinds of model that are fitted. Of trees and linear, the linear model becomes the challenger "
+        "unless the trees are better on the held-out rows: clearly, or by 1%.",
+    )
     objective: str | None = Field(
         None, description="XGBoost objective; the first of the task when not given."
     )
     device: Literal["auto", "cpu", "cuda"] = Field(
         "auto", description="auto: a GPU if there is one. cuda: fail without a GPU."
     )
-    window_days: int | None = Field(
-        None, ge=2, le=3650, description="Days before the held-out days to train on; all when not given."
+    window: TrainingWindow = Field(
+        None,
+        description="Latest labelled partitions before the held-out ones to train on, such as 90 days or 24 "
+        "partitions; all when not given. Partitions that exist are counted, as for holdout.",
     )
-    holdout_days: int = Field(14, ge=1, le=365, description="Latest labelled days, held out for the gate.")
+    holdout: ShortDuration = Field(
+        Duration(14, "day"),
+        description="Latest labelled partitions that are held out for the gate. Partitions that exist are counted: of "
+        "daily ones, 14 days and 14 partitions are the latest 14, whatever their dates. The default of weeks is 8 "
+        "weeks, of months 6 months.",
+    )
     rounds: int = Field(
         300, ge=1, le=10_000, description="Maximum number of trees (per class, for multiclass)."
     )
@@ -286,6 +403,13 @@ class TrainingSpec(StrictModel):
     search: SearchSpec = Field(SearchSpec(), description="The hyperparameter search.")
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed; makes training repeatable.")
 
+    @field_validator("candidates")
+    @classmethod
+    def _candidates(cls, value: list[str]) -> list[str]:
+        if len(set(value)) < len(value):
+            raise ValueError("candidates names one kind twice")
+        return sorted(value, reverse=True)
+
     @field_validator("params")
     @classmethod
     def _params(cls, value: dict[str, float]) -> dict[str, float]:
@@ -294,23 +418,31 @@ class TrainingSpec(StrictModel):
         return value
 
     @model_validator(mode="after")
-    def _window(self) -> Self:
-        if self.window_days is not None and self.window_days <= self.holdout_days:
+    def _linear(self) -> Self:
+        if "linear" in self.candidates and self.objective in LOG_OBJECTIVES:
             raise ValueError(
-                f"window_days is {self.window_days}; it must be more than holdout_days ({self.holdout_days})"
+                f"candidates: a linear model cannot predict with objective {self.objective}, whose predictions are "
+                "never negative; remove linear, or set another objective"
             )
         return self
 
 
 class ScheduleSpec(StrictModel):
-    """When DAGs run (UTC), and for which partitions."""
+    """When DAGs run, and for which partitions."""
 
-    data: Cron = Field("0 2 * * *", description="When the partition of the day before is fetched (cron).")
-    monitor: Cron = Field(
-        "0 6 * * *", description="When the partitions since the last verdict are monitored (cron)."
+    data: Cron = Field(
+        "0 2 * * *", description="When the partition that has ended is fetched (cron, in data.timezone)."
     )
-    start: date = Field(description="First partition date.")
-    end: date | None = Field(None, description="Last partition date; no end when not given.")
+    monitor: Cron = Field(
+        "0 6 * * *",
+        description="When the partitions since the last verdict are monitored (cron, in data.timezone).",
+    )
+    start: date = Field(
+        description="First date: the first partition is the first that begins on it or later."
+    )
+    end: date | None = Field(
+        None, description="Last date on which a partition begins; no end when not given."
+    )
 
     @field_validator("data", "monitor")
     @classmethod

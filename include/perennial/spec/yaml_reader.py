@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import difflib
 import re
+import types
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, TypeVar, get_args
+from typing import Annotated, Any, TypeVar, Union, get_args, get_origin
 
 import yaml
 from pydantic import BaseModel, ValidationError
@@ -33,6 +34,8 @@ _DEPTH_CHANGE = {
     yaml.FlowMappingEndToken: -1,
     yaml.BlockEndToken: -1,
 }
+#: Name and password of an address that was written into a spec by mistake.
+_LOGIN = re.compile(r"//[^/@\s]*@")
 _REMEDY = "see the README.md in the folder of models, or run `perennial check`"
 
 
@@ -185,10 +188,10 @@ def _describe(error: ErrorDetails, lines: _LineNumbers, kind: type[BaseModel]) -
     """A validation error as ``line: key: message``."""
     path = tuple(str(p) for p in error["loc"] if p != "[key]")
     line, key = _closest_line(path, lines), ".".join(path)
-    received = repr(error.get("input"))
+    received = _LOGIN.sub("//***@", repr(error.get("input")))
     received = received if len(received) <= 80 else received[:77] + "..."
     if error["type"] == "extra_forbidden":
-        return f"{line}: {key}{_unknown_key(path, kind)}"
+        return f"{line}: {key}{_unknown_key(path, kind)}{_renamed_keys.unit_hint(path, error.get('input'))}"
     if error["type"] == "missing":
         return f"{line}: {key}: is missing, and must be given"
     if error["type"] == "literal_error" and (name := _renamed_keys.new_value(path, error.get("input"))):
@@ -231,6 +234,14 @@ def _allowed_keys(kind: type[BaseModel], path: tuple[str, ...]) -> list[str]:
     for part in path:
         if isinstance(inner, type) and issubclass(inner, BaseModel):
             inner = getattr(inner.model_fields.get(part), "annotation", None)
+            inner = _section_of(inner)
         else:  # an item of a list, or a value of a mapping
             inner = (get_args(inner) or (None,))[-1]
     return list(inner.model_fields) if isinstance(inner, type) and issubclass(inner, BaseModel) else []
+
+
+def _section_of(annotation: Any) -> Any:
+    """The section that a key may have as its value instead of a text or nothing; otherwise the annotation itself."""
+    while get_origin(annotation) in (Union, types.UnionType, Annotated):
+        annotation = next((p for p in get_args(annotation) if p not in (str, type(None))), None)
+    return annotation

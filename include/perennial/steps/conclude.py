@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import TypedDict
 
 from perennial.core.errors import DataError
+from perennial.lifecycle import champion as champion_module
 from perennial.lifecycle import promotion, trials
 from perennial.lifecycle.trials import TrialEvaluation
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, manifests
-from perennial.storage.ledger import Decision, LedgerKind
+from perennial.storage.ledger import Decision, LedgerKind, Policy
 
 
 class TrialConclusion(TypedDict):
@@ -31,13 +32,15 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> TrialConclusion:
     Args:
         spec: the model.
         as_of: the partition date.
-        actor: who or what concludes, for the ledger.
+        actor: who started the run, for the ledger; it is the policy that decides.
 
     Raises:
         DataError: the date was not monitored.
     """
-    champion = registry.get_champion(spec)
-    if trials.cancel_outdated_trial(spec, champion=champion.version if champion else None, actor=actor):
+    champion = champion_module.get_champion(spec, partition=as_of, actor="trial").version
+    if trials.cancel_outdated_trial(
+        spec, champion=champion.version if champion else None, actor=Policy.TRIAL
+    ):
         return {"promoted": False, "reason": "the champion has changed since: the trial is over"}
     monitoring = manifests.read(spec.name, "monitor", as_of)
     if monitoring is None:
@@ -49,7 +52,9 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> TrialConclusion:
         )
     trial: TrialEvaluation | None = monitoring.result.get("trial")
     if not trial:
-        return {"promoted": False, "reason": "no challenger is on trial"}
+        active = trials.active_trial(spec)
+        reason = f"version {active['model_version']} is on trial: monitor this date again" if active else ""
+        return {"promoted": False, "reason": reason or "no challenger is on trial"}
     version, summary = trial["version"], trials.summarise(trial, spec.metric)
     if trial["state"] == "running":
         return {"promoted": False, "reason": f"version {version} is still on trial: {summary}"}
@@ -59,13 +64,18 @@ def conclude(spec: ModelSpec, *, as_of: str, actor: str) -> TrialConclusion:
             kind=LedgerKind.TRIAL,
             decision=Decision.PASSED if trial["state"] == "passed" else Decision.FAILED,
             reason=summary,
-            actor=actor,
+            actor=Policy.TRIAL,
             partition=trial["as_of"],
             model_version=version,
-            evidence=trial,
+            evidence={**trial, "triggered_by": actor},
         )
     if trial["state"] == "failed":
+        registry.remove_alias(spec.name, version, "challenger")
         return {"promoted": False, "reason": f"version {version} was not clearly better: {summary}"}
     return promotion.promote_challenger(
-        spec, as_of=trial["as_of"], actor=actor, reason=f"better on trial: {summary}"
+        spec,
+        as_of=trial["as_of"],
+        actor=actor,
+        reason=f"better on trial: {summary}",
+        policy=Policy.TRIAL,
     )

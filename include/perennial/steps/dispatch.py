@@ -7,11 +7,23 @@ import inspect
 from collections.abc import Callable, Mapping
 from typing import Any
 
+from perennial.core import redaction, unexpected_errors
 from perennial.core.errors import PerennialError
 from perennial.spec.model_spec import ModelSpec
+from perennial.storage import leftovers
 
 #: Names of the steps; each is a function in the module of the same name.
-STEPS = ("data", "train", "promote", "score", "monitor", "decide", "conclude", "rollback")
+STEPS = (
+    "data",
+    "train",
+    "promote",
+    "score",
+    "monitor",
+    "decide",
+    "conclude",
+    "rollback",
+    "publish_predictions",
+)
 
 
 def load_step(step: str) -> Callable[..., Mapping[str, Any]]:
@@ -31,6 +43,7 @@ def load_step(step: str) -> Callable[..., Mapping[str, Any]]:
     return function
 
 
+@redaction.redact_errors(lambda step, spec, **_: spec.hides_values)
 def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
     """Run one step.
 
@@ -43,7 +56,8 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         The step's result: small and JSON-serialisable.
 
     Raises:
-        PerennialError: there is no such step, its arguments are wrong, or it failed.
+        PerennialError: there is no such step, its arguments are wrong, or name a date in the future; or it failed.
+            A library's error that no module foresaw is one of these, too: `unexpected_errors.translate`.
     """
     function = load_step(step)
     try:
@@ -55,7 +69,40 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
             f"its arguments are: {', '.join(parameter_names(step))}",
             model=spec.name,
         ) from None
-    return dict(function(spec, **arguments))
+    for name in ("start", "end", "as_of"):
+        if spec.cadence.is_key(arguments.get(name) or ""):  # the step itself refuses what is no key
+            spec.cadence.refuse_future(arguments[name], name)
+    try:
+        result = dict(function(spec, **arguments))
+        leftovers.sweep_daily()
+    except BaseException as error:
+        if not unexpected_errors.is_failure(error):
+            raise
+        _write_status(spec)
+        if isinstance(error, PerennialError):
+            raise
+        raise unexpected_errors.translate(
+            error,
+            f"step {step}",
+            hide=spec.hides_values,
+            model=spec.name,
+            partition=_partition(arguments),
+        ) from error
+    _write_status(spec)
+    return result
+
+
+def _write_status(spec: ModelSpec) -> None:
+    """Write the model's status record, whether the step succeeded or failed, which it cannot change."""
+    from perennial.status import refresh
+
+    refresh.refresh_quietly(spec)
+
+
+def _partition(arguments: Mapping[str, Any]) -> str | None:
+    """The partition, or range ``start..end``, that a step's arguments name."""
+    start, end = arguments.get("start") or arguments.get("as_of"), arguments.get("end")
+    return f"{start}..{end}" if end and end != start else start
 
 
 def parameter_names(step: str) -> list[str]:

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.core import errors, runtime
+from perennial.core import errors, runtime, unexpected_errors
 from perennial.core.dates import utc_now
 from perennial.core.errors import PerennialError
 from perennial.storage import object_store
@@ -52,12 +52,15 @@ def step_outcome(uri: str | None) -> Iterator[StepOutcome]:
     outcome = StepOutcome()
     try:
         yield outcome
-    except PerennialError as error:
+    except Exception as failure:
+        error = unexpected_errors.translate(failure, "the step")
         if uri:
             fields = {"type": type(error).__name__, "cause": error.cause, "remedy": error.remedy,
                       "model": error.model, "partition": error.partition}  # fmt: skip
             object_store.write_text(uri, json.dumps({"error": fields}))
-        raise
+        if error is failure:
+            raise
+        raise error from failure
     if uri:
         content = {"result": outcome.result, "finished_at": utc_now()}
         object_store.write_text(uri, json.dumps(content, default=str))

@@ -3,157 +3,51 @@
 from __future__ import annotations
 
 import contextlib
-import tempfile
+import errno
+import os
 import time
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import Any, Literal, TypedDict, cast
+from dataclasses import replace
+from typing import Any, cast
 
-from perennial.core import runtime
-from perennial.core.errors import DataError, PerennialError, StorageError
+from perennial.core import unexpected_errors
+from perennial.core.errors import ArtifactError, DataError, PerennialError
 from perennial.core.settings import settings
-from perennial.features import reference_tables
+from perennial.features import feature_tables, lineage, point_in_time, reference_tables
 from perennial.features.engine import FeatureQuery
-from perennial.modeling import registry
+from perennial.ingestion import model_tables
+from perennial.lifecycle import champion as champion_module
+from perennial.modeling import performance, registry, training_records
 from perennial.modeling.registry import ModelVersion
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, ledger, manifests
-from perennial.storage.ledger import Decision, LedgerKind
+from perennial.storage import delta_tables, ledger, leftovers, manifests, storage_errors
+from perennial.storage.ledger import Decision, LedgerKind, Policy
 from perennial.storage.manifests import Manifest
 from perennial.training import tracking
 from perennial.training.artifacts import ModelArtifacts, build_artifacts
 from perennial.training.candidates import Candidate, TrainingJob, fit_best_candidate
-from perennial.training.challenger_evaluation import Evaluation, TrainingSource
+from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.checkpoint import Checkpoint
-from perennial.training.search import GpuReport
-from perennial.training.windows import Windows, candidate_windows
+from perennial.training.runs.train_result import TrainResult, train_result
+from perennial.training.runs.training_inputs import (
+    PinnedData,
+    TrainingRequest,
+    dataset_versions,
+    difference_to_champion,
+    make_checkpoints,
+)
+from perennial.training.runs.version_facts import (
+    learning_curve,
+    report_facts,
+    version_description,
+    version_tags,
+)
+from perennial.training.tracking import RegisteredVersion
+from perennial.training.training_report import TrainingReport
+from perennial.training.windows import candidate_windows
 
-
-class DatasetVersions(TypedDict):
-    """Versions of the tables that a training read.
-
-    Attributes:
-        published: version of the published rows.
-        labels: version of the labels; None if the rows contain them.
-        references: version of each reference table, by name.
-    """
-
-    published: int
-    labels: int | None
-    references: dict[str, int]
-
-
-class RowCounts(TypedDict):
-    """Numbers of rows by what they were used for."""
-
-    fit: int
-    valid: int
-    holdout: int
-
-
-class GateResult(TypedDict):
-    """The result of the gate.
-
-    Attributes:
-        passed: whether the challenger passed.
-        reasons: a sentence for each criterion.
-        against_champion: `Comparison.as_dict` with the champion; None if there was none.
-        against_baselines: `Comparison.as_dict` with each baseline model, by name.
-        champion: version of the champion; None if there was none.
-    """
-
-    passed: bool
-    reasons: list[str]
-    against_champion: dict[str, Any] | None
-    against_baselines: dict[str, dict[str, Any]]
-    champion: str | None
-
-
-class TrainResult(TypedDict):
-    """The result of a training.
-
-    Attributes:
-        as_of: partition date of the training; later data was not used.
-        run_id: MLflow run.
-        version: registered version.
-        digest: SHA-256 of the model file.
-        dataset_version: versions of the tables that were read.
-        device: device that trained: ``cpu`` or ``cuda``.
-        gpu: use of the GPUs; None without a GPU.
-        workers: number of processes that fitted the model together.
-        rounds: boosting rounds of the model.
-        external_memory: whether the binned matrix was on disk.
-        trials: number of search trials.
-        resumed_rounds: rounds from the checkpoint of an interrupted training.
-        metrics: metrics on the held-out rows, by name.
-        reason: why the training was requested.
-        window: name of the best window.
-        since: date of the change that the retraining responds to; empty if there was none.
-        status: ``trained``, or ``unchanged`` if the same inputs were trained before.
-        gate: result of the gate.
-        rows: numbers of rows.
-    """
-
-    as_of: str
-    run_id: str
-    version: str
-    digest: str
-    dataset_version: DatasetVersions
-    device: str
-    gpu: GpuReport | None
-    workers: int
-    rounds: int
-    external_memory: bool
-    trials: int
-    resumed_rounds: int
-    metrics: dict[str, float]
-    reason: str
-    window: str
-    since: str
-    status: Literal["trained", "unchanged"]
-    gate: GateResult
-    rows: RowCounts
-
-
-@dataclass(frozen=True)
-class _Request:
-    """The arguments of the step."""
-
-    as_of: str
-    reason: str
-    actor: str
-    run_id: str
-    workers: int
-    rendezvous: str | None
-
-
-@dataclass(frozen=True)
-class _PinnedData:
-    """What a training reads, fixed when it starts.
-
-    Attributes:
-        version: version of the published rows.
-        labels_version: version of the labels; None if the rows contain them.
-        reference_versions: version of each reference table, by name.
-        windows: candidate windows, by name.
-        champion: the champion; None if there is none.
-        since: date of the change that the retraining responds to; empty if there is none.
-        inputs: what the result depends on, for the manifest.
-    """
-
-    version: int
-    labels_version: int | None
-    reference_versions: dict[str, int]
-    windows: dict[str, Windows]
-    champion: ModelVersion | None
-    since: str
-    inputs: dict[str, Any]
-
-    @property
-    def champion_version(self) -> str | None:
-        """Number of the champion's version."""
-        return self.champion.version if self.champion else None
+#: Errors of the system that concern the working folder: no room, no access.
+_FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
 
 
 def train(
@@ -166,6 +60,7 @@ def train(
     workers: int = 1,
     rendezvous: str | None = None,
     actor: str = "",
+    run_url: str = "",
 ) -> TrainResult:
     """Train, evaluate and register a challenger as of a partition date; nothing is promoted.
 
@@ -179,6 +74,7 @@ def train(
         rendezvous: URI of the file where workers that run elsewhere find this process
             (`perennial.training.dask_cluster`); processes of this machine when not given.
         actor: who requested it, for the ledger.
+        run_url: address of the Airflow run, for MLflow.
 
     Raises:
         DataError: too few labelled rows.
@@ -189,22 +85,33 @@ def train(
         StorageError: the working folder cannot be used.
     """
     started = time.monotonic()
-    request = _Request(as_of, reason, actor, run_id, workers, rendezvous)
-    pinned = _pin(spec, as_of)
-    completed = None if force else manifests.find_completed(spec.name, "train", as_of, pinned.inputs)
-    if completed and _is_valid(spec, completed, pinned.champion):
-        return cast(TrainResult, completed.result | {"status": "unchanged"})
-    candidate, version = _train_challenger(spec, request, pinned)
-    result = _result(request, pinned, candidate, version)
-    _record(spec, request, pinned, result, started)
+    spec.cadence.parse(as_of, "as_of")
+    request = TrainingRequest(as_of, reason, actor, run_id, workers, rendezvous, run_url)
+    try:
+        lineage.check_label(spec)
+        pinned = _pin(spec, as_of, force)
+        completed = None if force else manifests.find_completed(spec.name, "train", as_of, pinned.inputs)
+        if completed and _is_valid(spec, completed, pinned):
+            return cast(TrainResult, completed.result | {"status": "unchanged"})
+        candidate, registered, report = _train_challenger(spec, request, pinned)
+        digest = registered.digests[training_records.MODEL_FILE]
+        result = train_result(request, pinned, candidate, registered.version, digest, report)
+        _record(spec, request, pinned, result, registered, started)
+    except BaseException as error:
+        _record_failure(spec, request, error)
+        raise
     return result
 
 
-def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
-    """Pin the table versions that the training reads, and the candidate windows.
+def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
+    """Pin the table versions that the training reads, the candidate windows, and the champion.
 
     Raises:
         DataError: nothing was published, no label has arrived, or there are too few partitions.
+        SpecError: the spec does not fit the tables.
+        ArtifactError: the champion cannot be compared with, and the training is not forced; MLflow has a champion that
+            the ledger does not know; or a model of somebody else has this model's name.
+        RegistryError: MLflow cannot be reached.
     """
     published = delta_tables.table_uri("published", spec.name)
     labels = None if spec.label.source is None else delta_tables.table_uri("labels", spec.name)
@@ -213,17 +120,25 @@ def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
     if version is None or (labels and labels_version is None):
         raise DataError(
             "nothing was published yet" if version is None else "no label has arrived yet",
-            "run the data DAG first, with start and end",
+            "run the data DAG first, with start and end"
+            if version is None
+            else f"labels arrive {spec.label.arrives_after} after their rows: check the label feed "
+            f"({spec.label.source}), and run the data DAG for the dates that they arrive with",
             model=spec.name,
             partition=as_of,
         )
+    model_tables.check(spec, ("published", "labels"))
     since = _change_date(spec, as_of)
-    available = delta_tables.partitions(labels or published, labels_version if labels else version)
-    windows = candidate_windows(spec, as_of, available, since)
+    rows = delta_tables.rows_by_partition(published, version)
+    if labels:  # labels may wait for their rows, as rows wait for their labels
+        labelled = delta_tables.rows_by_partition(labels, labels_version)
+        rows = {day: min(count, labelled[day]) for day, count in rows.items() if day in labelled}
+    windows = candidate_windows(spec, as_of, list(rows), since, rows)
     first = min(w.fit[0] for w in windows.values())
     last = next(iter(windows.values())).holdout[-1]
-    champion = registry.get_champion(spec)
+    champion, lost_champion = _loadable_champion(spec, as_of, force)
     reference_versions = reference_tables.sync_to_lake(spec)
+    tables = feature_tables.sync_to_lake(spec, first, last)
     inputs: dict[str, Any] = {
         "rows": delta_tables.partitions_digest(published, first, last, version),
         "spec": spec.digest,
@@ -231,7 +146,47 @@ def _pin(spec: ModelSpec, as_of: str) -> _PinnedData:
         "references": reference_versions,
         "since": since,
     }
-    return _PinnedData(version, labels_version, reference_versions, windows, champion, since, inputs)
+    if tables:
+        inputs["tables"] = point_in_time.range_digests(spec, tables, first, last)
+    return PinnedData(
+        version, labels_version, reference_versions | tables, windows, champion, lost_champion, since, inputs
+    )
+
+
+def _loadable_champion(spec: ModelSpec, as_of: str, force: bool) -> tuple[ModelVersion | None, str]:
+    """The champion that the gate compares with, before the training spends time.
+
+    Returns:
+        The champion, and an empty text; or None, and the version of a champion whose files are lost or cannot be
+        checked, if the training is forced: a person then decides that the challenger need not be compared with it.
+    """
+    try:
+        champion = champion_module.get_champion(spec, partition=as_of, actor="training")
+    except ArtifactError:
+        recorded = champion_module.read_state(spec).recorded
+        if force and recorded is not None:
+            return None, recorded
+        raise
+    if champion.version is None and champion.deviation:
+        raise champion_module.deviation_error(spec, champion, as_of)
+    if champion.version is None:
+        champion_module.check_name(spec)
+        return None, ""
+    try:
+        registry.load_spec(champion.version)
+        registry.load_model(champion.version)
+    except ArtifactError as error:
+        if force:
+            return None, champion.version.version
+        raise ArtifactError(
+            f"the challenger could not be compared with version {champion.version.version}, the champion: "
+            f"{error.cause}",
+            "restore MLflow's artifact store, or roll back to another version; or train with force: the challenger is "
+            "then promoted without this comparison if it passes the rest of the gate",
+            model=spec.name,
+            partition=as_of,
+        ) from error
+    return champion.version, ""
 
 
 def _change_date(spec: ModelSpec, as_of: str) -> str:
@@ -240,83 +195,91 @@ def _change_date(spec: ModelSpec, as_of: str) -> str:
     return str(decisions[-1]["evidence"].get("since") or "") if decisions else ""
 
 
-def _is_valid(spec: ModelSpec, completed: Manifest, champion: ModelVersion | None) -> bool:
+def _is_valid(spec: ModelSpec, completed: Manifest, pinned: PinnedData) -> bool:
     """Whether a finished training need not run again.
 
-    A challenger that passed the gate against an earlier champion cannot be promoted any more, so it is trained again.
+    The gate's answer holds for the champion that it compared with: a challenger that was judged by another one, or
+    without a comparison that is possible now, is trained again; also one that passed and that MLflow has lost since.
     """
-    gate, champion_version = completed.result["gate"], champion.version if champion else None
-    if not gate["passed"] or champion_version in (gate["champion"], completed.result["version"]):
-        return True
+    gate, version = completed.result["gate"], completed.result["version"]
     promotions = ledger.records(spec.name, LedgerKind.PROMOTION)
-    return any(r["model_version"] == completed.result["version"] for r in promotions)
+    if pinned.champion_version == version or any(r["model_version"] == version for r in promotions):
+        return True
+    if pinned.champion_version != gate["champion"]:
+        return False
+    if difference_to_champion(spec, pinned) != gate["not_compared"]:
+        return False
+    registered = registry.find_version(spec.name, version)
+    is_lost = registered is None or registered.run_id != completed.result["run_id"]
+    return not (gate["passed"] and is_lost)
 
 
 def _train_challenger(
-    spec: ModelSpec, request: _Request, pinned: _PinnedData
-) -> tuple[Candidate, ModelVersion]:
-    """Fit, evaluate and register the best candidate, as a run in MLflow.
+    spec: ModelSpec, request: TrainingRequest, pinned: PinnedData
+) -> tuple[Candidate, RegisteredVersion, str]:
+    """Fit, evaluate and register the best candidate, as a run in MLflow; a failure is recorded there.
 
-    A failure is recorded in MLflow and in the ledger.
+    Returns:
+        The candidate, its version, and the URI of the report.
     """
     features = FeatureQuery(spec, pinned.reference_versions)
     source = TrainingSource(spec, features, pinned.version, pinned.labels_version)
-    checkpoints = _checkpoints(spec, request, pinned)
-    run = tracking.TrainingRun(spec, request.as_of, request.reason)
+    checkpoints = make_checkpoints(spec, request, pinned)
+    run = tracking.TrainingRun(
+        spec,
+        request.as_of,
+        request.reason,
+        dataset_versions(spec, pinned),
+        request.airflow_run,
+    )
     try:
-        with _working_folder() as folder:
+        not_compared = difference_to_champion(spec, pinned)
+        with leftovers.temporary_folder("train-") as folder:
             job = TrainingJob(
                 source,
-                pinned.champion,
-                Path(folder),
+                None if not_compared else pinned.champion,
+                folder,
                 checkpoints,
                 run.log_trial,
                 request.workers,
                 request.rendezvous,
+                not_compared,
             )
             candidate = fit_best_candidate(job, pinned.windows)
-            version = _evaluate_and_register(run, candidate, job, request)
+            registered, report = _evaluate_and_register(run, candidate, job, request)
         run.finish()
         for checkpoint in checkpoints.values():
             checkpoint.clear()
+        Checkpoint.remove_stale(spec.name)
     except BaseException as error:
         run.fail()
-        _record_failure(spec, request, error)
-        if isinstance(error, OSError):
-            raise StorageError(
-                f"the working folder {settings().home / 'tmp'} cannot be used: {error}",
-                "check that the disk has room for the training's rows; then run it again",
+        if isinstance(error, OSError) and _concerns_folder(error):
+            raise storage_errors.failure(
+                f"the working folder {settings().home / 'tmp'} cannot be used: "
+                f"{os.strerror(error.errno or errno.ENOSPC)}",
+                error,
                 model=spec.name,
                 partition=request.as_of,
             ) from error
         raise
-    return candidate, version
+    return candidate, registered, report
 
 
-def _checkpoints(spec: ModelSpec, request: _Request, pinned: _PinnedData) -> dict[str, Checkpoint]:
-    """The checkpoint of each window, by its name."""
-    inputs = pinned.inputs
-    if request.workers > 1:
-        # Another number of workers bins the rows differently, so it cannot continue from this checkpoint.
-        inputs = inputs | {"workers": request.workers}
-    return {
-        name: Checkpoint.for_inputs(spec.name, request.as_of, inputs | {"window": name})
-        for name in pinned.windows
-    }
-
-
-def _working_folder() -> tempfile.TemporaryDirectory[str]:
-    parent = settings().home / "tmp"
-    parent.mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(prefix="train-", dir=parent)
+def _concerns_folder(error: OSError) -> bool:
+    """Whether an error says that the working folder has no room, or that this user has no access to it."""
+    # NumPy does not pass on the number of an error while it writes: "100 requested and 0 written".
+    return error.errno in _FOLDER_ERRORS or (error.errno is None and str(error).endswith(" written"))
 
 
 def _evaluate_and_register(
-    run: tracking.TrainingRun, candidate: Candidate, job: TrainingJob, request: _Request
-) -> ModelVersion:
-    """Evaluate the candidate while its artifacts are built, and register it.
+    run: tracking.TrainingRun, candidate: Candidate, job: TrainingJob, request: TrainingRequest
+) -> tuple[RegisteredVersion, str]:
+    """Evaluate the candidate while its artifacts are built, register it, and draw its report.
 
     If the rows do not fit in memory, evaluation and artifacts are computed one after the other.
+
+    Returns:
+        The version, and the URI of the report.
     """
     source = job.source
     if candidate.fitted.external_memory:
@@ -335,56 +298,55 @@ def _evaluate_and_register(
         evaluation = candidate.evaluation
         document = evaluation.as_dict() | {
             "window": candidate.window_name,
+            "reasons": candidate.reasons,
+            "window_losses": candidate.window_losses,
+            "algorithm": candidate.model.algorithm,
+            "algorithm_losses": candidate.algorithm_losses,
             "champion": job.champion.version if job.champion else None,
         }
 
         def artifacts() -> ModelArtifacts:
-            return building.result().with_document("evaluation.json", document)
+            artifacts = building.result().with_document("evaluation.json", document)
+            estimates = evaluation.performance
+            return (
+                artifacts.with_document(performance.ARTIFACT, estimates.as_dict()) if estimates else artifacts
+            )
 
         registration = tracking.Registration(
             candidate.model,
             candidate.fitted,
             candidate.example,
             evaluation.metrics,
-            _tags(source, candidate, request),
-            _description(request, evaluation),
+            version_tags(source, candidate, request),
+            version_description(source.spec, request, candidate),
+            evaluation.passed,
+            learning_curve(source.spec, candidate),
         )
-        return run.register(registration, artifacts)
+        registered = run.register(registration, artifacts)
+        importance = building.result().documents["importance.json"]
+    report = TrainingReport(
+        source.spec, request.as_of, candidate, importance, report_facts(source, candidate, request)
+    )
+    run.log_plots(report.files())
+    run_page = settings().mlflow_run_page(registered.version.run_id)
+    return registered, report.write(registered.version.version, run_page)
 
 
-def _tags(source: TrainingSource, candidate: Candidate, request: _Request) -> dict[str, str]:
-    """The tags of the registered version, without its digest."""
-    return {
-        "as_of": request.as_of,
-        "task": source.spec.task,
-        "spec_digest": source.spec.digest,
-        "code_version": runtime.code_version(),
-        "dataset_version": f"published@{source.version} labels@{source.labels_version}",
-        "device": candidate.fitted.device,
-        "trained_range": str(candidate.windows.trained_range),
-        "holdout_range": str(candidate.windows.holdout_range),
-        "reason": request.reason,
-    }
+def _record_failure(spec: ModelSpec, request: TrainingRequest, error: BaseException) -> None:
+    """Record in the ledger that the training failed, whatever failed and whenever it did.
 
-
-def _description(request: _Request, evaluation: Evaluation) -> str:
-    """The description of the version on its page in MLflow, Markdown."""
-    verdict = "Passed the gate" if evaluation.passed else "Rejected by the gate"
-    lines = [f"{verdict}. Trained as of {request.as_of}: {request.reason or 'requested by hand'}", ""]
-    return "\n".join([*lines, *(f"- {reason}" for reason in evaluation.reasons)])
-
-
-def _record_failure(spec: ModelSpec, request: _Request, error: BaseException) -> None:
-    """Record in the ledger that the training failed.
-
-    The request is then no longer open, so that the next verdict may request a retraining again.
+    The request is then no longer open, so that the next verdict may request a retraining again. Without the ledger
+    itself, the request counts as abandoned after ``retraining.abandoned_after``.
     """
+    if unexpected_errors.is_failure(error):
+        error = unexpected_errors.translate(error, "step train", hide=spec.hides_values)
+    reason = error.cause if isinstance(error, PerennialError) else f"stopped by {type(error).__name__}"
     with contextlib.suppress(PerennialError):  # the training's own error is raised, not this one
         ledger.append(
             spec.name,
             kind=LedgerKind.TRAINING,
             decision=Decision.FAILED,
-            reason=str(error).split("\n")[0][:500] or type(error).__name__,
+            reason=reason.split("\n")[0][:500],
             actor="training",
             partition=request.as_of,
             evidence={
@@ -395,50 +357,13 @@ def _record_failure(spec: ModelSpec, request: _Request, error: BaseException) ->
         )
 
 
-def _result(
-    request: _Request, pinned: _PinnedData, candidate: Candidate, version: ModelVersion
-) -> TrainResult:
-    fitted, evaluation = candidate.fitted, candidate.evaluation
-    comparisons = evaluation.as_dict()
-    return {
-        "as_of": request.as_of,
-        "run_id": version.run_id,
-        "version": version.version,
-        "digest": version.digest,
-        "dataset_version": {
-            "published": pinned.version,
-            "labels": pinned.labels_version,
-            "references": pinned.reference_versions,
-        },
-        "device": fitted.device,
-        "gpu": fitted.gpu,
-        "workers": request.workers,
-        "rounds": fitted.rounds,
-        "external_memory": fitted.external_memory,
-        "trials": len(fitted.trials),
-        "resumed_rounds": fitted.resumed_rounds,
-        "metrics": evaluation.metrics,
-        "reason": request.reason,
-        "window": candidate.window_name,
-        "since": pinned.since,
-        "status": "trained",
-        "gate": {
-            "passed": evaluation.passed,
-            "reasons": evaluation.reasons,
-            "against_champion": comparisons["against_champion"],
-            "against_baselines": comparisons["against_baselines"],
-            "champion": pinned.champion_version,
-        },
-        "rows": {
-            "fit": candidate.fit_rows,
-            "valid": candidate.rows - candidate.fit_rows,
-            "holdout": evaluation.rows,
-        },
-    }
-
-
 def _record(
-    spec: ModelSpec, request: _Request, pinned: _PinnedData, result: TrainResult, started: float
+    spec: ModelSpec,
+    request: TrainingRequest,
+    pinned: PinnedData,
+    result: TrainResult,
+    registered: RegisteredVersion,
+    started: float,
 ) -> None:
     """Record the training in the ledger, and write its manifest last."""
     gate = result["gate"]
@@ -448,17 +373,19 @@ def _record(
         decision=Decision.ACCEPTED if gate["passed"] else Decision.REJECTED,
         partition=request.as_of,
         reason="; ".join(gate["reasons"]),
-        actor="gate",
+        actor=Policy.GATE,
         model_version=result["version"],
         evidence={
             "as_of": request.as_of,
             "request": {"actor": request.actor, "reason": request.reason},
             "run_id": result["run_id"],
+            "report": result["report"],
             "metrics": result["metrics"],
             "window": result["window"],
             "gpu_seconds": round(time.monotonic() - started, 1) if result["device"] == "cuda" else 0.0,
             "champion": gate["champion"],
-        },
+        }
+        | training_records.evidence(registered.version.model_id, registered.tags, registered.digests),
     )
     rows = result["rows"]["fit"] + result["rows"]["valid"]
     manifests.write(

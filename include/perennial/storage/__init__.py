@@ -7,9 +7,15 @@ PyArrow, deltalake and boto3 are imported inside the functions that use them.
 __all__ = [
     "delta_tables",
     "duckdb_session",
+    "file_digests",
+    "generations",
     "landing",
     "ledger",
+    "leftovers",
     "locks",
     "manifests",
     "object_store",
+    "pages",
+    "part_folders",
+    "storage_errors",
 ]

@@ -1,23 +1,27 @@
 """Delta tables of the lake: partitions are replaced atomically, and each version remains readable.
 
+The digest of each file is recorded when it is written; who reads files calls `perennial.storage.file_digests.verify`.
+
 Every table has the column ``partition_date`` (ISO date as text), by which it is partitioned.
 """
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import random
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
 
-from perennial.core import dates
-from perennial.core.errors import StorageError
+from perennial.core.errors import StorageError, StorageFaultError
+from perennial.core.partitions import PartitionRange, contiguous_ranges, nominal_start
 from perennial.core.settings import settings
-from perennial.storage import object_store
+from perennial.core.sql import row_group_rows
+from perennial.storage import _column_types, file_digests, object_store, storage_errors
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,6 +32,12 @@ if TYPE_CHECKING:
 os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 #: The partition column of every table.
 PARTITION = "partition_date"
+#: Property of a table: what its rows mean.
+DEFINITION = "perennial.definition"
+#: Kinds of tables that a model has.
+KINDS = ("published", "labels", "quarantine", "predictions", "served", "monitoring")
+#: Rows of a row group of a narrow table.
+MAX_GROUP_ROWS = 262_144
 #: Attempts at a commit that conflicts with other writers.
 MAX_ATTEMPTS = 12
 
@@ -36,7 +46,7 @@ def table_uri(kind: str, model: str) -> str:
     """The URI of a model's table.
 
     Args:
-        kind: ``published``, ``labels``, ``quarantine``, ``predictions``, ``served``, ``monitoring``.
+        kind: one of `KINDS`.
         model: name of the model.
     """
     return f"{settings().lake}/{kind}/{model}"
@@ -55,27 +65,63 @@ def open_table(uri: str, version: int | None = None) -> DeltaTable | None:
     Raises:
         StorageError: it cannot be read.
     """
-    from deltalake import DeltaTable
-    from deltalake.exceptions import DeltaError, TableNotFoundError
-
     # deltalake panics on brackets, and reads from another folder than it writes to if there is a percent sign.
     if refused := sorted(set("[]%") & set(uri)):
-        raise StorageError(
+        raise StorageFaultError(
             f"{uri} contains {' and '.join(refused)}, which the path of a Delta table must not contain",
             "set PERENNIAL_LAKE to another folder or address",
         )
+    table = _open_if_there(uri, version)
+    if table is None and _has_files(uri):
+        # Writers create the log before other files: since it was looked for, another task may have created the table.
+        table = _open_if_there(uri, version)
+        if table is None:
+            raise StorageFaultError(  # an empty table must not be taken for one whose log was lost
+                f"{uri} has files, but the log of its versions (_delta_log) is missing or empty",
+                storage_errors.lost_log_remedy(uri),
+            )
+    return table
+
+
+def _open_if_there(uri: str, version: int | None) -> DeltaTable | None:
+    """The table; None if it has no log."""
+    from deltalake import DeltaTable
+    from deltalake.exceptions import TableNotFoundError
+
     if not object_store.is_remote(uri) and not Path(uri, "_delta_log").is_dir():
         return None
     try:
         return DeltaTable(uri, version=version, storage_options=settings().storage_options)
     except TableNotFoundError:
         return None
-    except (DeltaError, OSError) as error:
+    except BaseException as error:
+        if not storage_errors.is_storage_failure(error):
+            raise
         name = uri if version is None else f"{uri} at version {version}"
-        raise StorageError(
-            f"{name} cannot be read: {error}",
-            "check the lake's address and permissions; a version that was vacuumed is gone",
-        ) from error
+        failure = storage_errors.read_error(name, error)
+        if version is not None and "ersion" in str(error):
+            failure.remedy += "; or the version was vacuumed, and is gone"
+        raise failure from error
+
+
+def _has_files(uri: str) -> bool:
+    """Whether there are files of rows.
+
+    Raises:
+        StorageError: they cannot be listed, or the table's folder is a file.
+    """
+    remote = object_store.is_remote(uri)
+    if not remote and Path(uri).is_file():
+        raise storage_errors.read_error(uri, NotADirectoryError(errno.ENOTDIR, "", uri))
+    if "/references/" in uri:  # a reference table is copied again from its landed file, and needs no repair
+        return False
+    if not remote:
+        return Path(uri, "_delta_log").is_file() or any(Path(uri).rglob("*.parquet"))
+    from pyarrow.fs import FileSelector
+
+    with storage_errors.reading(uri):
+        selector = FileSelector(uri.removeprefix("s3://"), allow_not_found=True, recursive=True)
+        return any(file.extension == "parquet" for file in object_store.filesystem().get_file_info(selector))
 
 
 def version(uri: str) -> int | None:
@@ -90,6 +136,14 @@ def partitions(uri: str, version: int | None = None) -> list[str]:
     return sorted(p[PARTITION] for p in table.partitions()) if table else []
 
 
+def file_paths(uri: str) -> list[str]:
+    """The files of a table's latest version, by path in the table, in order."""
+    table = open_table(uri)
+    if table is None:
+        return []
+    return sorted(unquote(path) for path in table.get_add_actions(flatten=True)["path"].to_pylist())
+
+
 class File(NamedTuple):
     """A Parquet file of a table: its path or URI, and its number of rows."""
 
@@ -100,12 +154,16 @@ class File(NamedTuple):
 def files_by_partition(uri: str, version: int | None = None) -> dict[str, list[File]]:
     """The files of each partition, by date; dates and files are in order."""
     table = open_table(uri, version)
+    return _files(table, uri) if table else {}
+
+
+def _files(table: DeltaTable, uri: str) -> dict[str, list[File]]:
     files: dict[str, list[File]] = {}
-    if table:
+    with storage_errors.reading(uri):
         actions = table.get_add_actions(flatten=True)
-        columns = (f"partition.{PARTITION}", "path", "num_records")
-        for day, path, rows in zip(*(actions[c].to_pylist() for c in columns), strict=True):
-            files.setdefault(day, []).append(File(f"{uri}/{unquote(path)}", int(rows or 0)))
+    columns = (f"partition.{PARTITION}", "path", "num_records")
+    for day, path, rows in zip(*(actions[c].to_pylist() for c in columns), strict=True):
+        files.setdefault(day, []).append(File(f"{uri}/{unquote(path)}", int(rows or 0)))
     return {day: sorted(files[day]) for day in sorted(files)}
 
 
@@ -182,9 +240,26 @@ def replace(
     end: str | None = None,
     *,
     distinct: Collection[str] = (),
+    days: Collection[str] = (),
+    properties: Mapping[str, str] | None = None,
 ) -> int:
     """Replace partitions once, as `Writer.replace` does."""
-    return Writer(uri, distinct).replace(data, start, end)
+    return Writer(uri, distinct, properties).replace(data, start, end, days=days)
+
+
+def remove_rows(uri: str, days: Collection[str]) -> None:
+    """Remove the rows of partitions that have any.
+
+    Raises:
+        StorageError: as `Writer.replace`.
+    """
+    table = open_table(uri)
+    present = sorted(set(days) & set(partitions(uri)))
+    if table is not None and present:
+        import pyarrow as pa
+
+        schema = pa.schema(cast(Any, table.schema().to_arrow()))
+        Writer(uri).replace(schema.empty_table(), present[0], present[-1], days=present)
 
 
 class Writer:
@@ -192,21 +267,37 @@ class Writer:
 
     Opening a table is slow: 20 ms for a year of daily partitions.
 
+    Columns that the table does not have are added to it. Rows with another type than the table's are refused;
+    `generations` changes the types of a table.
+
     Args:
         uri: the table; the first write creates it.
         distinct: columns with mostly distinct values; they are written without a dictionary, in half the time.
+        properties: properties of a table that the first write creates.
     """
 
-    def __init__(self, uri: str, distinct: Collection[str] = ()) -> None:
+    def __init__(
+        self, uri: str, distinct: Collection[str] = (), properties: Mapping[str, str] | None = None
+    ) -> None:
         self.uri = uri
         self.distinct = distinct
+        self.properties = properties or {}
         self._table: DeltaTable | None = None
+
+    def open(self) -> DeltaTable | None:
+        """The table as it was when it was opened or last written; None where nothing has been written yet."""
+        if self._table is None:
+            self._table = open_table(self.uri)
+        return self._table
 
     def replace(
         self,
         data: pa.Table | Callable[[], pa.RecordBatchReader],
         start: str,
         end: str | None = None,
+        *,
+        days: Collection[str] = (),
+        condition: str = "",
     ) -> int:
         """Replace the partitions ``start`` to ``end`` (both included) by ``data`` in one commit.
 
@@ -215,47 +306,58 @@ class Writer:
                 opens a stream of them: it is called again when the commit collides with another writer's.
             start: first partition date.
             end: last partition date; ``start`` when not given.
+            days: the partitions of the range that are replaced; all of them when not given. Another run may write the
+                others at the same time.
+            condition: SQL condition of the rows of these partitions that are replaced, which ``data`` must satisfy; all
+                of them when empty.
 
         Returns:
             The version that holds the rows.
 
         Raises:
-            StorageError: the lake cannot be written, or conflicts with other writers persist.
+            StorageError: the lake cannot be written, conflicts with other writers persist, or a column has another
+                type in the table; nothing was written.
+            Exception: what the stream of ``data`` raised.
         """
-        from deltalake.exceptions import CommitFailedError, DeltaError
+        from deltalake.exceptions import CommitFailedError
 
         end = end or start
         for day in (start, end):
-            dates.parse_date(day)
-        predicate = (
-            f"{PARTITION} = '{start}'"
-            if start == end
-            else f"{PARTITION} >= '{start}' AND {PARTITION} <= '{end}'"
-        )
+            nominal_start(day)
+        predicate = _partitions_condition(days or PartitionRange.between(start, end))
+        if condition:
+            predicate = f"{predicate} AND {condition}"
+        source: list[Exception] = []
         for attempt in range(MAX_ATTEMPTS):
             try:
-                return self._overwrite(data() if callable(data) else data, predicate)
+                return self._overwrite(_observed(data(), source) if callable(data) else data, predicate)
             except CommitFailedError as error:
                 if attempt == MAX_ATTEMPTS - 1:
-                    raise StorageError(
-                        f"{self.uri}: the commit conflicted with other writers {MAX_ATTEMPTS} times",
-                        "run it again when the other runs have ended",
-                        partition=start,
-                    ) from error
+                    raise self._conflict(start) from error
                 time.sleep(random.uniform(0.02, 0.1 * (attempt + 1)))
-            except (DeltaError, OSError) as error:
+            except BaseException as error:
+                if source:  # the rows could not be read: the writer reports only the text of that
+                    raise source[0] from None
+                if not storage_errors.is_storage_failure(error):
+                    raise
                 if (
                     "already exists" in str(error) and attempt < MAX_ATTEMPTS - 1
                 ):  # two writers created the table
                     time.sleep(random.uniform(0.05, 0.2))
                     continue
-                raise StorageError(
-                    f"{self.uri} cannot be written: {error}",
-                    "check that the disk has room and that this user "
-                    "may write; then run it again: nothing was published",
-                    partition=start,
-                ) from error
+                raise storage_errors.write_error(self.uri, error, partition=start) from error
         raise AssertionError("unreachable")
+
+    def _conflict(self, start: str) -> StorageError:
+        return StorageError(
+            f"{self.uri}: the commit conflicted with other writers {MAX_ATTEMPTS} times",
+            "run it again when the other runs have ended",
+            partition=start,
+        )
+
+    def files_by_partition(self) -> dict[str, list[File]]:
+        """The files of each partition in the version last written, by date."""
+        return _files(self._table, self.uri) if self._table else {}
 
     def _overwrite(self, rows: pa.Table | pa.RecordBatchReader, predicate: str) -> int:
         """Overwrite the rows that match ``predicate`` in one commit; returns the table's new version."""
@@ -264,9 +366,10 @@ class Writer:
         # After a failed commit the open table is not the latest version, and must be opened again.
         table, self._table = self._table, None
         if table is None and (table := open_table(self.uri)) is None:
-            _create(self.uri, rows.schema)
+            create(self.uri, rows.schema, self.properties)
             table = open_table(self.uri)
         assert table is not None
+        self._check_definition(table, rows.schema)
         plain = dict.fromkeys(self.distinct, ColumnProperties(dictionary_enabled=False))
         write_deltalake(
             table,  # updated to its new version by the call
@@ -276,30 +379,95 @@ class Writer:
             partition_by=[PARTITION],
             schema_mode="merge",
             writer_properties=WriterProperties(
-                compression="SNAPPY", max_row_group_size=262_144, column_properties=plain or None
+                compression="SNAPPY",
+                # A row group is in memory until it is complete.
+                max_row_group_size=min(MAX_GROUP_ROWS, 2 * row_group_rows(len(rows.schema))),
+                column_properties=plain or None,
             ),
             # deltalake's own retries would write to an outdated version of the table.
             commit_properties=CommitProperties(max_commit_retries=0),
         )
+        file_digests.record_commit(table, self.uri)
         self._table = table
         return int(table.version())
 
+    def _check_definition(self, table: DeltaTable, schema: pa.Schema) -> None:
+        """Refuse rows that have other types, or another meaning, than those of the table.
 
-def _create(uri: str, schema: pa.Schema) -> None:
-    """Create an empty table, unless another writer has created it.
+        Steps compare the spec with the table before they write: this is for a table that changed while a step ran.
+        """
+        stored = table.metadata().configuration.get(DEFINITION)
+        conflicts = [str(c) for c in _column_types.changes(table, schema)]
+        if stored is not None and stored != self.properties.get(DEFINITION, stored):
+            conflicts.append(f"its rows are {stored}, and these are {self.properties[DEFINITION]}")
+        if conflicts:
+            raise StorageError(
+                f"{self.uri}: {'; '.join(conflicts)}; nothing was written",
+                "run this again with the present spec; `perennial check` compares the spec with the table",
+            )
 
-    If the first write created the table, it could overwrite what a writer of another partition has just written.
+
+def _observed(rows: pa.RecordBatchReader, failures: list[Exception]) -> pa.RecordBatchReader:
+    """The same stream; what it raises is also added to ``failures``."""
+    import pyarrow as pa
+
+    def batches() -> Iterator[pa.RecordBatch]:
+        try:
+            yield from rows
+        except Exception as error:
+            failures.append(error)
+            raise
+
+    return pa.RecordBatchReader.from_batches(rows.schema, batches())
+
+
+def _partitions_condition(days: Collection[str] | PartitionRange) -> str:
+    """SQL condition of the rows of some partitions."""
+    spans = [days] if isinstance(days, PartitionRange) else list(contiguous_ranges(days))
+    if len(spans) == 1:
+        start, end = spans[0].start, spans[0].end
+        return (
+            f"{PARTITION} = '{start}'"
+            if start == end
+            else f"({PARTITION} >= '{start}' AND {PARTITION} <= '{end}')"
+        )
+    # Deltalake takes twice as long for the ranges of a feed without weekends, joined by OR.
+    return f"{PARTITION} IN ({', '.join(repr(day) for day in sorted(set(days)))})"
+
+
+def create(
+    uri: str,
+    schema: pa.Schema,
+    properties: Mapping[str, str],
+    *,
+    partition_by: Sequence[str] = (PARTITION,),
+    reason: str = "",
+) -> None:
+    """Create an empty table.
+
+    Where another writer has created it, nothing happens. If the first write created the table, it could overwrite what
+    a writer of another partition has just written.
+
+    Args:
+        uri: the table.
+        schema: its columns, with ``partition_date``.
+        properties: properties of the table.
+        partition_by: columns that the table is partitioned by.
+        reason: why a table that exists is replaced by an empty one, in one commit. Its old versions stay readable.
     """
-    from deltalake import DeltaTable
+    from deltalake import CommitProperties, DeltaTable
 
-    if not object_store.is_remote(uri):
-        Path(uri).mkdir(parents=True, exist_ok=True)
-    DeltaTable.create(
-        uri,
-        schema,
-        mode="ignore",
-        partition_by=[PARTITION],
-        storage_options=settings().storage_options,
-        # Trainings pin old versions: vacuum must keep them for two years.
-        configuration={"delta.deletedFileRetentionDuration": "interval 730 days"},
-    )
+    with storage_errors.writing(uri):
+        if not object_store.is_remote(uri):
+            Path(uri).mkdir(parents=True, exist_ok=True)
+        DeltaTable.create(
+            uri,
+            schema,
+            mode="overwrite" if reason else "ignore",
+            partition_by=list(partition_by),
+            storage_options=settings().storage_options,
+            # Trainings pin old versions: vacuum must keep them for two years.
+            configuration={"delta.deletedFileRetentionDuration": "interval 730 days", **properties},
+            raise_if_key_not_exists=False,  # the properties are ours
+            commit_properties=CommitProperties({"perennial.reason": reason}, 0) if reason else None,
+        )

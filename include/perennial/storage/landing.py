@@ -1,58 +1,71 @@
-"""Landed files as one typed, streaming relation.
+"""Landed files: their paths and fingerprints, and how they are fetched to this machine.
 
-A partition lands as one file, Parquet or CSV, in a folder or on S3, and is streamed whatever its size. A local Parquet
-file is read in place. A text file, or any file on S3, is copied to the working folder first, because it is read more
-than once. Types are those that the spec declares: a Parquet column of another type is refused, and a row with a text
-cell that cannot be cast to its type goes to quarantine.
+A partition lands as one file, Parquet or CSV, in a folder or on S3. A local Parquet file is read in place. A text file,
+or any file on S3, is copied to the working folder first, because it is read more than once.
 """
 
 from __future__ import annotations
 
-import csv
-import gzip
-import shutil
-import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path
+from stat import S_ISDIR
 from typing import TYPE_CHECKING
 
-from perennial.core import dates
-from perennial.core.errors import DataError, PerennialError, StorageError
+from perennial.core import file_formats, partitions
+from perennial.core.errors import DataReplacedError
+from perennial.core.partitions import DAILY, Cadence
 from perennial.core.settings import settings
-from perennial.core.sql import MISSING_MARKERS, SQL_TYPES, quote_identifier, text_literal
-from perennial.storage import object_store
+from perennial.feeds import text_files
+from perennial.feeds.column_names import check_columns
+from perennial.feeds.feed_schema import FeedSchema
+from perennial.storage import _landed_copies, object_store, part_folders
+from perennial.storage.object_store import FileStat
+from perennial.storage.part_folders import PartFolder
 
 if TYPE_CHECKING:
     import duckdb
-    import pyarrow as pa
 
-#: Days after the partition's date from which an event time is too late: the day after is allowed for time zones.
-MAX_DAY_OFFSET = 2
-#: The longest line of a text file, in bytes.
-MAX_LINE_BYTES = 16 << 20
-#: Problems of one file that its error message lists.
-MAX_PROBLEMS_LISTED = 6
-#: The text of a cell before its cast is in a column named by this prefix and the column's name.
-TEXT_PREFIX = "__text_"
-_MISSING = f"({', '.join(text_literal(marker) for marker in MISSING_MARKERS)})"
-#: Columns that DuckDB's reader adds to those of a file.
-_READER_COLUMNS = ("file_index", "file_row_number", "filename")
-#: Parquet's integer types that DuckDB reads as a type wider than BIGINT.
-_WIDE_INTEGERS = ("UBIGINT", "HUGEINT", "UHUGEINT")
+#: Patterns of the placeholders of a path template.
+_DATE_PARTS = {
+    "{date}": r"\d{4}-\d{2}-\d{2}", "{year}": r"\d{4}", "{month}": r"\d{2}", "{day}": r"\d{2}",
+    "{hour}": r"\d{2}",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What identifies the bytes of a landed file.
+
+    Attributes:
+        digest: SHA-256 of the bytes.
+        stat: size and time of the file; None for a copy.
+        stamp: inode, size and times of a file in a folder, which change when it is written or replaced; empty on S3.
+            Of a folder of parts, those of each part.
+    """
+
+    digest: str
+    stat: FileStat | None = None
+    stamp: tuple[int | str, ...] = ()
 
 
 @dataclass(frozen=True)
 class LandedFile:
-    """One partition's file.
+    """One partition's file, or its folder of part files.
 
     Attributes:
         day: partition date.
         uri: where it landed.
-        path: the local file that is read: the landed file itself, or a copy of it.
+        path: the local file that is read: the landed file itself, or a copy of it; of a folder, the first part's.
         columns: the file's columns, in its order.
         rows: number of rows, from the file's footer.
+        digest: SHA-256 of the landed file's bytes.
+        stamp: of the landed file, if it is read in place (see `Fingerprint`); empty for a copy, which cannot change.
+        types: the file's types of the declared columns; of a folder, the first part's.
+        is_text: whether its cells are text.
+        parts: the part files, if it is a folder.
+        undeclared: type of each column that the spec does not declare.
     """
 
     day: str
@@ -60,53 +73,78 @@ class LandedFile:
     path: Path
     columns: list[str]
     rows: int | None
+    digest: str = ""
+    stamp: tuple[int | str, ...] = ()
+    types: tuple[str, ...] = ()
+    is_text: bool = False
+    parts: tuple[LandedFile, ...] = ()
+    undeclared: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def changed(self) -> bool:
+        """Whether the feed has replaced the file since its digest was computed."""
+        return bool(self.stamp) and _stamp(self.uri) != self.stamp
 
 
-@dataclass
-class FeedSchema:
-    """The columns that the files of one feed must have.
+def fingerprint(uri: str) -> Fingerprint | None:
+    """Identify the bytes of a landed file, or of a folder of part files; None if it has not landed.
 
-    Attributes:
-        model: name of the model that the feed belongs to.
-        kind: ``rows`` or ``labels``.
-        columns: declared type of each column.
-        extra_columns: ``ignore`` columns that are not declared, or ``stop`` the partition.
-        personal: columns of personal data, whose values no message may show.
+    Raises:
+        StorageError: it cannot be read.
     """
+    try:
+        if folder := part_folders.find_complete(uri):
+            stamp = _stamp(uri)
+            parts = (object_store.digest(f"{uri}/{name}") for name in folder.parts)
+            return Fingerprint(part_folders.digest(parts), folder.stat, stamp)
+        # before the digest: a file that is replaced meanwhile counts as changed
+        stat, stamp = object_store.stat(uri, copied=True), _stamp(uri)
+        return None if stat is None else Fingerprint(object_store.digest(uri), stat, stamp)
+    except FileNotFoundError:
+        return None
 
-    model: str
-    kind: str
-    columns: Mapping[str, str]
-    extra_columns: str = "ignore"
-    personal: list[str] = field(default_factory=list)
 
-    def error(self, cause: str, remedy: str, day: str) -> DataError:
-        """Create the error that stops one partition of this feed."""
-        return DataError(cause, remedy, model=self.model, partition=day)
+def has_landed(uri: str) -> bool:
+    """Whether a file has landed, or a complete folder of part files in its place.
 
-
-@contextmanager
-def temporary_folder(home: Path) -> Iterator[Path]:
-    """Create a folder for one run and remove it afterwards.
-
-    Folders of killed runs that are older than a day are removed, too.
-
-    Args:
-        home: the working folder.
+    Raises:
+        StorageError: that cannot be found out.
     """
-    import tempfile
+    return landed_stat(uri) is not None
 
-    root = home / "tmp"
-    root.mkdir(parents=True, exist_ok=True)
-    for stale in root.glob("data-*"):
-        if stale.stat().st_mtime < time.time() - 86_400:
-            shutil.rmtree(stale, ignore_errors=True)
-    with tempfile.TemporaryDirectory(prefix="data-", dir=root) as folder:
-        yield Path(folder)
+
+def landed_stat(uri: str) -> FileStat | None:
+    """Size and time of a landed file, or of a complete folder of part files in its place; None if there is neither.
+
+    Raises:
+        StorageError: that cannot be found out.
+    """
+    folder = part_folders.find(uri)
+    if folder is None:
+        return object_store.stat(uri, copied=True)
+    return None if folder.missing() else folder.stat
+
+
+def _stamp(uri: str) -> tuple[int | str, ...]:
+    if object_store.is_remote(uri):
+        return ()
+    try:
+        status = Path(uri).stat()
+        if S_ISDIR(status.st_mode):
+            parts = part_folders.PartFolder(uri, object_store.list_files(uri, recursive=True)).parts
+            return tuple(value for name in parts for value in (name, *_stamp(f"{uri}/{name}")))
+    except OSError:
+        return (0,)
+    return (status.st_ino, status.st_size, status.st_mtime_ns, status.st_ctime_ns)
 
 
 def fetch_file(
-    feed: FeedSchema, day: str, uri: str, folder: Path, con: duckdb.DuckDBPyConnection
+    feed: FeedSchema,
+    day: str,
+    uri: str,
+    folder: Path,
+    con: duckdb.DuckDBPyConnection,
+    known: Fingerprint | None = None,
 ) -> LandedFile:
     """Fetch one partition's file to this machine, and check its columns.
 
@@ -116,261 +154,196 @@ def fetch_file(
         uri: where the file lands.
         folder: where copies go.
         con: DuckDB connection that converts text files.
+        known: the file's fingerprint; it is not computed again unless the file has changed since.
 
     Raises:
         FileNotFoundError: the file has not landed.
-        DataError: the file cannot be read, or its columns are not those declared.
+        DataError: the file cannot be read, its columns are not those declared, or it is replaced meanwhile.
         StorageError: the file cannot be copied.
     """
-    path = Path(uri)
-    is_text = _is_text(uri)
-    if object_store.is_remote(uri):
-        suffix = ".parquet" if not is_text else ".csv.gz" if uri.endswith(".gz") else ".csv"
-        path = folder / f"{feed.kind}-{day}{suffix}"
-        _download(uri, path)
-    if path.stat().st_size == 0:
-        raise feed.error(f"{uri} is empty: zero bytes", "ask the feed to deliver it again", day)
-    if is_text:
-        path = _convert_text(feed, day, uri, path, folder, con)
-    schema, rows = _read_footer(feed, day, uri, path)
-    _check_columns(feed, day, uri, schema, is_text)
-    return LandedFile(day, uri, path, list(schema.names), rows)
+    if part_folder := part_folders.find_complete(uri):
+        return _fetch_parts(feed, day, part_folder, folder, con, known)
+    return _fetch(feed, day, uri, folder, con, file_formats.is_text(uri), known)
 
 
-def _is_text(uri: str) -> bool:
-    return uri.endswith((".csv", ".csv.gz"))
-
-
-def _download(uri: str, path: Path) -> None:
-    try:
-        with (
-            object_store.filesystem().open_input_stream(uri.removeprefix("s3://")) as source,
-            path.open("wb") as copy,
-        ):
-            shutil.copyfileobj(source, copy, object_store.BLOCK_BYTES)
-    except FileNotFoundError:
-        raise
-    except OSError as error:
-        raise StorageError(f"{uri} cannot be copied: {error}", "check the connection, and that the disk of the working "
-                           "folder has room; then run it again") from error  # fmt: skip
-
-
-def _convert_text(
-    feed: FeedSchema, day: str, uri: str, path: Path, folder: Path, con: duckdb.DuckDBPyConnection
-) -> Path:
-    """Convert a text file to Parquet with text cells, so that it is parsed only once."""
-    import duckdb
-
-    opener = gzip.open if uri.endswith(".gz") else open
-    remedy = 'ask the feed for UTF-8 text, comma-separated, quoted by ", with a header line'
-    try:
-        with opener(path, "rt", encoding="utf-8-sig", newline="") as file:
-            csv.field_size_limit(MAX_LINE_BYTES)
-            header = next(csv.reader(file), [])
-    except (OSError, EOFError, UnicodeDecodeError, csv.Error) as error:
-        raise feed.error(f"{uri} is not readable text: {error}", remedy, day) from error
-    if len(header) != len({h.lower() for h in header}) or not all(header):
-        raise feed.error(
-            f"{uri}: the header has a duplicate or an empty column name: {', '.join(header)[:200]}",
-            remedy,
-            day,
-        )
-    staged = folder / f"{feed.kind}-{day}.staged.parquet"
-    columns = ", ".join(f"{text_literal(h)}: 'VARCHAR'" for h in header)
-    try:
-        con.execute(
-            f"COPY (SELECT * FROM read_csv({text_literal(str(path))}, columns={{{columns}}}, auto_detect=false, "
-            f"header=true, delim=',', quote='\"', escape='\"', strict_mode=true, null_padding=false, "
-            f"max_line_size={MAX_LINE_BYTES}, buffer_size={MAX_LINE_BYTES}, "
-            f"allow_quoted_nulls=false)) TO {text_literal(str(staged))} (FORMAT parquet, COMPRESSION snappy)"
-        )
-    except duckdb.Error as error:
-        raise translate_read_error(feed, day, uri, error, "is malformed") from error
-    return staged
-
-
-def translate_read_error(
-    feed: FeedSchema, day: str, uri: str, error: Exception, problem: str = "cannot be read to its end"
-) -> PerennialError:
-    """Translate DuckDB's error on a file to a `StorageError` (this machine) or a `DataError` (the file).
+def empty_file(feed: FeedSchema, day: str, uri: str, folder: Path) -> LandedFile:
+    """What stands for a file that may be missing: one with the declared columns and no rows.
 
     Args:
-        feed: the file's feed.
-        day: partition date that the error stops.
-        uri: where the file landed.
-        error: what DuckDB raised.
-        problem: what is wrong with the file, if the file is the cause.
+        feed: the feed.
+        day: partition date.
+        uri: where the file would be.
+        folder: where the stand-in goes, which all such files of a feed share.
     """
-    text = str(error)
-    if "Out of Memory" in text:
-        return StorageError(f"{uri}: there is not enough memory to read it: {_without_row(error)}",
-                            "raise PERENNIAL_MEMORY_MB, or lower PERENNIAL_THREADS; then run it again",
-                            model=feed.model, partition=day)  # fmt: skip
-    if "No space left" in text or "max_temp_directory_size" in text:
-        return StorageError(f"{uri}: the disk of the working folder is full", "free some disk space, then run it "
-                            "again: nothing was published", model=feed.model, partition=day)  # fmt: skip
-    return feed.error(f"{uri} {problem}: {_without_row(error)}", "ask the feed to deliver it again", day)
-
-
-def _without_row(error: Exception) -> str:
-    """DuckDB's message without the row that it quotes, which may hold personal data."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    quoting = ("Original Line", "Possible", "*", "file", "CSV Options")
-    return " ".join([line for line in lines if not line.startswith(quoting)][:2])[:300]
-
-
-def _read_footer(feed: FeedSchema, day: str, uri: str, path: Path) -> tuple[pa.Schema, int]:
     import pyarrow as pa
     import pyarrow.parquet as pq
 
-    try:
-        with pq.ParquetFile(path) as file:
-            return file.schema_arrow, file.metadata.num_rows
-    except (pa.ArrowException, OSError, ValueError) as error:
-        raise feed.error(f"{uri} is not a parquet file: {str(error).splitlines()[0][:200]}",
-                         "ask the feed to deliver it again", day) from error  # fmt: skip
+    path = folder / f"{feed.kind}.empty.parquet"
+    columns = [c for c in feed.columns if c != feed.row_number]
+    schema = pa.schema([(c, pa.null()) for c in columns])
+    if not path.exists():
+        pq.write_table(schema.empty_table(), path)
+    return LandedFile(day, uri, path, columns, 0, types=tuple(str(pa.null()) for _ in columns))
 
 
-def _check_columns(feed: FeedSchema, day: str, uri: str, schema: pa.Schema, is_text: bool) -> None:
-    """Refuse missing, retyped, ambiguous and (if the spec says so) extra columns, all in one message."""
-    types = {f.name: f.type for f in schema}
-    lower = [n.lower() for n in schema.names]
-    problems = []
-    for column, declared in feed.columns.items():
-        if column not in types:
-            close = next((n for n in schema.names if n.lower() == column.lower()), None)
-            problems.append(
-                f"column {column!r} ({declared}) is missing" + (f"; the file has {close!r}" if close else "")
-            )
-        elif lower.count(column.lower()) > 1:
-            problems.append(f"column {column!r} occurs more than once (names are compared without case)")
-        elif not is_text and not type_matches(types[column], declared):
-            problems.append(f"column {column!r} is declared {declared}; the file has {types[column]}")
-    extra = [n for n in schema.names if n not in feed.columns]
-    if feed.extra_columns == "stop" and extra:
-        problems.append(
-            f"column {extra[0]!r} is not declared (extra_columns: stop)"
-            + (f", nor are {len(extra) - 1} more" if extra[1:] else "")
-        )
-    if clash := [n for n in _READER_COLUMNS if n in lower]:
-        problems.append(f"column {clash[0]!r} has a name that is reserved for the reader")
-    if problems:
-        omitted = len(problems) - MAX_PROBLEMS_LISTED
-        more = f"; and {omitted} more" if omitted > 0 else ""
-        raise feed.error(f"{uri}: {'; '.join(problems[:MAX_PROBLEMS_LISTED])}{more}",
-                         "correct the feed, or change data.columns and the model that uses them", day)  # fmt: skip
-
-
-def type_matches(arrow_type: pa.DataType, declared: str) -> bool:
-    """Whether a Parquet column of an Arrow type can be read as the declared type."""
-    import pyarrow.types as t
-
-    if t.is_dictionary(arrow_type):
-        arrow_type = arrow_type.value_type
-    if t.is_null(arrow_type):  # the type of a column that has no values
-        return True
-    match declared:
-        case "string":
-            return bool(
-                t.is_string(arrow_type) or t.is_large_string(arrow_type) or t.is_string_view(arrow_type)
-            )
-        case "integer":
-            return bool(t.is_integer(arrow_type))
-        case "number":
-            return bool(t.is_integer(arrow_type) or t.is_floating(arrow_type) or t.is_decimal(arrow_type))
-        case "boolean":
-            return bool(t.is_boolean(arrow_type))
-        case "date":
-            return bool(t.is_date(arrow_type))
-    return bool(t.is_timestamp(arrow_type))
-
-
-def create_landed_view(
-    con: duckdb.DuckDBPyConnection, feed: FeedSchema, landed: list[LandedFile], name: str = "rows"
-) -> dict[str, str]:
-    """Create a view of landed files with their columns cast to the declared types.
-
-    The view has three more columns: ``__file`` (index into ``landed``), ``__row`` (the row's number in its file) and
-    ``__future`` (the first moment that is too late for a row of the partition).
-
-    Args:
-        con: DuckDB connection.
-        feed: the declared columns.
-        landed: files of one format.
-        name: name of the view.
-
-    Returns:
-        The cast failures: by column, the SQL condition that a cell has a value that cannot be cast to the declared
-        type. Only columns where that can happen: those of text files, and integers wider than 64 bits.
-    """
-    paths = ", ".join(text_literal(str(file.path)) for file in landed)
-    source = f"read_parquet([{paths}], union_by_name={str(len(landed) > 1).lower()}, hive_partitioning=false)"
-    file_types = dict(
-        con.execute(f"SELECT column_name, column_type FROM (DESCRIBE SELECT * FROM {source})").fetchall()
-    )
-    is_text = _is_text(landed[0].uri)
-    cast_failures: dict[str, str] = {}
-    selected = ["file_index::BIGINT AS __file", "file_row_number AS __row", f"{_future(landed)} AS __future"]
-    for i, (column, declared) in enumerate(feed.columns.items()):
-        cell = quote_identifier(column)
-        value = _cast_text(cell, declared) if is_text else _cast(cell, declared, file_types[column])
-        selected.append(f"{value} AS {cell}")
-        has_value = f"trim({cell}) NOT IN {_MISSING}" if is_text else "TRUE"
-        if (is_text and declared != "string") or file_types[column] in _WIDE_INTEGERS:
-            selected.append(f"{cell} IS NOT NULL AND {has_value} AND ({value}) IS NULL AS __cast_failed_{i}")
-            cast_failures[column] = f"__cast_failed_{i}"
+def _fetch(
+    feed: FeedSchema,
+    day: str,
+    uri: str,
+    folder: Path,
+    con: duckdb.DuckDBPyConnection,
+    is_text: bool,
+    known: Fingerprint | None = None,
+) -> LandedFile:
+    """As `fetch_file`, of a single file, which may be a part."""
+    path = Path(uri)
+    if object_store.is_remote(uri):
+        path = folder / f"{feed.kind}-{day}.landed"
+        read = Fingerprint(_landed_copies.download(uri, path))
+    else:
+        read = known if known and known.stamp == _stamp(uri) else _existing_fingerprint(uri)
+    if path.stat().st_size == 0:
+        raise feed.error(f"{uri} is empty: zero bytes", "ask the feed to deliver it again", day)
     if is_text:
-        selected += [f"{quote_identifier(c)} AS {quote_identifier(TEXT_PREFIX + c)}" for c in cast_failures]
-    con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS SELECT {', '.join(selected)} FROM {source}")
-    return cast_failures
-
-
-def _future(landed: list[LandedFile]) -> str:
-    """SQL of the first moment that is too late for a row of its partition."""
-    limits = ", ".join(f"TIMESTAMP '{dates.add_days(file.day, MAX_DAY_OFFSET)} 00:00:00'" for file in landed)
-    return f"({limits})" if len(landed) == 1 else f"([{limits}])[file_index::BIGINT + 1]"
-
-
-def _cast(cell: str, declared: str, file_type: str) -> str:
-    """SQL of a Parquet cell as its declared type. NaN is a missing value, times are in UTC."""
-    if declared == "number":
-        number = f"{cell}::DOUBLE"
-        return (
-            f"CASE WHEN NOT isnan({number}) THEN {number} END" if file_type in ("DOUBLE", "FLOAT") else number
+        path = text_files.convert(
+            feed, day, uri, _landed_copies.decompress(feed, day, uri, path, folder), folder, con
         )
-    if declared == "timestamp" and file_type == "TIMESTAMP WITH TIME ZONE":
-        return f"({cell} AT TIME ZONE 'UTC')"
-    if file_type in _WIDE_INTEGERS:
-        return f"TRY_CAST({cell} AS {SQL_TYPES[declared]})"
-    return f"{cell}::{SQL_TYPES[declared]}"
+    schema, rows = _landed_copies.read_footer(feed, day, uri, path)
+    check_columns(feed, day, uri, schema, is_text)
+    types = tuple(str(schema.field(c).type) for c in feed.columns if c != feed.row_number)
+    extra = {f.name: "text" if is_text else str(f.type) for f in schema if f.name not in feed.columns}
+    file = LandedFile(
+        day, uri, path, list(schema.names), rows, read.digest, read.stamp, types, is_text, undeclared=extra
+    )
+    if is_text and file.changed:
+        raise replaced_error(feed, file)
+    return replace(file, stamp=()) if is_text else file
 
 
-def _cast_text(cell: str, declared: str) -> str:
-    """SQL of a text cell as its declared type; null where it is missing or cannot be cast."""
-    if declared == "string":
-        return f"nullif({cell}, '')"
-    text = f"trim({cell})"
-    if declared == "integer":  # a plain cast would round 1.5 to 2
-        return f"CASE WHEN regexp_full_match({text}, '[+-]?[0-9]+') THEN TRY_CAST({text} AS BIGINT) END"
-    if declared == "number":
-        return f"CASE WHEN NOT isnan(TRY_CAST({text} AS DOUBLE)) THEN TRY_CAST({text} AS DOUBLE) END"
-    if declared == "date":
-        return f"CASE WHEN length({text}) = 10 THEN TRY_CAST({text} AS DATE) END"
-    if declared == "timestamp":  # a cast to TIMESTAMP would drop the offset that the text may carry
-        return f"(TRY_CAST({text} AS TIMESTAMPTZ) AT TIME ZONE 'UTC')"
-    return f"TRY_CAST({text} AS BOOLEAN)"
+def _fetch_parts(
+    feed: FeedSchema,
+    day: str,
+    part_folder: PartFolder,
+    folder: Path,
+    con: duckdb.DuckDBPyConnection,
+    known: Fingerprint | None,
+) -> LandedFile:
+    """As `fetch_file`, of a folder of part files."""
+    uri, stamp = part_folder.uri, _stamp(part_folder.uri)
+    if part_folder.fault:
+        raise feed.error(
+            f"{uri} cannot be read: {part_folder.fault}",
+            "ask the feed for one file, or one folder of parts",
+            day,
+        )
+    # An unchanged folder is not read for its digest again.
+    unchanged = known is not None and bool(stamp) and known.stamp == stamp
+    parts = []
+    for i, name in enumerate(part_folder.parts):
+        copies = folder / f"{feed.kind}-{day}.{i}"
+        copies.mkdir()
+        is_text, part = file_formats.is_text(part_folder.format_name(name)), f"{uri}/{name}"
+        trusted = Fingerprint("", stamp=_stamp(part)) if unchanged else None
+        parts.append(_fetch(feed, day, part, copies, con, is_text, trusted))
+    digest = known.digest if known and unchanged else part_folders.digest(p.digest for p in parts)
+    if not parts:
+        return replace(empty_file(feed, day, uri, folder), digest=digest)
+    rows, first = sum(part.rows or 0 for part in parts), parts[0]
+    extra = {name: kind for part in reversed(parts) for name, kind in part.undeclared.items()}
+    file = replace(
+        first, uri=uri, rows=rows, digest=digest, stamp=stamp, parts=tuple(parts), undeclared=extra
+    )
+    if file.changed or (object_store.is_remote(uri) and part_folders.find(uri) != part_folder):
+        raise replaced_error(feed, file)
+    return replace(file, stamp=()) if first.is_text else file
+
+
+def _existing_fingerprint(uri: str) -> Fingerprint:
+    if (read := fingerprint(uri)) is None:
+        raise FileNotFoundError(uri)
+    return read
+
+
+def replaced_error(feed: FeedSchema, file: LandedFile) -> DataReplacedError:
+    """The error about a file that was replaced while it was read."""
+    return DataReplacedError(
+        f"{file.uri} was replaced while it was read; nothing was published from it",
+        "run it again when the feed has delivered the file; feeds should rename a complete file to its place",
+        model=feed.model,
+        partition=file.day,
+    )
 
 
 def source_uri(template: str, day: str | None = None) -> str:
     """Fill in a path template of the spec.
 
     Args:
-        template: path with ``{landing}``, ``{date}``, ``{year}``, ``{month}`` and ``{day}``.
-        day: partition date; without one, only ``{landing}`` is filled in.
+        template: path with ``{landing}``, and ``{date}``, ``{year}``, ``{month}``, ``{day}`` and ``{hour}`` of the
+            start of a partition.
+        day: key of the partition; without one, only ``{landing}`` is filled in.
     """
-    values = {"landing": settings().landing}
+    values = {"landing": settings().landing} if "{landing}" in template else {}
     if day:
-        values |= {"date": day, "year": day[:4], "month": day[5:7], "day": day[8:10]}
+        values |= _date_parts(day)
     for name, value in values.items():
         template = template.replace("{" + name + "}", value)
-    return template
+    return template.rstrip("/")  # of a folder of part files
+
+
+def _date_parts(key: str) -> dict[str, str]:
+    """The values of the placeholders for a partition."""
+    moment = partitions.nominal_start(key).isoformat()
+    parts = {"year": moment[:4], "month": moment[5:7], "day": moment[8:10], "hour": moment[11:13]}
+    return parts | {"date": moment[:10]}
+
+
+def list_landed(template: str, cadence: Cadence = DAILY) -> dict[str, FileStat]:
+    """List the landed files of a feed by their partition, in order, by one listing of its folder.
+
+    Args:
+        template: path template of the feed.
+        cadence: of its partitions. A file whose date is not the start of one is not listed.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    before, brace, after = source_uri(template).partition("{")
+    folder, _, prefix = before.rpartition("/")
+    pattern, named = re.escape(prefix), set[str]()
+    for part in re.split(r"(\{[a-z]+\})", brace + after):
+        name = part[1:-1]
+        if part not in _DATE_PARTS:
+            pattern += re.escape(part)
+        elif name in named:
+            pattern += f"(?P={name})"
+        else:
+            pattern += f"(?P<{name}>{_DATE_PARTS[part]})"
+            named.add(name)
+    landed = {}
+    for path, stat in _landed_paths(folder, pattern).items():
+        if match := re.fullmatch(pattern, path):
+            parts = match.groupdict()
+            day = parts.get("date") or f"{parts['year']}-{parts['month']}-{parts.get('day', '01')}"
+            key = f"{day}T{parts.get('hour', '00')}" if cadence.unit == "hour" else day
+            key = key[:7] if cadence.unit == "month" else key
+            if cadence.is_key(key) and _date_parts(key).items() >= parts.items():
+                landed[key] = stat
+    return {day: landed[day] for day in sorted(landed)}
+
+
+def _landed_paths(folder: str, pattern: str) -> dict[str, FileStat]:
+    """The landed files of a folder whose path matches, and complete folders of part files, by their path."""
+    landed: dict[str, FileStat] = {}
+    parts: dict[str, dict[str, FileStat]] = {}
+    for path, stat in object_store.list_files(folder, recursive=True, copied=True).items():
+        if re.fullmatch(pattern, path):
+            landed[path] = stat
+        elif match := re.match(rf"(?P<__folder>{pattern})/(?P<__part>.+)", path):
+            parts.setdefault(match["__folder"], {})[match["__part"]] = stat
+    folders = {path: PartFolder(f"{folder}/{path}", files) for path, files in parts.items()}
+    beside: dict[str, list[PartFolder]] = {}
+    for path, part_folder in folders.items():
+        if part_folders.SUCCESS in part_folder.files:
+            beside.setdefault(path.rpartition("/")[0], []).append(part_folder)
+    complete = {p: f for p, f in folders.items() if not f.missing(beside.get(p.rpartition("/")[0], ()))}
+    return landed | {path: part_folder.stat for path, part_folder in complete.items()}

@@ -12,11 +12,11 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
-from perennial.core.errors import LockHeldError, StorageError
+from perennial.core.errors import LockHeldError
 from perennial.core.settings import settings
-from perennial.storage import object_store
+from perennial.storage import object_store, storage_errors
 
 #: Seconds after which a lock on S3 that was not renewed expires. It is renewed every third of this time. The clocks of
 #: two machines must differ by less than two thirds of it.
@@ -58,8 +58,7 @@ def _held_by_another(name: str) -> LockHeldError:
 @contextmanager
 def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
     path = Path(lake) / "locks" / f"{name}.lock"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
+    with _opened(path) as file:
         while True:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -69,6 +68,17 @@ def _in_folder(lake: str, name: str, deadline: float) -> Iterator[None]:
                     raise _held_by_another(name) from None
                 time.sleep(0.05)
         yield
+
+
+def _opened(path: Path) -> TextIO:
+    """Open a lock's file.
+
+    Raises:
+        StorageError: it cannot be created or opened.
+    """
+    with storage_errors.writing(str(path)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        return path.open("a")
 
 
 @contextmanager
@@ -225,7 +235,4 @@ def _translate_s3_errors(name: str) -> Iterator[None]:
     try:
         yield
     except (BotoCoreError, ClientError, ValueError, KeyError) as error:
-        raise StorageError(
-            f"the lock {name} cannot be acquired: {error}",
-            "check the lake's address, its credentials and the connection; then run this again",
-        ) from error
+        raise storage_errors.failure(f"the lock {name} cannot be acquired: {error}", error) from error

@@ -6,15 +6,16 @@ the state of a task, and a rerun with the same inputs does nothing.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field
-from typing import Any
+from dataclasses import asdict, dataclass, field, replace
+from typing import Any, NamedTuple
 
 from perennial.core.dates import utc_now
-from perennial.core.errors import StorageError
+from perennial.core.errors import StorageFaultError
 from perennial.core.runtime import code_version, peak_memory_mb
 from perennial.core.settings import settings
 from perennial.storage import object_store
@@ -35,6 +36,7 @@ class Manifest:
         duration: seconds.
         memory_mb: peak resident memory of the process, in MiB.
         finished_at: UTC, as `dates.utc_now` writes it.
+        digest: SHA-256 of all other fields, by which a change of the file is found.
     """
 
     model: str
@@ -53,6 +55,18 @@ class Manifest:
     duration: float = 0.0
     memory_mb: int = 0
     finished_at: str = ""
+    digest: str = ""
+
+    def is_from(self, inputs: Mapping[str, Any]) -> bool:
+        """Whether the step finished with these inputs."""
+        return bool(self.inputs == json.loads(json.dumps(inputs)))
+
+
+class Failure(NamedTuple):
+    """A step that failed: from which inputs, and whether it may succeed from the same ones later."""
+
+    inputs: dict[str, Any]
+    retry: bool
 
 
 def uri(model: str, step: str, key: str) -> str:
@@ -64,30 +78,120 @@ def read(model: str, step: str, key: str) -> Manifest | None:
     """Read the manifest of a step; None if the step has not finished.
 
     Raises:
-        StorageError: the file cannot be read, or is not a manifest.
+        StorageError: the file cannot be read.
+        StorageFaultError: it is not the manifest that this step wrote.
     """
     file = uri(model, step, key)
     try:
-        return Manifest(**json.loads(object_store.read_text(file)))
+        content = json.loads(object_store.read_text(file))
+        manifest = Manifest(**content)
     except FileNotFoundError:
         return None
     except (ValueError, TypeError) as error:
-        raise StorageError(
-            f"{file} is not a manifest: {error}",
-            "remove it and run the step again",
-            model=model,
-            partition=key,
-        ) from error
+        raise _error(file, f"is not a manifest: {error}", (model, step, key)) from error
+    if (manifest.model, manifest.step, manifest.key) != (model, step, key):
+        cause = f"is the manifest of {manifest.model}, {manifest.step}, {manifest.key}"
+        raise _error(file, cause, (model, step, key))
+    if manifest.digest != _digest(content):
+        changed = "was changed after it was written" if manifest.digest else "has no digest of its content"
+        raise _error(file, changed, (model, step, key))
+    if manifest.rows_in != manifest.rows_out + manifest.quarantined:
+        raise _error(file, _imbalance(manifest), (model, step, key))
+    return manifest
+
+
+def _error(file: str, cause: str, identity: tuple[str, str, str]) -> StorageFaultError:
+    """The error about a manifest that cannot be believed."""
+    model, step, key = identity
+    return StorageFaultError(
+        f"{file} {cause}",
+        f"run the step {step} for {key} again with force: it writes a new manifest",
+        model=model,
+        partition=key,
+    )
+
+
+def _digest(content: dict[str, Any]) -> str:
+    """SHA-256 of a manifest's fields, as JSON, without the digest itself."""
+    fields = {name: value for name, value in content.items() if name != "digest"}
+    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+
+
+def _imbalance(manifest: Manifest) -> str:
+    return f"{manifest.rows_in} rows came in, {manifest.rows_out} went out and {manifest.quarantined} to quarantine"
 
 
 def find_completed(model: str, step: str, key: str, inputs: dict[str, Any]) -> Manifest | None:
     """Read the manifest of a step that finished with the same inputs; None if the step has to run.
 
     Raises:
-        StorageError: the file cannot be read, or is not a manifest.
+        StorageError: the file cannot be read.
+        StorageFaultError: it is not the manifest that this step wrote.
     """
     manifest = read(model, step, key)
-    return manifest if manifest and manifest.inputs == json.loads(json.dumps(inputs)) else None
+    return manifest if manifest and manifest.is_from(inputs) else None
+
+
+def read_all(model: str, step: str, keys: Iterable[str]) -> dict[str, Manifest]:
+    """Read the manifests of a step that exist, by key, in parallel, since each read waits for the storage.
+
+    Raises the errors of `read`.
+    """
+    keys = list(keys)
+    with ThreadPoolExecutor(8, thread_name_prefix="manifest") as pool:
+        records = list(pool.map(lambda key: read(model, step, key), keys))
+    return {key: record for key, record in zip(keys, records, strict=True) if record}
+
+
+def finished(model: str, step: str) -> dict[str, int]:
+    """List the manifests of a step: by key, when they were written, in nanoseconds since 1970.
+
+    Raises:
+        StorageError: the lake cannot be read.
+    """
+    files = object_store.list_files(f"{settings().lake}/manifests/{model}/{step}")
+    return {name.removesuffix(".json"): s.modified_ns for name, s in files.items() if name.endswith(".json")}
+
+
+def record_failure(model: str, step: str, key: str, inputs: dict[str, Any], *, retry: bool) -> None:
+    """Record that a step failed, so that it is not repeated from the same inputs night by night.
+
+    Args:
+        model: name of the model.
+        step: name of the step.
+        key: a partition date.
+        inputs: what it failed from.
+        retry: whether it may succeed from the same inputs later.
+    """
+    record = {"inputs": inputs, "retry": retry, "failed_at": utc_now()}
+    object_store.write_text(_failure_uri(model, step, key), json.dumps(record, sort_keys=True))
+
+
+def failures(model: str, step: str, keys: Iterable[str]) -> dict[str, Failure]:
+    """The recorded failures of a step, by key.
+
+    Args:
+        model: name of the model.
+        step: name of the step.
+        keys: keys of interest.
+    """
+    wanted = set(keys)
+    recorded = object_store.list_files(_failure_uri(model, step, "")[: -len("/.json")]) if wanted else {}
+    present = sorted(key for key in wanted if f"{key}.json" in recorded)
+
+    def read_one(key: str) -> Failure:
+        try:
+            content = json.loads(object_store.read_text(_failure_uri(model, step, key)))
+            return Failure(content["inputs"], content["retry"])
+        except (ValueError, KeyError, TypeError):
+            return Failure({}, retry=True)  # a damaged record holds back nothing
+
+    with ThreadPoolExecutor(8, thread_name_prefix="failure") as pool:
+        return dict(zip(present, pool.map(read_one, present), strict=True))
+
+
+def _failure_uri(model: str, step: str, key: str) -> str:
+    return f"{settings().lake}/manifests/{model}/{step}/failed/{key}.json"
 
 
 def write(manifest: Manifest, started: float) -> Manifest:
@@ -101,7 +205,8 @@ def write(manifest: Manifest, started: float) -> Manifest:
         The manifest as written.
 
     Raises:
-        StorageError: the rows do not add up, or the file cannot be written.
+        StorageFaultError: the rows do not add up.
+        StorageError: the file cannot be written.
     """
     complete = Manifest(
         **asdict(manifest)
@@ -113,15 +218,22 @@ def write(manifest: Manifest, started: float) -> Manifest:
         }
     )
     if complete.rows_in != complete.rows_out + complete.quarantined:
-        raise StorageError(
-            f"{complete.rows_in} rows came in, {complete.rows_out} went out and {complete.quarantined} to quarantine",
+        raise StorageFaultError(
+            _imbalance(complete),
             "this is a defect of the step: report it with the manifest's inputs",
             model=complete.model,
             partition=complete.key,
         )
+    return _store(complete)
+
+
+def _store(manifest: Manifest) -> Manifest:
+    """Write a manifest with the digest of its content."""
+    content = json.loads(json.dumps(asdict(manifest)))
+    complete = replace(manifest, digest=_digest(content))
     object_store.write_text(
         uri(complete.model, complete.step, complete.key),
-        json.dumps(asdict(complete), indent=1, sort_keys=True),
+        json.dumps(content | {"digest": complete.digest}, indent=1, sort_keys=True),
     )
     return complete
 

@@ -5,15 +5,17 @@ A URI is a local path, or ``s3://bucket/key``.
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import hashlib
 import os
-import uuid
+import time
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.core.errors import StorageError
 from perennial.core.settings import endpoint_url
+from perennial.storage import leftovers, storage_errors
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -23,9 +25,6 @@ BLOCK_BYTES = 1 << 20
 MAX_ATTEMPTS = 6
 #: Seconds without a byte after which a request to S3 counts as failed.
 TIMEOUT_SECONDS = 30.0
-_REMEDY = (
-    "check that the disk has room and that this user has access to the folder or bucket; then run it again"
-)
 
 
 def is_remote(uri: str) -> bool:
@@ -87,6 +86,27 @@ def _client(
     return boto3.session.Session().client(service, region_name=region, config=config)
 
 
+def check_reachable(uri: str, seconds: float) -> None:
+    """Check by one request that S3 answers, for a reader who does not wait as long as a step does.
+
+    Args:
+        uri: path or S3 URI; nothing is checked for a path.
+        seconds: time for an answer.
+
+    Raises:
+        StorageError: S3 does not answer in time, or refuses.
+    """
+    if not is_remote(uri):
+        return
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    bucket, _, prefix = uri.removeprefix("s3://").partition("/")
+    try:
+        client(timeout=seconds, max_attempts=1).list_objects_v2(Bucket=bucket, Prefix=prefix, MaxKeys=1)
+    except (BotoCoreError, ClientError) as error:
+        raise storage_errors.failure(f"{uri} cannot be reached: {error}", error) from error
+
+
 def exists(uri: str) -> bool:
     """Whether a file exists.
 
@@ -98,20 +118,125 @@ def exists(uri: str) -> bool:
     try:
         return bool(filesystem().get_file_info(uri.removeprefix("s3://")).is_file)
     except OSError as error:
-        raise StorageError(f"{uri} cannot be reached: {error}", _REMEDY) from error
+        raise storage_errors.failure(f"{uri} cannot be reached: {error}", error) from error
+
+
+class FileStat(NamedTuple):
+    """Size of a file in bytes, and when it was last written, in nanoseconds since 1970."""
+
+    size: int
+    modified_ns: int
+
+
+def stat(uri: str, *, copied: bool = False) -> FileStat | None:
+    """Size and time of a file; None if it does not exist.
+
+    Args:
+        uri: path or S3 URI.
+        copied: whether others copy files there. A copy may keep the time of its original, so the time counts at which
+            the file got there.
+
+    Raises:
+        StorageError: S3 cannot be reached.
+    """
+    try:
+        if not is_remote(uri):
+            return _local_stat(Path(uri).stat(), copied)
+        info = filesystem().get_file_info(uri.removeprefix("s3://"))
+        return FileStat(info.size, info.mtime_ns) if info.is_file else None
+    except FileNotFoundError:
+        return None
+    except OSError as error:
+        raise storage_errors.failure(f"{uri} cannot be reached: {error}", error) from error
+
+
+def _local_stat(status: os.stat_result, copied: bool) -> FileStat:
+    # The time of the inode's last change is a copy's own.
+    changed = status.st_ctime_ns if copied else 0
+    return FileStat(status.st_size, max(status.st_mtime_ns, changed))
+
+
+def list_files(folder: str, *, recursive: bool = False, copied: bool = False) -> dict[str, FileStat]:
+    """List the files of a folder by their path below it, without those that are being written; none if it is missing.
+
+    Args:
+        folder: path or S3 URI.
+        recursive: also list its subfolders.
+        copied: as for `stat`.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    try:
+        if not is_remote(folder):
+            return dict(_list_local(Path(folder), "", recursive, copied))
+        from pyarrow.fs import FileSelector
+
+        root = folder.removeprefix("s3://").rstrip("/")
+        infos = filesystem().get_file_info(FileSelector(root, allow_not_found=True, recursive=recursive))
+    except OSError as error:
+        raise storage_errors.failure(f"{folder} cannot be read: {error}", error) from error
+    return {i.path[len(root) + 1 :]: FileStat(i.size, i.mtime_ns) for i in infos if i.is_file}
+
+
+def list_folders(folder: str) -> list[str]:
+    """The names of the folders in a folder, the last one in order first; none if it is missing.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    try:
+        if not is_remote(folder):
+            names = [entry.name for entry in os.scandir(folder) if entry.is_dir()]
+        else:
+            from pyarrow.fs import FileSelector, FileType
+
+            selector = FileSelector(folder.removeprefix("s3://").rstrip("/"), allow_not_found=True)
+            infos = filesystem().get_file_info(selector)
+            names = [info.base_name for info in infos if info.type == FileType.Directory]
+    except FileNotFoundError:
+        return []
+    except OSError as error:
+        raise storage_errors.failure(f"{folder} cannot be read: {error}", error) from error
+    return sorted((name for name in names if not name.startswith(".")), reverse=True)
+
+
+def _list_local(folder: Path, prefix: str, recursive: bool, copied: bool) -> Iterator[tuple[str, FileStat]]:
+    try:
+        entries = os.scandir(folder)
+    except FileNotFoundError:
+        return
+    with entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if recursive and entry.is_dir():
+                yield from _list_local(folder / entry.name, f"{prefix}{entry.name}/", recursive, copied)
+                continue
+            with contextlib.suppress(FileNotFoundError):  # renamed or removed meanwhile
+                if entry.is_file():
+                    yield prefix + entry.name, _local_stat(entry.stat(), copied)
 
 
 def digest(uri: str) -> str:
-    """SHA-256 of a file's bytes, read in blocks.
+    """SHA-256 of a file's bytes.
 
     Raises:
         FileNotFoundError: there is no such file.
         StorageError: it cannot be read.
     """
-    sha256 = hashlib.sha256()
-    for block in _blocks(uri):
-        sha256.update(block)
-    return sha256.hexdigest()
+    if is_remote(uri):
+        sha256 = hashlib.sha256()
+        for block in _blocks(uri):
+            sha256.update(block)
+        return sha256.hexdigest()
+    try:
+        with Path(uri).open("rb") as file:  # faster than reading blocks in Python
+            return hashlib.file_digest(file, "sha256").hexdigest()
+    except FileNotFoundError:
+        raise
+    except OSError as error:
+        raise storage_errors.read_error(uri, error) from error
 
 
 def _blocks(uri: str) -> Iterator[bytes]:
@@ -126,7 +251,7 @@ def _blocks(uri: str) -> Iterator[bytes]:
     except FileNotFoundError:
         raise
     except OSError as error:
-        raise StorageError(f"{uri} cannot be read: {error}", _REMEDY) from error
+        raise storage_errors.failure(f"{uri} cannot be read: {error}", error) from error
 
 
 def read_text(uri: str) -> str:
@@ -141,6 +266,14 @@ def read_text(uri: str) -> str:
 
 def read_bytes(uri: str) -> bytes:
     """Read the bytes of a small file; raises what `read_text` does."""
+    for _ in range(MAX_ATTEMPTS - 1):
+        try:
+            return b"".join(_blocks(uri))
+        except StorageError as error:
+            # Arrow does not repeat a request that S3 answers by an error longer than the file.
+            if "Failed to flush response stream" not in error.cause:
+                raise
+            time.sleep(0.1)
     return b"".join(_blocks(uri))
 
 
@@ -161,7 +294,7 @@ def write_bytes(uri: str, content: bytes) -> str:
             return uri
         path = Path(uri)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+        temporary = leftovers.temporary_file(path)
         try:
             with temporary.open("wb") as file:
                 file.write(content)
@@ -172,7 +305,7 @@ def write_bytes(uri: str, content: bytes) -> str:
             temporary.unlink(missing_ok=True)
         return uri
     except OSError as error:
-        raise StorageError(f"{uri} cannot be written: {error}", _REMEDY) from error
+        raise storage_errors.failure(f"{uri} cannot be written: {error}", error) from error
 
 
 def _write_to_s3(uri: str, content: bytes) -> None:
@@ -199,7 +332,7 @@ def delete_file(uri: str) -> None:
         else:
             Path(uri).unlink(missing_ok=True)
     except OSError as error:
-        raise StorageError(f"{uri} cannot be deleted: {error}", _REMEDY) from error
+        raise storage_errors.failure(f"{uri} cannot be deleted: {error}", error) from error
 
 
 def delete_files(uri: str) -> None:
@@ -208,13 +341,5 @@ def delete_files(uri: str) -> None:
     Raises:
         StorageError: the folder cannot be read, or a file cannot be deleted.
     """
-    from pyarrow.fs import FileSelector, LocalFileSystem
-
-    store = filesystem() if is_remote(uri) else LocalFileSystem()
-    try:
-        files = store.get_file_info(FileSelector(uri.removeprefix("s3://"), allow_not_found=True))
-    except OSError as error:
-        raise StorageError(f"{uri} cannot be read: {error}", _REMEDY) from error
-    for file in files:
-        if file.is_file and not file.base_name.startswith("."):
-            delete_file(f"{uri}/{file.base_name}")
+    for name in list_files(uri):
+        delete_file(f"{uri}/{name}")

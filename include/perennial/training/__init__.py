@@ -12,7 +12,9 @@ __all__ = [
     "challenger_evaluation",
     "checkpoint",
     "dask_cluster",
+    "runs",
     "search",
     "tracking",
+    "training_report",
     "windows",
 ]

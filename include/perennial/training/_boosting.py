@@ -13,10 +13,49 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import StepInterruptedError
+from perennial.core.progress import Progress
 from perennial.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import xgboost
+
+#: Most points of a learning curve.
+MAX_CURVE_POINTS = 50
+#: XGBoost's default of ``max_bin``, and the fewest bins of a column of a very wide table.
+DEFAULT_BINS, _MIN_BINS = 256, 32
+#: Most cells, columns times bins, of the histogram of a tree's node, unless ``max_bin`` is set: with more columns, each
+#: has fewer bins.
+MAX_HISTOGRAM_CELLS = 128_000
+#: A cell has the sums of first and second derivatives.
+_BYTES_PER_HISTOGRAM_CELL = 16
+#: Columns from which the histograms of all nodes of a deep tree would need more memory than the rows.
+WIDE_TABLE = 250
+#: Memory of the histograms that are kept for the next level of a tree of a wide table, in bytes: the others are counted
+#: again. XGBoost keeps those of all nodes.
+_HISTOGRAM_CACHE = 128 * 2**20
+#: Nodes of a level of a tree of depth 8, whose histograms XGBoost holds at the same time.
+_NODES_OF_LEVEL = 128
+
+
+def histogram_parameters(columns: int, max_bin: int | None) -> dict[str, int]:
+    """XGBoost parameters that bound the memory of the histograms of wide tables; none for other tables.
+
+    They depend on the number of columns only, so that a model does not depend on the memory of the machine.
+
+    Args:
+        columns: number of columns.
+        max_bin: most bins of a column, if the spec sets it.
+    """
+    if columns <= WIDE_TABLE:
+        return {}
+    bins = max_bin or max(_MIN_BINS, min(DEFAULT_BINS, MAX_HISTOGRAM_CELLS // columns))
+    cached_nodes = max(1, _HISTOGRAM_CACHE // (columns * bins * _BYTES_PER_HISTOGRAM_CELL))
+    return {"max_bin": bins, "max_cached_hist_node": cached_nodes}
+
+
+def histogram_bytes(columns: int, max_bin: int) -> int:
+    """Memory of the histograms of one booster at most, with trees of depth 8, in bytes."""
+    return columns * max_bin * _BYTES_PER_HISTOGRAM_CELL * _NODES_OF_LEVEL
 
 
 def boost(
@@ -29,6 +68,7 @@ def boost(
     valid: xgboost.DMatrix | None = None,
     patience: int = 0,
     maximize: bool = False,
+    train_losses: dict[int, float] | None = None,
 ) -> tuple[xgboost.Booster, list[float]]:
     """Boost up to a number of rounds, starting from the checkpoint's booster.
 
@@ -43,6 +83,7 @@ def boost(
         valid: rows whose metric is computed after each round.
         patience: rounds without a better metric on ``valid`` after which boosting stops; 0: never.
         maximize: whether a larger metric is better.
+        train_losses: filled with the metric on ``train`` by round, from 1, of the rounds of `curve_rounds`.
 
     Returns:
         The booster, and its metric on ``valid`` by round.
@@ -53,6 +94,7 @@ def boost(
     import xgboost
 
     raw, losses = checkpoint.load_booster(name)
+    progress, train_rows, metric = Progress(), train.num_row(), ""
     cache = [train] if valid is None else [train, valid]
     booster = xgboost.Booster(params, cache, model_file=raw)
     for i in range(booster.num_boosted_rounds(), rounds):
@@ -64,10 +106,52 @@ def boost(
             )
         booster.update(train, iteration=i)
         if valid is not None:
-            message = str(booster.eval_set([(valid, "valid")], iteration=i))
-            losses.append(float(message.rsplit(":", 1)[1]))
+            shown = train_losses is not None and i + 1 in curve_rounds(rounds)
+            metric, loss, train_loss = _evaluate_round(booster, i, valid, train if shown else None)
+            losses.append(loss)
+            if train_losses is not None and train_loss is not None:
+                train_losses[i + 1] = train_loss
         checkpoint.save_booster(name, booster, losses)
+        if progress.due():
+            loss_text = describe_loss(metric, losses, maximize)
+            progress.report(
+                "%s: round %d of at most %d%s, %d rows", name, i + 1, rounds, loss_text, train_rows
+            )
     return booster.reset(), losses
+
+
+def _evaluate_round(
+    booster: xgboost.Booster, iteration: int, valid: xgboost.DMatrix, train: xgboost.DMatrix | None
+) -> tuple[str, float, float | None]:
+    """XGBoost's name of the metric, its value on ``valid``, and the one on ``train`` if that is given."""
+    evaluated = [(valid, "valid")] if train is None else [(train, "train"), (valid, "valid")]
+    *on_train, on_valid = str(booster.eval_set(evaluated, iteration=iteration)).split("\t")[1:]
+    metric, _, loss = on_valid.rpartition(":")
+    train_loss = float(on_train[0].rpartition(":")[2]) if on_train else None
+    return metric.rpartition("-")[2], float(loss), train_loss
+
+
+def curve_rounds(rounds: int) -> range:
+    """The rounds, from 1, that a learning curve shows: at most `MAX_CURVE_POINTS`, so that its cost is bounded.
+
+    Args:
+        rounds: maximum number of rounds.
+    """
+    return range(1, rounds + 1, -(-rounds // MAX_CURVE_POINTS) or 1)
+
+
+def describe_loss(metric: str, losses: list[float], maximize: bool) -> str:
+    """The metric after the last round and the best one so far, for a line of progress; empty without any.
+
+    Args:
+        metric: XGBoost's name of the metric.
+        losses: metric by round.
+        maximize: whether a larger metric is better.
+    """
+    if not losses:
+        return ""
+    best = max(losses) if maximize else min(losses)
+    return f", {metric} {losses[-1]:.6g}, the best {best:.6g} in round {losses.index(best) + 1}"
 
 
 def should_stop_early(losses: list[float], patience: int, maximize: bool) -> bool:

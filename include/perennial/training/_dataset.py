@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
@@ -12,13 +13,16 @@ import numpy as np
 import pyarrow as pa
 
 from perennial.core.errors import DataError
+from perennial.core.progress import Progress
 from perennial.core.settings import settings
+from perennial.core.sql import batch_rows
 from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import BATCH_ROWS, read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
-from perennial.modeling.encoding import Encoding, distinct_categories
+from perennial.modeling.encoding import Encoding, distinct_categories, hash_categories
 from perennial.spec.model_spec import ModelSpec
 from perennial.training import _boosting, _gpu_monitor
+from perennial.training._category_order import LabelSums, order_categories
 from perennial.training._gpu_monitor import GpuReport
 from perennial.training.checkpoint import Checkpoint
 from perennial.training.windows import Windows
@@ -74,8 +78,8 @@ class TrainingData(Protocol):
     def fits_in_memory(self) -> bool:
         """Whether the binned matrix fits in memory."""
 
-    def max_parallel_trials(self, trials: int) -> int:
-        """The number of search trials to boost in parallel, at most ``trials``."""
+    def max_parallel_trials(self, trials: int, max_bin: int) -> int:
+        """The number of search trials to boost in parallel, at most ``trials``, with so many bins of a column."""
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call a function in each process that boosts these rows; returns the results."""
@@ -103,6 +107,7 @@ class TrainingData(Protocol):
         valid: Any = None,
         patience: int = 0,
         maximize: bool = False,
+        train_losses: dict[int, float] | None = None,
     ) -> tuple[xgboost.Booster, list[float]]:
         """Boost as `_boosting.boost` does."""
 
@@ -119,30 +124,61 @@ class Encoder:
         spec: the model.
         features: its features.
         classes: multiclass only: the label values by class index.
+        salt: salt of hashed categories.
 
     Attributes:
-        categories: categories of each categorical column so far, in order of appearance.
+        categories: categories of each categorical column so far, in order of appearance; hashed where personal.
+        label_sums: labels of these categories in the rows to fit on, by column; none where categories are ordered by
+            name. Classes have no order, so this is always so for multiclass.
     """
 
-    def __init__(self, spec: ModelSpec, features: FeatureQuery, classes: tuple[str, ...]) -> None:
+    def __init__(self, spec: ModelSpec, features: FeatureQuery, classes: tuple[str, ...], salt: str) -> None:
         self.categories: dict[str, list[str]] = {c: [] for c in features.categorical}
+        self.label_sums = {c: LabelSums() for c in features.categorical}
+        self._hashed, self._salt = hashed_features(spec), salt
         self._numbering = ListNumbering(spec)
         self._spec, self._features, self._classes = spec, features, classes
 
-    def encode(self, table: pa.Table) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
+    def encode(self, table: pa.Table, *, fit: bool) -> tuple[np.ndarray, np.ndarray, np.ndarray | None]:
         """Encode one table.
+
+        Args:
+            table: the rows.
+            fit: whether they are rows to fit on, whose labels order the categories.
 
         Returns:
             Features (float32, shape (rows, columns)), labels (shape (rows,)) and, for ranking, the lists' numbers
             (shape (rows,)).
         """
         features = self._features.compute(table)
+        for name in self._hashed:
+            hashes = hash_categories(features.column(name), self._salt)
+            features = features.set_column(features.column_names.index(name), name, hashes)
         for name, known in self.categories.items():
             known_set = set(known)
             known += [c for c in distinct_categories(features.column(name)) if c not in known_set]
         matrix = Encoding(tuple(self._features.columns), self.categories).encode(features)
+        y = encode_targets(self._spec, table.column("__label"), self._classes)
+        if fit and self._spec.features.category_order == "label" and self._spec.task != "multiclass":
+            for name, label_sums in self.label_sums.items():
+                label_sums.add(matrix[:, self._features.columns.index(name)], y)
         lists = self._numbering.number(table) if self._spec.group else None
-        return matrix, encode_targets(self._spec, table.column("__label"), self._classes), lists
+        return matrix, y, lists
+
+
+def hashed_features(spec: ModelSpec) -> tuple[str, ...]:
+    """The categorical features of personal data, whose categories the model file has only as hashes."""
+    return tuple(c for c in spec.features.categorical if c in spec.features.personal)
+
+
+def category_salt(spec: ModelSpec) -> str:
+    """The salt of a model's hashed categories; empty if it has none.
+
+    It is the same whenever the same rows are trained on, so that the model is.
+    """
+    if not hashed_features(spec):
+        return ""
+    return hashlib.sha256(f"categories {spec.name} {spec.digest}".encode()).hexdigest()
 
 
 def category_ranks(
@@ -208,8 +244,9 @@ class EncodedRowFile:
 
     def batches(self, start: int, stop: int) -> Iterator[tuple[np.ndarray, slice]]:
         """Read rows ``start`` to ``stop`` in matrices of at most `BATCH_ROWS` rows, with their positions."""
-        for first in range(start, stop, BATCH_ROWS):
-            last = min(first + BATCH_ROWS, stop)
+        rows = batch_rows(BATCH_ROWS, self.columns)
+        for first in range(start, stop, rows):
+            last = min(first + rows, stop)
             matrix = np.fromfile(
                 self.path, np.float32, (last - first) * self.columns, offset=first * self.columns * 4
             )
@@ -246,18 +283,20 @@ class Dataset:
         """Number of rows, those for early stopping included."""
         return self.file.rows
 
-    def fits_in_memory(self, copies: int = 1) -> bool:
-        """Whether ``copies`` binned matrices fit into half of the step's memory."""
-        return copies * self.rows * self.file.columns * BYTES_PER_CELL <= settings().memory_mb * 2**20 // 2
+    def fits_in_memory(self, copies: int = 1, more: int = 0) -> bool:
+        """Whether ``copies`` binned matrices, with so many more bytes each, fit into half of the step's memory."""
+        each = self.rows * self.file.columns * BYTES_PER_CELL + more
+        return copies * each <= settings().memory_mb * 2**20 // 2
 
-    def max_parallel_trials(self, trials: int) -> int:
+    def max_parallel_trials(self, trials: int, max_bin: int = _boosting.DEFAULT_BINS) -> int:
         """The number of search trials to boost in parallel, each with its own matrix and share of threads.
 
         Two threads boost a hundred thousand rows less than twice as fast as one, because they synchronise at each level
         of each tree. Separate trials do not.
         """
         limit = min(trials, settings().threads)
-        return next((n for n in range(limit, 1, -1) if self.fits_in_memory(n)), 1)
+        histograms = _boosting.histogram_bytes(self.file.columns, max_bin)
+        return next((n for n in range(limit, 1, -1) if self.fits_in_memory(n, histograms)), 1)
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call a function in this process; returns a list with its result."""
@@ -336,21 +375,27 @@ def build_dataset(
         DataError: no labelled rows, or one class only.
     """
     classes = order_classes(spec, read_classes(spec, windows.fit + windows.valid, version, labels_version))
-    encoder = Encoder(spec, features, classes)
-    file = EncodedRowFile(folder / "rows.f32", len(features.columns))
+    salt = category_salt(spec)
+    encoder = Encoder(spec, features, classes, salt)
+    file, progress = EncodedRowFile(folder / "rows.f32", len(features.columns)), Progress()
     for i, table in enumerate(read_labelled_rows(spec, windows.fit, version, labels_version)):
         if i == 0:
             features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
-        file.append(*encoder.encode(table))
+        file.append(*encoder.encode(table, fit=True))
+        progress.report("Read %d labelled rows to fit on", file.rows)
     fit_rows = file.rows
     for table in read_labelled_rows(spec, windows.valid, version, labels_version):
-        file.append(*encoder.encode(table))
+        file.append(*encoder.encode(table, fit=False))
+        progress.report("Read %d labelled rows, %d of them to fit on", file.rows, fit_rows)
     y = np.concatenate(file.y) if file.rows else np.zeros(0, np.float32)
     check_trainable(spec, windows, fit_rows, file.rows, set(np.unique(y[:fit_rows]).tolist()))
-    final = {name: sorted(known) for name, known in encoder.categories.items()}
+    final = {
+        name: order_categories([(known, encoder.label_sums[name])])
+        for name, known in encoder.categories.items()
+    }
     columns = tuple(features.columns)
     file.lookup = category_ranks(columns, encoder.categories, final)
-    encoding = Encoding(columns, final, spec.features.unseen)
+    encoding = Encoding(columns, final, spec.features.unseen, hashed_features(spec), salt)
     lists = np.concatenate(file.lists) if file.lists else None
     return Dataset(file, fit_rows, encoding, classes, y, lists)
 

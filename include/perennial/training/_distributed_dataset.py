@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from perennial.core.errors import PerennialError
+from perennial.core.progress import Progress
+from perennial.core.redaction import redact_errors
 from perennial.core.settings import settings
 from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import GROUP_ROWS, read_labelled_rows
@@ -24,14 +26,17 @@ from perennial.modeling.encoding import Encoding
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training import _gpu_monitor
-from perennial.training._boosting import ran_on, should_stop_early
+from perennial.training._boosting import describe_loss, ran_on, should_stop_early
+from perennial.training._category_order import LabelSums, order_categories
 from perennial.training._dataset import (
     BYTES_PER_CELL,
     ROWWISE_CHECK_ROWS,
     Binning,
     Encoder,
     category_ranks,
+    category_salt,
     check_trainable,
+    hashed_features,
     recode_categories,
 )
 from perennial.training._gpu_monitor import GpuReport
@@ -76,12 +81,14 @@ class BlockSummary(NamedTuple):
         labels: distinct labels, at most two of them.
         lists: ranking only: number of lists; otherwise 0.
         categories: categories by column, in the order of their provisional codes.
+        label_sums: labels of these categories in rows to fit on, by column.
     """
 
     rows: int
     labels: set[float]
     lists: int
     categories: dict[str, list[str]]
+    label_sums: dict[str, LabelSums]
 
 
 @dataclass(frozen=True)
@@ -93,17 +100,20 @@ class WorkerBlock:
         y: labels, shape (rows,).
         lists: ranking only: number of each row's list, shape (rows,).
         categories: categories by column, in the order of their provisional codes.
+        label_sums: labels of these categories in rows to fit on, by column.
     """
 
     matrix: np.ndarray
     y: np.ndarray
     lists: np.ndarray | None
     categories: dict[str, list[str]]
+    label_sums: dict[str, LabelSums]
 
     def summarise(self) -> BlockSummary:
         """Summarise the block for the trainer."""
         lists = int(self.lists[-1]) if self.lists is not None and len(self.lists) else 0
-        return BlockSummary(len(self.y), set(np.unique(self.y)[:2].tolist()), lists, self.categories)
+        labels = set(np.unique(self.y)[:2].tolist())
+        return BlockSummary(len(self.y), labels, lists, self.categories, self.label_sums)
 
 
 @dataclass(frozen=True)
@@ -217,10 +227,12 @@ class DistributedDataset:
         valid: xgboost.dask.DaskDMatrix | None = None,
         patience: int = 0,
         maximize: bool = False,
+        train_losses: dict[int, float] | None = None,
     ) -> tuple[xgboost.Booster, list[float]]:
         """Boost with ``xgboost.dask.train``; the worker of rank 0 writes the checkpoint.
 
-        Arguments and result are those of `_boosting.boost`.
+        ``train_losses`` stays empty, because the workers would compute the metric of all rows in every round. Other
+        arguments and result are those of `_boosting.boost`.
 
         Raises:
             PerennialError: several workers of one machine would share its GPU.
@@ -262,7 +274,7 @@ class DistributedDataset:
             )  # fmt: skip
         return True
 
-    def max_parallel_trials(self, trials: int) -> int:
+    def max_parallel_trials(self, trials: int, max_bin: int) -> int:
         """1, because each search trial uses all workers."""
         return 1
 
@@ -292,13 +304,19 @@ def _checkpoint_callback(
     class CheckpointCallback(xgboost.callback.TrainingCallback):
         def before_training(self, model: xgboost.Booster) -> xgboost.Booster:
             self._losses = list(losses)
-            self._checkpoint = Checkpoint(uri if xgboost.collective.get_rank() == 0 else None)
+            first = xgboost.collective.get_rank() == 0
+            self._checkpoint = Checkpoint(uri if first else None)
+            self._progress = Progress() if first else None
             return model
 
         def after_iteration(self, model: xgboost.Booster, epoch: int, evals_log: dict[str, Any]) -> bool:
             for history in evals_log.get(_METRIC, {}).values():
                 self._losses.append(float(history[-1]))  # the same on all workers
             self._checkpoint.save_booster(name, model, self._losses)
+            if self._progress and self._progress.due():
+                metric = next(iter(evals_log.get(_METRIC, {})), "")
+                loss_text = describe_loss(metric, self._losses, maximize)
+                self._progress.report("%s: round %d%s", name, model.num_boosted_rounds(), loss_text)
             return should_stop_early(self._losses, patience, maximize)
 
         def after_training(self, model: xgboost.Booster) -> xgboost.Booster:
@@ -350,7 +368,7 @@ def build_distributed_dataset(
     if spec.task == "multiclass":
         classes = client.gather(each(_read_classes, [source] * len(days), days))
         source = replace(source, classes=order_classes(spec, set().union(*classes)))
-    blocks = each(_read_block, [source] * len(days), days, [i == 0 for i in range(len(days))])
+    blocks = each(_read_block, [source] * len(days), assignments, [i == 0 for i in range(len(days))])
     summaries: list[BlockSummary] = client.gather(each(WorkerBlock.summarise, blocks))
     fitted = [s for s, a in zip(summaries, assignments, strict=True) if a.window == "fit"]
     fit_rows, rows = sum(s.rows for s in fitted), sum(s.rows for s in summaries)
@@ -370,7 +388,8 @@ def build_distributed_dataset(
         first += summary.rows
     worker_rows = [sum(p.rows for p in parts if p.worker == w) for w in pool.addresses]
     log.info("Rows of the workers: %s", ", ".join(map(str, worker_rows)))
-    encoding = Encoding(columns, final, spec.features.unseen)
+    salt = category_salt(spec)
+    encoding = Encoding(columns, final, spec.features.unseen, hashed_features(spec), salt)
     return DistributedDataset(pool, tuple(parts), fit_rows, rows, encoding, source.classes)
 
 
@@ -393,34 +412,38 @@ def _assign_partitions(
 def _merge_categories(summaries: list[BlockSummary]) -> dict[str, list[str]]:
     """The categories of all blocks by column, in the order of their final codes."""
     return {
-        name: sorted(set().union(*(s.categories[name] for s in summaries)))
+        name: order_categories([(s.categories[name], s.label_sums[name]) for s in summaries])
         for name in summaries[0].categories
     }
 
 
+@redact_errors(lambda source, days: source.spec.hides_values)
 def _read_classes(source: DatasetRef, days: tuple[str, ...]) -> set[str]:
     """The classes of the labels on some dates; runs on a worker."""
     return read_classes(source.spec, days, source.version, source.labels_version)
 
 
-def _read_block(source: DatasetRef, days: tuple[str, ...], check_rowwise: bool) -> WorkerBlock:
-    """Read and encode the rows of some dates; runs on a worker."""
+@redact_errors(lambda source, assignment, check_rowwise: source.spec.hides_values)
+def _read_block(source: DatasetRef, assignment: _Assignment, check_rowwise: bool) -> WorkerBlock:
+    """Read and encode the rows of an assignment; runs on a worker."""
     features = FeatureQuery(source.spec, source.reference_versions)
-    encoder = Encoder(source.spec, features, source.classes)
-    encoded = []
-    for i, table in enumerate(read_labelled_rows(source.spec, days, source.version, source.labels_version)):
+    salt = category_salt(source.spec)
+    encoder = Encoder(source.spec, features, source.classes, salt)
+    encoded, versions = [], (source.version, source.labels_version)
+    for i, table in enumerate(read_labelled_rows(source.spec, assignment.days, *versions)):
         if check_rowwise and i == 0:
             features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
-        encoded.append(encoder.encode(table))
+        encoded.append(encoder.encode(table, fit=assignment.window == "fit"))
     if not encoded:
         empty = np.zeros((0, len(features.columns)), np.float32)
-        return WorkerBlock(empty, np.zeros(0, np.float32), None, encoder.categories)
+        return WorkerBlock(empty, np.zeros(0, np.float32), None, encoder.categories, encoder.label_sums)
     x, y, lists = zip(*encoded, strict=True)
     return WorkerBlock(
         np.concatenate(x),
         np.concatenate(y),
         np.concatenate(lists) if source.spec.group else None,
         encoder.categories,
+        encoder.label_sums,
     )
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import pyarrow.parquet as pq
 
@@ -15,7 +15,7 @@ from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel, prediction_column
 from perennial.monitoring import baseline, histograms
 from perennial.monitoring.partition_sample import PartitionSample, sample_partitions
-from perennial.storage import delta_tables, duckdb_session
+from perennial.storage import delta_tables, duckdb_session, pages
 from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.windows import Windows
 
@@ -43,11 +43,11 @@ class _Reference:
 
     Attributes:
         content: the columns' bins and counts, as `histograms.make_reference` returns them.
-        sample: file with a sample of the rows.
+        sample: file with a sample of the rows, for the report; None if it could not be drawn.
     """
 
     content: dict[str, Any]
-    sample: Path
+    sample: Path | None
 
 
 def build_artifacts(
@@ -79,17 +79,17 @@ def build_artifacts(
             spec, model, holdout, lambda: histograms.read_reference(counting.result().content)[1]
         )
         reference = counting.result()
-    if champion is not None and len(windows.holdout) < spec.training.holdout_days:
+    if champion is not None and len(windows.holdout) < spec.training.holdout.partitions(spec.cadence):
         monitoring_baseline = baseline.inherit_from_champion(
             monitoring_baseline, baseline.stored_baseline(champion)
         )
-    files = [reference.sample]
+    files = [reference.sample] if reference.sample else []
     if error_model is not None:
         error_model.save_model(folder / baseline.ERROR_MODEL_ARTIFACT)
         files.append(folder / baseline.ERROR_MODEL_ARTIFACT)
     documents = {
         "spec.json": spec.bundle(),
-        "importance.json": _importance(model),
+        "importance.json": model.importance(),
         "reference.json": reference.content,
         baseline.ARTIFACT: monitoring_baseline,
     }
@@ -112,14 +112,6 @@ def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Window
     )
 
 
-def _importance(model: TrainedModel) -> dict[str, float]:
-    """The share of each feature in the total gain of all splits."""
-    # get_score returns lists of numbers for linear boosters only.
-    gains = cast("dict[str, float]", model.booster.get_score(importance_type="total_gain"))
-    total = sum(gains.values()) or 1.0
-    return {c: round(float(gains.get(c, 0.0)) / total, 6) for c in model.encoding.columns}
-
-
 def _build_reference(
     source: TrainingSource, model: TrainedModel, windows: Windows, folder: Path
 ) -> _Reference:
@@ -128,29 +120,34 @@ def _build_reference(
     rows_file = folder / "reference_rows.parquet"
     _write_reference_rows(rows_file, source, model, windows)
     con = duckdb_session.connect()
-    con.execute(f"CREATE VIEW reference AS SELECT * FROM read_parquet({text_literal(str(rows_file))})")
+    relation = f"read_parquet({text_literal(str(rows_file))}, hive_partitioning=false)"
+    con.execute(f"CREATE VIEW __reference AS SELECT * FROM {relation}")
     multiclass = spec.task == "multiclass"
     categorical = [*features.categorical, *(["prediction"] if multiclass else [])]
     numeric = [c for c in features.columns if c not in categorical] + ([] if multiclass else ["prediction"])
     content = histograms.make_reference(
         con,
-        "reference",
+        "__reference",
         numeric,
         categorical,
-        window_days=spec.monitoring.window_days,
+        window=spec.monitoring.window.partitions(spec.cadence),
         min_rows=spec.monitoring.min_rows,
-        personal=spec.data.personal,
+        personal=spec.personal_names,
+        cadence=spec.cadence,
     )
-    sample = folder / "reference.parquet"
-    rows = histograms.sample_rows(
-        con,
-        "reference",
-        n=spec.monitoring.report_rows,
-        seed=spec.training.seed,
-        personal=spec.data.personal,
-    )
-    pq.write_table(rows, sample)
-    return _Reference(content, sample)
+
+    def write_sample() -> Path:
+        rows = histograms.sample_rows(
+            con,
+            "__reference",
+            n=spec.monitoring.report_rows,
+            seed=spec.training.seed,
+            personal=spec.personal_names,
+        )
+        pq.write_table(rows, folder / "reference.parquet")
+        return folder / "reference.parquet"
+
+    return _Reference(content, pages.attempt("the report's sample of training rows", write_sample)[0])
 
 
 def _write_reference_rows(path: Path, source: TrainingSource, model: TrainedModel, windows: Windows) -> None:

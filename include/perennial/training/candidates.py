@@ -1,28 +1,57 @@
-"""The candidates of a training, one for each window, and the selection of the best."""
+"""The candidates of a training, trees or a linear model for each window, and the selection of the best.
+
+The best is selected on the held-out rows, which the gate uses too: after a change, the few dates for early stopping
+could not tell a window that is better from one that is not. The gate's intervals are widened for that
+(`comparison.simultaneous_confidence`), since a challenger no better than the champion would otherwise pass more often
+than their confidence says. Everything else, the parameters and the number of rounds, is chosen on the rows for early
+stopping.
+
+On data that a straight line fits best, the gate would refuse trees in every training, because they are clearly worse
+than the linear baseline. So the linear model can be a candidate itself (``training.candidates``).
+"""
 
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from perennial.core.errors import DataError
+from perennial.modeling.comparison import Comparison, simultaneous_confidence
 from perennial.modeling.registry import ModelVersion
+from perennial.modeling.single_feature import suspicious_score
 from perennial.modeling.trained_model import TrainedModel
+from perennial.spec.model_spec import ModelSpec
 from perennial.training import search
-from perennial.training._baseline_models import fit_baseline_models
+from perennial.training._baseline_models import (
+    PENALTIES,
+    fit_baseline_models,
+    fit_linear_model,
+    sample_rows,
+)
 from perennial.training._dataset import TrainingData, build_dataset
-from perennial.training.challenger_evaluation import Evaluation, TrainingSource, evaluate_challenger
+from perennial.training.challenger_evaluation import (
+    Evaluation,
+    Predictor,
+    TrainingSource,
+    evaluate_challenger,
+)
 from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import FitResult
 from perennial.training.windows import Windows
 
 if TYPE_CHECKING:
     from perennial.training.dask_cluster import WorkerPool
+
+#: Most important features that are examined for a leak of the label.
+LEAK_FEATURES = 20
+#: Relative improvement of trees over a linear model below which they must be clearly better.
+MIN_IMPROVEMENT = 0.01
 
 
 @dataclass(frozen=True)
@@ -31,13 +60,14 @@ class TrainingJob:
 
     Attributes:
         source: the data of the training.
-        champion: the champion; None if there is none.
+        champion: the champion; None if there is none, or it cannot be compared with what is trained.
         folder: working folder.
         checkpoints: checkpoint by name of the window.
         on_trial: called with each search trial.
         workers: number of processes that fit a model together.
         rendezvous: URI of the file where workers that run elsewhere find this process; None: processes of this
             machine.
+        not_compared: why the champion cannot be compared; empty otherwise.
     """
 
     source: TrainingSource
@@ -47,6 +77,7 @@ class TrainingJob:
     on_trial: Callable[[SearchTrial], None]
     workers: int = 1
     rendezvous: str | None = None
+    not_compared: str = ""
 
 
 @dataclass(frozen=True)
@@ -62,6 +93,9 @@ class Candidate:
         example: a few encoded rows, shape (rows, columns).
         fit_rows: number of rows to fit on during the search.
         rows: number of rows, those for early stopping included.
+        window_losses: loss of each window's model on the held-out rows, by name of the window.
+        algorithm_losses: loss of the trees and of the linear model on the held-out rows, if both were fitted.
+        suspected_leaks: features that predict the label almost perfectly alone, each with its score.
     """
 
     window_name: str
@@ -72,15 +106,34 @@ class Candidate:
     example: np.ndarray
     fit_rows: int
     rows: int
+    window_losses: dict[str, float] = field(default_factory=dict)
+    algorithm_losses: dict[str, float] = field(default_factory=dict)
+    suspected_leaks: dict[str, str] = field(default_factory=dict)
 
     @cached_property
     def evaluation(self) -> Evaluation:
         """The evaluation on the held-out rows, computed on first access."""
         return self.evaluate()
 
+    @property
+    def reasons(self) -> list[str]:
+        """The gate's sentences, those on the choice between trees and a linear model, and on suspected leaks."""
+        first, *others = self.evaluation.reasons
+        notes = []
+        if self.algorithm_losses:
+            losses = ", ".join(f"{name} {loss:.4f}" for name, loss in self.algorithm_losses.items())
+            chosen = {"trees": "the trees are", "linear": "the linear model is"}[self.model.algorithm]
+            notes.append(f"ok: candidates {losses}: {chosen} the challenger")
+        notes += [
+            f"ok: feature {name!r} alone predicts the label almost perfectly ({score}): check that it is known when a "
+            "prediction is made"
+            for name, score in self.suspected_leaks.items()
+        ]
+        return [first, *notes, *others]
+
 
 def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Candidate:
-    """Fit a model on each window, and select the one with the lowest loss on the held-out rows.
+    """Fit a model on each window, and select one of them (`select_candidate`).
 
     Args:
         job: inputs of all candidates.
@@ -92,14 +145,27 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
         WorkersUnavailableError: a worker did not connect.
         StepInterruptedError: a worker was lost.
     """
-    best: Candidate | None = None
-    with _optional_pool(job) as pool:
+    losses: dict[str, float] = {}
+    spec = job.source.spec
+    confidence = simultaneous_confidence(spec.gate.confidence, len(windows) * len(spec.training.candidates))
+
+    def fit_each(pool: WorkerPool | None) -> Iterator[Candidate]:
         for window_name, dates in windows.items():
-            candidate = _fit(job, window_name, dates, pool)
-            if best is None or candidate.evaluation.loss < best.evaluation.loss:
-                best = candidate
-    assert best is not None
+            candidate = _fit(job, window_name, dates, pool, confidence)
+            if len(windows) > 1:
+                losses[window_name] = candidate.evaluation.loss
+            yield candidate
+
+    with _optional_pool(job) as pool:
+        best = select_candidate(fit_each(pool))
+    best.window_losses.update(losses)
     return best
+
+
+def select_candidate(candidates: Iterable[Candidate]) -> Candidate:
+    """The candidate with the lowest loss on the held-out rows, the first of several; a single one is not evaluated."""
+    best, *others = candidates
+    return min([best, *others], key=lambda candidate: candidate.evaluation.loss) if others else best
 
 
 @contextlib.contextmanager
@@ -114,15 +180,91 @@ def _optional_pool(job: TrainingJob) -> Iterator[WorkerPool | None]:
         yield pool
 
 
-def _fit(job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool | None) -> Candidate:
+def _fit(
+    job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool | None, confidence: float
+) -> Candidate:
+    """Fit a model on one window; ``confidence`` is that of the intervals with which it is evaluated."""
     spec = job.source.spec
     data = _build_data(job, window_name, windows, pool)
+    algorithms = spec.training.candidates
+    sample = data.sample(sample_rows(data))
+    linear = fit_linear_model(spec, data, PENALTIES, sample) if "linear" in algorithms else None
+
+    def make(fitted: FitResult, model: TrainedModel, baselines: Mapping[str, Predictor]) -> Candidate:
+        evaluate = partial(
+            evaluate_challenger,
+            job.source,
+            windows,
+            model,
+            baselines,
+            job.champion,
+            job.not_compared,
+            confidence,
+        )
+        candidate = Candidate(
+            window_name, windows, fitted, model, evaluate, _example(spec, data), data.fit_rows, data.rows
+        )
+        candidate.suspected_leaks.update(suspected_leaks(spec, model, *sample))
+        return candidate
+
+    if "trees" not in algorithms:
+        if linear is None:
+            raise DataError(
+                "a linear model cannot be fitted: one class is too rare",
+                "add trees to training.candidates",
+                model=spec.name,
+            )
+        fitted = FitResult(linear.booster, "cpu", _LINEAR_PARAMETERS, 1, external_memory=False)
+        return make(fitted, linear, fit_baseline_models(spec, data, linear, sample))
     fitted = search.search_and_fit(spec, data, on_trial=job.on_trial, checkpoint=job.checkpoints[window_name])
-    model = TrainedModel(fitted.booster, data.encoding, spec.task, data.classes)
-    evaluate = partial(
-        evaluate_challenger, job.source, windows, model, fit_baseline_models(spec, data), job.champion
-    )
-    return Candidate(window_name, windows, fitted, model, evaluate, data.head(5), data.fit_rows, data.rows)
+    baselines = fit_baseline_models(spec, data, linear, sample)
+    trees = make(fitted, TrainedModel(fitted.booster, data.encoding, spec.task, data.classes), baselines)
+    if linear is None:
+        return trees
+    compared = trees.evaluation.against_baselines["linear"]
+    fitted = replace(fitted, booster=linear.booster, params=_LINEAR_PARAMETERS, rounds=1, best_trial=None)
+    best = make(fitted, linear, baselines) if prefers_linear(compared) else trees
+    best.algorithm_losses.update(trees=compared.loss, linear=compared.other)
+    return best
+
+
+def suspected_leaks(spec: ModelSpec, model: TrainedModel, x: np.ndarray, y: np.ndarray) -> dict[str, str]:
+    """The features that predict the label almost perfectly alone, with their scores.
+
+    Args:
+        spec: the model.
+        model: its `LEAK_FEATURES` most important features are examined.
+        x: encoded rows, shape (rows, columns).
+        y: labels, shape (rows,).
+    """
+    importance = model.importance()
+    columns = sorted(range(x.shape[1]), key=lambda j: -importance[model.encoding.columns[j]])[:LEAK_FEATURES]
+    scores = {}
+    for j in columns:
+        name = model.encoding.columns[j]
+        categorical = name in model.encoding.categories
+        scores[name] = suspicious_score(x[:, j].astype(np.float64), y, spec.task, categorical=categorical)
+    return {name: score for name, score in scores.items() if score}
+
+
+#: What is recorded as the parameters of a linear model.
+_LINEAR_PARAMETERS = {"booster": "gblinear"}
+
+
+def prefers_linear(trees: Comparison) -> bool:
+    """Whether the linear model is the better choice, because it is simpler: unless trees are clearly better, or by 1%.
+
+    Args:
+        trees: the comparison of the trees with the linear model on the held-out rows.
+    """
+    return trees.low <= 0 and trees.improvement < MIN_IMPROVEMENT
+
+
+def _example(spec: ModelSpec, data: TrainingData) -> np.ndarray:
+    """A few encoded rows, which MLflow stores; features of personal data have no value in them."""
+    rows = data.head(5).copy()
+    rows[:, [j for j, name in enumerate(data.encoding.columns) if name in spec.features.personal]] = np.nan
+    return rows
 
 
 def _build_data(

@@ -8,6 +8,7 @@ import logging
 import os
 import threading
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -21,8 +22,16 @@ log = logging.getLogger("perennial")
 
 #: Seconds between two checkpoints; PERENNIAL_CHECKPOINT_SECONDS overrides it.
 CHECKPOINT_SECONDS = 60.0
+#: Age of a checkpoint that no training continues any more.
+STALE_SECONDS = 30 * 86_400
 #: The booster's attribute that holds its losses so far.
 _LOSSES = "perennial_losses"
+
+
+#: Round, metric on the rows to fit on (None if it is not known), and metric on the rows for early stopping.
+CurvePoint = tuple[int, float | None, float]
+#: XGBoost's name of the metric, and its points.
+LearningCurve = tuple[str, Sequence[CurvePoint]]
 
 
 @dataclass(frozen=True)
@@ -35,6 +44,8 @@ class SearchTrial:
         loss: best loss on the early-stopping rows.
         rounds: boosting rounds up to the best loss.
         seconds: duration.
+        curve: points of its learning curve.
+        boosted: boosting rounds in all, those without an improvement too.
     """
 
     number: int
@@ -42,11 +53,19 @@ class SearchTrial:
     loss: float
     rounds: int
     seconds: float
+    curve: tuple[CurvePoint, ...] = ()
+    boosted: int = 0
 
     @property
     def name(self) -> str:
         """Name of its booster in a checkpoint."""
         return search_trial_name(self.number)
+
+
+def _trial(stored: dict[str, Any]) -> SearchTrial:
+    """A trial as it was stored; one from before there were learning curves has none."""
+    curve = tuple((int(n), train, float(valid)) for n, train, valid in stored.get("curve", ()))
+    return SearchTrial(**{**stored, "curve": curve})
 
 
 def search_trial_name(number: int) -> str:
@@ -75,7 +94,7 @@ class Checkpoint:
         self._lock = threading.Lock()
         self._started, self._saved = time.monotonic(), dict[str, float]()
         stored = self._read("trials.json")
-        self.trials = [SearchTrial(**item) for item in json.loads(stored)] if stored else []
+        self.trials = [_trial(item) for item in json.loads(stored)] if stored else []
 
     @classmethod
     def for_inputs(cls, model: str, as_of: str, inputs: dict[str, Any]) -> Checkpoint:
@@ -88,6 +107,14 @@ class Checkpoint:
         """
         digest = hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()[:16]
         return cls(f"{settings().lake}/checkpoints/{model}/{as_of}-{digest}")
+
+    @staticmethod
+    def remove_stale(model: str) -> None:
+        """Remove what trainings of a model left that were killed long ago and never tried again."""
+        folder, before = f"{settings().lake}/checkpoints/{model}", time.time() - STALE_SECONDS
+        for path, stat in object_store.list_files(folder, recursive=True).items():
+            if stat.modified_ns < before * 1e9:
+                object_store.delete_file(f"{folder}/{path}")
 
     def find_trial(self, number: int, params: dict[str, float]) -> SearchTrial | None:
         """The finished search trial with this number and exactly these parameters; None if there is none."""
@@ -102,9 +129,7 @@ class Checkpoint:
         with self._lock:
             self.trials = [t for t in self.trials if t.number != trial.number] + [trial]
             if self.uri:
-                object_store.write_text(
-                    f"{self.uri}/trials.json", json.dumps([asdict(t) for t in self.trials])
-                )
+                self._write("trials.json", json.dumps([asdict(t) for t in self.trials]).encode())
                 object_store.delete_file(self._booster_uri(trial.name))
 
     def load_booster(self, name: str) -> tuple[bytearray | None, list[float]]:
@@ -139,7 +164,7 @@ class Checkpoint:
         if not self.uri or time.monotonic() - self._saved.get(name, self._started) < self._seconds:
             return
         booster.set_attr(**{_LOSSES: json.dumps(losses)})
-        object_store.write_bytes(self._booster_uri(name), bytes(booster.save_raw("ubj")))
+        self._write(_booster_file(name), bytes(booster.save_raw("ubj")))
         booster.set_attr(**{_LOSSES: None})
         self._saved[name] = time.monotonic()
 
@@ -155,11 +180,22 @@ class Checkpoint:
         with self._lock:
             self.resumed += rounds
 
+    def _write(self, name: str, content: bytes) -> None:
+        """Write a file of the checkpoint, with the digest of its content before it."""
+        digest = hashlib.sha256(content).hexdigest().encode()
+        object_store.write_bytes(f"{self.uri}/{name}", digest + b"\n" + content)
+
     def _read(self, name: str) -> bytes:
+        """Read a file of the checkpoint; empty if there is none, or if it is not what was written."""
         try:
-            return object_store.read_bytes(f"{self.uri}/{name}") if self.uri else b""
+            stored = object_store.read_bytes(f"{self.uri}/{name}") if self.uri else b""
         except FileNotFoundError:
             return b""
+        digest, _, content = stored.partition(b"\n")
+        if stored and hashlib.sha256(content).hexdigest().encode() != digest:
+            log.warning("%s/%s is damaged: this part of the training begins anew", self.uri, name)
+            return b""
+        return content
 
 
 def _booster_file(name: str) -> str:

@@ -99,6 +99,7 @@ def worker_pool(count: int, rendezvous: str | None = None) -> Iterator[WorkerPoo
         closing, lost = threading.Event(), list[str]()
         try:
             object_store.write_text(uri, json.dumps({"scheduler": cluster.scheduler_address}))
+            client.forward_logging(log.name, level=logging.INFO)  # the workers' log is part of this one
             log.info("The scheduler is %s; waiting for %d workers", cluster.scheduler_address, count)
             pool = WorkerPool(client, _wait_for_workers(client, count), rendezvous is None)
             cluster.scheduler.add_plugin(_lost_worker_plugin(pool, lost, closing))
@@ -170,6 +171,9 @@ def run_worker(rendezvous: str, rank: int) -> None:
         ) as worker:  # fmt: skip
             await worker.finished()
 
+    log.setLevel(logging.INFO)  # what it logs is forwarded to the trainer
+    # Its own lines go to standard error, which Airflow shows as errors; the orderly end of a pool has a traceback.
+    logging.getLogger("distributed").setLevel(logging.WARNING)
     with dask.config.set(_CONFIG):
         try:
             asyncio.run(serve())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -12,11 +13,12 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from perennial.core.errors import PerennialError
+from perennial.core.progress import Progress
 from perennial.core.settings import settings
 from perennial.modeling.metrics import EVAL_METRICS
-from perennial.spec.constraints import INTEGER_PARAMETERS
+from perennial.spec.constraints import INTEGER_PARAMETERS, direction
 from perennial.spec.model_spec import ModelSpec
-from perennial.training._boosting import ran_on
+from perennial.training._boosting import DEFAULT_BINS, curve_rounds, histogram_parameters, ran_on
 from perennial.training._dataset import Binning, TrainingData
 from perennial.training._gpu_monitor import GpuReport as GpuReport
 from perennial.training._gpu_monitor import combine_reports
@@ -27,6 +29,8 @@ if TYPE_CHECKING:
     import xgboost
 
     from perennial.spec.sections import SearchRange
+
+log = logging.getLogger("perennial")
 
 #: Search trials that Optuna's TPE sampler draws at random before it uses results (its default).
 N_STARTUP_TRIALS = 10
@@ -43,6 +47,8 @@ class FitResult:
         rounds: boosting rounds of the final fit.
         external_memory: whether the binned matrix was on disk.
         trials: search trials.
+        best_trial: the trial whose parameters and rounds the final fit has; None for a model without a search.
+        search_end: what ended the search before its last trial: ``budget``, or ``minutes``; empty if nothing did.
         resumed_rounds: rounds from the checkpoint of an interrupted training.
         gpu: use of the GPUs; None without a GPU.
     """
@@ -53,6 +59,8 @@ class FitResult:
     rounds: int
     external_memory: bool
     trials: list[SearchTrial] = field(default_factory=list)
+    best_trial: SearchTrial | None = None
+    search_end: str = ""
     resumed_rounds: int = 0
     gpu: GpuReport | None = None
 
@@ -103,13 +111,14 @@ def _common_device(data: TrainingData, requested: str) -> str:
     return str(devices[0])
 
 
-def xgboost_parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, Any]:
+def xgboost_parameters(spec: ModelSpec, device: str, classes: int, columns: int) -> dict[str, Any]:
     """Compose XGBoost's parameters, without those of the search.
 
     Args:
         spec: the model.
         device: ``cpu`` or ``cuda``.
         classes: multiclass only: number of classes.
+        columns: number of columns of the encoded rows.
     """
     params: dict[str, Any] = {
         "objective": spec.objective,
@@ -122,7 +131,9 @@ def xgboost_parameters(spec: ModelSpec, device: str, classes: int) -> dict[str, 
     }
     if spec.task == "multiclass":
         params["num_class"] = classes
-    return params | _cast_integers(spec.training.params)
+    given = _cast_integers(spec.training.params)
+    max_bin = given.get("max_bin")
+    return params | histogram_parameters(columns, int(max_bin) if max_bin else None) | given
 
 
 def _cast_integers(params: dict[str, float]) -> dict[str, float]:
@@ -149,11 +160,11 @@ def search_and_fit(
     """
     device = _common_device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
-    base = xgboost_parameters(spec, device, len(data.classes))
+    base = xgboost_parameters(spec, device, len(data.classes), len(data.encoding.columns))
     external = not data.fits_in_memory()
-    binning = Binning(int(base.get("max_bin", 256)), settings().threads, external)
+    binning = Binning(int(base.get("max_bin", DEFAULT_BINS)), settings().threads, external)
     with data.monitor_gpus(device == "cuda") as gpu_reports:
-        trials = _run_trials(spec, data, base, binning, on_trial, checkpoint)
+        trials, search_end = _run_trials(spec, data, base, binning, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _cast_integers(best.params)
         # Named after the best trial, which may be another one in a resumed search.
@@ -171,6 +182,8 @@ def search_and_fit(
         best.rounds,
         external,
         trials,
+        best,
+        search_end,
         checkpoint.resumed,
         combine_reports(gpu_reports),
     )
@@ -194,11 +207,13 @@ class _TrialRunner:
         self._spec, self._data, self._base, self._checkpoint = spec, data, base, checkpoint
         one_by_one = base["device"] != "cpu" or binning.external
         startup_trials = min(spec.training.search.trials, N_STARTUP_TRIALS)
-        self.parallel = 1 if one_by_one else data.max_parallel_trials(startup_trials)
+        self.parallel = 1 if one_by_one else data.max_parallel_trials(startup_trials, binning.max_bin)
         self._threads = binning.threads
         self._threads_each = max(1, binning.threads // self.parallel)
         self._binning = replace(binning, threads=self._threads_each)
         self._matrices = SimpleQueue[tuple[Any, Any]]()
+        self._million_cells = data.fit_rows * len(data.encoding.columns) * max(1, len(data.classes)) / 1e6
+        self._costs: dict[int, float] = {}
 
     @property
     def seconds_spent(self) -> float:
@@ -213,16 +228,27 @@ class _TrialRunner:
         train = data.dmatrix(0, data.fit_rows, self._binning)
         self._matrices.put((train, data.dmatrix(data.fit_rows, data.rows, self._binning, ref=train)))
 
+    def is_spent(self, number: int) -> bool:
+        """Whether the finished trials before one used up the budget, whatever ran beside them."""
+        budget = self._spec.training.search.budget
+        spent = sum(cost for earlier, cost in [*self._costs.items()] if earlier < number)
+        return budget is not None and spent >= budget
+
     def finished(self, number: int, params: dict[str, float]) -> SearchTrial | None:
         """The trial if an interrupted training has finished it; else None."""
-        return self._checkpoint.find_trial(number, params)
+        trial = self._checkpoint.find_trial(number, params)
+        if trial:
+            self._costs[number] = self._million_cells * max(trial.boosted, trial.rounds)
+        return trial
 
     def run(self, number: int, params: dict[str, float]) -> SearchTrial:
         """Boost one trial, with early stopping on the validation rows."""
         started = time.monotonic()
-        training, maximize = self._spec.training, self._spec.task == "ranking"
+        training = self._spec.training
+        maximize = direction(EVAL_METRICS[self._spec.task, self._spec.metric]) == "higher"
         threads = self._threads_each if number < N_STARTUP_TRIALS else self._threads
         matrices = train, valid = self._matrices.get()
+        train_losses: dict[int, float] = {}
         try:
             _, losses = self._data.boost(
                 search_trial_name(number),
@@ -233,12 +259,19 @@ class _TrialRunner:
                 valid=valid,
                 patience=training.early_stopping_rounds,
                 maximize=maximize,
+                train_losses=train_losses,
             )
         finally:
             self._matrices.put(matrices)
         best = max(losses) if maximize else min(losses)
         seconds = round(time.monotonic() - started, 3)
-        trial = SearchTrial(number, params, -best if maximize else best, losses.index(best) + 1, seconds)
+        curve = tuple(
+            (n, train_losses.get(n), losses[n - 1]) for n in curve_rounds(training.rounds) if n <= len(losses)
+        )
+        trial = SearchTrial(
+            number, params, -best if maximize else best, losses.index(best) + 1, seconds, curve, len(losses)
+        )
+        self._costs[number] = self._million_cells * len(losses)
         self._checkpoint.add_trial(trial)
         return trial
 
@@ -250,30 +283,33 @@ def _run_trials(
     binning: Binning,
     on_trial: Callable[[SearchTrial], None],
     checkpoint: Checkpoint,
-) -> list[SearchTrial]:
-    """Run all search trials. Their matrices are freed before the final fit."""
-    runner = _TrialRunner(spec, data, base, binning, checkpoint)
+) -> tuple[list[SearchTrial], str]:
+    """Run all search trials, and what ended the search. Their matrices are freed before the final fit."""
+    runner, search_end = _TrialRunner(spec, data, base, binning, checkpoint), ""
     trials: list[SearchTrial] = []
+    progress, wanted = Progress(), max(1, spec.training.search.trials)
 
     def record(trial: SearchTrial) -> None:
         trials.append(trial)
         on_trial(trial)
+        best = min(t.loss for t in trials)
+        progress.report("Search: %d of at most %d trials, the best loss %.6g", len(trials), wanted, best)
 
     if runner.parallel == 1:
         runner.make_matrices()
         if spec.training.search.trials:
-            _search(spec, runner, map, record)
+            search_end = _search(spec, runner, map, record)
         else:
             record(runner.finished(0, {}) or runner.run(0, {}))
-        return trials
+        return trials, search_end
     with ThreadPoolExecutor(runner.parallel, thread_name_prefix="trial") as pool:
         try:
             list(pool.map(lambda _: runner.make_matrices(), range(runner.parallel)))
-            _search(spec, runner, pool.map, record)
+            search_end = _search(spec, runner, pool.map, record)
         except BaseException:  # do not wait for trials whose results are not needed any more
             checkpoint.halted = True
             raise
-    return trials
+    return trials, search_end
 
 
 def _search(
@@ -281,16 +317,20 @@ def _search(
     runner: _TrialRunner,
     map_trials: Callable[..., Iterator[SearchTrial | None]],
     record: Callable[[SearchTrial], None],
-) -> None:
+) -> str:
     """Let Optuna choose the parameters of the search trials, within the budget.
 
     Optuna draws the startup trials before it uses any result, so that they can run in parallel with the same results.
+    A trial counts if those before it leave something of the budget; one that ran beside them in vain is left out.
 
     Args:
         spec: the model.
         runner: runs the trials.
         map_trials: ``map``, or a parallel version of it.
         record: called with each trial, in order.
+
+    Returns:
+        What ended the search before its last trial: ``budget``, ``minutes``, or nothing.
     """
     import optuna
 
@@ -306,20 +346,28 @@ def _search(
     def run(trial: optuna.Trial, params: dict[str, float]) -> SearchTrial | None:
         out_of_time = trial.number > 0 and time.monotonic() >= end
         finished = runner.finished(trial.number, params)
-        return finished or (None if out_of_time else runner.run(trial.number, params))
+        if finished or out_of_time or runner.is_spent(trial.number):
+            return finished
+        return runner.run(trial.number, params)
 
     for count in (min(N_STARTUP_TRIALS, search.trials), *[1] * (search.trials - N_STARTUP_TRIALS)):
         drawn = [study.ask() for _ in range(count)]
         params_by_trial = [_draw_params(trial, search.space) for trial in drawn]
-        out_of_time = False
+        search_end = ""
         for trial, result in zip(drawn, map_trials(run, drawn, params_by_trial), strict=True):
-            if result is None:
-                out_of_time = True
+            if search_end or result is None or runner.is_spent(trial.number):
+                search_end = search_end or ("budget" if runner.is_spent(trial.number) else "minutes")
                 continue
             study.tell(trial, result.loss)
             record(result)
-        if out_of_time:
-            return
+        if search_end == "minutes":
+            log.warning(
+                "The search ended after %g minutes, before its last trial: on a machine with another load it would end "
+                "elsewhere. Lower training.search.trials or budget, or raise training.search.minutes.", search.minutes,
+            )  # fmt: skip
+        if search_end:
+            return search_end
+    return ""
 
 
 def _draw_params(trial: optuna.Trial, space: Mapping[str, SearchRange]) -> dict[str, float]:

@@ -1,44 +1,40 @@
-"""Trainings as runs in MLflow: their search trials, stale runs, and the registration of models.
-
-Each training holds a lock while it runs, and its MLflow run has a tag with the name of the lock. A killed training
-cannot close its run, whose status stays RUNNING; but its lock is free (on S3 once its lease has expired), so that the
-next training of the model can close the run.
-"""
+"""Trainings as runs in MLflow: their search trials, and the registration of models."""
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import json
 import os
 import shutil
-import tempfile
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from perennial.core import runtime
-from perennial.core.errors import ArtifactError, LockHeldError, RegistryError
+from perennial.core import patches, runtime, unexpected_errors
+from perennial.core.errors import ArtifactError, LockHeldError, RegistryRequestError
 from perennial.core.settings import settings
-from perennial.modeling import registry
+from perennial.modeling import registry, training_records
+from perennial.modeling.metrics import EVAL_METRICS
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import locks
+from perennial.storage import leftovers, object_store, pages
 from perennial.training.artifacts import ModelArtifacts
-from perennial.training.checkpoint import SearchTrial
+from perennial.training.checkpoint import LearningCurve, SearchTrial
+from perennial.training.runs import run_content
+from perennial.training.runs.liveness import LOCK_TAG, close_stale_runs, hold_liveness_lock
+from perennial.training.runs.run_content import AirflowRun, DatasetVersion
+from perennial.training.runs.system_metrics import SystemMetrics
 from perennial.training.search import FitResult
 
 if TYPE_CHECKING:
-    from mlflow import MlflowClient
-    from mlflow.entities import Run
+    from mlflow.entities import DatasetInput, Run
 
-#: The tag of a run that names its lock.
-LOCK_TAG = "lock"
+#: Folder of a run's pictures, apart from the files whose digests are checked.
+PLOT_FOLDER = "plots"
 
 
 @dataclass(frozen=True)
@@ -52,6 +48,8 @@ class Registration:
         metrics: metrics on the held-out rows, by name.
         tags: tags of the version, without its digest.
         description: description of the version, Markdown.
+        passed: whether it passed the gate, and is a challenger.
+        learning_curve: of the trial with the model's parameters; None without boosting.
     """
 
     model: TrainedModel
@@ -60,6 +58,23 @@ class Registration:
     metrics: dict[str, float]
     tags: dict[str, str]
     description: str
+    passed: bool = True
+    learning_curve: LearningCurve | None = None
+
+
+@dataclass(frozen=True)
+class RegisteredVersion:
+    """A registered version, and what the ledger records about it.
+
+    Attributes:
+        version: the version, as MLflow has it.
+        tags: tags that it was registered with, by name.
+        digests: SHA-256 of each of its files, by name.
+    """
+
+    version: ModelVersion
+    tags: dict[str, str]
+    digests: dict[str, str]
 
 
 class TrainingRun:
@@ -71,12 +86,21 @@ class TrainingRun:
         spec: the model.
         as_of: partition date of the training.
         reason: why it was requested.
+        datasets: what it reads.
+        airflow: the run of Airflow that it belongs to.
 
     Raises:
         RegistryError: MLflow cannot be reached.
     """
 
-    def __init__(self, spec: ModelSpec, as_of: str, reason: str) -> None:
+    def __init__(
+        self,
+        spec: ModelSpec,
+        as_of: str,
+        reason: str,
+        datasets: Sequence[DatasetVersion] = (),
+        airflow: AirflowRun = AirflowRun(),  # noqa: B008 - it is immutable
+    ) -> None:
         os.environ.setdefault("DO_NOT_TRACK", "true")
         os.environ.setdefault("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the Airflow task is retried, too
@@ -87,6 +111,7 @@ class TrainingRun:
         mlflow.set_tracking_uri(settings().mlflow_uri)
         self.spec, self.client = spec, mlflow.MlflowClient()
         with contextlib.ExitStack() as stack, self._translate_errors():
+            stack.enter_context(patches.mlflow_outside_databricks())
             lock = hold_liveness_lock(spec.name, stack)
             self._experiment = self._open_experiment()
             close_stale_runs(self.client, self._experiment, lock)
@@ -100,14 +125,39 @@ class TrainingRun:
                     "spec_digest": spec.digest,
                     "code_version": runtime.code_version(),
                     LOCK_TAG: lock,
+                    **run_content.airflow_tags(spec, as_of, reason, airflow),
                 },
             )
+            if datasets:
+                self._log_inputs(run_content.dataset_inputs(datasets))
+            self._system_metrics = SystemMetrics(self.run.info.run_id)
             self._liveness_lock = stack.pop_all()
+
+    def _log_inputs(self, inputs: list[DatasetInput]) -> None:
+        """Log what is read; once more if another training of the same data did so at the same moment.
+
+        MLflow's server looks for a data set and then inserts it, so that the later of two insertions fails.
+        """
+        from mlflow.exceptions import MlflowException
+
+        try:
+            self.client.log_inputs(self.run.info.run_id, inputs)
+        except MlflowException as error:
+            if "unique constraint" not in str(error).lower():
+                raise
+            self.client.log_inputs(self.run.info.run_id, inputs)
 
     def _open_experiment(self) -> str:
         from mlflow.exceptions import MlflowException
 
         experiment = self.client.get_experiment_by_name(self.spec.name)
+        if experiment is not None and experiment.lifecycle_stage == "deleted":
+            raise RegistryRequestError(
+                f"MLflow's experiment {self.spec.name} (id {experiment.experiment_id}) is deleted",
+                "restore it: mlflow experiments restore --experiment-id "
+                f"{experiment.experiment_id}; then train again",
+                model=self.spec.name,
+            )
         if experiment is not None:
             return str(experiment.experiment_id)
         try:
@@ -136,18 +186,48 @@ class TrainingRun:
                 nested.info.run_id,
                 dict(trial.params),
                 {"loss": trial.loss, "rounds": trial.rounds, "seconds": trial.seconds},
+                (EVAL_METRICS[self.spec.task, self.spec.metric], trial.curve),
             )
             self.client.set_terminated(nested.info.run_id)
 
-    def _log(self, run_id: str, params: dict[str, Any], metrics: dict[str, float]) -> None:
+    def _log(
+        self,
+        run_id: str,
+        params: dict[str, Any],
+        metrics: dict[str, float],
+        learning_curve: LearningCurve | None = None,
+        model_id: str | None = None,
+    ) -> None:
+        """Log parameters, metrics and a learning curve, whose steps are rounds, in one request.
+
+        ``model_id`` names the logged model that MLflow shows the metrics of, too.
+        """
         from mlflow.entities import Metric, Param
 
         timestamp = int(time.time() * 1000)
-        self.client.log_batch(
-            run_id,
-            [Metric(k, float(v), timestamp, 0) for k, v in metrics.items()],
-            [Param(k, str(v)) for k, v in params.items()],
-        )
+        values = [Metric(k, float(v), timestamp, 0, model_id) for k, v in metrics.items()]
+        name, points = learning_curve or ("", ())
+        for number, train, valid in points:
+            values.append(Metric(f"valid-{name}", valid, timestamp, number))
+            if train is not None:
+                values.append(Metric(f"train-{name}", train, timestamp, number))
+        self.client.log_batch(run_id, values, [Param(k, str(v)) for k, v in params.items()])
+
+    def log_plots(self, files: Mapping[str, str]) -> None:
+        """Store pictures with the run; if that fails, the log says so.
+
+        Args:
+            files: content by file name.
+        """
+
+        def upload() -> None:
+            with leftovers.temporary_folder("train-") as folder:
+                for name, content in files.items():
+                    (folder / name).write_text(content)
+                self.client.log_artifacts(self.run.info.run_id, str(folder), PLOT_FOLDER)
+
+        if files:
+            pages.attempt("the plots in MLflow", upload)
 
     def finish(self) -> None:
         """Mark the run as finished.
@@ -155,6 +235,7 @@ class TrainingRun:
         Raises:
             RegistryError: MLflow refused or cannot be reached.
         """
+        self._system_metrics.close()
         with self._translate_errors():
             self.client.set_terminated(self.run.info.run_id)
         self._release_lock()
@@ -164,6 +245,7 @@ class TrainingRun:
         import requests
         from mlflow.exceptions import MlflowException
 
+        self._system_metrics.close()
         with contextlib.suppress(MlflowException, requests.RequestException):
             self.client.set_terminated(self.run.info.run_id, "FAILED")
         self._release_lock()
@@ -183,14 +265,16 @@ class TrainingRun:
         try:
             yield
         except (MlflowException, requests.RequestException) as error:
-            raise RegistryError(
-                f"MLflow failed: {str(error).splitlines()[0][:300]}",
-                "see MLflow's log; then train again: nothing was promoted",
+            raise unexpected_errors.registry_error_kind(error)(
+                f"MLflow failed: {(str(error).splitlines() or [type(error).__name__])[0][:300]}",
+                f"{_remedy(error)}; then train again: nothing was promoted",
                 model=self.spec.name,
             ) from error
 
-    def register(self, registration: Registration, artifacts: Callable[[], ModelArtifacts]) -> ModelVersion:
-        """Log everything and register the version, with the alias ``challenger``.
+    def register(
+        self, registration: Registration, artifacts: Callable[[], ModelArtifacts]
+    ) -> RegisteredVersion:
+        """Log everything and register the version, with the alias ``challenger`` if it passed the gate.
 
         Args:
             registration: what is registered.
@@ -201,27 +285,43 @@ class TrainingRun:
             ArtifactError: the model that MLflow stored differs from the one that was logged.
             RegistryError: MLflow refused or cannot be reached.
         """
-        import mlflow
-
         name, fitted = self.spec.name, registration.fitted
         with self._translate_errors():
-            with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
-                digest = registration.model.save(Path(folder, "model.ubj"))
+            with leftovers.temporary_folder("train-") as folder:
+                digest = registration.model.save(folder / "model.ubj")
             tags = registration.tags | {"digest": digest}
             model_uri = self._log_model(registration, tags)
-            self._log_artifacts(artifacts())
-            registered = mlflow.register_model(model_uri, name, tags=tags)
-            version = registry.get_version(name, str(registered.version))
-            if registry.load_model(version, fresh=True).booster.num_boosted_rounds() != fitted.rounds:
+            digests = self._log_artifacts(artifacts()) | {training_records.MODEL_FILE: digest}
+            version = self._register_version(model_uri, tags)
+            registry.check_files(version, digests)
+            if registry.load_model(version, digest=digest).booster.num_boosted_rounds() != fitted.rounds:
                 raise ArtifactError(
                     f"version {version.version} was changed by MLflow's artifact store",
                     "check the artifact store, then train again",
                     model=name,
                 )
-            registry.set_alias(name, version.version, "challenger")
+            if registration.passed:
+                registry.set_alias(name, version.version, "challenger")
             self.client.update_registered_model(name, self.spec.description)
             self.client.update_model_version(name, version.version, registration.description)
-            return version
+            return RegisteredVersion(version, tags, digests)
+
+    def _register_version(self, model_uri: str, tags: dict[str, str]) -> ModelVersion:
+        """Register a version under a number that the ledger does not have.
+
+        After a model was deleted in MLflow, or MLflow was restored from a backup, it would give numbers a second time;
+        predictions and decisions of two versions could then not be told apart.
+        """
+        import mlflow
+
+        name = self.spec.name
+        recorded = [int(r.version) for r in training_records.all_records(name) if r.version.isdigit()]
+        while True:
+            with _without_progress_lines():
+                number = str(mlflow.register_model(model_uri, name, tags=tags).version)
+            if int(number) > max(recorded, default=0):
+                return registry.get_version(name, number)
+            self.client.delete_model_version(name, number)
 
     def _log_model(self, registration: Registration, tags: dict[str, str]) -> str:
         """Log parameters, metrics and the model; returns the model's URI."""
@@ -233,8 +333,10 @@ class TrainingRun:
         model, fitted, run_id = registration.model, registration.fitted, self.run.info.run_id
         params = {k: v for k, v in fitted.params.items() if k not in ("verbosity", "nthread")}
         params |= {"rounds": fitted.rounds, "external_memory": fitted.external_memory}
-        self._log(run_id, params, registration.metrics)
-        frame = pd.DataFrame(registration.example, columns=list(model.encoding.columns))
+        params |= run_content.search_params(self.spec)
+        self._log(run_id, params, {})
+        rows, names = model.booster_rows(registration.example)
+        frame = pd.DataFrame(rows, columns=names)
         with mlflow.start_run(run_id=run_id):
             info = mlflow.xgboost.log_model(
                 model.booster,
@@ -246,57 +348,45 @@ class TrainingRun:
                 pip_requirements=[f"xgboost=={xgboost.__version__}"],
                 metadata=tags,
             )
+        # Metrics that a run has before its model, MLflow reads one by one to copy them to the model.
+        self._log(run_id, {}, registration.metrics, registration.learning_curve, info.model_id)
         return str(info.model_uri)
 
-    def _log_artifacts(self, artifacts: ModelArtifacts) -> None:
-        with tempfile.TemporaryDirectory(prefix="perennial-") as folder:
+    def _log_artifacts(self, artifacts: ModelArtifacts) -> dict[str, str]:
+        """Log the files that are stored with the model; returns the SHA-256 of each, by name."""
+        with leftovers.temporary_folder("train-") as folder:
             for name, content in artifacts.documents.items():
-                Path(folder, name).write_text(json.dumps(content, indent=1, sort_keys=True))
+                (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True))
             for path in artifacts.files:
                 shutil.copy(path, folder)
-            self.client.log_artifacts(self.run.info.run_id, folder, registry.ARTIFACT_FOLDER)
+            digests = {path.name: object_store.digest(str(path)) for path in sorted(folder.iterdir())}
+            self.client.log_artifacts(self.run.info.run_id, str(folder), registry.ARTIFACT_FOLDER)
+        return digests
 
 
-def hold_liveness_lock(model: str, stack: contextlib.ExitStack) -> str:
-    """Hold the first free lock of a model's trainings.
+@contextlib.contextmanager
+def _without_progress_lines() -> Iterator[None]:
+    """Have MLflow write nothing to standard error in the block: Airflow shows each line of it as an error."""
+    from mlflow.utils import logging_utils
 
-    Args:
-        model: name of the model.
-        stack: releases the lock when it closes.
-
-    Returns:
-        The lock's name.
-    """
-    for number in itertools.count(1):
-        name = f"training-{model}-{number}"
-        with contextlib.suppress(LockHeldError):
-            stack.enter_context(locks.hold(name, timeout=0))
-            return name
-    raise AssertionError("unreachable")
+    logging_utils.disable_logging()
+    try:
+        yield
+    finally:
+        logging_utils.enable_logging()
 
 
-def close_stale_runs(client: MlflowClient, experiment: str, held_lock: str) -> None:
-    """Mark the RUNNING runs of killed trainings, and their unfinished search trials, as KILLED.
-
-    Args:
-        client: MLflow's client.
-        experiment: id of the model's experiment.
-        held_lock: name of the lock that the caller holds. The caller has no run yet, so that a run with it is stale.
-    """
-    from mlflow.utils.mlflow_tags import MLFLOW_PARENT_RUN_ID
-
-    running = client.search_runs([experiment], "attributes.status = 'RUNNING'")
-    dead = set()
-    for run in running:
-        name = run.data.tags.get(LOCK_TAG)
-        if name is None:
-            continue
-        lock = contextlib.nullcontext() if name == held_lock else locks.hold(name, timeout=0)
-        with contextlib.suppress(LockHeldError), lock:
-            # The run may have ended since the runs were listed.
-            if client.get_run(run.info.run_id).info.status == "RUNNING":
-                client.set_terminated(run.info.run_id, "KILLED")
-                dead.add(run.info.run_id)
-    for run in running:
-        if run.data.tags.get(MLFLOW_PARENT_RUN_ID) in dead:
-            client.set_terminated(run.info.run_id, "KILLED")
+def _remedy(error: Exception) -> str:
+    """What to do about an error of MLflow's client."""
+    code = getattr(error, "error_code", "")
+    if code in ("RESOURCE_DOES_NOT_EXIST", "INVALID_STATE") or "deleted" in str(error):
+        return "restore what was deleted in MLflow (mlflow experiments restore, mlflow runs restore)"
+    if code in ("PERMISSION_DENIED", "UNAUTHENTICATED", "CUSTOMER_UNAUTHORIZED"):
+        return (
+            "give the user of MLFLOW_TRACKING_USERNAME, or the token, access to the experiment and the model"
+        )
+    if code == "RESOURCE_ALREADY_EXISTS":
+        return "check the experiment and the registered model of this name in MLflow: they may be somebody else's"
+    if not code or code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
+        return f"check that MLflow at {settings().mlflow_uri} runs and can write artifacts; its log says more"
+    return "check the experiment and the model in MLflow"

@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from itertools import pairwise
+from statistics import median
 
-from perennial.core.dates import DateRange, add_days
 from perennial.core.errors import DataError
-from perennial.spec.constraints import MIN_BOOTSTRAP_DAYS
+from perennial.core.partitions import Cadence, PartitionRange
+from perennial.spec.constraints import MIN_BOOTSTRAP_PARTITIONS
 from perennial.spec.model_spec import ModelSpec
+
+#: Rows for early stopping that are enough, however many there are to fit on.
+VALID_ROWS = 1000
 
 
 @dataclass(frozen=True)
@@ -25,58 +31,132 @@ class Windows:
     holdout: tuple[str, ...]
 
     @property
-    def trained_range(self) -> DateRange:
+    def trained_range(self) -> PartitionRange:
         """The range of the dates to fit on, those for early stopping included."""
-        return DateRange(self.fit[0], self.valid[-1])
+        return PartitionRange.between(self.fit[0], self.valid[-1])
 
     @property
-    def holdout_range(self) -> DateRange:
+    def holdout_range(self) -> PartitionRange:
         """The range of the dates to evaluate on."""
-        return DateRange(self.holdout[0], self.holdout[-1])
+        return PartitionRange.between(self.holdout[0], self.holdout[-1])
 
 
 def split_partitions(
-    spec: ModelSpec, as_of: str, available: list[str], *, window_name: str = "sliding", since: str = ""
+    spec: ModelSpec,
+    as_of: str,
+    available: list[str],
+    *,
+    window_name: str = "sliding",
+    since: str = "",
+    rows: Mapping[str, int] | None = None,
 ) -> Windows:
     """Split labelled partitions: train on the earlier ones, evaluate on the later ones.
+
+    Partitions that exist are counted, not days of the calendar: those of a feed may be weeks apart.
 
     Args:
         spec: the model.
         as_of: partition date of the training; later data is not used.
         available: dates of the labelled partitions, in order.
-        window_name: ``sliding`` (the latest ``training.window_days``), ``expanding`` (all dates), or ``since_change``.
+        window_name: ``sliding`` (the latest ``training.window``), ``expanding`` (all dates), or ``since_change``.
         since: date of a known change; empty if there is none. Then only a third of the dates since the change are held
-            out, at most ``training.holdout_days``: on dates before the change, an old model would be better.
+            out, at most ``training.holdout``: on dates before the change, an old model would be better.
+        rows: number of rows of each partition, so that enough of them are for early stopping.
 
     Raises:
         DataError: too few partitions.
     """
-    last = add_days(as_of, -spec.label.arrives_after_days)
+    cadence = spec.cadence
+    last = cadence.shift(as_of, -spec.label_delay)
     days = [d for d in available if d <= last]
     changed = [d for d in days if since and d >= since]
-    holdout_from = add_days(last, 1 - spec.training.holdout_days)
-    if changed:
-        min_days = MIN_BOOTSTRAP_DAYS if spec.gate.bootstrap_unit == "days" else 1
-        holdout_from = max(holdout_from, days[-max(min_days, len(changed) // 3) :][0])
-    holdout = [d for d in days if d >= holdout_from]
+    # If the latest labels are older than this, the labels have stopped to arrive.
+    held_out = spec.training.holdout.partitions(cadence)
+    recent_from = cadence.shift(last, 1 - held_out * _typical_gap(cadence, days))
+    holdout = [d for d in days[-held_out:] if days[-1] >= recent_from]
+    if changed and holdout:
+        min_partitions = MIN_BOOTSTRAP_PARTITIONS if spec.gate.bootstrap_unit == "partitions" else 1
+        holdout = holdout[-max(min_partitions, len(changed) // 3) :]
+    holdout_from = holdout[0] if holdout else recent_from
     earlier = [d for d in days if d < holdout_from]
     if window_name == "since_change":
         earlier = [d for d in earlier if d >= since]
-    elif window_name == "sliding" and spec.training.window_days:
-        earlier = [d for d in earlier if d >= add_days(holdout_from, -spec.training.window_days)]
-    valid_days = max(1, min(7, len(earlier) // 5)) if len(earlier) > 1 else 0
-    if not holdout or not valid_days:
+    elif window_name == "sliding" and spec.training.window:
+        earlier = earlier[-spec.training.window.partitions(cadence) :]
+    if not holdout or len(earlier) < 2:
         raise DataError(
             f"{len(days)} labelled partitions up to {last}: {len(earlier)} to train on and {len(holdout)} "
             "to evaluate on are too few",
-            "backfill earlier partitions (the data DAG, start and end), or lower training.holdout_days",
+            _too_few_remedy(spec, available, days, holdout, holdout_from),
             model=spec.name,
             partition=as_of,
         )
-    return Windows(tuple(earlier[:-valid_days]), tuple(earlier[-valid_days:]), tuple(holdout))
+    valid = _validation_partitions([(rows or {}).get(d, 0) for d in earlier])
+    return Windows(tuple(earlier[:-valid]), tuple(earlier[-valid:]), tuple(holdout))
 
 
-def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: str) -> dict[str, Windows]:
+def _typical_gap(cadence: Cadence, days: list[str]) -> int:
+    """The median number of partitions from one labelled one to the next; 1 if there are fewer than two."""
+    numbers = [cadence.index(d) for d in days]
+    return max(1, round(median(b - a for a, b in pairwise(numbers)))) if len(numbers) > 1 else 1
+
+
+def _validation_partitions(rows: list[int]) -> int:
+    """How many of the latest partitions are for early stopping: a fifth, at most 7; more if these have too few rows.
+
+    Enough rows are `VALID_ROWS`, or an eighth of all rows if that is less. At least half of the rows are fitted on.
+
+    Args:
+        rows: number of rows of each partition to train on, in order; zeros if it is not known.
+    """
+    count = max(1, min(7, len(rows) // 5))
+    total = sum(rows)
+    while count > 1 and 2 * sum(rows[:-count]) < total:
+        count -= 1
+    while (
+        count + 1 < len(rows)
+        and sum(rows[-count:]) < min(VALID_ROWS, total // 8)
+        and 2 * sum(rows[: -count - 1]) >= total
+    ):
+        count += 1
+    return count
+
+
+def _too_few_remedy(
+    spec: ModelSpec, available: list[str], days: list[str], holdout: list[str], holdout_from: str
+) -> str:
+    """What to do about too few partitions: it depends on which are missing.
+
+    Args:
+        spec: the model.
+        available: dates of all labelled partitions.
+        days: those that the training may use.
+        holdout: those of them that would be held out.
+        holdout_from: the first date to hold out.
+    """
+    if not days:
+        begin = f"; the first labelled partition is {available[0]}" if available else ""
+        return (
+            f"backfill earlier partitions (the data DAG, start and end), or train as of a later date{begin}"
+        )
+    if not holdout:
+        latest = spec.cadence.shift(days[-1], spec.label_delay)
+        return (
+            f"train as of {latest} or earlier: the latest labelled partition is {days[-1]}, and "
+            f"those from {holdout_from} on would be held out; or publish these first"
+        )
+    shorter = f", or lower training.holdout ({spec.training.holdout})" if len(holdout) > 1 else ""
+    missing = spec.training.holdout.partitions(spec.cadence) + 2 - len(days)
+    return f"backfill {max(1, missing)} or more partitions before {days[0]} (the data DAG, start and end){shorter}"
+
+
+def candidate_windows(
+    spec: ModelSpec,
+    as_of: str,
+    available: list[str],
+    since: str,
+    rows: Mapping[str, int] | None = None,
+) -> dict[str, Windows]:
     """The windows that a training chooses among; all hold out the same partitions.
 
     Args:
@@ -84,6 +164,7 @@ def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: 
         as_of: partition date of the training; later data is not used.
         available: dates of the labelled partitions, in order.
         since: date of a known change; empty if there is none.
+        rows: number of rows of each partition.
 
     Returns:
         Windows by name, without duplicates.
@@ -96,11 +177,13 @@ def candidate_windows(spec: ModelSpec, as_of: str, available: list[str], since: 
         if window_name == "since_change" and not since:
             continue
         try:
-            windows = split_partitions(spec, as_of, available, window_name=window_name, since=since)
+            windows = split_partitions(
+                spec, as_of, available, window_name=window_name, since=since, rows=rows
+            )
         except DataError:
             if window_name != "since_change":  # the change may be too recent to train on the data since
                 raise
         else:
             if windows not in candidates.values():
                 candidates[window_name] = windows
-    return candidates or {"sliding": split_partitions(spec, as_of, available, since=since)}
+    return candidates or {"sliding": split_partitions(spec, as_of, available, since=since, rows=rows)}

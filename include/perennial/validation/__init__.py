@@ -4,4 +4,13 @@ duckdb is imported at the top of modules. great_expectations takes seconds to im
 functions that use it; ``perennial check`` and DAG files read suites with `suite`, which imports no heavy libraries.
 """
 
-__all__ = ["check_builder", "checks", "data_docs", "gx_evaluator", "suite", "validator"]
+__all__ = [
+    "check_builder",
+    "checks",
+    "data_docs",
+    "dry_run",
+    "gx_evaluator",
+    "signatures",
+    "suite",
+    "validator",
+]

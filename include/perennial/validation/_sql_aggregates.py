@@ -28,7 +28,7 @@ def table_level(
     """
     row_filter = filter_clause(where)
     if "column" not in kwargs or type_ == "expect_column_to_exist":
-        return {"table.row_count": "count(*)"}
+        return {"table.row_count": count_where(where)}
     declared, column = types[kwargs["column"]], quote_identifier(kwargs["column"])
     # Only finite values count: rows with infinite ones go to quarantine.
     finite = f"CASE WHEN isfinite({column}) THEN {column} END" if declared == "number" else column

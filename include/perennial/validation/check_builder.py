@@ -7,14 +7,26 @@ from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from typing import Any
 
-from perennial.core.sql import quote_identifier, row_condition_sql, sql_literal, text_literal
-from perennial.storage.landing import MAX_DAY_OFFSET
+from perennial.core.sql import (
+    NUMERIC,
+    SQL_TYPES,
+    fold_identifier,
+    quote_identifier,
+    row_condition_sql,
+    sql_literal,
+    text_literal,
+)
+from perennial.storage import duckdb_session
+from perennial.validation import _patterns, _special_checks
+from perennial.validation._arguments import BATCH, batch_query
 from perennial.validation._sql_aggregates import table_level
 from perennial.validation.checks import Check
-from perennial.validation.suite import Expectation
+from perennial.validation.suite import QUERY_TYPE, Expectation
 
 #: In larger partitions median and quantiles are estimated (t-digest), because exact ones need all values in memory.
 EXACT_QUANTILE_ROWS = 1_000_000
+#: Seconds in which an author's query is planned.
+PLANNING_SECONDS = 10.0
 _LARGEST_DOUBLE = 1.7976931348623157e308
 _NOT_NULL = "expect_column_values_to_not_be_null"
 #: What the text of each type looks like, as a regular expression for the data doc.
@@ -46,7 +58,7 @@ def build_checks(
         cast_failures: SQL condition of a cell that cannot be cast to its column's type, by column.
         exact: whether quantiles are exact or estimated.
     """
-    checks = [_declared_check(e, columns, exact) for e in suite]
+    checks = [_declared_check(i, e, columns, key, exact) for i, e in enumerate(suite)]
     required = [*key, *([event_time] if event_time and event_time not in key else [])]
     checks += _not_null_checks(checks, required, columns)
     checks = _with_key_check(checks, key, columns)
@@ -62,7 +74,7 @@ def build_checks(
             bad=f"coalesce({name} >= __future, FALSE)",
             label=f"later than its partition: {event_time}",
         )
-        checks.append(replace(late, max_day_offset=MAX_DAY_OFFSET))
+        checks.append(replace(late, limits_event_time=True))
     return checks
 
 
@@ -129,6 +141,7 @@ def _cast_checks(cast_failures: Mapping[str, str], columns: Mapping[str, str]) -
             bad=bad,
             label=f"not readable as {columns[name]}: {name}",
             considered="TRUE",
+            bad_is_null=True,
         )
         for name, bad in cast_failures.items()
     ]
@@ -144,6 +157,7 @@ def _built_in_check(
     unique: tuple[str, ...] = (),
     considered: str = "",
     label: str = "",
+    bad_is_null: bool = False,
     hidden_if_passed: bool = True,
 ) -> Check:
     return Check(
@@ -156,12 +170,15 @@ def _built_in_check(
         considered=considered or f"{quote_identifier(names[0])} IS NOT NULL",
         bad=bad,
         unique=unique,
+        bad_is_null=bad_is_null,
         hidden_if_passed=hidden_if_passed,
         types=columns,
     )
 
 
-def _declared_check(expectation: Expectation, columns: Mapping[str, str], exact: bool) -> Check:
+def _declared_check(
+    index: int, expectation: Expectation, columns: Mapping[str, str], key: list[str], exact: bool
+) -> Check:
     kwargs = expectation.kwargs
     where = row_condition_sql(kwargs["row_condition"], columns) if "row_condition" in kwargs else ""
     check = Check(
@@ -175,12 +192,49 @@ def _declared_check(expectation: Expectation, columns: Mapping[str, str], exact:
         mostly=kwargs.get("mostly"),
         types=columns,
     )
+    if expectation.type == QUERY_TYPE:
+        return _query_check(check, index, columns, key)
     if expectation.level == "table":
-        return replace(check, statistics=table_level(check.type, kwargs, columns, where, exact))
-    considered = _considered(expectation)
+        return _special_checks.table_check(check) or replace(
+            check, statistics=table_level(check.type, kwargs, columns, where, exact)
+        )
+    check = replace(check, considered=_considered(expectation))
+    if special := _special_checks.row_check(check, index, exact):
+        return special
     if expectation.type in ("expect_column_values_to_be_unique", "expect_compound_columns_to_be_unique"):
-        return replace(check, considered=considered, unique=tuple(expectation.columns))
-    return replace(check, considered=considered, bad=_bad_row(expectation, columns))
+        return replace(check, unique=tuple(expectation.columns))
+    if any(map(_patterns.sql_problem, expectation.patterns)):
+        return _special_checks.batch_check(check, index)
+    return replace(check, bad=_bad_row(expectation, columns))
+
+
+def _query_check(check: Check, index: int, columns: Mapping[str, str], key: list[str]) -> Check:
+    """The check of an author's query: row-level if the query gives the key of its rows."""
+    query = batch_query(check.kwargs["unexpected_rows_query"])
+    given = {fold_identifier(c) for c in query_columns(query, columns)}
+    check = replace(check, run="query", query=query)
+    if not given.issuperset(map(fold_identifier, key)):
+        return check
+    mark = f"__unexpected_{index}"
+    return replace(check, level="row", columns=list(key), considered="TRUE", mark=mark, bad=mark)
+
+
+def query_columns(query: str, columns: Mapping[str, str]) -> list[str]:
+    """The columns of an author's query.
+
+    Args:
+        query: as `batch_query` gives it.
+        columns: declared type of each column.
+
+    Raises:
+        duckdb.Error: it cannot be planned.
+    """
+    con = duckdb_session.connect_small()
+    duckdb_session.lock(con)
+    typed = ", ".join(f"NULL::{SQL_TYPES[kind]} AS {quote_identifier(c)}" for c, kind in columns.items())
+    con.execute(f"CREATE TEMP TABLE {BATCH} AS SELECT {typed} LIMIT 0")
+    with duckdb_session.time_limit(con, PLANNING_SECONDS):
+        return [str(row[0]) for row in con.execute(f"DESCRIBE SELECT * FROM (\n{query}\n)").fetchall()]
 
 
 def _considered(expectation: Expectation) -> str:
@@ -200,8 +254,8 @@ def _bad_row(expectation: Expectation, types: Mapping[str, str]) -> str:
     name, kwargs = expectation.type, expectation.kwargs
     columns = [quote_identifier(c) for c in expectation.columns]
     if name == "expect_select_column_values_to_be_unique_within_record":
-        pairs = itertools.combinations(columns, 2)
-        return "(" + " OR ".join(f"{a} IS NOT DISTINCT FROM {b}" for a, b in pairs) + ")"
+        pairs = itertools.combinations(expectation.columns, 2)
+        return f"({' OR '.join(_equal(a, b, types) for a, b in pairs)})"
     if name == "expect_multicolumn_values_to_be_equal":
         return "(" + " OR ".join(f"{c} IS DISTINCT FROM {columns[0]}" for c in columns[1:]) + ")"
     if name == "expect_multicolumn_sum_to_equal":
@@ -226,6 +280,14 @@ def _bad_row(expectation: Expectation, types: Mapping[str, str]) -> str:
     return _bad_value(name, columns[0], types[expectation.columns[0]], kwargs)
 
 
+def _equal(a: str, b: str, types: Mapping[str, str]) -> str:
+    """SQL condition that two columns of any types have the same value, or both none."""
+    first, second = quote_identifier(a), quote_identifier(b)
+    if types[a] == types[b] or {types[a], types[b]} <= set(NUMERIC):
+        return f"({first} IS NOT DISTINCT FROM {second})"
+    return f"({first} IS NULL AND {second} IS NULL)"  # a text is no number, whatever it looks like
+
+
 def _bad_value(name: str, column: str, declared: str, kwargs: dict[str, Any]) -> str:
     """SQL condition of a bad value of one column; false for a missing one."""
     if name == _NOT_NULL:
@@ -241,10 +303,21 @@ def _bad_value(name: str, column: str, declared: str, kwargs: dict[str, Any]) ->
     if name in ("expect_column_values_to_be_in_set", "expect_column_values_to_not_be_in_set"):
         inside = f"{column} IN ({', '.join(sql_literal(v, declared) for v in kwargs['value_set'])})"
         return _fails(inside if name.endswith("to_be_in_set") else f"NOT {inside}")
+    if "like_pattern" in name:
+        return _fails(_like(name, column, kwargs))
     patterns = [kwargs["regex"]] if "regex" in kwargs else kwargs["regex_list"]
     word = " AND " if kwargs.get("match_on") == "all" else " OR "
     matches = "(" + word.join(f"regexp_matches({column}, {text_literal(p)})" for p in patterns) + ")"
     return _fails(f"NOT {matches}" if "_not_match_" in name else matches)
+
+
+def _like(name: str, column: str, kwargs: dict[str, Any]) -> str:
+    """SQL condition that a value matches LIKE patterns, or none of them."""
+    patterns = [kwargs["like_pattern"]] if "like_pattern" in kwargs else kwargs["like_pattern_list"]
+    escape = f" ESCAPE {text_literal(kwargs['escape'])}" if "escape" in kwargs else ""
+    word = " AND " if kwargs.get("match_on") == "all" else " OR "
+    matches = "(" + word.join(f"{column} LIKE {text_literal(p)}{escape}" for p in patterns) + ")"
+    return f"NOT {matches}" if "_not_match_" in name else matches
 
 
 def _within(value: str, declared: str, kwargs: dict[str, Any]) -> str:

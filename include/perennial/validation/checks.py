@@ -1,6 +1,6 @@
 """A check of a partition: its SQL, and its results as metrics of Great Expectations.
 
-A check becomes SQL aggregates over the view of landed files (see `landing.create_landed_view`). `validator` puts the
+A check becomes SQL aggregates over the view of landed files (see `typed_rows.create_landed_view`). `validator` puts the
 aggregates of all checks into one query, grouped by file; `Check.metrics` then converts the results to the metrics
 of Great Expectations.
 """
@@ -10,15 +10,33 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import date, datetime
-from typing import Any
+from typing import Any, Literal
 
-from perennial.core.sql import quote_identifier
+from perennial.core.sql import condition_columns, quote_identifier
 from perennial.validation._sql_aggregates import all_of, count_where, filter_clause
 
 #: Examples of bad values that a data doc shows.
 MAX_EXAMPLES = 20
 #: The result of a SQL aggregate, by its text.
 AggregateValue = Callable[[str], Any]
+Run = Literal["sql", "query", "counts", "type", "batches", "whole"]
+
+
+@dataclass
+class Measurement:
+    """What was measured of one check in one file, besides its SQL aggregates.
+
+    Attributes:
+        counts: values and how often they occur.
+        rows: rows of an author's query.
+        result: Great Expectations' result, if it evaluated the check itself.
+        error: why the check could not be evaluated.
+    """
+
+    counts: list[tuple[Any, int]] = field(default_factory=list)
+    rows: int = 0
+    result: Any = None
+    error: Exception | None = None
 
 
 @dataclass(frozen=True)
@@ -37,11 +55,19 @@ class Check:
         considered: SQL condition of the rows that are counted.
         bad: SQL condition of a bad row, never null; empty for uniqueness and for table-level checks.
         unique: columns that must be unique together; empty for other checks.
+        bad_is_null: the column of a bad row is null although its cell has a value, which could not be cast.
         keep_first: of rows with the same key, the first of the file is good.
         mostly: share of good rows below which the partition stops; None: only ``quarantine_limit`` applies.
         hidden_if_passed: the data doc shows the check only where it failed.
-        max_day_offset: number of days after the partition's date at which a value is too late; 0: no limit.
+        limits_event_time: whether the highest value is the partition's `Cadence.event_limit`.
         statistics: SQL aggregates of a table-level check, by metric or by a name of `_sql_aggregates`.
+        parameters: SQL aggregates of a file that the conditions use, by the name of the column that holds them.
+        windows: SQL window expressions that the conditions use, by the name of the column that holds them.
+        mark: the column that marks the bad rows, if no SQL condition does; empty otherwise.
+        run: how the check is computed: in SQL, by an author's query, by counts of its values, from the column's type,
+            or by Great Expectations itself, a batch of rows or the whole column at a time.
+        counted: SQL of the value whose frequencies are counted.
+        query: the author's SQL over the rows of one file.
         types: declared type of each column of the feed.
     """
 
@@ -56,11 +82,18 @@ class Check:
     considered: str = "TRUE"
     bad: str = ""
     unique: tuple[str, ...] = ()
+    bad_is_null: bool = False
     keep_first: bool = False
     mostly: float | None = None
     hidden_if_passed: bool = False
-    max_day_offset: int = 0
+    limits_event_time: bool = False
     statistics: Mapping[str, str] = field(default_factory=dict)
+    parameters: Mapping[str, str] = field(default_factory=dict)
+    windows: Mapping[str, str] = field(default_factory=dict)
+    mark: str = ""
+    run: Run = "sql"
+    counted: str = ""
+    query: str = ""
     types: Mapping[str, str] = field(default_factory=dict)
 
     @property
@@ -69,9 +102,24 @@ class Check:
         return self.config["kwargs"]  # type: ignore[no-any-return]
 
     @property
+    def all_columns(self) -> set[str]:
+        """The columns that its values depend on, those of ``row_condition`` included."""
+        return {*self.columns, *condition_columns(self.kwargs.get("row_condition"))}
+
+    @property
     def critical(self) -> bool:
         """Whether the check puts rows into quarantine or stops the partition."""
         return self.severity == "critical"
+
+    @property
+    def extended(self) -> bool:
+        """Whether its conditions use columns that the view of landed files does not have."""
+        return bool(self.parameters or self.windows or self.mark)
+
+    @property
+    def in_great_expectations(self) -> bool:
+        """Whether Great Expectations itself reads the rows."""
+        return self.run in ("batches", "whole")
 
     @property
     def rows_sql(self) -> str:
@@ -116,7 +164,12 @@ class Check:
         return list(self.statistics.values())
 
     def metrics(
-        self, value: AggregateValue, columns: list[str], bad_rows: int, examples: list[Any]
+        self,
+        value: AggregateValue,
+        columns: list[str],
+        bad_rows: int,
+        examples: list[Any],
+        measured: Measurement,
     ) -> Callable[[str], Any]:
         """Convert results to Great Expectations' metrics; returns a function from name to value.
 
@@ -125,20 +178,26 @@ class Check:
             columns: the file's columns, in its order.
             bad_rows: number of bad rows.
             examples: some of their values.
+            measured: what else was measured.
         """
 
         def metric(name: str) -> Any:
+            if name.startswith("unexpected_rows_query."):
+                return measured.rows if name.endswith("row_count") else examples
             if name == "table.row_count":
                 return value(self.rows_sql if self.level == "row" else self.statistics[name])
             if name == "table.columns":
                 return columns
             if name == "table.column_count":
                 return len(columns)
+            if self.run == "counts":
+                return _distribution(self, name, measured.counts)
             if (
                 name == "column_values.nonnull.unexpected_count"
                 and self.type != "expect_column_values_to_not_be_null"
             ):
-                return value(self.rows_sql) - value(self.non_null_sql)
+                missing = value(self.rows_sql) - value(self.non_null_sql)
+                return missing - (bad_rows if self.bad_is_null else 0)
             suffix = name.rsplit(".", 1)[1]
             if suffix == "unexpected_count":
                 return bad_rows
@@ -170,3 +229,25 @@ class Check:
             # Great Expectations parses bounds given as text only if the value is a datetime.
             return datetime(statistic.year, statistic.month, statistic.day)
         return statistic
+
+
+def _distribution(check: Check, name: str, counts: list[tuple[Any, int]]) -> Any:
+    """A metric of how often values occur.
+
+    The values of a histogram are the indices of its intervals: -1 is below the first one.
+    """
+    if name == "column.most_common_value":
+        return [value for value, _ in counts]
+    if name == "column_values.nonnull.count":
+        return sum(count for _, count in counts)
+    if name == "column.value_counts":
+        import pandas as pd
+
+        values = pd.Index([value for value, _ in counts])
+        return pd.Series([n for _, n in counts], index=values, name="count", dtype="int64")
+    by_interval, intervals = dict(counts), len(check.kwargs["partition_object"]["weights"])
+    if name == "below_partition":
+        return by_interval.get(-1, 0)
+    if name == "above_partition":
+        return by_interval.get(intervals, 0)
+    return [by_interval.get(i, 0) for i in range(intervals)]

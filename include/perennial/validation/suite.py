@@ -15,113 +15,20 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from perennial.core.sql import NUMERIC, is_number, row_condition_sql, shorten, sql_literal
+from perennial.core.sql import shorten
+from perennial.validation._arguments import batch_query, check_columns, check_shapes, check_values
+from perennial.validation.signatures import REFUSED, SUPPORTED
 
+__all__ = ["MAX_EXPECTATIONS", "QUERY_TYPE", "SEVERITIES", "SUPPORTED", "Expectation", "SuiteProblem", "batch_query",
+           "parse_suite"]  # fmt: skip
 MAX_EXPECTATIONS = 1000
-#: Types of columns that expectations accept.
-COMPARABLE = ("integer", "number", "date", "timestamp")  # Great Expectations does not accept text as a bound
-ORDERED = (*COMPARABLE, "string")
-ANY = ("string", "integer", "number", "boolean", "date", "timestamp")
-_BETWEEN = ("min_value", "max_value", "strict_min", "strict_max")
-
-
-@dataclass(frozen=True)
-class ExpectationSignature:
-    """The arguments of one expectation type.
-
-    Attributes:
-        level: ``row`` or ``table``.
-        required: arguments that must be given; among them ``column``, ``column_A`` and ``column_B``, ``column_list``,
-            or none of these.
-        optional: arguments that may be given.
-        types: declared types that its columns may have.
-    """
-
-    level: str
-    required: tuple[str, ...] = ()
-    optional: tuple[str, ...] = ()
-    types: tuple[str, ...] = ANY
-
-
-def _column(types: tuple[str, ...], *required: str, optional: tuple[str, ...] = ()) -> ExpectationSignature:
-    return ExpectationSignature("row", ("column", *required), (*optional, "mostly", "row_condition"), types)
-
-
-def _pair(types: tuple[str, ...], *required: str, optional: tuple[str, ...] = ()) -> ExpectationSignature:
-    return ExpectationSignature(
-        "row",
-        ("column_A", "column_B", *required),
-        (*optional, "mostly", "ignore_row_if", "row_condition"),
-        types,
-    )
-
-
-def _many(types: tuple[str, ...], *required: str) -> ExpectationSignature:
-    return ExpectationSignature(
-        "row", ("column_list", *required), ("mostly", "ignore_row_if", "row_condition"), types
-    )
-
-
-def _aggregate(
-    types: tuple[str, ...], *required: str, optional: tuple[str, ...] = ()
-) -> ExpectationSignature:
-    return ExpectationSignature("table", ("column", *required), (*optional, "row_condition"), types)
-
-
-SUPPORTED: dict[str, ExpectationSignature] = {
-    "expect_column_values_to_not_be_null": _column(ANY),
-    "expect_column_values_to_be_null": _column(ANY),
-    "expect_column_values_to_be_unique": _column(ANY),
-    "expect_column_values_to_be_between": _column(COMPARABLE, optional=_BETWEEN),
-    "expect_column_values_to_be_in_set": _column(ANY, "value_set"),
-    "expect_column_values_to_not_be_in_set": _column(ANY, "value_set"),
-    "expect_column_values_to_match_regex": _column(("string",), "regex"),
-    "expect_column_values_to_not_match_regex": _column(("string",), "regex"),
-    "expect_column_values_to_match_regex_list": _column(("string",), "regex_list", optional=("match_on",)),
-    "expect_column_values_to_not_match_regex_list": _column(("string",), "regex_list"),
-    "expect_column_value_lengths_to_be_between": _column(("string",), optional=_BETWEEN),
-    "expect_column_value_lengths_to_equal": _column(("string",), "value"),
-    "expect_column_pair_values_a_to_be_greater_than_b": _pair(ORDERED, optional=("or_equal",)),
-    "expect_column_pair_values_to_be_equal": _pair(ANY),
-    "expect_column_pair_values_to_be_in_set": _pair(ANY, "value_pairs_set"),
-    "expect_compound_columns_to_be_unique": _many(ANY),
-    "expect_select_column_values_to_be_unique_within_record": _many(ANY),
-    "expect_multicolumn_values_to_be_equal": _many(ANY),
-    "expect_multicolumn_sum_to_equal": _many(NUMERIC, "sum_total"),
-    "expect_table_row_count_to_be_between": ExpectationSignature("table", (), _BETWEEN),
-    "expect_table_row_count_to_equal": ExpectationSignature("table", ("value",)),
-    "expect_table_column_count_to_be_between": ExpectationSignature("table", (), ("min_value", "max_value")),
-    "expect_table_column_count_to_equal": ExpectationSignature("table", ("value",)),
-    "expect_table_columns_to_match_set": ExpectationSignature("table", ("column_set",), ("exact_match",)),
-    "expect_table_columns_to_match_ordered_list": ExpectationSignature("table", ("column_list",)),
-    "expect_column_to_exist": ExpectationSignature("table", ("column",), ("column_index",)),
-    "expect_column_min_to_be_between": _aggregate(COMPARABLE, optional=_BETWEEN),
-    "expect_column_max_to_be_between": _aggregate(COMPARABLE, optional=_BETWEEN),
-    "expect_column_mean_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
-    "expect_column_median_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
-    "expect_column_stdev_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
-    "expect_column_sum_to_be_between": _aggregate(NUMERIC, optional=_BETWEEN),
-    "expect_column_quantile_values_to_be_between": _aggregate(NUMERIC, "quantile_ranges"),
-    "expect_column_unique_value_count_to_be_between": _aggregate(ANY, optional=_BETWEEN),
-    "expect_column_proportion_of_unique_values_to_be_between": _aggregate(ANY, optional=_BETWEEN),
-    "expect_column_proportion_of_non_null_values_to_be_between": _aggregate(ANY, optional=_BETWEEN),
-    "expect_column_distinct_values_to_be_in_set": _aggregate(ANY, "value_set"),
-    "expect_column_distinct_values_to_contain_set": _aggregate(ANY, "value_set"),
-    "expect_column_distinct_values_to_equal_set": _aggregate(ANY, "value_set"),
-}
+#: The type whose argument is SQL.
+QUERY_TYPE = "unexpected_rows_expectation"
+#: Longest part of a description that names an expectation.
+MAX_DESCRIPTION_LENGTH = 100
 SEVERITIES = ("critical", "warning", "info")
 #: Keys of an entry of the suite.
 _KEYS = {"type", "kwargs", "meta", "severity", "notes", "description", "id", "rendered_content"}
-_IGNORE = {
-    "column_B": ("both_values_are_missing", "either_value_is_missing", "neither"),
-    "column_list": ("all_values_are_missing", "any_value_is_missing", "never"),
-}
-#: Expectations whose bounds are compared with the column's values, so that they have the column's type.
-_BOUNDS_OF_COLUMN_TYPE = {
-    "expect_column_values_to_be_between",
-    "expect_column_min_to_be_between",
-    "expect_column_max_to_be_between",
-}
 
 
 @dataclass(frozen=True)
@@ -156,8 +63,19 @@ class Expectation:
         return named + list(self.kwargs.get("column_list", []))
 
     @property
+    def patterns(self) -> list[str]:
+        """Its regular expressions."""
+        return [self.kwargs["regex"]] if "regex" in self.kwargs else list(self.kwargs.get("regex_list", []))
+
+    @property
     def label(self) -> str:
-        """The name of the expectation in reasons and messages: type and columns, no values."""
+        """The name of the expectation in reasons and messages: type and columns, no values.
+
+        A query has no columns: its description stands for them, or else its line.
+        """
+        if self.type == QUERY_TYPE:
+            description = " ".join(str(self.config.get("description") or f"line {self.line}").split())
+            return f"{self.type}({description[:MAX_DESCRIPTION_LENGTH]})"
         return f"{self.type}({', '.join(self.columns)})"
 
 
@@ -189,6 +107,11 @@ def parse_suite(text: str, columns: Mapping[str, str]) -> tuple[list[Expectation
     """
     try:
         suite = json.loads(text)
+        json.dumps(suite, ensure_ascii=False).encode()
+    except UnicodeEncodeError:
+        return [], [SuiteProblem(1, "has a text that is not valid Unicode: half of a surrogate pair")]
+    except RecursionError:
+        return [], [SuiteProblem(1, "is nested too deeply")]
     except ValueError as error:
         return [], [SuiteProblem(getattr(error, "lineno", 1), f"is not JSON: {getattr(error, 'msg', error)}")]
     if not isinstance(suite, dict) or not isinstance(suite.get("expectations"), list):
@@ -249,6 +172,9 @@ def _check_entry(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
     if unknown := sorted(set(entry) - _KEYS):
         yield f"unknown key {unknown[0]!r}; allowed: {', '.join(sorted(_KEYS))}"
     name, kwargs = entry.get("type"), entry["kwargs"]
+    if name in REFUSED:
+        yield f"expectation type {name!r} is not supported: {REFUSED[name]}"
+        return
     if name not in SUPPORTED:
         close = difflib.get_close_matches(str(name), SUPPORTED, 1)
         hint = f"did you mean {close[0]}? " if close else ""
@@ -256,6 +182,14 @@ def _check_entry(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
         return
     if (entry.get("severity") or "critical") not in SEVERITIES:
         yield f"severity is {entry['severity']!r}; allowed: {', '.join(SEVERITIES)}"
+    for text in ("description", "id"):
+        if not isinstance(entry.get(text) or "", str):
+            yield f"{text} is {shorten(entry[text])}; a text is needed"
+    if not isinstance(entry.get("meta") or {}, dict):
+        yield f"meta is {shorten(entry['meta'])}; an object is needed"
+    notes = entry.get("notes") or ""
+    if not isinstance(notes, str | list) or any(not isinstance(note, str) for note in notes):
+        yield f"notes is {shorten(notes)}; a text, or a list of texts, is needed"
     signature = SUPPORTED[name]
     allowed = (*signature.required, *signature.optional)
     if unknown := sorted(set(kwargs) - set(allowed)):
@@ -269,127 +203,8 @@ def _check_entry(entry: Any, columns: Mapping[str, str]) -> Iterator[str]:
     if bad := [k for k, v in kwargs.items() if isinstance(v, dict) and "$PARAMETER" in v]:
         yield f"{name}: {bad[0]} is a suite parameter, which is not supported: write the value"
         return
-    yield from (f"{name}: {message}" for message in _check_columns(name, signature, kwargs, columns))
-    yield from (f"{name}: {message}" for message in _check_values(name, kwargs, columns))
-
-
-def _check_columns(
-    name: str, signature: ExpectationSignature, kwargs: dict[str, Any], columns: Mapping[str, str]
-) -> Iterator[str]:
-    for argument in ("column_list", "column_set"):
-        if argument in kwargs and not (isinstance(kwargs[argument], list) and kwargs[argument]):
-            yield f"{argument} is a list of column names; received {shorten(kwargs[argument])}"
-            return
-    if name == "expect_table_columns_to_match_ordered_list" or name == "expect_column_to_exist":
+    if shapes := list(check_shapes(kwargs)):
+        yield from (f"{name}: {message}" for message in shapes)
         return
-    named = [kwargs[k] for k in ("column", "column_A", "column_B") if k in kwargs] + kwargs.get(
-        "column_list", []
-    )
-    for column in named:
-        if column not in columns:
-            close = difflib.get_close_matches(str(column), columns, 1)
-            hint = f"did you mean {close[0]!r}?" if close else f"declared: {', '.join(columns)}"
-            yield f"column {column!r} is not in data.columns; {hint}"
-        elif columns[column] not in signature.types:
-            allowed = ", ".join(signature.types)
-            yield f"column {column!r} is declared {columns[column]}; allowed here: {allowed}"
-    if len(named) > 1 and all(c in columns for c in named) and "unique" not in name:
-        families = {"number" if columns[c] in NUMERIC else columns[c] for c in named}
-        if len(families) > 1 and name != "expect_column_pair_values_to_be_in_set":
-            yield f"columns of different types are compared: {', '.join(f'{c} {columns[c]}' for c in named)}"
-
-
-def _check_values(name: str, kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
-    """The problems of the arguments' values."""
-    yield from _check_options(name, kwargs)
-    if name.endswith("between") and "quantile" not in name:
-        yield from _check_bounds(name, kwargs, columns)
-    for argument in [a for a in ("value", "sum_total") if a in kwargs]:
-        yield from _check_literal(kwargs[argument], "number", argument)
-    if "value_set" in kwargs:
-        if not isinstance(kwargs["value_set"], list) or not kwargs["value_set"]:
-            yield f"value_set is a list with at least one value; received {shorten(kwargs['value_set'])}"
-        elif kwargs["column"] in columns:
-            for value in kwargs["value_set"]:
-                yield from _check_literal(value, columns[kwargs["column"]], "value_set")
-    if "value_pairs_set" in kwargs:
-        yield from _check_pairs(kwargs, columns)
-    for pattern in [kwargs[a] for a in ("regex",) if a in kwargs] + list(kwargs.get("regex_list", [])):
-        yield from _check_regex(pattern)
-    if "quantile_ranges" in kwargs:
-        yield from _check_quantiles(kwargs["quantile_ranges"])
-    if "row_condition" in kwargs:
-        try:
-            row_condition_sql(kwargs["row_condition"], columns)
-        except ValueError as error:
-            yield f"row_condition: {error}"
-
-
-def _check_options(name: str, kwargs: dict[str, Any]) -> Iterator[str]:
-    if "column_list" in kwargs and "table" not in name and len(kwargs["column_list"]) < 2:
-        yield "column_list needs two columns or more"
-    if "mostly" in kwargs and not (is_number(kwargs["mostly"]) and 0 <= kwargs["mostly"] <= 1):
-        yield f"mostly is {shorten(kwargs['mostly'])}; a share from 0 to 1 is needed"
-    for flag in ("strict_min", "strict_max", "or_equal", "exact_match"):
-        if flag in kwargs and not isinstance(kwargs[flag], bool):
-            yield f"{flag} is {shorten(kwargs[flag])}; true or false is needed"
-    if kwargs.get("match_on", "any") not in ("any", "all"):
-        yield f"match_on is {shorten(kwargs['match_on'])}; allowed: any, all"
-    for argument, allowed in _IGNORE.items():
-        if argument in kwargs and kwargs.get("ignore_row_if", allowed[0]) not in allowed:
-            yield f"ignore_row_if is {shorten(kwargs['ignore_row_if'])}; allowed: {', '.join(allowed)}"
-
-
-def _check_bounds(name: str, kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
-    if "min_value" not in kwargs and "max_value" not in kwargs:
-        yield "min_value or max_value must be given"
-    of_column = name in _BOUNDS_OF_COLUMN_TYPE
-    declared = columns.get(kwargs.get("column", ""), "number") if of_column else "number"
-    for bound in [b for b in ("min_value", "max_value") if b in kwargs]:
-        yield from _check_literal(kwargs[bound], declared, bound)
-
-
-def _check_pairs(kwargs: dict[str, Any], columns: Mapping[str, str]) -> Iterator[str]:
-    pairs = kwargs["value_pairs_set"]
-    if not isinstance(pairs, list) or not pairs or any(not isinstance(p, list) or len(p) != 2 for p in pairs):
-        yield "value_pairs_set is a list of pairs"
-        return
-    for pair in pairs:
-        for side, value in zip(("column_A", "column_B"), pair, strict=True):
-            if value is not None and kwargs[side] in columns:
-                yield from _check_literal(value, columns[kwargs[side]], "value_pairs_set")
-
-
-def _check_regex(pattern: Any) -> Iterator[str]:
-    if not isinstance(pattern, str):
-        yield f"regex is {shorten(pattern)}; a string is needed"
-        return
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        yield f"regex {shorten(pattern)} is not a regular expression: {error}"
-    if re.search(r"\(\?(=|!|<=|<!|P=|>|\()|\\[1-9]", pattern):
-        yield f"regex {shorten(pattern)}: look-around and back-references are not supported (RE2 syntax)"
-
-
-def _check_quantiles(ranges: Any) -> Iterator[str]:
-    has_keys = isinstance(ranges, dict) and set(ranges) == {"quantiles", "value_ranges"}
-    if not has_keys or len(ranges["quantiles"]) != len(ranges["value_ranges"]) or not ranges["quantiles"]:
-        yield "quantile_ranges is an object with as many 'quantiles' as 'value_ranges'"
-        return
-    for quantile, bounds in zip(ranges["quantiles"], ranges["value_ranges"], strict=True):
-        if not is_number(quantile) or not 0 <= quantile <= 1:
-            yield f"quantile {shorten(quantile)} is not from 0 to 1"
-        if (
-            not isinstance(bounds, list)
-            or len(bounds) != 2
-            or any(b is not None and not is_number(b) for b in bounds)
-        ):
-            yield f"value range {shorten(bounds)} is not a pair of numbers"
-
-
-def _check_literal(value: Any, declared: str, argument: str) -> Iterator[str]:
-    try:
-        sql_literal(value, declared)
-    except ValueError as error:
-        yield f"{argument}: {error}"
+    yield from (f"{name}: {message}" for message in check_columns(name, signature, kwargs, columns))
+    yield from (f"{name}: {message}" for message in check_values(name, kwargs, columns))

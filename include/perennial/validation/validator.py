@@ -7,18 +7,27 @@ rows. Only if a check failed, a second pass counts the rows for quarantine and c
 
 from __future__ import annotations
 
+import logging
 import math
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import duckdb
 
-from perennial.core.sql import quote_identifier
-from perennial.storage.landing import FeedSchema, LandedFile
+from perennial.core.sql import quote_identifier, shorten
+from perennial.feeds.feed_schema import FeedSchema
+from perennial.storage.landing import LandedFile
+from perennial.validation import _extension, _patterns
+from perennial.validation._aggregation import aggregate_by_file
+from perennial.validation._extension import Extension
+from perennial.validation._sql_aggregates import count_where
 from perennial.validation.checks import MAX_EXAMPLES, Check
 from perennial.validation.gx_evaluator import ExpectationEvaluator, ValidationOutcome
+from perennial.validation.suite import Expectation, SuiteProblem
 
 _MAX_EXAMPLE_LENGTH = 120
+log = logging.getLogger("perennial")
 
 
 @dataclass(frozen=True)
@@ -49,13 +58,29 @@ class _BadRows:
     examples: dict[int, list[Any]]
 
 
+def pattern_problems(suite: Iterable[Expectation]) -> list[SuiteProblem]:
+    """The regular expressions of a suite that can be evaluated by neither DuckDB nor Great Expectations itself.
+
+    `suite.parse_suite` cannot ask them, because it imports nothing heavy.
+    """
+    return [
+        SuiteProblem(
+            expectation.line, f"{expectation.type}: regex {shorten(pattern)} cannot be evaluated: {cause}"
+        )
+        for expectation in suite
+        for pattern in expectation.patterns
+        if (cause := _patterns.problem(pattern))
+    ]
+
+
 def validate(
     con: duckdb.DuckDBPyConnection,
     feed: FeedSchema,
     landed: list[LandedFile],
     checks: list[Check],
     quarantine_limit: float,
-    view: str = "rows",
+    view: str = "__rows",
+    conditions: Mapping[str, str] | None = None,
 ) -> ValidationFindings:
     """Validate the files of a view.
 
@@ -65,13 +90,19 @@ def validate(
         landed: the files.
         checks: what to check.
         quarantine_limit: share of rows in quarantine above which a partition is stopped.
-        view: name of the view, see `landing.create_landed_view`.
+        view: name of the view, see `typed_rows.create_landed_view`.
+        conditions: further SQL conditions of a bad row, never null, by their names in reasons and messages.
 
     Raises:
         duckdb.Error: a file is malformed beyond its footer.
     """
-    aggregates = _aggregate_by_file(con, landed, checks, view)
-    source, duplicates = _find_duplicates(con, checks, aggregates, view)
+    bad_counts = {name: count_where(sql) for name, sql in (conditions or {}).items()}
+    if labels := [check.label for check in checks if check.in_great_expectations]:
+        log.info("Great Expectations itself evaluates on the %s: %s", feed.kind, ", ".join(labels))
+    extension = _extension.extend(con, feed, landed, checks, view)
+    aggregates = _aggregate(con, landed, checks, view, extension, list(bad_counts.values()))
+    relation = _relation_of_failures(checks, aggregates, view, extension)
+    source, duplicates = _find_duplicates(con, checks, aggregates, relation)
     counts = [
         [_bad_rows(check, i, file, values, duplicates) for i, check in enumerate(checks)]
         for file, values in enumerate(aggregates)
@@ -82,14 +113,22 @@ def validate(
         if checks[i].critical:
             label, condition = checks[i].label, _bad_condition(i, checks[i])
             reasons[label] = f"{reasons[label]} OR {condition}" if label in reasons else condition
-    bad_rows = _second_pass(con, feed, checks, failed, reasons, source) if failed else {}
+    for name, sql in (conditions or {}).items():
+        if any(values[bad_counts[name]] for values in aggregates):
+            reasons[name] = sql
+    bad_rows = _second_pass(con, feed, checks, failed, reasons, source) if failed or reasons else {}
     outcomes = []
-    evaluators = [ExpectationEvaluator(check, feed.personal) for check in checks]
+    evaluators = [
+        ExpectationEvaluator(check, feed.personal, hides_values=feed.hides_values, cadence=feed.cadence)
+        for check in checks
+    ]
     for f, (file, values) in enumerate(zip(landed, aggregates, strict=True)):
         bad = bad_rows.get(f, _BadRows(0, {}))
         outcome = ValidationOutcome(file.day, values["count(*)"], bad.quarantined)
         for i, evaluator in enumerate(evaluators):
-            evaluator.evaluate(outcome, values, file.columns, counts[f][i], bad.examples.get(i, []))
+            measured = extension.of(i, f)
+            evaluator.evaluate(outcome, values, file.columns, counts[f][i], bad.examples.get(i, []), measured)
+        outcome.bad_rows_by_check |= {name: values[sql] for name, sql in bad_counts.items() if values[sql]}
         _apply_limits(outcome, quarantine_limit)
         outcomes.append(outcome)
     return ValidationFindings(outcomes, source, reasons)
@@ -104,24 +143,33 @@ def _bad_condition(index: int, check: Check) -> str:
     return f"__duplicate_{index}" if check.unique else check.bad_row
 
 
-def _aggregate_by_file(
-    con: duckdb.DuckDBPyConnection, landed: list[LandedFile], checks: list[Check], view: str
+def _aggregate(
+    con: duckdb.DuckDBPyConnection,
+    landed: list[LandedFile],
+    checks: list[Check],
+    view: str,
+    extension: Extension,
+    bad_counts: list[str],
 ) -> list[dict[str, Any]]:
-    """Compute all checks' aggregates in one query; returns results by SQL text, for each file."""
-    aggregates = list(dict.fromkeys(["count(*)", *(sql for c in checks for sql in _aggregates(c))]))
-    selected = ", ".join(aggregates)
-    # a file without rows has no group
-    empty = (
-        con.execute(f"SELECT {selected} FROM {view} WHERE FALSE").fetchall()[0]
-        if any(not file.rows for file in landed)
-        else ()
+    """Compute all checks' aggregates; returns results by SQL text, for each file."""
+    plain = ["count(*)", *(sql for c in checks if not c.extended for sql in _aggregates(c)), *bad_counts]
+    values = aggregate_by_file(con, landed, view, plain)
+    if extended := [sql for c in checks if c.extended for sql in _aggregates(c)]:
+        more = aggregate_by_file(con, landed, extension.relation, extended)
+        values = [first | second for first, second in zip(values, more, strict=True)]
+    return values
+
+
+def _relation_of_failures(
+    checks: list[Check], aggregates: list[dict[str, Any]], view: str, extension: Extension
+) -> str:
+    """The relation that has the columns of all row-level checks that failed."""
+    failed = any(
+        check.extended and check.level == "row" and values[check.bad_sql]
+        for check in checks
+        for values in aggregates
     )
-    if len(landed) == 1:
-        results = {0: con.execute(f"SELECT {selected} FROM {view}").fetchall()[0]}
-    else:
-        groups = con.execute(f"SELECT __file, {selected} FROM {view} GROUP BY __file").fetchall()
-        results = {group[0]: group[1:] for group in groups}
-    return [dict(zip(aggregates, results.get(i, empty), strict=True)) for i in range(len(landed))]
+    return extension.relation if failed else view
 
 
 def _aggregates(check: Check) -> list[str]:
@@ -159,15 +207,19 @@ def _find_duplicates(
         ]
         if not suspects:
             continue
-        table, alias = f"twice_{view}_{i}", f"d{i}"
+        table, alias = f"{view}_twice_{i}", f"__d{i}"
         _create_duplicates_table(con, check, suspects, view, table)
-        counts[i] = dict(con.execute(f"SELECT __file, sum(n)::BIGINT FROM {table} GROUP BY 1").fetchall())
-        names = [quote_identifier(c) for c in check.unique]
-        same = " AND ".join(f"{view}.{n} IS NOT DISTINCT FROM {alias}.{n}" for n in names)
-        joins.append(f"LEFT JOIN {table} {alias} ON {view}.__file = {alias}.__file AND {same}")
+        counts[i] = dict(
+            con.execute(f"SELECT __in_file, sum(__n)::BIGINT FROM {table} GROUP BY 1").fetchall()
+        )
+        same = " AND ".join(
+            f"{view}.{quote_identifier(c)} IS NOT DISTINCT FROM {alias}.__value_{j}"
+            for j, c in enumerate(check.unique)
+        )
+        joins.append(f"LEFT JOIN {table} {alias} ON {view}.__file = {alias}.__in_file AND {same}")
         checked = f" AND ({check.where})" if check.where else ""
-        not_first = f" AND {view}.__row <> {alias}.first" if check.keep_first else ""
-        selected.append(f"({alias}.n IS NOT NULL{not_first}{checked}) AS __duplicate_{i}")
+        not_first = f" AND {view}.__row <> {alias}.__first_row" if check.keep_first else ""
+        selected.append(f"({alias}.__n IS NOT NULL{not_first}{checked}) AS __duplicate_{i}")
     if not joins:
         return view, {}
     marked = f"{view}_with_duplicates"
@@ -181,16 +233,22 @@ def _find_duplicates(
 def _create_duplicates_table(
     con: duckdb.DuckDBPyConnection, check: Check, files: list[int], view: str, table: str
 ) -> None:
-    """Create a table of duplicate values in some files: file, columns, number of rows, first row."""
-    names = ", ".join(quote_identifier(c) for c in check.unique)
+    """Create a table of duplicate values in some files: file, values, number of rows, first row.
+
+    No column of the table has the name of one of the view's, so that conditions on the joined relation, which name the
+    columns without the relation, remain unambiguous.
+    """
+    names = [quote_identifier(c) for c in check.unique]
+    values = ", ".join(f"{name} AS __value_{j}" for j, name in enumerate(names))
     in_files = f"__file IN ({', '.join(map(str, files))})"
     where = " AND ".join(w for w in (check.where, check.considered, in_files) if w)
     # First by hash, because grouping by text is twice as slow; then exactly, among the rows that share a hash.
     hashes = f"SELECT {check.hash_sql} FROM {view} WHERE {where} GROUP BY __file, {check.hash_sql} HAVING count(*) > 1"
     con.execute(
-        f"CREATE OR REPLACE TEMP TABLE {table} AS SELECT __file, {names}, count(*) AS n, min(__row) AS first "
+        f"CREATE OR REPLACE TEMP TABLE {table} AS "
+        f"SELECT __file AS __in_file, {values}, count(*) AS __n, min(__row) AS __first_row "
         f"FROM {view} WHERE {where} AND {check.hash_sql} IN ({hashes}) "
-        f"GROUP BY __file, {names} HAVING count(*) > 1"
+        f"GROUP BY __file, {', '.join(names)} HAVING count(*) > 1"
     )
 
 
@@ -204,10 +262,8 @@ def _second_pass(
 ) -> dict[int, _BadRows]:
     """Count the rows for quarantine and collect examples of the failed checks, for each file."""
     examples = [_examples_sql(i, checks[i], feed.personal) for i in failed]
-    rows = con.execute(
-        f"SELECT __file, count(*) FILTER (WHERE {_any_of(reasons)}), {', '.join(examples)} "
-        f"FROM {source} GROUP BY __file"
-    ).fetchall()
+    selected = ", ".join([f"count(*) FILTER (WHERE {_any_of(reasons)})", *examples])
+    rows = con.execute(f"SELECT __file, {selected} FROM {source} GROUP BY __file").fetchall()
     return {
         file: _BadRows(
             quarantined,
@@ -222,7 +278,7 @@ def _second_pass(
 
 def _examples_sql(index: int, check: Check, personal: list[str]) -> str:
     """SQL aggregate: some of a check's bad values, without personal data."""
-    if set(check.columns) & set(personal):
+    if check.all_columns & set(personal):
         return "NULL"
     names = [quote_identifier(c) for c in check.columns]
     values = [

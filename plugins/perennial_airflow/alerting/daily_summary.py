@@ -1,8 +1,9 @@
 """``perennial.daily_summary``: each morning one message on all models.
 
-It lists open incidents and those that ended, decisions on retraining with their reasons, changes of champions, and
-what is muted, since the summary before. It goes to every channel of a spec that says `daily_summary: true`, and to
-`PERENNIAL_ALERT_URL`; the task's log shows it too. Notices that a channel did not accept earlier are sent again.
+It lists questions that wait for an answer, open incidents and those that ended, decisions with their reasons (changes
+of champions, what the gate or a person refused), and what is muted, since the summary before. It goes to every channel
+of a spec that says `daily_summary: true`, and to `PERENNIAL_ALERT_URL`; the task's log shows it too. Notices that a
+channel did not accept earlier are sent again.
 """
 
 from __future__ import annotations
@@ -13,8 +14,11 @@ from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context
 
-from perennial.alerting import daily_summary, incidents
+from perennial.alerting import daily_summary, decisions
+from perennial.core.errors import PerennialError
 from perennial.spec.catalog import load_models
+from perennial_airflow import retries, run_request
+from perennial_airflow.web import links
 
 log = logging.getLogger("airflow.task")
 
@@ -31,7 +35,12 @@ def dags() -> dict[str, DAG]:
         catchup=False,
         max_active_runs=1,
         tags=["perennial", "daily summary"],
-        default_args={"owner": "perennial", "retries": 2, "retry_delay": timedelta(minutes=1)},
+        default_args={
+            "owner": "perennial",
+            "retries": 2,
+            "retry_delay": timedelta(minutes=1),
+            "pre_execute": run_request.check_conf,
+        },
     ) as dag:
         SendDailySummary(task_id="send_summary", execution_timeout=timedelta(minutes=30))
     return {dag.dag_id: dag}
@@ -52,16 +61,25 @@ class SendDailySummary(BaseOperator):
 
         specs = load_models()[0]
         for spec in specs.values():
-            if incidents.read_log(spec.name).outbox:
-                alerts.deliver_outbox(spec)
-        summary = daily_summary.compose(specs)
+            try:
+                if decisions.announce_new(spec):
+                    alerts.deliver_outbox(spec)
+            except PerennialError as error:
+                log.warning("Earlier notices of %s could not be delivered: %s", spec.name, error)
+        with retries.translated(self.task_id):
+            summary = daily_summary.compose(
+                specs, model_page=lambda model: links.absolute(links.model_url(model))
+            )
         log.info("%s", summary.text)
         message = notifiers.Message(summary.title, summary.text, summary.facts)
         delivered = {c.name: notifiers.deliver(c, message) for c in daily_summary.channels(specs.values())}
         if all(delivered.values()):  # otherwise the next summary covers this period again
-            daily_summary.mark_sent(summary)
-        return {
-            "title": summary.title,
-            "delivered": sorted(name for name, ok in delivered.items() if ok),
-            "undelivered": sorted(name for name, ok in delivered.items() if not ok),
-        }
+            with retries.translated(self.task_id):
+                daily_summary.mark_sent(summary)
+        accepted, refused = (
+            sorted(n for n, ok in delivered.items() if ok is state) for state in (True, False)
+        )
+        log.info("Sent to: %s.", ", ".join(accepted) or "no channel" + ", none wants it" * (not delivered))
+        if refused:
+            log.warning("Not accepted by: %s. The next summary covers this period again.", ", ".join(refused))
+        return {"title": summary.title, "delivered": accepted, "undelivered": refused}

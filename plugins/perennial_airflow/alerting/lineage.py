@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
     from perennial.spec.model_spec import ModelSpec
+    from perennial.spec.sources import QuerySource
 
 #: What each task reads and writes: feeds of the spec, tables of the lake by their kind, the registered model.
 READS: dict[str, tuple[str, ...]] = {
@@ -99,13 +100,19 @@ def datasets(spec: ModelSpec, kind: str) -> list[DatasetName]:
     if kind == "model":
         registry = urlsplit(settings().mlflow_uri)
         return [DatasetName(f"mlflow://{registry.netloc.rpartition('@')[2]}", spec.name)]
-    sources = {
+    sources: dict[str, list[str | QuerySource]] = {
         "feed": [spec.data.source],
         "label feed": [spec.label.source] if spec.label.source else [],
         "references": [r.source for r in spec.references],
     }
     if kind in sources:
-        return [_dataset_name(landing.source_uri(source)) for source in sources[kind]]
+        return [
+            _dataset_name(landing.source_uri(source))
+            if isinstance(source, str)
+            # What a query reads is not known without parsing the database's SQL.
+            else DatasetName(f"connection://{source.connection}", f"{spec.name}.{kind.replace(' ', '_')}")
+            for source in sources[kind]
+        ]
     if kind == "labels" and spec.label.source is None:
         return []
     return [_dataset_name(delta_tables.table_uri(kind, spec.name))]

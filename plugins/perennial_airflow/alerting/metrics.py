@@ -5,17 +5,21 @@ A dashboard and alert rules that use them are in docker/grafana.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
-from datetime import date, datetime
+from contextlib import contextmanager
+from datetime import datetime
 from typing import TYPE_CHECKING, Any
 
 from perennial.alerting import incidents
-from perennial.storage import manifests
+from perennial.core.partitions import days_between
+from perennial.storage import manifests, pages
 
 if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
     from perennial.storage.manifests import Manifest
 
+log = logging.getLogger("perennial")
 #: Every metric, with its tags besides ``model``. All are gauges, as of the latest step or verdict.
 METRICS: dict[str, tuple[str, ...]] = {
     "perennial.rows": ("step",),
@@ -51,18 +55,30 @@ def record_step(spec: ModelSpec, step: str, key: str) -> None:
         step: name of the step.
         key: its partition.
     """
-    if configured() and (manifest := manifests.read(spec.name, step, key)):
-        _emit(spec, _step_gauges(manifest))
-        if step == "monitor":
-            _emit(spec, _verdict_gauges(manifest.result, key))
+    with _without_failing(spec):
+        if configured() and (manifest := manifests.read(spec.name, step, key)):
+            _emit(spec, _step_gauges(manifest))
+            if step == "monitor":
+                _emit(spec, _verdict_gauges(manifest.result, key))
 
 
 def record_open_incidents(spec: ModelSpec) -> None:
     """Emit the number of open incidents, by severity."""
-    if configured():
+    with _without_failing(spec):
+        if not configured():
+            return
         severities = [i.severity for i in incidents.read_log(spec.name).open]
         counts = {severity: severities.count(severity) for severity in ("bad", "suspected")}
         _emit(spec, [("perennial.open_incidents", n, {"severity": s}) for s, n in counts.items()])
+
+
+@contextmanager
+def _without_failing(spec: ModelSpec) -> Iterator[None]:
+    """Log what fails in the block: no task depends on a metric."""
+    try:
+        yield
+    except Exception as error:
+        log.warning("the metrics of %s could not be emitted: %s", spec.name, pages.why(error))
 
 
 def _step_gauges(manifest: Manifest) -> Iterator[_Gauge]:
@@ -90,8 +106,7 @@ def _verdict_gauges(result: dict[str, Any], as_of: str) -> Iterator[_Gauge]:
         if value is not None:
             yield name, value, {"metric": metric}
     if trained := result.get("champion_as_of"):
-        age = date.fromisoformat(as_of) - date.fromisoformat(trained)
-        yield "perennial.champion_age_days", age.days, {}
+        yield "perennial.champion_age_days", days_between(trained, as_of), {}
 
 
 def _emit(spec: ModelSpec, gauges: Iterable[_Gauge]) -> None:

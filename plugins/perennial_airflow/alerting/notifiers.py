@@ -9,6 +9,7 @@ from __future__ import annotations
 import html
 import json
 import logging
+import re
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 
 #: Seconds that a service may take to answer.
 TIMEOUT = 5
+#: An address in a text, without what ends a sentence.
+_ADDRESS = re.compile(r"""(https?://[^\s<>"']*[^\s<>"'.,;:!?)\]])""")
 log = structlog.get_logger("perennial.alerts")
-_silent = logging.getLogger("perennial.silent")
+# Not one of `logging.getLogger`, which are enabled again when Airflow configures its logging.
+_silent = logging.Logger("perennial.silent")
 _silent.disabled = True
 
 
@@ -93,10 +97,16 @@ def _email(channel: Channel, message: Message) -> Notifier:
         smtp_conn_id=conn_id,
         to=channel.to,
         subject=message.title,
-        html_content=f"<pre>{html.escape(message.text)}</pre>",
+        html_content=f"<pre>{_with_links(message.text)}</pre>",
     )
     notifier.hook = SingleTryHook(smtp_conn_id=conn_id)
     return notifier
+
+
+def _with_links(text: str) -> str:
+    """A text as HTML; not every mail client makes links of addresses."""
+    parts = [html.escape(part) for part in _ADDRESS.split(text)]  # every second one is an address
+    return "".join(f'<a href="{part}">{part}</a>' if i % 2 else part for i, part in enumerate(parts))
 
 
 def _webhook(channel: Channel, message: Message) -> Notifier:

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 from airflow.sdk import Asset
 
+from perennial_airflow.web import links
+
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
@@ -36,7 +38,8 @@ def retraining(spec: ModelSpec) -> Asset:
 
 
 def _asset(spec: ModelSpec, kind: str) -> Asset:
-    return Asset(name=f"{kind}/{spec.name}", group=spec.name)
+    page = links.absolute(links.model_url(spec.name))
+    return Asset(name=f"{kind}/{spec.name}", group=spec.name, extra={"page": page} if page else {})
 
 
 def emit(

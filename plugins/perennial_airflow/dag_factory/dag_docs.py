@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from perennial.core.partitions import FORMS
+from perennial.spec.sources import QuerySource
+
 if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
 
@@ -15,12 +18,17 @@ SUMMARY = {
     "rollback": "Makes an earlier champion champion again. By hand only.",
 }
 _RANGE = (
-    "**By hand.** Trigger with a partition key (`YYYY-MM-DD`) for one partition; fill in *First* and *Last partition* "
-    "for a range as one task; use *Backfill* for a range with one run per day. All give the same content."
+    "**By hand.** Trigger with a partition key (`{form}`) for one partition; fill in *First* and *Last partition* "
+    "for a range as one task; use *Backfill*, and leave both empty, for a range with one run per {unit}. All give the "
+    "same content. A run with a partition key and with *First* or *Last partition* is refused."
 )
 _RERUN = (
     "Then clear the failed task: finished work is not repeated, and no reader sees half-written partitions."
 )
+
+
+def _range(spec: ModelSpec) -> str:
+    return _RANGE.format(form=FORMS[spec.cadence.unit], unit=spec.cadence.unit)
 
 
 def page(spec: ModelSpec, stage: str) -> str:
@@ -43,25 +51,31 @@ to `PERENNIAL_ALERT_URL` if it is set. `perennial incidents {spec.name}` lists o
 
 
 def _data(spec: ModelSpec) -> str:
-    label = spec.label
-    days = label.arrives_after_days
-    delay = f", {days} day{'s' * (days > 1)} later" if days else ""
+    label, unit = spec.label, spec.cadence.unit
+    delay = f", {label.arrives_after} later" if label.arrives_after else ""
+    arrival = (
+        "the query is ready, or has rows"
+        if isinstance(spec.data.source, QuerySource)
+        else "the file has landed"
+    )
     waits = (
-        f" `await_partition` waits until the file has landed, for at most {spec.data.arrival_hours:g} hours."
+        f" `await_partition` waits until {arrival}, for at most {spec.data.arrival_hours:g} hours."
         if spec.data.arrival == "wait"
+        else " A day without a file is published without rows."
+        if spec.data.arrival == "optional"
         else ""
     )
     labels = f"labels from `{label.source}`{delay}" if label.source else "labels from a column of the rows"
     return f"""{SUMMARY["data"]}
 
-**Runs** at `{spec.schedule.data}` UTC, for the day before: it publishes that day's rows and the labels that
-have arrived by then.{waits}
+**Runs** at `{spec.schedule.data}` {spec.cadence.zone}, for the {unit} before: it publishes that {unit}'s rows and the
+labels that have arrived by then.{waits}
 
 **Reads** rows from `{spec.data.source}`, {labels}, and the suite `expectations.json`.
 
 **Emits** the asset `data/{spec.name}`, which starts `{spec.name}.score` for the same partition.
 
-{_RANGE}
+{_range(spec)}
 
 **When it fails.** The log ends with the cause and what to do. A partition is missing or malformed: wait for
 the feed, or have it delivered again. More than {spec.data.quarantine_limit:.0%} of the rows are in quarantine, or an
@@ -71,6 +85,8 @@ the suite is wrong. Earlier partitions stay published. {_RERUN}"""
 
 def _train(spec: ModelSpec) -> str:
     gate, search = spec.gate, spec.training.search
+    form = FORMS[spec.cadence.unit]
+    held_out = spec.training.holdout.partitions(spec.cadence)
     method = f"a search of up to {search.trials} trials" if search.trials else "the parameters of the spec"
     hours = spec.retraining.quiet_hours
     quiet = (
@@ -85,7 +101,7 @@ def _train(spec: ModelSpec) -> str:
 or by hand.
 
 **Reads** published rows and labels up to its partition date, at a pinned version of the tables. The latest
-{spec.training.holdout_days} labelled days are held out; challenger and champion are compared on those same
+{held_out} labelled partitions are held out; challenger and champion are compared on those same
 rows.
 
 **Does** {quiet}`train`: {method}, {spec.task}, device {spec.training.device}; registers the challenger with its
@@ -94,14 +110,14 @@ gate result. `promote`: {_promotion(spec)}. Gate: `{spec.metric}` better than th
 
 **Emits** the asset `model/{spec.name}` if the champion changed.
 
-**By hand.** Trigger with a partition key (`YYYY-MM-DD`) or fill in *As of*, and give the reason.
+**By hand.** Trigger with a partition key (`{form}`) or fill in *As of*, and give the reason.
 
 **When it fails.** The champion stays as it was. Too few labelled rows: publish more partitions first. The
 registry cannot be reached: start MLflow. {_RERUN}"""
 
 
 def _promotion(spec: ModelSpec) -> str:
-    if spec.retraining.trial_days:
+    if spec.retraining.trial:
         return (
             f"starts the trial of a challenger that passed the gate, which `{spec.name}.monitor` concludes; the task\n"
             "is **skipped** then, as it is if the gate failed. Only a first champion needs no trial"
@@ -117,18 +133,27 @@ def _score(spec: ModelSpec) -> str:
         if share
         else ""
     )
+    target = spec.predictions
+    table = (
+        f"""
+
+**Then** `publish_predictions` writes the predictions to the table `{target.table}` of connection
+`{target.connection}`, and those of earlier partitions that it has not written. It has retries of its own."""
+        if target.table
+        else ""
+    )
     return f"""{SUMMARY["score"]}
 
-**Runs** for each partition of `data/{spec.name}` as it is published. Such a run also scores earlier partitions,
-back to the last scored one, that were published but not scored, for example while this DAG was paused.
+**Runs** for each partition of `data/{spec.name}` as it is published. Such a run also scores some of the earlier
+partitions that were published and not scored, for example while this DAG was paused, the earliest first.
 
 **Reads** the published rows, and the model with the alias `champion`, whose file is checked against its
-digest. {trial}The task is **skipped** while there is no champion.
+digest. {trial}The task is **skipped** while there is no champion.{table}
 
 **Emits** the asset `predictions/{spec.name}`. Rows in = rows out + quarantined; a partition is replaced
 as a whole.
 
-{_RANGE}
+{_range(spec)}
 
 **When it fails.** Predictions published earlier stay readable. The partition is not published: run
 `{spec.name}.data` for it. The model's file does not match its digest in the registry: run `{spec.name}.rollback`,
@@ -136,7 +161,9 @@ and find out who changed the file. {_RERUN}"""
 
 
 def _monitor(spec: ModelSpec) -> str:
-    policy = spec.retraining
+    policy, form, unit = spec.retraining, FORMS[spec.cadence.unit], spec.cadence.unit
+    key = "DATE" if unit == "day" else "PARTITION"
+    window = spec.monitoring.window
     triggers = ", ".join(policy.triggers) or "nothing"
     approval = (
         "`approve_retraining`: notifies the model's channels; a person approves or rejects on the page *Required "
@@ -147,22 +174,24 @@ def _monitor(spec: ModelSpec) -> str:
     )
     return f"""{SUMMARY["monitor"]}
 
-**Runs** at `{spec.schedule.monitor}` UTC, as of the day before.
+**Runs** at `{spec.schedule.monitor}` {spec.cadence.zone}, as of the {unit} before. While that is being published or
+scored, as after a downtime, `monitor` waits, for half an hour at most.
 
-**Reads** the last {spec.monitoring.window_days} days of rows, predictions and the labels that have arrived, and the
+**Reads** the last {window} of rows, predictions and the labels that have arrived, and the
 champion's monitoring baseline.
 
 **Does** `monitor`: every signal, one verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`:
-whether to retrain, triggered by {triggers}; at most one retraining at a time, {policy.cooldown_days} days apart,
-{policy.budget} within {policy.budget_days} days; never from a backfill. The ledger records the decision either way,
-with all signals; `perennial why {spec.name} DATE` explains it. {approval}`request_retraining`: starts
+whether to retrain, triggered by {triggers}; at most one retraining at a time, {policy.cooldown} apart,
+{policy.budget} within {policy.budget_period}; never from a backfill. The ledger records the decision either way,
+with all signals; `perennial why {spec.name} {key}` explains it. {approval}`request_retraining`: starts
 `{spec.name}.train`, and is **skipped** if the decision was against it. An earlier request that no training has
 answered, for example while `{spec.name}.train` was paused, is sent again. {_trial(spec)}`notify`: sends notices of
 signals that turned bad or recovered to the model's channels.
 
 **Emits** the asset `retraining/{spec.name}`, with the reason, which starts `{spec.name}.train`.
 
-**By hand.** Trigger with a partition key (`YYYY-MM-DD`) or fill in *As of*.
+**By hand.** Trigger with a partition key (`{form}`) or fill in *As of*; use *Backfill*, and leave *As of* empty,
+for a range. A run waits for the active runs of earlier partitions, however many a backfill starts at once.
 
 **When it fails.** Nothing is decided and the champion stays. A verdict that cannot be computed is
 *undetermined*, not a failure. {_RERUN}"""
@@ -170,12 +199,12 @@ signals that turned bad or recovered to the model's channels.
 
 def _trial(spec: ModelSpec) -> str:
     policy = spec.retraining
-    if not policy.trial_days:
+    if not policy.trial:
         return ""
     end = (
-        f"once the labels of the rows it scored decide the A/B trial, after {policy.trial_days} days at the latest"
+        f"once the labels of the rows it scored decide the A/B trial, after {policy.trial} at the latest"
         if policy.ab_share
-        else f"once it has been compared with the champion on {policy.trial_days} days"
+        else f"once it has been compared with the champion on {policy.trial}"
     )
     return f"`conclude_trial`: promotes or discards the challenger on trial, {end}. "
 

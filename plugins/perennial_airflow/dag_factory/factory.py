@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from airflow.sdk import DAG, get_parsing_context
 
 from perennial.core.errors import SpecError
-from perennial.spec.catalog import load_model_by_name, load_models
+from perennial.spec.catalog import find_folders, load_model_by_name, load_models
 from perennial.spec.model_spec import ModelSpec
 from perennial_airflow.dag_factory.stages.data import data_dag
 from perennial_airflow.dag_factory.stages.monitor import monitor_dag
@@ -36,10 +36,26 @@ def dags() -> dict[str, DAG]:
     specs: Iterable[ModelSpec]
     if running := get_parsing_context().dag_id:
         model, _, stage = running.rpartition(".")
-        specs, stages = ([load_model_by_name(model)] if stage in STAGES else []), [stage]
+        specs, stages = ([_model_of_task(model)] if stage in STAGES else []), [stage]
     else:
         specs, stages = load_models()[0].values(), list(STAGES)
     return {dag.dag_id: dag for spec in specs for dag in (STAGES[stage](spec) for stage in stages)}
+
+
+def _model_of_task(model: str) -> ModelSpec:
+    """Read the model of the task that is starting.
+
+    Raises:
+        SpecError: its folder is invalid, or was removed or renamed while the task waited.
+    """
+    if model in find_folders():
+        return load_model_by_name(model)
+    raise SpecError(
+        "the folder of this model was removed or renamed while the task waited",
+        f"restore the folder and clear the task, or delete the DAGs {model}.* in Airflow. A renamed folder is a new "
+        f"model: it begins without tables and versions, and those of {model} stay under their name",
+        model=model,
+    )
 
 
 def check_models() -> None:

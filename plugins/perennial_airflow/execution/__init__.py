@@ -1,7 +1,19 @@
-"""Where a step runs: in this process, or in pods of a cluster, as its compute profile says.
+"""Where a step runs: in this process, or in pods of a cluster, as its compute profile says; and in which order.
 
-`runner` decides; `pods` is the only module that makes pod operators. `pods`, `step_pod` and `pod_outcome` import the
-Kubernetes provider, which takes seconds: they are imported only by a task whose step runs in a pod.
+`runner` decides; `pods` is the only module that makes pod operators. `pods`, `step_pod` and all whose names begin with
+`pod_` import the Kubernetes provider, which takes seconds: they are imported only by a task whose step runs in a pod.
 """
 
-__all__ = ["maintenance", "operators", "pod_outcome", "pods", "runner", "step_pod"]
+__all__ = [
+    "earlier_runs",
+    "maintenance",
+    "operators",
+    "pod_outcome",
+    "pod_start",
+    "pod_trigger",
+    "pod_trigger_eks",
+    "pods",
+    "runner",
+    "step_pod",
+    "verification",
+]

@@ -16,6 +16,7 @@ from airflow.sdk import DAG, BaseOperator, Context, Param
 from perennial.spec import compute_profile, pod_manifest
 from perennial.spec.catalog import load_models
 from perennial.spec.sections import Step
+from perennial_airflow import run_request
 from perennial_airflow.execution import runner
 
 if TYPE_CHECKING:
@@ -55,7 +56,7 @@ def dags() -> dict[str, DAG]:
                 description_md="Younger pods are not deleted: the state of their task may not be written yet.",
             )
         },
-        default_args={"owner": "perennial", "retries": 1},
+        default_args={"owner": "perennial", "retries": 1, "pre_execute": run_request.check_conf},
     ) as dag:
         DeleteOrphanedPods(task_id="delete_orphaned_pods", profiles=profiles)
     return {dag.dag_id: dag}
@@ -106,6 +107,7 @@ class DeleteOrphanedPods(BaseOperator):
                                 pod.metadata.annotations[pod_manifest.TASK_ANNOTATION])  # fmt: skip
                     api.delete_namespaced_pod(pod.metadata.name, profile.namespace)
                     deleted.append(pod.metadata.name)
+        log.info("Pods of tasks: %d checked, %d deleted because their task is gone.", checked, len(deleted))
         return {"pods": checked, "deleted": deleted}
 
 

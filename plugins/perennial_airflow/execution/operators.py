@@ -1,20 +1,16 @@
-"""The operator of every task, and the link to the report that a task made."""
+"""The operator of every task, and the links to the reports that a task wrote."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowException, AirflowFailException
+from airflow.sdk.exceptions import AirflowSkipException
 
-from perennial.core.errors import (
-    LockHeldError,
-    PerennialError,
-    RegistryError,
-    StepInterruptedError,
-    StorageError,
-)
+from perennial.core.settings import settings
+from perennial.storage import pages
+from perennial_airflow import retries
 
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
@@ -22,24 +18,38 @@ if TYPE_CHECKING:
 
     from perennial.spec.model_spec import ModelSpec
     from perennial_airflow.execution.step_pod import StepPod
+    from perennial_airflow.run_request import PartitionRange
 
-#: Errors that another try may overcome: a lock of another run, a lost worker, a server that is down, a full disk.
-RETRYABLE = (LockHeldError, StepInterruptedError, RegistryError, StorageError)
+#: How far the clocks of a worker and of the lake may differ.
+CLOCK_SKEW_SECONDS = 60
+
+
+class ModelLink(BaseOperatorLink):
+    """The button "Model": the model's page in the console, with its versions, incidents, decisions and reports."""
+
+    name = "Model"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Address of the page."""
+        from perennial_airflow.web.links import model_url
+
+        return model_url(cast(StageTask, operator).spec.name)
 
 
 class StageTask(BaseOperator):
     """Calls one function with the spec and the run's context.
 
-    A `PerennialError` that is not in `RETRYABLE` fails the task without retries. The log then ends with its message
-    (model, partition, cause and what to do), not with a stack trace.
+    What fails is raised as `retries` says: only what time heals is tried again.
 
     Args:
         spec: the model.
         call: the function; its result, small and JSON-able, becomes the task's XCom.
         part: the part of the range that this mapped task processes.
+        await_turn: reschedules the task while what must end before it is active.
     """
 
     ui_color = "#e8f4ea"
+    operator_extra_links: tuple[BaseOperatorLink, ...] = (ModelLink(),)
 
     def __init__(
         self,
@@ -47,12 +57,14 @@ class StageTask(BaseOperator):
         spec: ModelSpec,
         call: Callable[[ModelSpec, Context], Any],
         part: dict[str, str] | None = None,
+        await_turn: Callable[[ModelSpec, Context], None] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.spec = spec
         self.call = call
         self.part = part
+        self.await_turn = await_turn
         #: The event of the trigger, where the task waited for the step's pod in the triggerer.
         self.event: dict[str, Any] | None = None
         #: The operator of the pod that the step runs in.
@@ -63,18 +75,17 @@ class StageTask(BaseOperator):
         self.result: dict[str, Any] = {}
 
     def execute(self, context: Context) -> Any:
-        """Call the function."""
+        """Call the function, when it is the task's turn."""
+        if self.await_turn:
+            with retries.translated(self.task_id, model=self.spec.name, hide=self.spec.hides_values):
+                self.await_turn(self.spec, context)
         return self._call(context)
 
     def _call(self, context: Context) -> Any:
-        try:
+        with retries.translated(self.task_id, model=self.spec.name, hide=self.spec.hides_values):
             result = self.call(self.spec, context)
-            self.result = result if isinstance(result, dict) else {}
-            return result
-        except PerennialError as error:
-            error.model = error.model or self.spec.name
-            kind = AirflowException if isinstance(error, RETRYABLE) else AirflowFailException
-            raise kind(str(error)) from None
+        self.result = result if isinstance(result, dict) else {}
+        return result
 
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         """Continue after the step's pod ended. (Airflow stores this method's name while the task is deferred.)"""
@@ -95,26 +106,124 @@ class StageTask(BaseOperator):
 
 
 class ReportLink(BaseOperatorLink):
-    """The button "Report" of a task that wrote a report."""
+    """The button "Report" of a task that wrote reports: the report of its partition, or the list of a range's."""
 
     name = "Report"
 
     def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
-        """Address of the report; empty where there is none."""
-        from perennial_airflow.web.links import report_url
+        """Address of the report or list; empty where there is none."""
+        return str(getattr(operator, "report_address", ""))
 
-        return report_url(getattr(operator, "report", ""))
+
+class AllReportsLink(BaseOperatorLink):
+    """The button "All reports": the list of the model's reports."""
+
+    name = "All reports"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Address of the list."""
+        from perennial_airflow.web.links import reports_url
+
+        return reports_url(cast(StageTask, operator).spec.name)
+
+
+class MlflowRunLink(BaseOperatorLink):
+    """The button "MLflow run" of a task that trained: the run with parameters, metrics, datasets and plots."""
+
+    name = "MLflow run"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Address of the run; empty where there is none."""
+        run = cast(StageTask, operator).result.get("run_id")
+        return settings().mlflow_run_page(str(run)) if run else ""
+
+
+class PodLink(BaseOperatorLink):
+    """The button "Pod" of a task whose step ran in a pod, where ``PERENNIAL_POD_URL`` says where pods are shown."""
+
+    name = "Pod"
+
+    def get_link(self, operator: BaseOperator, *, ti_key: Any) -> str:
+        """Address of the pod in the cluster's console; empty without a pod, or without an address."""
+        from perennial_airflow.web.links import pod_url
+
+        operator_of_pod = cast(StageTask, operator).pod
+        pod = operator_of_pod.pod if operator_of_pod is not None else None
+        return pod_url(pod.metadata.namespace, pod.metadata.name) if pod is not None else ""
 
 
 class ReportingTask(StageTask):
-    """A task whose result names a report (``report``, or the last of ``docs``)."""
+    """A task that writes reports, also when it fails: a stopped partition has its data doc.
 
-    operator_extra_links = (ReportLink(),)
+    Args:
+        partitions: gives the partitions that the run is for.
+        kind: of the reports: their folder in the lake.
+    """
 
-    report = ""
+    operator_extra_links: tuple[BaseOperatorLink, ...] = (
+        ReportLink(),
+        AllReportsLink(),
+        ModelLink(),
+        PodLink(),
+    )
+
+    report_address = ""
+
+    def __init__(self, *, partitions: Callable[[Context], PartitionRange], kind: str, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.partitions, self.kind = partitions, kind
 
     def _call(self, context: Context) -> dict[str, Any]:
-        result: dict[str, Any] = super()._call(context)
-        docs = result.get("docs") or [""]
-        self.report = str(result.get("report") or docs[-1] or "")
+        from perennial_airflow.web.links import report_url, reports_url
+
+        try:
+            result: dict[str, Any] = super()._call(context)
+        except AirflowSkipException:
+            raise
+        except Exception:
+            self.report_address = self._address_after_failure(context)
+            raise
+        requested = self.partitions(context)
+        if requested.single:
+            self.report_address = report_url(
+                str(result.get("report") or (result.get("docs") or [""])[-1] or "")
+            )
+        else:
+            self.report_address = reports_url(self.spec.name, requested.start, requested.last)
         return result
+
+    def _address_after_failure(self, context: Context) -> str:
+        """Address of what this try wrote before it failed; a step that failed in a pod cannot say it itself."""
+        from perennial_airflow.web.links import report_url, reports_url
+
+        try:
+            requested = self.partitions(context)
+            began = context["ti"].start_date
+            since = (began.timestamp() - CLOCK_SKEW_SECONDS) * 1e9 if began else 0
+            written = [
+                page
+                for page in pages.find(self.spec.name)
+                if page.kind == self.kind
+                and page.written_ns >= since
+                and page.concerns(requested.start, requested.last)
+            ]
+        except Exception as error:  # the failure itself matters more
+            self.log.warning("It is not known which reports were written: %s", type(error).__name__)
+            return ""
+        if not written:
+            return ""
+        if requested.single:
+            return report_url(written[0].uri)
+        return reports_url(self.spec.name, requested.start, requested.last)
+
+
+class TrainingTask(ReportingTask):
+    """The task that trains: its version has a run in MLflow, besides the report."""
+
+    operator_extra_links = (ReportLink(), MlflowRunLink(), AllReportsLink(), ModelLink(), PodLink())
+
+
+class ScoringTask(StageTask):
+    """A task that scores: it writes no report."""
+
+    operator_extra_links = (ModelLink(), PodLink())

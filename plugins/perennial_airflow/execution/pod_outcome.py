@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Literal
 
 from kubernetes.client.exceptions import ApiException
 
-from perennial.core.errors import PerennialError, StorageError
+from perennial.core.errors import FAILED, PerennialError, StepInterruptedError
 from perennial.spec import pod_manifest
 
 if TYPE_CHECKING:
@@ -18,10 +18,29 @@ if TYPE_CHECKING:
     from perennial.spec.compute_profile import ComputeProfile
 
 OutcomeKind = Literal[
-    "done", "failed", "memory", "interrupted", "unschedulable", "image", "secret", "deadline"
+    "done", "failed", "refused", "memory", "interrupted", "unschedulable", "image", "secret", "deadline"
 ]
+#: Whether time heals what ended a pod without a result: whether its task is tried again.
+TIME_HEALS: Mapping[OutcomeKind, bool] = {
+    "done": True,
+    "failed": True,
+    "refused": False,
+    "memory": True,
+    "interrupted": True,
+    "unschedulable": False,  # it has waited as long as the profile allows
+    "image": False,
+    "secret": False,
+    "deadline": False,
+}
+#: Exit statuses of `perennial` for an error that needs a person and for a wrong command line, and of a container
+#: runtime that cannot run the command. A process that was killed, or that time may heal, ends with another one.
+REFUSED_STATUSES = (FAILED, 2, 125, 126, 127)
+#: What the API server answers to a request that is wrong or not allowed.
+REFUSED_REQUESTS = (400, 401, 403, 404, 405, 422)
 #: Reasons of a pod's status for which Kubernetes, and not the step, ended it.
 INTERRUPTIONS = ("Evicted", "Preempting", "NodeLost", "Shutdown", "Terminated")
+#: Reasons for which a container waits while Kubernetes pulls its image again.
+PULL_FAILURES = ("ErrImagePull", "ImagePullBackOff")
 
 
 @dataclass(frozen=True)
@@ -29,7 +48,8 @@ class PodOutcome:
     """How a pod ended.
 
     Attributes:
-        kind: ``done``, ``failed`` (its process exited), ``memory`` (killed at its limit), ``interrupted`` (evicted,
+        kind: ``done``, ``failed`` (its process exited), ``refused`` (its process exited, or could not be started, for
+            a reason that needs a person), ``memory`` (killed at its limit), ``interrupted`` (evicted,
             preempted, deleted, node lost), ``unschedulable``, ``image``, ``secret`` or ``deadline``.
         detail: what Kubernetes says about it.
     """
@@ -62,7 +82,20 @@ def _container_outcomes(pod: k8s.V1Pod) -> Iterator[PodOutcome]:
         if waiting and waiting.reason == "CreateContainerConfigError":
             yield PodOutcome("secret", (waiting.message or "").strip()[:500])
         elif waiting and waiting.reason not in (None, "ContainerCreating", "PodInitializing"):
-            yield PodOutcome("image", f"{waiting.reason}: {(waiting.message or '').strip()[:500]}")
+            yield PodOutcome("image", _waiting_text(waiting))
+
+
+def _waiting_text(waiting: k8s.V1ContainerStateWaiting) -> str:
+    return f"{waiting.reason}: {(waiting.message or '').strip()[:500]}"
+
+
+def image_problem(pod: k8s.V1Pod) -> str:
+    """Why an image of a pod could not be pulled at the last attempt; empty if Kubernetes is not about to try again."""
+    states = [
+        s.state for s in (*(pod.status.init_container_statuses or []), *(pod.status.container_statuses or []))
+    ]
+    waiting = [s.waiting for s in states if s and s.waiting and s.waiting.reason in PULL_FAILURES]
+    return _waiting_text(waiting[0]) if waiting else ""
 
 
 def _terminated_outcome(pod: k8s.V1Pod, state: k8s.V1ContainerStateTerminated) -> PodOutcome:
@@ -75,7 +108,14 @@ def _terminated_outcome(pod: k8s.V1Pod, state: k8s.V1ContainerStateTerminated) -
     # SIGKILL or SIGTERM from outside: a preemption, a drain, a deletion that has not ended yet.
     if pod.metadata.deletion_timestamp is not None or state.exit_code == 143:
         return PodOutcome("interrupted", f"the pod was stopped (exit code {state.exit_code})")
-    return PodOutcome("failed", f"exit code {state.exit_code}: {(state.message or '').strip()[-1500:]}")
+    kind: OutcomeKind = "refused" if state.exit_code in REFUSED_STATUSES else "failed"
+    return PodOutcome(kind, f"exit code {state.exit_code}: {(state.message or '').strip()[-1500:]}")
+
+
+def failure_outcome(failure: BaseException) -> PodOutcome:
+    """The outcome of a pod that was never seen, from what the operator raised."""
+    refused = any(isinstance(e, ApiException) and e.status in REFUSED_REQUESTS for e in _causes(failure))
+    return PodOutcome("refused" if refused else "failed", error_message(failure))
 
 
 def _joined(reason: str, message: str | None) -> str:
@@ -104,8 +144,8 @@ def outcome_error(
                               "raise the quota, or let it wait longer (wait_minutes)", **fields)  # fmt: skip
     detail = outcome.detail or (error_message(failure) if failure else "nothing")
     cause, remedy = _cause_and_remedy(outcome.kind, profile, detail)
-    retryable = outcome.kind in ("failed", "memory", "interrupted", "done")
-    return (StorageError if retryable else PerennialError)(f"{pod} {cause}", remedy, **fields)
+    kind = StepInterruptedError if TIME_HEALS[outcome.kind] else PerennialError
+    return kind(f"{pod} {cause}", remedy, **fields)
 
 
 def _cause_and_remedy(kind: OutcomeKind, profile: ComputeProfile, detail: str) -> tuple[str, str]:
@@ -116,9 +156,11 @@ def _cause_and_remedy(kind: OutcomeKind, profile: ComputeProfile, detail: str) -
                 "add such nodes, ask for less in the profile, or let it wait longer (wait_minutes)",
             )
         case "image":
+            waited = f" within {profile.start_minutes:g} minutes" if detail.startswith(PULL_FAILURES) else ""
             return (
-                f"cannot start image {profile.image_name}: {detail}",
-                "build and push the image (make images), or correct the profile's image and pull_secrets",
+                f"cannot start image {profile.image_name}{waited}: {detail}",
+                "build and push the image (make images), correct the profile's image and pull_secrets, or, if the "
+                "image only comes later, let the pod wait longer for it (start_minutes)",
             )
         case "secret":
             return (
@@ -159,10 +201,15 @@ def error_message(error: BaseException | None) -> str:
 
 def is_pod_missing(error: BaseException | None) -> bool:
     """Whether an error, or one that caused it, says that the pod does not exist."""
+    return any(
+        # the status of either client's error: the triggerer's is another one
+        type(e).__name__ == "PodNotFoundException" or getattr(e, "status", None) == 404
+        for e in _causes(error)
+    )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    """An error, what caused it, and so on."""
     while error is not None:
-        if isinstance(error, ApiException) and error.status == 404:
-            return True
-        if type(error).__name__ == "PodNotFoundException":
-            return True
+        yield error
         error = error.__cause__ or error.__context__
-    return False

@@ -22,7 +22,12 @@ from airflow.sdk.bases.operator import ExecutorSafeguard
 from airflow.sdk.exceptions import TaskDeferred
 
 from perennial.core import runtime
-from perennial.core.errors import PerennialError, StepInterruptedError, StorageError, WorkersUnavailableError
+from perennial.core.errors import (
+    OutOfMemoryError,
+    PerennialError,
+    StepInterruptedError,
+    WorkersUnavailableError,
+)
 from perennial.core.settings import settings
 from perennial.spec import pod_manifest
 from perennial.steps import result_file
@@ -94,7 +99,7 @@ def run(
         log.warning("The pod left no result: %s (%s)", outcome.kind, outcome.detail or "no detail")
         if task.killed:
             # A killed task continues after on_kill (airflow 73006); it must not start another pod.
-            raise StorageError(
+            raise StepInterruptedError(
                 f"step {step} was stopped with its task", "clear the task to run it again", **fields
             )
         if outcome.kind == "memory":
@@ -121,9 +126,12 @@ def _result_or_outcome(
         return result_file.read_result(uri), outcome
     except StepInterruptedError as error:
         return None, operator.worker_outcome() or PodOutcome("interrupted", error.cause)
+    except OutOfMemoryError as error:
+        return None, PodOutcome("memory", error.cause)
     except WorkersUnavailableError:
         outcome = operator.worker_outcome() or outcome
-        if outcome.kind == "failed":  # the trainer gave up for lack of workers, and their pods do not say why
+        if outcome.kind in ("failed", "refused"):
+            # The trainer gave up for lack of workers, and their pods do not say why.
             raise
         return None, outcome
 
@@ -213,8 +221,10 @@ def make_operator(
     if profile.kind == "eks":
         from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 
+        from perennial_airflow.execution.pod_trigger_eks import EksStepPodTrigger
+
         # Amazon's operator makes the cluster's configuration from AWS credentials, and the rest as ours does.
-        operator_class = type("EksStepPod", (StepPod, EksPodOperator), {})
+        operator_class = type("EksStepPod", (StepPod, EksPodOperator), {"trigger_class": EksStepPodTrigger})
         options = {"pod_name": name, "kubernetes_conn_id": None, "cluster_name": profile.cluster,
                    "region": profile.region, "aws_conn_id": profile.aws_connection}  # fmt: skip
     operator = operator_class(
@@ -262,7 +272,7 @@ def command(step: str, spec: ModelSpec, arguments: dict[str, Any], result: str) 
         flag = f"--{name.replace('_', '-')}"
         if value is True:
             words.append(flag)
-        elif value is not None and value is not False:
+        elif value not in (None, False, ""):  # the command refuses an empty text
             words += [flag, str(value)]
     return words
 
@@ -307,9 +317,9 @@ def _next_memory(profile: ComputeProfile, memory: str, step: str, fields: dict[s
     larger = limits[limits.index(memory) + 1 :] if memory in limits else []
     if not larger:
         raise PerennialError(
-            f"step {step} was killed at its memory limit of {memory}, the largest of profile {profile.name}",
+            f"step {step} ran out of memory at its limit of {memory}, the largest of profile {profile.name}",
             f"add a larger one to more_memory of the profile, which allows {', '.join(limits)}",
             **fields,
         )
-    log.warning("Killed at its memory limit of %s: it is tried again with %s", memory, larger[0])
+    log.warning("Out of memory at its limit of %s: it is tried again with %s", memory, larger[0])
     return larger[0]

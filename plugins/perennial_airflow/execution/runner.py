@@ -7,8 +7,10 @@ from typing import TYPE_CHECKING, Any, cast
 
 from perennial.core.errors import PerennialError
 from perennial.spec import compute_profile
-from perennial.steps import dispatch
+from perennial.steps import dispatch, summaries
 from perennial.storage import manifests
+from perennial_airflow import airflow_connections
+from perennial_airflow.web.links import report_url
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
@@ -34,7 +36,7 @@ def profile_of(spec: ModelSpec, step: str) -> ComputeProfile:
 
 
 def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:
-    """Run a heavy step where its compute profile says, and check that it wrote its manifests.
+    """Run a heavy step where its compute profile says, check that it wrote its manifests, and log what it did.
 
     Args:
         step: name of the step.
@@ -54,7 +56,8 @@ def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: An
         if arguments.get("end") not in (None, arguments.get("start")):
             os.setpriority(os.PRIO_PROCESS, 0, RANGE_NICENESS)
         workers = profile.worker_count(step)
-        result = dispatch.run(step, spec, **arguments, **({"workers": workers} if workers > 1 else {}))
+        with airflow_connections.provided(spec, step):
+            result = dispatch.run(step, spec, **arguments, **({"workers": workers} if workers > 1 else {}))
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
         if manifests.read(spec.name, step, key) is None:
             raise PerennialError(
@@ -63,9 +66,13 @@ def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: An
                 model=spec.name,
                 partition=key,
             )
+    summaries.log_summary(step, spec, result, report_url)
     return result
 
 
 def run_inline(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
-    """Run a light step: always in this process, whatever the profile."""
-    return dispatch.run(step, spec, **arguments)
+    """Run a light step, always in this process, whatever the profile; log what it did."""
+    with airflow_connections.provided(spec, step):
+        result = dispatch.run(step, spec, **arguments)
+    summaries.log_summary(step, spec, result, report_url)
+    return result

@@ -5,17 +5,26 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import cached_property, partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from airflow.providers.cncf.kubernetes.operators.pod import KubernetesPodOperator
 from kubernetes.client.exceptions import ApiException
 
 from perennial.spec import pod_manifest
-from perennial_airflow.execution.pod_outcome import PodOutcome, error_message, is_pod_missing, outcome_of
+from perennial_airflow.execution.pod_outcome import (
+    PodOutcome,
+    error_message,
+    failure_outcome,
+    is_pod_missing,
+    outcome_of,
+)
+from perennial_airflow.execution.pod_start import StepPodManager
+from perennial_airflow.execution.pod_trigger import StepPodTrigger
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
+    from airflow.triggers.base import BaseTrigger
     from kubernetes.client import models as k8s
 
 log = logging.getLogger("airflow.task")
@@ -23,6 +32,8 @@ Created = TypeVar("Created")
 #: Makes the manifest of a worker's pod from its rank and the URI at which it finds the trainer.
 WorkerManifest = Callable[[int, str], dict[str, Any]]
 QUOTA_POLL_SECONDS = 5.0
+#: Seconds between two looks at the log of a pod that is waited for in the triggerer.
+LOG_SECONDS = 20
 
 
 class StepPod(KubernetesPodOperator):
@@ -33,6 +44,9 @@ class StepPod(KubernetesPodOperator):
         worker_count: number of workers' pods in addition to this one.
         worker_manifest: makes the manifest of each of them; None for a step without workers.
     """
+
+    #: The trigger that waits for the pod of a deferrable profile.
+    trigger_class: type[StepPodTrigger] = StepPodTrigger
 
     def __init__(
         self,
@@ -56,6 +70,7 @@ class StepPod(KubernetesPodOperator):
             schedule_timeout_seconds=max(1, int(wait_seconds)),
             startup_check_interval_seconds=1,
             base_container_status_polling_interval=0.5,
+            logging_interval=LOG_SECONDS,
             base_container_name=pod_manifest.CONTAINER,
             **kwargs,
         )
@@ -66,6 +81,22 @@ class StepPod(KubernetesPodOperator):
         self.worker_pods: list[k8s.V1Pod] = []
         #: Whether the pod was deleted from outside.
         self.gone = False
+
+    @cached_property
+    def pod_manager(self) -> StepPodManager:
+        """What starts the pod, and reads its state and its log."""
+        return StepPodManager(kube_client=self.client, callbacks=self.callbacks)
+
+    def convert_config_file_to_dict(self) -> None:
+        """As the operator's, except that the connection decides, and not KUBECONFIG: the trigger refuses both."""
+        if self.config_file:
+            super().convert_config_file_to_dict()  # type: ignore[no-untyped-call]
+        else:
+            self._config_dict = None
+
+    def defer(self, *, trigger: BaseTrigger, **options: Any) -> NoReturn:
+        """As the operator's, with our trigger."""
+        super().defer(trigger=self.trigger_class.like(trigger), **options)
 
     def get_or_create_pod(self, pod_request_obj: k8s.V1Pod, context: Context) -> k8s.V1Pod:
         """As the operator's, except that it waits for quota, and starts the workers with the pod."""
@@ -126,14 +157,17 @@ class StepPod(KubernetesPodOperator):
                 ).items
         except ApiException as error:
             self.gone = error.status == 404
-        super().cleanup(pod, remote_pod, *args, **kwargs)
+        if (
+            not self.gone
+        ):  # the operator would try to label and delete it, and dump each answer of the API server
+            super().cleanup(pod, remote_pod, *args, **kwargs)
 
     def outcome(self, error: BaseException | None) -> PodOutcome:
         """How the pod ended, after the operator returned or raised ``error``."""
         if self.gone or (self.final_pod is None and is_pod_missing(error)):
             return PodOutcome("interrupted", "the pod is gone: deleted, or its node was lost")
         if self.final_pod is None:
-            return PodOutcome("done") if error is None else PodOutcome("failed", error_message(error))
+            return PodOutcome("done") if error is None else failure_outcome(error)
         return outcome_of(self.final_pod)
 
     def worker_outcome(self) -> PodOutcome | None:

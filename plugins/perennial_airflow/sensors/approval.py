@@ -2,25 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 from airflow.providers.standard.operators.hitl import ApprovalOperator
+from airflow.sdk import Param
 from airflow.sdk.exceptions import AirflowSkipException
 
+from perennial.alerting import decisions
+from perennial.core.errors import PerennialError
 from perennial.lifecycle import retraining
-from perennial_airflow import run_request
-from perennial_airflow.alerting import notifiers
+from perennial_airflow import retries, run_request
+from perennial_airflow.alerting import alerts
 from perennial_airflow.web import links
 
 if TYPE_CHECKING:
     from airflow.sdk import Context
 
     from perennial.spec.model_spec import ModelSpec
-
-#: The signal with which a channel subscribes to these messages (``signals: [approval]``).
-SIGNAL = "approval"
 
 
 class RetrainingApproval(ApprovalOperator):
@@ -43,7 +43,8 @@ class RetrainingApproval(ApprovalOperator):
 
     def execute(self, context: Context) -> Any:
         """Wait for an answer; skipped where no retraining is proposed, or a person has answered already."""
-        decision = self.decision(self.spec, context)
+        with retries.translated(self.task_id, model=self.spec.name):
+            decision = self.decision(self.spec, context)
         if not decision["proposed"]:
             raise AirflowSkipException(f"No approval is needed: {decision['reason']}")
         day, hours = run_request.as_of(context).start, self.spec.retraining.approval_hours
@@ -53,7 +54,8 @@ class RetrainingApproval(ApprovalOperator):
             f"*Approve* starts `{self.spec.name}.train` for that date; its gate still decides whether the new version "
             f"becomes champion.\n\nWithout an answer within {hours} hours the retraining is rejected."
         )
-        self._notify_channels(context, day, decision["reason"])
+        if not run_request.is_test(context):
+            self._notify_channels(context, day, decision)
         return super().execute(context)
 
     def execute_complete(self, context: Context, event: dict[str, Any]) -> Any:
@@ -61,17 +63,26 @@ class RetrainingApproval(ApprovalOperator):
         # the default answer that the scheduler gives has no user; a user may have no name
         user = event.get("responded_by_user")
         if "error" not in event:
-            retraining.record_answer(
-                self.spec,
-                as_of=run_request.as_of(context).start,
-                approved=event["chosen_options"] == [self.APPROVE],
-                actor=(user["name"] or user["id"]) if user else None,
-            )
+            fields = event["params_input"] or {}
+            # before the answer is recorded, so that the question is asked again
+            self.validate_params_input(fields)
+            with retries.translated(self.task_id, model=self.spec.name):
+                recorded = retraining.record_answer(
+                    self.spec,
+                    as_of=run_request.as_of(context).start,
+                    approved=event["chosen_options"] == [self.APPROVE],
+                    actor=(user["name"] or user["id"]) if user else None,
+                    reason=str(fields.get("reason") or ""),
+                )
+            self.log.info("Recorded the answer: %s.", recorded["reason"].rstrip("."))
+            from perennial.status import refresh  # DAG files import this module
+
+            refresh.refresh_quietly(self.spec)
         return super().execute_complete(context, event)  # raises to skip the tasks downstream
 
-    def _notify_channels(self, context: Context, day: str, reason: str) -> None:
+    def _notify_channels(self, context: Context, day: str, decision: Mapping[str, Any]) -> None:
         """Notify the model's channels as well: few people watch the page of required actions."""
-        task = context["task_instance"]
+        task, reason = context["task_instance"], decision["reason"]
         page = links.ui_url(f"/dags/{task.dag_id}/runs/{task.run_id}/tasks/{task.task_id}/required_actions")
         hours = self.spec.retraining.approval_hours
         text = (
@@ -79,10 +90,24 @@ class RetrainingApproval(ApprovalOperator):
             f"Without an answer within {hours} hours the retraining is rejected. Answer at {page}"
         )
         facts = {"model": self.spec.name, "partition": day, "reason": reason, "answer_at": page}
-        message = notifiers.Message(f"{self.spec.name}: approve a retraining?", text, facts)
-        for channel in self.spec.alerts.all_channels():
-            if channel.accepts(SIGNAL, "bad"):
-                notifiers.deliver(channel, message)
+        facts |= {"report": decision["report"] or ""}
+        try:
+            decisions.ask(self.spec, key=f"{day}/{task.run_id}", text=text, details=facts)
+        except PerennialError as error:  # the question itself is on Airflow's page
+            self.log.warning("Nobody could be told of the question: %s", error)
+        else:
+            alerts.deliver_outbox(self.spec)
+
+
+def _reason_field() -> Param:
+    """The field of the question in which a person says why. The answer of the scheduler leaves it empty."""
+    return Param(
+        None,
+        type=["null", "string"],
+        maxLength=500,
+        title="Reason",
+        description_md="Why, above all why not. The ledger records it.",
+    )
 
 
 def approval_task(
@@ -102,6 +127,7 @@ def approval_task(
         decision=decision,
         subject=f"Retrain {spec.name}?",
         defaults=[ApprovalOperator.REJECT],
+        params={"reason": _reason_field()},
         response_timeout=timedelta(hours=spec.retraining.approval_hours),
         **limits,
     )

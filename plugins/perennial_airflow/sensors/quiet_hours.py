@@ -34,6 +34,7 @@ class AwaitQuietHours(BaseOperator):
         """Finish, or wait in the triggerer for the end of the quiet hours."""
         end = self.hours.end_of(datetime.now(UTC))
         if end is None or run_request.actor(context) != run_request.SCHEDULER:
+            self.log.info("No wait: these are no quiet hours, or a person started the run.")
             return {"waited": False}
         from airflow.providers.standard.triggers.temporal import DateTimeTrigger
 
@@ -43,4 +44,5 @@ class AwaitQuietHours(BaseOperator):
 
     def go_on(self, context: Context, event: Any) -> dict[str, Any]:
         """Continue after the trigger fired. (Airflow stores this method's name while the task is deferred.)"""
+        self.log.info("The quiet hours are over: the training may start.")
         return {"waited": True}

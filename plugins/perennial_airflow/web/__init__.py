@@ -1,6 +1,6 @@
-"""Pages that the API server adds to Airflow's UI, and the addresses of pages.
+"""The console in Airflow's UI with what it does there, the addresses of pages, and the check of requested runs.
 
-`reports` imports FastAPI and Airflow's web security: only the API server imports it.
+All but `links` import FastAPI and Airflow's web security: only the API server imports them.
 """
 
-__all__ = ["links", "reports"]
+__all__ = ["api_access", "console", "links", "login_redirect", "operations", "run_checks"]

@@ -1,102 +1,98 @@
-"""The whole stack in containers: up, healthy, every DAG there, and nothing left afterwards.
+"""The whole stack in containers: up, healthy, every DAG there, the sample landed, and nothing left afterwards.
 
 Needs an engine with compose, this version's images (`make images`) and one of Postgres in it.
 """
 
 from __future__ import annotations
 
+import json
 import os
 import re
-import shutil
 import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import pytest
 
-from perennial import __version__
 from perennial.core.settings import ROOT
 from perennial.local_stack.airflow_client import Airflow
+from perennial.local_stack.demo import STAGES
 from perennial.spec import catalog
-from support import servers, toys
+from support import containers
+from support.containers import Stack, docker
 
 pytestmark = [pytest.mark.kubernetes, pytest.mark.slow, pytest.mark.timeout(900)]
-DOCKER = os.environ.get("DOCKER", "docker")
-COMPOSE = ROOT / "docker" / "compose.yaml"
-
-
-def docker(*arguments: str, **environ: str) -> str:
-    """What the client prints; fails with what it complains of."""
-    command = [DOCKER, *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=600, env=os.environ | environ)
-    assert done.returncode == 0, f"{' '.join(command)}: {done.stderr[-3000:]}"
-    return done.stdout
-
-
-def postgres(there: set[str]) -> str | None:
-    """An image of Postgres that is there: the one asked for, or any."""
-    asked = os.environ.get("POSTGRES_IMAGE")
-    found = sorted(name for name in there if name.startswith("postgres:"))
-    return asked if asked in there else next(iter(found), None)
-
-
-class Stack:
-    """The containers, under a name of their own and on free ports."""
-
-    def __init__(self, folder: Path, image: str) -> None:
-        self.name = toys.unique("perennial-test").replace("_", "-")
-        self.ports = {f"{name}_PORT": str(servers.free_port()) for name in ("AIRFLOW", "MLFLOW", "S3")}
-        self.environ = {"PERENNIAL_VERSION": __version__, "POSTGRES_IMAGE": image, **self.ports}
-        subprocess.run(
-            [sys.executable, "-I", shutil.copy(ROOT / "docker" / "passwords.py", folder)], check=True
-        )
-        self.file = folder / ".env"
-        self.passwords = dict(line.split("=", 1) for line in self.file.read_text().splitlines())
-
-    def call(self, *arguments: str) -> str:
-        start = ("compose", "--project-name", self.name, "--file", str(COMPOSE), "--env-file", str(self.file))
-        return docker(*start, *arguments, **self.environ)
 
 
 @pytest.fixture(scope="module")
 def stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Stack]:
     """Everything, up and healthy."""
-    if not os.environ.get("DOCKER_HOST") and not Path("/var/run/docker.sock").exists():
-        pytest.skip("there is no container engine (DOCKER_HOST): nothing is tested of the compose file")
-    there = set(docker("images", "--format", "{{.Repository}}:{{.Tag}}").split())
-    missing = {f"perennial/{name}:{__version__}" for name in ("airflow", "mlflow", "s3")} - there
-    image = postgres(there)
-    if missing or image is None:
-        pytest.skip(
-            f"no image {', '.join(sorted(missing)) or 'of Postgres'}: nothing is tested of the compose file"
+    containers.require("airflow", "mlflow", "s3")
+    stack = Stack(tmp_path_factory.mktemp("compose"), PERENNIAL_PROFILE="kubernetes")
+    try:
+        stack.up()
+        yield stack
+    finally:
+        stack.down()
+
+
+@pytest.fixture
+def airflow(stack: Stack) -> Iterator[Airflow]:
+    """Its REST API, as its administrator."""
+    url = f"http://127.0.0.1:{stack.ports['AIRFLOW_PORT']}"
+    airflow = Airflow(url, "admin", stack.passwords["AIRFLOW_PASSWORD"])
+    yield airflow
+    airflow.close()
+
+
+def s3(stack: Stack) -> Any:
+    """A client of its S3 server."""
+    import boto3
+
+    return boto3.client(
+        "s3", endpoint_url=f"http://127.0.0.1:{stack.ports['S3_PORT']}", region_name="us-east-1",
+        aws_access_key_id=stack.passwords["S3_ACCESS_KEY"], aws_secret_access_key=stack.passwords["S3_SECRET_KEY"],
+    )  # fmt: skip
+
+
+def test_every_dag_is_there_and_every_component_healthy(stack: Stack, airflow: Airflow) -> None:
+    models, _ = catalog.load_models()
+    expected = {f"{model}.{stage}" for model in models for stage in (*STAGES, "rollback")}
+    expected |= {"perennial.daily_summary", "perennial.verify"}
+    end = time.monotonic() + 120
+    while set(airflow.paused()) != expected and time.monotonic() < end:
+        time.sleep(1)
+    assert set(airflow.paused()) == expected
+    assert airflow.import_errors() == []
+    assert set(airflow.health().values()) == {"healthy"}
+
+
+def test_no_profile_is_offered_whose_pods_could_not_work(stack: Stack) -> None:
+    """The fixture's shell sets ``PERENNIAL_PROFILE``: pods of a cluster would reach neither MLflow nor S3."""
+    services = json.loads(stack.call("config", "--format", "json"))["services"]
+    assert "PERENNIAL_LAKE" in services["scheduler"]["environment"]
+    assert not [n for n, s in services.items() if "PERENNIAL_PROFILE" in (s.get("environment") or {})]
+
+
+def test_one_command_lands_the_sample_and_airflow_publishes_it(stack: Stack, airflow: Airflow) -> None:
+    own = {"ENV_FILE": str(stack.env_file), "S3_PORT": stack.ports["S3_PORT"], "VENV": str(ROOT / ".venv")}
+    for expected in (
+        r"s3://perennial-landing: [34]\d\d,\d{3} rows in \d+ files\n",
+        r".* had landed before\n",
+    ):
+        done = subprocess.run(
+            ["make", "sample"], cwd=ROOT, capture_output=True, text=True, timeout=600, env=os.environ | own
         )
-    found = Stack(tmp_path_factory.mktemp("compose"), image)
-    try:
-        found.call("up", "--detach", "--wait", "--wait-timeout", "500")
-        yield found
-    finally:
-        found.call("down", "--volumes", "--remove-orphans", "--timeout", "5")
-
-
-def test_every_dag_is_there_and_every_component_healthy(stack: Stack) -> None:
-    airflow = Airflow(
-        f"http://127.0.0.1:{stack.ports['AIRFLOW_PORT']}", "admin", stack.passwords["AIRFLOW_PASSWORD"]
-    )
-    try:
-        models, _ = catalog.load_models()
-        end = time.monotonic() + 120
-        number = 5 * len(models) + 1  # and the digest of them all
-        while len(airflow.paused()) < number and time.monotonic() < end:
-            time.sleep(1)
-        assert {name.split(".")[0] for name in airflow.paused()} == {*models, "perennial"}
-        assert len(airflow.paused()) == number
-        assert airflow.import_errors() == []
-        assert set(airflow.health().values()) == {"healthy"}
-    finally:
-        airflow.close()
+        assert done.returncode == 0, done.stderr
+        assert re.search(expected, done.stdout), done.stdout
+    run = airflow.trigger("digits.data", conf={"start": "2013-01-01", "end": "2013-01-03"})
+    state = airflow.wait("digits.data", run)
+    assert state == "success", airflow.failure_reason("digits.data", run)
+    keys = [item["Key"] for item in s3(stack).list_objects_v2(Bucket="perennial-lake")["Contents"]]
+    assert {f"manifests/digits/data/2013-01-0{day}.json" for day in (1, 2, 3)} <= set(keys), keys
 
 
 def test_the_password_is_asked_for(stack: Stack) -> None:
@@ -109,7 +105,6 @@ def test_the_password_is_asked_for(stack: Stack) -> None:
 def test_mlflow_keeps_runs_in_postgres_and_artifacts_on_s3(
     stack: Stack, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    import boto3
     import mlflow
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
@@ -118,14 +113,10 @@ def test_mlflow_keeps_runs_in_postgres_and_artifacts_on_s3(
     note = tmp_path / "note.txt"
     note.write_text("kept")
     client.log_artifact(run.run_id, str(note))
-    s3 = boto3.client(
-        "s3", endpoint_url=f"http://127.0.0.1:{stack.ports['S3_PORT']}", region_name="us-east-1",
-        aws_access_key_id=stack.passwords["S3_ACCESS_KEY"], aws_secret_access_key=stack.passwords["S3_SECRET_KEY"],
-    )  # fmt: skip
-    assert {b["Name"] for b in s3.list_buckets()["Buckets"]} == {
+    assert {b["Name"] for b in s3(stack).list_buckets()["Buckets"]} == {
         "perennial-lake", "perennial-landing", "perennial-artifacts",
     }  # fmt: skip
-    keys = [item["Key"] for item in s3.list_objects_v2(Bucket="perennial-artifacts")["Contents"]]
+    keys = [item["Key"] for item in s3(stack).list_objects_v2(Bucket="perennial-artifacts")["Contents"]]
     assert len(keys) == 1 and re.search(rf"{run.run_id}/artifacts/note.txt$", keys[0])
     query = f"SELECT count(*) FROM runs WHERE run_uuid = '{run.run_id}'"
     told = stack.call("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "mlflow", "-tAc", query)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import shutil
@@ -61,7 +62,7 @@ def test_hadolint_finds_nothing(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", DOCKERFILES, ids=lambda p: p.parent.name)
-def test_an_image_is_small_locked_labelled_and_runs_as_nobody(path: Path) -> None:
+def test_an_image_is_locked_labelled_and_runs_as_nobody(path: Path) -> None:
     text = path.read_text("utf-8")
     assert not text.startswith("# syntax="), "a build behind a mirror could not fetch the frontend"
     assert len(re.findall(r"^FROM ", text, re.MULTILINE)) == 2, "what builds is left behind"
@@ -70,7 +71,7 @@ def test_an_image_is_small_locked_labelled_and_runs_as_nobody(path: Path) -> Non
     assert re.search(r"^USER \d+:\d+$", text, re.MULTILINE), "Kubernetes' runAsNonRoot takes numbers only"
     assert text.rindex("\nUSER ") > text.rindex("\nRUN ")
     assert re.search(r"^HEALTHCHECK ", text, re.MULTILINE)
-    for label in ("title", "version", "revision", "source"):
+    for label in ("title", "description", "version"):
         assert f"org.opencontainers.image.{label}=" in text
     for secret in ("id=pipconf,target=/etc/pip.conf", "id=ca,target=/run/secrets/ca.crt"):
         assert secret in text
@@ -158,7 +159,7 @@ def test_pods_meet_the_restricted_standard() -> None:
         assert context["runAsNonRoot"] and context["runAsUser"] > 0, where
         assert context["seccompProfile"] == {"type": "RuntimeDefault"}, where
         assert spec["automountServiceAccountToken"] is False, where
-        for container in spec["containers"]:
+        for container in spec.get("initContainers", []) + spec["containers"]:
             assert container["securityContext"] == {
                 "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
             }, where  # fmt: skip
@@ -182,37 +183,6 @@ def test_airflow_may_handle_pods_in_one_namespace_and_nothing_else() -> None:
     assert all(account["automountServiceAccountToken"] is False for account in kind("ServiceAccount"))
 
 
-def test_pods_of_steps_reach_names_mlflow_and_s3_and_are_reached_by_nobody() -> None:
-    every = [p for p in kind("NetworkPolicy") if p["metadata"]["namespace"] == "perennial"]
-    policies = [p["spec"] for p in every if p["metadata"]["name"] != "workers"]
-    denies = [p for p in policies if "egress" not in p and "ingress" not in p]
-    assert [(p["podSelector"], p["policyTypes"]) for p in denies] == [({}, ["Ingress", "Egress"])]
-    assert not [p for p in policies if "ingress" in p]
-    ports = sorted(port["port"] for p in policies for rule in p.get("egress", ()) for port in rule["ports"])
-    assert ports == [53, 53, 443, 5000]
-    (mlflow,) = kind("Service")
-    assert mlflow["spec"]["ports"][0]["port"] == 5000
-    (block,) = [
-        to["ipBlock"]
-        for p in policies
-        for rule in p.get("egress", ())
-        for to in rule["to"]
-        if "ipBlock" in to
-    ]
-    assert "169.254.0.0/16" in block["except"], "the nodes' metadata hands out the nodes' permissions"
-
-
-def test_only_trainer_and_workers_reach_each_other() -> None:
-    (policy,) = [p["spec"] for p in kind("NetworkPolicy") if p["metadata"]["name"] == "workers"]
-    crew = {
-        "matchExpressions": [{"key": "perennial/role", "operator": "In", "values": ["trainer", "worker"]}]
-    }
-    assert policy["podSelector"] == crew and policy["policyTypes"] == ["Ingress", "Egress"]
-    # in their own namespace: no namespaceSelector
-    assert policy["ingress"] == [{"from": [{"podSelector": crew}], "ports": [{"protocol": "TCP"}]}]
-    assert policy["egress"] == [{"to": [{"podSelector": crew}], "ports": [{"protocol": "TCP"}]}]
-
-
 def test_nothing_secret_is_written_down() -> None:
     compose = yaml.safe_load((DOCKER / "compose.yaml").read_text("utf-8"))
     named = 0
@@ -225,6 +195,36 @@ def test_nothing_secret_is_written_down() -> None:
     assert not kind("Secret")
     assert "docker/.env" in (ROOT / ".gitignore").read_text("utf-8").splitlines()
     assert "docker/.env" in (ROOT / ".dockerignore").read_text("utf-8").splitlines()
+
+
+def airflow_settings() -> set[tuple[str, str]]:
+    """Every setting of Airflow that images, compose file, values, pages and the local stack make: section and name."""
+    pages = [ROOT / "README.md", ROOT / "include" / "perennial" / "local_stack" / "config.py"]
+    pages += [*DOCKER.rglob("*.md"), *(ROOT / "docs").glob("*.md"), *DOCKERFILES, DOCKER / "compose.yaml"]
+    text = "\n".join(page.read_text("utf-8") for page in pages)
+    variables = re.findall(r"\bAIRFLOW__([A-Z0-9_]+?)__([A-Z0-9_]*[A-Z0-9])\b", text)
+    values = yaml.safe_load((DOCKER / "kubernetes" / "values-airflow.yaml").read_text("utf-8"))
+    written = [(section, name) for section, options in values["config"].items() for name in options]
+    return {(section.lower(), name.lower()) for section, name in variables + written}
+
+
+def test_every_setting_of_airflow_is_one_that_this_airflow_has(tmp_path: Path) -> None:
+    """Airflow ignores a setting that it does not know, whatever one hoped of it."""
+    code = (
+        "import json; from airflow.providers_manager import ProvidersManager as P\n"
+        "P().initialize_providers_configuration()\n"
+        "from airflow.configuration import conf\n"
+        "described = conf.configuration_description\n"
+        "print(json.dumps([[s, o] for s in described for o in described[s]['options']]))"
+    )
+    own = {"AIRFLOW_HOME": str(tmp_path)}
+    command = [sys.executable, "-c", code]
+    printed = subprocess.run(command, capture_output=True, text=True, timeout=120, env=os.environ | own)
+    assert printed.returncode == 0, printed.stderr[-2000:]
+    known = {(section, name) for section, name in json.loads(printed.stdout.splitlines()[-1])}
+    settings = airflow_settings()
+    assert len(settings) > 40 and len(known) > 200
+    assert not settings - known
 
 
 def test_passwords_are_random_private_and_kept(tmp_path: Path) -> None:
@@ -240,7 +240,7 @@ def test_passwords_are_random_private_and_kept(tmp_path: Path) -> None:
     subprocess.run([sys.executable, "-I", script], check=True, timeout=30)
     assert not set(first.values()) & {line.split("=", 1)[1] for line in file.read_text().splitlines()}
     wanted = set(re.findall(r"\$\{([A-Z0-9_]+):\?", (DOCKER / "compose.yaml").read_text("utf-8")))
-    assert wanted - {"PERENNIAL_VERSION"} == set(first)
+    assert wanted - {"TAG"} == set(first)
 
 
 def test_building_an_unknown_image_is_refused() -> None:

@@ -84,7 +84,7 @@ def test_a_real_server_takes_every_object(applied: Applied) -> None:
     counted = {kind: len(found) for kind, found in applied.kinds.items()}
     assert counted == {
         "Namespace": 3, "ServiceAccount": 2, "Role": 1, "RoleBinding": 1, "ResourceQuota": 1, "LimitRange": 1,
-        "NetworkPolicy": 7, "ConfigMap": 1, "Deployment": 1, "Service": 1, "PriorityClass": 2, "Job": 1,
+        "NetworkPolicy": 8, "ConfigMap": 1, "Deployment": 1, "Service": 1, "PriorityClass": 2, "Job": 1,
     }  # fmt: skip
 
 

@@ -24,9 +24,9 @@ POINTS = [
     "ingestion.publishing.replace_partitions:2",
     "ingestion.publishing.replace_partitions:3",
     "ingestion.publishing.replace_partitions:4",
-    "ingestion.data_profile.write_profile:1",
     "storage.manifests.write:1",
     "storage.manifests.write:1 after",
+    "ingestion.data_profile.write_profile:1 before",
 ]
 
 
@@ -45,9 +45,7 @@ def two_partitions(small_model: Any, make_rows: Any) -> Any:
     small_model.run()
     small_model.land(make_rows(NEXT, amount=[-1.0] + [float(i) for i in range(39)]), NEXT)
     ids = [f"{DAY}-{i}" for i in range(40)]
-    small_model.land(
-        pa.table({"id": [*ids, "nobody"], "value": [float(i) for i in range(41)]}), DAY, "labels"
-    )
+    small_model.land(pa.table({"id": [*ids, None], "value": [float(i) for i in range(41)]}), DAY, "labels")
     return small_model
 
 
@@ -65,7 +63,7 @@ def test_a_killed_run_leaves_nothing_half_done(two_partitions: Any, point: str) 
     two_partitions.run(NEXT)
     assert len([r for r in two_partitions.table() if r["partition_date"] == NEXT]) == 39
     assert len(two_partitions.table("labels")) == 40
-    assert [r["id"] for r in two_partitions.table("quarantine")] == [f"{NEXT}-0", "nobody"]
+    assert [r["id"] for r in two_partitions.table("quarantine")] == [f"{NEXT}-0", None]
     assert two_partitions.run(NEXT)["status"] == "unchanged"
     assert not list((two_partitions.folder / "lake").rglob(".*.json.*")), "no temporary file is left"
 
@@ -86,20 +84,20 @@ def test_a_lake_that_cannot_be_written_is_named(
     two_partitions: Any, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A full disk, as the writer reports it: the error says what to do, and the next run completes."""
-    original = delta_tables.replace
+    original = delta_tables.Writer.replace
 
-    def full(uri: str, *args: Any, **kwargs: Any) -> int:
-        if f"/{kind}/" in uri:
+    def full(writer: delta_tables.Writer, *args: Any, **kwargs: Any) -> int:
+        if f"/{kind}/" in writer.uri:
             raise StorageError(
-                f"{uri} cannot be written: No space left on device", "check that the disk has room"
+                f"{writer.uri} cannot be written: No space left on device", "check that the disk has room"
             )
-        return original(uri, *args, **kwargs)
+        return original(writer, *args, **kwargs)
 
-    monkeypatch.setattr(delta_tables, "replace", full)
+    monkeypatch.setattr(delta_tables.Writer, "replace", full)
     with pytest.raises(StorageError, match="No space left on device"):
         two_partitions.run(NEXT)
     assert manifests.read("small", "data", NEXT) is None
-    monkeypatch.setattr(delta_tables, "replace", original)
+    monkeypatch.setattr(delta_tables.Writer, "replace", original)
     assert two_partitions.run(NEXT)["rows_out"] == 39
 
 

@@ -43,6 +43,7 @@ def fill(ballast: Path, leave: int) -> None:
     ballast.write_bytes(b"x" * max(0, stat.f_bavail * stat.f_frsize - leave))
 
 
+@pytest.mark.usefixtures("without_data_profile")
 @pytest.mark.parametrize("leave", [0, 8_000, 60_000])
 def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> None:
     spec = toys.model(tmp_path / "models", "toy")
@@ -54,7 +55,7 @@ def test_data_on_a_full_disk(small_disk: Path, tmp_path: Path, leave: int) -> No
     try:
         dispatch.run("data", spec, start=second)
     except StorageError as error:
-        assert "room" in error.remedy
+        assert "free space" in error.remedy
     else:
         assert leave > 8_000
     published = toys.content_of("published", "toy")
@@ -106,7 +107,7 @@ def test_files_that_cannot_grow(world: Any, tmp_path: Path, size: int) -> None:
     )
     assert processes.wait(process)[0] != 0
     if answer.exists() and answer.stat().st_size and size:
-        assert json.loads(answer.read_text())["error"] == "StorageError"
+        assert answer.read_text().startswith('{"error": "StorageError"')  # the answer itself may be cut off
     assert toys.content_of("predictions", spec.name) == []
     assert manifests.read(spec.name, "score", toys.FIRST) is None
     assert dispatch.run("score", spec, start=toys.FIRST)["rows_out"] == toys.ROWS
@@ -124,7 +125,7 @@ def test_training_that_finds_no_room_for_its_rows(
     )
     assert processes.wait(process) == [3]
     said = json.loads(answer.read_text())
-    assert said["error"] == "StorageError"
+    assert said["error"] == "StorageError", said
     assert f"model {spec.name}, partition {toys.LAST}" in said["text"]
     assert manifests.read(spec.name, "train", toys.LAST) is None
     assert dispatch.run("train", spec, as_of=toys.LAST)["status"] == "trained"
@@ -133,5 +134,5 @@ def test_training_that_finds_no_room_for_its_rows(
 def test_a_small_file_on_a_full_device(tmp_path: Path) -> None:
     if not Path("/dev/full").exists():
         pytest.skip("no /dev/full here")
-    with pytest.raises(StorageError, match="room"):
+    with pytest.raises(StorageError, match="cannot be written"):
         object_store.write_text("/dev/full/x.json", "x")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 import signal
 from collections.abc import Callable
@@ -18,6 +19,8 @@ from perennial.steps import dispatch
 from perennial.storage import delta_tables, landing, ledger, locks, manifests, object_store
 from perennial.storage.ledger import LedgerKind
 from support import processes, toys
+
+pytestmark = pytest.mark.usefixtures("without_data_profile", "without_drift_report")
 
 END = dates.add_days(toys.FIRST, 2)
 BAD = 2  # rows of each day that go to quarantine
@@ -46,6 +49,13 @@ def manifests_whole() -> None:
 def champion(spec: ModelSpec) -> str | None:
     found = registry.get_champion(spec)
     return found.version if found else None
+
+
+def test_a_process_has_the_libraries_and_the_steps_when_it_starts(tmp_path: Path) -> None:
+    """Otherwise each of them spends seconds on imports."""
+    names = ["mlflow.xgboost", "great_expectations", *(f"perennial.steps.{step}" for step in dispatch.STEPS)]
+    assert processes.wait(processes.start(processes.loaded, str(tmp_path / "answer"), *names)) == [0]
+    assert json.loads((tmp_path / "answer").read_text()) == names
 
 
 # data

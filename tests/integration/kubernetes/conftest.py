@@ -24,7 +24,19 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import landing, object_store
 from support import servers as local
 from support import toys
-from support.pods import MANY_ROWS, MODELS, SECRET, SLOW, Cluster, Pods, pod_host, profiles, wait_for
+from support.pods import (
+    FOLLOWED_ROWS,
+    MANY_ROWS,
+    MODELS,
+    SECRET,
+    SLOW,
+    SLOW_ROWS,
+    Cluster,
+    Pods,
+    pod_host,
+    profiles,
+    wait_for,
+)
 
 
 @pytest.fixture(scope="session")
@@ -42,14 +54,14 @@ def cluster() -> Iterator[Cluster]:
     api = client.CoreV1Api()
     name = toys.unique("perennial-test").replace("_", "-")
     api.create_namespace({"metadata": {"name": name}})
-    secret = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test"}
+    secret = {"AWS_ACCESS_KEY_ID": toys.unique("key"), "AWS_SECRET_ACCESS_KEY": toys.unique("word")}
     api.create_namespaced_secret(name, {"metadata": {"name": SECRET}, "stringData": secret})
     wait_for(
         lambda: [a for a in api.list_namespaced_service_account(name).items if a.metadata.name == "default"],
         "the namespace's service account",
     )
     try:
-        yield Cluster(name, api)
+        yield Cluster(name, api, secret)
     finally:
         api.delete_namespace(name, grace_period_seconds=0)
 
@@ -80,7 +92,7 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
             "PERENNIAL_HOME": str(home), "PERENNIAL_MODELS": str(models), "PERENNIAL_COMPUTE": str(compute),
             "PERENNIAL_LAKE": "s3://perennial/lake", "PERENNIAL_LANDING": "s3://perennial/landing",
             "PERENNIAL_PROFILE": "pod", "PERENNIAL_MLFLOW_HOST": host, "PERENNIAL_THREADS": "1",
-            "AWS_ENDPOINT_URL": url, "AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test",
+            "AWS_ENDPOINT_URL": url, **cluster.secret,
             "AWS_REGION": "us-east-1", "AWS_DEFAULT_REGION": "us-east-1",
             "AIRFLOW_CONN_KUBERNETES_DEFAULT": json.dumps(kube),
         })  # fmt: skip
@@ -90,7 +102,7 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         free = [local.free_port() for _ in range(5)]
         config = Stack(home, free[0], free[1], (free[2], free[3]), free[4], mlflow_host=host)
         specs = _models(models)
-        stack.callback(lambda: processes.stop(home, servers.NAMES, patience=20))
+        stack.callback(lambda: processes.stop(home, patience=20))
         with ProgressDisplay(Console(file=(root / "board.txt").open("a"), width=200)) as board:
             servers.start_all(config, board)
             airflow = stack.enter_context(contextlib.closing(servers.client(config)))
@@ -121,11 +133,21 @@ def _models(root: Path) -> dict[str, ModelSpec]:
             limits={"train": {"retries": 0}},
             **end,
         )
-    for name in ("no_image", "no_secret", "gpu_nowhere", "big"):
+    for name in ("no_image", "late_image", "late_image_deferred", "no_secret", "gpu_nowhere", "big"):
         specs[f"pod_{name}"] = toys.model(
             root, f"pod_{name}", compute={"data": name}, limits={"data": {"retries": 0}}, **end
         )
+    specs["pod_loopback"] = toys.model(root, "pod_loopback", compute={"data": "loopback"}, **end)
     for spec in specs.values():
-        toys.land(spec, n=MANY_ROWS if spec.name.endswith("little_memory") else toys.ROWS)
+        toys.land(spec, n=_rows_of(spec.name))
     assert object_store.is_remote(landing.source_uri(next(iter(specs.values())).data.source))
     return specs
+
+
+def _rows_of(model: str) -> int:
+    """Rows a day of a model."""
+    if model.endswith("little_memory"):
+        return MANY_ROWS
+    if model == "pod_followed":
+        return FOLLOWED_ROWS
+    return SLOW_ROWS if model in SLOW else toys.ROWS

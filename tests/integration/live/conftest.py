@@ -13,12 +13,12 @@ from rich.console import Console
 
 from perennial.core import dates
 from perennial.local_stack import demo, processes, servers
-from perennial.local_stack.config import Stack
+from perennial.local_stack.config import Stack, environment
 from perennial.local_stack.progress import ProgressDisplay
 from perennial.spec.model_spec import ModelSpec
 from support import servers as ports
 from support import toys
-from support.live import BROKEN, PLAN, Live, webhook
+from support.live import BROKEN, FEEDS, PLAN, Live, feed_model, webhook
 
 #: With an end in the past only the tests start runs.
 PAST = {"start": toys.FIRST, "end": "2024-01-31"}
@@ -30,8 +30,9 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
     Args:
         hook: address of the webhook of ``toy_late`` and ``toy_approval``.
     """
-    channels = {"channels": [{"name": "hook", "kind": "webhook", "url": hook, "daily_summary": True}]}
-    aging = {"triggers": ["age"], "max_age_days": 1, "cooldown_days": 0}
+    channel = {"name": "hook", "kind": "webhook", "url": hook, "daily_summary": True}
+    channels = {"channels": [channel | {"decisions": ["approval", "declined"]}]}
+    aging = {"triggers": ["age"], "max_age": "1 day", "cooldown": "0 days"}
     no_retries = {"data": {"retries": 0}, "score": {"retries": 0}}
     quick: dict[str, Any] = {"schedule": PAST, "limits": no_retries, "training": {"rounds": 5}}
     # the next night is 22 hours away: none comes while the tests run
@@ -40,6 +41,13 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
         toys.model(root, PLAN.model, limits=no_retries, schedule=PAST),
         toys.model(root, "toy_approval", retraining=aging | {"mode": "approval"}, alerts=channels, **quick),
         toys.model(root, "toy_eager", retraining=aging, **quick),
+        toys.model(root, "toy_backfill", **quick),
+        toys.model(root, "toy_console", **quick),
+        toys.model(
+            root, "toy_drift", schedule=PAST | {"monitor": "0 6 * * *"}, limits=no_retries,
+            training={"holdout": "8 days"},
+        ),
+        toys.model(root, "toy_runs", **quick),
         # its first nightly run starts with Airflow; it may take a minute
         toys.model(
             root, "toy_late", data={"arrival": "wait"}, alerts=channels,
@@ -50,6 +58,7 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
             },
         ),
     ]  # fmt: skip
+    found += [feed_model(root, name, ended=True) for name in FEEDS]
     return {spec.name: spec for spec in found}
 
 
@@ -86,17 +95,18 @@ def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
     finally:
         os.environ.clear()
         os.environ.update(before)
-        processes.stop(home, servers.NAMES, patience=5)
+        processes.stop(home, patience=5)
         assert processes.stack_processes(home) == []
 
 
 @pytest.fixture
-def live(live_stack: Live, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
+def live(live_stack: Live, monkeypatch: pytest.MonkeyPatch) -> Live:
     """The running stack, with this process looking at the same lake, models and MLflow as its tasks."""
     monkeypatch.setenv("PERENNIAL_HOME", str(live_stack.config.home))
     monkeypatch.setenv("PERENNIAL_MODELS", str(live_stack.spec.folder.parent))
-    with demo.task_environment(live_stack.config):
-        yield live_stack
+    for name, value in environment(live_stack.config).items():
+        monkeypatch.setenv(name, value)
+    return live_stack
 
 
 @pytest.fixture

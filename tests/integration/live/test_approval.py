@@ -36,7 +36,7 @@ def waiting(live: Live, champion: Any) -> Any:
         await_(lambda: state(live, found, TASK) == "awaiting_input", 150, lambda: states(live, found))
         # no person is so quick to answer that the scheduler takes the waiting task for a killed one (airflow 72716)
         key = f"task instance TaskInstanceKey(dag_id='{MONITOR}', task_id='{TASK}', run_id='{found}'"
-        log = live.config.logs / "airflow.log"
+        log = live.config.logs / "scheduler.log"
         await_(lambda: f"executor event with state success for {key}" in log.read_text(), 60, lambda: key)
         return day, found
 
@@ -55,8 +55,8 @@ def question(run: str) -> str:
     return f"/dags/{MONITOR}/dagRuns/{run}/taskInstances/{TASK}/-1/hitlDetails"
 
 
-def answer(live: Live, run: str, option: str) -> None:
-    live.airflow.call("PATCH", question(run), json={"chosen_options": [option], "params_input": {}})
+def answer(live: Live, run: str, option: str, **fields: str) -> None:
+    live.airflow.call("PATCH", question(run), json={"chosen_options": [option], "params_input": fields})
 
 
 def ended(live: Live, run: str) -> dict[str, str]:
@@ -87,10 +87,17 @@ def test_a_no_starts_nothing(live: Live, waiting: Any) -> None:
     assert f"/perennial/reports/{NAME}/monitor/{day}.html)" in asked["body"]
     (message,) = [t for t in live.messages if t.get("answer_at") and t["partition"] == day]
     assert f"/runs/{run}/tasks/{TASK}/required_actions" in message["answer_at"]
-    answer(live, run, "Reject")
+    assert asked["params"]["reason"]["schema"]["maxLength"] == 500
+    answer(live, run, "Reject", reason="the season is over")
     assert ended(live, run)["request_retraining"] == "skipped"
-    assert decisions(day) == [("proposed", "admin"), ("declined", "admin")]
+    assert decisions(day) == [("proposed", "retraining policy"), ("declined", "admin")]
+    declined = ledger.records(NAME, LedgerKind.RETRAINING)[-1]
+    assert declined["reason"].startswith("rejected by admin: the season is over (age: ")
     assert live.runs_of(TRAIN, day) == []
+    await_(lambda: [t for t in live.messages if t.get("decision") == "declined"], 60, lambda: live.messages)
+    (message,) = [t for t in live.messages if t.get("decision") == "declined"]
+    assert (message["title"], message["actor"]) == (f"{NAME}: retraining declined, partition {day}", "admin")
+    assert message["reason"].startswith("rejected by admin: the season is over (age: ")
     # after a rerun the first answer still counts, and nobody is asked a second time
     live.airflow.call(
         "POST", f"/dags/{MONITOR}/clearTaskInstances", json={"dry_run": False, "dag_run_id": run,
@@ -129,7 +136,7 @@ def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: 
     assert left["reason"].startswith(f"the retraining proposed on {day} waits for an answer")
     answer(live, run, "Approve")
     assert ended(live, run)["request_retraining"] == "success"
-    assert decisions(day) == [("proposed", "admin"), ("requested", "admin")]
+    assert decisions(day) == [("proposed", "retraining policy"), ("requested", "admin")]
     await_(lambda: manifests.read(NAME, "train", day), 120, lambda: live.airflow.runs(TRAIN))
     (training,) = live.runs_of(TRAIN, day)
     path = f"/dags/{TRAIN}/dagRuns/{training['dag_run_id']}/upstreamAssetEvents"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import shutil
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -12,45 +11,35 @@ import pytest
 from perennial.local_stack import demo
 from perennial.local_stack.config import password
 from perennial.storage import manifests
+from support.console import chromium
 from support.live import BROKEN, PLAN, Live
 
 if TYPE_CHECKING:
     from playwright.sync_api import Page
 
-CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
-pytestmark = [
-    pytest.mark.live,
-    pytest.mark.slow,
-    pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not CHROMIUM, reason="no Chromium on PATH: the UIs are not looked at (apt-get install chromium)"
-    ),
-]
-QUIET = ["--no-sandbox", "--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-sync",
-         "--disable-component-update"]  # fmt: skip
-PATIENCE = 60_000  # milliseconds; a busy machine's first page takes its time
+pytestmark = [pytest.mark.live, *chromium.MARKS]
+
+
+@pytest.fixture(scope="module")
+def window(live_stack: Live) -> Iterator[Page]:
+    """A browser page, signed in to Airflow as its admin."""
+    with chromium.launched() as browser:
+        page = chromium.new_context(browser).new_page()
+        page.goto(f"{live_stack.config.airflow_url}/auth/login")
+        page.get_by_label("Username").fill("admin")
+        page.locator("input[type=password]").fill(password(live_stack.config))
+        page.get_by_role("button", name="Sign in").click()
+        page.wait_for_url(lambda url: "/auth/" not in url)
+        yield page
 
 
 @pytest.fixture
-def page(live: Live) -> Iterator[Page]:
-    """A browser page, signed in to Airflow as its admin."""
-    from playwright.sync_api import sync_playwright
-
+def page(live: Live, request: pytest.FixtureRequest) -> Page:
+    """The signed-in page, opened once the nights of `PLAN` have passed: it asks Airflow for news all the time."""
     with live.board() as board:
         demo.run_plans(live.config, (PLAN,), board)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=QUIET)
-        try:
-            page = browser.new_context(viewport={"width": 1500, "height": 950}).new_page()
-            page.set_default_timeout(PATIENCE)
-            page.goto(f"{live.config.airflow_url}/auth/login")
-            page.get_by_label("Username").fill("admin")
-            page.locator("input[type=password]").fill(password(live.config))
-            page.get_by_role("button", name="Sign in").click()
-            page.wait_for_url(lambda url: "/auth/" not in url)
-            yield page
-        finally:
-            browser.close()
+    window: Page = request.getfixturevalue("window")
+    return window
 
 
 def test_the_operator_sees_the_models_and_what_is_wrong_with_the_broken_one(page: Page, live: Live) -> None:

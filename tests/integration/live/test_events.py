@@ -7,9 +7,9 @@ itself what was published.
 
 from __future__ import annotations
 
-import json
-from dataclasses import asdict
-from datetime import datetime, timedelta
+import os
+import time
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -17,7 +17,7 @@ import pytest
 from perennial.core import dates
 from perennial.modeling import registry
 from perennial.steps import dispatch
-from perennial.storage import ledger, manifests, object_store
+from perennial.storage import ledger, manifests
 from perennial.storage.ledger import LedgerKind
 from support import toys
 from support.live import PLAN, Live, await_
@@ -100,13 +100,13 @@ def test_an_event_that_came_while_training_was_paused_is_sent_again(live: Live, 
 
 def test_nights_that_scoring_never_heard_of_are_scored_with_the_next(live: Live, champion: Any) -> None:
     spec = champion(NAME)
-    first, *lost, last = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
+    # after the partition as of which the champion was trained
+    first, *lost, last = (dates.add_days(PLAN.trained_until, n) for n in range(1, 5))
     dispatch.run("score", spec, start=first)
     for night in lost:  # published two hours ago
-        done = manifests.write(manifests.Manifest(NAME, "data", night, {}, {}), 0)
-        earlier = datetime.fromisoformat(done.finished_at) - timedelta(hours=2)
-        old = asdict(done) | {"finished_at": earlier.strftime("%Y-%m-%dT%H:%M:%SZ")}
-        object_store.write_text(manifests.uri(NAME, "data", night), json.dumps(old))
+        manifests.write(manifests.Manifest(NAME, "data", night, {}, {}), 0)
+        earlier = time.time() - timedelta(hours=2).total_seconds()
+        os.utime(manifests.uri(NAME, "data", night), (earlier, earlier))
     emit(live, "data", last)
     await_(
         lambda: [r["state"] for r in live.runs_of(SCORE, last)] == ["success"],

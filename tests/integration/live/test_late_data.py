@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import quote
 
 import pytest
 
@@ -27,7 +28,7 @@ def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live) -> N
     (told,) = notices()
     assert told["title"] == f"{NAME}: deadline:data is bad, partition {night}"
     assert "is not published 1 minutes after its run was queued; the run is running" in told["reason"]
-    assert told["log"].endswith(f"/dags/{DAG}/runs/{told['run_id']}")
+    assert told["log"].endswith(f"/dags/{DAG}/runs/{quote(told['run_id'])}")
     toys.land(spec, night, 1)
     await_(lambda: len(notices()) > 1, 200, lambda: live.airflow.runs(DAG))
     assert notices()[1]["title"] == f"{NAME}: deadline:data recovered, partition {night}"

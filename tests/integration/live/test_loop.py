@@ -10,7 +10,7 @@ from rich.console import Console
 
 from perennial.core import dates
 from perennial.core.errors import PerennialError
-from perennial.local_stack import demo, processes, servers, summary
+from perennial.local_stack import components, demo, processes, servers, summary
 from perennial.local_stack.driver import Driver, DriverStopped, RunFailedError
 from perennial.local_stack.sample.plan import Plan
 from perennial.storage import delta_tables, ledger, manifests
@@ -118,10 +118,11 @@ def test_nobody_gets_in_without_the_password(live: Live) -> None:
 
 
 def test_starting_again_while_it_runs_changes_nothing(live: Live) -> None:
-    before = {name: processes.find_server(name, live.config.state) for name in servers.NAMES}
+    before = {name: processes.find_server(name, live.config.state) for name in components.RUNNING}
     with live.board() as board:
         servers.start_all(live.config, board)
-    assert {name: processes.find_server(name, live.config.state) for name in servers.NAMES} == before
+    assert None not in before.values()
+    assert {name: processes.find_server(name, live.config.state) for name in components.RUNNING} == before
 
 
 def test_nothing_is_written_to_the_users_folder(played: Live) -> None:

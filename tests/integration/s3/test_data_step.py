@@ -10,6 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.core.errors import DataError
+from perennial.storage import landing
 
 DAY, NEXT = "2020-03-01", "2020-03-02"
 LAKE = "some where/lake"
@@ -55,3 +56,26 @@ def test_text_files_and_missing_ones(small_model: Any, bucket: Any) -> None:
     body = header + "".join(f"r{i},2020-03-01 10:00:00,1.5,{i},a,true,2020-03-01,1\n" for i in range(5))
     bucket.put_object(Key=f"landing/rows/{DAY}.csv", Body=body.encode())
     assert small_model.run()["rows_out"] == 5
+
+
+def test_a_folder_of_part_files(small_model: Any, bucket: Any, make_rows: Any) -> None:
+    table = make_rows()
+    for i in (3, 1, 2):
+        put(bucket, f"rows/{DAY}.parquet/part-0000{i}.snappy.parquet", table.slice(10 * i, 10))
+    bucket.put_object(Key=f"landing/rows/{DAY}.parquet/_temporary/0/task/part-00000.parquet", Body=b"PAR1")
+    with pytest.raises(
+        DataError, match="has not landed: the folder has no _SUCCESS, and a folder _temporary"
+    ):
+        small_model.run()
+    bucket.Object(f"landing/rows/{DAY}.parquet/_temporary/0/task/part-00000.parquet").delete()
+    put(bucket, f"rows/{DAY}.parquet/part-00000.snappy.parquet", table.slice(0, 10))
+    bucket.put_object(Key=f"landing/rows/{DAY}.parquet/_SUCCESS", Body=b"")
+    assert list(landing.list_landed(small_model.spec.data.source)) == [DAY]
+    assert small_model.run()["rows_out"] == 40
+    assert small_model.run()["status"] == "unchanged"
+    put(bucket, f"rows/{NEXT}.parquet/part-00000.parquet", make_rows(NEXT))
+    with pytest.raises(DataError, match="no _SUCCESS, which the folders beside it have"):
+        small_model.run(NEXT)
+    assert list(landing.list_landed(small_model.spec.data.source)) == [DAY]
+    put(bucket, f"rows/{DAY}.parquet/part-00004.parquet", make_rows(n=50).slice(40, 10))
+    assert small_model.run()["rows_out"] == 50

@@ -13,7 +13,7 @@ from perennial.core import dates
 from perennial.core.errors import DataError, StorageError
 from perennial.modeling import registry
 from perennial.steps import dispatch
-from perennial.storage import delta_tables, ledger, manifests, object_store
+from perennial.storage import delta_tables, duckdb_session, generations, ledger, manifests, object_store
 from support import lake, processes, toys
 
 
@@ -78,6 +78,25 @@ def test_partitions_are_replaced_and_versions_stay(bucket: Any) -> None:
     assert sorted(r["id"] for r in lake.read_table(uri).to_pylist()) == [2, 3]
     assert lake.read_table(uri, first)["id"].to_pylist() == [1]
     assert lake.read_table(uri, start="2024-01-02")["id"].to_pylist() == [2]
+
+
+def test_types_are_converted_and_a_new_generation_begins(bucket: Any) -> None:
+    import pyarrow as pa
+
+    uri = delta_tables.table_uri("published", "toy")
+    before = delta_tables.replace(uri, pa.table({"id": [7], "partition_date": ["2024-01-01"]}), "2024-01-01")
+    wider = pa.schema([("id", pa.float64()), ("partition_date", pa.string())])
+    assert generations.exact(uri, wider, ["id"])
+    generations.widen(uri, wider, ["id"], "wider")
+    delta_tables.replace(uri, pa.table({"id": [0.75], "partition_date": ["2024-01-02"]}), "2024-01-02")
+    assert sorted(lake.read_table(uri)["id"].to_pylist()) == [0.75, 7.0]
+    assert lake.read_table(uri, before)["id"].type == pa.int64()
+    with duckdb_session.connect(threads=1) as con:
+        columns = {"id": "DOUBLE", "more": "VARCHAR"}
+        assert duckdb_session.create_view(con, "__t", uri, columns=columns)
+        assert con.execute("SELECT count(*), count(more) FROM __t").fetchall() == [(2, 0)]
+    assert generations.start(uri, wider, {}, "why") == 2
+    assert lake.find_table(uri) is None
 
 
 def test_writers_at_once_lose_nothing(bucket: Any) -> None:

@@ -1,88 +1,34 @@
-"""Alerts, from a task's hooks to real servers: Slack's API and webhooks over HTTP, mail over SMTP."""
+"""Alerts, from a task's hooks to a real server of webhooks."""
 
 from __future__ import annotations
 
-import email
-import email.policy
 import json
-import threading
-from collections.abc import Callable, Iterator
-from http.server import BaseHTTPRequestHandler, HTTPServer
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from aiosmtpd.controller import Controller
-from aiosmtpd.smtp import SMTP
 from airflow.sdk.exceptions import AirflowFailException
 
-from perennial.alerting import incidents
+from perennial.alerting import decisions, incidents
+from perennial.core import dates
+from perennial.core.durations import Duration
 from perennial.core.errors import LockHeldError
-from perennial.spec.alerts import Channel
+from perennial.lifecycle import retraining
+from perennial.spec.alerts import SIGNALS
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import QuietHours
+from perennial.spec.sources import PredictionsSpec
+from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest, write
 from perennial_airflow.alerting import alerts, notifiers
 from perennial_airflow.alerting.daily_summary import SendDailySummary
-from support.servers import free_port
+from perennial_airflow.dag_factory.factory import STAGES
 
 NIGHT, NEXT = "2013-02-01", "2013-02-02"
-
-
-class Hook(BaseHTTPRequestHandler):
-    """Collects what it receives; answers 500 on /broken, late on /slow, and like Slack on /api."""
-
-    def do_POST(self) -> None:
-        body = self.rfile.read(int(self.headers["Content-Length"]))
-        self.server.received.append((self.path, dict(self.headers), json.loads(body)))
-        if self.path == "/slow":
-            self.server.release.wait(10)
-        answer = b'{"ok": true}' if self.path.startswith("/api/") else b""
-        self.send_response(500 if self.path in self.server.broken else 200)
-        self.send_header("Content-Type", "application/json")
-        self.send_header("Content-Length", str(len(answer)))
-        self.end_headers()
-        self.wfile.write(answer)
-
-    def log_message(self, *_: object) -> None:
-        pass
-
-
-@pytest.fixture
-def server() -> Iterator[Any]:
-    with HTTPServer(("127.0.0.1", 0), Hook) as http:
-        http.received, http.broken, http.release = [], {"/broken"}, threading.Event()
-        http.url = f"http://127.0.0.1:{http.server_port}"
-        thread = threading.Thread(target=http.serve_forever, daemon=True)
-        thread.start()
-        yield http
-        http.release.set()
-        http.shutdown()
-        thread.join()
-
-
-class Mailbox:
-    """Collects the mails that an SMTP server receives."""
-
-    def __init__(self) -> None:
-        self.mails: list[tuple[str, list[str], Any]] = []
-
-    async def handle_DATA(self, server: SMTP, session: Any, envelope: Any) -> str:
-        mail = email.message_from_bytes(envelope.content, policy=email.policy.default)
-        self.mails.append((envelope.mail_from, envelope.rcpt_tos, mail))
-        return "250 taken"
-
-
-@pytest.fixture
-def mailbox(monkeypatch: pytest.MonkeyPatch) -> Iterator[Mailbox]:
-    box = Mailbox()
-    controller = Controller(box, hostname="127.0.0.1", port=free_port())
-    controller.start()
-    extra = {"disable_ssl": True, "disable_tls": True, "from_email": "perennial@example.com"}
-    connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": controller.port, "extra": extra}
-    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
-    yield box
-    controller.stop()
 
 
 WithChannels = Callable[..., ModelSpec]
@@ -112,7 +58,7 @@ def context(
         dag_id=f"flight_late.{stage}", task_id=task, run_id="manual__1", try_number=3, log_url="http://ui/log",
         map_index=part,
     )  # fmt: skip
-    run = SimpleNamespace(partition_key=None if params else key)
+    run = SimpleNamespace(partition_key=None if params else key, run_type="manual")
     return {"task_instance": instance, "dag_run": run, "params": params, "exception": error}
 
 
@@ -149,6 +95,33 @@ def test_a_failure_is_sent_once_and_its_end_too(server: Any, with_channels: With
     assert len(server.received) == 2
 
 
+def test_messages_lead_to_the_report_and_to_the_page_of_the_model(
+    server: Any, mailbox: Any, with_channels: WithChannels, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://air.example/x")
+    mail = {"kind": "email", "to": ["a@example.com"]}
+    spec = with_channels(hook(server, decisions=["rejection"]), mail)
+    console, reports = "https://air.example/x/perennial", f"{home}/lake/reports/flight_late"
+    page = f"{console}/models/flight_late"
+    stopped = f"{console}/reports/flight_late/validation/{NIGHT}.html"
+    alerts.on_failure(spec)(context(FAILURE) | {"task": SimpleNamespace(report_address=stopped)})
+    monitored(spec, NIGHT, f"{reports}/monitor/{NIGHT}.html", features=("bad", "PSI of hour"))
+    decided(
+        spec, LedgerKind.TRAINING, Decision.REJECTED, "no", evidence={"report": f"{reports}/training/4.html"}
+    )
+    alerts.on_success(spec)(context(task="train"))
+    shown = {"validation": f"{NIGHT}.html", "monitor": f"{NIGHT}.html", "training": "4.html"}
+    assert len(server.received) == 3
+    for (kind, name), (_, _, body) in zip(shown.items(), server.received, strict=True):
+        assert body["report"] == f"{console}/reports/flight_late/{kind}/{name}"
+        assert body["model_page"] == page
+        assert body["text"].endswith(f"\nreport: {body['report']}\nmodel page: {page}")
+    assert f'<a href="{stopped}">' in mailbox.mails[0][2].get_body(("html",)).get_content()
+    monkeypatch.setenv("PERENNIAL_ALERT_URL", f"{server.url}/all")
+    SendDailySummary.execute.__wrapped__(SendDailySummary(task_id="send_summary"), {})
+    assert server.received[-1][2]["text"].endswith(f"Pages of these models\n- flight_late: {page}")
+
+
 def test_tasks_of_one_stage_have_their_own_incidents(server: Any, with_channels: WithChannels) -> None:
     spec = with_channels(hook(server))
     alerts.on_failure(spec)(context(FAILURE, task="promote"))
@@ -161,7 +134,7 @@ def test_channels_get_the_signals_that_they_name(
 ) -> None:
     monkeypatch.setenv("PERENNIAL_ALERT_URL", f"{server.url}/all")
     spec = with_channels(
-        hook(server, "/data", signals=["failure:data"]), hook(server, "/drift", signals=["drift"])
+        hook(server, "/data", signals=["failure:data"]), hook(server, "/drift", signals=["features"])
     )
     alerts.on_failure(spec)(context(FAILURE))
     assert [path for path, _, _ in server.received] == ["/data", "/all"]
@@ -219,6 +192,25 @@ def test_values_of_the_data_are_not_sent(server: Any, with_channels: WithChannel
     assert "N12345" not in json.dumps(body)
 
 
+def test_a_killed_training_closes_its_request(spec: ModelSpec, home: Path) -> None:
+    """A training that was killed, or whose pod never ran, left no record itself."""
+    ledger.append(
+        spec.name, kind=LedgerKind.RETRAINING, decision=Decision.REQUESTED, reason="drift", actor="scheduler",
+        partition=NIGHT,
+    )  # fmt: skip
+    later = dates.add_days(NIGHT, 1)
+    alerts.on_failure(spec)(context("Task received SIGKILL", "monitor"))
+    assert retraining.request_in_flight(spec, later) is not None
+    alerts.on_failure(spec)(context("Task received SIGKILL", "train"))
+    assert retraining.request_in_flight(spec, later) is None
+    record = ledger.records(spec.name)[-1]
+    assert (record["kind"], record["decision"], record["reason"]) == (
+        "training",
+        "failed",
+        "Task received SIGKILL",
+    )
+
+
 def test_nothing_configured_nothing_sent(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(notifiers, "deliver", lambda *_: pytest.fail("something was sent"))
     alerts.on_failure(spec)(context(FAILURE))
@@ -259,9 +251,10 @@ def test_half_a_context_is_enough(server: Any, with_channels: WithChannels) -> N
 # --- from a verdict to an incident
 
 
-def monitored(spec: ModelSpec, day: str, **signals: tuple[str, str]) -> dict[str, Any]:
+def monitored(spec: ModelSpec, day: str, report: str = "", **signals: tuple[str, str]) -> dict[str, Any]:
     content = {name: {"state": state, "reason": reason} for name, (state, reason) in signals.items()}
-    write(Manifest(spec.name, "monitor", day, {}, {"verdict": "ok", "reason": "", "signals": content}), 0)
+    result = {"verdict": "ok", "reason": "", "signals": content, "report": report}
+    write(Manifest(spec.name, "monitor", day, {}, result), 0)
     return alerts.notify(spec, context(task="notify", key=day) | {"run_id": "r"})
 
 
@@ -291,89 +284,121 @@ def test_a_channel_may_want_what_is_only_suspected(server: Any, with_channels: W
     ]
 
 
-# --- the channels
+# --- from the ledger to an announcement
 
 
-MESSAGE = notifiers.Message("m: drift is bad", "m: drift is bad\n<b>{{ 7 * 7 }}</b> & é", {"signal": "drift"})
+def decided(spec: ModelSpec, kind: LedgerKind, decision: Decision, reason: str, **more: Any) -> None:
+    record = {"actor": "ada", "partition": NIGHT, "model_version": "4"} | more
+    ledger.append(spec.name, kind=kind, decision=decision, reason=reason, **record)
 
 
-def channel(**keys: Any) -> Channel:
-    return Channel.model_validate({"name": "c"} | keys)
-
-
-def test_slack(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    extra = {"base_url": f"{server.url}/api/"}
-    monkeypatch.setenv(
-        "AIRFLOW_CONN_SLACK_TEAM",
-        json.dumps({"conn_type": "slack", "password": "xoxb-token", "extra": extra}),
-    )
-    assert notifiers.deliver(channel(kind="slack", connection="slack_team", channel="#models"), MESSAGE)
-    ((path, headers, body),) = server.received
-    assert (path, headers["Authorization"]) == ("/api/chat.postMessage", "Bearer xoxb-token")
-    assert body["channel"] == "#models"
-    assert body["text"] == "m: drift is bad\n&lt;b&gt;{{ 7 * 7 }}&lt;/b&gt; &amp; é"
-
-
-def test_mail(mailbox: Mailbox) -> None:
-    assert notifiers.deliver(channel(kind="email", to=["a@example.com", "b@example.com"]), MESSAGE)
-    ((sender, to, mail),) = mailbox.mails
-    assert (sender, to) == ("perennial@example.com", ["a@example.com", "b@example.com"])
-    assert mail["Subject"] == "m: drift is bad"
-    body = mail.get_body(("html",)).get_content()
-    assert "&lt;b&gt;{{ 7 * 7 }}&lt;/b&gt; &amp; é" in body
-
-
-def test_a_webhook_by_its_connection(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = {"conn_type": "http", "host": f"{server.url}/hook", "extra": {"X-Token": "secret"}}
-    monkeypatch.setenv("AIRFLOW_CONN_TEAM_HOOK", json.dumps(connection))
-    assert notifiers.deliver(channel(kind="webhook", connection="team_hook"), MESSAGE)
-    ((path, headers, body),) = server.received
-    assert (path, headers["X-Token"]) == ("/hook", "secret")
-    assert body == {"title": MESSAGE.title, "text": MESSAGE.text, "signal": "drift"}
-
-
-def test_a_webhook_that_does_not_answer_is_given_up(server: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(notifiers, "TIMEOUT", 0.3)
-    assert not notifiers.deliver(channel(**hook(server, "/slow")), MESSAGE)
-
-
-@pytest.mark.parametrize(
-    "way",
-    [
-        {"kind": "webhook", "url": "http://127.0.0.1:1/x"},
-        {"kind": "webhook", "connection": "not_there"},
-        {"kind": "slack", "channel": "#models", "connection": "not_there"},
-        {"kind": "email", "to": ["a@example.com"], "connection": "not_there"},
-        {"kind": "sns", "topic": "arn:aws:sns:eu-central-1:123456789012:t", "connection": "not_there"},
-    ],
-    ids=lambda w: "-".join(map(str, w)),
-)
-def test_a_channel_that_is_away_fails_nothing(way: dict[str, Any]) -> None:
-    assert notifiers.deliver(channel(**way), MESSAGE) is False
-
-
-@pytest.mark.parametrize("path", ["/broken?token=hush", ":1/hush"])
-def test_an_address_is_not_logged(
-    server: Any, path: str, capfd: Any, caplog: pytest.LogCaptureFixture
+def test_decisions_are_sent_to_the_channels_that_want_them(
+    server: Any, mailbox: Any, with_channels: WithChannels
 ) -> None:
-    server.broken.add("/broken?token=hush")
-    url = server.url + path if path.startswith("/") else f"http://127.0.0.1{path}"
-    assert notifiers.deliver(channel(kind="webhook", url=url), MESSAGE) is False
-    logged = caplog.text + "".join(capfd.readouterr())
-    assert "not delivered" in logged and "hush" not in logged
+    spec = with_channels(
+        hook(server, "/default"),
+        hook(server, "/duty", signals=["failure:*"]),
+        hook(server, "/refusals", signals=["failure:*"], decisions=["rejection", "declined"]),
+        {"kind": "email", "to": ["a@example.com"], "decisions": ["rollback"]},
+    )
+    decided(spec, LedgerKind.TRAINING, Decision.REJECTED, "not better", actor="gate")
+    alerts.on_success(spec)(context(task="train"))
+    assert [path for path, _, _ in server.received] == ["/refusals"]
+    body = dict(server.received.pop()[2])
+    assert body.pop("recorded_at")
+    assert body == {
+        "title": "flight_late: rejected by the gate: version 4, partition 2013-02-01",
+        "text": "flight_late: rejected by the gate: version 4, partition 2013-02-01\nnot better\n"
+        f"Decided by gate. Owner: {spec.owner}",
+        "id": "decision/1/c2", "decision": "rejection", "model": "flight_late", "owner": spec.owner,
+        "partition": NIGHT, "version": "4", "reason": "not better", "actor": "gate",
+    }  # fmt: skip
+    decided(
+        spec, LedgerKind.RETRAINING, Decision.DECLINED, "the verdict is ok"
+    )  # by the policy: not announced
+    decided(spec, LedgerKind.RETRAINING, Decision.DECLINED, "rejected by ada: no", evidence={"answer": "no"})
+    alerts.on_success(spec)(context(task="approve_retraining"))
+    decided(spec, LedgerKind.PROMOTION, Decision.PROMOTED, "better by 3%")
+    alerts.on_success(spec)(context(task="promote"))
+    decided(spec, LedgerKind.ROLLBACK, Decision.ROLLED_BACK, "worse since May", partition=None)
+    alerts.on_success(spec)(context(task="rollback", key=None))
+    assert [(path, body["title"]) for path, _, body in server.received] == [
+        ("/refusals", "flight_late: retraining declined, partition 2013-02-01"),
+        ("/default", "flight_late: promoted version 4, partition 2013-02-01"),
+        ("/default", "flight_late: rolled back to version 4"),
+    ]
+    ((_, to, mail),) = mailbox.mails
+    assert (to, mail["Subject"]) == (["a@example.com"], "flight_late: rolled back to version 4")
+    assert "worse since May\nDecided by ada." in mail.get_body(("html",)).get_content()
+    server.received.clear()
+    alerts.on_success(spec)(context(task="promote"))
+    assert server.received == [], "each decision once"
 
 
-def test_a_mail_server_that_is_away_is_tried_once(monkeypatch: pytest.MonkeyPatch) -> None:
-    connection = {"conn_type": "smtp", "host": "127.0.0.1", "port": 1, "extra": {"disable_ssl": True}}
-    monkeypatch.setenv("AIRFLOW_CONN_SMTP_DEFAULT", json.dumps(connection))
-    assert notifiers.deliver(channel(kind="email", to=["a@example.com"]), MESSAGE) is False
+def test_a_decision_that_a_channel_did_not_accept_is_sent_later(
+    server: Any, with_channels: WithChannels
+) -> None:
+    spec = with_channels(hook(server, "/broken"), hook(server, "/good"))
+    decided(spec, LedgerKind.PROMOTION, Decision.PROMOTED, "better by 3%")
+    alerts.on_skipped(spec)(context(task="conclude_trial"))
+    assert [path for path, _, _ in server.received] == ["/broken", "/good"]
+    server.broken.clear()
+    alerts.on_success(spec)(context(task="notify"))
+    assert [path for path, _, _ in server.received] == ["/broken", "/good", "/broken"]
+    assert incidents.read_log(spec.name).undelivered == []
+
+
+def test_a_decision_of_the_command_line_is_sent_by_the_daily_summary_at_the_latest(
+    server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_ALERT_URL", f"{server.url}/all")
+    decided(with_channels(), LedgerKind.ROLLBACK, Decision.ROLLED_BACK, "worse since May", partition=None)
+    SendDailySummary.execute.__wrapped__(SendDailySummary(task_id="send_summary"), {})
+    assert [body.get("decision") for _, _, body in server.received] == ["rollback", None]
+
+
+def test_a_channel_that_is_added_hears_nothing_of_the_past(
+    server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    long_ago = dates.utc_timestamp(datetime.now(UTC) - timedelta(hours=decisions.ANNOUNCED_HOURS, minutes=1))
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "utc_now", lambda: long_ago)
+        decided(with_channels(), LedgerKind.PROMOTION, Decision.PROMOTED, "better by 3%")
+    alerts.on_success(with_channels(hook(server)))(context(task="notify"))
+    assert server.received == []
+
+
+# --- names of signals
+
+
+def test_channels_and_mutes_can_name_every_task_and_stage(spec: ModelSpec) -> None:
+    """Tasks that only some models have included: waiting for data or the night, a person's answer, a trial, parts,
+    predictions in a database.
+    """
+    policy = spec.retraining.model_copy(
+        update={
+            "mode": "approval",
+            "trial": Duration(3, "day"),
+            "quiet_hours": QuietHours(from_hour=22, to_hour=6),
+        }
+    )
+    data = spec.data.model_copy(update={"arrival": "wait"})
+    predictions = PredictionsSpec(connection="shop", table="predictions")
+    changed = spec.model_copy(update={"retraining": policy, "data": data, "predictions": predictions})
+    tasks = {task for stage in STAGES.values() for task in stage(changed).task_ids} | {"split_range"}
+    assert {f"failure:{task}" for task in tasks} == {s for s in SIGNALS if s.startswith("failure:")}
+    stages = {name for name, make in STAGES.items() if make(changed).deadline}
+    assert {f"deadline:{stage}" for stage in stages} == {s for s in SIGNALS if s.startswith("deadline:")}
 
 
 # --- each morning
 
 
 def test_the_daily_summary_is_sent_and_the_outbox_is_tried_again(
-    server: Any, with_channels: WithChannels, monkeypatch: pytest.MonkeyPatch
+    server: Any,
+    with_channels: WithChannels,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     monkeypatch.setenv("PERENNIAL_ALERT_URL", f"{server.url}/broken")
     spec = with_channels()
@@ -383,7 +408,13 @@ def test_the_daily_summary_is_sent_and_the_outbox_is_tried_again(
     assert first["undelivered"] == ["perennial_alert_url"]
     server.broken.clear()
     server.received.clear()
-    second = SendDailySummary.execute.__wrapped__(send, {})
+    caplog.clear()
+    with caplog.at_level("INFO"):
+        second = SendDailySummary.execute.__wrapped__(send, {})
+    assert [r.getMessage() for r in caplog.records if r.name == "airflow.task"][1:] == [
+        "Sent to: perennial_alert_url."
+    ]
+    assert all(r.levelname == "INFO" for r in caplog.records)
     assert second["delivered"] == ["perennial_alert_url"]
     notice, summary = [body for _, _, body in server.received]
     assert notice["signal"] == "failure:data"

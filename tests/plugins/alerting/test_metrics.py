@@ -21,6 +21,7 @@ from perennial.alerting import incidents
 from perennial.alerting.incidents import SignalObservation
 from perennial.core.settings import ROOT
 from perennial.spec.model_spec import ModelSpec
+from perennial.storage import manifests
 from perennial.storage.manifests import Manifest, write
 from perennial_airflow.alerting import alerts, metrics
 
@@ -152,6 +153,15 @@ def test_a_backfill_does_not_look_like_today(statsd: socket.socket, spec: ModelS
     assert got(statsd) == {}
 
 
+def test_a_metric_that_cannot_be_read_fails_nothing(statsd: socket.socket, spec: ModelSpec) -> None:
+    for file in (manifests.uri(spec.name, "data", NIGHT), incidents.log_uri(spec.name)):
+        Path(file).parent.mkdir(parents=True, exist_ok=True)
+        Path(file).write_text("{damaged")
+    metrics.record_step(spec, "data", NIGHT)
+    metrics.record_open_incidents(spec)
+    assert got(statsd) == {}
+
+
 def test_the_names_are_the_same_by_opentelemetry(tmp_path: Path) -> None:
     """Against a collector's HTTP endpoint, in a process of its own: OpenTelemetry is set up once in a process."""
     environ = os.environ | {"PYTHONPATH": f"{ROOT}/include:{ROOT}/plugins", "PERENNIAL_HOME": str(tmp_path)}
@@ -259,7 +269,7 @@ tests:
             exp_annotations:
               summary: "m: no partition was published for 1d 13h 0m 0s"
               description: "The DAG m.data is paused, fails, or Airflow does not run. Models that are fed less often
-                than each night need a limit of their own."
+                than every night need a separate threshold."
       - eval_time: 2h
         alertname: PerennialQuarantine
         exp_alerts:

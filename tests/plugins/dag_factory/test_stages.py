@@ -2,23 +2,40 @@
 
 from __future__ import annotations
 
+import json
 import os
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.utils.types import DagRunType
 
-from perennial.core.errors import DataError, LockHeldError, PerennialError, RegistryError, StorageError
+from perennial.core.errors import DataError, PerennialError
+from perennial.databases import connections
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
+from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest, write
+from perennial_airflow import run_request
 from perennial_airflow.dag_factory import assets
 from perennial_airflow.dag_factory.stages import data, monitor, rollback, score, train
 from perennial_airflow.execution import runner
-from perennial_airflow.execution.operators import ReportingTask, ReportLink, StageTask
+from perennial_airflow.execution.operators import (
+    AllReportsLink,
+    MlflowRunLink,
+    ModelLink,
+    PodLink,
+    ReportingTask,
+    ReportLink,
+    StageTask,
+    TrainingTask,
+)
+from support import toys
 
 
 class Steps:
@@ -48,7 +65,7 @@ def fake(monkeypatch: pytest.MonkeyPatch) -> Steps:
         "train": {"version": "2", "gate": {"passed": True}},
         "promote": {"promoted": True, "version": "2", "previous": "1", "reason": "better"},
         "monitor": {"verdict": "ok", "report": "r"},
-        "decide": {"retrain": True, "proposed": False, "reason": "drift"},
+        "decide": {"retrain": True, "proposed": False, "reason": "drift", "decided_by": "retraining policy"},
         "rollback": {"version": "1", "previous": "2"},
     }  # fmt: skip
     return steps
@@ -72,7 +89,9 @@ def event(run: Any, asset: Any) -> Any:
 def test_data_publishes_a_partition(fake: Steps, spec: ModelSpec) -> None:
     run = context()
     result = data.publish(spec, run)
-    assert fake.calls == [("data", {"start": "2013-02-01", "end": None, "force": False, "run_id": "run-1"})]
+    assert fake.calls == [(
+        "data", {"start": "2013-02-01", "end": None, "force": False, "run_id": "run-1", "catch_up": False}
+    )]  # fmt: skip
     assert result["docs"] == ["b"]
     emitted = event(run, assets.data(spec))
     assert emitted.extra == {
@@ -107,12 +126,62 @@ def test_score(fake: Steps, spec: ModelSpec) -> None:
         score.score(spec, context())
 
 
+def test_predictions_are_written_to_a_table_by_a_task_of_their_own(
+    fake: Steps, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW_CONN_SHOP", "sqlite:////data/shop.db")
+    model = toys.model(tmp_path, "toy", predictions={"connection": "shop", "table": "predictions"})
+    dag = score.score_dag(model)
+    assert dag.get_task("publish_predictions").upstream_task_ids == {"score"}
+    assert "publish_predictions" in (dag.doc_md or "")
+    assert "publish_predictions" not in score.score_dag(toys.model(tmp_path, "plain")).task_dict
+    fake.results["publish_predictions"] = {"partitions": [], "status": "published"}
+    uris = []
+    real = fake.run
+
+    def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
+        uris.append(connections.find("shop").uri)
+        return real(step, spec, **arguments)
+
+    monkeypatch.setattr(dispatch, "run", run)
+    score.publish_predictions(model, context(kind="asset_triggered"))
+    assert fake.calls == [(
+        "publish_predictions",
+        {"start": "2013-02-01", "end": None, "force": False, "run_id": "run-1", "catch_up": True},
+    )]  # fmt: skip
+    assert uris == ["sqlite:////data/shop.db"]
+
+
 @pytest.mark.parametrize("kind", list(DagRunType))
 def test_only_the_run_of_a_published_partition_catches_up(
     fake: Steps, spec: ModelSpec, kind: DagRunType
 ) -> None:
     score.score(spec, context(kind=kind))
     assert fake.calls[-1][1]["catch_up"] is (kind == DagRunType.ASSET_TRIGGERED)
+
+
+@pytest.mark.parametrize("kind", list(DagRunType))
+def test_only_scheduled_runs_publish_and_monitor_what_is_overdue(
+    fake: Steps, spec: ModelSpec, kind: DagRunType
+) -> None:
+    data.publish(spec, context(kind=kind))
+    monitor.monitor(spec, context(kind=kind))
+    assert [call[1]["catch_up"] for call in fake.calls] == [kind == DagRunType.SCHEDULED] * 2
+
+
+def test_a_feed_that_has_not_begun_is_no_failure(fake: Steps, spec: ModelSpec) -> None:
+    fake.results["data"] = {"status": "not begun", "partitions": [], "docs": [], "late": ["2013-01-01"]}
+    with pytest.raises(
+        AirflowSkipException, match=r"2013-02-01 has not landed, and nothing .* landed: 2013-01-01"
+    ):
+        data.publish(spec, context(kind="scheduled"))
+
+
+def test_partitions_that_were_published_late_start_their_scoring(fake: Steps, spec: ModelSpec) -> None:
+    run = context(kind="scheduled")
+    fake.results["data"] |= {"late": ["2013-01-30", "2013-01-31"]}
+    data.publish(spec, run)
+    assert event(run, assets.data(spec)).partition_keys == {"2013-01-30", "2013-01-31", "2013-02-01"}
 
 
 def test_partitions_that_were_caught_up_with_are_emitted_too(fake: Steps, spec: ModelSpec) -> None:
@@ -124,7 +193,11 @@ def test_partitions_that_were_caught_up_with_are_emitted_too(fake: Steps, spec: 
 
 def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -> None:
     run = context("2013-04-01", "asset_triggered")
-    run["triggering_asset_events"] = {"retraining/flight_late": [SimpleNamespace(extra={"reason": "drift"})]}
+    run["triggering_asset_events"] = {
+        "retraining/flight_late": [
+            SimpleNamespace(extra={"reason": "drift", "requested_by": "retraining policy"})
+        ]
+    }
     train.train(spec, run)
     train.promote(spec, run)
     assert fake.calls == [
@@ -133,9 +206,10 @@ def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -
             {
                 "as_of": "2013-04-01",
                 "reason": "drift",
-                "actor": "scheduler",
+                "actor": "retraining policy",
                 "force": False,
                 "run_id": "run-1",
+                "run_url": "",
             },
         ),
         ("promote", {"as_of": "2013-04-01", "actor": "scheduler", "reason": "drift"}),
@@ -167,16 +241,36 @@ def test_a_retraining_is_requested_with_its_reason(fake: Steps, spec: ModelSpec)
     run, by_hand = context("2013-04-01"), context(None, as_of="2013-04-01")
     monitor.request_retraining(spec, run)
     emitted = event(run, assets.retraining(spec))
-    assert (emitted.extra["reason"], emitted.extra["as_of"], emitted.partition_keys) == (
-        "drift",
-        "2013-04-01",
-        set(),
-    )
+    assert emitted.extra | {"start": "", "end": ""} == {
+        "reason": "drift", "as_of": "2013-04-01", "requested_by": "retraining policy", "start": "", "end": "",
+    }  # fmt: skip
+    assert emitted.partition_keys == set()
     monitor.request_retraining(spec, by_hand)
     assert event(by_hand, assets.retraining(spec)).partition_keys == {"2013-04-01"}
-    fake.results["decide"] = {"retrain": False, "proposed": False, "reason": "cooldown"}
+    fake.results["decide"] = {
+        "retrain": False,
+        "proposed": False,
+        "reason": "cooldown",
+        "decided_by": "retraining policy",
+    }
     with pytest.raises(AirflowSkipException, match="No retraining: cooldown"):
         monitor.request_retraining(spec, context())
+
+
+def test_a_retraining_that_was_trained_is_not_requested_again(fake: Steps, spec: ModelSpec) -> None:
+    def record(kind: LedgerKind, decision: Decision) -> None:
+        ledger.append(
+            spec.name, kind=kind, decision=decision, reason="", actor="test", partition="2013-04-01"
+        )
+
+    record(LedgerKind.RETRAINING, Decision.REQUESTED)
+    record(LedgerKind.TRAINING, Decision.FAILED)
+    run = context("2013-04-01")
+    monitor.request_retraining(spec, run)
+    assert event(run, assets.retraining(spec)).extra["as_of"] == "2013-04-01", "the training failed"
+    record(LedgerKind.TRAINING, Decision.REJECTED)
+    with pytest.raises(AirflowSkipException, match="that of 2013-04-01 has ended"):
+        monitor.request_retraining(spec, context("2013-04-01"))
 
 
 def test_scoring_in_pods_is_split_into_the_requested_number_of_tasks(fake: Steps, spec: ModelSpec) -> None:
@@ -203,6 +297,27 @@ def test_rollback(fake: Steps, spec: ModelSpec) -> None:
     assert [c[1]["to_version"] for c in fake.calls] == ["1", None]
     assert fake.calls[0][1]["reason"] == "worse since May"
     assert event(run, assets.model(spec)).extra == {"version": "1"}
+
+
+def test_what_the_replaced_version_scored_is_scored_again_if_asked(
+    spec: ModelSpec, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level("INFO", "perennial")
+    for day, version in (("2013-02-01", "2"), ("2013-02-02", "2"), ("2013-02-03", "1"), ("2013-02-04", "2")):
+        write(Manifest(spec.name, "score", day, {}, {}, model_version=version), 0)
+    pulled = SimpleNamespace(xcom_pull=lambda task_ids: {"version": "1", "previous": "2"})
+    asked = context(None, reason="worse since May", rescore=True) | {"ti": pulled}
+    ranges = rollback.find_scores(spec, asked)
+    assert [(r["start"], r["end"]) for r in ranges] == [
+        ("2013-02-01", "2013-02-02"),
+        ("2013-02-04", "2013-02-04"),
+    ]
+    assert ranges[0]["reason"] == "version 2 was rolled back: worse since May"
+    assert rollback.find_scores(spec, asked | {"params": {"reason": "x", "rescore": False}}) == []
+    assert [(r.levelname, r.getMessage()) for r in caplog.records] == [
+        ("INFO", "Scored by version 2, and scored again: 2013-02-01..2013-02-02, 2013-02-04."),
+        ("INFO", "Nothing is scored again: Rescore was not chosen."),
+    ]
 
 
 @pytest.mark.parametrize(
@@ -256,46 +371,99 @@ def test_the_steps_take_what_the_tasks_give(fake: Steps, spec: ModelSpec) -> Non
         assert set(arguments) <= set(dispatch.parameter_names(step)), step
 
 
-@pytest.mark.parametrize(
-    ("error", "kind"),
-    [
-        (DataError("no rows", "send them"), AirflowFailException),
-        (PerennialError("odd", "look"), AirflowFailException),
-        (LockHeldError("locked", "wait"), AirflowException),
-        (RegistryError("away", "start it"), AirflowException),
-        (StorageError("disk full", "make room"), AirflowException),
-        (ValueError("unforeseen"), ValueError),
-    ],
-)
-def test_only_retryable_errors_are_retried(spec: ModelSpec, error: Exception, kind: type[Exception]) -> None:
-    def call(*_: object) -> dict[str, Any]:
-        raise error
-
-    task = StageTask(task_id="t", spec=spec, call=call)
-    with pytest.raises(Exception) as caught:
-        StageTask.execute.__wrapped__(task, {})
-    assert type(caught.value) is kind
-    if isinstance(error, PerennialError):
-        assert str(caught.value).startswith(
-            "model flight_late"
-        )  # whoever raised it may not have known the model
-        assert caught.value.__cause__ is None
+def reporting(spec: ModelSpec, call: Any) -> ReportingTask:
+    return ReportingTask(
+        task_id="t", spec=spec, call=call, partitions=run_request.partitions, kind="validation"
+    )
 
 
 @pytest.mark.parametrize(
     ("result", "report"),
     [
-        ({"report": "r"}, "r"),
-        ({"docs": ["a", "b"]}, "b"),
-        ({"docs": []}, ""),
-        ({}, ""),
-        ({"report": None}, ""),
+        ({"report": "{lake}/monitor/2013-02-01.html"}, "/monitor/2013-02-01.html"),
+        ({"docs": ["a", "{lake}/validation/2013-02-01.html"]}, "/validation/2013-02-01.html"),
+        ({"report": "/etc/passwd"}, None),  # not in the lake
+        ({"docs": []}, None),
+        ({}, None),
+        ({"report": None}, None),
     ],
 )
-def test_the_report_of_a_task(spec: ModelSpec, result: dict[str, Any], report: str, home: Any) -> None:
-    task = ReportingTask(task_id="t", spec=spec, call=lambda *_: result)
-    assert StageTask.execute.__wrapped__(task, {}) == result
-    assert task.report == report
-    assert ReportLink().get_link(task, ti_key=None) == ""  # not a place in the lake
-    task.report = f"{home}/lake/reports/flight_late/x.html"
-    assert ReportLink().get_link(task, ti_key=None).endswith("/perennial/reports/flight_late/x.html")
+def test_the_report_of_a_task(spec: ModelSpec, result: dict[str, Any], report: str | None, home: Any) -> None:
+    text = json.dumps(result).replace("{lake}", f"{home}/lake/reports/flight_late")
+    task = reporting(spec, lambda *_: json.loads(text))
+    StageTask.execute.__wrapped__(task, context())
+    link = ReportLink().get_link(task, ti_key=None)
+    assert link == "" if report is None else link.endswith(f"/perennial/reports/flight_late{report}")
+    assert AllReportsLink().get_link(task, ti_key=None).endswith("/perennial/reports/flight_late")
+
+
+def test_a_range_has_the_list_of_its_reports(spec: ModelSpec) -> None:
+    task = reporting(spec, lambda *_: {"docs": ["a", "b"]})
+    StageTask.execute.__wrapped__(task, context(None, start="2013-02-01", end="2013-02-03"))
+    assert task.report_address.endswith("/perennial/reports/flight_late?start=2013-02-01&end=2013-02-03")
+
+
+def test_a_failed_task_has_the_reports_that_it_wrote(spec: ModelSpec, home: Any) -> None:
+    folder = home / "lake" / "reports" / "flight_late" / "validation"
+    folder.mkdir(parents=True)
+    began = datetime.now(UTC)
+
+    def link(written: tuple[str, ...], *, age: timedelta = timedelta(0), **of_run: Any) -> str:
+        def call(*_: object) -> dict[str, Any]:
+            for day in written:
+                (folder / f"{day}.html").write_text("stopped")
+                then = (began - age).timestamp()
+                os.utime(folder / f"{day}.html", (then, then))
+            raise DataError("nothing was published", "correct the feed")
+
+        task = reporting(spec, call)
+        with pytest.raises(AirflowFailException, match="nothing was published"):
+            StageTask.execute.__wrapped__(task, context(**of_run) | {"ti": SimpleNamespace(start_date=began)})
+        return ReportLink().get_link(task, ti_key=None)
+
+    of_range = {"key": None, "start": "2013-02-01", "end": "2013-02-03"}
+    assert link(()) == "" and link((), **of_range) == ""
+    assert link(("2013-02-01",), age=timedelta(hours=1)) == ""  # of an earlier run
+    assert link(("2013-02-04",), **of_range) == ""
+    assert link(("2013-02-01",)).endswith("/perennial/reports/flight_late/validation/2013-02-01.html")
+    assert link(("2013-02-03",), **of_range).endswith("/flight_late?start=2013-02-01&end=2013-02-03")
+    assert link((), key="2013-02-30") == ""  # it failed because that is not a date
+
+
+def test_the_train_task_links_to_its_run_in_mlflow_to_its_report_and_to_its_pod(
+    spec: ModelSpec, home: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_MLFLOW_UI", "https://mlflow.example.com")
+    report = f"{home}/lake/reports/flight_late/training/2013-02-01.html"
+    task = TrainingTask(
+        task_id="train", spec=spec, call=lambda *_: {"run_id": "abc", "report": report},
+        partitions=run_request.as_of, kind="training",
+    )  # fmt: skip
+    assert [link.name for link in task.operator_extra_links] == [
+        "Report", "MLflow run", "All reports", "Model", "Pod",
+    ]  # fmt: skip
+    assert ModelLink().get_link(task, ti_key=None) == "/perennial/models/flight_late"
+    assert MlflowRunLink().get_link(task, ti_key=None) == ""
+    StageTask.execute.__wrapped__(task, context())
+    assert MlflowRunLink().get_link(task, ti_key=None) == "https://mlflow.example.com/#/runs/abc"
+    assert ReportLink().get_link(task, ti_key=None).endswith("/reports/flight_late/training/2013-02-01.html")
+    task.pod = SimpleNamespace(pod=SimpleNamespace(metadata=SimpleNamespace(namespace="ml", name="train-1")))
+    assert PodLink().get_link(task, ti_key=None) == ""
+    monkeypatch.setenv("PERENNIAL_POD_URL", "https://k8s.example.com/{namespace}/pods/{name}")
+    assert PodLink().get_link(task, ti_key=None) == "https://k8s.example.com/ml/pods/train-1"
+
+
+def test_an_asset_leads_to_the_page_of_its_model(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert assets.model(spec).extra == {}
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://air.example/x")
+    assert assets.model(spec).extra == {"page": "https://air.example/x/perennial/models/flight_late"}
+
+
+def test_a_training_knows_the_page_of_its_run(
+    fake: Steps, spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AIRFLOW__API__BASE_URL", "https://air.example")
+    train.train(spec, context() | {"run_id": "manual__2013-02-01T00:00:00+00:00"})
+    assert fake.calls[0][1]["run_url"] == (
+        "https://air.example/dags/flight_late.train/runs/manual__2013-02-01T00%3A00%3A00%2B00%3A00"
+    )

@@ -13,7 +13,7 @@ from kubernetes.client import V1Pod
 from perennial.spec import pod_manifest
 from perennial_airflow.execution import maintenance
 from support import toys
-from support.pod_content import as_pod
+from support.pods import as_pod
 
 
 def test_only_pods_whose_task_is_gone_are_orphans() -> None:

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 from airflow.providers.amazon.aws.operators.eks import EksPodOperator
 from airflow.sdk import DAG
+from airflow.sdk.exceptions import AirflowException, TaskDeferred
 from kubernetes.client import ApiClient
+from kubernetes.client.exceptions import ApiException
 
 from perennial.cli.doctor import cluster
 from perennial.core import runtime
-from perennial.core.errors import PerennialError, StepInterruptedError, StorageError, WorkersUnavailableError
+from perennial.core.errors import PerennialError, StepInterruptedError, WorkersUnavailableError, time_heals
 from perennial.spec import compute_profile, pod_manifest
 from perennial.spec.compute_profile import ComputeProfile
 from perennial.spec.model_spec import StepLimits
@@ -24,9 +27,12 @@ from perennial.storage import object_store
 from perennial_airflow.dag_factory.dag_builder import task_limits
 from perennial_airflow.execution import pod_outcome, pods
 from perennial_airflow.execution.operators import StageTask
+from perennial_airflow.execution.pod_outcome import PodOutcome
+from perennial_airflow.execution.pod_start import StepAsyncPodManager
 from perennial_airflow.execution.pods import Attempt
+from perennial_airflow.execution.step_pod import LOG_SECONDS
 from support import toys
-from support.pod_content import as_pod
+from support.pods import as_pod
 
 #: Labels that Airflow's operator adds to what it submits.
 AIRFLOW_LABELS = {"airflow_version", "airflow_kpo_in_cluster", "kubernetes_pod_operator"}
@@ -53,7 +59,10 @@ def status(phase: str, *, state: dict[str, Any] | None = None, **more: Any) -> d
     [
         (status("Succeeded", state={"terminated": {"exitCode": 0}}), "done", ""),
         (status("Failed", state={"terminated": {"exitCode": 137, "reason": "OOMKilled"}}), "memory", "137"),
-        (status("Failed", state={"terminated": {"exitCode": 1, "message": "error: no"}}), "failed", "error: no"),
+        (status("Failed", state={"terminated": {"exitCode": 1, "message": "error: no"}}), "refused", "error: no"),
+        (status("Failed", state={"terminated": {"exitCode": 2}}), "refused", "exit code 2"),
+        (status("Failed", state={"terminated": {"exitCode": 75}}), "failed", "exit code 75"),
+        (status("Failed", state={"terminated": {"exitCode": 139}}), "failed", "exit code 139"),
         (status("Failed", state={"terminated": {"exitCode": 137}}, reason="Evicted", message="disk"),
          "interrupted", "disk"),
         (status("Failed", state={"terminated": {"exitCode": 143}}), "interrupted", "143"),
@@ -62,6 +71,7 @@ def status(phase: str, *, state: dict[str, Any] | None = None, **more: Any) -> d
         (status("Failed", reason="NodeLost"), "interrupted", "NodeLost"),
         (status("Failed", reason="DeadlineExceeded", message="too long"), "deadline", "too long"),
         (status("Pending", state={"waiting": {"reason": "ErrImagePull", "message": "no such"}}), "image", "no such"),
+        (status("Pending", state={"waiting": {"reason": "InvalidImageName", "message": "bad"}}), "image", "bad"),
         (status("Pending", state={"waiting": {"reason": "CreateContainerConfigError", "message": "no secret s"}}),
          "secret", "no secret s"),
         (status("Pending", conditions=[{"type": "PodScheduled", "status": "False", "message": "0/1 nodes"}]),
@@ -73,16 +83,41 @@ def test_how_a_pod_ended(pod: dict[str, Any], kind: str, detail: str) -> None:
     assert outcome.kind == kind and detail in outcome.detail
 
 
+@pytest.mark.parametrize("kind", get_args(pod_outcome.OutcomeKind))
+def test_every_end_of_a_pod_is_sorted_by_whether_time_heals_it(kind: pod_outcome.OutcomeKind) -> None:
+    error = pod_outcome.outcome_error(
+        PodOutcome(kind), ComputeProfile(name="p", kind="kubernetes"), "train", None, {}
+    )
+    assert time_heals(error) is (kind in ("done", "failed", "memory", "interrupted"))
+
+
+@pytest.mark.parametrize(
+    ("status_code", "kind"),
+    [(401, "refused"), (403, "refused"), (422, "refused"), (429, "failed"), (500, "failed"), (0, "failed")],
+)
+def test_what_the_api_server_refuses_is_not_tried_again(status_code: int, kind: str) -> None:
+    failure = AirflowException("Pod creation failed")
+    failure.__cause__ = ApiException(status=status_code) if status_code else ConnectionError()
+    assert pod_outcome.failure_outcome(failure).kind == kind
+
+
 def test_the_spec_and_every_argument_travel_with_the_call(empty_home: Path, tmp_path: Path) -> None:
     spec = toys.model(tmp_path / "models", "toy")
-    arguments = {"start": "2024-01-01", "end": None, "force": True, "backfill": False, "run_id": "r"}
+    arguments = {
+        "start": "2024-01-01",
+        "end": None,
+        "force": True,
+        "backfill": False,
+        "reason": "",
+        "run_id": "r",
+    }
     words = pods.command("data", spec, arguments, "s3://b/result.json")
     assert words[:2] == ["run", "data"]
     given = dict(zip(words[2::2], words[3::2], strict=False))
     assert object_store.read_text(given["--spec-file"]) == json.dumps(spec.bundle(), sort_keys=True)
     assert given["--library-digest"] == runtime.library_digest()
     assert words[-5:] == ["--start", "2024-01-01", "--force", "--run-id", "r"]
-    assert "--backfill" not in words and "--end" not in words
+    assert not {"--backfill", "--end", "--reason"} & set(words)  # the command refuses an empty reason
 
 
 def test_the_operator_finds_its_pod_again_and_shows_events(remote_lake: Path, tmp_path: Path) -> None:
@@ -105,6 +140,35 @@ def test_the_operator_finds_its_pod_again_and_shows_events(remote_lake: Path, tm
     assert sent["spec"]["containers"][0]["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert sent["spec"]["automountServiceAccountToken"] is False
     assert len(sent["spec"]["containers"]) == 1
+
+
+@pytest.mark.parametrize("kind", ["kubernetes", "eks"])
+def test_a_deferrable_step_waits_by_our_trigger(
+    kind: str, remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "kubeconfig").write_text("{}")
+    monkeypatch.setenv("KUBECONFIG", str(tmp_path / "kubeconfig"))
+    spec = toys.model(tmp_path / "models", "toy")
+    content = {"name": "p", "kind": kind, "deferrable": True, "start_minutes": 3}
+    profile = ComputeProfile.model_validate(content | ({"cluster": "c"} if kind == "eks" else {}))
+    with DAG("d", schedule=None):
+        task = StageTask(task_id="train", spec=spec, call=lambda *_: {})
+    manifest = pod_manifest.step_pod(profile, spec, "train", [], memory="2Gi", interruptions=0)
+    operator = pods.make_operator(profile, task, manifest, Attempt("2Gi", 1))
+    operator.kubernetes_conn_id = None
+    operator.pod = as_pod({"metadata": {"name": "p", "namespace": "n"}, "status": {"phase": "Pending"}})
+    with pytest.raises(TaskDeferred) as deferred:
+        operator.invoke_defer_method()
+    path, arguments = deferred.value.trigger.serialize()
+    assert "airflow.providers" not in path
+    module, _, name = path.rpartition(".")
+    again = getattr(importlib.import_module(module), name)(**arguments)  # as the triggerer makes it
+    assert again.serialize() == (path, arguments)
+    assert arguments["config_dict"] is None  # with a connection, the trigger would refuse it
+    assert isinstance(again.pod_manager, StepAsyncPodManager)
+    assert (again.pod_name, again.startup_timeout, again.logging_interval) == ("p", 180, LOG_SECONDS)
+    assert again.trigger_kwargs["memory"] == "2Gi"
+    assert getattr(again, "eks_cluster_name", None) == ("c" if kind == "eks" else None)
 
 
 def without_identity(pod: dict[str, Any]) -> dict[str, Any]:
@@ -202,7 +266,7 @@ def test_a_task_that_was_killed_starts_no_other_pod(
     monkeypatch.setattr(pods, "_run_attempt", stopped)
     ti = SimpleNamespace(dag_id="d", run_id="r", task_id="train", map_index=-1)
     profile = ComputeProfile(name="p", kind="kubernetes", interruptions=5)
-    with pytest.raises(StorageError, match="step train was stopped with its task"):
+    with pytest.raises(StepInterruptedError, match="step train was stopped with its task"):
         pods.run("train", spec, profile, {"as_of": "2024-01-01"}, {"task": task, "ti": ti})
     # the first was lost and tried again; the second was ended with its task
     assert [a.trigger_kwargs["interruptions"] for a in begun] == [0, 1]

@@ -10,9 +10,11 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped
+from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped, ParamValidationError
 
+from perennial.core.durations import Duration
 from perennial.spec.model_spec import ModelSpec
+from perennial.status import record, refresh
 from perennial.steps.decide import decide
 from perennial.storage import ledger, manifests
 from perennial.storage.ledger import Decision, LedgerKind
@@ -58,10 +60,11 @@ def propose(spec: ModelSpec, day: str = DAY, verdict: str = "drifted") -> None:
     decide(spec, as_of=day, actor="scheduler", backfill=False)
 
 
-def respond(spec: ModelSpec, option: str, user: dict[str, str] | None) -> None:
+def respond(spec: ModelSpec, option: str, user: dict[str, str] | None, **fields: Any) -> None:
     task = monitor_dag(spec).get_task("approve_retraining")
     event = {
-        "chosen_options": [option], "params_input": {}, "responded_at": datetime.now(UTC), "responded_by_user": user,
+        "chosen_options": [option], "params_input": fields, "responded_at": datetime.now(UTC),
+        "responded_by_user": user,
     }  # fmt: skip
     skips = pytest.raises(DownstreamTasksSkipped) if option == "Reject" else contextlib.nullcontext()
     with skips:
@@ -87,7 +90,7 @@ def test_the_nights_after_are_monitored_while_a_person_is_asked(
 
 
 def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
-    policy = spec.retraining.model_copy(update={"trial_days": 3})
+    policy = spec.retraining.model_copy(update={"trial": Duration(3, "day")})
     dag = monitor_dag(spec.model_copy(update={"retraining": policy}))
     assert dag.get_task("conclude_trial").upstream_task_ids == {"monitor"}
     assert [asset.name for asset in dag.get_task("conclude_trial").outlets] == [f"model/{spec.name}"]
@@ -95,7 +98,7 @@ def test_a_shadow_is_concluded_after_each_verdict(spec: ModelSpec) -> None:
 
 
 def test_pages_describe_an_ab_trial(spec: ModelSpec) -> None:
-    policy = spec.retraining.model_copy(update={"trial_days": 14, "ab_share": 0.2})
+    policy = spec.retraining.model_copy(update={"trial": Duration(14, "day"), "ab_share": 0.2})
     split = spec.model_copy(update={"retraining": policy})
     assert "it scores 20% of the rows, chosen by the hash of their\nkey" in page(split, "score")
     assert "once the labels of the rows it scored decide the A/B trial, after 14 days at the latest." in page(
@@ -108,6 +111,14 @@ def test_nobody_is_asked_about_a_retraining_that_was_not_proposed(with_approval:
     propose(with_approval, verdict="ok")
     with pytest.raises(AirflowSkipException, match="the verdict is ok"):
         monitor_dag(with_approval).get_task("approve_retraining").execute(context())
+
+
+def test_an_answered_question_is_pending_no_longer(with_approval: ModelSpec) -> None:
+    propose(with_approval)
+    assert len(refresh.refresh(with_approval).open_proposals()) == 1
+    respond(with_approval, "Approve", {"id": "1", "name": "ada"})
+    status = record.read(with_approval.name)
+    assert status is not None and status.open_proposals() == []
 
 
 def test_nobody_is_asked_twice(with_approval: ModelSpec) -> None:
@@ -123,11 +134,15 @@ def test_the_question_goes_to_the_channels_that_want_it(with_approval: ModelSpec
     with webhook() as (address, received):
         every = {"name": "every", "kind": "webhook", "url": address}
         failures = {"name": "failures", "kind": "webhook", "url": address, "signals": ["failure:*"]}
-        alerts = type(with_approval.alerts).model_validate({"channels": [every, failures]})
+        other = {"name": "other", "kind": "webhook", "url": address, "decisions": ["promotion"]}
+        alerts = type(with_approval.alerts).model_validate({"channels": [every, failures, other]})
         task = monitor_dag(with_approval.model_copy(update={"alerts": alerts})).get_task("approve_retraining")
         instance = SimpleNamespace(dag_id="d", run_id="r", task_id=task.task_id, map_index=-1)
-        task._notify_channels(context(task) | {"task_instance": instance}, DAY, "drift: 70%")
+        task._notify_channels(
+            context(task) | {"task_instance": instance}, DAY, {"reason": "drift: 70%", "report": None}
+        )
     (message,) = received
+    assert (message["id"], message["decision"]) == (f"approval/{DAY}/r/every", "approval")
     assert message["text"].startswith(
         "Retrain flight_late?\n2013-02-01: drift: 70%\nWithout an answer within 5 hours the retraining is rejected."
     )
@@ -142,6 +157,42 @@ def test_a_yes_is_recorded_with_its_name(with_approval: ModelSpec) -> None:
         "ada",
     )
     assert request_retraining(with_approval, context())["reason"].startswith("approved by ada (")
+
+
+def test_a_no_is_recorded_with_its_reason(with_approval: ModelSpec) -> None:
+    propose(with_approval)
+    respond(with_approval, "Reject", {"id": "1", "name": "ada"}, reason="the season is over")
+    record = ledger.records(with_approval.name)[-1]
+    assert (record["decision"], record["actor"]) == ("declined", "ada")
+    assert record["reason"].startswith("rejected by ada: the season is over (")
+    propose(with_approval, "2013-02-02")
+    record = ledger.records(with_approval.name)[-1]
+    assert record["decision"] == "declined"
+    assert record["reason"].startswith(
+        "the retraining proposed on 2013-02-01 was rejected by ada: the season is over"
+    )
+
+
+def test_the_form_of_the_question_has_a_field_for_the_reason(with_approval: ModelSpec) -> None:
+    question = monitor_dag(with_approval).get_task("approve_retraining")
+    assert list(question.serialized_params) == ["reason"]
+    assert question.serialized_params["reason"]["schema"]["maxLength"] == 500
+
+
+@pytest.mark.parametrize("fields", [{"reason": "x" * 501}, {"reasons": "a typo"}])
+def test_an_answer_that_the_form_refuses_is_not_recorded(
+    with_approval: ModelSpec, fields: dict[str, str]
+) -> None:
+    """The task fails, and its next try asks again."""
+    propose(with_approval)
+    task = monitor_dag(with_approval).get_task("approve_retraining")
+    event = {
+        "chosen_options": ["Reject"], "params_input": fields, "responded_at": datetime.now(UTC),
+        "responded_by_user": {"id": "1", "name": "ada"},
+    }  # fmt: skip
+    with pytest.raises((ValueError, ParamValidationError)):
+        task.execute_complete(context(task), event)
+    assert ledger.records(with_approval.name)[-1]["decision"] == "proposed"
 
 
 def test_a_person_without_a_name_is_not_nobody(with_approval: ModelSpec) -> None:

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import importlib
 import json
+import sqlite3
+from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import SimpleNamespace
@@ -13,11 +15,19 @@ from typing import Any
 import pytest
 from airflow.models.trigger import TriggerFailureReason
 from airflow.providers.amazon.aws.triggers.s3 import S3KeyTrigger
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, TaskDeferred
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowRescheduleException,
+    AirflowSkipException,
+    TaskDeferred,
+)
 from airflow.triggers.base import BaseTrigger, TriggerEvent
 
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import landing, object_store
+from perennial.spec.sources import QuerySource
+from perennial.storage import landing, manifests, object_store
+from perennial.storage.manifests import Manifest
 from perennial_airflow.dag_factory.factory import STAGES
 from perennial_airflow.sensors.partition_arrival import AwaitPartition
 from support import servers, trouble
@@ -103,8 +113,30 @@ def test_what_has_not_landed_is_waited_for_in_the_triggerer(waiting: ModelSpec) 
     }
 
 
+def test_a_folder_has_landed_once_it_is_complete(waiting: ModelSpec) -> None:
+    path = land(waiting)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(TaskDeferred) as deferred:
+        task(waiting).execute(context())
+    trigger = again(deferred.value.trigger)
+    (path / "_temporary").mkdir()
+    for name in ("_temporary/part-0.parquet", "part-0.parquet"):
+        (path / name).write_bytes(b"x")
+    with pytest.raises(TimeoutError):
+        first(trigger, 0.3)
+    (path / "_SUCCESS").touch()
+    first(trigger)
+    assert task(waiting).execute(context()) == {"waited": False, "uri": str(path)}
+
+
 def test_what_does_not_come_is_a_clear_failure(waiting: ModelSpec) -> None:
     failed = {"error": TriggerFailureReason.TRIGGER_TIMEOUT}
+    with pytest.raises(
+        AirflowSkipException, match=f"{DAY}.* did not land, and nothing of flight_late was published"
+    ):
+        task(waiting).resume_execution("__fail__", failed, context())
+    manifests.write(Manifest(waiting.name, "data", "2013-01-01", {}, {}), 0)
     with pytest.raises(AirflowFailException) as error:
         task(waiting).resume_execution("__fail__", failed, context())
     for part in ("model flight_late", f"partition {DAY}", "did not land within 2 hours", "What to do"):
@@ -143,6 +175,62 @@ def test_on_s3_and_when_s3_is_away(
         assert task(waiting).resume_execution("landed", {"event": event.payload}, context()) == {
             "waited": True, "uri": uri,
         }  # fmt: skip
+        s3.delete_object(Bucket=bucket, Key=key)
+        for name in ("_temporary/0/part-0.parquet", "part-0.parquet"):
+            s3.put_object(Bucket=bucket, Key=f"{key}/{name}", Body=b"x")
+        with pytest.raises(TimeoutError):
+            first(again(deferred.value.trigger), 2)
+        s3.put_object(Bucket=bucket, Key=f"{key}/_SUCCESS", Body=b"")
+        first(again(deferred.value.trigger), 30)
+        assert task(waiting).execute(context())["waited"] is False
         proxy.add("forbidden", 99)
         with pytest.raises(AirflowException, match="cannot be reached"):
             task(waiting).execute(context())
+
+
+def test_a_query_is_tried_again_until_it_is_ready(
+    waiting: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "shop.db"
+    monkeypatch.setenv("AIRFLOW_CONN_SHOP", f"sqlite:///{path}")
+
+    def queried(**source: str) -> ModelSpec:
+        sql = "SELECT * FROM flights WHERE day >= {start} AND day < {end}"
+        query = QuerySource(sql=sql, connection="shop", **source)
+        return waiting.model_copy(update={"data": waiting.data.model_copy(update={"source": query})})
+
+    rows, loads = queried(), queried(ready="SELECT max(until) >= {end} FROM loads")
+    assert "waits until the query is ready, or has rows, for at most 2 hours" in (
+        STAGES["data"](rows).doc_md or ""
+    )
+    with pytest.raises(AirflowFailException, match="there is no such file"):
+        task(rows).execute(context())
+    with closing(sqlite3.connect(path, isolation_level=None)) as con:
+        con.execute("CREATE TABLE flights (day TEXT)")
+        con.execute("CREATE TABLE loads (until TEXT)")
+        for spec in (rows, loads):
+            before = datetime.now(UTC)
+            with pytest.raises(AirflowRescheduleException) as later:
+                task(spec).execute(context(ago=0.5))
+            assert later.value.reschedule_date - before > timedelta(seconds=100)
+            with pytest.raises(AirflowRescheduleException) as later:  # not beyond the end of the wait
+                task(spec).execute(context(ago=2 - 1 / 3600))
+            assert later.value.reschedule_date - before < timedelta(seconds=60)
+            assert task(spec).execute(context(kind="backfill")) == {"waited": False}
+            with pytest.raises(AirflowSkipException, match="nothing of flight_late was published"):
+                task(spec).execute(context(ago=3))
+        manifests.write(Manifest(waiting.name, "data", "2013-01-01", {}, {}), 0)
+        with pytest.raises(AirflowFailException, match="connection shop has no rows within 2 hours"):
+            task(rows).execute(context(ago=3))
+        with pytest.raises(AirflowFailException, match="connection shop is not ready within 2 hours"):
+            task(loads).execute(context(ago=3))
+        con.execute(f"INSERT INTO flights VALUES ('{DAY} 10:00:00')")
+        assert task(rows).execute(context())["query"].endswith("connection shop")
+        con.execute("INSERT INTO loads VALUES ('2013-02-02')")
+        assert task(loads).execute(context(ago=3))["query"].endswith("connection shop")
+        con.execute("BEGIN EXCLUSIVE")  # another process writes: time heals that
+        monkeypatch.setattr("perennial.databases._sqlite.BUSY_SECONDS", 0.1)
+        with pytest.raises(AirflowRescheduleException):
+            task(rows).execute(context())
+        with pytest.raises(AirflowException, match="locked"):
+            task(rows).execute(context(ago=3))

@@ -92,4 +92,4 @@ def test_the_training_dag_has_the_wait_where_the_policy_has_hours(spec: ModelSpe
     assert dag.get_task("await_quiet_hours").downstream_task_ids == {"train"}
     assert "`await_quiet_hours`: " in dag.doc_md and "8 and\n18 o'clock (UTC)" in dag.doc_md
     assert "quiet" not in usual.doc_md
-    assert dag.deadline[0].interval == usual.deadline[0].interval + timedelta(days=1)
+    assert dag.deadline[0].interval - usual.deadline[0].interval == timedelta(days=1).total_seconds()

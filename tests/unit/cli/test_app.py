@@ -2,24 +2,32 @@
 
 from __future__ import annotations
 
+import functools
+import hashlib
+import inspect
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner, Result
 
+from perennial.cli import _step_commands
 from perennial.cli.app import app
 from perennial.core import runtime
 from perennial.core.errors import PerennialError
 from perennial.core.settings import ROOT
+from perennial.ingestion import table_definitions
 from perennial.spec import catalog
 from perennial.steps import dispatch
-from perennial.storage import ledger
+from perennial.storage import delta_tables, ledger
 from perennial.storage.ledger import Decision, LedgerKind
 
 BROKEN = Path(__file__).parents[1] / "spec" / "broken"
@@ -70,6 +78,25 @@ def test_check_names_file_and_line(toy: Path) -> None:
     assert f"{toy}/features.sql:2: " in done.output
     assert "1 problem" in done.output
     assert "flight_late" not in done.output
+
+
+def test_check_tries_the_expectations(toy: Path) -> None:
+    entries = [
+        '{"type": "unexpected_rows_expectation", "kwargs": {"unexpected_rows_query": "SELECT y FROM {batch}"}}',
+        '{"type": "expect_column_type_to_be", "kwargs": {"column": "id", "type_": "VARCHAR(10)"}}',
+        '{"type": "expect_column_values_to_match_regex", "kwargs": {"column": "id", "regex": "a{5000}"}}',
+    ]
+    text = ",\n".join(entries)
+    (toy / "expectations.json").write_text(f'{{"name": "toy", "expectations": [\n{text}]}}')
+    done = call("check", "toy")
+    assert done.exit_code == 1
+    lines = done.output.replace("\n", "")
+    assert f"{toy}/expectations.json:2: unexpected_rows_query: " in lines and '"y" not found' in lines
+    assert (
+        f"{toy}/expectations.json:3: expect_column_type_to_be: " in lines
+        and "Unrecognized pandas type" in lines
+    )
+    assert f"{toy}/expectations.json:4: expect_column_values_to_match_regex: regex 'a{{5000}}'" in lines
 
 
 def test_check_of_an_unknown_model(toy: Path) -> None:
@@ -152,22 +179,77 @@ def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
     assert call("run", "decide", "-m", "toy", "--as-of", "2024-01-07").exit_code == 0
     assert arguments_of_step["backfill"] is False
     assert str(arguments_of_step["actor"]).endswith("(command line)")
-    assert call("run", "rollback", "-m", "toy", "--to-version", "3", "--actor", "me").exit_code == 0
+    options = ("--reason", "bad nights", "--to-version", "3", "--actor", "me")
+    assert call("run", "rollback", "-m", "toy", *options).exit_code == 0
     assert (arguments_of_step["to_version"], arguments_of_step["actor"]) == ("3", "me")
+
+
+#: A value of each option that takes one; the others are flags.
+VALUES = {
+    "start": "2024-01-01", "end": "2024-01-02", "as_of": "2024-01-07", "reason": "bad nights", "actor": "me",
+    "to_version": "3", "workers": "2", "rendezvous": "/tmp/r.json", "run_id": "r1", "run_url": "http://airflow/runs/r1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("step", dispatch.STEPS)
+def test_a_step_takes_every_option_that_its_help_offers(
+    step: str, toy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    function = dispatch.load_step(step)
+    parameters = inspect.signature(function).parameters
+    given: dict[str, Any] = {}
+
+    @functools.wraps(function)
+    def record(spec: object, **arguments: Any) -> dict[str, Any]:
+        given.update(arguments)
+        return {}
+
+    monkeypatch.setattr(dispatch, "load_step", lambda _: record)
+    declared = _step_commands.STEP_COMMANDS[step]
+    assert {*declared.required, *declared.optional} == set(dispatch.parameter_names(step))
+    without_default = {n for n, p in parameters.items() if p.default is p.empty} - {
+        "spec",
+        "actor",
+        "backfill",
+    }
+    assert set(declared.required) == without_default
+
+    monkeypatch.setenv("COLUMNS", "200")  # the table of options is not cut off
+    offered = set(re.findall(r"--([a-z-]+)", call("run", step, "--help").output)) - {"help", "start"}
+    offered |= {"start"} & {name.replace("_", "-") for name in declared.required}
+    common = {"model", "spec-file", "result-file", "library-digest"}
+    assert offered - common == {n.replace("_", "-") for n in dispatch.parameter_names(step)}
+    words = ["run", step, "-m", "toy"]
+    required = [w for n in declared.required for w in (f"--{n.replace('_', '-')}", VALUES[n])]
+    assert call(*words, *required).exit_code == 0
+    for name in declared.optional:
+        given.clear()
+        option = [f"--{name.replace('_', '-')}", *([VALUES[name]] if name in VALUES else [])]
+        done = call(*words, *required, *option)
+        assert done.exit_code == 0, (name, done.output)
+        assert str(given[name]) == VALUES.get(name, "True")
+    for name in declared.required:
+        done = call(*words)
+        assert done.exit_code == 2 and f"--{name.replace('_', '-')}" in done.output
+
+
+def test_only_steps_are_commands_of_run() -> None:
+    assert tuple(_step_commands.STEP_COMMANDS) == dispatch.STEPS
+    assert "No such command 'bake'" in call("run", "bake").output
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["data"], "no model is given"),
+        (["data", "--start", "2024-01-01"], "no model is given"),
         (["data", "-m", "nope", "--start", "2024-01-01"], "there is no model called 'nope'"),
-        (["bake", "-m", "toy"], "there is no step 'bake'"),
-        (["data", "-m", "toy"], "step data: missing a required argument: 'start'"),
-        (["data", "-m", "toy", "--start", "2024-01-01", "--to-version", "2"], "argument 'to_version'"),
         (["data", "-m", "toy", "--start", "01.02.2024"], "start is '01.02.2024', not a date"),
         (["data", "-m", "toy", "--start", "2024-01-01"], "has not landed"),
-        (["rollback", "-m", "toy"], "missing a required argument: 'reason'"),
-        (["data", "-m", "toy", "--spec-file", "/nowhere.json"], "/nowhere.json cannot be read"),
+        (["rollback", "-m", "toy", "--reason", " "], "--reason is empty"),
+        (["decide", "-m", "toy", "--as-of", "2024-01-07", "--actor", " "], "--actor is empty"),
+        (["promote", "-m", "toy", "--as-of", "2024-01-07"], "there is no finished training"),
+        (["decide", "-m", "toy", "--as-of", "2024-01-07"], "there is no verdict to decide on"),
+        (["score", "--start", "2024-01-01", "--spec-file", "/nowhere.json"], "/nowhere.json cannot be read"),
     ],
 )  # fmt: skip
 def test_run_shows_errors_without_a_traceback(toy: Path, arguments: list[str], message: str) -> None:
@@ -177,6 +259,14 @@ def test_run_shows_errors_without_a_traceback(toy: Path, arguments: list[str], m
     assert "What to do" in done.stderr
     assert "Traceback" not in done.stderr
     assert done.stdout == ""
+
+
+def test_the_exit_status_tells_what_time_may_heal(toy: Path) -> None:
+    done = process(
+        "run", "rollback", "-m", "toy", "--reason", "bad nights"
+    )  # nothing listens at MLflow's address
+    assert done.returncode == 75
+    assert "does not answer" in done.stderr
 
 
 def test_a_pod_gets_the_spec_with_the_call(
@@ -193,6 +283,13 @@ def test_a_pod_gets_the_spec_with_the_call(
         call("run", "score", "--spec-file", str(path), "-m", "flight_late", "--start", "2013-01-01").exit_code
         == 0
     )
+    named = tmp_path / f"{hashlib.sha256(bundle.encode()).hexdigest()}.json"
+    named.write_text(bundle)
+    assert call("run", "score", "--spec-file", str(named), "--start", "2013-01-01").exit_code == 0
+    named.write_text(bundle.replace("flight_late", "flight_latt"))
+    changed = call("run", "score", "--spec-file", str(named), "--start", "2013-01-01")
+    assert "its name is not the digest of its content" in str(changed.exception)
+    specs.pop()
     assert [s.digest for s in specs] == [spec.digest] * 2
     with pytest.raises(PerennialError, match="holds model flight_late, --model is toy"):
         raise (
@@ -252,7 +349,7 @@ def test_a_ledger_that_was_tampered_with(
         )
     real = ledger.records
     monkeypatch.setattr(
-        ledger, "records", lambda model, kind=None: [r for r in real(model, kind) if r["reason"] != "1"]
+        ledger, "records", lambda model, *kinds: [r for r in real(model, *kinds) if r["reason"] != "1"]
     )
     done = call("ledger", "toy")
     assert done.exit_code == 1
@@ -294,3 +391,27 @@ def test_interrupted_by_the_keyboard(toy: Path) -> None:
     _, errors = child.communicate(timeout=30)
     assert child.returncode != 0
     assert "Traceback" not in errors
+
+
+def test_a_new_generation_says_what_it_does_before_it_does_it(toy: Path) -> None:
+    spec = catalog.load_model_by_name("toy")
+    uri = delta_tables.table_uri("published", "toy")
+    days = pa.array(["2024-01-01", "2024-01-02"])
+    table_definitions.writer_of(spec, "published").replace(
+        pa.table({"id": [7, 8], "partition_date": days}), "2024-01-01", "2024-01-02"
+    )
+    checked = call("check", "toy")
+    assert checked.exit_code == 1, checked.output
+    assert "column 'id' is integer in the table and string in the spec" in checked.output
+    planned = call("new-generation", "toy")
+    assert planned.exit_code == 0, planned.output
+    assert "Nothing was changed" in planned.output
+    assert "perennial run data --model toy --start 2024-01-01 --end 2024-01-02" in planned.output
+    assert delta_tables.partitions(uri) == ["2024-01-01", "2024-01-02"]
+    assert isinstance(call("new-generation", "toy", "--yes").exception, PerennialError)  # no reason
+    done = call("new-generation", "toy", "--yes", "--reason", "codes have zeros")
+    assert done.exit_code == 0, done.output
+    assert delta_tables.partitions(uri) == []
+    assert "codes have zeros" in call("ledger", "toy").output
+    assert call("check", "toy").exit_code == 0
+    assert "no table has to change" in str(call("new-generation", "toy").exception)

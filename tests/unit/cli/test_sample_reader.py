@@ -9,7 +9,9 @@ from typing import Any
 import pyarrow as pa
 import pytest
 
-from perennial.core.errors import PerennialError
+from perennial.cli.new.samples.sample_reader import open_sample
+from perennial.core.errors import PerennialError, StorageError
+from support import canary
 from support.scaffolds import make, publishes, table, write
 
 
@@ -32,6 +34,7 @@ def test_task_is_told_from_the_label(
     path = write(tmp_path / "orders.parquet", table(y=(values * 60)[:60]))
     spec = make("orders", [path], label="y")
     assert (spec.task, spec.label.expression) == (task, expression)
+    assert spec.features.category_order == ("name" if task == "multiclass" else "label")
     assert (spec.label.source is None) is of_its_own
     assert ("y" in spec.data.columns) is of_its_own
     publishes(spec, "2024-01-01", "2024-01-03", 60)
@@ -49,8 +52,12 @@ def test_ranking(empty_home: Path, tmp_path: Path) -> None:
 
 
 def test_dates_become_hour_and_weekday(empty_home: Path, tmp_path: Path) -> None:
-    spec = make("orders", [write(tmp_path / "o.parquet", table(y=[0, 1] * 30))], label="y")
+    moments = [dt.datetime(2024, 1, 1 + i % 3, i % 24) for i in range(60)]
+    spec = make(
+        "orders", [write(tmp_path / "o.parquet", table(y=[0, 1] * 30, ordered_at=moments))], label="y"
+    )
     assert "hour(ordered_at) AS ordered_at_hour" in spec.sql
+    assert "month" not in spec.sql
     assert "dayofweek(ordered_at) AS ordered_at_weekday" in spec.sql
     assert spec.features.categorical == ["shop"]
 
@@ -69,8 +76,8 @@ def test_what_is_no_feature_is_left_out_and_said(empty_home: Path, tmp_path: Pat
     )
     spec = make("orders", [write(tmp_path / "o.parquet", rows)], label="y", key=["order_id"])
     for column, why in (
-        ("note", "free text"), ("token", "600 distinct values"), ("currency", "constant in the sample"),
-        ("row_number", "a running number"), ("nothing", "it has no value"), ("items", "columns of type list"),
+        ("note", "free text"), ("token", "another value in each row"), ("currency", "constant in the sample"),
+        ("row_number", "another value in each row"), ("nothing", "it has no value"), ("items", "columns of type list"),
         ("email", "personal data"), ("y", "the label"),
     ):  # fmt: skip
         assert f'--   "{column}": {why}' in spec.sql
@@ -137,7 +144,8 @@ def test_a_sample_that_has_landed_stays_where_it_is(empty_home: Path) -> None:
 
 HOSTILE = [
     '"quoted"', "it's", "a; DROP TABLE rows --", "<script>alert(1)</script>", "=cmd()", "select", "at", "yes", "{date}",
-    "ünï cödé", "a.b", "x:y # z", "tab or so",
+    "ünï cödé", "a.b", "x:y # z", "tab or so", "label", "run_id", "filename", "file_index", "file_row_number",
+    " ", "rows",
 ]  # fmt: skip
 
 
@@ -155,11 +163,34 @@ def test_hostile_names_and_values(empty_home: Path, tmp_path: Path) -> None:
     publishes(spec, "2024-01-01", "2024-01-03", 60)
 
 
-def test_a_column_name_with_a_line_break_is_refused(empty_home: Path, tmp_path: Path) -> None:
-    path = write(tmp_path / "orders.parquet", table(y=[0, 1] * 30, **{"x\nFROM secrets --": [1, 2] * 30}))
-    with pytest.raises(PerennialError, match="should match pattern"):
-        make("orders", [path], label="y")
-    assert not (tmp_path / "models" / "orders").exists()
+def test_columns_that_no_model_can_have_are_left_out(empty_home: Path, tmp_path: Path) -> None:
+    names = ["x\nFROM secrets --", "__day", "Partition_Date", "twice", "Twice", "n" * 129]
+    rows = table(y=[0, 1] * 30, **{name: [1, 2] * 30 for name in names})
+    spec = make("orders", [write(tmp_path / "orders.parquet", rows)], label="y")
+    assert not set(names) & set(spec.data.columns)
+    assert r'--   "x\nFROM secrets --": a column of a model cannot have this name' in spec.sql
+    assert '--   "twice": another column\'s name differs from it only in case' in spec.sql
+    publishes(spec, "2024-01-01", "2024-01-03", 60)
+
+
+def test_features_get_names_that_xgboost_accepts(empty_home: Path, tmp_path: Path) -> None:
+    columns = {
+        "temp [°C]": [1, 2] * 30,
+        "x<5": ["a", "b"] * 30,
+        "prediction": [2, 1] * 30,
+        "temp (°C)": [3, 4] * 30,
+    }
+    rows = table(y=[0, 1] * 30, **columns)
+    spec = make("orders", [write(tmp_path / "orders.parquet", rows)], label="y")
+    assert set(columns) <= set(spec.data.columns)
+    for line in (
+        '"temp [°C]" AS "temp (°C)_"',
+        '"x<5" AS x_5',
+        "prediction AS prediction_column",
+        '"temp (°C)"',
+    ):
+        assert f"    {line}" in spec.sql
+    assert spec.features.categorical == ["shop", "x_5"]
 
 
 def test_two_columns_name_a_row(empty_home: Path, tmp_path: Path) -> None:
@@ -185,25 +216,78 @@ def test_samples_that_cannot_be_used(empty_home: Path, tmp_path: Path) -> None:
     refused(b"", "a.csv", "zero bytes")
     refused(b"PAR1 is not all", "b.parquet", "is not a parquet file")
     refused(b"id,at,y\n", "c.csv", "has no rows")
-    refused(b"id,at,id\n1,2024-01-01,2\n", "d.csv", "a duplicate or an empty column name")
-    refused(b"id,y\n1,2\n2,3\n", "e.csv", "no column of the sample is a date")
-    refused(b"id,at,y\n1,2024-01-01,0\n1,2024-01-01,0\n", "f.csv", "identify a row")
-    refused(b"x", "g.xlsx", "is not .parquet, .csv")
+    refused(
+        b"id,y\n1,2\n2,3\n", "e.csv", "no column of the sample can be a feature: 'id': identifies the row"
+    )
+    refused(b"x", "g.doc", "is not .parquet, .csv")
+    refused(b"x", "g.xlsx", "is not an Excel workbook with rows")
     with pytest.raises(PerennialError, match="does not exist"):
         make("wine", [tmp_path / "missing.csv"])
     with pytest.raises(PerennialError, match="no sample file"):
         make("wine", [])
-    good = table(y=[0, 1] * 30)
-    with pytest.raises(PerennialError, match="differ in more than a date"):
-        make(
-            "wine",
-            [write(tmp_path / "a-2024-01-01.parquet", good), write(tmp_path / "b-2024-01-02.parquet", good)],
-        )
-    with pytest.raises(PerennialError, match="have the same date"):
-        make(
-            "wine",
-            [
-                write(tmp_path / "1" / "a-2024-01-01.parquet", good),
-                write(tmp_path / "2" / "a-2024-01-01.parquet", good),
-            ],
-        )
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("a.csv", f'id,mail\n1,"{canary.TEXT}\n'.encode()),
+        ("a.csv", f"id,mail\n1,{canary.TEXT},{canary.NUMBER}\n2,b\n".encode()),
+        ("a.csv", b"id,mail\n1," + canary.TEXT.encode("latin-1") + b"\n"),
+        ("a.parquet", canary.TEXT.encode() * 9),
+    ],
+)
+def test_no_value_of_a_sample_is_quoted(empty_home: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    """Which columns are personal is not known yet."""
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(PerennialError) as raised:
+        make("wine", [tmp_path / name])
+    assert not canary.find(str(raised.value).encode())
+
+
+@pytest.mark.parametrize("landed", ["orders/{day}.parquet", "orders/dt={day}", ""])
+def test_a_folder_of_part_files_is_a_sample(empty_home: Path, tmp_path: Path, landed: str) -> None:
+    """In the landing area, where it stays as it is, and elsewhere, from where it is copied as a file."""
+    home = empty_home / "landing" if landed else tmp_path
+    folders = []
+    for day in ("2024-01-01", "2024-01-02"):
+        folder = home / (landed or "feed/dt={day}").format(day=day)
+        folder.mkdir(parents=True)
+        rows = table(60, y=[0, 1] * 30)
+        for i in (1, 0):
+            write(folder / f"part-0000{i}-x.snappy.parquet", rows.slice(30 * i, 30))
+        (folder / "_SUCCESS").touch()
+        folders.append(folder)
+    spec = make("orders", folders, label="y", land=not landed)
+    ending = {"orders/{day}.parquet": "orders/{date}.parquet", "orders/dt={day}": "orders/dt={date}/"}
+    assert spec.data.source == "{landing}/" + ending.get(landed, "orders/dt={date}.parquet")
+    publishes(spec, "2024-01-01", "2024-01-02", 120)
+
+
+def test_a_folder_that_is_no_sample(empty_home: Path, tmp_path: Path) -> None:
+    folder = tmp_path / "2024-01-01.parquet"
+    folder.mkdir()
+    with pytest.raises(PerennialError, match="is not complete: the folder holds no files"):
+        make("orders", [folder], label="y")
+    (folder / "part-0.csv").write_text("a,b\n1,2\n")
+    with pytest.raises(PerennialError, match="holds text files"):
+        make("orders", [folder], label="y")
+    write(folder / "part-1.parquet", table(y=[0, 1] * 30))
+    with pytest.raises(PerennialError, match="files of different formats"):
+        make("orders", [folder], label="y")
+
+
+def test_a_question_about_a_sample_that_needs_too_much_memory(empty_home: Path, tmp_path: Path) -> None:
+    path = write(tmp_path / "rows.parquet", pa.table({"x": [f"{i}" * 200 for i in range(3000)]}))
+    with pytest.raises(StorageError, match="not enough memory") as raised, open_sample([path], "") as sample:
+        sample.con.execute("SET memory_limit='5MB'; SET temp_directory=''")
+        sample.query("SELECT list(__a.x || __b.x) FROM __rows AS __a, __rows AS __b")
+    assert str(path) in str(raised.value) and "PERENNIAL_MEMORY_MB" in str(raised.value)
+
+
+def test_an_error_about_a_sample_names_no_partition(empty_home: Path, tmp_path: Path) -> None:
+    path = tmp_path / "rows.csv"
+    path.write_text("x,y\n1,2\n1,2,3\n")
+    with pytest.raises(PerennialError) as raised, open_sample([path], ""):
+        pass
+    assert str(path) in str(raised.value)
+    assert (raised.value.model, raised.value.partition) == (None, None)

@@ -13,11 +13,13 @@ from typer.testing import CliRunner, Result
 
 from perennial.cli.app import app
 from perennial.cli.check import preflight
-from perennial.cli.new import sample_reader, templates, wizard
+from perennial.cli.new import partitioning, templates, wizard
 from perennial.cli.new.wizard import GivenAnswers
+from perennial.core.durations import Duration
 from perennial.core.errors import PerennialError
 from perennial.spec import catalog
 from perennial.steps import dispatch
+from support import scaffolds, toys
 from support.scaffolds import make, publishes
 
 DAYS = 12
@@ -74,20 +76,94 @@ def test_personal_data_reaches_no_file_and_no_output(empty_home: Path, wine: Pat
 
 
 def test_a_person_is_asked(empty_home: Path, wine: Path, tmp_path: Path) -> None:
-    answers = (
-        "\n".join(
-            [str(wine), "", "", "nonsense", "cultivar", "", "n", "cellar", "Which cultivar is it?", "y"]
-        )
-        + "\n"
-    )
-    done = new("wine", answers=answers)
+    answers = [
+        str(wine), "nonsense", "CULTIVAR", "", "", "n", "nonsense", "1", "cellar", "Which cultivar is it?", "go on",
+        "y",
+    ]  # fmt: skip
+    done = new("wine", answers="\n".join([*answers, ""]))
     assert done.exit_code == 0, done.output
     for question in ("Sample file", "Event time", "Key", "Label", "'nonsense' is not valid", "Task", "Owner",
-                     "Is grower_name personal data?", "Copy the sample"):  # fmt: skip
+                     "Is grower_name personal data?", "Enter to go on, or what to change",
+                     "Copy the sample"):  # fmt: skip
         assert question in done.output
+    assert "Grower 1" not in done.output
     spec = catalog.load_model_by_name("wine")
     assert (spec.owner, spec.description, spec.data.personal) == ("cellar", "Which cultivar is it?", [])
+    assert (spec.label.expression, spec.data.key) == ("cultivar", ["sample_id"])
     assert (empty_home / "landing" / "wine" / "2024-03-01.csv").is_file()
+
+
+def test_a_person_can_change_what_is_shown(empty_home: Path, wine: Path) -> None:
+    answers = [
+        "",
+        "",
+        "",
+        "y",
+        "",
+        "cellar",
+        "",
+        "label",
+        "hue",
+        "",
+        "",
+        "time",
+        "none",
+        "",
+        "",
+        "go on",
+        "n",
+    ]
+    done = new("wine", "--sample", wine, answers="\n".join([*answers, ""]))
+    assert done.exit_code == 0, done.output
+    spec = catalog.load_model_by_name("wine")
+    assert (spec.task, spec.label.expression, spec.data.event_time) == ("regression", "hue", None)
+    assert spec.data.personal == ["grower_name"]
+    assert not (empty_home / "landing").exists()
+
+
+def test_a_dry_run_prints_the_files_and_writes_nothing(empty_home: Path, wine: Path, tmp_path: Path) -> None:
+    done = new("wine", "--sample", wine, "--yes", "--dry-run")
+    assert done.exit_code == 0, done.output
+    for text in (
+        "model.yaml",
+        "task: multiclass",
+        "features.sql",
+        "FROM rows",
+        "expectations.json",
+        "README.md",
+    ):
+        assert text in done.output
+    assert not (empty_home / "landing").exists()
+    assert "wine" not in catalog.find_folders()
+    assert not list((tmp_path / "models").glob("*"))
+
+
+def test_a_file_without_names_and_with_open_dates_becomes_a_model(empty_home: Path, tmp_path: Path) -> None:
+    lines = [f"0{i % 6 + 1}/0{i % 8 + 1}/2024  {i / 7:.2f}  {'xyz'[i % 3]}" for i in range(240)]
+    (tmp_path / "rows.dat").write_text("# by hand\n" + "\n".join(lines) + "\ntotal 240\n")
+    done = new("rows", "-s", tmp_path / "rows.dat", "-y", "--label", "column_3", "--date-order", "month")
+    assert done.exit_code == 0, done.output
+    assert "the first line has no names" in done.output and "schedule.end is" in done.output
+    spec = catalog.load_model_by_name("rows")
+    declared = spec.data.format.model_dump(exclude_defaults=True)
+    assert declared == {
+        "delimiter": "whitespace", "header": False, "comment": "#", "footer_lines": 1, "date_format": ["%m/%d/%Y"],
+    }  # fmt: skip
+    assert spec.schedule.end and spec.data.columns["column_1"] == "date"
+    publishes(spec, spec.first_partition, str(spec.last_partition), 240)
+
+
+def test_a_person_chooses_between_readings(empty_home: Path, tmp_path: Path) -> None:
+    lines = [f"{i % 8 + 1:02d}/{i % 6 + 1:02d}/2024,{i},{'xy'[i % 2]}" for i in range(96)]
+    (tmp_path / "rows.csv").write_text("at,n,label\n" + "\n".join(lines) + "\n")
+    answers = ["sometimes", "day", "", "", "", "", "label", "row", "", "go on", "n"]
+    done = new("rows", "-s", tmp_path / "rows.csv", "--owner", "me", answers="\n".join([*answers, ""]))
+    assert done.exit_code == 0, done.output
+    assert (
+        "Dates of at do not tell the day from the month" in done.output
+        and "'sometimes' is not valid" in done.output
+    )
+    assert catalog.load_model_by_name("rows").data.format.date_format == ["%d/%m/%Y"]
 
 
 def test_the_suite_is_great_expectations_own(empty_home: Path, wine: Path) -> None:
@@ -138,12 +214,12 @@ def test_nothing_half_written_is_left(
     def fail(*_: object, **__: object) -> None:
         raise OSError(28, "No space left on device")
 
-    target = {"write": (templates, "readme_text"), "check": (preflight, "check_model"), "land": (sample_reader, "land"),
+    target = {"write": (templates, "readme_text"), "check": (preflight, "check_model"), "land": (partitioning, "land"),
               "rename": (Path, "rename")}[step]  # fmt: skip
     monkeypatch.setattr(*target, fail)
     with pytest.raises((OSError, PerennialError)):
         wizard.create_model_folder("wine", [wine], GivenAnswers(label="cultivar"), ask=False)
-    assert list((tmp_path / "models").iterdir()) == []
+    assert not list((tmp_path / "models").glob("*"))
     assert "wine" not in catalog.find_folders()
 
 
@@ -157,7 +233,7 @@ def test_names_that_are_none(empty_home: Path, wine: Path, name: str) -> None:
     ("asked", "message"),
     [
         ({"label": "nope"}, "--label is 'nope'"),
-        ({"label": "sample_id", "key": ["sample_id"]}, "is in the key, or the event time"),
+        ({"label": "sample_id", "key": ["sample_id"]}, "is in the key, and the label"),
         ({"label": "cultivar", "task": "regression"}, "is a string, not a number"),
         ({"label": "cultivar", "task": "ranking", "group": "ash"}, "is not a grade"),
         ({"label": "alcohol", "task": "multiclass"}, "is a number, not a class"),
@@ -167,9 +243,35 @@ def test_names_that_are_none(empty_home: Path, wine: Path, name: str) -> None:
         ({"label": "cultivar", "key": ["ash"]}, "does not identify a row"),
         ({"label": "cultivar", "key": ["nope"]}, "the sample has no column 'nope'"),
         ({"label": "cultivar", "event_time": "ash"}, "--event-time is 'ash'"),
-        ({"label": "cultivar", "personal": ["nope"]}, "--personal names 'nope'"),
+        ({"label": "cultivar", "personal": ["nope"]}, "--personal is 'nope'"),
     ],
 )
 def test_answers_that_do_not_fit(empty_home: Path, wine: Path, asked: dict[str, Any], message: str) -> None:
     with pytest.raises(PerennialError, match=message):
         make("wine", [wine], **asked)
+
+
+@pytest.mark.parametrize(("days", "held_out"), [(1, 1), (9, 2), (10, 5), (80, 20)])
+def test_a_hold_out_that_monitoring_cannot_follow_is_said(
+    empty_home: Path, tmp_path: Path, days: int, held_out: int
+) -> None:
+    sample = scaffolds.write(tmp_path / "orders.parquet", scaffolds.table(240, days))
+    done = new("orders", "--sample", sample, "--label", "amount", "--yes")
+    checked = CliRunner().invoke(app, ["check", "orders"])
+    assert (done.exit_code, checked.exit_code) == (0, 0), done.output + checked.output
+    assert catalog.load_model_by_name("orders").training.holdout == Duration(held_out, "day")
+    said = f"training.holdout is {Duration(held_out, 'day')}: monitoring cannot follow such a model"
+    for result in (done, checked):
+        words = " ".join(result.output.split())
+        assert (said in words) == (held_out < 5), words
+        assert ("set training.holdout to 5 partitions or more" in words) == (held_out < 5)
+
+
+def test_a_bound_that_refuses_good_challengers_only_is_noted(empty_home: Path, tmp_path: Path) -> None:
+    bounds = {"auc": {"max": 0.9}, "log_loss": {"max": 0.5}, "brier": {"min": 0.1}}
+    spec = toys.model(tmp_path / "models", "bounded", gate={"bounds": bounds})
+    notes = [n for n in preflight.check_model(spec).notes if "gate.bounds" in n]
+    assert [n.split(",")[0] for n in notes] == [
+        "gate.bounds.auc has only max",
+        "gate.bounds.brier has only min",
+    ]

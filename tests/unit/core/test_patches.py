@@ -5,6 +5,7 @@ When one fails, the library has changed: delete the patch, or adapt it.
 
 from __future__ import annotations
 
+import contextlib
 import subprocess
 import sys
 from typing import Any
@@ -55,6 +56,56 @@ def test_great_expectations_builds_a_configuration_many_times(configurations: li
     configurations.clear()
     evaluate(expectation)
     assert len(configurations) > 10, "outside of the patch, the library is as it was"
+
+
+@pytest.mark.parametrize("quiet", [False, True])
+def test_great_expectations_prints_progress_and_errors(
+    quiet: bool, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    import pandas as pd
+    from great_expectations.execution_engine import PandasExecutionEngine
+    from great_expectations.expectations.core import ExpectColumnKLDivergenceToBeLessThan
+    from great_expectations.validator.metric_configuration import MetricConfiguration
+    from great_expectations.validator.metrics_calculator import MetricsCalculator
+
+    engine = PandasExecutionEngine(batch_data_dict={"b": pd.DataFrame({"x": [1.0, 2.0, 3.0]})})
+    expectation = ExpectColumnKLDivergenceToBeLessThan(column="x", partition_object=None, threshold=1)
+    with patches.great_expectations_quiet() if quiet else contextlib.nullcontext():
+        expectation.get_validation_dependencies(engine)
+        MetricsCalculator(engine).compute_metrics([MetricConfiguration("column.max", {"column": "y"})])
+    printed, logged = capfd.readouterr().err, caplog.text
+    assert ("Calculating Metrics" in printed) is not quiet, (
+        "delete great_expectations_quiet if nothing is printed"
+    )
+    assert ("occurred while resolving metrics" in logged) is not quiet
+
+
+@pytest.mark.parametrize("patched", [False, True])
+def test_great_expectations_checks_a_schema_for_each_value(
+    patched: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import jsonschema
+    import pandas as pd
+    from great_expectations.execution_engine import PandasExecutionEngine
+    from great_expectations.validator.metric_configuration import MetricConfiguration
+    from great_expectations.validator.metrics_calculator import MetricsCalculator
+
+    checks: list[Any] = []
+    kind = jsonschema.validators.validator_for({})
+    original = kind.check_schema
+    monkeypatch.setattr(kind, "check_schema", lambda schema: (checks.append(schema), original(schema)))
+    engine = PandasExecutionEngine(
+        batch_data_dict={"b": pd.DataFrame({"x": ['{"a": 1}', "[]", '{"a": "b"}']})}
+    )
+    metric = MetricConfiguration(
+        "column_values.match_json_schema.condition",
+        {"column": "x"},
+        {"json_schema": {"type": "object", "properties": {"a": {"type": "integer"}}}},
+    )
+    with patches.great_expectations_schema_checked_once() if patched else contextlib.nullcontext():
+        resolved, _ = MetricsCalculator(engine).compute_metrics([metric])
+    assert list(resolved[metric.id][0]) == [False, True, True], "whether each value is unexpected"
+    assert len(checks) == (1 if patched else 3), "delete great_expectations_schema_checked_once if it is 1"
 
 
 @pytest.fixture
@@ -114,6 +165,24 @@ def imports_sklearn(code: str) -> bool:
     """Whether scikit-learn is loaded once a fresh process has run some code."""
     code += "\nimport sys\nprint(sys.modules.get('sklearn') is not None)"
     return subprocess.check_output([sys.executable, "-c", code], text=True).strip() == "True"
+
+
+def test_mlflow_looks_for_databricks_before_each_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    from mlflow.tracking.request_header import databricks_request_header_provider, registry
+
+    looked: list[str] = []
+    monkeypatch.setattr(databricks_request_header_provider.databricks_utils, "is_in_cluster",
+                        lambda: bool(looked.append("cluster")))  # fmt: skip
+    plain = [registry.resolve_request_headers({"x": "1"}) for _ in range(2)]
+    assert len(looked) == 2, "it looks once: delete mlflow_outside_databricks"
+    with patches.mlflow_outside_databricks():
+        assert registry.resolve_request_headers({"x": "1"}) == plain[0]
+    assert len(looked) == 2
+    monkeypatch.setenv("DATABRICKS_RUNTIME_VERSION", "17.0")
+    with patches.mlflow_outside_databricks():
+        registry.resolve_request_headers()
+    registry.resolve_request_headers()
+    assert len(looked) == 4
 
 
 def test_xgboost_imports_sklearn() -> None:

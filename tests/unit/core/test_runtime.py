@@ -49,15 +49,17 @@ def test_no_module_that_runs_in_a_pod_loads_one_left_out() -> None:
     assert not set(loaded) & {module_name(path) for path in LEFT_OUT}
 
 
-@pytest.mark.parametrize("command", ["run", "worker"])
-def test_the_commands_of_a_pod_import_none_left_out(command: str) -> None:
-    """Imports inside functions, too: those of the commands of a pod, and of every module but the command line."""
+def test_the_commands_of_a_pod_import_none_left_out() -> None:
+    """Imports inside functions, too: those of `worker`, and of every module but the command line; `run` is one."""
+    assert "perennial.cli._step_commands" in map(module_name, runtime.pod_files())
     left_out = {module_name(path) for path in LEFT_OUT}
     for path in runtime.pod_files():
         tree: ast.AST = ast.parse(path.read_text())
+        if module_name(path) == "perennial.cli._new_command":
+            continue  # the command line imports it; pods do not run it
         if module_name(path) == "perennial.cli.app":
             functions = (n for n in ast.walk(tree) if isinstance(n, ast.FunctionDef))
-            tree = next(f for f in functions if f.name == command)
+            tree = next(f for f in functions if f.name == "worker")
         for node in ast.walk(tree):
             names: set[str] = set()
             if isinstance(node, ast.Import):

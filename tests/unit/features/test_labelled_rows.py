@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -40,6 +41,38 @@ def test_rows_come_by_date_and_key_with_their_label(spec: ModelSpec, monkeypatch
         .combine_chunks()
         .equals(whole)
     )
+
+
+def test_a_wide_partition_that_does_not_fit_is_sorted_some_columns_at_a_time(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    toys.publish(spec, days=2)
+    days = tuple(DAYS[:2])
+    whole = pa.concat_tables(read_labelled_rows(spec, days, None, None)).combine_chunks()
+    monkeypatch.setattr(labelled_rows, "GROUP_ROWS", toys.ROWS // 2)
+    monkeypatch.setattr(labelled_rows, "BATCH_ROWS", toys.ROWS // 3)
+    monkeypatch.setattr(labelled_rows, "COLUMNS_PER_SORT", 2)
+    tables = list(read_labelled_rows(spec, days, None, None))
+    assert max(map(len, tables)) == toys.ROWS // 3
+    assert pa.concat_tables(tables).combine_chunks().equals(whole)
+
+
+def test_sorting_some_columns_at_a_time_needs_less_memory(empty_home: Path) -> None:
+    con = duckdb.connect(config={"threads": 1, "temp_directory": str(empty_home)})
+    columns = ", ".join(f"(i + {c})::DOUBLE AS c{c}" for c in range(1500))
+    con.execute(
+        f"COPY (SELECT 7 * i % 8192 AS id, {columns} FROM range(8192) r(i)) TO '{empty_home}/rows.parquet'"
+    )
+    con.execute("SET memory_limit='80MB'")
+    query = f"SELECT * FROM read_parquet('{empty_home}/rows.parquet')"
+    with pytest.raises(duckdb.OutOfMemoryException):
+        con.execute(f"{query} ORDER BY id").fetchmany(1)
+    assert labelled_rows.read_sorted(con, f"{query} WHERE id % 8 = 0", "id")["id"].to_pylist() == [
+        *range(0, 8192, 8)
+    ]
+    ids = [t["id"].to_pylist() for t in labelled_rows._sort_by_columns(con, query, "id", 1000)]
+    assert [len(part) for part in ids] == [*[1000] * 8, 192]
+    assert [i for part in ids for i in part] == list(range(8192))
 
 
 def test_rows_without_a_label_and_labels_without_a_row_do_not_train(spec: ModelSpec) -> None:

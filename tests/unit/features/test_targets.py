@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import numpy as np
 import pyarrow as pa
+import pytest
 
 from perennial.core import dates
-from perennial.features.targets import ListNumbering, encode_targets
+from perennial.features.targets import UNSEEN_CLASS, ListNumbering, encode_targets, impossible_labels
 from support import toys
 
 DAYS = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
@@ -39,6 +39,22 @@ def test_targets(empty_home: Path, tmp_path: Path) -> None:
     assert of("binary", pa.array([1, 0])) == [1, 0]
     assert of("regression", pa.array([1.5, -2.0])) == [1.5, -2]
     found = of("multiclass", pa.array(["b", "a", "new"]), ("a", "b"))
-    assert found[:2] == [1, 0]
-    assert np.isnan(found[2])
+    assert found == [1, 0, UNSEEN_CLASS]
     assert of("multiclass", pa.array([10, 9]), ("10", "9")) == [0, 1]
+
+
+@pytest.mark.parametrize(
+    ("task", "values", "impossible"),
+    [
+        ("binary", [0, 1, 2, -1], [False, False, True, True]),
+        ("binary", [0.0, 0.5, float("nan"), float("inf")], [False, True, True, True]),
+        ("binary", ["yes", "1"], [True, True]),
+        ("multiclass", ["a", " b ", "", "  "], [False, False, True, True]),
+        ("multiclass", [1, -7, 2**62], [False, False, False]),
+        ("regression", [1.0, -3.4e38, 3.5e38, float("nan"), float("-inf")], [False, False, True, True, True]),
+        ("ranking", [0, 31, 32, -1], [False, False, True, True]),
+        ("ranking", [1.0, 1.5], [False, True]),
+    ],
+)
+def test_labels_that_a_task_cannot_have(task: str, values: list[object], impossible: list[bool]) -> None:
+    assert impossible_labels(task, pa.chunked_array([pa.array(values)])).tolist() == impossible

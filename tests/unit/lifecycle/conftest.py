@@ -16,9 +16,7 @@ __all__ = ["make_world"]
 @pytest.fixture
 def passing(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
     """A model of which every challenger passes, and trains quickly: here the moves matter, not the models."""
-    from perennial.training import challenger_evaluation
-
-    monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
+    toys.let_all_pass(monkeypatch)
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
     return spec

@@ -27,6 +27,8 @@ from perennial.storage import delta_tables, ledger, manifests, object_store
 from perennial.storage.ledger import Decision, LedgerKind
 from support import lake, toys
 
+pytestmark = pytest.mark.usefixtures("without_drift_report")
+
 EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
 FIRST, LAST = dates.add_days(LATE, 1), dates.add_days(LATE, 9)
 ROWS, SHARE, NIGHTS = 400, 0.4, 8
@@ -79,7 +81,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
 
     def make(task: str = "binary", better: bool = True, **retraining: Any) -> tuple[ModelSpec, str]:
         monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
-        policy = {"ab_share": SHARE, "trial_days": NIGHTS} | retraining
+        policy = {"ab_share": SHARE, "trial": f"{NIGHTS} days"} | retraining
         spec = make_model(task, training={"rounds": 8}, retraining=policy)
         toys.publish(spec, shuffled=better)
         train(spec, as_of=EARLY)
@@ -88,7 +90,7 @@ def begin(make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch)
         challenger = train(spec, as_of=LATE)["version"]
         answer = promote(spec, as_of=LATE, actor="test")
         assert answer["promoted"] is False
-        assert f"serves 40% of the rows for at most {policy['trial_days']} days first" in answer["reason"]
+        assert f"serves 40% of the rows for at most {policy['trial']} first" in answer["reason"]
         toys.publish(spec, FIRST, 10, n=ROWS)
         return spec, challenger
 
@@ -231,7 +233,7 @@ def _lists(day: str) -> list[tuple[str, int]]:
 
 def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..., Any]) -> None:
     """Nights without labels count, too: a trial must not last for ever."""
-    spec, challenger = begin(trial_days=5)
+    spec, challenger = begin(trial="5 days")
     end = dates.add_days(FIRST, 6)
     delta_tables.replace(delta_tables.table_uri("labels", spec.name), _none(spec), FIRST, end)
     score(spec, start=FIRST, end=end)
@@ -241,7 +243,7 @@ def test_without_an_answer_in_time_the_challenger_is_given_up(begin: Callable[..
     assert conclude(spec, as_of=end, actor="scheduler")["promoted"] is False
     last = ledger.records(spec.name, LedgerKind.TRIAL)[-1]
     assert (last["decision"], last["model_version"]) == ("failed", challenger)
-    assert last["reason"] == "none of 6 days could be compared: too few labelled rows of both versions"
+    assert last["reason"] == "none of 6 partitions could be compared: too few labelled rows of both versions"
     json.dumps(last, allow_nan=False)
 
 
@@ -259,16 +261,20 @@ def test_a_champion_that_was_moved_ends_the_split(begin: Callable[..., Any]) -> 
     rollback(spec, actor="operator", reason="not so sure", to_version="1")
     score(spec, start=FIRST)
     assert set(arms(spec).values()) == {"1"}, "it does not begin again"
+    assert "serves 40% of the rows" in promote(spec, as_of=LATE, actor="test")["reason"]
+    assert active_trial(spec) is not None, "unless it is asked for"
 
 
 def test_a_champion_that_was_moved_by_hand_ends_the_split_at_once(begin: Callable[..., Any]) -> None:
-    spec, challenger = begin()
+    begun, challenger = begin()
+    gate = begun.gate.model_copy(update={"external_change": "follow"})
+    spec = begun.model_copy(update={"gate": gate})
     registry.set_alias(spec.name, challenger, "champion")
     score(spec, start=FIRST)
     assert set(arms(spec).values()) == {challenger}
     monitor(spec, as_of=FIRST)
     answer = conclude(spec, as_of=FIRST, actor="scheduler")
-    assert answer == {"promoted": False, "reason": "the champion has changed since: the trial is over"}
+    assert answer == {"promoted": False, "reason": "no challenger is on trial"}
     assert ledger.records(spec.name, LedgerKind.TRIAL)[-1]["decision"] == "cancelled"
 
 
@@ -292,3 +298,12 @@ def test_a_row_is_given_by_all_columns_of_its_key_and_no_night_before_the_traini
     mask = split.served_by_challenger(table)
     assert 0.4 < mask.mean() < 0.6 and (mask[::2] != mask[1::2]).any()
     assert not (mask == ABSplit("m", "3", ("a", "b"), 0.5, "2024-01-01").served_by_challenger(table)).all()
+
+
+def test_keys_that_hold_the_separator_are_drawn_separately() -> None:
+    import pyarrow as pa
+
+    one = pa.table({"a": [f"{i}\x1fb" for i in range(400)], "b": ["c"] * 400})
+    other = pa.table({"a": [str(i) for i in range(400)], "b": ["b\x1fc"] * 400})
+    split = ABSplit("m", "2", ("a", "b"), 0.5, "2024-01-01")
+    assert (split.served_by_challenger(one) != split.served_by_challenger(other)).mean() > 0.3

@@ -24,9 +24,24 @@ def test_the_evidence_of_a_proposal_is_given_once() -> None:
     decide_on("2024-02-01", spec, signals=make_signals("bad", 0.1))
     record_answer(spec, as_of="2024-02-01", approved=False, actor=None)
     lines = explain_decision(spec, "2024-02-01")
-    assert lines[0] == "2024-02-01: a retraining was proposed by test (version 1)."
+    assert (
+        lines[0]
+        == "2024-02-01: a retraining was proposed by the retraining policy (run started by test) (version 1)."
+    )
     assert lines[-1] == "2024-02-01: nobody answered in time."
     assert sum(line.startswith("  gain:") for line in lines) == 1
+
+
+def test_the_reason_of_a_no_is_given_whole() -> None:
+    spec = make_policy(mode="approval")
+    decide_on("2024-02-01", spec)
+    record_answer(
+        spec, as_of="2024-02-01", approved=False, actor="ada", reason="the season (of 2023) is over"
+    )
+    assert (
+        explain_decision(spec, "2024-02-01")[-1]
+        == "2024-02-01: rejected by ada: the season (of 2023) is over."
+    )
 
 
 def test_a_date_without_a_decision_gets_the_latest_one_and_what_followed() -> None:
@@ -34,7 +49,10 @@ def test_a_date_without_a_decision_gets_the_latest_one_and_what_followed() -> No
     record_training("2024-02-01")
     text = "\n".join(explain_decision(make_spec(), "2024-02-03"))
     assert "There is no decision for 2024-02-03 itself" in text
-    assert "2024-02-01: a retraining was requested by test (version 1)" in text
+    assert (
+        "2024-02-01: a retraining was requested by the retraining policy (run started by test) (version 1)"
+        in text
+    )
     assert "It began on 2024-01-30" in text and "performance: BAD: worse" in text
     assert "was rejected by the gate" in text
     with pytest.raises(DataError, match="there is no decision on a retraining"):

@@ -2,28 +2,125 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 
 from perennial.core import dates
-from perennial.core.errors import ArtifactError, DataError, PerennialError, RegistryError
+from perennial.core.errors import (
+    ArtifactError,
+    DataError,
+    PerennialError,
+    RegistryError,
+    RegistryRequestError,
+    time_heals,
+)
 from perennial.core.settings import settings
-from perennial.lifecycle import promotion
+from perennial.lifecycle import champion as champion_module
+from perennial.lifecycle import promotion, verification
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
+from perennial.steps import dispatch
 from perennial.steps.promote import promote
 from perennial.steps.rollback import rollback
 from perennial.steps.train import train
 from perennial.storage import ledger, manifests
 from perennial.storage.ledger import LedgerKind
+from perennial.training import challenger_evaluation
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
 EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A model that was trained for several tests, each of which begins with a copy of its lake and with its aliases.
+
+    Attributes:
+        spec: the model.
+        home: the working folder after the trainings.
+        champion: result of the training before the last one, which was promoted.
+        challenger: result of the last training, which waits.
+    """
+
+    spec: ModelSpec
+    home: Path
+    champion: dict[str, Any] | None
+    challenger: dict[str, Any]
+
+    def copy_to(self, home: Path) -> None:
+        shutil.rmtree(home)
+        shutil.copytree(self.home, home)
+        current = registry.get_champion(self.spec)
+        if self.champion is not None:
+            registry.set_alias(self.spec.name, self.champion["version"], "champion")
+        elif current is not None:
+            registry.remove_alias(self.spec.name, current.version, "champion")
+        registry.set_alias(self.spec.name, self.challenger["version"], "challenger")
+
+
+def train_once(folder: Path, mlflow_url: str, *, after_champion: bool) -> Trained:
+    with toys.working_folder(folder, mlflow_url) as patch:
+        toys.let_all_pass(patch)
+        spec = toys.model(folder / "models", toys.unique(), training={"rounds": 3})
+        toys.publish(spec)
+        first = None
+        if after_champion:
+            first = train(spec, as_of=EARLY)
+            promote(spec, as_of=EARLY, actor="test")
+        return Trained(spec, folder / "home", first, train(spec, as_of=LATE))
+
+
+@pytest.fixture(scope="module")
+def trained_once(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Trained:
+    return train_once(tmp_path_factory.mktemp("once"), mlflow_url, after_champion=False)
+
+
+@pytest.fixture(scope="module")
+def trained_twice(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Trained:
+    return train_once(tmp_path_factory.mktemp("twice"), mlflow_url, after_champion=True)
+
+
+@pytest.fixture
+def one_challenger(trained_once: Trained, mlflow_home: Path) -> tuple[ModelSpec, dict[str, Any]]:
+    """A model without a champion, and the training of its challenger. Tests train no other, and damage nothing."""
+    trained_once.copy_to(mlflow_home)
+    return trained_once.spec, trained_once.challenger
+
+
+@pytest.fixture
+def next_challenger(
+    trained_twice: Trained, mlflow_home: Path
+) -> tuple[ModelSpec, dict[str, Any] | None, dict[str, Any]]:
+    """A model, and the trainings of its champion and its challenger. Tests train no other, and damage nothing."""
+    trained_twice.copy_to(mlflow_home)
+    return trained_twice.spec, trained_twice.champion, trained_twice.challenger
+
+
+@pytest.fixture
+def two_champions(next_challenger: Any) -> Any:
+    """As `next_challenger`, which was promoted."""
+    spec, one, two = next_challenger
+    promote(spec, as_of=LATE, actor="test")
+    assert one["digest"] != two["digest"]
+    return next_challenger
+
+
+@pytest.fixture
+def own_champions(passing: ModelSpec) -> Any:
+    """As `two_champions`, of a model that the test alone uses."""
+    one = train(passing, as_of=EARLY)
+    promote(passing, as_of=EARLY, actor="test")
+    two = train(passing, as_of=LATE)
+    promote(passing, as_of=LATE, actor="test")
+    return passing, one, two
 
 
 def champion(spec: ModelSpec) -> str | None:
@@ -93,27 +190,28 @@ def test_a_better_challenger_takes_the_place_of_a_weak_champion(make_model: Make
         "reason": answer["reason"],
     }
     last = ledger.records(spec.name)[-1]
-    assert (last["actor"], last["partition"], last["model_version"]) == ("operator", LATE, strong["version"])
+    assert (last["actor"], last["partition"], last["model_version"]) == ("gate", LATE, strong["version"])
+    assert last["evidence"]["triggered_by"] == "operator"
     assert last["evidence"]["previous"] == weak["version"]
     assert last["evidence"]["digest"] == strong["digest"]
     assert last["evidence"]["request_reason"] == "requested"
 
 
-def test_a_promotion_is_recorded_once(passing: ModelSpec) -> None:
-    result = train(passing, as_of=LATE)
+def test_a_promotion_is_recorded_once(one_challenger: Any) -> None:
+    spec, result = one_challenger
     for _ in range(3):
-        assert promote(passing, as_of=LATE, actor="test")["promoted"] is True
-    assert decisions(passing) == [("promotion", "promoted", result["version"])]
+        assert promote(spec, as_of=LATE, actor="test")["promoted"] is True
+    assert decisions(spec) == [("promotion", "promoted", result["version"])]
 
 
-def test_many_promotions_at_once_are_one(passing: ModelSpec) -> None:
-    result = train(passing, as_of=LATE)
+def test_many_promotions_at_once_are_one(one_challenger: Any) -> None:
+    spec, result = one_challenger
     runs = [
-        processes.start(processes.step, str(passing.folder), "promote", {"as_of": LATE, "actor": str(n)})
+        processes.start(processes.step, str(spec.folder), "promote", {"as_of": LATE, "actor": str(n)})
         for n in range(4)
     ]
     assert processes.wait(*runs) == [0] * 4
-    assert decisions(passing) == [("promotion", "promoted", result["version"])]
+    assert decisions(spec) == [("promotion", "promoted", result["version"])]
 
 
 def test_a_champion_that_moved_meanwhile_is_not_overwritten(passing: ModelSpec) -> None:
@@ -132,25 +230,39 @@ def test_a_champion_that_moved_meanwhile_is_not_overwritten(passing: ModelSpec) 
     assert champion(passing) == again["version"]
 
 
-def test_what_was_promoted_stays_unchanged_when_its_training_reruns(passing: ModelSpec) -> None:
+def test_what_was_promoted_stays_unchanged_when_its_training_reruns(two_champions: Any) -> None:
+    spec, _, _ = two_champions
+    assert train(spec, as_of=EARLY)["status"] == "unchanged"
+    assert train(spec, as_of=LATE)["status"] == "unchanged"
+
+
+def test_a_challenger_is_judged_again_by_another_champion_and_trained_again_if_it_is_lost(
+    passing: ModelSpec, mlflow_url: str
+) -> None:
     train(passing, as_of=EARLY)
     promote(passing, as_of=EARLY, actor="test")
-    train(passing, as_of=LATE)
-    promote(passing, as_of=LATE, actor="test")
-    assert train(passing, as_of=EARLY)["status"] == "unchanged"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(challenger_evaluation, "gate_decision", lambda *_: (False, ["worse than the champion"]))
+        rejected = train(passing, as_of=LATE)
+        assert train(passing, as_of=LATE)["status"] == "unchanged"
+    other = train(passing, as_of=EARLY, force=True)
+    assert promote(passing, as_of=EARLY, actor="test")["promoted"]
+    again = train(passing, as_of=LATE)
+    assert (again["status"], again["gate"]["champion"]) == ("trained", other["version"])
+    assert again["version"] != rejected["version"]
     assert train(passing, as_of=LATE)["status"] == "unchanged"
+    MlflowClient(mlflow_url).delete_model_version(passing.name, again["version"])
+    assert train(passing, as_of=LATE)["status"] == "trained"
+    assert promote(passing, as_of=LATE, actor="test")["promoted"]
 
 
-def test_an_old_promotion_run_again_does_not_undo_a_rollback(passing: ModelSpec) -> None:
-    one = train(passing, as_of=EARLY)
-    promote(passing, as_of=EARLY, actor="test")
-    train(passing, as_of=LATE)
-    promote(passing, as_of=LATE, actor="test")
-    rollback(passing, actor="operator", reason="it predicts nonsense")
-    answer = promote(passing, as_of=LATE, actor="test")
+def test_an_old_promotion_run_again_does_not_undo_a_rollback(two_champions: Any) -> None:
+    spec, one, _ = two_champions
+    rollback(spec, actor="operator", reason="it predicts nonsense")
+    answer = promote(spec, as_of=LATE, actor="test")
     assert answer["promoted"] is False
     assert "was replaced" in answer["reason"]
-    assert champion(passing) == one["version"]
+    assert champion(spec) == one["version"]
 
 
 def test_without_a_training_there_is_nothing_to_promote(make_model: Make) -> None:
@@ -161,55 +273,16 @@ def test_without_a_training_there_is_nothing_to_promote(make_model: Make) -> Non
         promote(make_model(), as_of="../train/2024-01-20", actor="test")
 
 
-def test_a_champion_moved_from_outside_is_reported_once(passing: ModelSpec) -> None:
-    one, two = train(passing, as_of=EARLY), train(passing, as_of=EARLY, force=True)
-    promote(passing, as_of=EARLY, actor="test")
-    three = train(passing, as_of=LATE)
-    registry.set_alias(passing.name, one["version"], "champion")
-    for _ in range(2):
-        answer = promote(passing, as_of=LATE, actor="test")
-        assert answer["promoted"] is False
-    assert decisions(passing) == [
-        ("promotion", "promoted", two["version"]),
-        ("external change", "reported", one["version"]),
-    ]
-    assert three["gate"]["champion"] == two["version"]
-    # back to what the ledger knows, and away again: that is another move, and another report
-    registry.set_alias(passing.name, two["version"], "champion")
-    assert promote(passing, as_of=LATE, actor="test")["promoted"]
-    registry.set_alias(passing.name, one["version"], "champion")
-    promote(passing, as_of=LATE, actor="test")
-    assert [d for d in decisions(passing) if d[0] == "external change"] == [
-        ("external change", "reported", one["version"])
-    ] * 2
-
-
-def test_a_refused_challenger_that_somebody_made_champion_is_reported(
-    make_model: Make, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from perennial.training import challenger_evaluation
-
-    monkeypatch.setattr(challenger_evaluation, "gate_decision", lambda *_: (False, ["no"]))
-    spec = make_model(training={"rounds": 3})
-    toys.publish(spec)
-    result = train(spec, as_of=LATE)
-    registry.set_alias(spec.name, result["version"], "champion")
-    assert promote(spec, as_of=LATE, actor="test")["promoted"] is False
-    assert decisions(spec) == [("external change", "reported", result["version"])]
-
-
 def test_a_challenger_that_somebody_made_champion_is_reported_before_it_is_promoted(
-    passing: ModelSpec,
+    next_challenger: Any,
 ) -> None:
     """It passed its gate, so promotion may have it; but no promotion was killed here, and none is made up."""
-    one = train(passing, as_of=EARLY)
-    promote(passing, as_of=EARLY, actor="test")
-    two = train(passing, as_of=LATE)
-    registry.set_alias(passing.name, two["version"], "champion")
+    spec, one, two = next_challenger
+    registry.set_alias(spec.name, two["version"], "champion")
     for _ in range(2):
-        answer = promote(passing, as_of=LATE, actor="test")
+        answer = promote(spec, as_of=LATE, actor="test")
         assert (answer["promoted"], answer["previous"]) == (True, one["version"])
-    assert decisions(passing)[1:] == [
+    assert decisions(spec)[1:] == [
         ("external change", "reported", two["version"]),
         ("promotion", "promoted", two["version"]),
     ]
@@ -231,25 +304,24 @@ def killed_before_the_record() -> Iterator[None]:
 
 
 def test_a_promotion_killed_before_its_record_is_not_reported_as_an_external_change(
-    passing: ModelSpec,
+    next_challenger: Any,
 ) -> None:
-    one = train(passing, as_of=EARLY)
-    promote(passing, as_of=EARLY, actor="test")
-    two = train(passing, as_of=LATE)
+    spec, one, two = next_challenger
     with killed_before_the_record():
-        promote(passing, as_of=LATE, actor="test")
-    assert champion(passing) == two["version"]
-    assert rollback(passing, actor="operator", reason="bad") == {
+        promote(spec, as_of=LATE, actor="test")
+    assert champion(spec) == two["version"]
+    assert rollback(spec, actor="operator", reason="bad") == {
         "version": one["version"], "previous": two["version"],
     }  # fmt: skip
-    assert [d[1] for d in decisions(passing)] == ["promoted", "rolled back"]
-    # what was begun then says nothing about a move by hand now
-    registry.set_alias(passing.name, two["version"], "champion")
-    promote(passing, as_of=LATE, actor="test")
-    assert decisions(passing)[2:4] == [
-        ("external change", "reported", two["version"]),
+    assert decisions(spec) == [
+        ("promotion", "promoted", one["version"]),
         ("promotion", "promoted", two["version"]),
+        ("rollback", "rolled back", one["version"]),
     ]
+    # what was begun then says nothing about a move by hand now
+    registry.set_alias(spec.name, two["version"], "champion")
+    assert "was champion before and was replaced" in promote(spec, as_of=LATE, actor="test")["reason"]
+    assert decisions(spec)[3:] == [("external change", "reported", two["version"])]
 
 
 def test_a_move_by_hand_to_the_version_before_is_no_killed_rollback(two_champions: Any) -> None:
@@ -260,16 +332,6 @@ def test_a_move_by_hand_to_the_version_before_is_no_killed_rollback(two_champion
         ("external change", "reported", one["version"]),
         ("rollback", "rolled back", two["version"]),
     ]
-
-
-@pytest.fixture
-def two_champions(passing: ModelSpec) -> tuple[ModelSpec, dict[str, Any], dict[str, Any]]:
-    one = train(passing, as_of=EARLY)
-    promote(passing, as_of=EARLY, actor="test")
-    two = train(passing, as_of=LATE)
-    promote(passing, as_of=LATE, actor="test")
-    assert one["digest"] != two["digest"]
-    return passing, one, two
 
 
 def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
@@ -283,7 +345,12 @@ def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
     assert champion(spec) == one["version"]
     last = ledger.records(spec.name)[-1]
     assert (last["decision"], last["reason"], last["actor"]) == ("rolled back", "bad", "operator")
-    with pytest.raises(RegistryError, match="no version to roll back to"):  # there was none before the first
+    with pytest.raises(RegistryError, match="is the champion already") as error:
+        rollback(spec, actor="operator", reason="worse", to_version=one["version"])
+    assert error.value.remedy.startswith("name another version with to_version")
+    with pytest.raises(RegistryError, match="there is no version first"):
+        rollback(spec, actor="operator", reason="worse", to_version="first")
+    with pytest.raises(RegistryError, match="no version was champion before version"):
         rollback(spec, actor="operator", reason="worse")
     assert (
         rollback(spec, actor="operator", reason="sorry", to_version=two["version"])["version"]
@@ -294,10 +361,33 @@ def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
     assert champion(spec) == two["version"]
 
 
+def test_what_cannot_be_rolled_back_to_is_not_tried_again(own_champions: Any, mlflow_url: str) -> None:
+    spec, one, two = own_champions
+    before = decisions(spec)
+    MlflowClient(mlflow_url).delete_model_version(spec.name, one["version"])
+    for version, message in (
+        (None, "there is no version"),  # the champion before, which was deleted
+        (one["version"], "there is no version"),
+        (two["version"], "is the champion already"),
+        ("99", "there is no version 99"),
+        ("first", "there is no version first"),
+        (f"0{two['version']}", "there is no version 0"),
+        ("²", "there is no version ²"),
+        ("-1", "there is no version -1"),
+    ):
+        with pytest.raises(RegistryRequestError, match=message) as error:
+            dispatch.run("rollback", spec, actor="operator", reason="bad nights", to_version=version)
+        assert not time_heals(error.value)
+    with pytest.raises(DataError, match="needs a reason") as no_reason:
+        dispatch.run("rollback", spec, actor="operator", reason="  ", to_version=two["version"])
+    assert not time_heals(no_reason.value)
+    assert decisions(spec) == before and champion(spec) == two["version"]
+
+
 def test_rollback_refuses_an_artifact_with_one_flipped_byte(
-    two_champions: Any, artifact: Callable[[ModelSpec, str], Path]
+    own_champions: Any, artifact: Callable[[ModelSpec, str], Path]
 ) -> None:
-    spec, one, two = two_champions
+    spec, one, two = own_champions
     stored = artifact(spec, one["version"])
     content = bytearray(stored.read_bytes())
     content[len(content) // 2] ^= 1
@@ -309,41 +399,98 @@ def test_rollback_refuses_an_artifact_with_one_flipped_byte(
     assert decisions(spec) == before
 
 
-def test_rollback_from_a_foreign_champion_returns_to_the_ledgers(two_champions: Any) -> None:
-    spec, _, two = two_champions
+def test_rollback_from_a_foreign_champion_returns_to_the_ledgers(own_champions: Any) -> None:
+    spec, _, two = own_champions
     three = train(spec, as_of=LATE, force=True)
     registry.set_alias(spec.name, three["version"], "champion")
     assert rollback(spec, actor="operator", reason="not ours")["version"] == two["version"]
     assert [d[1] for d in decisions(spec)][-2:] == ["reported", "rolled back"]
 
 
+@pytest.mark.parametrize("read_meanwhile", [False, True])
 @pytest.mark.parametrize("named", [False, True])
-def test_a_rollback_killed_before_its_record_is_completed(two_champions: Any, named: bool) -> None:
+def test_a_rollback_killed_before_its_record_is_completed(
+    two_champions: Any, named: bool, read_meanwhile: bool
+) -> None:
     spec, one, two = two_champions
     to = one["version"] if named else None
     with killed_before_the_record():
         rollback(spec, actor="operator", reason="bad", to_version=to)
     assert champion(spec) == one["version"]
+    if read_meanwhile:
+        champion_module.get_champion(spec, partition=LATE, actor="test")
     assert rollback(spec, actor="operator", reason="bad", to_version=to) == {
         "version": one["version"], "previous": two["version"],
     }  # fmt: skip
     assert decisions(spec)[-1] == ("rollback", "rolled back", one["version"])
     assert len(decisions(spec)) == 3
+    with pytest.raises(RegistryError, match="no version was champion before version"):
+        rollback(spec, actor="operator", reason="still bad")
 
 
-def test_a_light_step_imports_nothing_heavy(passing: ModelSpec) -> None:
+@pytest.mark.parametrize("finish", ["verify", "score", "promote"])
+def test_a_promotion_killed_before_its_record_is_finished_by_what_reads_the_champion(
+    one_challenger: Any, finish: str
+) -> None:
+    spec, result = one_challenger
+    with killed_before_the_record():
+        promote(spec, as_of=LATE, actor="ann", reason="drift")
+    assert champion(spec) == result["version"] and decisions(spec) == []
+    for _ in range(2):
+        if finish == "verify":
+            assert verification.verify_model(spec, actor="test")["findings"] == []
+        elif finish == "score":
+            serving = champion_module.get_serving_champion(spec, partition=LATE, actor="scoring")
+            assert serving is not None and serving.version == result["version"]
+        else:
+            assert promote(spec, as_of=LATE, actor="test")["promoted"] is True
+    assert decisions(spec) == [("promotion", "promoted", result["version"])]
+    record = ledger.records(spec.name, LedgerKind.PROMOTION)[0]
+    assert (record["evidence"]["triggered_by"], record["partition"]) == ("ann", LATE)
+    assert record["evidence"]["request_reason"] == "drift" and record["evidence"]["interrupted"] is True
+    assert champion_module.read_state(spec).deviation == ""
+
+
+def test_the_alias_challenger_is_on_what_may_become_champion_and_on_nothing_else(passing: ModelSpec) -> None:
+    def challenger() -> str | None:
+        version = registry.get_version_by_alias(passing.name, "challenger")
+        return version.version if version else None
+
+    one = train(passing, as_of=EARLY)
+    assert challenger() == one["version"]
+    promote(passing, as_of=EARLY, actor="test")
+    assert challenger() is None, "it was promoted"
+    registry.set_alias(passing.name, one["version"], "challenger")  # as earlier releases left it
+    promote(passing, as_of=EARLY, actor="test")
+    assert challenger() is None
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(challenger_evaluation, "gate_decision", lambda *_: (False, ["worse"]))
+        train(passing, as_of=LATE)
+    assert challenger() is None, "it did not pass the gate"
+    two = train(passing, as_of=LATE, force=True)
+    assert challenger() == two["version"]
+    rollback(passing, actor="operator", reason="adopt", to_version=two["version"])
+    assert challenger() is None, "it is champion by a rollback"
+    three = train(passing, as_of=LATE, force=True)
+    rollback(passing, actor="operator", reason="back", to_version=one["version"])
+    assert challenger() == three["version"], "it waits"
+    assert promote(passing, as_of=LATE, actor="test")["promoted"] is False
+    assert challenger() is None, "it was refused: the champion has changed"
+
+
+def test_a_light_step_imports_nothing_heavy(one_challenger: Any) -> None:
     import subprocess
     import sys
 
-    train(passing, as_of=LATE)
+    spec, _ = one_challenger
     code = (
         "import sys, pathlib; from perennial.steps import dispatch; from perennial.spec.catalog import load_model; "
-        f"dispatch.run('promote', load_model(pathlib.Path({str(passing.folder)!r})), as_of={LATE!r}, actor='test'); "
+        f"dispatch.run('promote', load_model(pathlib.Path({str(spec.folder)!r})), as_of={LATE!r}, actor='test'); "
         "print([m for m in ('mlflow', 'xgboost', 'sklearn', 'scipy', 'optuna', 'airflow') if m in sys.modules])"
     )
     process = subprocess.run(
         [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
     )
     assert process.stdout.strip() == "[]"
-    assert manifests.read(passing.name, "train", LATE) is not None
+    assert manifests.read(spec.name, "train", LATE) is not None
     assert settings().mlflow_uri.startswith("http://127.0.0.1:")

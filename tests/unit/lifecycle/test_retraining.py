@@ -14,7 +14,7 @@ import pytest
 
 import perennial
 from perennial.core.errors import DataError, PerennialError
-from perennial.lifecycle.retraining import record_answer, request_in_flight
+from perennial.lifecycle.retraining import close_request, record_answer, request_in_flight
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision
 from support.decisions import (
@@ -44,7 +44,8 @@ def test_drift_requests_a_retraining_and_gives_the_reason() -> None:
         "requested",
         "2024-02-01",
     )
-    assert record["evidence"]["verdict"] == "drifted" and record["actor"] == "test"
+    assert record["evidence"]["verdict"] == "drifted"
+    assert (record["actor"], record["evidence"]["triggered_by"]) == ("retraining policy", "test")
 
 
 @pytest.mark.parametrize("tier", ["ok", "suspected", "undetermined"])
@@ -95,9 +96,9 @@ def test_drift_fires_only_where_it_harms_the_model(signals: dict[str, Any], retr
 
 
 def test_age_counts_partition_days() -> None:
-    spec = make_policy(triggers=["age"], max_age_days=30)
+    spec = make_policy(triggers=["age"], max_age="30 days")
     assert decide_on("2024-01-31", spec, verdict="ok")["retrain"] is False
-    assert "31 days ago" in decide_on("2024-02-01", spec, verdict="ok")["reason"]
+    assert "2024-01-01, more than 30 days" in decide_on("2024-02-01", spec, verdict="ok")["reason"]
 
 
 def test_a_backfill_never_fires() -> None:
@@ -116,8 +117,37 @@ def test_a_repeated_decision_is_the_same_and_is_recorded_once() -> None:
     assert len(ledger.records("toy")) == 1
 
 
+def test_what_was_declined_is_decided_again_when_its_verdict_has_changed() -> None:
+    before = {"verdict": "undetermined", "reason": "there is no champion yet", "model_version": None}
+    assert decide_on("2024-02-01", **before)["retrain"] is False
+    assert decide_again(make_spec(), "2024-02-01")["retrain"] is False
+    assert len(ledger.records("toy")) == 1  # nothing has changed: nothing is recorded
+    decision = decide_on("2024-02-01")
+    assert decision["retrain"] is True and decision["reason"].startswith("drift")
+    assert [r["model_version"] for r in ledger.records("toy")] == ["", "1"]
+    assert decide_again(make_spec(), "2024-02-01") == decision
+
+
+def test_what_was_declined_is_decided_again_when_the_policy_or_a_block_has_changed() -> None:
+    assert "budget of retrainings is 0" in decide_on("2024-02-01", make_policy(budget=0))["reason"]
+    assert decide_again(make_policy(budget=0), "2024-02-01")["retrain"] is False
+    assert len(ledger.records("toy")) == 1
+    spec = make_policy(cooldown="0 days")
+    assert decide_again(spec, "2024-02-01")["retrain"] is True
+    assert "in flight" in decide_on("2024-02-02", spec)["reason"]
+    record_training("2024-02-01")
+    assert decide_again(spec, "2024-02-02")["retrain"] is True
+
+
+def test_an_answer_of_a_person_stands_whatever_changes() -> None:
+    spec = make_policy(mode="approval")
+    decide_on("2024-02-01", spec)
+    answer = record_answer(spec, as_of="2024-02-01", approved=False, actor="ada")
+    assert decide_on("2024-02-01", make_spec(), reason="90% of the weight") == answer
+
+
 def test_only_one_at_a_time() -> None:
-    spec = make_policy(cooldown_days=0)
+    spec = make_policy(cooldown="0 days")
     assert decide_on("2024-02-01", spec)["retrain"] is True
     decision = decide_on("2024-02-02", spec)
     assert decision["retrain"] is False and "in flight" in decision["reason"]
@@ -126,7 +156,7 @@ def test_only_one_at_a_time() -> None:
 
 
 def test_one_that_never_ended_counts_as_abandoned() -> None:
-    spec = make_policy(cooldown_days=0, abandoned_after_days=5)
+    spec = make_policy(cooldown="0 days", abandoned_after="5 days")
     decide_on("2024-02-01", spec)
     assert decide_on("2024-02-06", spec)["retrain"] is False
     assert decide_on("2024-02-07", spec)["retrain"] is True
@@ -137,18 +167,18 @@ def test_cooldown_after_any_outcome(outcome: Decision) -> None:
     decide_on("2024-02-01")
     record_training("2024-02-01", outcome)
     decision = decide_on("2024-02-07")
-    assert decision["retrain"] is False and "6 days ago" in decision["reason"]
+    assert decision["retrain"] is False and "cooldown is 7 days" in decision["reason"]
     assert decide_on("2024-02-08")["retrain"] is True
 
 
 def test_a_training_of_that_date_before_the_request_has_ended_it() -> None:
     record_training("2024-02-01")
-    spec = make_policy(cooldown_days=1)
+    spec = make_policy(cooldown="1 day")
     assert decide_on("2024-02-01", spec)["retrain"] and decide_on("2024-02-02", spec)["retrain"]
 
 
 def test_the_budget() -> None:
-    spec = make_policy(cooldown_days=0, budget=2, budget_days=30)
+    spec = make_policy(cooldown="0 days", budget=2, budget_period="30 days")
     for day in ("2024-02-01", "2024-02-11"):
         assert decide_on(day, spec)["retrain"] is True
         record_training(day)
@@ -218,18 +248,43 @@ def test_with_mode_approval_a_person_decides_and_the_first_answer_counts() -> No
         record_answer(spec, as_of="2024-02-01", approved=False, actor="bob")["retrain"] is True
     )  # the first answer stands
     assert [(r["decision"], r["actor"]) for r in ledger.records("toy")] == [
-        ("proposed", "test"),
+        ("proposed", "retraining policy"),
         ("requested", "ada"),
     ]
+    assert decide_again(spec, "2024-02-01")["decided_by"] == "ada"
     assert decide_on("2024-02-05", spec)["proposed"] is False  # in flight
 
 
-def test_a_rejection_is_recorded_and_starts_no_cooldown() -> None:
-    spec = make_policy(mode="approval")
+def test_a_persons_no_is_recorded_with_its_reason_and_starts_the_cooldown() -> None:
+    spec = make_policy(mode="approval", cooldown="5 days")
     decide_on("2024-02-01", spec)
-    assert record_answer(spec, as_of="2024-02-01", approved=False, actor="ada")["retrain"] is False
-    assert ledger.records("toy")[-1]["reason"].startswith("rejected by ada (drift")
+    why = " the season (of 2023) is over "
+    assert (
+        record_answer(spec, as_of="2024-02-01", approved=False, actor="ada", reason=why)["retrain"] is False
+    )
+    record = ledger.records("toy")[-1]
+    assert record["reason"].startswith("rejected by ada: the season (of 2023) is over (drift")
+    assert record["evidence"]["answer"] == "rejected by ada: the season (of 2023) is over"
+    assert decide_on("2024-02-05", spec)["reason"].startswith(
+        "the retraining proposed on 2024-02-01 was rejected by ada: the season (of 2023) is over; cooldown is 5 days ("
+    )
+    assert decide_on("2024-01-31", spec)["proposed"] is True  # monitored later, but of an earlier date
+    assert decide_on("2024-02-06", spec)["proposed"] is True
+
+
+def test_no_answer_starts_no_cooldown() -> None:
+    """Nobody said no: the question is asked again."""
+    spec = make_policy(mode="approval", cooldown="5 days")
+    decide_on("2024-02-01", spec)
+    record_answer(spec, as_of="2024-02-01", approved=False, actor=None)
+    assert ledger.records("toy")[-1]["evidence"]["answer"] == "nobody answered in time"
     assert decide_on("2024-02-02", spec)["proposed"] is True
+
+
+def test_a_policy_that_declines_starts_no_cooldown() -> None:
+    spec = make_policy(cooldown="5 days")
+    assert decide_on("2024-02-01", spec, verdict="ok")["retrain"] is False
+    assert decide_on("2024-02-02", spec)["retrain"] is True
 
 
 def test_nothing_else_is_proposed_while_an_answer_may_come() -> None:
@@ -248,8 +303,16 @@ def test_a_backfill_is_no_answer_to_a_proposal() -> None:
     assert record_answer(spec, as_of="2024-02-01", approved=True, actor="ada")["retrain"] is True
 
 
+def test_a_decision_of_a_mistyped_year_prevents_none() -> None:
+    """Earlier versions recorded such decisions, and the ledger keeps what it has."""
+    assert decide_on("2999-01-01")["retrain"] is True
+    assert decide_on("2024-02-01")["retrain"] is True
+    request = request_in_flight(make_spec(), "2024-02-02")
+    assert request is not None and request["partition"] == "2024-02-01"
+
+
 def test_a_request_is_in_flight_until_its_training_ends() -> None:
-    spec = make_policy(abandoned_after_days=5)
+    spec = make_policy(abandoned_after="5 days")
     decide_on("2024-02-01", spec)
     assert request_in_flight(spec, "2024-02-01") is None  # only requests before the date
     request = request_in_flight(spec, "2024-02-06")
@@ -293,3 +356,19 @@ def test_new_rows_another_spec_and_other_code_fire_where_the_policy_says_so() ->
     assert decide_on("2024-02-01", **result)["retrain"] is False
     decision = decide_on("2024-02-02", make_policy(triggers=["rows", "spec"]), **result)
     assert decision["triggers"] == ["rows", "spec"] and "60% as many new rows" in decision["reason"]
+
+
+def test_a_training_that_left_no_record_closes_its_request() -> None:
+    spec = make_spec()
+    assert not close_request(spec, as_of="2024-02-01", reason="killed"), "there is none"
+    assert decide_on("2024-02-01")["retrain"]
+    assert request_in_flight(spec, "2024-02-02") is not None
+    assert not close_request(spec, as_of="2024-01-31", reason="killed"), "another date's"
+    assert close_request(
+        spec, as_of="2024-02-01", reason="the pod was evicted\n  What to do: check the nodes"
+    )
+    record = ledger.records("toy")[-1]
+    assert (record["kind"], record["decision"], record["partition"]) == ("training", "failed", "2024-02-01")
+    assert record["reason"] == "the pod was evicted"
+    assert request_in_flight(spec, "2024-02-02") is None
+    assert not close_request(spec, as_of="2024-02-01", reason="killed"), "once"

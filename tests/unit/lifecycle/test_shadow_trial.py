@@ -1,10 +1,11 @@
-"""A shadow trial: the challenger scores new partitions without serving, and is promoted if it was better."""
+"""A shadow trial: the challenger is evaluated on new partitions without serving, and is promoted if it was better."""
 
 from __future__ import annotations
 
 import pytest
 
 from perennial.core import dates
+from perennial.core.durations import Duration
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.conclude import conclude
@@ -14,6 +15,8 @@ from perennial.steps.train import train
 from perennial.storage import ledger
 from perennial.storage.ledger import LedgerKind
 from support import toys
+
+pytestmark = pytest.mark.usefixtures("without_drift_report")
 
 EARLY, LATE = dates.add_days(toys.LAST, -1), toys.LAST
 
@@ -28,7 +31,7 @@ def test_a_challenger_is_promoted_after_its_shadow_trial_if_it_was_better(
     passing: ModelSpec, better: bool
 ) -> None:
     """Labels shuffled among the rows make a bad model; here both it and a good one pass the gate."""
-    policy = passing.retraining.model_copy(update={"trial_days": 4})
+    policy = passing.retraining.model_copy(update={"trial": Duration(4, "day")})
     spec = passing.model_copy(update={"retraining": policy})
     toys.publish(spec, shuffled=better)
     train(spec, as_of=EARLY)
@@ -38,7 +41,7 @@ def test_a_challenger_is_promoted_after_its_shadow_trial_if_it_was_better(
     toys.publish(spec, shuffled=not better)
     challenger = train(spec, as_of=LATE)["version"]
     answer = promote(spec, as_of=LATE, actor="test")
-    assert answer["promoted"] is False and "scores 4 days without serving" in answer["reason"]
+    assert answer["promoted"] is False and "is evaluated on 4 days without serving" in answer["reason"]
     assert champion_version(spec) == "1" and promote(spec, as_of=LATE, actor="test")["promoted"] is False
 
     toys.publish(spec, LATE, 8)
@@ -51,6 +54,17 @@ def test_a_challenger_is_promoted_after_its_shadow_trial_if_it_was_better(
     assert trial["days"] >= 4 and (trial["low"] > 0 if better else trial["high"] < 0)
     assert champion_version(spec) == (challenger if better else "1")
     ledger.verify(spec.name)
-    trials = [(r["model_version"], r["decision"]) for r in ledger.records(spec.name, LedgerKind.TRIAL)]
-    assert trials == [(challenger, "started"), (challenger, "passed" if better else "failed")]
+    assert registry.get_version_by_alias(spec.name, "challenger") is None
+    trials = [
+        (r["model_version"], r["decision"], r["actor"], r["evidence"]["triggered_by"])
+        for r in ledger.records(spec.name, LedgerKind.TRIAL)
+    ]
+    assert trials == [
+        (challenger, "started", "gate", "test"),
+        (challenger, "passed" if better else "failed", "trial policy", "scheduler"),
+    ]
+    promotion = ledger.records(spec.name, LedgerKind.PROMOTION)[-1]
+    assert (promotion["actor"], promotion["evidence"]["triggered_by"]) == (
+        ("trial policy", "scheduler") if better else ("gate", "test")
+    )
     assert monitor(spec, as_of=end, force=True)["trial"] is None

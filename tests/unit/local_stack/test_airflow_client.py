@@ -101,11 +101,28 @@ def test_a_refusal_is_passed_on_with_its_reason(client: Callable[[Answers], Airf
         )
 
 
-def test_a_server_that_is_gone_is_told_with_the_way_out(client: Callable[[Answers], Airflow]) -> None:
+def test_a_server_that_is_restarted_is_waited_for(client: Callable[[Answers], Airflow]) -> None:
+    calls: list[str] = []
+
+    def answers(request: httpx.Request) -> httpx.Response:
+        calls.append(request.url.path)
+        if len(calls) < 40:
+            raise httpx.ConnectError("refused")
+        return httpx.Response(200, json={"dags": [], "total_entries": 0})
+
+    assert client(answers).paused() == {}
+    assert len(calls) == 40
+
+
+def test_a_server_that_is_gone_is_told_with_the_way_out(
+    client: Callable[[Answers], Airflow], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(airflow_client, "RESTART_SECONDS", 0.2)
+
     def gone(request: httpx.Request) -> httpx.Response:
         raise httpx.ConnectError("refused")
 
-    with pytest.raises(PerennialError, match="make stop run"):
+    with pytest.raises(PerennialError, match="make status"):
         client(gone).paused()
     assert client(gone).health() == {}
 

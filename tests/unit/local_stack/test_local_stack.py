@@ -7,25 +7,26 @@ import socket
 import stat
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
-import psutil
 import pytest
 from rich.console import Console
 
 from perennial.core.errors import LockHeldError, PerennialError, StorageError
 from perennial.core.settings import ROOT
 from perennial.local_stack import __main__ as command
-from perennial.local_stack import processes, servers
-from perennial.local_stack.config import Stack, check_disk, environment, password, stack
+from perennial.local_stack import components, processes, servers
+from perennial.local_stack.config import FOLDERS, Stack, check_disk, environment, password, protect, stack
 from perennial.local_stack.progress import ProgressDisplay
+from perennial.local_stack.supervisor import Plan, PlannedServer
 
 
 @pytest.fixture
 def config(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stack:
     home = tmp_path / "a home"
     monkeypatch.setenv("PERENNIAL_HOME", str(home))
-    for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING"):
+    for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING", "MLFLOW_TRACKING_URI"):
         monkeypatch.delenv(name, raising=False)
     return Stack(home.resolve(), airflow_port=free_port(), mlflow_port=free_port())
 
@@ -53,13 +54,13 @@ def test_taken_ports_that_nobody_types_are_passed_over(config: Stack) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         wanted = Stack(config.home, config.airflow_port, config.mlflow_port, (port, port), port)
-        found = servers._check_ports(wanted, dict.fromkeys(servers.NAMES))
-    ports = [found.task_port, *found.log_ports]
+        chosen = servers._choose_ports(wanted)
+    ports = [chosen.task_port, *chosen.log_ports]
     assert port not in ports and len(set(ports)) == 3
     # a second `make run` finds the ports of the servers that run
-    again = servers._check_ports(
-        wanted, {"airflow": psutil.Process(), "tasks": None, "mlflow": psutil.Process()}
-    )
+    (config.home / "run").mkdir(parents=True)
+    components.plan(chosen, set()).write(config.state)
+    again = servers.planned_stack(wanted)
     assert [again.task_port, *again.log_ports] == ports
 
 
@@ -120,27 +121,111 @@ def test_secrets_are_made_once_and_for_this_user_only(config: Stack) -> None:
 def test_a_server_that_dies_at_once_is_told_with_its_log(
     config: Stack, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def start(name: str, *_: object) -> object:
+    def plan(*_: object) -> Plan:
         code = "raise RuntimeError('the database is of a newer version')"
-        log = config.logs / f"{name}.log"
-        return processes.start(name, [sys.executable, "-c", code], os.environ, config.state, log)
+        migration = PlannedServer(components.DATABASE, [sys.executable, "-c", code], once=True)
+        return Plan((migration,), (1, 2, 3))
 
-    monkeypatch.setattr(servers, "processes", _Instead(processes, start=start))
-    with pytest.raises(PerennialError, match="ended while creating its database") as error:
-        servers.start_all(config, quiet())
+    monkeypatch.setattr(components, "plan", plan)
+    try:
+        with pytest.raises(PerennialError, match="database migration ended with exit status 1") as error:
+            servers.start_all(config, quiet())
+    finally:
+        processes.stop(config.home, patience=5)
     assert "the database is of a newer version" in str(error.value) and "make stop run" in str(error.value)
-    processes.stop(config.home, servers.NAMES, patience=5)
 
 
-class _Instead:
-    """A module with some of its functions replaced."""
+def test_what_an_earlier_run_recorded_is_no_failure_of_this_start(
+    config: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a reboot the records of dead servers are still there."""
+    dead = {"pid": 2**22 - 1, "created": 1.0, "restarts": 7, "ended": 1.0, "reason": "was killed by SIGKILL"}
+    (config.home / "run").mkdir(parents=True)
+    for name in (components.MLFLOW, components.DATABASE):
+        processes.write_record(name, config.state, dead)
+    sleep = [sys.executable, "-c", "import time; time.sleep(60)"]
+    monkeypatch.setattr(components, "plan", lambda *_: Plan((PlannedServer("mlflow", sleep),), (1, 2, 3)))
+    monkeypatch.setattr(components, "START_TIMEOUT", 3)
+    try:
+        with pytest.raises(PerennialError, match="does not work after 3 s"):
+            servers.start_all(config, quiet())
+        assert processes.read_record(components.MLFLOW, config.state)["restarts"] == 0
+    finally:
+        processes.stop(config.home, patience=5)
 
-    def __init__(self, module: object, **replaced: object) -> None:
-        self._module = module
-        self.__dict__.update(replaced)
 
-    def __getattr__(self, name: str) -> object:
-        return getattr(self._module, name)
+def test_a_component_that_ends_twice_while_it_starts_is_told_with_its_log(
+    config: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def plan(*_: object) -> Plan:
+        code = "raise RuntimeError('no such option')"
+        return Plan((PlannedServer(components.MLFLOW, [sys.executable, "-c", code]),), (1, 2, 3))
+
+    monkeypatch.setattr(components, "plan", plan)
+    try:
+        with pytest.raises(PerennialError, match="MLflow ended with exit status 1") as error:
+            servers.start_all(config, quiet())
+    finally:
+        processes.stop(config.home, patience=5)
+    assert "no such option" in str(error.value)
+    assert processes.stack_processes(config.home) == []
+
+
+def test_other_users_are_kept_out_of_a_new_home(config: Stack) -> None:
+    protect(config.home)
+    assert stat.S_IMODE(config.home.stat().st_mode) == 0o700
+
+
+def test_other_users_are_kept_out_of_the_folders_of_a_home_that_exists(
+    config: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_LAKE", "s3://bucket/lake")
+    config.home.mkdir(parents=True, mode=0o755)
+    for name in ("landing", "logs", "mine"):
+        (config.home / name).mkdir(mode=0o755)
+    protect(config.home)
+    modes = {path.name: stat.S_IMODE(path.stat().st_mode) for path in config.home.iterdir()}
+    assert modes == dict.fromkeys(set(FOLDERS) - {"lake"}, 0o700) | {"mine": 0o755}
+
+
+def test_the_users_mlflow_is_used_and_none_is_started(config: Stack, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://me:secret@mlflow.example:5000/")
+    chosen = stack()
+    assert environment(chosen)["MLFLOW_TRACKING_URI"] == "http://me:secret@mlflow.example:5000"
+    assert components.MLFLOW not in components.plan(chosen, set()).names
+    assert chosen.mlflow_url == "http://mlflow.example:5000"
+
+
+@pytest.mark.parametrize("host", ["localhost", "127.0.0.1"])
+def test_the_address_of_the_stacks_own_mlflow_is_no_other_mlflow(
+    config: Stack, monkeypatch: pytest.MonkeyPatch, host: str
+) -> None:
+    monkeypatch.setenv("PERENNIAL_MLFLOW_PORT", "5010")
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"http://{host}:5010")
+    chosen = stack()
+    assert chosen.tracking_uri is None and components.MLFLOW in components.plan(chosen, set()).names
+
+
+def test_a_users_mlflow_that_does_not_answer_is_told_before_anything_starts(
+    config: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(config, tracking_uri=f"http://127.0.0.1:{free_port()}")
+    monkeypatch.setattr(servers, "TRACKING_TIMEOUT", 0)
+    with pytest.raises(PerennialError, match=r"does not answer[^$]*unset MLFLOW_TRACKING_URI") as error:
+        servers.start_all(elsewhere, quiet())
+    assert f"MLflow at {elsewhere.mlflow_url}" in str(error.value)
+    assert processes.stack_processes(config.home) == []
+
+
+def test_pods_reach_mlflow_at_the_address_that_is_given(
+    config: Stack, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    monkeypatch.setenv("PERENNIAL_MLFLOW_HOST", "192.0.2.7")
+    chosen = replace(stack(), mlflow_port=5010)
+    (mlflow, *_) = components.plan(chosen, set()).servers
+    assert mlflow.command[mlflow.command.index("--host") + 1] == "192.0.2.7"
+    assert environment(chosen)["MLFLOW_TRACKING_URI"] == "http://192.0.2.7:5010"
 
 
 def test_only_one_run_at_a_time(config: Stack) -> None:
@@ -171,7 +256,11 @@ def test_status_and_stop_without_a_stack(config: Stack) -> None:
     done = subprocess.run([*module, "stop"], env=environ, capture_output=True, text=True)
     assert (done.returncode, done.stdout.strip()) == (0, "Nothing was running.")
     done = subprocess.run([*module, "status"], env=environ, capture_output=True, text=True)
-    assert done.returncode == 3 and "does not work" in done.stdout
+    assert done.returncode == 3
+    labels = [components.LABELS[name] for name in components.RUNNING]
+    lines = [line.strip() for line in done.stdout.splitlines()]
+    assert [line.partition("  ")[0] for line in lines if "does not run" in line] == labels
+    assert password(config) not in done.stdout and str(config.password_file) in done.stdout
 
 
 def test_forgetting_leaves_what_the_stack_did_not_make(config: Stack) -> None:

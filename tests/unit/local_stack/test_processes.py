@@ -48,7 +48,7 @@ def test_a_started_server_is_found_and_stopped(home: Path) -> None:
     process = start(home, SLEEP)
     assert processes.find_server("airflow", home / "run") == process
     assert process in processes.stack_processes(home)
-    assert processes.stop(home, ["airflow"], patience=5) == 1
+    assert processes.stop(home, patience=5) == 1
     assert not process.is_running() or process.status() == psutil.STATUS_ZOMBIE
     assert processes.find_server("airflow", home / "run") is None
     assert processes.stack_processes(home) == []
@@ -62,7 +62,7 @@ def test_children_that_left_the_session_are_ended_too(home: Path) -> None:
         time.sleep(0.05)
     assert len(processes.stack_processes(home)) == 2
     monkey = time.monotonic()
-    assert processes.stop(home, ["airflow"], patience=0.3) == 2
+    assert processes.stop(home, patience=0.3) == 2
     assert time.monotonic() - monkey < 25
     assert processes.stack_processes(home) == []
 
@@ -77,7 +77,7 @@ def test_orphans_of_a_killed_server_are_found(home: Path) -> None:
     leader.wait(5)
     assert processes.find_server("airflow", home / "run") is None
     assert len(processes.stack_processes(home)) == 1
-    assert processes.stop(home, ["airflow"], patience=0.3) == 1
+    assert processes.stop(home, patience=0.3) == 1
 
 
 def test_a_recycled_process_number_is_never_touched(home: Path) -> None:
@@ -87,7 +87,7 @@ def test_a_recycled_process_number_is_never_touched(home: Path) -> None:
         note = {"pid": bystander.pid, "created": psutil.Process(bystander.pid).create_time() - 3600}
         (home / "run" / "airflow.json").write_text(json.dumps(note))
         assert processes.find_server("airflow", home / "run") is None
-        assert processes.stop(home, ["airflow"], patience=1) == 0
+        assert processes.stop(home, patience=1) == 0
         assert bystander.poll() is None
     finally:
         bystander.kill()
@@ -99,22 +99,22 @@ def test_a_damaged_note_counts_as_not_running(home: Path, content: str) -> None:
     (home / "run").mkdir()
     (home / "run" / "airflow.json").write_text(content)
     assert processes.find_server("airflow", home / "run") is None
-    assert processes.stop(home, ["airflow"], patience=1) == 0
+    assert processes.stop(home, patience=1) == 0
 
 
 def test_stopping_nothing_is_fine(home: Path) -> None:
-    assert processes.stop(home, ["airflow", "mlflow"], patience=1) == 0
+    assert processes.stop(home, patience=1) == 0
 
 
 def test_two_stacks_do_not_know_each_other(home: Path, tmp_path: Path) -> None:
     other = tmp_path / "another home"
     mine, theirs = start(home, SLEEP), start(other, SLEEP)
     try:
-        processes.stop(home, ["airflow"], patience=5)
+        processes.stop(home, patience=5)
         assert not mine.is_running() or mine.status() == psutil.STATUS_ZOMBIE
         assert theirs.is_running() and theirs.status() != psutil.STATUS_ZOMBIE
     finally:
-        processes.stop(other, ["airflow"], patience=5)
+        processes.stop(other, patience=5)
 
 
 def test_who_listens_on_a_port_is_named() -> None:

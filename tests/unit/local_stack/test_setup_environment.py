@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
 import subprocess
 import sys
 import venv
@@ -141,3 +142,9 @@ def test_locks_name_no_index_and_no_folder() -> None:
         pins = [line for line in lines if "==" in line and not line.startswith(" ")]
         assert len(pins) > 50
         assert text.count("--hash=sha256:") >= len(pins)
+
+
+def test_no_lock_has_what_makes_each_import_of_airflow_slow() -> None:
+    """`tests/overrides.txt` leaves it out."""
+    for lock in (ROOT / "requirements.txt", ROOT / "tests" / "requirements.txt"):
+        assert not re.search("^(rfc3987-syntax|lark)==", lock.read_text(), re.MULTILINE), lock

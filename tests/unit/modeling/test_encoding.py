@@ -11,7 +11,7 @@ import pyarrow as pa
 import pytest
 
 from perennial.core.errors import DataError
-from perennial.modeling.encoding import Encoding
+from perennial.modeling.encoding import Encoding, hash_categories
 
 INF = float("inf")
 
@@ -110,3 +110,17 @@ def test_categories_of_any_type_are_found_again(values: pa.Array) -> None:
     assert None not in known
     codes = matrix(values, {"c": sorted(known)}, "stop")
     assert [np.isnan(v) for v in codes] == [v is None for v in values.to_pylist()]
+
+
+def test_personal_categories_are_looked_up_by_their_keyed_hash() -> None:
+    texts = ["ann", None, "bob", "ann", "eve"]
+    hashes = hash_categories(pa.chunked_array([texts[:2], texts[2:]]), "00ff").to_pylist()
+    assert hashes[0] == hashes[3] and hashes[1] is None and len(set(hashes)) == 4
+    assert all(h is None or (len(h) == 32 and h not in texts) for h in hashes)
+    assert hash_categories(pa.array(["ann"]), "01").to_pylist() != hashes[:1], "another key, another hash"
+    encoding = Encoding(("c",), {"c": sorted({hashes[0], hashes[2]})}, hashed=("c",), salt="00ff")
+    codes = encoding.encode(pa.table({"c": texts}))[:, 0].tolist()
+    first = float(hashes[0] > hashes[2])
+    assert same(codes, [first, np.nan, 1 - first, first, np.nan])
+    dictionary = pa.array(texts).dictionary_encode()
+    assert same(encoding.encode(pa.table({"c": dictionary}))[:, 0].tolist(), codes)

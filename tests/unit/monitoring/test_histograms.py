@@ -2,6 +2,8 @@ from __future__ import annotations
 
 import json
 import math
+import string
+from pathlib import Path
 from typing import Any
 
 import duckdb
@@ -11,6 +13,7 @@ import pytest
 
 from perennial.core.errors import ArtifactError
 from perennial.monitoring import histograms
+from sql_names import sql_names
 
 
 def table(con: duckdb.DuckDBPyConnection, **columns: Any) -> None:
@@ -121,10 +124,42 @@ def test_any_text_can_be_a_category(con: duckdb.DuckDBPyConnection, value: str) 
     assert histograms.count_bins(con, "rows", columns).columns["t"] == columns["t"].counts == [5, 4, 0, 0]
 
 
-def test_any_text_can_be_a_name(con: duckdb.DuckDBPyConnection) -> None:
-    name = 'a"; DROP TABLE rows; --<script>'
-    table(con, **{name: [1.0, 2.0, 3.0]})
-    assert histograms.count_bins(con, "rows", reference(con, [name], [])).columns[name] is not None
+#: The names of our SQL as a column may have them, without their prefix, and others that our SQL could mistake.
+NAMES = sorted(
+    {*(name.lstrip("_").lower() for name in sql_names()), *string.ascii_lowercase}
+    - {"", "partition_date", "seg"}
+)
+HOSTILE = 'a"; DROP TABLE rows; --<script>'
+
+
+@pytest.mark.parametrize("name", [*NAMES, HOSTILE])
+def test_any_text_can_be_a_name(con: duckdb.DuckDBPyConnection, name: str) -> None:
+    """A column's name changes nothing of its own bins, nor of those of the column beside it."""
+
+    def content(name: str) -> list[Any]:
+        # No row of the most frequent category, and not every row of the others, has a value.
+        seg = ["a"] * 5 + ["b"] * 4 + ["c"] * 3
+        values = [None] * 5 + [1.0, None, 3.0, 4.0] + [5.0, None, 7.0]
+        rows = pa.table({name: values, "seg": seg, "partition_date": ["2024-01-01", "2024-01-02"] * 6})
+        con.register("t", rows)
+        con.execute("CREATE OR REPLACE TABLE rows AS SELECT * FROM t")
+        made = [
+            histograms.make_reference(con, "rows", [name], ["seg"], window=1, min_rows=1),
+            histograms.make_reference(con, "rows", [], [name, "seg"], window=1, min_rows=1),
+        ]
+        counted = [histograms.count_bins(con, "rows", histograms.read_reference(m)[1]).columns for m in made]
+        sample = histograms.sample_rows(con, "rows", n=5)
+        columns = [
+            *(m["columns"] for m in made),
+            *counted,
+            dict(zip(("x", "seg"), sample.columns, strict=True)),
+        ]
+        return [list(by_name.values()) for by_name in columns]
+
+    expected = content("plain")
+    assert expected[0][1]["categories"] == ["a", "b", "c"] and expected[0][1]["counts"] == [5, 4, 3, 0, 0]
+    assert expected[0][0]["edges"] == [1.0, 3.0, 4.0, 5.0, 7.0] and expected[0][0]["counts"][-1] == 7
+    assert content(name) == expected
 
 
 def test_a_reference_does_not_depend_on_the_order_of_rows(
@@ -147,7 +182,7 @@ def test_no_window_of_the_reference_exceeds_its_noise_floor(con: duckdb.DuckDBPy
     rng = np.random.default_rng(2)
     x = rng.normal(np.repeat(np.arange(28) / 5, 50))  # a reference that drifts by itself
     table(con, x=x, partition_date=days)
-    columns = reference(con, ["x"], [], window_days=7, min_rows=100)["x"]
+    columns = reference(con, ["x"], [], window=7, min_rows=100)["x"]
     assert columns.noise_floor(7) > 0.2 and set(columns.noise_floors) == {2, 4, 7}
     for start in range(22):
         window = x[start * 50 : (start + 7) * 50]
@@ -160,16 +195,21 @@ def test_a_reference_shorter_than_two_windows_has_no_noise_floor_for_them(
     con: duckdb.DuckDBPyConnection,
 ) -> None:
     table(con, x=[1.0, 2.0] * 7, partition_date=[f"2024-01-{d:02d}" for d in range(1, 15)])
-    assert reference(con, ["x"], [], window_days=8, min_rows=1)["x"].noise_floors.keys() == {1, 2, 4, 7}
-    assert reference(con, ["x"], [], window_days=7, min_rows=1)["x"].noise_floors.keys() == {1, 2, 4, 7}
+    assert reference(con, ["x"], [], window=8, min_rows=1)["x"].noise_floors.keys() == {1, 2, 4, 7}
+    assert reference(con, ["x"], [], window=7, min_rows=1)["x"].noise_floors.keys() == {1, 2, 4, 7}
 
 
 def test_personal_values_are_neither_stored_nor_sampled(con: duckdb.DuckDBPyConnection) -> None:
-    table(con, who=[f"person {i % 7}" for i in range(100)], x=[1.0] * 100)
-    made = histograms.make_reference(con, "rows", ["x"], ["who"], personal=["who"])
-    assert "person" not in json.dumps(made)
-    assert histograms.sample_rows(con, "rows", n=5, personal=["who"]).column_names == ["x"]
-    assert sum(histograms.read_reference(made)[1]["who"].counts) == 100
+    ages = [None, *(float(7391 + i) for i in range(99))]
+    table(con, who=[f"person {i % 7}" for i in range(100)], x=[1.0] * 100, age=ages)
+    personal = ["who", "age"]
+    made = histograms.make_reference(con, "rows", ["x", "age"], ["who"], personal=personal)
+    assert "person " not in json.dumps(made) and "74" not in json.dumps(made["columns"]["age"])
+    assert histograms.sample_rows(con, "rows", n=5, personal=personal).column_names == ["x"]
+    columns = histograms.read_reference(made)[1]
+    assert sum(columns["who"].counts) == 100
+    assert columns["age"].counts == [99, 1], "of a number, only missing values are counted"
+    assert histograms.count_bins(con, "rows", columns).columns["age"] == [99, 1]
 
 
 def test_a_stream_is_counted_in_one_pass(con: duckdb.DuckDBPyConnection) -> None:
@@ -214,6 +254,53 @@ def test_a_wide_table_is_counted_in_batches_within_little_memory(con: duckdb.Duc
     assert list(columns) == names and all(len(s.edges) == 9 for s in columns.values())
     counts = histograms.count_bins(con, "rows", columns)
     assert counts.rows == 600 and all(counts.columns[c] == columns[c].counts for c in names)
+
+
+def test_edges_from_a_sample_of_the_rows_do_not_depend_on_the_batches(
+    con: duckdb.DuckDBPyConnection, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = [f"c{i}" for i in range(6)]
+    table(con, **{c: np.random.default_rng(i).random(4000) for i, c in enumerate(names)})
+    exact = reference(con, names, [])
+    monkeypatch.setattr(histograms, "MAX_QUANTILE_CELLS", 12_000)
+    sampled = reference(con, names, [])
+    monkeypatch.setattr(histograms, "COLUMNS_PER_QUERY", 1)
+    assert reference(con, names, []) == sampled
+    for name in names:
+        assert sampled[name].edges != exact[name].edges
+        assert sampled[name].edges == pytest.approx(exact[name].edges, abs=0.05)
+    monkeypatch.setattr(histograms, "MAX_HASHED_COLUMNS", 2)  # another sample
+    for name, column in reference(con, names, []).items():
+        assert column.edges != sampled[name].edges
+        assert column.edges == pytest.approx(exact[name].edges, abs=0.05)
+
+
+def test_a_sample_of_a_very_wide_table_has_fewer_rows(con: duckdb.DuckDBPyConnection) -> None:
+    listed = ", ".join(f"i + {c} AS c{c}" for c in range(2100))
+    con.execute(f"CREATE VIEW wide AS SELECT {listed} FROM range(4200) r(i)")
+    sample = histograms.sample_rows(con, "wide", n=5000, columns=["c0", "c1"])
+    assert sample.num_rows == 4200  # two columns only
+    whole = histograms.sample_rows(con, "wide", n=5000)
+    assert whole.num_rows == 8_000_000 // 2100
+    assert whole.column_names == [f"c{c}" for c in range(2100)]
+    first, last = (whole[c].to_numpy() for c in ("c0", "c2099"))
+    assert len(set(first.tolist())) == whole.num_rows and (last - first == 2099).all()
+
+
+def test_a_very_wide_table_is_sampled_within_little_memory(tmp_path: Path) -> None:
+    con = duckdb.connect(config={"threads": 1})
+    listed = ", ".join(f"hash(i, {c}) / 1e18 AS c{c}" for c in range(1500))
+    con.execute(
+        f"COPY (SELECT {listed} FROM range(8192) r(i)) TO '{tmp_path}/rows.parquet' (ROW_GROUP_SIZE 2048)"
+    )
+    con.execute(f"CREATE VIEW wide AS FROM read_parquet('{tmp_path}/rows.parquet')")
+    con.execute("SET memory_limit='120MB'")
+    with pytest.raises(duckdb.OutOfMemoryException):
+        con.sql("SELECT * FROM wide ORDER BY hash(c0) LIMIT 2048").to_arrow_table()
+    assert histograms.sample_rows(con, "wide", n=5000).num_rows == 5000
+    names = [f"c{c}" for c in range(1500)]
+    cut = histograms._cut_edges(con, "wide", names[:64], dict.fromkeys(names, "DOUBLE"))
+    assert all(len(column.edges) == 9 for column in cut.values())
 
 
 def test_without_columns_rows_are_counted(con: duckdb.DuckDBPyConnection) -> None:

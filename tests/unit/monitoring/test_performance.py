@@ -78,7 +78,7 @@ def test_null_labels_and_a_metric_that_was_not_recorded(make_world: Make) -> Non
 
 def test_labels_that_are_a_column_of_the_data(make_world: Make) -> None:
     world = make_world(
-        label={"source": None, "columns": {}, "expression": "x", "arrives_after_days": 0}, task="regression"
+        label={"source": None, "columns": {}, "expression": "x", "arrives_after": "0 days"}, task="regression"
     )  # fmt: skip
     world.publish(FIRST, 7)
     world.predict(FIRST, 7, value="0.5")
@@ -88,25 +88,48 @@ def test_labels_that_are_a_column_of_the_data(make_world: Make) -> None:
     )
 
 
-def test_infinite_labels_do_not_reach_the_metrics(make_world: Make) -> None:
-    world = make_world(task="regression")
-    world.predict(FIRST, 7, value="1.0")
-    world.label(
-        FIRST, 7, value="CASE WHEN i = 0 THEN 'inf'::DOUBLE WHEN i = 1 THEN 'nan'::DOUBLE ELSE 2.0 END"
-    )
-    assert measure(world, metrics_at_training={"squared_error": 1.0})["metrics"]["squared_error"] == 1.0
+@pytest.mark.parametrize(
+    ("task", "value"),
+    [
+        ("regression", "CASE WHEN i = 0 THEN 'inf'::DOUBLE WHEN i = 1 THEN 'nan'::DOUBLE ELSE 2.0 END"),
+        ("binary", "CASE WHEN i < 2 THEN 2 ELSE i % 2 END"),
+        ("ranking", "CASE WHEN i = 0 THEN -1.0 WHEN i = 1 THEN 0.5 ELSE i % 3 END"),
+        ("multiclass", "CASE WHEN i < 2 THEN '' ELSE 'a' END"),
+    ],
+)
+def test_a_label_that_the_task_cannot_have_is_counted_and_nothing_is_called_fine(
+    make_world: Make, task: str, value: str
+) -> None:
+    group = {"group": "k"} if task == "ranking" else {}
+    world = make_world(task=task, **group)
+    world.publish(FIRST, 7)
+    more = ", [1.0]::FLOAT[] AS probabilities" if task == "multiclass" else ""
+    world.predict(FIRST, 7, value="1.0", more=more)
+    world.label(FIRST, 7, value=value)
+    result = measure(world, classes=("a",) if task == "multiclass" else ())
+    assert result["metrics"] == {}
+    assert result["reason"].startswith("12 of 1,200 labels are not ")
+    assert result["coverage"]["evaluated"] == 0 and result["coverage"]["rows"] == 1400
 
 
-def test_multiclass_reads_the_probabilities_and_skips_unknown_classes(make_world: Make) -> None:
+def test_multiclass_reads_the_probabilities_and_counts_unknown_classes_as_wrong(make_world: Make) -> None:
     world = make_world(
         task="multiclass", label={"expression": "y", "columns": {"id": "string", "y": "string"}}
     )
     world.predict(FIRST, 7, value="0", more=", [0.8, 0.2]::FLOAT[] AS probabilities")
     world.label(FIRST, 7, value="CASE WHEN i < 100 THEN 'a' ELSE 'unseen' END")
     result = measure(world, classes=("a", "b"), metrics_at_training={"log_loss": 0.2})
+    assert result["metrics"]["accuracy"] == 0.5
+    assert result["metrics"]["log_loss"] == pytest.approx((0.223144 + 16.118096) / 2, abs=1e-5)
+    assert result["coverage"] == {
+        "evaluated": 1200,
+        "rows": 1400,
+        "omitted": {"whose label is not due yet": 200},
+        "counted_wrong": {"of a class unseen at training": 600},
+    }
     assert (
-        result["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
-        and result["metrics"]["accuracy"] == 1.0
+        "on 1,200 of 1,400 rows (200 whose label is not due yet); 600 of a class unseen at training count as wrong"
+        in result["reason"]
     )
     assert measure(world, classes=("a", "b", "c"))["metrics"] == {}
 
@@ -118,6 +141,20 @@ def test_ranking_is_evaluated_by_list(make_world: Make) -> None:
     world.label(FIRST, 7, value="CASE WHEN i % 20 = 19 THEN 3 ELSE 0 END")
     result = measure(world, metrics_at_training={"ndcg_loss": 0.1})
     assert result["metrics"]["ndcg"] == pytest.approx(1.0)
+    assert result["coverage"]["evaluated"] == 1200
+
+
+def test_lists_end_with_their_date_and_those_of_one_grade_are_left_out(make_world: Make) -> None:
+    """One list a day, the same on all; every second day, no row is relevant."""
+    world = make_world(task="ranking", group="k")
+    world.publish(FIRST, 7, k="'always'")
+    world.predict(FIRST, 7, value="-i")
+    world.label(FIRST, 7, value="CASE WHEN i = 0 AND getvariable($$salt$$) % 2 = 0 THEN 3 ELSE 0 END")
+    result = measure(world, metrics_at_training={"ndcg_loss": 0.1})
+    assert result["metrics"]["ndcg"] == pytest.approx(1.0)
+    assert result["coverage"]["omitted"] == {
+        "whose label is not due yet": 200, "in a list whose rows all have the same grade": 600
+    }  # fmt: skip
 
 
 def test_many_rows_are_evaluated_on_a_sample(make_world: Make, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -129,6 +166,8 @@ def test_many_rows_are_evaluated_on_a_sample(make_world: Make, monkeypatch: pyte
     assert (
         one == two
         and one["labelled_rows"] == 1200
+        and one["coverage"]["evaluated"] + one["coverage"]["omitted"]["not in the sample"] == 1200
+        and 200 < one["coverage"]["evaluated"] < 400
         and one["metrics"]["log_loss"] == pytest.approx(0.223144, abs=1e-5)
     )
 

@@ -7,8 +7,12 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from perennial.modeling.encoding import Encoding
+from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import signals
-from perennial.monitoring.partition_sample import PartitionSample, predict_margin
+from perennial.monitoring._loss_estimation import LossEstimator
+from perennial.monitoring.partition_sample import PartitionSample
+from support.monitored import fit, make_spec
 from support.streamed import Monitored, evaluate, fit_monitored
 
 
@@ -21,7 +25,7 @@ def with_features(monitored: Monitored, x: np.ndarray) -> PartitionSample:
     """The live partitions with other features, as the model sees them."""
     x = x.astype(np.float32)
     model = monitored.model
-    margin, predicted = predict_margin(model, x), model.predict_matrix(x)
+    margin, predicted = model.predict_margin(x), model.predict_matrix(x)
     return replace(monitored.live, x=x, margin=margin, predicted=predicted)
 
 
@@ -103,3 +107,27 @@ def test_groups_that_are_treated_differently_raise_fairness(monitored: Monitored
         monitored, replace(live, predicted=np.where(worse, live.predicted * 0.5, live.predicted))
     )
     assert result["fairness:sex"].state == "bad"
+
+
+def test_the_fairness_of_classes_is_the_gap_of_the_class_that_differs_most() -> None:
+    """Groups whose largest gap is not in the first class, in the second of two partitions."""
+    by_group = {"f": [[0.5, 0.3, 0.2], [0.5, 0.1, 0.4]], "m": [[0.5, 0.3, 0.2], [0.4, 0.4, 0.2]]}
+    rows = 40
+    groups = np.asarray(["f", "m"] * rows + ["f", "m"] * rows, object)
+    partition_index = np.repeat([0, 1], 2 * rows)
+    predicted = np.asarray([by_group[g][p] for g, p in zip(groups, partition_index, strict=True)])
+    sample = PartitionSample(
+        ("2024-01-01", "2024-01-02"), partition_index, np.zeros((len(groups), 1), np.float32),
+        np.log(predicted), predicted, np.zeros(len(groups)), None, {"sex": groups},
+    )  # fmt: skip
+    spec = make_spec(
+        task="multiclass", monitoring={"fairness": ["sex"]},
+        data={"columns": {"id": "string", "at": "timestamp", "sex": "string"}, "personal": []},
+        label={"columns": {"id": "string", "y": "string"}}, features={"categorical": [], "personal": {}},
+    )  # fmt: skip
+    model = TrainedModel(fit().booster, Encoding(("x",), {}), "multiclass", ("a", "b", "c"))
+    none = signals.Attributions(np.zeros((0, 1)), np.zeros(0, np.int64))
+    series = signals.monitored_series(
+        spec, model, sample, LossEstimator("multiclass", "log_loss"), none, np.ones(1), {"sex": ["f", "m"]}
+    )
+    assert series["fairness:sex"] == pytest.approx([0.0, 0.3])

@@ -18,7 +18,8 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.steps.promote import promote
 from perennial.steps.score import score
 from perennial.steps.train import train
-from perennial.storage import delta_tables, landing, manifests
+from perennial.storage import delta_tables, landing, ledger, manifests
+from perennial.storage.ledger import Decision, LedgerKind
 from support import lake, toys
 
 FIRST, LAST = dates.add_days(toys.LAST, 1), dates.add_days(toys.LAST, 4)
@@ -46,7 +47,7 @@ def scored(world: Any) -> ModelSpec:
 def test_served_features_equal_those_of_the_training_code(scored: ModelSpec) -> None:
     signal = evaluate(scored)
     assert (signal.state, signal.reason) == (
-        "ok", f"all {4 * toys.ROWS} logged rows have the features of the training code",
+        "ok", f"all {4 * toys.ROWS} logged rows have the features of the training code, in 4 of 4 partitions",
     )  # fmt: skip
 
 
@@ -137,6 +138,16 @@ def test_without_a_log_the_signal_is_undetermined(world: Any) -> None:
     champion = registry.get_champion(world.spec)
     assert champion is not None
     later = registry.ModelVersion(champion.name, "99", champion.run_id, champion.model_id, champion.tags)
+    record = ledger.records(champion.name, LedgerKind.TRAINING)[-1]
+    ledger.append(
+        champion.name,
+        kind=LedgerKind.TRAINING,
+        decision=Decision.ACCEPTED,
+        reason="trained again",
+        actor="gate",
+        evidence=record["evidence"],
+        model_version=later.version,
+    )
     assert skew_signal(world.spec, later, registry.load_model(champion), FIRST, LAST).state == "undetermined"
 
 

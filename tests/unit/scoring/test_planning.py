@@ -19,3 +19,11 @@ def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest
     monkeypatch.setattr(planning, "COMMIT_ROWS", 500)
     found = [["01", "02", "03", "04"], ["05"], ["07"], ["08", "09"]]
     assert list(planning.group_into_commits(days, days, rows, 250)) == found
+
+
+def test_a_commit_has_a_bounded_number_of_partitions() -> None:
+    """The lake's writer holds something of each, however few rows it has."""
+    days = [f"{i:04}" for i in range(2 * planning.COMMIT_PARTITIONS + 1)]
+    groups = list(planning.group_into_commits(days, days, dict.fromkeys(days, 1), planning.UNIT_ROWS))
+    assert [len(group) for group in groups] == [planning.COMMIT_PARTITIONS] * 2 + [1]
+    assert [day for group in groups for day in group] == days

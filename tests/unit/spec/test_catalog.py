@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import shutil
 from pathlib import Path
 
@@ -160,7 +161,9 @@ def test_what_landed_is_compared_with_what_is_declared(empty_home: Path, roots: 
     landed(empty_home, "labels", id=rows["id"], why=[1] * n)
     (report,) = preflight.check(["toy"])
     assert any(
-        "model.yaml:10: " in p and "column 'x' is declared number; the file has string" in p
+        "model.yaml:10: " in p
+        and "column 'x' is declared number; the file has string, and none of its first 20 values can be read"
+        in p
         for p in report.problems
     )
     assert any("model.yaml:20: " in p and "column 'y' (integer) is missing" in p for p in report.problems)
@@ -171,9 +174,23 @@ def test_no_personal_value_is_shown(empty_home: Path, roots: tuple[Path, Path]) 
 
     folder = write(roots[0])
     (folder / "features.sql").write_text("SELECT id, who::INTEGER AS x FROM rows")
+    reason = "features: {personal: {x: a test needs it}}\n"
+    (folder / "model.yaml").write_text((folder / "model.yaml").read_text() + reason)
     n = 20
     landed(empty_home, "toy", id=[f"k{i}" for i in range(n)], seen_at=[dt.datetime(2024, 1, 3, 1)] * n, x=[0.5] * n,
            shop=["a"] * n, who=[f"Person {i}" for i in range(n)])  # fmt: skip
     (report,) = preflight.check(["toy"])
-    assert report.problems
+    assert "Conversion Error: a value cannot be converted, to INT32" in report.problems[0]
     assert "Person" not in str(report)
+
+
+@pytest.mark.parametrize(("kind", "noted"), [("number", True), ("integer", False)])
+def test_a_key_that_is_a_number_is_noted(
+    empty_home: Path, roots: tuple[Path, Path], kind: str, noted: bool
+) -> None:
+    folder = write(roots[0])
+    path = folder / "model.yaml"
+    path.write_text(re.sub(r"\bid: string", f"id: {kind}", path.read_text()))
+    (report,) = preflight.check(["toy"])
+    assert f"id: {kind}" in path.read_text()
+    assert any("integers above 2^53" in note and "'id'" in note for note in report.notes) == noted

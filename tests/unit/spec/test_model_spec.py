@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 import re
@@ -9,12 +10,15 @@ import shutil
 from pathlib import Path
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from perennial.cli import spec_reference
 from perennial.cli.check import preflight
+from perennial.core.durations import Duration
 from perennial.core.errors import SpecError
-from perennial.spec import catalog
-from perennial.spec.constraints import PARAMETER_BOUNDS
+from perennial.spec import _renamed_keys, catalog
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, PARAMETER_BOUNDS
 from perennial.spec.model_spec import ModelSpec
 
 BROKEN = Path(__file__).parent / "broken"
@@ -145,7 +149,7 @@ def test_all_problems_are_reported_at_once(folder: Path) -> None:
         break_it(folder, case)
     output = problems()
     assert "flavour" in output
-    assert "monitoring.window_days" in output
+    assert "monitoring.min_rows" in output
 
 
 def test_on_and_no_are_words(folder: Path) -> None:
@@ -168,6 +172,44 @@ def test_bundle_is_the_whole_model(folder: Path) -> None:
         assert again.model_dump() == spec.model_dump()
         assert again.digest == spec.digest
         assert [s.sql for s in again.feature_sets] == [s.sql for s in spec.feature_sets]
+
+
+def test_a_spec_that_was_stored_with_the_old_names_is_read() -> None:
+    """A champion of before an upgrade scores on."""
+    spec = catalog.load_model_by_name("flight_late")
+    bundle = spec.bundle()
+    stored = bundle | {"model": copy.deepcopy(bundle["model"])}
+    training, retraining, gate = (stored["model"][name] for name in ("training", "retraining", "gate"))
+    assert (training.pop("window"), training.pop("holdout")) == ("90 days", "14 days")
+    training |= {"window_days": 90, "holdout_days": 14}
+    stored["model"]["label"]["arrives_after_days"] = 1
+    del stored["model"]["label"]["arrives_after"]
+    retraining["max_age_days"] = Duration.parse(retraining.pop("max_age")).count
+    retraining["on"] = ["value", *retraining.pop("triggers")[1:]]
+    gate["resample"] = gate.pop("bootstrap_unit")
+    restored = ModelSpec.from_bundle(stored)
+    assert restored.model_dump() == spec.model_dump() and restored.digest == spec.digest
+    training["window_days"], gate["resample"] = None, "days"
+    restored = ModelSpec.from_bundle(stored)
+    assert (restored.training.window, restored.gate.bootstrap_unit) == (None, "partitions")
+    assert stored["model"]["training"]["window_days"] is None, "what is stored stays as it is"
+
+
+@given(
+    st.lists(st.text(min_size=1) | st.sampled_from([".", "a.b", "x.window_days", "gate.resample", "1", "on"]))
+)
+def test_names_of_columns_are_no_keys(columns: list[str]) -> None:
+    """The old names of keys are looked for in the spec alone, not among the columns, which may be called anything."""
+    model = {
+        "data": {
+            "columns": dict.fromkeys(columns, "number"),
+            "key": columns,
+            "constraints": {c: {} for c in columns},
+        },
+        "features": {"categorical": columns},
+        "monitoring": {"slices": columns},
+    }
+    assert _renamed_keys.upgrade(model) == model
 
 
 def test_digest_follows_every_file(folder: Path) -> None:
@@ -229,3 +271,34 @@ def test_a_spec_has_one_digest_wherever_it_is_read(folder: Path) -> None:
     travelled = ModelSpec.from_bundle(json.loads(json.dumps(spec.bundle())))
     assert travelled.digest == spec.digest
     assert travelled.model_dump_json() == spec.model_dump_json()
+
+
+@pytest.mark.parametrize(
+    ("every", "held_out", "window", "cooldown"),
+    [
+        ("hour", 336, 672, "7 days"),
+        ("day", 14, 28, "7 days"),
+        ("week", 8, 8, "4 weeks"),
+        ("month", 6, 3, "3 months"),
+    ],
+)
+def test_default_durations_fit_the_length_of_a_partition(
+    tmp_path: Path, every: str, held_out: int, window: int, cooldown: str
+) -> None:
+    source = {"hour": "{date}T{hour}", "month": "{year}-{month}"}.get(every, "{date}")
+    cron = {"hour": "10 * * * *", "week": "0 2 * * 1", "month": "0 2 1 * *"}.get(every, "0 2 * * *")
+    values = {
+        "name": "toy", "task": "regression", "owner": "tests", "description": "For tests.",
+        "data": {"source": f"{{landing}}/{source}.csv", "every": every, "key": ["id"],
+                 "columns": {"id": "string", "y": "number"}},
+        "label": {"expression": "y"}, "training": {"rounds": 5},
+        "schedule": {"start": "2024-01-01", "data": cron, "monitor": cron},
+    }  # fmt: skip
+    spec = ModelSpec.model_validate(values)
+    lengths = (spec.training.holdout, spec.monitoring.window)
+    assert tuple(length.partitions(spec.cadence) for length in lengths) == (held_out, window)
+    assert (str(spec.retraining.cooldown), spec.training.rounds) == (cooldown, 5)
+    assert spec.training.holdout.partitions(spec.cadence) >= MIN_BASELINE_PARTITIONS
+    changed = ModelSpec.model_validate(values | {"training": {"holdout": "9 partitions"}})
+    assert changed.training.holdout.partitions(spec.cadence) == 9
+    assert ModelSpec.model_validate_json(spec.model_dump_json()).digest == spec.digest

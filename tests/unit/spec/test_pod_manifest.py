@@ -34,6 +34,30 @@ def test_it_meets_the_restricted_standard(remote_lake: Path, tmp_path: Path) -> 
     assert "very secret" not in json.dumps(pod)
 
 
+def test_a_pod_gets_the_connections_of_its_step_from_secrets(
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_CONNECTION_SHOP", "postgresql://ann:very secret@db/shop")
+    source = {"sql": "SELECT * FROM t WHERE seen_at >= {start}", "connection": "shop"}
+    spec = toys.model(tmp_path / "models", "queried", data={"source": source})
+
+    def made(step: str, **profile: object) -> str:
+        return json.dumps(
+            pod_manifest.step_pod(
+                ComputeProfile.model_validate({"name": "p", "kind": "kubernetes"} | profile), spec, step, ["run"],
+                memory="1Gi", interruptions=0,
+            )
+        )  # fmt: skip
+
+    with pytest.raises(PerennialError, match="does not get connection shop"):
+        made("data")
+    secret = {"env": "PERENNIAL_CONNECTION_SHOP", "secret": "shop", "key": "uri"}
+    for pod in (made("data", secrets=[secret]), made("data", secret_env=["shop"]), made("train")):
+        assert "very secret" not in pod
+    with pytest.raises(ValueError, match="name a Kubernetes secret"):
+        made("data", env={"PERENNIAL_CONNECTION_SHOP": "postgresql://ann:pw@db/shop"})
+
+
 def test_the_profile_decides(remote_lake: Path, tmp_path: Path) -> None:
     profile = ComputeProfile(
         name="p", kind="kubernetes", image="i:1", cpu="1500m", memory="2Gi", gpu={"count": 2, "kind": "H200"},
@@ -100,6 +124,83 @@ def test_template_then_profile_then_step_and_lists_merge_by_name(remote_lake: Pa
 def test_a_lake_in_a_folder_is_refused(empty_home: Path, tmp_path: Path) -> None:
     with pytest.raises(PerennialError, match=r"PERENNIAL_LAKE is .* a folder of this machine"):
         make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+
+
+@pytest.mark.parametrize(
+    ("host", "expected"),
+    [
+        *((host, True) for host in (
+            "localhost", "LocalHost", "localhost.", "mlflow.localhost", "localhost.localdomain", "ip6-localhost",
+            "127.0.0.1", "127.8.8.8", "127.1", "0x7f.1", "0177.0.0.1", "2130706433", "127.0.0.1.", "0.0.0.0", "0",
+            "[::1]", "[0:0:0:0:0:0:0:1]", "[::1%lo]", "[::ffff:127.0.0.1]", "[::]",
+        )),
+        *((host, False) for host in (
+            "mlflow.mlflow", "localhost.example.com", "notlocalhost", "10.0.0.127", "127.example.com", "128.0.0.1",
+            "[fd00::1]", "[::ffff:10.0.0.1]", "host.docker.internal",
+        )),
+    ],
+)  # fmt: skip
+def test_loopback_in_every_spelling(host: str, expected: bool) -> None:
+    for url in (f"http://{host}:5000", f"https://user:word@{host}/path", f"HTTP://{host}"):
+        assert pod_manifest.is_loopback(url) is expected, url
+
+
+def test_only_addresses_are_read_as_such() -> None:
+    for text in (
+        "",
+        "localhost",
+        "127.0.0.1",
+        "localhost:5000",
+        "s3://bucket/localhost",
+        "http://[broken",
+        "1",
+    ):
+        assert not pod_manifest.is_loopback(text)
+
+
+@pytest.mark.parametrize("name", ["MLFLOW_TRACKING_URI", "AWS_ENDPOINT_URL", "AWS_ENDPOINT_URL_S3"])
+def test_an_address_that_only_this_machine_reaches_is_refused(
+    name: str, remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv(name, "http://127.0.0.1:5000")
+    expected = f"{name} is http://127.0.0.1:5000, the loopback address of this machine: a pod of profile p cannot reach"
+    with pytest.raises(PerennialError, match=expected) as caught:
+        make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+    assert f"set {name} to an address that pods can reach" in caught.value.remedy
+    assert ("PERENNIAL_MLFLOW_HOST" in caught.value.remedy) == (name == "MLFLOW_TRACKING_URI")
+    # what counts is what the pod is handed: the profile may name another address, or such a one
+    other = {name: "http://192.0.2.7:5000"}
+    make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes", env=other))
+    monkeypatch.setenv(name, "http://192.0.2.7:5000")
+    with pytest.raises(PerennialError, match="OTHER_URL is http://localhost, the loopback"):
+        make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes", env={"OTHER_URL": "http://localhost"}))
+
+
+def test_the_default_address_of_mlflow_is_refused(
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI")
+    with pytest.raises(PerennialError, match=r"MLFLOW_TRACKING_URI is http://127\.0\.0\.1:5000"):
+        make_pod(tmp_path, ComputeProfile(name="p", kind="kubernetes"))
+
+
+@pytest.mark.parametrize(
+    "served", [{"hostNetwork": True}, {"containers": [{"name": "proxy", "image": "proxy:1"}]}]
+)
+def test_a_template_may_serve_the_loopback_address(
+    served: dict[str, Any], remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:5000")
+    (remote_lake / "p.yaml").write_text(
+        yaml.safe_dump({"name": "p", "kind": "kubernetes", "template": "base.txt"})
+    )
+    (remote_lake / "base.txt").write_text(yaml.safe_dump({"spec": {"hostAliases": []}}))
+    with pytest.raises(PerennialError, match="loopback"):
+        make_pod(tmp_path, compute_profile.load_profile("p"))
+    (remote_lake / "base.txt").write_text(yaml.safe_dump({"spec": served}))
+    pod = make_pod(tmp_path, compute_profile.load_profile("p"))
+    (item,) = pod_manifest.unreachable_values(compute_profile.load_profile("p"), pod)
+    assert (item.variable, item.certain) == ("MLFLOW_TRACKING_URI", False)
 
 
 @pytest.mark.parametrize(

@@ -1,7 +1,8 @@
-"""The fixtures of `support.small_model`: a model, where its files land, and its lake."""
+"""The fixtures of `support.small_model` and `support.monitored`."""
 
 from __future__ import annotations
 
+from support.monitored import calm, make_world, monitored
 from support.small_model import make_rows, small_model
 
-__all__ = ["make_rows", "small_model"]
+__all__ = ["calm", "make_rows", "make_world", "monitored", "small_model"]

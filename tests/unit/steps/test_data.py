@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -60,6 +61,74 @@ def test_a_rerun_does_nothing_and_a_change_does_it_again(small_model: Any, make_
     assert small_model.run()["status"] == "published"
 
 
+@pytest.mark.parametrize("feed", ["rows", "labels"])
+@pytest.mark.parametrize("ending", ["parquet", "csv"])
+def test_a_file_that_is_replaced_while_it_is_read_is_not_published(
+    small_model: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch, feed: str, ending: str
+) -> None:
+    from perennial.validation import validator
+
+    real = validator.validate
+    if ending == "csv":
+        small_model.changes = {"source": "{landing}/rows/{date}.csv", "personal": []}
+        small_model.columns = {"id": "string", "at": "timestamp", "amount": "number", "kind": "string"}
+    land = {
+        "rows": lambda n, first: small_model.land(
+            make_rows(NEXT, n=n, amount=[first] + [1.0] * (n - 1))
+            if ending == "parquet"
+            else "id,at,amount,kind\n" + "".join(f"{i},{NEXT} 01:00,{first},a\n" for i in range(n)),
+            NEXT, ending=ending,
+        ),
+        "labels": lambda n, first: small_model.land(labels(make_rows, n=n, value=[first] * n), DAY, "labels"),
+    }  # fmt: skip
+    for name in ("rows", "labels"):
+        land[name](40, 1.0)
+
+    def replaced(con: Any, schema: Any, *rest: Any) -> Any:
+        findings = real(con, schema, *rest)
+        if schema.kind == feed:
+            land[feed](40, 2.0)  # as many rows, validated as others
+        return findings
+
+    monkeypatch.setattr(validator, "validate", replaced)
+    if feed == "rows" and ending == "csv":  # a copy is read: what was validated is published
+        small_model.run(NEXT)
+        assert {r["amount"] for r in small_model.table()} == {1.0}
+    else:
+        with pytest.raises(DataError, match=r"was replaced while it was read(?s:.)*run it again"):
+            small_model.run(NEXT)
+        assert small_model.table("published" if feed == "rows" else "labels") == []
+    monkeypatch.setattr(validator, "validate", real)
+    assert small_model.run(NEXT)["status"] == "published"
+    assert small_model.run(NEXT)["status"] == "unchanged"
+    if feed == "rows":
+        assert 2.0 in {r["amount"] for r in small_model.table()}
+    else:
+        assert {r["label"] for r in small_model.table("labels")} == {1}
+
+
+@pytest.mark.parametrize("feed", ["rows", "labels"])
+def test_a_manifest_counts_only_if_the_tables_hold_what_its_run_wrote(
+    small_model: Any, make_rows: Any, feed: str
+) -> None:
+    """Of two runs at the same time, one may write the rows last and the other the manifest."""
+    key, step = (NEXT, "data") if feed == "rows" else (DAY, "labels")
+    path = small_model.lake / "manifests" / "small" / step / f"{key}.json"
+
+    def publish(n: int) -> None:
+        small_model.land(make_rows(NEXT, n=n if feed == "rows" else 40), NEXT)
+        small_model.land(labels(make_rows, n=n if feed == "labels" else 40), DAY, "labels")
+        small_model.run(NEXT)
+
+    publish(30)
+    other = path.read_text()
+    publish(20)
+    path.write_text(other)
+    publish(30)
+    assert len(small_model.table("published" if feed == "rows" else "labels")) == 30
+    assert small_model.run(NEXT)["status"] == "unchanged"
+
+
 def test_bad_rows_go_to_quarantine_with_key_and_reason(small_model: Any, make_rows: Any) -> None:
     amounts = [float(i) for i in range(40)]
     amounts[3], amounts[7] = -1.0, -2.5
@@ -76,7 +145,7 @@ def test_bad_rows_go_to_quarantine_with_key_and_reason(small_model: Any, make_ro
     document = json.loads(small_model.report(ending="json"))
     assert document["meta"]["perennial"] == {
         "verdict": "published", "rows": 40, "quarantined": 2, "stopped": [], "declared": 3, "evaluated": 3,
-        "broken": {"expect_column_values_to_be_between(amount)": 2},
+        "broken": {"expect_column_values_to_be_between(amount)": 2}, "in_great_expectations": [],
     }  # fmt: skip
     judged = next(
         r for r in document["results"] if r["expectation_config"]["kwargs"].get("column") == "amount"
@@ -157,7 +226,10 @@ def _content(small_model: Any) -> dict[str, Any]:
             content["rows_in"],
             content["rows_out"],
             content["quarantined"],
-        ] + [content["result"][k] for k in ("labels", "labels_quarantined", "label_state")]
+        ]
+    for path in sorted((small_model.lake / "manifests" / "small" / "labels").glob("*.json")):
+        content = json.loads(path.read_text())
+        manifests[f"labels of {path.name}"] = [content["inputs"], content["rows_out"], content["quarantined"]]
     return {"tables": tables, "documents": documents, "manifests": manifests}
 
 
@@ -242,4 +314,58 @@ def test_an_expectation_that_cannot_be_evaluated_stops_the_partition(
     document = json.loads(small_model.report(ending="json"))
     summary = document["meta"]["perennial"]
     assert (summary["evaluated"], summary["declared"]) == (2, 3)
+    assert small_model.table() == []
+
+
+def test_a_forced_run_repairs_a_damaged_partition(small_model: Any, make_rows: Any) -> None:
+    """What the message about a damaged file says to do."""
+    small_model.land(make_rows())
+    small_model.run()
+    for file in Path(delta_tables.table_uri("published", "small")).rglob("*.parquet"):
+        file.write_bytes(b"PAR1")
+    small_model.run(force=True)
+    assert len(small_model.table()) == 40
+
+
+def test_rows_that_a_query_or_great_expectations_finds_go_to_quarantine(
+    small_model: Any, make_rows: Any
+) -> None:
+    query = {"unexpected_rows_query": "SELECT * FROM {batch} WHERE amount > 37 AND kind = 'a'"}
+    small_model.suite = [
+        {"type": "unexpected_rows_expectation", "kwargs": query, "description": "too <much>"},
+        {"type": "expect_column_values_to_match_strftime_format",
+         "kwargs": {"column": "kind", "strftime_format": "%Y"}},
+        {"type": "expect_column_kl_divergence_to_be_less_than", "kwargs": {"column": "amount", "threshold": 1}},
+        {"type": "expect_column_values_to_be_of_type", "kwargs": {"column": "count", "type_": "int64"}},
+    ]  # fmt: skip
+    small_model.land(make_rows(kind=["a" if i == 39 else "2020" if i else "x" for i in range(40)]))
+    result = small_model.run()
+    assert (result["rows_out"], result["quarantined"]) == (38, 2)
+    assert {row["id"]: row["reasons"] for row in small_model.table("quarantine")} == {
+        f"{DAY}-0": ["expect_column_values_to_match_strftime_format(kind)"],
+        f"{DAY}-39": [
+            "unexpected_rows_expectation(too <much>)",
+            "expect_column_values_to_match_strftime_format(kind)",
+        ],
+    }
+    itself = [
+        "expect_column_values_to_match_strftime_format(kind)",
+        "expect_column_kl_divergence_to_be_less_than(amount)",
+    ]
+    assert (
+        json.loads(small_model.report(ending="json"))["meta"]["perennial"]["in_great_expectations"] == itself
+    )
+    page = small_model.report()
+    assert f"Evaluated by Great Expectations itself, not in SQL: {', '.join(itself)}." in page
+    assert "too &lt;much&gt;" in page and "too <much>" not in page
+    manifest = manifests.read("small", "data", DAY)
+    assert manifest and manifest.outputs["in_great_expectations"] == itself
+
+
+def test_a_query_that_may_not_run_publishes_nothing(small_model: Any, make_rows: Any) -> None:
+    query = {"unexpected_rows_query": "SELECT * FROM {batch}, read_csv('/etc/passwd')"}
+    small_model.suite = [{"type": "unexpected_rows_expectation", "kwargs": query}]
+    small_model.land(make_rows())
+    with pytest.raises(SpecError, match="read_csv"):
+        small_model.run()
     assert small_model.table() == []

@@ -22,6 +22,17 @@ def test_unknown_steps_and_arguments_are_refused(empty_home: Path, tmp_path: Pat
         dispatch.run("train", spec)
 
 
+@pytest.mark.parametrize("name", ["data", "train", "promote", "score", "monitor", "decide", "conclude"])
+def test_a_mistyped_year_is_refused_by_every_step(empty_home: Path, tmp_path: Path, name: str) -> None:
+    spec = toys.model(tmp_path / "models", "toy")
+    arguments: dict[str, object] = {"start": "2024-01-01", "end": "2999-01-01"}
+    if "end" not in dispatch.parameter_names(name):
+        arguments = {"as_of": "2999-01-01", "actor": "ann", "backfill": False}
+        arguments = {key: value for key, value in arguments.items() if key in dispatch.parameter_names(name)}
+    with pytest.raises(PerennialError, match=r"2999-01-01 is in the future(.|\n)*check the year"):
+        dispatch.run(name, spec, **arguments)
+
+
 @pytest.mark.parametrize("step", dispatch.STEPS)
 def test_every_step_is_the_function_of_its_name_in_the_module_of_its_name(step: str) -> None:
     function = dispatch.load_step(step)

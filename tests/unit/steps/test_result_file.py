@@ -9,7 +9,7 @@ import pytest
 from typer.testing import CliRunner
 
 from perennial.cli.app import app
-from perennial.core.errors import DataError, PerennialError
+from perennial.core.errors import DataError, PerennialError, UnexpectedError
 from perennial.steps import result_file
 from perennial.storage import manifests
 from support import toys
@@ -32,10 +32,13 @@ def test_an_error_comes_back_as_it_was(tmp_path: Path) -> None:
     assert str(error.value) == str(DataError("no rows", "land some", model="toy", partition="2024-01-01"))
 
 
-def test_nothing_is_left_by_a_step_that_crashed(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), result_file.step_outcome(str(tmp_path / "result.json")):
+def test_a_step_that_crashed_leaves_its_error_in_words(tmp_path: Path) -> None:
+    uri = str(tmp_path / "result.json")
+    with pytest.raises(UnexpectedError), result_file.step_outcome(uri):
         raise ZeroDivisionError
-    assert result_file.read_result(str(tmp_path / "result.json")) is None
+    with pytest.raises(UnexpectedError, match="unexpected ZeroDivisionError in ") as error:
+        result_file.read_result(uri)
+    assert "report it with this text" in error.value.remedy
 
 
 def test_another_library_is_refused_before_any_work(empty_home: Path, tmp_path: Path) -> None:

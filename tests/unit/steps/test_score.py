@@ -60,6 +60,7 @@ def test_a_rerun_is_unchanged_and_a_forced_one_gives_the_same(world: Any) -> Non
     again = score(world.spec, start=DAY)
     assert again["status"] == "unchanged"
     assert again["partitions"] == []
+    assert (again["rows_in"], again["rows_out"]) == (toys.ROWS, toys.ROWS), "what its event says"
     assert delta_tables.version(delta_tables.table_uri("predictions", world.spec.name)) == version
     assert score(world.spec, start=DAY, force=True)["status"] == "scored"
     assert predictions(world) == before
@@ -73,7 +74,7 @@ def test_rows_published_anew_are_scored_anew_and_only_they(world: Any) -> None:
     delta_tables.replace(uri, rows.append_column(delta_tables.PARTITION, pa.array([middle] * 10)), middle)
     result = score(world.spec, start=DAY, end=end)
     assert result["partitions"] == [middle]
-    assert result["rows_out"] == 10
+    assert result["rows_in"] == result["rows_out"] == 2 * toys.ROWS + 10, "of the range"
     assert len(predictions(world)) == 2 * toys.ROWS + 10
 
 
@@ -132,11 +133,11 @@ def test_a_range_that_was_interrupted_goes_on_where_it_was(
 
 
 def strict(make_model: Callable[..., ModelSpec]) -> ModelSpec:
-    """A model with a champion, which cannot score `DAY`."""
-    spec = make_model(features={"unseen": "stop"})
+    """A model with a champion, which cannot score `DAY`; it was trained two days before."""
+    spec, as_of = make_model(features={"unseen": "stop"}), dates.add_days(DAY, -2)
     toys.publish(spec)
-    train(spec, as_of=toys.LAST)
-    promote(spec, as_of=toys.LAST, actor="test")
+    train(spec, as_of=as_of)
+    promote(spec, as_of=as_of, actor="test")
     uri = delta_tables.table_uri("published", spec.name)
     rows = toys.rows("binary", DAY)
     rows = rows.set_column(rows.column_names.index("k"), "k", pa.array(["new"] * len(rows)))
@@ -160,13 +161,15 @@ def test_the_partition_that_cannot_be_scored_is_named(make_model: Callable[..., 
 
 
 def test_nights_left_behind_are_caught_up_with(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    days = dates.dates(DAY, dates.add_days(DAY, 3))
-    published(world.spec, dates.dates(dates.add_days(DAY, -3), days[-1]))
-    assert "late" not in score(world.spec, start=days[0], catch_up=True)  # nothing was scored before
-    assert "late" not in score(world.spec, start=days[-1], catch_up=True)  # published this minute
-    monkeypatch.setattr("perennial.scoring.planning.CATCH_UP_DELAY_SECONDS", -60)
+    """Whether they follow the last scored one or precede it, as after a pause; not before the champion."""
+    days = dates.dates(dates.add_days(toys.LAST, 1), dates.add_days(toys.LAST, 5))
+    toys.publish(world.spec, days[0], 5)
+    published(world.spec, dates.dates(dates.add_days(toys.LAST, -3), days[-1]))
+    assert "late" not in score(world.spec, start=days[2], catch_up=True)  # published this minute
+    monkeypatch.setattr("perennial.lifecycle.backlog.PENDING_SECONDS", -60)
     result = score(world.spec, start=days[-1], force=True, catch_up=True)
-    assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], days[1:3], toys.ROWS)
+    late = [days[0], days[1], days[3]]
+    assert (result["partitions"], result["late"], result["rows_in"]) == (days[-1:], late, toys.ROWS)
     assert delta_tables.partitions(delta_tables.table_uri("predictions", world.spec.name)) == days
     by_itself = predictions(world)
     score(world.spec, start=days[0], end=days[-1], force=True)
@@ -178,15 +181,19 @@ def test_a_night_left_behind_that_cannot_be_scored_hinders_no_other(
     make_model: Callable[..., ModelSpec], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     spec = strict(make_model)
-    monkeypatch.setattr("perennial.scoring.planning.CATCH_UP_DELAY_SECONDS", -60)
+    monkeypatch.setattr("perennial.lifecycle.backlog.PENDING_SECONDS", -60)
     days = dates.dates(dates.add_days(DAY, -1), dates.add_days(DAY, 2))
     published(spec, days)
     score(spec, start=days[0])
     with caplog.at_level("WARNING", "perennial"):
         result = score(spec, start=days[3], catch_up=True)
     assert (result["status"], result["late"]) == ("scored", [days[2]])
-    assert f"{DAY} was published and not scored, and cannot be scored:" in caplog.text
+    assert f"Overdue partition {DAY}: the step score failed:" in caplog.text
     assert "category unseen in training" in caplog.text
+    caplog.clear()
+    with caplog.at_level("WARNING", "perennial"):
+        assert "late" not in score(spec, start=days[3], catch_up=True)
+    assert caplog.text == "", "it is not tried again from the same rows by the same champion"
 
 
 def test_a_commit_that_another_writer_won_is_written_again_whole(

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import json
+import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
-from perennial.core.errors import LedgerError
+from perennial.core.errors import LedgerError, StorageError
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision, LedgerKind
 from support import processes
@@ -94,6 +98,80 @@ def test_tampering_is_found(empty_home: Path, change: Any) -> None:
     rewrite(change)
     with pytest.raises(LedgerError):
         ledger.verify("toy")
+
+
+def files() -> list[Path]:
+    """The files of the three records of `toy`, in order."""
+    found = sorted(Path(ledger.uri(), "model=toy").glob("*.parquet"), key=lambda f: int(read(f)["sequence"]))
+    assert len(found) == 3
+    return found
+
+
+def read(file: Path) -> dict[str, Any]:
+    """The record of a file."""
+    (record,) = pq.ParquetFile(file).read().to_pylist()
+    return dict(record)
+
+
+def edit(file: Path, **changes: str) -> None:
+    """Change a record in its file, beside the table's log."""
+    schema = pq.ParquetFile(file).schema_arrow
+    pq.write_table(pa.Table.from_pylist([read(file) | changes], schema), file)
+
+
+def remove_last() -> None:
+    """Remove the last record, and the log of its commit, as if it had never been."""
+    files()[2].unlink()
+    max(Path(ledger.uri(), "_delta_log").glob("*.json")).unlink()
+
+
+@pytest.mark.parametrize(
+    ("tamper", "message"),
+    [
+        (lambda: edit(files()[0], reason="another"), "record 1 of the ledger was changed"),
+        (lambda: edit(files()[2], decision="rejected"), "record 3 of the ledger was changed"),
+        (lambda: shutil.copy(files()[0], files()[1]), "record 1 of the ledger was changed, or one before it"),
+        (lambda: files()[1].unlink(), "cannot be read"),
+        (lambda: files()[2].unlink(), "cannot be read"),
+        (remove_last, "the ledger has 2 records and had 3"),
+        (lambda: shutil.rmtree(ledger.uri()), "the ledger has 0 records and had 3"),
+        (lambda: Path(ledger.head_uri("toy")).write_text("{}"), "does not hold the number and the hash"),
+    ],
+    ids=["edited", "last edited", "overwritten", "deleted", "last deleted", "last deleted with its log", "all deleted",
+         "its head edited"],
+)  # fmt: skip
+def test_files_that_somebody_edited_or_deleted_are_found(
+    empty_home: Path, tamper: Callable[[], Any], message: str
+) -> None:
+    add("other")
+    for n in range(3):
+        add(evidence={"loss": n})
+    assert ledger.verify("toy") == 3
+    tamper()
+    with pytest.raises((LedgerError, StorageError), match=message):
+        ledger.verify("toy")
+
+
+def test_what_is_appended_later_does_not_hide_that_records_are_gone(empty_home: Path) -> None:
+    for n in range(3):
+        add(evidence={"loss": n})
+    remove_last()
+    for n in range(2):
+        add(evidence={"loss": n + 10})
+    with pytest.raises(LedgerError, match="record 3 of the ledger is not the one that was appended") as error:
+        ledger.verify("toy")
+    assert ledger.head_uri("toy") in error.value.remedy
+    Path(ledger.head_uri("toy")).unlink()
+    assert ledger.verify("toy") == 4
+    last = add()
+    assert json.loads(Path(ledger.head_uri("toy")).read_text()) == {"sequence": 5, "hash": last["hash"]}
+
+
+def test_a_file_that_is_not_of_the_table_is_no_record(empty_home: Path) -> None:
+    for n in range(3):
+        add(evidence={"loss": n})
+    shutil.copy(files()[2], files()[2].with_name("part-9.parquet"))
+    assert ledger.verify("toy") == len(ledger.records("toy")) == 3
 
 
 def test_writers_at_once_keep_the_chain(empty_home: Path) -> None:

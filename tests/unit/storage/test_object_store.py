@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 from pathlib import Path
 
 import pytest
@@ -48,3 +49,30 @@ def test_the_files_of_a_folder_are_deleted_except_unfinished_ones(tmp_path: Path
         assert (tmp_path / "ab.json").exists()
     with pytest.raises(StorageError, match="cannot be read"):
         object_store.delete_files(f"{tmp_path}/ab.json")
+
+
+class Entries(list[os.DirEntry[str]]):
+    """What `os.scandir` returns, read beforehand."""
+
+    def __enter__(self) -> Entries:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        return
+
+
+def test_a_file_that_vanishes_while_its_folder_is_listed_hides_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for n in range(9):
+        (tmp_path / f"{n}.csv").touch()
+    scan = os.scandir
+
+    def scan_and_rename(folder: Path) -> Entries:
+        with scan(folder) as entries:
+            listed = list(entries)
+        Path(listed[0].path).rename(tmp_path.parent / "renamed.csv")
+        return Entries(listed)
+
+    monkeypatch.setattr(os, "scandir", scan_and_rename)
+    assert len(object_store.list_files(str(tmp_path))) == 8

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import xgboost
 
-from perennial.training._boosting import boost
+from perennial.training._boosting import boost, curve_rounds
 from perennial.training.checkpoint import Checkpoint
 from support.training_rows import PARAMS, matrices
 
@@ -77,3 +77,18 @@ def test_it_boosts_and_stops_as_xgboost_does() -> None:
     assert losses == log["valid"]["logloss"]
     assert losses.index(min(losses)) == theirs.best_iteration
     assert mine.get_dump() == theirs.get_dump()
+
+
+def test_the_learning_curve_costs_a_bounded_number_of_evaluations_and_changes_no_model() -> None:
+    train, valid = matrices()
+    plain, losses = boost("t", PARAMS, train, 120, Checkpoint(None), valid=valid)
+    on_train: dict[int, float] = {}
+    watched, again = boost("t", PARAMS, train, 120, Checkpoint(None), valid=valid, train_losses=on_train)
+    assert watched.save_raw("ubj") == plain.save_raw("ubj") and again == losses
+    assert list(on_train) == list(curve_rounds(120)) == list(range(1, 121, 3))
+    assert on_train[118] == pytest.approx(float(watched[:118].eval(train).rpartition(":")[2]), abs=1e-5)
+
+
+@pytest.mark.parametrize("rounds", [1, 49, 50, 51, 1000, 4321])
+def test_a_learning_curve_has_at_most_fifty_points(rounds: int) -> None:
+    assert 1 <= len(curve_rounds(rounds)) <= 50 and curve_rounds(rounds)[0] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import time
 from collections.abc import Callable, Iterator
@@ -36,10 +38,11 @@ SEARCH = {
 @pytest.fixture(scope="module")
 def two(tmp_path_factory: pytest.TempPathFactory) -> Iterator[WorkerPool]:
     """Two workers, for all tests that do not lose them."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("PERENNIAL_HOME", str(tmp_path_factory.mktemp("pool")))
-        with worker_pool(2) as pool:
-            yield pool
+    with contextlib.ExitStack() as stack:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PERENNIAL_HOME", str(tmp_path_factory.mktemp("pool")))
+            pool = stack.enter_context(worker_pool(2))
+        yield pool
 
 
 def on_workers(spec: ModelSpec, two: WorkerPool) -> DistributedDataset:
@@ -49,8 +52,7 @@ def on_workers(spec: ModelSpec, two: WorkerPool) -> DistributedDataset:
 
 def set_environment(two: WorkerPool, **more: str) -> None:
     """Have workers read the lake of this test, not that of the first."""
-    mine = {k: v for k, v in os.environ.items() if k.startswith("PERENNIAL_")}
-    two.client.run(lambda environ: os.environ.update(environ), mine | more)
+    two.client.run(lambda environ: (os.environ.clear(), os.environ.update(environ)), dict(os.environ) | more)
 
 
 def loss(spec: ModelSpec, fitted: FitResult, data: Any, x: np.ndarray, y: np.ndarray) -> float:
@@ -65,7 +67,7 @@ def loss(spec: ModelSpec, fitted: FitResult, data: Any, x: np.ndarray, y: np.nda
 def test_two_workers_learn_what_one_process_learns(
     make: Make, two: WorkerPool, tmp_path: Path, task: str
 ) -> None:
-    spec = make(task)
+    spec = make(task, features={"category_order": "name" if task == "multiclass" else "label"})
     one, both = training_rows.in_process(spec, tmp_path), on_workers(spec, two)
     assert (both.fit_rows, both.rows) == (one.fit_rows, one.rows)
     assert (both.classes, both.encoding) == (one.classes, one.encoding)
@@ -108,6 +110,21 @@ def test_rounds_stop_where_the_validation_rows_say(make: Make, two: WorkerPool) 
     assert fitted.rounds < 100 and fitted.booster.num_boosted_rounds() == fitted.rounds
 
 
+def test_the_trainers_log_says_what_a_worker_does(
+    make: Make, two: WorkerPool, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = make(training={"rounds": 5})
+    data = on_workers(spec, two)
+    set_environment(two, PERENNIAL_PROGRESS_SECONDS="0.001")
+    try:
+        with caplog.at_level(logging.INFO, "perennial"):
+            search_and_fit(spec, data)
+    finally:
+        set_environment(two, PERENNIAL_PROGRESS_SECONDS="")
+    lines = [message for message in caplog.messages if ": round " in message]
+    assert lines and all("trial 0: round" in line and ", logloss 0." in line for line in lines[:2]), lines
+
+
 def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: WorkerPool) -> None:
     spec = make()
     table = lake.read_table(delta_tables.table_uri("published", spec.name))
@@ -116,9 +133,9 @@ def test_a_category_that_one_worker_never_saw_has_one_code(make: Make, two: Work
     table = table.set_column(table.column_names.index("k"), "k", pa.array(k))
     delta_tables.replace(delta_tables.table_uri("published", spec.name), table, toys.FIRST, toys.LAST)
     both = on_workers(spec, two)
-    assert both.encoding.categories == {"k": ["a", "aa", "b", "c"]}
+    assert sorted(both.encoding.categories["k"]) == ["a", "aa", "b", "c"]
     at = both.encoding.columns.index("k")
-    assert set(both.head(toys.ROWS)[:, at]) == {1.0}
+    assert set(both.head(toys.ROWS)[:, at]) == {both.encoding.categories["k"].index("aa")}
 
 
 def test_what_was_interrupted_goes_on(make: Make, two: WorkerPool, tmp_path: Path, monkeypatch: Any) -> None:

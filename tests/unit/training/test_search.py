@@ -18,7 +18,7 @@ from perennial.training._baseline_models import fit_baseline_models
 from perennial.training._dataset import Dataset, EncodedRowFile
 from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import N_STARTUP_TRIALS, search_and_fit
-from support.training_rows import generated_rows
+from support.training_rows import PARAMS, generated_rows, matrices
 
 SPACE = {
     "max_depth": {"low": 1, "high": 4},
@@ -76,6 +76,34 @@ def test_only_as_many_trials_run_side_by_side_as_memory_holds(
     assert not rows.fits_in_memory() and rows.max_parallel_trials(10) == 1
 
 
+def test_histograms_of_wide_tables_are_bounded(
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert _boosting.histogram_parameters(250, None) == {}  # the models of other tables stay as they are
+    for columns, bins in ((251, 256), (500, 256), (2000, 64), (20_000, 32)):
+        bounded = _boosting.histogram_parameters(columns, None)
+        assert bounded["max_bin"] == bins
+        assert bounded["max_cached_hist_node"] * columns * bins * 16 <= 128 * 2**20
+    assert _boosting.histogram_parameters(2000, 128)["max_bin"] == 128
+    given = search_module.xgboost_parameters(make_empty(params={"max_bin": 128}), "cpu", 0, 2000)
+    assert given["max_bin"] == 128 and given["max_cached_hist_node"] == 32
+    rows = generated_rows(tmp_path)
+    rows.file.columns = 2000
+    monkeypatch.setenv("PERENNIAL_THREADS", "8")
+    assert rows.fits_in_memory() and rows.max_parallel_trials(10) == 1
+
+
+def test_histograms_that_are_counted_again_make_the_same_trees() -> None:
+    train, valid = matrices()
+    params = PARAMS | {"max_depth": 6}
+    boosters = [
+        _boosting.boost("fit", params | more, train, 20, Checkpoint(None), valid=valid)
+        for more in ({}, {"max_cached_hist_node": 4})
+    ]
+    assert boosters[0][1] == boosters[1][1]
+    assert boosters[0][0].save_raw("ubj") == boosters[1][0].save_raw("ubj")
+
+
 def test_one_trial_that_fails_ends_those_beside_it(
     make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -116,7 +144,22 @@ def test_parameters_that_the_search_cannot_draw_are_no_trial(make_empty: Any, tm
 
 def test_time_ends_a_search(make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = make_empty(search={"trials": 500, "minutes": 0.01, "space": SPACE}, rounds=5)
-    assert 1 <= len(search_and_fit(spec, generated_rows(tmp_path)).trials) < 500
+    fitted = search_and_fit(spec, generated_rows(tmp_path))
+    assert 1 <= len(fitted.trials) < 500 and fitted.search_end == "minutes"
+
+
+@pytest.mark.parametrize("threads", ["1", "4"])
+def test_a_budget_ends_a_search_at_the_same_trial_whatever_runs_beside_it(
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str
+) -> None:
+    monkeypatch.setenv("PERENNIAL_THREADS", threads)
+    rows = generated_rows(tmp_path)
+    trial = rows.fit_rows * len(rows.encoding.columns) * 5 / 1e6
+    options = {"rounds": 5, "early_stopping_rounds": 5}
+    for trials, ends in ((3, "budget"), (12, "budget"), (13, "")):
+        search = {"trials": 13, "budget": trial * (trials - 0.5), "space": SPACE}
+        fitted = search_and_fit(make_empty(search=search, **options), rows)
+        assert ([t.number for t in fitted.trials], fitted.search_end) == ([*range(trials)], ends)
 
 
 @pytest.mark.parametrize(("threads", "left"), [("1", 0), ("2", 1)])

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree
 
 import pytest
 
 from perennial.core import dates, runtime
 from perennial.core.errors import RegistryError
-from perennial.modeling import registry
+from perennial.modeling import evaluation_charts, registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
 from perennial.storage import delta_tables, manifests
 from perennial.training import search
+from perennial.training.runs.run_content import DatasetVersion
 from perennial.training.tracking import TrainingRun
+from perennial.training.training_report import TrainingReport
 from support import processes, toys
 
 Make = Callable[..., ModelSpec]
@@ -49,7 +53,8 @@ def test_the_version_carries_what_made_it(world: Any) -> None:
     assert tags["device"] == "cpu"
     assert tags["reason"] == "first"
     description = client().get_model_version(world.spec.name, champion.version).description
-    assert description.startswith(f"Passed the gate. Trained as of {toys.LAST}: first\n\n- ok: log_loss")
+    assert description.startswith(f"Passed the gate. Trained as of {toys.LAST}: first\n\n- ok: evaluated on ")
+    assert "\n- ok: log_loss" in description
     assert client().get_registered_model(world.spec.name).description == world.spec.description
 
 
@@ -84,6 +89,134 @@ def test_mlflow_has_signature_example_trials_and_artifacts(world: Any) -> None:
     } <= stored
     again = registry.load_spec(registry.get_version(world.spec.name, world.result["version"]))
     assert again.digest == world.spec.digest
+
+
+def test_mlflow_lists_the_table_versions_that_were_read(world: Any) -> None:
+    name = world.spec.name
+    listed = {d.dataset.name: d for d in client().get_run(world.result["run_id"]).inputs.dataset_inputs}
+    assert set(listed) == {f"{name}.published", f"{name}.labels", "places"}
+    versions = world.result["dataset_version"]
+    expected = {f"{name}.published": versions["published"], f"{name}.labels": versions["labels"]}
+    for dataset, version in (expected | versions["references"]).items():
+        source = json.loads(listed[dataset].dataset.source)
+        assert source["delta_table_version"] == version and "lake/" in source["path"]
+        assert listed[dataset].dataset.source_type == "delta_table"
+        assert [(t.key, t.value) for t in listed[dataset].tags] == [("mlflow.data.context", "training")]
+    published = listed[f"{name}.published"].dataset
+    digest = manifests.read(name, "train", toys.LAST).inputs["rows"]
+    assert digest.startswith(published.digest) and len(published.digest) == 36
+    assert json.loads(published.profile)["partitions"] == f"{toys.FIRST}..{dates.add_days(toys.FIRST, 18)}"
+
+
+def test_another_training_may_log_the_same_table_at_the_same_moment(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import mlflow
+
+    spec, tables = make_model(), [DatasetVersion("rows", "lake/published/toy", 3, "0123")]
+    log, refused = mlflow.MlflowClient.log_inputs, []
+
+    def log_inputs(self: Any, *arguments: Any) -> None:
+        if not refused:
+            refused.append(arguments)
+            raise mlflow.MlflowException("(sqlite3.IntegrityError) UNIQUE constraint failed: datasets.name")
+        log(self, *arguments)
+
+    monkeypatch.setattr(mlflow.MlflowClient, "log_inputs", log_inputs)
+    run = TrainingRun(spec, toys.LAST, "later", tables)
+    run.finish()
+    (listed,) = client().get_run(run.run.info.run_id).inputs.dataset_inputs
+    assert refused and listed.dataset.name == "rows"
+
+
+def test_mlflow_has_learning_curves_with_the_round_as_step(world: Any) -> None:
+    run = client().get_run(world.result["run_id"])
+    nested = client().search_runs(
+        [run.info.experiment_id], f"tags.`mlflow.parentRunId` = '{run.info.run_id}'"
+    )
+    for one in (run, *nested):
+        for name in ("train-logloss", "valid-logloss"):
+            points = sorted(client().get_metric_history(one.info.run_id, name), key=lambda p: p.step)
+            assert [p.step for p in points] == list(range(1, len(points) + 1))
+            assert points[-1].value < points[0].value
+    best = min(nested, key=lambda trial: trial.data.metrics["loss"])
+    curves = [client().get_metric_history(r.info.run_id, "valid-logloss") for r in (run, best)]
+    assert [p.value for p in curves[0]] == [p.value for p in curves[1]]
+
+
+def test_mlflow_shows_the_metrics_of_the_logged_model(world: Any) -> None:
+    version = registry.get_version(world.spec.name, world.result["version"])
+    logged = {m.key: m.value for m in client().get_logged_model(version.model_id).metrics}
+    metrics = world.result["metrics"]
+    assert {name: logged.get(name) for name in metrics} == pytest.approx(metrics)
+    assert "valid-logloss" not in logged, "a curve by rounds is the run's"
+
+
+def test_a_training_reads_no_metric_back(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow asks for the history of each metric that a run has before its model: one request each."""
+    import mlflow
+
+    spec = make_model(training={"rounds": 3})
+    toys.publish(spec)
+    monkeypatch.delattr(mlflow.MlflowClient, "get_metric_history")
+    assert train(spec, as_of=toys.LAST)["metrics"]
+
+
+def test_mlflow_has_plots_use_of_the_machine_and_the_search(world: Any) -> None:
+    run_id = world.result["run_id"]
+    plots = {Path(f.path).name for f in client().list_artifacts(run_id, "plots")}
+    assert plots == {
+        "roc.svg", "precision_recall.svg", "calibration.svg", "confusion.svg", "importance.svg", "learning_curve.svg",
+    }  # fmt: skip
+    for name in plots:
+        content = Path(client().download_artifacts(run_id, f"plots/{name}")).read_text()
+        assert ElementTree.fromstring(content).get("viewBox") and "<style>" in content
+    data = client().get_run(run_id).data
+    assert "system/cpu_utilization_percentage" in data.metrics
+    assert data.params["search.trials"] == "2"
+    assert data.params["search.max_depth"] == "2, 3"
+    assert data.params["search.learning_rate"] == "0.1 to 0.4"
+
+
+def test_mlflow_links_to_the_run_in_airflow(world: Any) -> None:
+    tags = client().get_run(world.result["run_id"]).data.tags
+    page = "https://airflow.example.com/dags/toy.train/runs/run-1"
+    assert tags["perennial.airflow_run_url"] == page
+    assert tags["perennial.airflow_run_id"] == "run-1"
+    assert f"]({page})" in tags["mlflow.note.content"] and "because: first" in tags["mlflow.note.content"]
+
+
+def test_the_report_of_a_training_shows_charts_gate_and_where_it_ran(world: Any) -> None:
+    assert world.result["report"].endswith(f"/reports/{world.spec.name}/training/{toys.LAST}.html")
+    page = next((world.home / "lake" / "reports").rglob("training/*.html")).read_text()
+    assert page.index("<svg") < page.index("Gate: passed") < page.index("Metrics on 300 held-out rows")
+    for text in (
+        "ROC curve",
+        "Calibration",
+        "Confusion matrix",
+        "Feature importance",
+        "Learning curve: logloss",
+    ):
+        assert text in page
+    assert f"/#/runs/{world.result['run_id']}" in page
+    assert "<script" not in page
+
+
+def test_plots_that_cannot_be_drawn_or_stored_change_nothing_else(
+    make_model: Make, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    spec = make_model(training={"rounds": 3})
+    toys.publish(spec)
+
+    def fail(*_: Any) -> Any:
+        raise ValueError("a test")
+
+    monkeypatch.setattr(evaluation_charts, "performance_charts", fail)
+    monkeypatch.setattr(TrainingReport, "charts", fail)
+    result = train(spec, as_of=toys.LAST)
+    assert registry.get_version(spec.name, result["version"])
+    assert caplog.text.count("could not be drawn, which changes nothing else") >= 3
+    assert "could not be drawn" in Path(result["report"]).read_text()
 
 
 def test_no_pickle_is_written(world: Any) -> None:

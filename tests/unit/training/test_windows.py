@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
+from datetime import date
 
 import pytest
 
 from perennial.core import dates
-from perennial.core.dates import DateRange
 from perennial.core.errors import DataError
+from perennial.core.partitions import PartitionRange
 from perennial.spec.model_spec import ModelSpec
 from perennial.training.windows import candidate_windows, split_partitions
 from support import toys
@@ -20,19 +22,48 @@ def test_held_out_partitions_are_later_than_all_others(make: Make) -> None:
     spec = make()
     days = dates.dates(toys.FIRST, toys.LAST)
     split = split_partitions(spec, toys.LAST, days)
-    assert split.trained_range == DateRange(split.fit[0], split.valid[-1])
-    assert split.holdout_range == DateRange(split.holdout[0], split.holdout[-1])
+    assert split.trained_range == PartitionRange(split.fit[0], split.valid[-1])
+    assert split.holdout_range == PartitionRange(split.holdout[0], split.holdout[-1])
     assert max(split.fit) < min(split.valid) <= max(split.valid) < min(split.holdout)
     assert max(split.holdout) == dates.add_days(toys.LAST, -1)  # the last day's labels are not there yet
     with pytest.raises(DataError, match="0 to evaluate on"):
         split_partitions(spec, dates.add_days(toys.LAST, 30), days)
-    short = split_partitions(make(training={"window_days": 4, "holdout_days": 2}), toys.LAST, days)
+    short = split_partitions(make(training={"window": "4 days", "holdout": "2 days"}), toys.LAST, days)
     assert (len(short.fit) + len(short.valid), len(short.holdout)) == (4, 2)
+    # The window lies before the held-out days, so it may be shorter than they are.
+    short = split_partitions(make(training={"window": "3 days", "holdout": "5 days"}), toys.LAST, days)
+    assert (len(short.fit) + len(short.valid), len(short.holdout)) == (3, 5)
+
+
+@pytest.mark.parametrize(
+    ("as_of", "days", "remedy"),
+    [
+        (30, 20, f"train as of {dates.add_days(toys.FIRST, 20)} or earlier: the latest .* is {toys.LAST}"),
+        (-3, 20, f"train as of a later date; the first labelled partition is {toys.FIRST}"),
+        (5, 0, "backfill earlier partitions"),
+        (5, 20, r"backfill 2 or more partitions before .*, or lower training.holdout \(5 days\)"),
+        (2, 20, r"backfill 5 or more partitions before .*lower training.holdout"),
+        (1, 20, r"^backfill 6 or more partitions before 2024-01-01 \(the data DAG, start and end\)$"),
+    ],
+)  # fmt: skip
+def test_the_remedy_for_too_few_partitions_is_one_that_works(
+    make: Make, as_of: int, days: int, remedy: str
+) -> None:
+    spec, available = make(), dates.dates(toys.FIRST, toys.LAST)[:days]
+    with pytest.raises(DataError) as error:
+        split_partitions(spec, dates.add_days(toys.FIRST, as_of), available)
+    assert re.search(remedy, error.value.remedy), error.value.remedy
+    if "or earlier" in remedy:
+        assert split_partitions(spec, dates.add_days(toys.FIRST, 20), available).holdout
+    if "lower" in remedy and as_of == 5:
+        assert split_partitions(
+            make(training={"holdout": "1 day"}), dates.add_days(toys.FIRST, as_of), available
+        )
 
 
 def test_the_windows_of_a_retraining(make: Make) -> None:
     spec = make(
-        training={"window_days": 6, "holdout_days": 3},
+        training={"window": "6 days", "holdout": "3 days"},
         retraining={"windows": ["sliding", "expanding", "since_change"]},
     )
     days = dates.dates("2024-01-01", "2024-01-20")
@@ -45,5 +76,55 @@ def test_the_windows_of_a_retraining(make: Make) -> None:
         "sliding": ("2024-01-13", "2024-01-19"), "expanding": ("2024-01-01", "2024-01-19"),
         "since_change": ("2024-01-15", "2024-01-19"),
     }  # fmt: skip
+    for windows in (first, later):
+        assert len({w.holdout for w in windows.values()}) == 1, "the windows are compared on these dates"
     young = candidate_windows(spec, "2024-01-20", days, "2024-01-18")
     assert set(young) == {"sliding", "expanding"}, "one day is too few to train on"
+
+
+def dated(count: int, gap: int) -> list[str]:
+    return [dates.add_days("2020-01-01", i * gap) for i in range(count)]
+
+
+@pytest.mark.parametrize("gap", [1, 7, 30])
+def test_partitions_are_counted_however_far_apart_they_are(make: Make, gap: int) -> None:
+    spec, days = make(training={"window": "12 days", "holdout": "5 days"}), dated(30, gap)
+    as_of = dates.add_days(days[-1], 1)  # labels arrive a day late
+    split = split_partitions(spec, as_of, days)
+    assert list(split.holdout) == days[-5:]
+    assert list(split.fit + split.valid) == days[-17:-5]
+    # Labels that are a few partitions late do not stop a training; those that stopped to arrive do.
+    assert split_partitions(spec, dates.add_days(as_of, 3 * gap), days) == split
+    with pytest.raises(DataError, match="0 to evaluate on"):
+        split_partitions(spec, dates.add_days(as_of, 5 * gap), days)
+
+
+def test_days_without_a_partition_do_not_shorten_the_held_out_part(make: Make) -> None:
+    spec = make(training={"holdout": "5 days"})
+    days = [d for d in dated(60, 1) if date.fromisoformat(d).weekday() < 5]
+    split = split_partitions(spec, dates.add_days(days[-1], 1), days)
+    assert list(split.holdout) == days[-5:]
+
+
+@pytest.mark.parametrize(
+    ("rows", "valid"),
+    [
+        ([900] * 90, 7),  # many rows a day: a week
+        ([60] * 25, 5),  # a fifth
+        ([0] * 25, 5),
+        ([1] * 400, 50),  # a row a day: an eighth of the rows
+        ([50] * 200, 20),  # until it has enough rows
+        ([100, 100], 1),
+        ([1000] + [10] * 20, 15),  # until it has an eighth of the rows, from partitions after the first
+        ([10] * 10 + [500, 3], 1),  # no more, because less than half of the rows would be fitted on
+        ([5, 700], 1),
+    ],
+)
+def test_enough_rows_are_for_early_stopping_and_most_are_fitted_on(
+    make: Make, rows: list[int], valid: int
+) -> None:
+    days = dated(len(rows) + 5, 1)
+    by_day = dict(zip(days, [*rows, *[1] * 5], strict=True))
+    split = split_partitions(make(), dates.add_days(days[-1], 1), days, rows=by_day)
+    assert len(split.valid) == valid and len(split.fit) + len(split.valid) == len(rows)
+    assert split == split_partitions(make(), dates.add_days(days[-1], 1), days, rows=by_day)

@@ -1,12 +1,11 @@
-"""Check ``features.sql`` before a run: it binds, keeps each row, and does not mix rows.
+"""Check ``features.sql`` before a run: it is allowed, binds, keeps each row, and does not mix rows.
 
 The SQL is bound against the declared columns and the reference tables that exist, then run on a few rows: landed rows
-where a partition has landed, generated ones otherwise. It can read what is given to it and nothing else.
+where a partition has landed, generated ones otherwise. Both end after `SECONDS`.
 """
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
@@ -15,18 +14,26 @@ from typing import Any
 import duckdb
 import pyarrow as pa
 
+from perennial.cli.check._bounded import run_bounded
 from perennial.core.errors import DataError, PerennialError, SpecError
-from perennial.features import reference_tables
-from perennial.features.engine import FeatureQuery, empty_rows_sql
+from perennial.core.redaction import error_text
+from perennial.features import author_sql, reference_tables
+from perennial.features.declared_rows import empty_rows_sql
+from perennial.features.engine import FeatureQuery
 from perennial.spec.model_spec import ModelSpec
+from perennial.storage import duckdb_session
 
+#: Errors whose text is about the SQL alone.
+_ABOUT_SQL = (duckdb.BinderException, duckdb.CatalogException, duckdb.ParserException, duckdb.SyntaxException)
 #: Rows that the SQL is run on, at most.
 MAX_ROWS = 2000
 #: Of larger reference tables, only the columns are used.
 MAX_REFERENCE_ROWS = 500_000
-#: DuckDB gives the largest integer as the location of nodes that have none.
-_NO_LOCATION = 1 << 62
-_FILTERS = {"where_clause": "WHERE", "having": "HAVING", "qualify": "QUALIFY", "sample": "USING SAMPLE"}
+#: Seconds of processor time in which the SQL of a model is bound and run.
+SECONDS = 30.0
+#: Seconds in which DuckDB notices that it was interrupted; then it is left running until `perennial check` ends.
+GRACE_SECONDS = 5.0
+_FILTERS = {"where_clause": "WHERE", "having": "HAVING", "qualify": "QUALIFY"}
 
 
 @dataclass
@@ -53,30 +60,55 @@ def check(spec: ModelSpec, rows: pa.Table | None, generate_rows: Callable[[], pa
         generate_rows: returns rows to run the SQL on if none have landed.
     """
     findings = Findings()
-    con = _connect()
+    con = duckdb_session.connect_small()
     missing = _load_references(con, spec, findings)
-    con.execute(
-        "SET python_enable_replacements=false; SET enable_external_access=false; SET lock_configuration=true"
-    )
+    duckdb_session.lock(con)
+
+    def run() -> None:
+        _check(con, spec, missing, rows, generate_rows, findings)
+
+    try:
+        run_bounded(run, SECONDS, con.interrupt, GRACE_SECONDS)
+    except TimeoutError:
+        # What the interrupted SQL left there says nothing.
+        findings.problems = [
+            (
+                "features.sql",
+                None,
+                f"it did not end within {SECONDS:g} seconds on {MAX_ROWS} rows: look for joins without a condition "
+                "and for lists in lists",
+            )
+        ]
+    return findings
+
+
+def _check(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    missing: list[str],
+    rows: pa.Table | None,
+    generate_rows: Callable[[], pa.Table],
+    findings: Findings,
+) -> None:
+    """Check and run the SQL of a model; add to the findings."""
     if not _parse(con, spec, findings):
-        return findings
+        return
     if missing:
         findings.notes.append(
             f"features.sql was not bound: reference table {', '.join(missing)} has not landed"
         )
-        return findings
+        return
     if not _bind(con, spec, findings):
-        return findings
+        return
     try:
         # No versions, because the connection has the reference tables, and nothing must be written to the lake.
         features = FeatureQuery(spec, {}, connection=con)
     except SpecError as error:
         findings.problems.append(_problem(error, spec))
-        return findings
+        return
     findings.columns = features.columns
     if not findings.problems:
         _run(features, rows, generate_rows, findings)
-    return findings
 
 
 def _problem(error: PerennialError, spec: ModelSpec) -> tuple[str, None, str]:
@@ -90,14 +122,6 @@ def _problem(error: PerennialError, spec: ModelSpec) -> tuple[str, None, str]:
     return where, None, f"{cause or error.cause} ({error.remedy})"
 
 
-def _connect() -> duckdb.DuckDBPyConnection:
-    con = duckdb.connect(
-        config={"threads": 2, "autoinstall_known_extensions": False, "memory_limit": "512MiB"}
-    )
-    con.execute("SET TimeZone='UTC'; SET enable_progress_bar=false; SET temp_directory=''")
-    return con
-
-
 def _load_references(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> list[str]:
     """Load the reference tables that exist into ``con``; returns the names of those that do not."""
     missing = []
@@ -106,7 +130,7 @@ def _load_references(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: 
             rows = reference_tables.preview(reference, MAX_REFERENCE_ROWS)
         except (PerennialError, OSError, ValueError) as error:
             findings.notes.append(
-                f"reference table {reference.name} cannot be read: {str(error).splitlines()[0][:160]}"
+                f"reference table {reference.name} cannot be read: {error_text(error, hide=spec.hides_values)}"
             )
             rows = None
         if rows is None:
@@ -116,35 +140,21 @@ def _load_references(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: 
     return missing
 
 
-def _parts(spec: ModelSpec) -> list[tuple[str, str]]:
-    return [*((f"{s.name}/features.sql", s.sql) for s in spec.feature_sets), ("features.sql", spec.sql)]
-
-
 def _parse(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
-    """Parse each part, report SQL that loses or mixes rows; returns whether all parts can be parsed."""
-    parsed = True
-    for where, sql in _parts(spec):
-        row = con.execute("SELECT json_serialize_sql(?)", [sql.rstrip().rstrip(";")]).fetchone()
-        tree = json.loads(row[0]) if row else {}
-        statements = tree.get("statements", [])
-        if tree.get("error"):
-            position = tree.get("position")
-            line = sql.count("\n", 0, int(position)) + 1 if position else None
-            findings.problems.append(
-                (where, line, f"{tree.get('error_message')} (one SELECT statement is needed)")
-            )
-            parsed = False
-        elif len(statements) != 1:
-            findings.problems.append((where, None, f"{len(statements)} statements; one SELECT is needed"))
-            parsed = False
-        else:
-            for offset, message, certain in _row_problems(statements[0]["node"], {"rows"}, in_union=False):
-                line = sql.count("\n", 0, offset) + 1 if offset is not None else None
-                if certain:
-                    findings.problems.append((where, line, message))
-                else:
-                    findings.notes.append(f"{where}{f':{line}' if line else ''}: {message}")
-    return parsed
+    """Check each part, report SQL that loses or mixes rows; returns whether all parts may run."""
+    allowed = True
+    for where, sql in author_sql.parts(spec):
+        if problem := author_sql.check_part(con, spec, sql):
+            findings.problems.append((where, problem.line, f"{problem.message} ({author_sql.REMEDY})"))
+            allowed = False
+            continue
+        for offset, message, certain in _row_problems(author_sql.parse(con, sql), {"rows"}, in_union=False):
+            line = author_sql.line_of(sql, offset)
+            if certain:
+                findings.problems.append((where, line, message))
+            else:
+                findings.notes.append(f"{where}{f':{line}' if line else ''}: {message}")
+    return allowed
 
 
 def _row_problems(node: Any, rows: set[str], *, in_union: bool) -> Iterator[tuple[int | None, str, bool]]:
@@ -179,10 +189,14 @@ def _row_problems(node: Any, rows: set[str], *, in_union: bool) -> Iterator[tupl
         (m.get("limit"), "LIMIT") for m in node.get("modifiers", []) if m.get("type", "").startswith("LIMIT")
     ]
     for part, clause in filters if not in_union else []:
-        yield _offset(part), f"{clause} leaves rows out: each row must come out once, whatever it holds", True
+        yield (
+            author_sql.offset_of(part),
+            f"{clause} leaves rows out: each row must come out once, whatever it holds",
+            True,
+        )
     for window in _windows(node.get("select_list")):
         yield (
-            _offset(window),
+            author_sql.offset_of(window),
             (
                 f"{window.get('function_name')}() OVER reads other rows: a partition must give what a year "
                 "gives"
@@ -191,7 +205,11 @@ def _row_problems(node: Any, rows: set[str], *, in_union: bool) -> Iterator[tupl
         )
     kinds = {k: source.get(k) for k in ("type", "join_type", "ref_type")} if isinstance(source, dict) else {}
     if kinds == {"type": "JOIN", "join_type": "INNER", "ref_type": "REGULAR"}:
-        yield _offset(source), "an inner JOIN loses rows without a match; use LEFT JOIN to keep them", False
+        yield (
+            author_sql.offset_of(source),
+            "an inner JOIN loses rows without a match; use LEFT JOIN to keep them",
+            False,
+        )
 
 
 def _reads(source: Any, rows: set[str]) -> bool:
@@ -233,43 +251,32 @@ def _windows(expression: Any) -> Iterator[dict[str, Any]]:
             yield from _windows(value)
 
 
-def _offset(part: Any) -> int | None:
-    """The offset in the SQL of the first node within ``part`` that has one."""
-    if isinstance(part, dict):
-        if isinstance(offset := part.get("query_location"), int) and offset < _NO_LOCATION:
-            return offset
-        part = list(part.values())
-    if isinstance(part, list):
-        return next((offset for value in part if (offset := _offset(value)) is not None), None)
-    return None
-
-
 def _bind(con: duckdb.DuckDBPyConnection, spec: ModelSpec, findings: Findings) -> bool:
     """Bind each part to the columns of the previous part; returns whether all could be bound."""
-    con.execute(f"CREATE TEMP VIEW stage_0 AS {empty_rows_sql(spec)}")
+    con.execute(f"CREATE TEMP VIEW __stage_0 AS {empty_rows_sql(spec)}")
     try:
-        for i, (where, sql) in enumerate(_parts(spec)):
-            con.execute(f'CREATE OR REPLACE TEMP VIEW "rows" AS SELECT * FROM stage_{i}')
+        for i, (where, sql) in enumerate(author_sql.parts(spec)):
+            con.execute(f'CREATE OR REPLACE TEMP VIEW "rows" AS SELECT * FROM __stage_{i}')
             try:
                 con.execute(
-                    f"CREATE TEMP TABLE stage_{i + 1} AS FROM (\n{sql.rstrip().rstrip(';')}\n) LIMIT 0"
+                    f"CREATE TEMP TABLE __stage_{i + 1} AS FROM (\n{author_sql.statement(sql)}\n) LIMIT 0"
                 )
             except duckdb.Error as error:
-                findings.problems.append((where, *_line_and_message(error)))
+                findings.problems.append((where, *_line_and_message(error, spec)))
                 return False
         return True
     finally:
         con.execute('DROP VIEW IF EXISTS "rows"')
 
 
-def _line_and_message(error: Exception) -> tuple[int | None, str]:
+def _line_and_message(error: Exception, spec: ModelSpec) -> tuple[int | None, str]:
     """Line in the file and message of a DuckDB error; the statement has one line before the file's first."""
     text = str(error).strip()
     line = re.search(r"^LINE (\d+):", text, re.MULTILINE)
     lines = [part.strip() for part in text.split("\n\nLINE ")[0].splitlines() if part.strip()]
     message = " ".join(lines)
-    if "disabled by configuration" in message or "is disabled" in message:
-        message = f"it reads a file or an address; only rows and the reference tables are allowed. {lines[0]}"
+    if spec.hides_values and not isinstance(error, _ABOUT_SQL):  # it may quote a reference table
+        message = error_text(error, hide=True, names=spec.data.columns)
     return (int(line[1]) - 1 if line and int(line[1]) > 1 else None), message[:400]
 
 
@@ -283,11 +290,9 @@ def _run(
     try:
         features.check_rowwise(generate_rows() if rows is None else rows, single_row=True)
     except (SpecError, DataError) as error:
-        if rows is None and " failed: " in error.cause:
+        # Generated values may be none that the SQL can convert; but no few rows need all the memory.
+        if rows is None and " failed: " in error.cause and "Out of Memory" not in error.cause:
             findings.notes.append(f"features.sql could not be run on generated rows: {error.cause}")
             return
         where, line, message = _problem(error, features.spec)
-        # The engine quotes the value that it could not convert.
-        if features.spec.data.personal and " failed: " in error.cause:
-            message = re.sub(r"'[^']*'", "'…'", message)
         findings.problems.append((where, line, message))

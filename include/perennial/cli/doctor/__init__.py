@@ -1,3 +1,3 @@
 """`perennial doctor`: checks that everything the DAGs need is available."""
 
-__all__ = ["cluster", "environment", "finding"]
+__all__ = ["cluster", "environment", "finding", "nodes"]

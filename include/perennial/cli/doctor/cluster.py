@@ -6,6 +6,8 @@ operator submits, too.
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import re
@@ -14,6 +16,7 @@ from functools import partial
 from typing import Any
 
 from perennial.cli.doctor import finding
+from perennial.cli.doctor import nodes as node_checks
 from perennial.cli.doctor.finding import Finding, brief
 from perennial.core.settings import settings
 from perennial.spec import compute_profile, pod_manifest
@@ -28,15 +31,24 @@ RIGHTS = [
     ("get", "pods", "log"),
     ("list", "events", ""),
 ]
-_SUFFIXES = {"n": 1e-9, "u": 1e-6, "m": 1e-3, "": 1.0, "k": 1e3, "M": 1e6, "G": 1e9, "T": 1e12, "P": 1e15,
-             "Ki": 2.0**10, "Mi": 2.0**20, "Gi": 2.0**30, "Ti": 2.0**40, "Pi": 2.0**50}  # fmt: skip
+#: What to do about an object that may not be read, where the dry run does not tell, either.
+_UNSEEN = {
+    "secrets": "the dry run below does not look at secrets: a pod without one of them waits and then fails. Run this "
+    "with an account that may get secrets, or look: kubectl --namespace {namespace} get secret",
+    "nodes": "the dry run below does not look for a node: whether one has room shows when the first pod starts. Run "
+    "this with an account that may list nodes",
+}
+_SEEN_BELOW = "harmless if the pod is accepted below, where the API server looks at it itself"
 
 
 def examine(profiles: list[ComputeProfile]) -> list[Finding]:
     """Check image and cluster of each profile whose steps run in pods."""
     findings: list[Finding] = []
+    # On a busy machine the import takes longer than the checks, whose time limit is for servers that do not answer.
+    with contextlib.suppress(ModuleNotFoundError):
+        importlib.import_module("kubernetes")
     for profile in profiles:
-        findings.append(_image(profile))
+        findings += finding.run_with_time_limit(f"{profile.name}: image", partial(_image, profile))
         if profile.kind == "eks":
             findings += finding.run_with_time_limit(f"{profile.name}: EKS", partial(_eks, profile))
         findings += finding.run_with_time_limit(f"{profile.name}: cluster", Cluster(profile).check)
@@ -51,20 +63,49 @@ def dry_run_pod(profile: ComputeProfile) -> dict[str, Any]:
     return pod
 
 
-def _image(profile: ComputeProfile) -> Finding:
+def _image(profile: ComputeProfile) -> Iterator[Finding]:
+    """Check that the image's name says which image it is, and where nodes get it; in ECR, that it is there."""
     name, what = profile.image_name, f"{profile.name}: image"
-    if re.search(r"@sha256:[0-9a-f]{64}$", name):
-        return Finding(what, "ok", name)
+    pinned = re.search(r"@sha256:[0-9a-f]{64}$", name)
     tag = name.rpartition("/")[2].partition(":")[2]
-    if tag in ("", "latest"):
-        return Finding(
+    if not pinned and tag in ("", "latest"):
+        yield Finding(
             what, "missing", f"{name} is not pinned: its content may change from run to run",
-            "name a version, or a digest (@sha256:…), in the profile's image or in PERENNIAL_TRAINER_IMAGE",
+            f"name a version, or a digest (@sha256:…), in {_image_setting(profile)}",
         )  # fmt: skip
-    if "/" not in name or "." not in name.partition("/")[0]:
-        return Finding(what, "warning", f"{name} names no registry: every node must have it already",
-                       "push it to a registry (ECR) and name that in PERENNIAL_TRAINER_IMAGE")  # fmt: skip
-    return Finding(what, "ok", name)
+    elif not node_checks.names_registry(name):
+        yield Finding(what, "warning", f"{name} names no registry: every node must have it already",
+                      f"push it to a registry (ECR) and name that in {_image_setting(profile)}")  # fmt: skip
+    elif ecr := re.match(r"(\d{12})\.dkr\.ecr\.([a-z0-9-]+)\.amazonaws\.com/(.+)$", name):
+        yield _ecr_image(what, name, *ecr.groups())
+    else:
+        yield Finding(what, "ok", f"{name} (the registry was not asked)")
+
+
+def _image_setting(profile: ComputeProfile) -> str:
+    """Where the image of a profile is named: PERENNIAL_TRAINER_IMAGE replaces the default only."""
+    if profile.image == ComputeProfile.model_fields["image"].default:
+        return "PERENNIAL_TRAINER_IMAGE, or in the profile's image"
+    return f"image of the profile {profile.name} (PERENNIAL_TRAINER_IMAGE replaces only the default image)"
+
+
+def _ecr_image(what: str, name: str, registry: str, region: str, path: str) -> Finding:
+    """Look an image up in Amazon's registry."""
+    repository, at, digest = path.partition("@")
+    if not at:
+        repository, _, tag = path.partition(":")
+    image = {"imageDigest": digest} if at else {"imageTag": tag}
+    try:
+        ecr = object_store.client("ecr", timeout=finding.REQUEST_SECONDS, max_attempts=2, region=region)
+        ecr.describe_images(registryId=registry, repositoryName=repository, imageIds=[image])
+    except Exception as error:
+        code = str((getattr(error, "response", None) or {}).get("Error", {}).get("Code", ""))
+        if code in ("ImageNotFoundException", "RepositoryNotFoundException"):
+            return Finding(what, "missing", f"{name} is not in the registry: {code}",
+                           "build and push it (make images), or correct the name")  # fmt: skip
+        return Finding(what, "warning", f"{name} was not looked up in the registry: {brief(error)}",
+                       "allow ecr:DescribeImages to see it here; the nodes pull it with their own role")  # fmt: skip
+    return Finding(what, "ok", f"{name} is in the registry")
 
 
 def _eks(profile: ComputeProfile) -> Iterator[Finding]:
@@ -110,7 +151,7 @@ class Cluster:
             "secrets": self._secrets,
             "service account": self._service_account,
             "quota": self._quota,
-            "GPU nodes": self._gpu_nodes,
+            "nodes": self._nodes,
             "pod": self._dry_run,
         }.items():
             try:
@@ -123,7 +164,7 @@ class Cluster:
                     raise
                 yield self._finding(
                     what, "warning", f"may not be read: {_api_message(error)}",
-                    "harmless if the pod is accepted below; to see it, run this with an account that may",
+                    _UNSEEN.get(what, _SEEN_BELOW).format(namespace=self.profile.namespace),
                 )  # fmt: skip
 
     def _reach(self) -> Finding:
@@ -247,11 +288,11 @@ class Cluster:
             hard, used = (quota.status.hard or {}), (quota.status.used or {})
             for name, limit in hard.items():
                 amount = needs.get(name, needs.get(f"requests.{name}", 0.0))
-                if amount > _number(limit):
+                if amount > node_checks.number(limit):
                     impossible.append(
                         f"{name}: the pod needs {amount:g}, {quota.metadata.name} allows {limit}"
                     )
-                elif amount > _number(limit) - _number(used.get(name, "0")):
+                elif amount > node_checks.number(limit) - node_checks.number(used.get(name, "0")):
                     full.append(f"{name}: {used.get(name, '0')} of {limit} is used")
         if impossible:
             yield self._finding(
@@ -267,33 +308,72 @@ class Cluster:
         else:
             yield self._finding("quota", "ok", "leaves room" if quotas else "there is none")
 
-    def _gpu_nodes(self) -> Iterator[Finding]:
-        gpu = self.profile.gpu
-        if gpu is None:
-            return
-        nodes = self._ask(self.core.list_node).items
-        suitable = [
-            n for n in nodes if _number((n.status.allocatable or {}).get(gpu.resource, "0")) >= gpu.count
-        ]
-        if not suitable:
-            yield self._finding(
-                "GPU nodes", "missing", f"none of {len(nodes)} nodes offers {gpu.count} {gpu.resource}",
-                "add a GPU node group and NVIDIA's device plugin; if nodes are created on demand this is usual, and "
-                "the job of docker/kubernetes/gpu.yaml shows whether one is",
-            )  # fmt: skip
-            return
-        kinds = sorted(
-            {(n.metadata.labels or {}).get("nvidia.com/gpu.product", "not labelled") for n in suitable}
-        )
-        if gpu.kind and gpu.kind not in kinds:
-            yield self._finding(
-                "GPU nodes",
-                "missing",
-                f"no {gpu.kind}; there are: {', '.join(kinds)}",
-                "correct gpu.kind in the profile, or install NVIDIA's feature discovery",
+    def _nodes(self) -> Iterator[Finding]:
+        """Compare the pod with the nodes, as the scheduler will."""
+        nodes = self._as_json(self._ask(self.core.list_node))["items"]
+        manifest = dry_run_pod(self.profile)
+        try:
+            active = "status.phase!=Succeeded,status.phase!=Failed"
+            pods = self._ask(self.core.list_pod_for_all_namespaces, field_selector=active)
+            others, known = self._as_json(pods)["items"], ""
+        except Exception as error:  # a right is missing, or there are very many pods
+            others, known = [], f"; what other pods use of them was not read: {_api_message(error)}"
+        results = node_checks.fits(manifest["spec"], nodes, others)
+        yield self._room(results, known)
+        for memory in self.profile.more_memory:
+            larger = pod_manifest.pod(
+                self.profile, [], model="doctor", step="doctor", team="doctor", memory=memory
             )
-        else:
-            yield self._finding("GPU nodes", "ok", f"{len(suitable)} of {len(nodes)}: {', '.join(kinds)}")
+            if any(r.big_enough for r in results) and not any(
+                r.big_enough for r in node_checks.fits(larger["spec"], nodes)
+            ):
+                yield self._finding("nodes", "warning", f"none has {memory}, to which more_memory raises the limit",
+                                    "add such nodes, or lower more_memory")  # fmt: skip
+        if not node_checks.names_registry(self.profile.image_name):
+            suitable = {result.node for result in results if not result.excluded}
+            yield from self._image_on_nodes([n for n in nodes if n["metadata"]["name"] in suitable])
+
+    def _room(self, results: list[node_checks.NodeFit], known: str) -> Finding:
+        """Whether one of the nodes has room for the pod."""
+        free = [r for r in results if r.big_enough and not r.occupied]
+        if free:
+            return self._finding("nodes", "ok", f"{len(free)} of {len(results)} have room for the pod{known}")
+        big_enough = [r for r in results if r.big_enough]
+        listed = "; ".join(f"{r.node}: {r.reason}" for r in (big_enough or results)[:3])
+        more = f"; and {len(big_enough or results) - 3} more" if len(big_enough or results) > 3 else ""
+        if big_enough:
+            wait = f"pods wait up to {self.profile.wait_minutes:g} minutes (wait_minutes)"
+            return self._finding("nodes", "warning", f"all are occupied at present: {listed}{more}",
+                                 f"{wait}; add nodes if that is usual")  # fmt: skip
+        gpu = self.profile.gpu
+        device = (
+            f" For {gpu.resource} that takes a GPU node group and the vendor's device plugin." if gpu else ""
+        )
+        return self._finding(
+            "nodes", "missing", f"the pod fits none of {len(results)}: {listed}{more}",
+            "request less in the profile, correct its node_selector and tolerations, or add such nodes. If nodes are "
+            f"created on demand this is usual while there are none: the first pod shows whether one comes.{device}",
+        )  # fmt: skip
+
+    def _image_on_nodes(self, nodes: list[dict[str, Any]]) -> Iterator[Finding]:
+        """Whether the nodes have an image that no registry has."""
+        image = self.profile.image_name
+        has = {node["metadata"]["name"]: node_checks.has_image(node, image) for node in nodes}
+        lacking = sorted(name for name, known in has.items() if known is False)
+        if lacking:
+            yield self._finding(
+                "image on nodes", "missing", f"{image} is not on {', '.join(lacking[:5])}",
+                f"load it into each node (kind load docker-image, ctr images import), or push it to a registry and "
+                f"name that in {_image_setting(self.profile)}",
+            )  # fmt: skip
+        elif has:
+            complete = all(has.values())
+            yield self._finding("image on nodes", "ok" if complete else "warning",
+                                f"{image} is on {sum(map(bool, has.values()))} of {len(has)}"
+                                + ("" if complete else "; the others do not list all of theirs"))  # fmt: skip
+
+    def _as_json(self, answer: Any) -> Any:
+        return self.client.sanitize_for_serialization(answer)
 
     def _dry_run(self) -> Iterator[Finding]:
         create = self.core.create_namespaced_pod
@@ -307,7 +387,11 @@ class Cluster:
                 yield self._finding("pod", "missing", f"the API server refuses it: {message}",
                                     "correct what it names, in the profile or in the cluster")  # fmt: skip
             return
-        yield self._finding("pod", "ok", "accepted by the API server (dry run)")
+        yield self._finding(
+            "pod",
+            "ok",
+            "accepted by the API server (dry run, which looks at neither secrets, image nor nodes)",
+        )
 
     def _ask_unless_missing(self, call: Callable[..., Any], *arguments: Any) -> Any:
         """Return the requested object; None if it does not exist."""
@@ -324,7 +408,7 @@ def _quota_needs(profile: ComputeProfile) -> dict[str, float]:
     memory = float(compute_profile.quantity_bytes(profile.memory))
     scratch = float(compute_profile.quantity_bytes(profile.scratch))
     needs = {
-        "pods": 1.0, "count/pods": 1.0, "requests.cpu": _number(profile.cpu),
+        "pods": 1.0, "count/pods": 1.0, "requests.cpu": node_checks.number(profile.cpu),
         "requests.memory": memory, "limits.memory": memory,
         "requests.ephemeral-storage": scratch, "limits.ephemeral-storage": scratch,
     }  # fmt: skip
@@ -332,12 +416,6 @@ def _quota_needs(profile: ComputeProfile) -> dict[str, float]:
         resource, count = profile.gpu.resource, float(profile.gpu.count)
         needs |= {f"requests.{resource}": count, f"limits.{resource}": count}
     return needs
-
-
-def _number(quantity: Any) -> float:
-    """Convert a Kubernetes quantity, such as ``500m`` or ``2Gi``, to a number; 0 if it is invalid."""
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)([A-Za-z]*)", str(quantity))
-    return float(match[1]) * _SUFFIXES.get(match[2], 1.0) if match else 0.0
 
 
 def _connection_extra(name: str) -> dict[str, Any]:

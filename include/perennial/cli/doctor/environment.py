@@ -6,6 +6,7 @@ what it wrote, and has a time limit.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
 import uuid
@@ -15,12 +16,12 @@ from typing import Any
 
 import requests
 
-from perennial.cli.doctor import cluster, finding
+from perennial.cli.doctor import _databases, cluster, finding
 from perennial.cli.doctor.finding import Finding, State, brief, run_with_time_limit
 from perennial.core.errors import PerennialError
 from perennial.core.settings import endpoint_url, settings
-from perennial.modeling import registry
-from perennial.spec import catalog, compute_profile
+from perennial.modeling import mlflow_api
+from perennial.spec import catalog, compute_profile, pod_manifest
 from perennial.spec.compute_profile import ComputeProfile
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import object_store
@@ -42,6 +43,7 @@ def examine(profiles: Sequence[str] = ()) -> list[Finding]:
         return findings  # reported above; the other checks need the settings
     findings += run_with_time_limit("lake", lambda: _lake(current.lake))
     findings += run_with_time_limit("landing area", lambda: _landing(current.landing))
+    findings += run_with_time_limit("connections", _connections)
     findings += run_with_time_limit("MLflow", lambda: _mlflow(current.mlflow_uri))
     if pods:
         findings += cluster.examine(pods)
@@ -57,20 +59,10 @@ def _settings(pods: list[ComputeProfile]) -> Iterator[Finding]:
     except PerennialError as error:
         yield Finding("settings", "missing", error.cause, error.remedy)
         return
+    unreachable = {item.what: item for item in _unreachable(pods)}
     for name, uri in (("PERENNIAL_LAKE", current.lake), ("PERENNIAL_LANDING", current.landing)):
-        shown = uri if os.environ.get(name, "").strip() else f"{uri} (not set: the default)"
-        if pods and not object_store.is_remote(uri):
-            # a template may mount the folder; without one the step refuses to start
-            hard = any(not p.template for p in pods)
-            names = ", ".join(p.name for p in pods)
-            yield Finding(
-                name,
-                "missing" if hard else "warning",
-                f"{shown}: a folder, which pods of profile {names} cannot read",
-                f"set {name} to an s3:// URI, for Airflow and for this shell",
-            )
-        else:
-            yield Finding(name, "ok", shown)
+        ok = Finding(name, "ok", _shown(name, uri))
+        yield unreachable.pop(name, ok)
     if object_store.is_remote(current.lake) or object_store.is_remote(current.landing):
         region = os.environ.get("AWS_REGION") or os.environ.get("AWS_DEFAULT_REGION")
         where = f" at {endpoint_url()}" if endpoint_url() else ""
@@ -79,9 +71,33 @@ def _settings(pods: list[ComputeProfile]) -> Iterator[Finding]:
         else:
             yield Finding("AWS_REGION", "warning", f"not set: us-east-1 is used{where}",
                           "set AWS_REGION to the region of the buckets")  # fmt: skip
-    if not os.environ.get("MLFLOW_TRACKING_URI"):
+    yield from unreachable.values()
+    if not os.environ.get("MLFLOW_TRACKING_URI") and "MLFLOW_TRACKING_URI" not in unreachable:
         yield Finding("MLFLOW_TRACKING_URI", "warning", f"not set: {current.mlflow_uri} is used",
                       "set MLFLOW_TRACKING_URI to the server's address")  # fmt: skip
+
+
+def _shown(name: str, value: str) -> str:
+    """A setting's value, and whether it is the default."""
+    return value if os.environ.get(name, "").strip() else f"{value} (not set: the default)"
+
+
+def _unreachable(pods: list[ComputeProfile]) -> Iterator[Finding]:
+    """What the steps' pods are told to reach, and cannot; one finding a variable, the worst."""
+    by_variable: dict[str, list[tuple[str, pod_manifest.UnreachableValue]]] = {}
+    for profile in pods:
+        for item in pod_manifest.unreachable_values(profile, cluster.dry_run_pod(profile)):
+            by_variable.setdefault(item.variable, []).append((profile.name, item))
+    for name, items in by_variable.items():
+        certain = [(profile, item) for profile, item in items if item.certain]
+        affected = certain or items
+        item = affected[0][1]
+        profiles = ", ".join(profile for profile, _ in affected)
+        detail = f"{_shown(name, item.value)}: {item.reason}, which pods of profile {profiles} cannot reach"
+        remedy = f"{item.remedy}, for Airflow and for this shell"
+        if not certain:
+            remedy = f"make sure that the profile's template provides it; otherwise {remedy}"
+        yield Finding(name, "missing" if certain else "warning", detail, remedy)
 
 
 def _models(profiles: Sequence[str], used: dict[str, ComputeProfile]) -> Iterator[Finding]:
@@ -118,6 +134,20 @@ def _users(models: Iterable[ModelSpec], profiles: Sequence[str]) -> dict[str, st
         name: "used by " + ", ".join(by[:4]) + (f" and {len(by) - 4} more" if len(by) > 4 else "")
         for name, by in users.items()
     }
+
+
+def _connections() -> Iterator[Finding]:
+    """Check the connections to databases of all models, and that the pods of their steps get them."""
+    models, _ = catalog.load_models()
+    profiles: dict[tuple[str, str], ComputeProfile] = {}
+    for spec in models.values():
+        if spec.connections("data"):  # predictions are written by the worker
+            with contextlib.suppress(PerennialError):  # reported above
+                name = spec.compute.get("data") or compute_profile.default_profile()
+                profile = compute_profile.load_profile(name)
+                if profile.runs_in_pods:
+                    profiles[spec.name, "data"] = profile
+    yield from _databases.examine(models, profiles)
 
 
 # --- the lake and the landing area
@@ -252,7 +282,7 @@ def _mlflow(uri: str) -> Iterator[Finding]:
             f"{uri}{path}",
             data=data,
             timeout=finding.REQUEST_SECONDS,
-            **registry.request_credentials(),
+            **mlflow_api.request_credentials(),
         )
 
     try:

@@ -3,37 +3,46 @@
 from __future__ import annotations
 
 import json
-import math
 import re
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
-from statistics import median
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
-from perennial.cli.new.sample_reader import Sample, SampleColumn
-from perennial.core.sql import quote_identifier, text_literal
+from perennial.cli.new import inference, training_sections
+from perennial.cli.new.samples.event_times import on_clock
+from perennial.cli.new.samples.sample_reader import Sample, SampleColumn
+from perennial.core.partitions import DAILY, WEEKDAYS, Cadence, date_of
+from perennial.core.sql import fold_identifier, quote_identifier
+from perennial.feeds.text_casts import TextFormat
+from perennial.spec.constraints import (
+    UNSUPPORTED_IN_FEATURES,
+    feature_name_fault,
+)
 from perennial.spec.sections import ColumnType
+from perennial.spec.text_format import TextFormatSpec
 
 __all__ = [
+    "FREE_TEXT_LENGTH",
+    "ROW_NUMBER",
     "Feature",
     "ModelDraft",
-    "expectation_suite",
     "features",
     "label_is_column",
     "model_text",
     "readme_text",
     "sql_text",
-    "suite_text",
     "yaml_text",
 ]
 
 #: A text column with more distinct values is not a categorical feature.
 MAX_CATEGORIES = 500
-#: A text column is expected to have only the sample's values if there are few of them, and each is frequent.
-MAX_SET_VALUES, MIN_ROWS_PER_VALUE = 25, 5
 #: Mean length above which a text column is free text.
 FREE_TEXT_LENGTH = 40
-#: Largest bound in a suite; both JSON and DuckDB can represent it.
-LARGEST_NUMBER = 1e308
+#: A sample ended long ago if this time, and this many partitions, have passed since.
+ENDED_AFTER, ENDED_PARTITIONS = timedelta(days=30), 3
+#: Name of the column with a row's number, unless a column has it.
+ROW_NUMBER = "row"
 _PLAIN = re.compile(r"[A-Za-z_][A-Za-z0-9_]*$")
 _YAML_WORDS = {"true", "false", "null", "yes", "no", "on", "off", "y", "n"}
 
@@ -47,22 +56,30 @@ class ModelDraft:
         task: its task.
         label: column to predict.
         key: columns that identify a row.
-        event_time: column with the time of the event.
+        event_time: column with the time of the event; None if there is none.
         owner: who is responsible for it.
         description: what it predicts.
-        source: path template of its files.
+        source: path template of its files; of a query its section as JSON.
         days: number of rows of each partition of the sample.
         group: ranking: column that identifies the list of a row.
         positive: binary: the value of the positive class, unless the label is boolean, or 0 and 1.
         personal: columns of personal data.
         schema: path of the JSON Schema, relative to the folder of the model.
+        row_number: the key, if it is the number of a row in its file, which is none of the sample's columns.
+        time_parts: features of each date and time, as `inference.time_parts` gives them.
+        zones: zone of the clock that these are read from, by column; UTC if it is not there.
+        label_sql: SQL of the label, if it is not the column as it is.
+        cadence: how long a partition is.
+        has_gaps: whether the sample has no rows of some partitions.
+        quarantine_limit: share of bad rows that a partition may have, if the sample has more than usual.
+        delivery: what the feed has to deliver, and when; empty if the sample is delivered like that.
     """
 
     name: str
     task: str
     label: str
     key: list[str]
-    event_time: str
+    event_time: str | None
     owner: str
     description: str
     source: str
@@ -71,6 +88,26 @@ class ModelDraft:
     positive: Any = None
     personal: list[str] = field(default_factory=list)
     schema: str = "../model.schema.json"
+    row_number: str | None = None
+    time_parts: dict[str, list[str]] = field(default_factory=dict)
+    zones: dict[str, str] = field(default_factory=dict)
+    label_sql: str | None = None
+    cadence: Cadence = DAILY
+    has_gaps: bool = False
+    quarantine_limit: float | None = None
+    delivery: str = ""
+
+    @property
+    def has_ended(self) -> bool:
+        """Whether the sample ended long ago, so that its feed may not be delivered any more."""
+        last = self.cadence.end_of(max(self.days))
+        unit = self.cadence.end_of(max(self.days)) - self.cadence.start_of(max(self.days))
+        return datetime.now(UTC) - last > max(ENDED_AFTER, ENDED_PARTITIONS * unit)
+
+    @property
+    def queried(self) -> bool:
+        """Whether the rows come from a query: a path begins with ``{landing}`` or ``s3://``."""
+        return self.source.startswith('{"')
 
 
 @dataclass
@@ -86,24 +123,39 @@ def features(sample: Sample, draft: ModelDraft) -> tuple[list[Feature], dict[str
     """The features of a model, and the reason why each other column is left out."""
     result: list[Feature] = []
     left_out: dict[str, str] = {}
-    names = {c.lower() for c in sample.columns}
+    names = {fold_identifier(c) for c in sample.columns}
+
+    def feature(sql: str, name: str, categorical: bool = False) -> Feature:
+        """A feature called ``name``, or much like it if a column or a feature has that name already."""
+        while fold_identifier(name) in names:
+            name += "_"
+        names.add(fold_identifier(name))
+        return Feature(f"{sql} AS {_sql_name(name)}", name, categorical)
+
     for column in sample.columns.values():
         name = column.name
-        if name in draft.key:
-            continue
         if reason := _exclusion_reason(column, sample, draft):
             left_out[name] = reason
         elif column.kind in ("date", "timestamp"):
-            for part in ("hour", "weekday") if column.kind == "timestamp" else ("weekday",):
-                sql = f"{'dayofweek' if part == 'weekday' else part}({_sql_name(name)})"
-                alias = f"{name}_{part}"
-                while alias.lower() in names:
-                    alias += "_"
-                names.add(alias.lower())
-                result.append(Feature(f"{sql} AS {_sql_name(alias)}", alias))
+            if not draft.time_parts.get(name):
+                left_out[name] = "hour, weekday and month do not differ between rows"
+            for part in draft.time_parts.get(name, []):
+                word = "weekday" if part == "dayofweek" else part
+                moment = on_clock(_sql_name(name), draft.zones.get(name, "UTC"))
+                result.append(feature(f"{part}({moment})", f"{_feature_name(name)}_{word}"))
+        elif name in draft.key:  # SQL returns the key under its own name
+            result.append(feature(_sql_name(name), f"{_feature_name(name)}_feature", column.kind == "string"))
+        elif _feature_name(name) != name:
+            result.append(feature(_sql_name(name), _feature_name(name), column.kind == "string"))
         else:
             result.append(Feature(_sql_name(name), name, column.kind == "string"))
     return result, left_out
+
+
+def _feature_name(column: str) -> str:
+    """A column's name as a feature: without characters that XGBoost refuses, and not one that is reserved."""
+    name = UNSUPPORTED_IN_FEATURES.sub("_", column.replace("[", "(").replace("]", ")"))
+    return f"{name}_column" if feature_name_fault(name) else name
 
 
 def _exclusion_reason(column: SampleColumn, sample: Sample, draft: ModelDraft) -> str:
@@ -119,14 +171,10 @@ def _exclusion_reason(column: SampleColumn, sample: Sample, draft: ModelDraft) -
         return "constant in the sample"
     if column.kind == "string" and column.length > FREE_TEXT_LENGTH:
         return "free text"
+    if column.unique and inference.is_identifier(column, rows):
+        return "identifies the row" if column.name in draft.key else "another value in each row"
     if column.kind == "string" and (column.distinct > MAX_CATEGORIES or column.distinct > max(20, rows // 2)):
         return f"{column.distinct} distinct values, too many for a categorical feature"
-    if (
-        column.kind == "integer"
-        and column.distinct == rows
-        and re.search(r"(^|_)(id|key|nr|no|number)$", column.name.lower())
-    ):
-        return "a running number of the rows"
     return ""
 
 
@@ -167,20 +215,16 @@ def sql_text(sample: Sample, draft: ModelDraft) -> str:
 
 def label_is_column(sample: Sample, draft: ModelDraft) -> bool:
     """Whether the label is a column as it is; otherwise an expression over the label's column."""
-    column = sample.columns[draft.label]
-    if draft.task == "binary":
-        return column.kind == "boolean" or set(column.values) <= {0, 1}
-    return not (draft.task == "regression" and column.kind not in ("integer", "number"))
+    return draft.label_sql is None
 
 
 def model_text(sample: Sample, draft: ModelDraft) -> str:
     """``model.yaml``."""
-    types: dict[str, ColumnType] = {c.name: c.kind for c in sample.columns.values()}
+    number: dict[str, ColumnType] = {draft.row_number: "integer"} if draft.row_number else {}
+    types: dict[str, ColumnType] = number | {c.name: c.kind for c in sample.columns.values()}
     if not label_is_column(sample, draft):
         del types[draft.label]
-    days, categorical = len(draft.days), [f.name for f in features(sample, draft)[0] if f.categorical]
-    window = 28 if days >= 84 else 7
-    rows = int(median(draft.days.values()))
+    categorical = [f.name for f in features(sample, draft)[0] if f.categorical]
     personal = [p for p in draft.personal if p in types]
     lines = [
         f"# yaml-language-server: $schema={draft.schema}",
@@ -191,48 +235,115 @@ def model_text(sample: Sample, draft: ModelDraft) -> str:
         *([f"group: {yaml_text(draft.group)}"] if draft.group else []),
         "",
         "data:",
-        f"  source: {json.dumps(draft.source, ensure_ascii=False)}",
+        f"  source: {_source(draft)}",
+        *_cadence_lines(draft),
         f"  key: {_yaml_list(draft.key)}",
-        f"  event_time: {yaml_text(draft.event_time)}",
+        *([f"  row_number: {yaml_text(draft.row_number)}"] if draft.row_number else []),
+        *([f"  event_time: {yaml_text(draft.event_time)}"] if draft.event_time else []),
+        *format_lines(sample, types),
         "  columns:",
         *(f"    {yaml_text(n)}: {kind}" for n, kind in types.items()),
         *([f"  personal: {_yaml_list(personal)}"] if personal else []),
+        *([f"  quarantine_limit: {draft.quarantine_limit:g}"] if draft.quarantine_limit else []),
         "",
         *_label_lines(sample, draft),
         *(["", "features:", f"  categorical: {_yaml_list(categorical)}"] if categorical else []),
+        *(["  category_order: label"] if categorical and draft.task != "multiclass" else []),
         "",
-        "training:",
-        f"  holdout_days: {max(1, min(14, days // 4))}",
-        "  rounds: 200",
-        "  params: {max_depth: 6, learning_rate: 0.1}",
+        *training_sections.training_lines(draft.task, draft.days, cadence=draft.cadence),
         "",
-        "monitoring:",
-        f"  window_days: {window}",
-        f"  min_rows: {max(10, min(1000, rows * window // 4))}",
+        *training_sections.monitoring_lines(draft.days, draft.cadence),
         "",
         "schedule:",
-        f"  start: {min(draft.days)}",
+        *_schedule_lines(draft.cadence),
+        f"  start: {date_of(min(draft.days))}",
+        *(_end_lines(draft)),
         "",
     ]
     return "\n".join(lines)
+
+
+def format_lines(sample: Sample, types: Iterable[str]) -> list[str]:
+    """The section ``format`` of ``model.yaml``, with all that is not as by default; empty if that is nothing.
+
+    Args:
+        sample: the sample.
+        types: the columns that the spec declares.
+    """
+    default, lines = TextFormat(), []
+    single = {c: f for c, f in sample.text_format.date_formats.items() if c in {*types}}
+    for key in TextFormatSpec.model_fields:
+        value = single if key == "date_formats" else getattr(sample.text_format, key)
+        if value == getattr(default, key):
+            continue
+        if isinstance(value, dict):
+            lines += [f"    {key}:", *(f"      {yaml_text(c)}: {_formats_text(f)}" for c, f in value.items())]
+        elif key == "date_format":
+            lines.append(f"    {key}: {_formats_text(value)}")
+        else:
+            lines.append(f"    {key}: {json.dumps(value, ensure_ascii=False)}")
+    return ["  format:", *lines] if lines else []
+
+
+def _formats_text(formats: Sequence[str]) -> str:
+    return json.dumps(formats[0] if len(formats) == 1 else list(formats), ensure_ascii=False)
+
+
+def _schedule_lines(cadence: Cadence) -> list[str]:
+    """The schedules that fit the length of a partition, if the default ones do not."""
+    weekday = (WEEKDAYS.index(cadence.week_starts) + 1) % 7  # cron's weeks begin on Sunday
+    when = {"week": f"* * {weekday}", "month": "1 * *"}.get(cadence.unit)
+    if cadence.unit == "hour":
+        return ['  data: "10 * * * *"']
+    return [f'  data: "0 2 {when}"', f'  monitor: "0 6 {when}"'] if when else []
+
+
+def _end_lines(draft: ModelDraft) -> list[str]:
+    """The end of a sample that ended long ago, after which no run is to expect a file."""
+    if not draft.has_ended:
+        return []
+    return [
+        "  # the last partition of the sample; remove it when the feed delivers later ones",
+        f"  end: {date_of(max(draft.days))}",
+    ]
+
+
+def _cadence_lines(draft: ModelDraft) -> list[str]:
+    """The keys of ``data`` about the length of a partition, as far as they are not as by default."""
+    unit, starts = draft.cadence.unit, draft.cadence.week_starts
+    return [
+        *([f"  every: {unit}"] if unit != "day" else []),
+        *([f"  week_starts: {starts}"] if starts != "monday" else []),
+        *([f"  timezone: {draft.cadence.timezone}"] if draft.cadence.timezone != "UTC" else []),
+        *(["  arrival: optional"] if draft.has_gaps else []),
+    ]
 
 
 def _label_lines(sample: Sample, draft: ModelDraft) -> list[str]:
     """The section ``label`` of ``model.yaml``."""
     if label_is_column(sample, draft):
         return ["label:", f"  expression: {yaml_text(draft.label)}"]
-    label, value = sample.columns[draft.label], draft.positive
-    if label.kind == "string":
-        value = text_literal(str(value))
+    kinds = {c.name: c.kind for c in sample.columns.values()}
     return [
         "label:",
         "  # from the same files; features cannot use the label",
-        f"  source: {json.dumps(draft.source, ensure_ascii=False)}",
+        f"  source: {_source(draft)}",
         "  columns:",
-        *(f"    {yaml_text(k)}: {sample.columns[k].kind}" for k in draft.key),
-        f"    {yaml_text(draft.label)}: {label.kind}",
-        f"  expression: {json.dumps(f'{quote_identifier(draft.label)} = {value}', ensure_ascii=False)}",
+        *(f"    {yaml_text(k)}: {kinds.get(k, 'integer')}" for k in draft.key),
+        f"    {yaml_text(draft.label)}: {kinds[draft.label]}",
+        f"  expression: {json.dumps(draft.label_sql, ensure_ascii=False)}",
     ]
+
+
+def _source(draft: ModelDraft) -> str:
+    """The source as YAML: a query is a mapping, which JSON writes as YAML does."""
+    return draft.source if draft.queried else json.dumps(draft.source, ensure_ascii=False)
+
+
+def _delivered(draft: ModelDraft) -> str:
+    return (
+        "A query of a database" if draft.queried else f"One file per {draft.cadence.unit}, `{draft.source}`"
+    )
 
 
 def yaml_text(text: str | None) -> str:
@@ -246,120 +357,14 @@ def _yaml_list(names: list[str]) -> str:
     return f"[{', '.join(yaml_text(n) for n in names)}]"
 
 
-def expectation_suite(sample: Sample, draft: ModelDraft) -> dict[str, Any]:
-    """A Great Expectations suite that the sample passes, with tolerance for other partitions."""
-    counts = list(draft.days.values())
-    entries = [
-        _expect(
-            "expect_table_row_count_to_be_between",
-            min_value=max(1, min(counts) // 2),
-            max_value=max(counts) * 3,
-            notes=f"The sample's partitions have {min(counts)} to {max(counts)} rows.",
-        )
-    ]
-    required = [*draft.key, *([draft.event_time] if draft.event_time not in draft.key else [])]
-    entries += [
-        _expect("expect_column_values_to_not_be_null", column=c)
-        for c in required
-        if not sample.columns[c].nulls
-    ]
-    if len(draft.key) == 1:
-        entries.append(_expect("expect_column_values_to_be_unique", column=draft.key[0]))
-    else:
-        entries.append(_expect("expect_compound_columns_to_be_unique", column_list=draft.key))
-    without = {*required, *draft.personal, *([] if label_is_column(sample, draft) else [draft.label])}
-    for column in [c for c in sample.columns.values() if c.name not in without]:
-        entries += _column_expectations(
-            column, sample, is_class=column.name == draft.label and draft.task in ("binary", "multiclass")
-        )
-    return {"name": draft.name, "expectations": entries, "meta": {}}
+def readme_text(sample: Sample, draft: ModelDraft, checks: str) -> str:
+    """``README.md``.
 
-
-def _column_expectations(column: SampleColumn, sample: Sample, *, is_class: bool) -> list[dict[str, Any]]:
-    """The expectations of one column."""
-    entries, rows = [], sum(sample.rows)
-    if not column.nulls:
-        entries.append(
-            _expect(
-                "expect_column_values_to_not_be_null",
-                "warning",
-                column=column.name,
-                mostly=0.95,
-                notes="The sample has no missing values.",
-            )
-        )
-    if column.kind == "string":
-        if (
-            column.values
-            and len(column.values) <= MAX_SET_VALUES
-            and rows >= MIN_ROWS_PER_VALUE * len(column.values)
-        ):
-            entries.append(
-                _expect(
-                    "expect_column_values_to_be_in_set",
-                    None if is_class else "warning",
-                    column=column.name,
-                    value_set=column.values,
-                    notes="The values in the sample.",
-                )
-            )
-        elif column.length and column.length <= FREE_TEXT_LENGTH:
-            entries.append(
-                _expect(
-                    "expect_column_value_lengths_to_be_between",
-                    "warning",
-                    column=column.name,
-                    min_value=1,
-                    max_value=max(20, math.ceil(column.length * 10)),
-                )
-            )
-    if is_class and column.kind == "integer" and column.values:
-        entries.append(
-            _expect("expect_column_values_to_be_in_set", column=column.name, value_set=column.values)
-        )
-    elif column.kind in ("integer", "number") and column.low is not None and column.high is not None:
-        low, high = _widened_bounds(column)
-        entries.append(
-            _expect(
-                "expect_column_values_to_be_between",
-                column=column.name,
-                min_value=low,
-                max_value=high,
-                notes=f"In the sample: {column.low:.6g} to {column.high:.6g}.",
-            )
-        )
-    return entries
-
-
-def _widened_bounds(column: SampleColumn) -> tuple[float, float]:
-    """The range of the sample, extended by its width on both sides, but not from non-negative to negative."""
-    assert column.low is not None and column.high is not None
-    span = (column.high - column.low) or abs(column.high) or 1.0
-    low, high = max(column.low - span, -LARGEST_NUMBER), min(column.high + span, LARGEST_NUMBER)
-    if column.low >= 0:
-        low = max(low, 0.0)
-    if column.kind == "integer":
-        return math.floor(low), math.ceil(high)
-    digits = 2 - math.floor(math.log10(min(span, LARGEST_NUMBER)))
-    return round(low, digits), round(high, digits)
-
-
-def _expect(kind: str, severity: str | None = None, *, notes: str = "", **kwargs: Any) -> dict[str, Any]:
-    entry: dict[str, Any] = {"type": kind, "kwargs": kwargs, "meta": {"notes": notes} if notes else {}}
-    return entry | ({"severity": severity} if severity else {})
-
-
-def suite_text(sample: Sample, draft: ModelDraft) -> str:
-    """``expectations.json``, one expectation per line."""
-    content = expectation_suite(sample, draft)
-    lines = ",\n".join(
-        f"    {json.dumps(e, ensure_ascii=False, allow_nan=False)}" for e in content["expectations"]
-    )
-    return f'{{\n  "name": {json.dumps(content["name"])},\n  "expectations": [\n{lines}\n  ],\n  "meta": {{}}\n}}\n'
-
-
-def readme_text(sample: Sample, draft: ModelDraft) -> str:
-    """``README.md``."""
+    Args:
+        sample: the sample.
+        draft: the decisions about the model.
+        checks: a sentence about its checks.
+    """
     columns, left_out = features(sample, draft)
     kind = {
         "binary": "yes or no",
@@ -371,20 +376,30 @@ def readme_text(sample: Sample, draft: ModelDraft) -> str:
     key = ", ".join(f"`{k}`" for k in draft.key)
     personal = ", ".join(f"`{p}`" for p in draft.personal) or "none"
     without = ", ".join(f"`{n}` ({reason})" for n, reason in left_out.items()) or "nothing"
+    time = (
+        f"The time of the event is `{draft.event_time}`."
+        if draft.event_time
+        else "Rows have no time of an event."
+    )
+    if draft.row_number:
+        key += ", the row's number in its file,"
+    if draft.delivery:
+        time += f" {draft.delivery}"
     rows, first, last = sum(draft.days.values()), min(draft.days), max(draft.days)
     return f"""# {draft.name}
 
 {draft.description}
 
 - **Prediction.** `{draft.label}`: {kind} ({draft.task}).
-- **Data.** One file per day, `{draft.source}`, {len(sample.columns)} columns. {key} identifies a row; the time of the
-  event is `{draft.event_time}`. Personal data: {personal}.
+- **Data.** {_delivered(draft)}, {len(sample.columns)} columns. {key} identifies a row. {time}
+  Personal data: {personal}.
 - **Features.** {names}. Left out: {without}.
+- **Checks.** {checks}
 - **Gate.** A challenger becomes champion if it is better than the champion, and than a constant prediction, on the
-  latest held-out days.
+  latest held-out partitions.
 - **Owner.** {draft.owner}.
 
 `perennial new` generated this folder from a sample of {rows:,} rows, {first} to {last}. Before the model goes live,
 check: Is every feature known when a prediction is made? Do the ranges in `expectations.json` hold all year? When does
-the label arrive (`label.arrives_after_days`)?
+the label arrive (`label.arrives_after`)? `perennial predictions {draft.name}` prints what it predicts.
 """

@@ -2,35 +2,43 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
+from perennial.core.durations import Duration
 from perennial.lifecycle import retraining
 from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import run_request
 from perennial_airflow.alerting import alerts
 from perennial_airflow.dag_factory import assets, params
 from perennial_airflow.dag_factory.dag_builder import LIGHT, stage_dag, task_limits
-from perennial_airflow.execution import runner
+from perennial_airflow.execution import earlier_runs, runner
 from perennial_airflow.execution.operators import ReportingTask, StageTask
 from perennial_airflow.run_request import PartitionRange
-from perennial_airflow.timetables import DailyPartitions
+from perennial_airflow.timetables import EndedPartitions
+
+log = logging.getLogger("perennial")
+#: Tasks of a run whose results the run of the next partition depends on: verdicts, decisions, incidents, trials.
+IN_ORDER = ("monitor", "decide", "notify", "conclude_trial")
 
 
 def monitor_dag(spec: ModelSpec) -> DAG:
     """The DAG; an event of ``retraining/<model>``, with the reason, starts the training."""
-    schedule = DailyPartitions.of(spec.schedule.monitor)
+    schedule = EndedPartitions.of(spec.schedule.monitor, spec.cadence)
     profile = runner.profile_of(spec, "monitor")
     needs_approval = spec.retraining.mode == "approval"
     # A run that waits for a person must not delay the monitoring of the partitions after it.
-    waiting_runs = -(-spec.retraining.approval_hours // 24) if needs_approval else 0
+    waiting_runs = (
+        Duration(spec.retraining.approval_hours, "hour").partitions(spec.cadence) if needs_approval else 0
+    )
     with stage_dag(
         spec,
         "monitor",
         schedule=schedule,
-        params=params.monitoring(),
+        params=params.monitoring(spec),
         max_active_runs=1 + waiting_runs,
         profile=profile,
     ) as dag:
@@ -38,6 +46,9 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             task_id="monitor",
             spec=spec,
             call=monitor,
+            partitions=run_request.as_of,
+            kind="monitor",
+            await_turn=await_turn,
             inlets=[assets.predictions(spec), assets.model(spec)],
             max_active_tis_per_dag=1 if needs_approval else None,
             **task_limits(spec.step_limits("monitor"), profile),
@@ -60,7 +71,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
         else:
             monitor_task >> decide_task >> request_task
         monitor_task >> notify_task
-        if spec.retraining.trial_days:
+        if spec.retraining.trial:
             monitor_task >> StageTask(
                 task_id="conclude_trial",
                 spec=spec,
@@ -71,11 +82,19 @@ def monitor_dag(spec: ModelSpec) -> DAG:
     return dag
 
 
+def await_turn(spec: ModelSpec, context: Context) -> None:
+    """Wait for the runs of earlier partitions, and for the partition's own publication and scoring."""
+    earlier_runs.await_earlier_runs(context, IN_ORDER)
+    if run_request.is_scheduled(context):
+        earlier_runs.await_earlier_stages(context, spec)
+
+
 def monitor(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Compute the verdict and draw the report."""
     return runner.run_by_profile(
         "monitor", spec, context,
         as_of=run_request.as_of(context).start, force=run_request.forced(context), run_id=context["run_id"],
+        catch_up=run_request.is_scheduled(context),
     )  # fmt: skip
 
 
@@ -114,7 +133,7 @@ def request_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """
     as_of = run_request.as_of(context)
     decision = decide(spec, context)
-    reason = decision["reason"]
+    reason, requested_by = decision["reason"], decision["decided_by"]
     if decision["proposed"]:
         raise AirflowSkipException(f"No retraining: a person has not answered ({reason})")
     if not decision["retrain"]:
@@ -123,7 +142,11 @@ def request_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:
         )
         if earlier is None or context["ti"].get_dr_count(f"{spec.name}.train", states=["queued", "running"]):
             raise AirflowSkipException(f"No retraining: {reason}")
-        as_of, reason = PartitionRange(earlier["partition"]), earlier["reason"]
-    request = {"reason": reason, "as_of": as_of.start}
+        as_of = PartitionRange(earlier["partition"])
+        reason, requested_by = earlier["reason"], earlier["actor"]
+    elif retraining.is_trained(spec, as_of.start):
+        raise AirflowSkipException(f"No retraining: that of {as_of.start} has ended ({reason})")
+    request = {"reason": reason, "as_of": as_of.start, "requested_by": requested_by}
     assets.emit(context, assets.retraining(spec), as_of, request)
+    log.info("Requested a training of %s as of %s. Reason: %s.", spec.name, as_of.start, reason.rstrip("."))
     return request

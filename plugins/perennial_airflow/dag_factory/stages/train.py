@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from airflow.sdk import DAG, Context, PartitionedAssetTimetable, StartOfDayMapper
+from airflow.sdk import DAG, Context, PartitionedAssetTimetable
 from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial.spec.model_spec import ModelSpec
@@ -12,24 +12,32 @@ from perennial_airflow import run_request
 from perennial_airflow.dag_factory import assets, params
 from perennial_airflow.dag_factory.dag_builder import LIGHT, stage_dag, task_limits
 from perennial_airflow.execution import runner
-from perennial_airflow.execution.operators import ReportingTask, StageTask
+from perennial_airflow.execution.operators import StageTask, TrainingTask
 from perennial_airflow.sensors.quiet_hours import AwaitQuietHours
-from perennial_airflow.timetables import KEY_FORMAT
+from perennial_airflow.timetables import same_key
+from perennial_airflow.web import links
 
 
 def train_dag(spec: ModelSpec) -> DAG:
     """The DAG; it runs when a retraining is requested, one run at a time; a promotion emits ``model/<model>``."""
     schedule = PartitionedAssetTimetable(
-        assets=assets.retraining(spec), default_partition_mapper=StartOfDayMapper(input_format=KEY_FORMAT)
+        assets=assets.retraining(spec), default_partition_mapper=same_key(spec.cadence)
     )
     profile = runner.profile_of(spec, "train")
     with stage_dag(
-        spec, "train", schedule=schedule, params=params.training(), max_active_runs=1, profile=profile
+        spec,
+        "train",
+        schedule=schedule,
+        params=params.training(spec),
+        max_active_runs=1,
+        profile=profile,
     ) as dag:
-        train_task = ReportingTask(
+        train_task = TrainingTask(
             task_id="train",
             spec=spec,
             call=train,
+            partitions=run_request.as_of,
+            kind="training",
             inlets=[assets.data(spec)],
             **task_limits(spec.step_limits("train"), profile),
         )
@@ -45,8 +53,9 @@ def train(spec: ModelSpec, context: Context) -> dict[str, Any]:
     """Train on data up to the run's partition, register the challenger, compare it with the champion."""
     return runner.run_by_profile(
         "train", spec, context,
-        as_of=run_request.as_of(context).start, reason=run_request.reason(context), actor=run_request.actor(context),
-        force=run_request.forced(context), run_id=context["run_id"],
+        as_of=run_request.as_of(context).start, reason=run_request.reason(context),
+        actor=run_request.requested_by(context), force=run_request.forced(context), run_id=context["run_id"],
+        run_url=links.run_url(f"{spec.name}.train", context["run_id"]),
     )  # fmt: skip
 
 

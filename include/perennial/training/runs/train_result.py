@@ -1,0 +1,194 @@
+"""What the train step returns."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, NotRequired, TypedDict
+
+from perennial.modeling.coverage import CoverageResult
+from perennial.modeling.registry import ModelVersion
+from perennial.training.candidates import Candidate
+from perennial.training.challenger_evaluation import Evaluation
+from perennial.training.runs.training_inputs import PinnedData, TrainingRequest
+from perennial.training.search import GpuReport
+
+#: Most slices that are named.
+MAX_WORSE_SLICES = 5
+
+
+class DatasetVersions(TypedDict):
+    """Versions of the tables that a training read.
+
+    Attributes:
+        published: version of the published rows.
+        labels: version of the labels; None if the rows contain them.
+        references: version of each reference table, by name.
+    """
+
+    published: int
+    labels: int | None
+    references: dict[str, int]
+
+
+class RowCounts(TypedDict):
+    """Numbers of rows by what they were used for."""
+
+    fit: int
+    valid: int
+    holdout: int
+
+
+class GateResult(TypedDict):
+    """The result of the gate.
+
+    Attributes:
+        passed: whether the challenger passed.
+        reasons: a sentence for each criterion.
+        against_champion: `Comparison.as_dict` with the champion; None if there was none.
+        against_baselines: `Comparison.as_dict` with each baseline model, by name.
+        champion: version of the champion; None if there was none.
+        coverage: how many of the published rows of the held-out dates the gate rests on.
+        not_compared: why the challenger was not compared with the champion: it was trained for another task, key or
+            label. Empty if it was, or there was none.
+    """
+
+    passed: bool
+    reasons: list[str]
+    against_champion: dict[str, Any] | None
+    against_baselines: dict[str, dict[str, Any]]
+    champion: str | None
+    coverage: CoverageResult
+    not_compared: str
+
+
+class TrainResult(TypedDict):
+    """The result of a training.
+
+    Attributes:
+        as_of: partition date of the training; later data was not used.
+        run_id: MLflow run.
+        version: registered version.
+        digest: SHA-256 of the model file.
+        dataset_version: versions of the tables that were read.
+        device: device that trained: ``cpu`` or ``cuda``.
+        gpu: use of the GPUs; None without a GPU.
+        workers: number of processes that fitted the model together.
+        algorithm: ``trees`` or ``linear``.
+        rounds: boosting rounds of the model; 1 for a linear one.
+        external_memory: whether the binned matrix was on disk.
+        trials: number of search trials.
+        search_end: what ended the search before its last trial: ``budget``, ``minutes``, or nothing.
+        resumed_rounds: rounds from the checkpoint of an interrupted training.
+        metrics: metrics on the held-out rows, by name.
+        worse_slices: sentences about the slices in which the challenger is clearly worse than the champion, the worst
+            first.
+        reason: why the training was requested.
+        window: name of the best window.
+        since: date of the change that the retraining responds to; empty if there was none.
+        report: URI of the report.
+        status: ``trained``, or ``unchanged`` if the same inputs were trained before.
+        gate: result of the gate.
+        candidates: loss of each candidate on the held-out rows by what they differ in (``window``, ``algorithm``) and
+            name; none where there was only one.
+        rows: numbers of rows.
+    """
+
+    as_of: str
+    run_id: str
+    version: str
+    digest: str
+    dataset_version: DatasetVersions
+    device: str
+    gpu: GpuReport | None
+    workers: int
+    algorithm: str
+    rounds: int
+    external_memory: bool
+    trials: int
+    search_end: NotRequired[str]
+    resumed_rounds: int
+    metrics: dict[str, float]
+    worse_slices: NotRequired[list[str]]
+    reason: str
+    window: str
+    since: str
+    report: str
+    status: Literal["trained", "unchanged"]
+    gate: GateResult
+    candidates: dict[str, dict[str, float]]
+    rows: RowCounts
+
+
+def train_result(
+    request: TrainingRequest,
+    pinned: PinnedData,
+    candidate: Candidate,
+    version: ModelVersion,
+    digest: str,
+    report: str,
+) -> TrainResult:
+    """The result of a training that registered a version.
+
+    Args:
+        request: what was asked for.
+        pinned: what was read.
+        candidate: what was trained.
+        version: the registered version.
+        digest: SHA-256 of the model file.
+        report: URI of the report.
+    """
+    fitted, evaluation = candidate.fitted, candidate.evaluation
+    return {
+        "as_of": request.as_of,
+        "run_id": version.run_id,
+        "version": version.version,
+        "digest": digest,
+        "dataset_version": {
+            "published": pinned.version,
+            "labels": pinned.labels_version,
+            "references": pinned.reference_versions,
+        },
+        "device": fitted.device,
+        "gpu": fitted.gpu,
+        "workers": request.workers,
+        "algorithm": candidate.model.algorithm,
+        "rounds": fitted.rounds,
+        "external_memory": fitted.external_memory,
+        "trials": len(fitted.trials),
+        "search_end": fitted.search_end,
+        "resumed_rounds": fitted.resumed_rounds,
+        "metrics": evaluation.metrics,
+        "worse_slices": _worse_slices(evaluation),
+        "reason": request.reason,
+        "window": candidate.window_name,
+        "since": pinned.since,
+        "report": report,
+        "status": "trained",
+        "gate": _gate_result(pinned, candidate),
+        "candidates": {"window": candidate.window_losses, "algorithm": candidate.algorithm_losses},
+        "rows": {
+            "fit": candidate.fit_rows,
+            "valid": candidate.rows - candidate.fit_rows,
+            "holdout": evaluation.rows,
+        },
+    }
+
+
+def _worse_slices(evaluation: Evaluation) -> list[str]:
+    slices = evaluation.performance.worse_slices if evaluation.performance else []
+    return [
+        f"{s.name}: improvement {s.improvement_text} on {s.rows:,} rows" for s in slices[:MAX_WORSE_SLICES]
+    ]
+
+
+def _gate_result(pinned: PinnedData, candidate: Candidate) -> GateResult:
+    evaluation = candidate.evaluation
+    comparisons = evaluation.as_dict()
+    return {
+        "passed": evaluation.passed,
+        "reasons": candidate.reasons,
+        "against_champion": comparisons["against_champion"],
+        "against_baselines": comparisons["against_baselines"],
+        "champion": pinned.champion_version,
+        "coverage": evaluation.coverage.as_dict(),
+        "not_compared": evaluation.not_compared,
+    }

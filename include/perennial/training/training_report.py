@@ -1,0 +1,147 @@
+"""The report of a training: how good the version is and why the gate passed or rejected it, in pictures and words.
+
+The same charts are files of the run in MLflow. Nothing depends on them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from perennial.charts import page
+from perennial.charts.markup import Markup, element, number, table, text
+from perennial.charts.stylesheet import standalone
+from perennial.core.settings import settings
+from perennial.modeling import evaluation_charts
+from perennial.modeling.evaluation_charts import Chart
+from perennial.modeling.metrics import EVAL_METRICS
+from perennial.modeling.performance import Estimate
+from perennial.spec.constraints import direction
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import pages
+from perennial.training.candidates import Candidate
+from perennial.training.challenger_evaluation import Evaluation
+
+#: Kind of the page: its folder in the lake.
+KIND = "training"
+
+
+@dataclass(frozen=True)
+class TrainingReport:
+    """The report of a training, before it is stored.
+
+    Attributes:
+        spec: the model.
+        as_of: partition date of the training.
+        candidate: what was trained.
+        importance: share of each feature, by name.
+        facts: what the page lists about the training, by name.
+    """
+
+    spec: ModelSpec
+    as_of: str
+    candidate: Candidate
+    importance: Mapping[str, float]
+    facts: Mapping[str, str]
+
+    @property
+    def uri(self) -> str:
+        """URI of the page in the lake."""
+        return f"{settings().lake}/reports/{self.spec.name}/{KIND}/{self.as_of}.html"
+
+    def charts(self) -> dict[str, Chart]:
+        """The charts by name; those that cannot be drawn are missing."""
+        drawn = dict(self.candidate.evaluation.charts)
+        if any(self.importance.values()):
+            drawn["importance"] = evaluation_charts.importance_chart(self.importance)
+        best = self.candidate.fitted.best_trial
+        if best is not None and best.curve:
+            metric = EVAL_METRICS[self.spec.task, self.spec.metric]
+            drawn["learning_curve"] = evaluation_charts.learning_curve_chart(metric, best.curve)
+        return drawn
+
+    def files(self) -> dict[str, str]:
+        """The charts as SVG files, for MLflow; empty if they cannot be drawn."""
+        drawn, _ = pages.attempt(
+            f"the plots of {self.spec.name}",
+            lambda: {f"{name}.svg": standalone(chart.svg()) for name, chart in self.charts().items()},
+        )
+        return drawn or {}
+
+    def write(self, version: str, run_page: str) -> str:
+        """Store the page in the lake; returns its URI.
+
+        Args:
+            version: the registered version.
+            run_page: address of the run in MLflow.
+        """
+        pages.write(self._title(version), [self.uri], lambda: [self.render(version, run_page)])
+        return self.uri
+
+    def render(self, version: str, run_page: str) -> str:
+        """The page as HTML.
+
+        Args:
+            version: the registered version.
+            run_page: address of the run in MLflow.
+        """
+        evaluation = self.candidate.evaluation
+        gate = "passed" if evaluation.passed else "rejected"
+        reasons = element("ul", *(element("li", text(reason)) for reason in self.candidate.reasons))
+        link = element("a", text("the run in MLflow"), href=run_page)
+        return page.document(
+            self._title(version),
+            element("h1", text(f"{self._title(version)} "), page.tag(gate)),
+            element("p", text(self.spec.description)) if self.spec.description else Markup(""),
+            page.charts([chart.figure() for chart in self.charts().values()]),
+            page.section(f"Gate: {gate}", reasons),
+            page.section(f"Metrics on {evaluation.rows:,} held-out rows", _metrics(evaluation)),
+            *_slices(evaluation),
+            page.section("Training", page.facts([*self.facts.items(), ("MLflow", link)])),
+        )
+
+    def _title(self, version: str) -> str:
+        return f"{self.spec.name}, version {version}, trained as of {self.as_of}"
+
+
+def _metrics(evaluation: Evaluation) -> Markup:
+    """A table of the metrics with their intervals, and those of the champion on the same rows."""
+    estimates: Mapping[str, Estimate] = evaluation.performance.metrics if evaluation.performance else {}
+    champion: Mapping[str, Estimate] = evaluation.performance.champion if evaluation.performance else {}
+    rows = [
+        (
+            name,
+            f"{direction(name)} is better",
+            str(estimates.get(name, number(value))),
+            *([str(champion.get(name, ""))] if champion else []),
+        )
+        for name, value in sorted(evaluation.metrics.items())
+    ]
+    interval = (
+        f"value ({evaluation.performance.confidence:.0%} interval)" if evaluation.performance else "value"
+    )
+    return table(["metric", "", interval, *(["champion"] if champion else [])], rows)
+
+
+def _slices(evaluation: Evaluation) -> list[Markup]:
+    """A section with a table for each column of ``monitoring.slices``."""
+    if evaluation.performance is None:
+        return []
+    sections = []
+    slices, other_rows = evaluation.performance.slices, evaluation.performance.other_rows
+    for column in dict.fromkeys(s.column for s in slices):
+        rows = [
+            (
+                s.value,
+                f"{s.rows:,}",
+                *(str(s.metrics.get(name, "")) for name in sorted(evaluation.metrics)),
+                s.improvement_text or s.too_few,
+            )
+            for s in slices
+            if s.column == column
+        ]
+        heads = [column, "rows", *sorted(evaluation.metrics), "improvement over the champion"]
+        others = f"{other_rows[column]:,} rows have another value." if other_rows.get(column) else ""
+        parts = [table(heads, rows), *([element("p", text(others))] if others else [])]
+        sections.append(page.section(f"Slices by {column}", *parts))
+    return sections

@@ -1,0 +1,1 @@
+"""A lake with models of every state, for the pages about them."""

@@ -1,0 +1,68 @@
+"""A model whose features come from a feature table goes through all steps."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from perennial.core import dates
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.monitor import monitor
+from perennial.steps.promote import promote
+from perennial.steps.score import score
+from perennial.steps.train import train
+from perennial.storage import manifests
+from support import toys
+from support.feeds import history_table as toy_tables
+
+DAY = dates.add_days(toys.FIRST, 12)
+
+
+@pytest.fixture
+def spec(mlflow_url: str, empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
+    name = toys.unique("history")
+    toys.model(tmp_path / "models", name)
+    toy_tables.write(tmp_path / "models", source=name)
+    made = toys.model(
+        tmp_path / "models", name, sql=toy_tables.MODEL_SQL, gate={"beat_baseline": False},
+        features={"tables": ["place_history"], "references": []},
+    )  # fmt: skip
+    toys.publish(made)
+    return made
+
+
+@pytest.mark.usefixtures("without_drift_report")
+def test_a_model_learns_from_history_and_is_followed(spec: ModelSpec) -> None:
+    trained = cast("dict[str, Any]", train(spec, as_of=toys.LAST))
+    assert trained["gate"]["passed"], trained["gate"]
+    version = registry.get_version(spec.name, trained["version"])
+    assert registry.load_spec(version).digest == spec.digest
+    assert {*toy_tables.COLUMNS} <= {*registry.load_model(version).encoding.columns}
+    again = cast("dict[str, Any]", train(spec, as_of=toys.LAST))
+    assert (again["status"], again["version"]) == ("unchanged", trained["version"])
+    promote(spec, as_of=toys.LAST, actor="test")
+    assert score(spec, start=toys.FIRST, end=toys.LAST)["rows_out"] == toys.DAYS * toys.ROWS
+    done = manifests.read(spec.name, "score", DAY)
+    assert done is not None and set(done.inputs["tables"]) == {"place_history"}
+    predictions = toys.content_of("predictions", spec.name)
+    assert score(spec, start=toys.FIRST, end=toys.LAST)["status"] == "unchanged"
+    watched = cast("dict[str, Any]", monitor(spec, as_of=toys.LAST))
+    assert watched["performance"]["metrics"], watched["reason"]
+    assert watched["signals"]["skew"]["state"] == "ok", "served and recomputed features are the same"
+    done = manifests.read(spec.name, "monitor", toys.LAST)
+    assert done is not None and set(done.inputs["tables"]) == {"place_history"}
+    assert cast("dict[str, Any]", monitor(spec, as_of=toys.LAST))["status"] == "unchanged"
+    # Replaced history is scored again, as far as its windows and the age of its values reach.
+    toys.publish(spec, DAY, 1, n=30)
+    result = score(spec, start=toys.FIRST, end=toys.LAST)
+    assert result["partitions"] == dates.dates(DAY, toys.LAST)
+    changed = toys.content_of("predictions", spec.name)
+    assert [r for r in predictions if r["partition_date"] < DAY] == [
+        r for r in changed if r["partition_date"] < DAY
+    ]
+    assert predictions != changed
