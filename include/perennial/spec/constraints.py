@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime
+from datetime import date, datetime, timedelta
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -309,7 +309,8 @@ def check_schedule(key: str, cron: str, cadence: Cadence, *, each: bool) -> None
         ValueError: it does not fit.
     """
     first = cadence.key_of(_SCHEDULE_EPOCH)
-    ticks = croniter(cron, nominal_start(first))  # by the clock of its zone, as the partitions are
+    # by the clock of its zone, as the partitions are; croniter's next tick is later than its start
+    ticks = croniter(cron, nominal_start(first) - timedelta(seconds=1))
     tick = ticks.get_next(datetime)
     for n in range(_TRIED_PARTITIONS[cadence.unit]):
         partition, count = cadence.shift(first, n), 0

@@ -8,17 +8,19 @@ import os
 import re
 import shutil
 from pathlib import Path
+from typing import get_args
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from perennial.cli import spec_reference
 from perennial.cli.check import preflight
 from perennial.core.durations import Duration
 from perennial.core.errors import SpecError
+from perennial.core.partitions import Cadence, Unit, Weekday
 from perennial.spec import _renamed_keys, catalog
-from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, PARAMETER_BOUNDS
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, PARAMETER_BOUNDS, check_schedule
 from perennial.spec.model_spec import ModelSpec
 
 BROKEN = Path(__file__).parent / "broken"
@@ -271,6 +273,19 @@ def test_a_spec_has_one_digest_wherever_it_is_read(folder: Path) -> None:
     travelled = ModelSpec.from_bundle(json.loads(json.dumps(spec.bundle())))
     assert travelled.digest == spec.digest
     assert travelled.model_dump_json() == spec.model_dump_json()
+
+
+@given(st.sampled_from(["hour", "week", "month"]), st.sampled_from(get_args(Weekday)), st.integers(0, 59),
+       st.integers(0, 23), st.integers(0, 6), st.integers(1, 28), st.sampled_from(["UTC", "Asia/Kolkata"]))  # fmt: skip
+@example("hour", "monday", 0, 0, 0, 1, "UTC")
+@example("week", "monday", 0, 0, 1, 1, "UTC")
+@example("month", "monday", 0, 0, 0, 1, "UTC")
+def test_a_schedule_with_one_run_for_each_partition_is_accepted(
+    every: Unit, weekday: Weekday, minute: int, hour: int, tick_weekday: int, day: int, zone: str
+) -> None:
+    """Also where it runs at the very moment at which a partition begins."""
+    times = {"hour": "* * * *", "week": f"{hour} * * {tick_weekday}", "month": f"{hour} {day} * *"}
+    check_schedule("schedule.data", f"{minute} {times[every]}", Cadence(every, weekday, zone), each=True)
 
 
 @pytest.mark.parametrize(
