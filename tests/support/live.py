@@ -142,10 +142,13 @@ class Live:
 
 
 class _Hook(BaseHTTPRequestHandler):
-    """Stores the messages that it receives."""
+    """Stores the messages that it receives, each once: one that is not answered in time is sent again."""
 
     def do_POST(self) -> None:
-        self.server.messages.append(json.loads(self.rfile.read(int(self.headers["Content-Length"]))))  # type: ignore[attr-defined]
+        message = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+        stored: list[dict[str, Any]] = self.server.messages  # type: ignore[attr-defined]
+        if not message.get("id") or message["id"] not in {earlier.get("id") for earlier in stored}:
+            stored.append(message)
         self.send_response(204)
         self.end_headers()
 

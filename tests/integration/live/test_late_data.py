@@ -22,9 +22,10 @@ def test_data_that_does_not_come_is_told_while_it_is_waited_for(live: Live) -> N
     night = spec.schedule.start.isoformat()
 
     def notices() -> list[dict[str, Any]]:
-        return [t for t in live.messages if t.get("model") == NAME and "signal" in t]
+        return [t for t in live.messages if t.get("model") == NAME and t.get("signal") == "deadline:data"]
 
     await_(notices, 240, lambda: live.airflow.runs(DAG))
+    assert len(notices()) == 1, notices()
     (told,) = notices()
     assert told["title"] == f"{NAME}: deadline:data is bad, partition {night}"
     assert "is not published 1 minutes after its run was queued; the run is running" in told["reason"]
