@@ -86,8 +86,8 @@ test-gpu: setup  ## train and score on this machine's NVIDIA card, compare with 
 bench: setup  ## measure speed and memory of the steps against direct calls of the libraries (PART=score,train  QUICK=1  ARGS=--help)
 	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
 
-bench-loop: setup  ## measure the value of monitoring and retraining on streams with known changes (ARGS="--seeds 3")
-	@PYTHONPATH="include:plugins:tests:." $(RUN) -m bench.loop $(ARGS)
+bench-loop: setup  ## measure the value of monitoring and retraining on streams with known changes and real ones (QUICK=1  ARGS="--seeds 3")
+	@PYTHONPATH="include:plugins:tests:." $(RUN) -m bench.loop $(if $(QUICK),--quick) $(ARGS)
 
 lint: setup-tests  ## check style, imports between packages, declared dependencies, generated pages
 	@$(RUN) -m ruff check .

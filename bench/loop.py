@@ -1,4 +1,4 @@
-"""`make bench-loop`: the value of monitoring and retraining, on streams with known changes and on the flights."""
+"""`make bench-loop`: the value of monitoring and retraining, on streams with known changes and on real ones."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ from rich.console import Console
 from rich.table import Table
 from scipy.stats import bootstrap
 
-from bench import replay
+from bench import real_streams, replay
+from bench.real_streams import LIVE_START, RealStream
 from bench.streams import HISTORY, KINDS, LIVE, Stream
 from perennial.spec import catalog
 
@@ -24,8 +25,8 @@ _Result = dict[str, Any]
 MODEL = "flight_late"
 #: Partitions within which a harmful change should be detected, and within which an alarm is still attributed to it.
 GOAL_DELAY, MAX_DELAY = 3, 30
-#: First date of the flights on which the policies act; the categories are those of the dates before.
-LIVE_START = "2013-04-01"
+#: Goals on real streams: least share of nightly's AUC, and of the better one of never's and monthly's.
+GOAL_OF_NIGHTLY, GOAL_OF_SIMPLE = 0.99, 0.995
 
 
 def main() -> int:
@@ -33,31 +34,54 @@ def main() -> int:
     parser = argparse.ArgumentParser(prog="bench-loop", description=__doc__)
     parser.add_argument("--seeds", type=int, default=5, help="streams of each kind")
     parser.add_argument("--kinds", default=",".join(KINDS), help="kinds of streams, separated by commas")
-    parser.add_argument("--no-flights", action="store_true", help="replay generated streams only")
+    parser.add_argument("--no-flights", action="store_true", help="leave out the replay of all flights")
+    parser.add_argument(
+        "--no-real", action="store_true", help="leave out the real streams, and that of all flights"
+    )
+    parser.add_argument("--no-generated", action="store_true", help="leave out the generated streams")
+    parser.add_argument("--quick", action="store_true", help="one stream of each kind, without all flights")
     parser.add_argument("--out", type=Path, help="JSON file to write the numbers to")
     options = parser.parse_args()
     os.environ["OMP_NUM_THREADS"] = "1"
     console = Console(width=max(120, Console().width))
-    jobs = [(kind, seed) for seed in range(options.seeds) for kind in options.kinds.split(",")]
+    seeds = 0 if options.no_generated else 1 if options.quick else options.seeds
+    jobs = [(kind, seed) for seed in range(seeds) for kind in options.kinds.split(",")]
+    streams = () if options.no_real else real_streams.QUICK if options.quick else real_streams.STREAMS
+    with_flights = not (options.no_flights or options.no_real or options.quick)
     with ProcessPoolExecutor(os.cpu_count()) as pool:
-        flights = None if options.no_flights else pool.submit(_replay_flights)
+        flights = pool.submit(_replay_flights) if with_flights else None
+        real = pool.map(_replay_real_stream, streams)
         results = []
         for i, result in enumerate(pool.map(_replay_stream, jobs), 1):
             results.append(result)
             console.print(f"{i} of {len(jobs)}: {result['kind']}, seed {result['seed']}", style="dim")
+        on_real = list(real)
         on_flights = flights.result() if flights else None
-    console.print(_kinds_table(results))
-    goals, all_met = _goals_table(results)
-    console.print(goals)
+    met = []
+    for replayed, tables in ((results, _generated_tables), (on_real, _real_tables)):
+        if replayed:
+            of_streams, goals, all_met = tables(replayed)
+            console.print(of_streams)
+            console.print(goals)
+            met.append(all_met)
     if on_flights:
         console.print(_flights_table(on_flights))
     if options.out:
-        options.out.write_text(json.dumps({"streams": results, "flights": on_flights}, indent=1))
-    return 0 if all_met else 1
+        numbers = {"streams": results, "real": on_real, "flights": on_flights}
+        options.out.write_text(json.dumps(numbers, indent=1))
+    return 0 if all(met) else 1
 
 
 def _replay_stream(job: tuple[str, int]) -> _Result:
     return replay.replay_stream(Stream(*job), catalog.load_model_by_name(MODEL))
+
+
+def _replay_real_stream(stream: RealStream) -> _Result:
+    scenario = stream.scenario()
+    return {
+        "name": stream.name,
+        "policies": {p: replay.to_json(replay.replay_policy(scenario, p)) for p in replay.POLICIES},
+    }
 
 
 def delays(result: _Result) -> list[int | None]:
@@ -141,8 +165,8 @@ def _kinds_table(results: Sequence[_Result]) -> Table:
     return table
 
 
-def _goals_table(results: Sequence[_Result]) -> tuple[Table, bool]:
-    """The goals as a table, and whether all of them are met."""
+def _generated_tables(results: Sequence[_Result]) -> tuple[Table, Table, bool]:
+    """The policies on the generated streams, the goals, and whether all of them are met."""
     trainings = sum(len(r["policies"]["perennial"]["trained"]) for r in results)
     nightly = sum(len(r["policies"]["nightly"]["trained"]) for r in results)
     auc, skill = (_shares_of_oracle(results, "perennial", score) for score in ("auc", "skill"))
@@ -161,12 +185,53 @@ def _goals_table(results: Sequence[_Result]) -> tuple[Table, bool]:
          not needless or max(needless) == 0),
         ("share of the oracle's skill (1 - log loss / log 2)", _interval(skill), "", None),
     ]  # fmt: skip
-    table = Table(title=f"{len(results)} streams")
+    return _kinds_table(results), *_goals_table(f"{len(results)} generated streams", rows)
+
+
+def _goals_table(title: str, rows: Sequence[tuple[str, str, str, Any]]) -> tuple[Table, bool]:
+    """The goals as a table, and whether all of them are met.
+
+    Args:
+        title: of the table.
+        rows: name, measured value, goal, and whether it is met; None if there is no goal.
+    """
+    table = Table(title=title)
     for head in ("", "measured, with 95% interval", "goal", ""):
         table.add_column(head)
     for name, measured, goal, met in rows:
         table.add_row(name, measured, goal, "" if met is None else "met" if met else "MISSED")
-    return table, all(met is not False for *_, met in rows)
+    return table, all(met is None or bool(met) for *_, met in rows)
+
+
+def _real_tables(results: Sequence[_Result]) -> tuple[Table, Table, bool]:
+    """The policies on the real streams, the goals, and whether all of them are met."""
+    table = Table(title="Real streams, April to December 2013: AUC")
+    for head in ("stream", *replay.POLICIES, "of nightly's", "of the better of never's and monthly's", "retrainings",
+                 "promoted"):  # fmt: skip
+        table.add_column(head)
+    of_nightly, of_simple, trainings, nightly = [], [], 0, 0
+    for result in results:
+        by_policy = result["policies"]
+        auc = {policy: numbers["auc"] for policy, numbers in by_policy.items()}
+        ours = by_policy["perennial"]
+        of_nightly.append(auc["perennial"] / auc["nightly"])
+        of_simple.append(auc["perennial"] / max(auc["never"], auc["monthly"]))
+        trainings, nightly = (
+            trainings + len(ours["trained"]),
+            nightly + len(by_policy["nightly"]["trained"]),
+        )
+        table.add_row(
+            result["name"], *(f"{auc[p]:.4f}" for p in replay.POLICIES), f"{of_nightly[-1]:.3f}",
+            f"{of_simple[-1]:.3f}", str(len(ours["trained"])), str(len(ours["promoted"])),
+        )  # fmt: skip
+    rows = [
+        ("mean share of nightly's AUC", _interval(of_nightly), f"≥ {GOAL_OF_NIGHTLY}",
+         np.mean(of_nightly) >= GOAL_OF_NIGHTLY),
+        ("least share of the better of never's and monthly's AUC", f"{min(of_simple):.3f}", f"≥ {GOAL_OF_SIMPLE}",
+         min(of_simple) >= GOAL_OF_SIMPLE),
+        ("share of nightly's retrainings", f"{trainings / nightly:.3f}", "≤ 0.25", trainings <= 0.25 * nightly),
+    ]  # fmt: skip
+    return table, *_goals_table(f"{len(results)} real streams", rows)
 
 
 def _replay_flights() -> _Result:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -34,8 +34,10 @@ MONTH = 30
 ORACLE_ROWS = 20_000
 #: Relative rise of the loss from which a change is harmful, and up to which it is harmless.
 HARM, HARMLESS = 0.05, 0.01
-_TREES = {"objective": "binary:logistic", "max_depth": 4, "learning_rate": 0.1, "min_child_weight": 20, "reg_lambda": 5,
-          "nthread": 1, "verbosity": 0}  # fmt: skip
+#: Minutes from which a flight counts as late, where the predictions are delays.
+LATE = 15
+_TREES = {"max_depth": 4, "learning_rate": 0.1, "min_child_weight": 20, "reg_lambda": 5, "nthread": 1,
+          "verbosity": 0}  # fmt: skip
 _ROUNDS = 50
 
 
@@ -45,14 +47,17 @@ class Replay:
 
     Attributes:
         policy: its name.
-        losses: mean log loss of each live partition.
-        areas: area under the ROC curve of each live partition.
+        spec: the model's spec.
+        losses: mean loss of each live partition, that of the gate's metric.
+        areas: area under the ROC curve of each live partition; of a regression, that for `LATE`. NaN if all labels are
+            equal.
         trained: partitions on which a training was requested.
         promoted: those of them on which the new model became champion.
         alarms: partitions on which a signal became bad.
     """
 
     policy: str
+    spec: ModelSpec
     losses: list[float] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
@@ -62,18 +67,24 @@ class Replay:
     def score(self, model: TrainedModel, x: np.ndarray, y: np.ndarray) -> None:
         """Add a model's loss and area on one partition."""
         predicted = model.predict_matrix(x)
-        self.losses.append(float(metrics.losses("binary", "log_loss", y, predicted).mean()))
-        self.areas.append(float(roc_auc_score(y, predicted)))
+        positive = y > LATE if self.spec.task == "regression" else y > 0
+        self.losses.append(float(metrics.losses(self.spec.task, self.spec.metric, y, predicted).mean()))
+        self.areas.append(float(roc_auc_score(positive, predicted)) if 0 < positive.mean() < 1 else math.nan)
 
     @property
-    def skill(self) -> float:
-        """Mean over the partitions of 1 - log loss / log 2: 0 for a coin toss, 1 for perfect predictions."""
-        return 1 - float(np.mean(self.losses)) / math.log(2)
+    def loss(self) -> float:
+        """Mean over the partitions of the loss."""
+        return float(np.mean(self.losses))
+
+    @property
+    def skill(self) -> float | None:
+        """1 - log loss / log 2: 0 for a coin toss, 1 for perfect predictions; None for a regression."""
+        return None if self.spec.task == "regression" else 1 - self.loss / math.log(2)
 
     @property
     def auc(self) -> float:
         """Mean over the partitions of the area under the ROC curve."""
-        return float(np.mean(self.areas))
+        return float(np.nanmean(self.areas))
 
 
 class Scenario:
@@ -120,19 +131,19 @@ class Scenario:
     @cached_property
     def first_model(self) -> TrainedModel:
         """The first champion of all policies."""
-        return fit(*self.rows(self.history - WINDOW - HOLDOUT, self.history - HOLDOUT - 1))
+        return fit(self.spec, *self.rows(self.history - WINDOW - HOLDOUT, self.history - HOLDOUT - 1))
 
     @cached_property
     def oracle(self) -> Replay:
         """The best possible policy: at each change, a model fitted to many rows of the changed partition."""
-        replay, model, previous = Replay("oracle"), self.first_model, None
+        replay, model, previous = Replay("oracle", self.spec), self.first_model, None
         for night in self.live:
             regime = (
                 round(self.stream.reversed_share(night) * 6),
                 sum(c <= night for c in self.stream.changes),
             )
             if regime != previous:
-                model = fit(*self.stream.draw(night, ORACLE_ROWS, replicate=1))
+                model = fit(self.spec, *self.stream.draw(night, ORACLE_ROWS, replicate=1))
                 previous = regime
             replay.score(model, *self.nights[night])
         return replay
@@ -150,13 +161,15 @@ class Scenario:
         for i, change in enumerate(changes):
             before = self.first_model
             if i:
-                before = fit(*self.stream.draw(change - 1, ORACLE_ROWS, replicate=2, shared_noise=False))
+                before = fit(
+                    self.spec, *self.stream.draw(change - 1, ORACLE_ROWS, replicate=2, shared_noise=False)
+                )
             gradual = GRADUAL if self.stream.kind == "gradual" else 0
             end = min([change + gradual, len(self.nights) - 1, *(c - 1 for c in changes[i + 1 : i + 2])])
             night, harm = change, 0.0
             for night in range(change, end + 1):
                 x, y = self.stream.draw(night, ORACLE_ROWS, replicate=3, shared_noise=False)
-                after = fit(*self.stream.draw(night, ORACLE_ROWS, replicate=4, shared_noise=False))
+                after = fit(self.spec, *self.stream.draw(night, ORACLE_ROWS, replicate=4, shared_noise=False))
                 harm = max(harm, loss(before, x, y) / loss(after, x, y) - 1)
                 if harm > HARM:
                     break
@@ -164,21 +177,22 @@ class Scenario:
         return harms
 
 
-def fit(x: np.ndarray, y: np.ndarray) -> TrainedModel:
+def fit(spec: ModelSpec, x: np.ndarray, y: np.ndarray) -> TrainedModel:
     """Fit a plain XGBoost model, in the wrapper of the training step."""
     names = tuple(f"f{j}" for j in range(x.shape[1]))
     matrix = xgboost.QuantileDMatrix(x, y, nthread=1, feature_names=list(names))
-    return TrainedModel(xgboost.train(_TREES, matrix, _ROUNDS), Encoding(names, {}), "binary")
+    booster = xgboost.train(_TREES | {"objective": spec.objective}, matrix, _ROUNDS)
+    return TrainedModel(booster, Encoding(names, {}), spec.task)
 
 
 def loss(model: TrainedModel, x: np.ndarray, y: np.ndarray) -> float:
-    """Mean log loss."""
+    """Mean log loss of a binary model."""
     return float(metrics.losses("binary", "log_loss", y, model.predict_matrix(x)).mean())
 
 
 def replay_policy(scenario: Scenario, policy: str) -> Replay:
     """Replay one policy over all live partitions."""
-    replay = Replay(policy)
+    replay = Replay(policy, scenario.spec)
     model = scenario.first_model
     perennial = _PerennialPolicy(scenario, model) if policy == "perennial" else None
     for night in scenario.live:
@@ -187,7 +201,7 @@ def replay_policy(scenario: Scenario, policy: str) -> Replay:
         if policy == "nightly" or (policy == "monthly" and (night - scenario.history) % MONTH == MONTH - 1):
             replay.trained.append(night)
             replay.promoted.append(night)
-            model = fit(*scenario.rows(last - WINDOW + 1, last))
+            model = fit(scenario.spec, *scenario.rows(last - WINDOW + 1, last))
         elif perennial is not None:
             for event in perennial.events(night):
                 getattr(replay, event).append(night)
@@ -206,13 +220,16 @@ class _PerennialPolicy:
     def _promote(self, model: TrainedModel, first: int, last: int) -> None:
         """Make a model champion that was evaluated on the partitions ``first`` to ``last``."""
         scenario, self.model, self.alarmed = self.scenario, model, False
-        content, _ = baseline.build_baseline(
+        content, error_model = baseline.build_baseline(
             scenario.spec, model, _sample(scenario, model, first, last), dict
         )
         self.content = (
             baseline.inherit_from_champion(content, self.content) if last - first + 1 < HOLDOUT else content
         )
-        self.baseline = baseline.parse_baseline(self.content, scenario.spec, None)
+        parsed = baseline.parse_baseline(self.content, scenario.spec, None)
+        self.baseline = replace(
+            parsed, loss_estimator=replace(parsed.loss_estimator, error_model=error_model)
+        )
         self.since = last + 1
         self.series: dict[str, list[float]] = {"performance": [], "gain": []}
 
@@ -245,25 +262,27 @@ class _PerennialPolicy:
 
     def _latest_value(self, name: str, recent: PartitionSample) -> float:
         """The value of a series on the last partition of a sample."""
+        spec = self.scenario.spec
         if name == "gain":
             last = len(recent.dates) - 1
             gains = retraining_gain.gain_by_partition(
-                "binary", "log_loss", "binary:logistic", recent, since=last
+                spec.task, spec.metric, spec.objective, recent, since=last
             )
             return float(gains[-1])
         latest = recent.select(recent.partition_index == len(recent.dates) - 1)
         expected = self.baseline.loss_estimator.estimate(latest.x, latest.predicted)
-        return float(latest.partition_means(latest.losses("binary", "log_loss") - expected)[-1])
+        assert expected is not None
+        return float(latest.partition_means(latest.losses(spec.task, spec.metric) - expected)[-1])
 
     def _retrain(self, change: int, last: int) -> bool:
         """Train on each window of the policy, and evaluate all on the same rows; returns whether one is promoted."""
         scenario, spec = self.scenario, self.scenario.spec
         holdout = max(1, min(HOLDOUT, (last - change + 1) // 3))
         x, y = scenario.rows(last - holdout + 1, last)
-        champion_losses = metrics.losses("binary", "log_loss", y, self.model.predict_matrix(x))
+        champion_losses = metrics.losses(spec.task, spec.metric, y, self.model.predict_matrix(x))
         starts = {last - holdout - WINDOW + 1, 0} | ({change} if last - holdout >= change else set())
-        models = [fit(*scenario.rows(start, last - holdout)) for start in sorted(starts)]
-        losses = [metrics.losses("binary", "log_loss", y, m.predict_matrix(x)) for m in models]
+        models = [fit(scenario.spec, *scenario.rows(start, last - holdout)) for start in sorted(starts)]
+        losses = [metrics.losses(spec.task, spec.metric, y, m.predict_matrix(x)) for m in models]
         best = int(np.argmin([of_model.mean() for of_model in losses]))
         verdict = comparison.paired_bootstrap(
             losses[best], champion_losses, confidence=spec.gate.confidence, resamples=300, seed=0
@@ -300,6 +319,7 @@ def to_json(replay: Replay) -> dict[str, Any]:
     """The numbers of a policy's replay."""
     return {
         "skill": replay.skill,
+        "loss": replay.loss,
         "auc": replay.auc,
         "trained": replay.trained,
         "promoted": replay.promoted,

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 
-from bench import replay
+from bench import real_streams, replay
 from bench.streams import Stream
 from support.monitored import make_spec
 
@@ -33,3 +34,19 @@ def test_a_sudden_change_is_detected_within_three_partitions_and_corrected() -> 
 def test_harmless_changes_lead_to_no_retraining(kind: str) -> None:
     _, replayed = replay_stream(kind, 12)
     assert (replayed.alarms, replayed.trained) == ([], [])
+
+
+def test_a_real_stream_is_the_same_in_every_run() -> None:
+    (stream,) = (s for s in real_streams.STREAMS if s.name == "warmer")
+    first, second = stream.scenario(), stream.scenario()
+    assert first.history == 90 and 300 < len(first.nights) <= len(real_streams.DAYS)
+    for (x, y), (x_again, y_again) in zip(first.nights, second.nights, strict=True):
+        np.testing.assert_array_equal(x, x_again)
+        np.testing.assert_array_equal(y, y_again)
+    # Three airports by 24 hours; the label says how the temperature, a feature, goes on at the same hour tomorrow.
+    by_place_and_hour = [{tuple(row[:2]): row[2] for row in x} for x, _ in first.nights]
+    x, y = first.nights[100]
+    later = np.array([by_place_and_hour[101].get(tuple(row[:2]), np.nan) for row in x])
+    known = ~np.isnan(later)
+    assert known.sum() > 60 and len(x) <= 72
+    np.testing.assert_array_equal(y[known], later[known] > x[known, 2])
