@@ -17,8 +17,10 @@ from perennial.alerting import mutes
 from perennial.console import _action_plans, _csrf, _run_page, access, overview, rendering, report_files
 from perennial.console._action_plans import ACTIONS, Action, Plan, Situation
 from perennial.console.access import User
-from perennial.console.actions import MuteSignal, Need, Operations, RefusedError
+from perennial.console.actions import MuteSignal, Need, Operations, Pause, RefusedError
 from perennial.core.errors import PerennialError
+from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 
 #: Bytes of a form; the longest reason has 500 characters.
 MAX_FORM = 32_768
@@ -143,18 +145,21 @@ async def _perform(request: Request, model: str, action: str, user: User) -> Res
 async def _do(asked: _Asked, plan: Plan, reason: str, choice: str) -> Response:
     """Perform the operations, and lead to what they began."""
     path = f"/models/{asked.model}"
-    for operation in plan.operations:
-        try:
+    stages = [operation.stage for operation in plan.operations if isinstance(operation, Pause)]
+    try:
+        for operation in plan.operations:
             if isinstance(operation, MuteSignal):
                 path = await run_in_threadpool(_mute, asked, operation, reason)
             else:
                 path = await asked.operations.perform(
                     asked.request, asked.model, operation, reason=reason, choice=choice
                 )
-        except RefusedError as error:
-            return _page(asked, plan, reason, error.detail, error.status_code)
-        except PerennialError as error:
-            return _page(asked, plan, reason, f"{error.cause}. {error.remedy}", 503)
+        if stages:
+            await run_in_threadpool(_record_pause, asked, stages, reason, choice)
+    except RefusedError as error:
+        return _page(asked, plan, reason, error.detail, error.status_code)
+    except PerennialError as error:
+        return _page(asked, plan, reason, f"{error.cause}. {error.remedy}", 503)
     return RedirectResponse(f"{rendering.base_path(asked.request)}{path}", 303, rendering.HEADERS)
 
 
@@ -162,6 +167,18 @@ def _mute(asked: _Asked, operation: MuteSignal, reason: str) -> str:
     actor = asked.operations.name_of(asked.user)
     mutes.mute_by_hand(overview.load_spec(asked.model), operation.signal, operation.until, reason, actor)
     return f"/models/{asked.model}#incidents"
+
+
+def _record_pause(asked: _Asked, stages: list[str], reason: str, choice: str) -> None:
+    """Say in the ledger who paused or resumed the DAGs, and why: Airflow has no place for the reason."""
+    ledger.append(
+        asked.model,
+        kind=LedgerKind.SCHEDULES,
+        decision=Decision.PAUSED if choice == "pause" else Decision.RESUMED,
+        reason=reason,
+        actor=asked.operations.name_of(asked.user),
+        evidence={"stages": stages},
+    )
 
 
 async def _plan(asked: _Asked) -> Plan:

@@ -27,6 +27,7 @@ from perennial.lifecycle import champion
 from perennial.spec.model_spec import ModelSpec
 from perennial.status import record, rescoring
 from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
 
 #: Stages whose partitions can be run by hand, with what they do.
 _BY_HAND = {
@@ -339,6 +340,9 @@ def _pause(at: Situation) -> Plan:
         "Partitions that are due meanwhile are done by the first runs afterwards.",
     ]
     is_paused = [operation.is_paused for operation in operations]
+    last = next(iter(ledger.records(at.spec.name, LedgerKind.SCHEDULES)[::-1]), None)
+    if any(is_paused) and last and last["decision"] == Decision.PAUSED:
+        effects.insert(0, f"{last['actor']} paused it at {last['recorded_at']}: {last['reason']}")
     buttons = [("pause", "Pause all")] * (not all(is_paused)) + [("resume", "Resume all")] * any(is_paused)
     needs = frozenset(Need("edit", operation.stage) for operation in operations)
     return Plan([], list(operations), effects, needs=needs, buttons=buttons)

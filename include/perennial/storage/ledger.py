@@ -38,6 +38,7 @@ class LedgerKind(StrEnum):
     ALERTING = "alerting"
     GENERATION = "generation"
     VERIFICATION = "verification"
+    SCHEDULES = "schedules"
 
 
 class Decision(StrEnum):
@@ -72,6 +73,9 @@ class Decision(StrEnum):
     WIDENED = "widened"
     # alerting: a person closed an incident; verification: nothing is wrong any more
     RESOLVED = "resolved"
+    # schedules: a person paused or resumed the model's DAGs in the console
+    PAUSED = "paused"
+    RESUMED = "resumed"
 
 
 class Policy(StrEnum):

@@ -119,11 +119,12 @@ class AirflowOperations:
             case Answer(question):
                 return await _answer(request, f"{model}.{question.stage}", question, choice, reason)
             case Pause():
-                # Airflow has no place for the reason of a pause but its audit log, which lists unknown parameters
                 await _json(
-                    request, "PATCH", f"/dags/{model}.{operation.stage}", params={"reason": reason},
+                    request,
+                    "PATCH",
+                    f"/dags/{model}.{operation.stage}",
                     json={"is_paused": choice == "pause"},
-                )  # fmt: skip
+                )
             case _:
                 raise TypeError(f"not an operation of Airflow: {operation}")
         return f"/models/{model}"
