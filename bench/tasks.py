@@ -291,6 +291,7 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
 
     from perennial.features import engine as sql
     from perennial.features import reference_tables
+    from perennial.features.reference_copies import ReferenceCopies
     from perennial.modeling import registry
     from perennial.monitoring import histograms
     from perennial.spec import catalog
@@ -303,7 +304,7 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     _, reference = histograms.read_reference(content)
     con = duckdb.connect()
     con.execute("SET TimeZone='UTC'")
-    reference_tables.load_into(con, spec, reference_tables.sync_to_lake(spec))
+    ReferenceCopies(con, spec, reference_tables.sync_to_lake(spec))
     clock = Clock()
     duckdb_session.create_view(
         con, "__published", delta_tables.table_uri("published", MODEL), None, first, last

@@ -15,6 +15,7 @@ __all__ = [
     "labelled_rows",
     "lineage",
     "point_in_time",
+    "reference_copies",
     "reference_tables",
     "scan_units",
     "serving_log",

@@ -28,6 +28,7 @@ from perennial.core.sql import (
 from perennial.features import author_sql, feature_tables, lineage, reference_tables
 from perennial.features.declared_rows import changed_type, declared_rows_sql, empty_rows_sql, input_columns
 from perennial.features.point_in_time import FeatureTableViews, joined_rows_sql
+from perennial.features.reference_copies import ReferenceCopies
 from perennial.features.scan_units import ParameterisedQuery
 from perennial.spec.constraints import feature_name_fault
 from perennial.spec.model_spec import FeatureSet, ModelSpec
@@ -44,7 +45,8 @@ class FeatureQuery:
     Args:
         spec: the spec that the model was trained with.
         reference_versions: version of each reference table by name; when not given, their files are copied to the
-            lake and the current versions are used. Likewise for feature tables, which have no version here.
+            lake and the current versions are used. Rows of a partition join the copy that was there when it was due, up
+            to this version. Likewise for feature tables, which have no version here.
         folder: a folder of the lake whose files `stream` may read.
         checked: a query of the same spec and versions; its SQL is not checked again.
         connection: a locked-down connection that has the reference tables; created when not given.
@@ -70,10 +72,13 @@ class FeatureQuery:
         if reference_versions is None:
             reference_versions = reference_tables.sync_to_lake(spec)
         self.reference_versions = reference_versions
-        self._con = _connect(spec, reference_versions, folder) if connection is None else connection
+        self._references: ReferenceCopies | None = None
+        if connection is None:
+            connection, self._references = _connect(spec, reference_versions, folder)
+        self._con = connection
         self._tables = FeatureTableViews(self._con, spec, reference_versions)
         # A given connection sees nothing of the lake: there the feature tables are empty.
-        self._reads_lake = connection is None
+        self._reads_lake = self._references is not None
         self._sql = compose_query(spec)
         self._relations: dict[str, duckdb.DuckDBPyRelation] = {}
         self.columns: list[str] = checked.columns if checked else self._check()
@@ -83,8 +88,9 @@ class FeatureQuery:
         """Compute the features of rows.
 
         Args:
-            rows: published rows; a declared column that is missing is null. With their ``partition_date``, values of
-                feature tables that are known only after the partition are not used.
+            rows: published rows; a declared column that is missing is null. With their ``partition_date``, nothing is
+                used that was known only after the partition: no such values of feature tables, and no later copies of
+                reference tables.
 
         Returns:
             One row of features per row, in the same order, without the key.
@@ -92,6 +98,19 @@ class FeatureQuery:
         Raises:
             DataError: the SQL failed, or it lost, duplicated or renamed rows.
         """
+        if self._references is None:
+            return self._compute(rows)
+        parts, positions = [], []
+        for partition, group in self._references.split(rows):
+            self._references.bind(partition)
+            parts.append(self._compute(rows if len(group) == len(rows) else rows.take(group)))
+            positions.append(group)
+        if len(parts) == 1:
+            return parts[0]
+        return pa.concat_tables(parts).take(np.concatenate(positions).argsort())
+
+    def _compute(self, rows: pa.Table) -> pa.Table:
+        """As `compute`, of rows that join the same copies of the reference tables."""
         declared = {*input_columns(self.spec), *([PARTITION] if self.spec.feature_tables else [])}
         self._con.register("__source_rows", rows.select([c for c in rows.column_names if c in declared]))
         try:
@@ -103,16 +122,26 @@ class FeatureQuery:
             self._con.unregister("__source_rows")
         return features.select(self.columns)
 
-    def stream(self, source: ParameterisedQuery | pa.Table, keys: pa.Table) -> Iterator[pa.Table]:
+    def group_partitions(self, partitions: Iterable[str]) -> list[list[str]]:
+        """Divide partitions, in order, into groups whose rows join the same copies of the reference tables."""
+        return self._references.group(partitions) if self._references else [list(partitions)]
+
+    def stream(
+        self, source: ParameterisedQuery | pa.Table, keys: pa.Table, partition: str | None = None
+    ) -> Iterator[pa.Table]:
         """Compute key and features of published rows in batches, and check the keys of each batch.
 
         Args:
             source: SQL that reads the rows, or the rows; a declared column that is missing is null.
             keys: the keys of the same rows, in the order of the result.
+            partition: one of their partitions, which are of one group (`group_partitions`); when not given, the rows
+                join the newest copies of the reference tables.
 
         Raises:
             DataError: raised while iterating: the SQL failed, or it lost, duplicated or renamed rows.
         """
+        if self._references:
+            self._references.bind(partition)
         if isinstance(source, ParameterisedQuery):
             text = source.text
             for name, value in source.variables.items():
@@ -330,7 +359,7 @@ class FeatureQuery:
 
 def _connect(
     spec: ModelSpec, reference_versions: dict[str, int], folder: str | None
-) -> duckdb.DuckDBPyConnection:
+) -> tuple[duckdb.DuckDBPyConnection, ReferenceCopies]:
     """Open a connection that can read only the model's reference tables and the files of ``folder``."""
     # One thread: batches are small, and the other cores run XGBoost or count bins.
     con = duckdb_session.connect(threads=1, memory_share=0.25)
@@ -339,10 +368,10 @@ def _connect(
     # Otherwise a join holds back the last rows of a file until the end, and all later rows have to be held in memory
     # and sorted (duckdb 22191).
     con.execute("SET enable_caching_operators=false")
-    reference_tables.load_into(con, spec, reference_versions)
+    references = ReferenceCopies(con, spec, reference_versions)
     tables = [feature_tables.uri(table) for _, table in spec.feature_tables]
-    duckdb_session.lock(con, folders=[*([folder] if folder else []), *tables])
-    return con
+    duckdb_session.lock(con, folders=[*([folder] if folder else []), *references.folders, *tables])
+    return con, references
 
 
 def _equal(left: pa.ChunkedArray[Any], right: pa.ChunkedArray[Any]) -> bool:

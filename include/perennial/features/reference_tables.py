@@ -1,10 +1,12 @@
-"""Reference tables: landed files that features join, copied to the lake to pin their versions."""
+"""Reference tables: landed files that features join, copied to the lake with the time at which they were there."""
 
 from __future__ import annotations
 
 import hashlib
+import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, cast
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
 
 import duckdb
@@ -37,6 +39,22 @@ if TYPE_CHECKING:
 
 #: Key of a commit's metadata: the digest of the file that the version was copied from.
 _SOURCE_DIGEST = "perennial.source_digest"
+#: Keys of a commit's metadata: when the file was there, and the versions before it, each with the same of its file.
+_LANDED_AT, _EARLIER = "perennial.landed_at", "perennial.earlier_copies"
+#: Names of the rows of copies that Arrow reads for DuckDB.
+_ARROW_NAMES = ("__reference", "__newest_reference")
+
+
+class Copy(NamedTuple):
+    """A copy of a landed file.
+
+    Attributes:
+        version: version of the table in the lake.
+        landed_at: when the file was there, in UTC.
+    """
+
+    version: int
+    landed_at: datetime
 
 
 def uri(reference: ReferenceTable) -> str:
@@ -61,8 +79,8 @@ def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
 
     source, target = landing.source_uri(reference.source), uri(reference)
     table = delta_tables.open_table(target)
-    digest = _digest(source)
-    if digest is None:
+    landed = landing.fingerprint(source)
+    if landed is None:
         if table is not None:
             return int(table.version())
         raise DataError(
@@ -70,10 +88,12 @@ def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
             "land the file, or correct the source of the reference table in the spec",
             model=spec.name,
         )
+    digest, landed_at = landed.digest, _landed_at(landed)
     if table is not None and _is_copy(table, target, digest):
         return int(table.version())
     content = _read_whole(spec, reference, source, table)
-    if _digest(source) != digest:
+    again = landing.fingerprint(source)
+    if again is None or again.digest != digest:
         raise DataReplacedError(
             f"reference table {reference.name}: {source} was replaced while it was read",
             "run it again when the feed has delivered the file; feeds should rename a complete file to its place",
@@ -82,13 +102,21 @@ def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
     with locks.hold(f"reference-{target.rsplit('/', 1)[1]}"):
         table = delta_tables.open_table(target)
         if table is None or not _is_copy(table, target, digest):
+            earlier = copies(table) if table else []
+            if earlier:  # a clock that is wrong does not put a copy before those that it replaces
+                landed_at = max(landed_at, earlier[-1].landed_at)
+            metadata = {
+                _SOURCE_DIGEST: digest,
+                _LANDED_AT: landed_at.isoformat(),
+                _EARLIER: json.dumps([(copy.version, copy.landed_at.isoformat()) for copy in earlier]),
+            }
             with storage_errors.writing(target, model=spec.name):
                 write_deltalake(
                     target,
                     content,
                     mode="overwrite",
                     schema_mode="overwrite" if table else None,
-                    commit_properties=CommitProperties(custom_metadata={_SOURCE_DIGEST: digest}),
+                    commit_properties=CommitProperties(custom_metadata=metadata),
                     storage_options=settings().storage_options,
                 )
             table = delta_tables.open_table(target)
@@ -97,10 +125,23 @@ def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
         return int(table.version())
 
 
-def _digest(source: str) -> str | None:
-    """The digest of a landed file, or of a complete folder of part files; None if there is none."""
-    fingerprint = landing.fingerprint(source)
-    return fingerprint.digest if fingerprint else None
+def _landed_at(landed: landing.Fingerprint) -> datetime:
+    """When a landed file got there, as far as is known: not later than now."""
+    latest = datetime.now(UTC)
+    return min(latest, datetime.fromtimestamp(landed.stat.modified_ns / 1e9, UTC)) if landed.stat else latest
+
+
+def copies(table: DeltaTable) -> list[Copy]:
+    """The copies that a table holds up to the version at which it was opened, oldest first."""
+    newest = table.history(1)[0]
+    if _LANDED_AT in newest:
+        listed = [*json.loads(newest[_EARLIER]), (table.version(), newest[_LANDED_AT])]
+        return [Copy(int(version), datetime.fromisoformat(at)) for version, at in listed]
+    # Copied by an earlier release, which recorded no times: those of the commits are not earlier.
+    commits = sorted(
+        (int(c["version"]), datetime.fromtimestamp(c["timestamp"] / 1e3, UTC)) for c in table.history()
+    )
+    return [Copy(*commit) for commit in commits if commit[0] <= table.version()]
 
 
 def _is_copy(table: DeltaTable, target: str, digest: str) -> bool:
@@ -249,45 +290,71 @@ def preview(reference: ReferenceTable, max_rows: int) -> pa.Table | None:
     return rows.schema.empty_table() if remote else rows.head(max_rows)
 
 
-def load_into(con: duckdb.DuckDBPyConnection, spec: ModelSpec, versions: dict[str, int]) -> None:
-    """Load the model's reference tables into a DuckDB connection.
+def open_copy(spec: ModelSpec, reference: ReferenceTable, version: int) -> DeltaTable:
+    """Open a reference table of a model.
 
     Args:
-        con: the connection; each reference table becomes a temporary table with the same name.
         spec: the model.
-        versions: version of each reference table in the lake, by name.
+        reference: the table.
+        version: its version in the lake.
 
     Raises:
-        DataError: a table is not in the lake.
+        DataError: it is not in the lake.
+        StorageError: the version is gone.
     """
-    for reference in spec.references:
-        source = uri(reference)
-        table = delta_tables.open_table(source, versions[reference.name])
-        if table is None:
-            raise DataError(
-                f"reference table {reference.name} is not in the lake",
-                "run the score or train step: it copies the landed file",
-                model=spec.name,
+    table = delta_tables.open_table(uri(reference), version)
+    if table is None:
+        raise DataError(
+            f"reference table {reference.name} is not in the lake",
+            "run the score or train step: it copies the landed file",
+            model=spec.name,
+        )
+    return table
+
+
+def load_copy(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    reference: ReferenceTable,
+    table: DeltaTable,
+    newest: DeltaTable | None = None,
+) -> None:
+    """Load one version of a reference table into a DuckDB connection, as a temporary table of its name.
+
+    Args:
+        con: the connection, which may read the files.
+        spec: the model.
+        reference: the reference table.
+        table: the version of it, as returned by `open_copy`.
+        newest: a later version, whose columns and types the loaded rows get: columns that came later are null.
+    """
+    source = uri(reference)
+    with storage_errors.reading(source, model=spec.name):
+        file_digests.verify(source, _paths(table))
+        if newest is None:
+            text = _rows_sql(con, _ARROW_NAMES[0], source, table)
+        else:
+            file_digests.verify(source, _paths(newest))
+            old, new = (
+                _rows_sql(con, n, source, t) for n, t in zip(_ARROW_NAMES, (table, newest), strict=True)
             )
-        with storage_errors.reading(source, model=spec.name):
-            _load(con, reference.name, source, table)
+            text = f"({old}) UNION ALL BY NAME ({new} LIMIT 0)"
+        con.execute(f"CREATE OR REPLACE TEMP TABLE {quote_identifier(reference.name)} AS {text}")
+        for name in _ARROW_NAMES:
+            con.unregister(name)
 
 
-def _load(con: duckdb.DuckDBPyConnection, reference: str, source: str, table: DeltaTable) -> None:
-    """Load one reference table from its table in the lake."""
-    name, remote = quote_identifier(reference), object_store.is_remote(source)
-    file_digests.verify(source, _paths(table))
+def _rows_sql(con: duckdb.DuckDBPyConnection, name: str, source: str, table: DeltaTable) -> str:
+    """SQL of the rows of a version; registers them by a name where DuckDB cannot read the files."""
+    remote = object_store.is_remote(source)
     paths = [f"{source}/{path}" for path in _paths(table)]
     if paths and not remote and not set("*?[") & set(source):
         # Without Arrow's datasets, whose import and threads need 60 MB.
         listed = ", ".join(map(text_literal, paths))
-        con.execute(
-            f"CREATE OR REPLACE TEMP TABLE {name} AS "
-            f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false)"
-        )
-        return
+        return f"SELECT * FROM read_parquet([{listed}], hive_partitioning=false)"
     filesystem = duckdb_session.table_filesystem(source) if remote else None
-    load_table(con, reference, table.to_pyarrow_table(filesystem=filesystem))
+    con.register(name, table.to_pyarrow_table(filesystem=filesystem))
+    return f"SELECT * FROM {name}"
 
 
 def load_table(con: duckdb.DuckDBPyConnection, name: str, rows: pa.Table) -> None:

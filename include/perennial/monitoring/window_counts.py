@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -19,6 +19,7 @@ from perennial.features import author_sql, feature_tables, reference_tables
 from perennial.features.declared_rows import declared_rows_sql
 from perennial.features.engine import compose_query
 from perennial.features.point_in_time import FeatureTableViews, joined_rows_sql
+from perennial.features.reference_copies import ReferenceCopies
 from perennial.modeling import registry
 from perennial.modeling.registry import ModelVersion
 from perennial.monitoring.histograms import PREDICTION, BinCounts, ReferenceColumn, count_bins, sample_rows
@@ -60,12 +61,13 @@ def count_features(
     if not total:
         return BinCounts(0, dict.fromkeys(columns)), {}
     step = max(1, total // max(sample_size, 1))
-    con = _locked_connection(trained)
+    con, references = _locked_connection(trained)
     tables = FeatureTableViews(con, trained, None)
     counts: list[BinCounts] = []
     progress, done = Progress(), 0
     parts: list[pa.Table] = []
-    for group in delta_tables.group_by_rows(sizes, MAX_GROUP_ROWS):
+    for group in _groups(references, sizes):
+        references.bind(group.start)
         duckdb_session.create_view(con, "__window_rows", uri, None, group.start, group.end)
         partitions = f"{group.start}..{group.end}"
         try:
@@ -93,6 +95,12 @@ def count_features(
     return replace(_sum_counts(counts), days=len(sizes)), _concat(parts)
 
 
+def _groups(references: ReferenceCopies, sizes: Mapping[str, int]) -> Iterator[delta_tables.PartitionGroup]:
+    """Divide partitions into groups that one statement counts: their rows join the same copies of reference tables."""
+    for days in references.group(sorted(sizes)):
+        yield from delta_tables.group_by_rows({day: sizes[day] for day in days}, MAX_GROUP_ROWS)
+
+
 def _count_and_sample(
     con: duckdb.DuckDBPyConnection,
     trained: ModelSpec,
@@ -117,14 +125,15 @@ def _count_and_sample(
     return counted, pages.attempt("the report's sample of the window", sample)[0]
 
 
-def _locked_connection(trained: ModelSpec) -> duckdb.DuckDBPyConnection:
+def _locked_connection(trained: ModelSpec) -> tuple[duckdb.DuckDBPyConnection, ReferenceCopies]:
     """Open a connection that can read only the reference tables and the model's published rows."""
     con = duckdb_session.connect()
     author_sql.check_model(con, trained)
-    reference_tables.load_into(con, trained, reference_tables.sync_to_lake(trained))
+    references = ReferenceCopies(con, trained, reference_tables.sync_to_lake(trained))
     tables = [feature_tables.uri(table) for _, table in trained.feature_tables]
-    duckdb_session.lock(con, folders=[delta_tables.table_uri("published", trained.name), *tables])
-    return con
+    published = delta_tables.table_uri("published", trained.name)
+    duckdb_session.lock(con, folders=[published, *references.folders, *tables])
+    return con, references
 
 
 def count_predictions(

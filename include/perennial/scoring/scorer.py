@@ -13,7 +13,13 @@ import pyarrow as pa
 from perennial.core.dates import utc_now
 from perennial.core.errors import DataError
 from perennial.core.sql import batch_rows
-from perennial.features import feature_tables, point_in_time, reference_tables, serving_log
+from perennial.features import (
+    feature_tables,
+    point_in_time,
+    reference_copies,
+    reference_tables,
+    serving_log,
+)
 from perennial.features.engine import STREAM_ROWS, FeatureQuery
 from perennial.features.scan_units import ParameterisedQuery, ScanUnit
 from perennial.modeling import registry
@@ -51,6 +57,7 @@ class ServingVersion:
         version: the registered version.
         spec: the spec that it was trained from.
         reference_versions: version of each of its reference tables, by name.
+        reference_copies: the version of each reference table that the rows of a partition join, by partition and name.
         feature_versions: version of each of its feature tables, by name.
         digests: what the rows of a partition read of the feature tables, by partition and table.
     """
@@ -58,6 +65,7 @@ class ServingVersion:
     version: registry.ModelVersion
     spec: ModelSpec
     reference_versions: dict[str, int]
+    reference_copies: dict[str, dict[str, int]]
     feature_versions: dict[str, int]
     digests: dict[str, dict[str, str]]
 
@@ -66,10 +74,12 @@ class ServingVersion:
         """Load a version's spec, and bring the tables that its features of some partitions read up to date."""
         spec = registry.load_spec(version)
         tables = feature_tables.sync_to_lake(spec, min(partitions), max(partitions))
+        references = reference_tables.sync_to_lake(spec)
         return cls(
             version,
             spec,
-            reference_tables.sync_to_lake(spec),
+            references,
+            reference_copies.versions_of(spec, references, partitions),
             tables,
             point_in_time.table_digests(spec, tables, partitions),
         )
@@ -158,18 +168,19 @@ class Scorer:
         Raises:
             DataError: rows cannot be scored exactly once; the error names their partition.
         """
-        features = self._idle.get()
+        partitions, features = unit.split_by_partition(), self._idle.get()
         try:
-            return self._score(unit, features)
+            if all(len(f.group_partitions(day for day, _ in unit.partitions)) == 1 for f in features):
+                return self._score(unit, features)
         except DataError as error:
-            partitions = unit.split_by_partition()
             if len(partitions) == 1:
                 raise DataError(
                     error.cause, error.remedy, model=self.spec.name, partition=unit.partitions[0][0]
                 ) from error
         finally:
             self._idle.put(features)
-        # Score each partition separately: one of them cannot be scored, or they have keys in common.
+        # Score each partition separately: they join different copies of a reference table, have keys in common, or one
+        # of them cannot be scored.
         return [scored for partition in partitions for scored in self.score(partition)]
 
     def _score(self, unit: ScanUnit, features: list[FeatureQuery]) -> list[ScoredPartition]:
@@ -186,10 +197,11 @@ class Scorer:
                 "publish the partition again: run the data DAG for it with force",
             )
         logged = self._sampling.select(unit)
+        first = unit.partitions[0][0]
         if split:
-            scored, log = self._score_split(split, features, keys, logged)
+            scored, log = self._score_split(split, features, keys, logged, first)
         else:
-            scored, log = self._score_by(0, features[0], source, keys, logged)
+            scored, log = self._score_by(0, features[0], source, keys, logged, first)
         partitions, start, log_start = [], 0, 0
         for day, rows in unit.partitions:
             count = int(logged.searchsorted(start + rows)) - log_start
@@ -198,14 +210,15 @@ class Scorer:
         return partitions
 
     def _score_split(
-        self, split: ABSplit, features: list[FeatureQuery], rows: pa.Table, logged: np.ndarray
+        self, split: ABSplit, features: list[FeatureQuery], rows: pa.Table, logged: np.ndarray, partition: str
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Score each row by the version that serves it, and add the column ``model_version``."""
         by_challenger = split.served_by_challenger(rows)
         parts, logs, positions, log_positions = [], [], [], []
         for i, mask in enumerate((~by_challenger, by_challenger)):
             served, logged_here = rows.filter(pa.array(mask)), mask[logged]
-            part, log = self._score_by(i, features[i], served, served, mask.cumsum()[logged[logged_here]] - 1)
+            positions_here = mask.cumsum()[logged[logged_here]] - 1
+            part, log = self._score_by(i, features[i], served, served, positions_here, partition)
             parts.append(part)
             logs.append(log)
             positions.append(np.flatnonzero(mask))
@@ -224,6 +237,7 @@ class Scorer:
         source: ParameterisedQuery | pa.Table,
         keys: pa.Table,
         logged: np.ndarray,
+        partition: str,
     ) -> tuple[pa.RecordBatch, pa.RecordBatch]:
         """Score rows by one version.
 
@@ -233,13 +247,14 @@ class Scorer:
             source: the rows, as for `FeatureQuery.stream`.
             keys: their keys.
             logged: positions of the rows to log, ascending.
+            partition: one of their partitions.
 
         Returns:
             Key, prediction (and probabilities) of the rows; and the serving log of some of them.
         """
         model, names = self._models[i], list(self.spec.data.key)
         keys = keys.select(names)
-        predictions, matrix = _predict(model, features.stream(source, keys), logged)
+        predictions, matrix = _predict(model, features.stream(source, keys, partition), logged)
         columns: dict[str, Any] = {k: keys.column(k).combine_chunks() for k in names}
         prediction = self.spec.lake_column("prediction")
         columns[prediction] = prediction_column(model, predictions)

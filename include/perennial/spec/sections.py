@@ -69,6 +69,11 @@ class ReferenceTable(StrictModel):
     personal: list[Column] = Field(
         [], description="Its columns of personal data; features that depend on them are personal, too."
     )
+    versions: Literal["by_date", "latest"] = Field(
+        "by_date",
+        description="Which copy of the file the rows of a partition join: by_date, the one that was there when the "
+        "partition was due; latest, the newest one, for tables whose corrections hold for the past as well.",
+    )
 
     @field_validator("name")
     @classmethod

@@ -15,7 +15,7 @@ from perennial.core.durations import Duration
 from perennial.core.errors import DataError, PerennialError
 from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
-from perennial.features import point_in_time, reference_tables
+from perennial.features import point_in_time, reference_copies, reference_tables
 from perennial.ingestion import model_tables
 from perennial.lifecycle import backlog, retraining, trial_evaluation, trials
 from perennial.lifecycle import champion as champion_module
@@ -228,7 +228,11 @@ def _inputs(
         ),
         "served": delta_tables.partitions_digest(delta_tables.table_uri("served", spec.name), start, as_of),
         "trial": trial["model_version"] if trial else None,
-        "references": reference_tables.sync_to_lake(trained) if trained else {},
+        "references": reference_copies.versions_within(
+            trained, reference_tables.sync_to_lake(trained), spec.cadence.keys(first, as_of)
+        )
+        if trained
+        else {},
     }
     if trained and trained.feature_tables:  # at their latest versions, as scoring has brought them up to date
         inputs["tables"] = point_in_time.range_digests(trained, {}, first, as_of)

@@ -260,7 +260,7 @@ def _inputs(day: str, files: Sequence[File], serving: Serving) -> dict[str, Any]
         "rows": delta_tables.files_digest(files),
         "champion": champion.version.digest,
         "version": champion.version.version,
-        "references": champion.reference_versions,
+        "references": champion.reference_copies[day],
         **_table_inputs(day, champion),
     }
     if not challenger or not split:
@@ -270,7 +270,7 @@ def _inputs(day: str, files: Sequence[File], serving: Serving) -> dict[str, Any]
             "version": split.version,
             "digest": challenger.version.digest,
             "share": split.share,
-            "references": challenger.reference_versions,
+            "references": challenger.reference_copies[day],
             **_table_inputs(day, challenger),
         }
     }

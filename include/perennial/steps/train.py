@@ -13,7 +13,7 @@ from typing import Any, cast
 from perennial.core import unexpected_errors
 from perennial.core.errors import ArtifactError, DataError, PerennialError
 from perennial.core.settings import settings
-from perennial.features import feature_tables, lineage, point_in_time, reference_tables
+from perennial.features import feature_tables, lineage, point_in_time, reference_copies, reference_tables
 from perennial.features.engine import FeatureQuery
 from perennial.ingestion import model_tables
 from perennial.lifecycle import champion as champion_module
@@ -143,7 +143,9 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
         "rows": delta_tables.partitions_digest(published, first, last, version),
         "spec": spec.digest,
         "labels": delta_tables.partitions_digest(labels, first, last, labels_version) if labels else "",
-        "references": reference_versions,
+        "references": reference_copies.versions_within(
+            spec, reference_versions, (day for day in rows if first <= day <= last)
+        ),
         "since": since,
     }
     if tables:
