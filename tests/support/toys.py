@@ -97,6 +97,7 @@ def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
                      "params": {"max_depth": 3, "learning_rate": 0.3}},
         "gate": {"bootstrap_samples": 200},
         "monitoring": {"window": "7 days", "min_rows": 50, "report_rows": 100},
+        "retraining": {"windows": ["sliding", "since_change"]},
         "schedule": {"start": FIRST},
     }  # fmt: skip
     if task == "ranking":

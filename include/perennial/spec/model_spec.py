@@ -228,7 +228,8 @@ class ModelSpec(FolderSpec):
             exclude = exclude | {"data": exclude["data"] | {"every": True, "week_starts": True}}
         if self.gate.slices is None:  # likewise
             exclude = exclude | {"gate": exclude["gate"] | {"slices"}}
-        parts = [self.model_dump_json(exclude=exclude), self._sql, self._suite]
+        digested = self.model_copy(update={"retraining": self.retraining.in_digest})
+        parts = [digested.model_dump_json(exclude=exclude), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         parts += [text for t in self._tables for text in (t.digest, str(t.known_after), str(t.age_limit))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -34,6 +34,11 @@ __all__ = [
 RetrainingTrigger = Literal["gain", "performance", "drift", "age", "rows", "spec", "code"]
 
 
+#: `RetrainingSpec.windows` by default, and as it was before ``medium`` and ``short``.
+_WINDOWS = ("sliding", "medium", "short", "since_change")
+_FORMER_WINDOWS = ("sliding", "since_change")
+
+
 class MetricBound(StrictModel):
     """The values of a held-out metric with which a challenger may pass the gate."""
 
@@ -282,12 +287,14 @@ class RetrainingSpec(StrictModel):
         le=1,
         description="Relative reduction of the loss below which retraining is not worthwhile.",
     )
-    windows: list[Literal["sliding", "expanding", "since_change"]] = Field(
-        ["sliding", "since_change"],
+    windows: list[Literal["sliding", "expanding", "medium", "short", "since_change"]] = Field(
+        [*_WINDOWS],
         min_length=1,
-        description="Training windows to try. sliding: the latest training.window. expanding: all data. "
-        "since_change: the data since the detected change. One model is trained on each; the gate evaluates the one "
-        "with the lowest loss on the held-out rows, with intervals that are wider for it.",
+        description="Training windows to try. sliding: the latest training.window. expanding: all data. short: as many "
+        "of the latest partitions as are held out, once there is a champion. medium: three times as many, likewise. "
+        "since_change: the data since the detected change. One model is trained on each, within training.window, with "
+        "the parameters that were searched on the first; the gate evaluates the one with the lowest loss on the rows "
+        "for early stopping.",
     )
     trial: OptionalDuration = Field(
         Duration(0, "partition"),
@@ -330,3 +337,14 @@ class RetrainingSpec(StrictModel):
     quiet_hours: QuietHours | None = Field(
         None, description="Hours in which a requested retraining waits before it starts."
     )
+
+    @property
+    def in_digest(self) -> Self:
+        """The section as it counts in a spec's digest: defaults that changed have their former values.
+
+        So a spec that names none of them does not count as changed.
+        """
+        former: dict[str, Any] = {}
+        if self.windows == [*_WINDOWS]:
+            former["windows"] = [*_FORMER_WINDOWS]
+        return self.model_copy(update=former)

@@ -134,9 +134,11 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
         labelled = delta_tables.rows_by_partition(labels, labels_version)
         rows = {day: min(count, labelled[day]) for day, count in rows.items() if day in labelled}
     windows = candidate_windows(spec, as_of, list(rows), since, rows)
+    champion, lost_champion = _loadable_champion(spec, as_of, force)
+    if champion is None:  # a first model learns from all that it may
+        windows = {n: w for n, w in windows.items() if n not in ("medium", "short")} or windows
     first = min(w.fit[0] for w in windows.values())
     last = next(iter(windows.values())).holdout[-1]
-    champion, lost_champion = _loadable_champion(spec, as_of, force)
     reference_versions = reference_tables.sync_to_lake(spec)
     tables = feature_tables.sync_to_lake(spec, first, last)
     inputs: dict[str, Any] = {
@@ -148,6 +150,8 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
         ),
         "since": since,
     }
+    if list(windows) != ["sliding"]:
+        inputs["windows"] = list(windows)
     if tables:
         inputs["tables"] = point_in_time.range_digests(spec, tables, first, last)
     return PinnedData(

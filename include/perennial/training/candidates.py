@@ -1,13 +1,12 @@
 """The candidates of a training, trees or a linear model for each window, and the selection of the best.
 
-The best is selected on the held-out rows, which the gate uses too: after a change, the few dates for early stopping
-could not tell a window that is better from one that is not. The gate's intervals are widened for that
-(`comparison.simultaneous_confidence`), since a challenger no better than the champion would otherwise pass more often
-than their confidence says. Everything else, the parameters and the number of rounds, is chosen on the rows for early
-stopping.
+The window is selected on rows for early stopping that all windows have, as the parameters and the number of rounds are,
+and not on the held-out rows, which the gate uses: a challenger no better than the champion would otherwise pass more
+often than the confidence of its intervals says. Parameters are searched on the first window only.
 
 On data that a straight line fits best, the gate would refuse trees in every training, because they are clearly worse
-than the linear baseline. So the linear model can be a candidate itself (``training.candidates``).
+than the linear baseline. So the linear model can be a candidate itself (``training.candidates``). Trees or linear is
+decided on the held-out rows, and the gate's intervals are widened for it (`comparison.simultaneous_confidence`).
 """
 
 from __future__ import annotations
@@ -27,9 +26,11 @@ from perennial.modeling.registry import ModelVersion
 from perennial.modeling.single_feature import suspicious_score
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.sections import SearchSpec
 from perennial.training import search
 from perennial.training._baseline_models import (
     PENALTIES,
+    RowSample,
     fit_baseline_models,
     fit_linear_model,
     sample_rows,
@@ -40,10 +41,11 @@ from perennial.training.challenger_evaluation import (
     Predictor,
     TrainingSource,
     evaluate_challenger,
+    validation_loss,
 )
 from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import FitResult
-from perennial.training.windows import Windows
+from perennial.training.windows import Windows, common_validation
 
 if TYPE_CHECKING:
     from perennial.training.dask_cluster import WorkerPool
@@ -52,6 +54,7 @@ if TYPE_CHECKING:
 LEAK_FEATURES = 20
 #: Relative improvement of trees over a linear model below which they must be clearly better.
 MIN_IMPROVEMENT = 0.01
+_NO_LINEAR_MODEL = "a linear model cannot be fitted: one class is too rare"
 
 
 @dataclass(frozen=True)
@@ -93,7 +96,9 @@ class Candidate:
         example: a few encoded rows, shape (rows, columns).
         fit_rows: number of rows to fit on during the search.
         rows: number of rows, those for early stopping included.
-        window_losses: loss of each window's model on the held-out rows, by name of the window.
+        validation_loss: loss on the rows for early stopping that all windows have, of the same model fitted without
+            the rows for early stopping; not known if there is one window.
+        window_losses: that of each window, by its name.
         algorithm_losses: loss of the trees and of the linear model on the held-out rows, if both were fitted.
         suspected_leaks: features that predict the label almost perfectly alone, each with its score.
     """
@@ -106,6 +111,7 @@ class Candidate:
     example: np.ndarray
     fit_rows: int
     rows: int
+    validation_loss: float = float("nan")
     window_losses: dict[str, float] = field(default_factory=dict)
     algorithm_losses: dict[str, float] = field(default_factory=dict)
     suspected_leaks: dict[str, str] = field(default_factory=dict)
@@ -146,14 +152,16 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
         StepInterruptedError: a worker was lost.
     """
     losses: dict[str, float] = {}
-    spec = job.source.spec
-    confidence = simultaneous_confidence(spec.gate.confidence, len(windows) * len(spec.training.candidates))
+    common = common_validation(windows) if len(windows) > 1 else ()
 
     def fit_each(pool: WorkerPool | None) -> Iterator[Candidate]:
+        params: Mapping[str, float] | None = None
         for window_name, dates in windows.items():
-            candidate = _fit(job, window_name, dates, pool, confidence)
-            if len(windows) > 1:
-                losses[window_name] = candidate.evaluation.loss
+            candidate = _fit(job, window_name, dates, pool, common, params)
+            if params is None and candidate.fitted.trials:
+                params = min(candidate.fitted.trials, key=lambda t: (t.loss, t.number)).params
+            if common:
+                losses[window_name] = candidate.validation_loss
             yield candidate
 
     with _optional_pool(job) as pool:
@@ -163,9 +171,9 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
 
 
 def select_candidate(candidates: Iterable[Candidate]) -> Candidate:
-    """The candidate with the lowest loss on the held-out rows, the first of several; a single one is not evaluated."""
+    """The candidate with the lowest loss on the rows for early stopping; the first of several."""
     best, *others = candidates
-    return min([best, *others], key=lambda candidate: candidate.evaluation.loss) if others else best
+    return min([best, *others], key=lambda candidate: candidate.validation_loss) if others else best
 
 
 @contextlib.contextmanager
@@ -181,42 +189,54 @@ def _optional_pool(job: TrainingJob) -> Iterator[WorkerPool | None]:
 
 
 def _fit(
-    job: TrainingJob, window_name: str, windows: Windows, pool: WorkerPool | None, confidence: float
+    job: TrainingJob,
+    window_name: str,
+    windows: Windows,
+    pool: WorkerPool | None,
+    common: tuple[str, ...],
+    params: Mapping[str, float] | None,
 ) -> Candidate:
-    """Fit a model on one window; ``confidence`` is that of the intervals with which it is evaluated."""
+    """Fit a model on one window.
+
+    Args:
+        job: inputs of all candidates.
+        window_name: name of the window.
+        windows: its dates.
+        pool: workers that fit it; None if this process does.
+        common: dates for early stopping on which the windows' models are compared; empty if there is one window.
+        params: parameters that were searched on another window; None to search them.
+    """
     spec = job.source.spec
+    confidence = simultaneous_confidence(spec.gate.confidence, len(spec.training.candidates))
     data = _build_data(job, window_name, windows, pool)
     algorithms = spec.training.candidates
     sample = data.sample(sample_rows(data))
     linear = fit_linear_model(spec, data, PENALTIES, sample) if "linear" in algorithms else None
 
     def make(fitted: FitResult, model: TrainedModel, baselines: Mapping[str, Predictor]) -> Candidate:
-        evaluate = partial(
-            evaluate_challenger,
-            job.source,
-            windows,
-            model,
-            baselines,
-            job.champion,
-            job.not_compared,
-            confidence,
-        )
+        source, compared = job.source, (job.champion, job.not_compared, confidence)
+        evaluate = partial(evaluate_challenger, source, windows, model, baselines, *compared)
+        loss = float("nan")
+        if common:
+            validated = _validated_model(spec, data, fitted, model, sample)
+            loss = validation_loss(source, windows, common, validated)
+        example = _example(spec, data)
         candidate = Candidate(
-            window_name, windows, fitted, model, evaluate, _example(spec, data), data.fit_rows, data.rows
+            window_name, windows, fitted, model, evaluate, example, data.fit_rows, data.rows, loss
         )
         candidate.suspected_leaks.update(suspected_leaks(spec, model, *sample))
         return candidate
 
     if "trees" not in algorithms:
         if linear is None:
-            raise DataError(
-                "a linear model cannot be fitted: one class is too rare",
-                "add trees to training.candidates",
-                model=spec.name,
-            )
+            raise DataError(_NO_LINEAR_MODEL, "add trees to training.candidates", model=spec.name)
         fitted = FitResult(linear.booster, "cpu", _LINEAR_PARAMETERS, 1, external_memory=False)
         return make(fitted, linear, fit_baseline_models(spec, data, linear, sample))
-    fitted = search.search_and_fit(spec, data, on_trial=job.on_trial, checkpoint=job.checkpoints[window_name])
+    searched = spec if params is None else _with_parameters(spec, params)
+    checkpoint, validate = job.checkpoints[window_name], bool(common)
+    fitted = search.search_and_fit(
+        searched, data, on_trial=job.on_trial, checkpoint=checkpoint, validate=validate
+    )
     baselines = fit_baseline_models(spec, data, linear, sample)
     trees = make(fitted, TrainedModel(fitted.booster, data.encoding, spec.task, data.classes), baselines)
     if linear is None:
@@ -226,6 +246,28 @@ def _fit(
     best = make(fitted, linear, baselines) if prefers_linear(compared) else trees
     best.algorithm_losses.update(trees=compared.loss, linear=compared.other)
     return best
+
+
+def _with_parameters(spec: ModelSpec, params: Mapping[str, float]) -> ModelSpec:
+    """The spec with parameters that were searched before, so that they are not searched again."""
+    searched = {"params": spec.training.params | dict(params), "search": SearchSpec()}
+    return spec.model_copy(update={"training": spec.training.model_copy(update=searched)})
+
+
+def _validated_model(
+    spec: ModelSpec, data: TrainingData, fitted: FitResult, model: TrainedModel, sample: RowSample
+) -> TrainedModel:
+    """A model like the given one, fitted without the rows for early stopping.
+
+    Raises:
+        DataError: the rows to fit on have one class only.
+    """
+    if model.design is None:
+        assert fitted.validated is not None
+        return replace(model, booster=fitted.validated)
+    x, y = sample
+    rows = max(1, len(x) * data.fit_rows // data.rows)
+    return fit_linear_model(spec, data, sample=(x[:rows], y[:rows])) or model
 
 
 def suspected_leaks(spec: ModelSpec, model: TrainedModel, x: np.ndarray, y: np.ndarray) -> dict[str, str]:

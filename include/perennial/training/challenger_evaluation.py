@@ -450,6 +450,18 @@ def _champion_predictor(
     return predict
 
 
+def validation_loss(
+    source: TrainingSource, windows: Windows, dates: tuple[str, ...], model: TrainedModel
+) -> float:
+    """Mean loss of a model on dates of a window that it was not fitted on; infinite if they have no labelled row."""
+    rows = _predict_holdout(source, replace(windows, holdout=dates), model, {}, None)
+    if not rows.y:
+        return float("inf")
+    y, predicted = np.concatenate(rows.y), np.concatenate(rows.challenger)
+    losses = _losses(source.spec, y, predicted, np.concatenate(rows.lists) if rows.lists else None)
+    return float(losses.mean()) if len(losses) else float("inf")
+
+
 def _check_holdout(spec: ModelSpec, windows: Windows, rows: _HoldoutRows) -> None:
     """Refuse to evaluate on too few rows or days.
 

@@ -42,6 +42,7 @@ class FitResult:
 
     Attributes:
         booster: the fitted booster.
+        validated: one with the same parameters and rounds, fitted without the rows for early stopping, if asked for.
         device: device that it was trained on: ``cpu`` or ``cuda``.
         params: XGBoost parameters of the final fit.
         rounds: boosting rounds of the final fit.
@@ -63,6 +64,7 @@ class FitResult:
     search_end: str = ""
     resumed_rounds: int = 0
     gpu: GpuReport | None = None
+    validated: xgboost.Booster | None = None
 
 
 def resolve_device(requested: str) -> str:
@@ -146,6 +148,7 @@ def search_and_fit(
     *,
     on_trial: Callable[[SearchTrial], None] = lambda _: None,
     checkpoint: Checkpoint | None = None,
+    validate: bool = False,
 ) -> FitResult:
     """Search within the budget, then fit on all rows with the best trial's parameters and rounds.
 
@@ -154,10 +157,12 @@ def search_and_fit(
         data: the rows.
         on_trial: called with each search trial in order, including those of an interrupted training.
         checkpoint: checkpoint of a training with the same rows and spec.
+        validate: also fit without the rows for early stopping, with the same parameters and rounds.
 
     Raises:
         PerennialError: cuda was requested and there is none.
     """
+    validated = None
     device = _common_device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
     base = xgboost_parameters(spec, device, len(data.classes), len(data.encoding.columns))
@@ -167,6 +172,10 @@ def search_and_fit(
         trials, search_end = _run_trials(spec, data, base, binning, on_trial, checkpoint)
         best = min(trials, key=lambda t: (t.loss, t.number))
         params = base | _cast_integers(best.params)
+        if validate:
+            train = data.dmatrix(0, data.fit_rows, binning)
+            validated, _ = data.boost(f"fit of {best.name}", params, train, best.rounds, checkpoint)
+            del train
         # Named after the best trial, which may be another one in a resumed search.
         name = f"last fit of {best.name}"
         booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, binning), best.rounds, checkpoint)
@@ -186,6 +195,7 @@ def search_and_fit(
         search_end,
         checkpoint.resumed,
         combine_reports(gpu_reports),
+        validated,
     )
 
 

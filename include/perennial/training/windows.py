@@ -14,6 +14,10 @@ from perennial.spec.model_spec import ModelSpec
 
 #: Rows for early stopping that are enough, however many there are to fit on.
 VALID_ROWS = 1000
+#: Partitions of the window ``short`` that are for early stopping, if they are a third of it at most.
+SHORT_VALID = 4
+#: How many times as long as the hold-out the window ``medium`` is.
+MEDIUM = 3
 
 
 @dataclass(frozen=True)
@@ -58,7 +62,8 @@ def split_partitions(
         spec: the model.
         as_of: partition date of the training; later data is not used.
         available: dates of the labelled partitions, in order.
-        window_name: ``sliding`` (the latest ``training.window``), ``expanding`` (all dates), or ``since_change``.
+        window_name: ``sliding`` (the latest ``training.window``), ``expanding`` (all dates), ``short`` and ``medium``
+            (as many dates of ``sliding`` as are held out, or `MEDIUM` times as many), or ``since_change``.
         since: date of a known change; empty if there is none. Then only a third of the dates since the change are held
             out, at most ``training.holdout``: on dates before the change, an old model would be better.
         rows: number of rows of each partition, so that enough of them are for early stopping.
@@ -81,8 +86,10 @@ def split_partitions(
     earlier = [d for d in days if d < holdout_from]
     if window_name == "since_change":
         earlier = [d for d in earlier if d >= since]
-    elif window_name == "sliding" and spec.training.window:
+    elif window_name != "expanding" and spec.training.window:
         earlier = earlier[-spec.training.window.partitions(cadence) :]
+    if window_name in ("short", "medium"):
+        earlier = earlier[-max(2, held_out * (MEDIUM if window_name == "medium" else 1)) :]
     if not holdout or len(earlier) < 2:
         raise DataError(
             f"{len(days)} labelled partitions up to {last}: {len(earlier)} to train on and {len(holdout)} "
@@ -92,6 +99,10 @@ def split_partitions(
             partition=as_of,
         )
     valid = _validation_partitions([(rows or {}).get(d, 0) for d in earlier])
+    if (
+        window_name == "short"
+    ):  # windows are compared on what the shortest can spare: a fifth of it would be too little
+        valid = max(valid, min(SHORT_VALID, len(earlier) // 3))
     return Windows(tuple(earlier[:-valid]), tuple(earlier[-valid:]), tuple(holdout))
 
 
@@ -148,6 +159,11 @@ def _too_few_remedy(
     shorter = f", or lower training.holdout ({spec.training.holdout})" if len(holdout) > 1 else ""
     missing = spec.training.holdout.partitions(spec.cadence) + 2 - len(days)
     return f"backfill {max(1, missing)} or more partitions before {days[0]} (the data DAG, start and end){shorter}"
+
+
+def common_validation(windows: Mapping[str, Windows]) -> tuple[str, ...]:
+    """The dates for early stopping that all windows have: the models of several are compared on them."""
+    return min((w.valid for w in windows.values()), key=len)
 
 
 def candidate_windows(

@@ -12,7 +12,7 @@ from perennial.core import dates
 from perennial.core.errors import DataError
 from perennial.core.partitions import PartitionRange
 from perennial.spec.model_spec import ModelSpec
-from perennial.training.windows import candidate_windows, split_partitions
+from perennial.training.windows import candidate_windows, common_validation, split_partitions
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -80,6 +80,24 @@ def test_the_windows_of_a_retraining(make: Make) -> None:
         assert len({w.holdout for w in windows.values()}) == 1, "the windows are compared on these dates"
     young = candidate_windows(spec, "2024-01-20", days, "2024-01-18")
     assert set(young) == {"sliding", "expanding"}, "one day is too few to train on"
+
+
+def test_short_and_medium_windows_are_within_the_usual_one(make: Make) -> None:
+    named = {"windows": ["sliding", "medium", "short", "since_change"]}  # as by default
+    spec = make(training={"holdout": "4 days"}, retraining=named)
+    days = dates.dates("2024-01-01", "2024-01-30")
+    windows = candidate_windows(spec, "2024-01-31", days, "")
+    assert {name: len(w.fit + w.valid) for name, w in windows.items()} == {
+        "sliding": 26,
+        "medium": 12,
+        "short": 4,
+    }
+    assert {w.holdout for w in windows.values()} == {tuple(days[-4:])}
+    assert common_validation(windows) == tuple(days[-5:-4]), (
+        "the latest date for early stopping of all windows"
+    )
+    limited = make(training={"holdout": "4 days", "window": "10 days"}, retraining=named)
+    assert list(candidate_windows(limited, "2024-01-31", days, "")) == ["sliding", "short"]
 
 
 def dated(count: int, gap: int) -> list[str]:
