@@ -16,10 +16,9 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from bench.replay import Scenario
+from bench.replay import Scenario, sample_spec
 from perennial.core import dates
 from perennial.local_stack.sample.landing import source
-from perennial.spec import catalog
 
 #: First date on which the policies act; earlier ones are the history.
 LIVE_START = "2013-04-01"
@@ -106,7 +105,7 @@ class RealStream:
             if len(rows):
                 partitions.append((x[rows], y[rows]))
                 history += date < LIVE_START
-        return Scenario(catalog.load_model_by_name(self.model), partitions, history)
+        return Scenario(sample_spec(self.model), partitions, history)
 
 
 def _read(query: str) -> pa.Table:

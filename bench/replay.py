@@ -23,7 +23,10 @@ from perennial.modeling.encoding import Encoding
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring import baseline, retraining_gain, signals
 from perennial.monitoring.partition_sample import PartitionSample
+from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import RetrainingSpec
+from perennial.training.windows import SHORT_VALID
 
 POLICIES = ("never", "nightly", "monthly", "perennial")
 #: Partitions that a model is trained on, unless a change was detected, and partitions that it is evaluated on.
@@ -51,8 +54,9 @@ class Replay:
         losses: mean loss of each live partition, that of the gate's metric.
         areas: area under the ROC curve of each live partition; of a regression, that for `LATE`. NaN if all labels are
             equal.
-        trained: partitions on which a training was requested.
-        promoted: those of them on which the new model became champion.
+        trained: partitions on which a training was requested, by a calendar or a signal.
+        regular: partitions on which one was requested by the trigger ``regular`` only.
+        promoted: those of both on which the new model became champion.
         alarms: partitions on which a signal became bad.
     """
 
@@ -61,6 +65,7 @@ class Replay:
     losses: list[float] = field(default_factory=list)
     areas: list[float] = field(default_factory=list)
     trained: list[int] = field(default_factory=list)
+    regular: list[int] = field(default_factory=list)
     promoted: list[int] = field(default_factory=list)
     alarms: list[int] = field(default_factory=list)
 
@@ -177,6 +182,11 @@ class Scenario:
         return harms
 
 
+def sample_spec(model: str) -> ModelSpec:
+    """The spec of a sample model, with the default policy of retraining instead of the demonstration's."""
+    return catalog.load_model_by_name(model).model_copy(update={"retraining": RetrainingSpec()})
+
+
 def fit(spec: ModelSpec, x: np.ndarray, y: np.ndarray) -> TrainedModel:
     """Fit a plain XGBoost model, in the wrapper of the training step."""
     names = tuple(f"f{j}" for j in range(x.shape[1]))
@@ -213,7 +223,7 @@ class _PerennialPolicy:
     """The policy of the library."""
 
     def __init__(self, scenario: Scenario, model: TrainedModel) -> None:
-        self.scenario, self.last_request = scenario, -(10**6)
+        self.scenario, self.last_request, self.last_training = scenario, -(10**6), scenario.history
         self.content: dict[str, Any] | None = None
         self._promote(model, scenario.history - HOLDOUT, scenario.history - 1)
 
@@ -234,7 +244,16 @@ class _PerennialPolicy:
         self.series: dict[str, list[float]] = {"performance": [], "gain": []}
 
     def events(self, night: int) -> Iterator[str]:
-        """The events after a partition was scored: ``alarms``, ``trained``, ``promoted``."""
+        """The events after a partition was scored: ``alarms``, ``trained``, ``regular``, ``promoted``."""
+        yield from self._respond_to_signals(night)
+        policy, cadence = self.scenario.spec.retraining, self.scenario.spec.cadence
+        if "regular" in policy.triggers and night - self.last_training >= policy.regular.partitions(cadence):
+            self.last_training = night
+            yield "regular"
+            if self._retrain(None, night - 1):
+                yield "promoted"
+
+    def _respond_to_signals(self, night: int) -> Iterator[str]:
         scenario, last = self.scenario, night - 1
         if last < self.since:
             return
@@ -254,7 +273,7 @@ class _PerennialPolicy:
         cooldown = scenario.spec.retraining.cooldown.partitions(scenario.spec.cadence)
         if not triggers or night - self.last_request < cooldown:
             return
-        self.last_request = night
+        self.last_request = self.last_training = night
         yield "trained"
         change = min(int(evaluated[name].since or last) for name in triggers)
         if self._retrain(change, last):
@@ -274,23 +293,43 @@ class _PerennialPolicy:
         assert expected is not None
         return float(latest.partition_means(latest.losses(spec.task, spec.metric) - expected)[-1])
 
-    def _retrain(self, change: int, last: int) -> bool:
-        """Train on each window of the policy, and evaluate all on the same rows; returns whether one is promoted."""
+    def _retrain(self, change: int | None, last: int) -> bool:
+        """Train on each window of the policy, and let the gate evaluate the best; returns whether it is promoted.
+
+        Args:
+            change: the partition since which signals see a change; None if they see none.
+            last: the latest partition with labels.
+        """
         scenario, spec = self.scenario, self.scenario.spec
-        holdout = max(1, min(HOLDOUT, (last - change + 1) // 3))
-        x, y = scenario.rows(last - holdout + 1, last)
-        champion_losses = metrics.losses(spec.task, spec.metric, y, self.model.predict_matrix(x))
-        starts = {last - holdout - WINDOW + 1, 0} | ({change} if last - holdout >= change else set())
-        models = [fit(scenario.spec, *scenario.rows(start, last - holdout)) for start in sorted(starts)]
-        losses = [metrics.losses(spec.task, spec.metric, y, m.predict_matrix(x)) for m in models]
-        best = int(np.argmin([of_model.mean() for of_model in losses]))
+        holdout = HOLDOUT if change is None else max(1, min(HOLDOUT, (last - change + 1) // 3))
+        end = last - holdout
+        starts = {end - WINDOW + 1, end - HOLDOUT + 1, 0}
+        if change is not None and change < end:
+            starts.add(change)
+        model = fit(spec, *scenario.rows(self._best_start(sorted(starts), end), end))
+        x, y = scenario.rows(end + 1, last)
+        losses, champion_losses = (
+            metrics.losses(spec.task, spec.metric, y, m.predict_matrix(x)) for m in (model, self.model)
+        )
         verdict = comparison.paired_bootstrap(
-            losses[best], champion_losses, confidence=spec.gate.confidence, resamples=300, seed=0
+            losses, champion_losses, confidence=spec.gate.confidence, resamples=300, seed=0
         )
         if verdict.low <= spec.gate.margin:
             return False
-        self._promote(models[best], last - holdout + 1, last)
+        self._promote(model, end + 1, last)
         return True
+
+    def _best_start(self, starts: list[int], end: int) -> int:
+        """The first partition of the window whose model does best on the latest partitions, which all can spare."""
+        scenario, spec = self.scenario, self.scenario.spec
+        if len(starts) == 1:
+            return starts[0]
+        lengths = [end - max(start, 0) + 1 for start in starts]
+        valid = min(max(1, min(7, n // 5), min(SHORT_VALID, n // 3) if n == HOLDOUT else 0) for n in lengths)
+        x, y = scenario.rows(end - valid + 1, end)
+        models = [fit(spec, *scenario.rows(start, end - valid)) for start in starts]
+        losses = [metrics.losses(spec.task, spec.metric, y, m.predict_matrix(x)).mean() for m in models]
+        return starts[int(np.argmin(losses))]
 
 
 def _sample(scenario: Scenario, model: TrainedModel, first: int, last: int) -> PartitionSample:
@@ -322,6 +361,7 @@ def to_json(replay: Replay) -> dict[str, Any]:
         "loss": replay.loss,
         "auc": replay.auc,
         "trained": replay.trained,
+        "regular": replay.regular,
         "promoted": replay.promoted,
         "alarms": replay.alarms,
     }

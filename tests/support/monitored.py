@@ -57,6 +57,7 @@ def make_spec(**changes: Any) -> ModelSpec:
         },
         "features": {"categorical": ["k", "who"], "personal": {"who": "tests need a personal feature"}},
         "monitoring": {"window": "7 days", "min_rows": 100},
+        "retraining": {"triggers": ["gain", "performance", "drift"]},
         "schedule": {"start": FIRST},
     }
     for key, value in changes.items():

@@ -22,6 +22,8 @@ from perennial.storage.manifests import Manifest
 NO_ANSWER = "no answer in time"
 #: The days that ``retraining.gpu_hours`` applies to.
 GPU_BUDGET_DAYS = 30
+#: Share of ``retraining.budget`` that the trigger ``regular`` may use.
+REGULAR_BUDGET = 0.75
 
 
 class RetrainingDecision(TypedDict):
@@ -85,10 +87,7 @@ def decide_retraining(
                 partition=as_of,
             )
         verdict = monitoring.result
-        triggers = _fired_triggers(spec, verdict, as_of)
-        blocked = ""
-        if triggers or backfill:
-            blocked = _blocking_reason(spec, as_of, backfill, records) or _active_trial_reason(verdict)
+        triggers, blocked = _due_retraining(spec, verdict, as_of, backfill, records)
         decision = _decision(spec, wanted=bool(triggers) and not blocked)
         evidence = _evidence(monitoring, triggers) | {"backfill": backfill, "run_id": run_id}
         if earlier and decision == Decision.DECLINED and _rests_on(earlier[-1], evidence):
@@ -105,6 +104,21 @@ def decide_retraining(
             evidence=evidence | {"triggered_by": actor},
         )
         return _to_result(record)
+
+
+def _due_retraining(
+    spec: ModelSpec, verdict: Mapping[str, Any], as_of: str, backfill: bool, records: list[LedgerRecord]
+) -> tuple[dict[RetrainingTrigger, str], str]:
+    """The triggers that fired, and what prevents a retraining; a regular one is due while signals have to wait."""
+    triggers, blocked = _fired_triggers(spec, verdict, as_of), ""
+    trial = _active_trial_reason(verdict)
+    if triggers or backfill:
+        blocked = _blocking_reason(spec, as_of, backfill, records) or trial
+    if due := "" if triggers and not blocked else _regular_reason(spec, verdict, as_of, records):
+        regular_blocked = _blocking_reason(spec, as_of, backfill, records, regular=True) or trial
+        if not triggers or not regular_blocked:
+            return {"regular": due}, regular_blocked
+    return triggers, blocked
 
 
 def _decision(spec: ModelSpec, *, wanted: bool) -> Decision:
@@ -382,8 +396,31 @@ def _no_trigger_reason(verdict: Mapping[str, Any]) -> str:
     return "; ".join(reasons)
 
 
-def _blocking_reason(spec: ModelSpec, as_of: str, backfill: bool, records: list[LedgerRecord]) -> str:
-    """The first reason that prevents a retraining; empty if there is none."""
+def _regular_reason(
+    spec: ModelSpec, verdict: Mapping[str, Any], as_of: str, records: list[LedgerRecord]
+) -> str:
+    """Why a regular retraining is due; empty if none is.
+
+    None is due without a champion, or while rows or labels do not arrive: there is nothing new to learn.
+    """
+    policy, signals = spec.retraining, verdict.get("signals") or {}
+    champion = verdict.get("champion_as_of")
+    if "regular" not in policy.triggers or not champion:
+        return ""
+    if any(signals.get(name, {}).get("state") == "bad" for name in ("freshness", "labels")):
+        return ""
+    trainings = [r for r in _decisions(records) if r["decision"] == Decision.REQUESTED]
+    trainings += [r for r in records if r["kind"] == LedgerKind.TRAINING]
+    last = max([champion, *(r["partition"] for r in trainings if r["partition"] <= as_of)])
+    if nominal_start(as_of) < policy.regular.after(last, spec.cadence):
+        return ""
+    return f"regular: the last training was as of {last}, {policy.regular} (regular) ago or more"
+
+
+def _blocking_reason(
+    spec: ModelSpec, as_of: str, backfill: bool, records: list[LedgerRecord], *, regular: bool = False
+) -> str:
+    """The first reason that prevents a retraining, or a regular one; empty if there is none."""
     policy = spec.retraining
     if backfill:
         return "a backfill never starts a retraining"
@@ -403,13 +440,21 @@ def _blocking_reason(spec: ModelSpec, as_of: str, backfill: bool, records: list[
     moment, requested = nominal_start(as_of), last["partition"]
     if _open_request(records) and moment <= policy.abandoned_after.after(requested, spec.cadence):
         return f"the retraining requested on {requested} is still in flight"
-    if moment < policy.cooldown.after(requested, spec.cadence):
-        return f"the last retraining was requested on {requested}, cooldown is {policy.cooldown}"
+    # A cooldown keeps a signal from requesting another training before it shows the effect of the last one.
+    by_signals = [r for r in requests if r["evidence"].get("triggers") != ["regular"]]
+    signalled = max((r["partition"] for r in by_signals), default="")
+    if signalled and not regular and moment < policy.cooldown.after(signalled, spec.cadence):
+        return f"the last retraining was requested on {signalled}, cooldown is {policy.cooldown}"
     if policy.gpu_hours is not None and (used := _gpu_hours(records, as_of)) >= policy.gpu_hours:
         return f"the GPU budget is used up: {used:.1f} hours within {GPU_BUDGET_DAYS} days"
     spent = sum(moment < policy.budget_period.after(r["partition"], spec.cadence) for r in requests)
     if spent >= policy.budget:
         return f"the budget is used up: {spent} retrainings within {policy.budget_period}"
+    if regular and spent >= REGULAR_BUDGET * policy.budget:
+        return (
+            f"{spent} retrainings within {policy.budget_period}: the rest of the budget of {policy.budget} is kept for "
+            "the other triggers"
+        )
     return ""
 
 

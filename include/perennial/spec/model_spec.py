@@ -27,7 +27,7 @@ from perennial.spec.constraints import (
     check_schedule,
 )
 from perennial.spec.feature_table import FeatureTable
-from perennial.spec.policies import GateSpec, MonitoringSpec, RetrainingSpec
+from perennial.spec.policies import REGULAR, GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
     DataSpec,
@@ -78,12 +78,16 @@ _LONG_PARTITIONS: dict[str, dict[str, dict[str, Duration]]] = {
     "week": {
         "training": {"holdout": Duration(8, "week")},
         "monitoring": {"window": Duration(8, "week")},
-        "retraining": {"cooldown": Duration(4, "week")},
+        "retraining": {"cooldown": Duration(4, "week"), "regular": Duration(4, "week")},
     },
     "month": {
         "training": {"holdout": Duration(6, "month")},
         "monitoring": {"window": Duration(3, "month")},
-        "retraining": {"cooldown": Duration(3, "month"), "abandoned_after": Duration(1, "month")},
+        "retraining": {
+            "cooldown": Duration(3, "month"),
+            "regular": Duration(3, "month"),
+            "abandoned_after": Duration(1, "month"),
+        },
     },
 }
 
@@ -228,6 +232,9 @@ class ModelSpec(FolderSpec):
             exclude = exclude | {"data": exclude["data"] | {"every": True, "week_starts": True}}
         if self.gate.slices is None:  # likewise
             exclude = exclude | {"gate": exclude["gate"] | {"slices"}}
+        of_cadence = _LONG_PARTITIONS.get(self.data.every, {}).get("retraining", {})
+        if self.retraining.regular == of_cadence.get("regular", REGULAR):  # likewise
+            exclude = exclude | {"retraining": {"regular"}}
         digested = self.model_copy(update={"retraining": self.retraining.in_digest})
         parts = [digested.model_dump_json(exclude=exclude), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]

@@ -20,6 +20,7 @@ from perennial.spec.constraints import (
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = [
+    "REGULAR",
     "Freeze",
     "GateSpec",
     "MetricBound",
@@ -28,15 +29,24 @@ __all__ = [
     "RetrainingSpec",
     "RetrainingTrigger",
     "SliceGate",
+    "TrainingWindowName",
 ]
 
 #: What can trigger a retraining; `RetrainingSpec.triggers` describes each.
-RetrainingTrigger = Literal["gain", "performance", "drift", "age", "rows", "spec", "code"]
+RetrainingTrigger = Literal["gain", "performance", "drift", "regular", "age", "rows", "spec", "code"]
 
 
+#: The windows that a training can try; `RetrainingSpec.windows` describes each.
+TrainingWindowName = Literal["sliding", "expanding", "medium", "short", "since_change"]
 #: `RetrainingSpec.windows` by default, and as it was before ``medium`` and ``short``.
-_WINDOWS = ("sliding", "medium", "short", "since_change")
-_FORMER_WINDOWS = ("sliding", "since_change")
+_WINDOWS: tuple[TrainingWindowName, ...] = ("sliding", "medium", "short", "since_change")
+_FORMER_WINDOWS: tuple[TrainingWindowName, ...] = ("sliding", "since_change")
+#: `RetrainingSpec.triggers` by default; with ``mode: approval`` those without ``regular``.
+_TRIGGERS: tuple[RetrainingTrigger, ...] = ("gain", "performance", "drift", "regular")
+#: `RetrainingSpec.regular` by default.
+REGULAR = Duration(4, "day")
+#: `RetrainingSpec.budget` by default, and as it was before the trigger ``regular``.
+_BUDGET, _FORMER_BUDGET = 120, 12
 
 
 class MetricBound(StrictModel):
@@ -265,10 +275,10 @@ class RetrainingSpec(StrictModel):
     """When a verdict leads to a retraining."""
 
     triggers: list[RetrainingTrigger] = Field(
-        ["gain", "performance", "drift"],
+        [*_TRIGGERS],
         description="What triggers a retraining. gain: recent labels indicate that a new model would have a lower "
-        "loss. performance: the loss rose. drift: rows drifted and harm the model. age: the champion is older than "
-        "max_age. "
+        "loss. performance: the loss rose. drift: rows drifted and harm the model. regular: the last training is as "
+        "long ago as the key regular says; not by default with mode approval. age: the champion is older than max_age. "
         "rows: there are new_rows. spec, code: the champion was trained with another spec, or other code.",
     )
     mode: Literal["auto", "approval"] = Field(
@@ -287,7 +297,7 @@ class RetrainingSpec(StrictModel):
         le=1,
         description="Relative reduction of the loss below which retraining is not worthwhile.",
     )
-    windows: list[Literal["sliding", "expanding", "medium", "short", "since_change"]] = Field(
+    windows: list[TrainingWindowName] = Field(
         [*_WINDOWS],
         min_length=1,
         description="Training windows to try. sliding: the latest training.window. expanding: all data. short: as many "
@@ -313,9 +323,20 @@ class RetrainingSpec(StrictModel):
     cooldown: OptionalDuration = Field(
         Duration(7, "day"),
         description="Time after a retraining request, or a person's no to one, without another, from partition to "
-        "partition. The default of weeks is 4 weeks, of months 3 months.",
+        "partition. The default of weeks is 4 weeks, of months 3 months. One that only the trigger regular requested "
+        "starts no cooldown.",
     )
-    budget: int = Field(12, ge=0, le=1000, description="Maximum number of retrainings within budget_period.")
+    regular: ShortDuration = Field(
+        REGULAR,
+        description="Trigger regular: time after a training until the next one, whatever the signals. The default of "
+        "weeks is 4 weeks, of months 3 months.",
+    )
+    budget: int = Field(
+        _BUDGET,
+        ge=0,
+        le=1000,
+        description="Maximum number of retrainings within budget_period; the trigger regular leaves a quarter of it.",
+    )
     budget_period: LongDuration = Field(Duration(365, "day"), description="Time that budget applies to.")
     max_age: LongDuration = Field(
         Duration(180, "day"), description="Trigger age: a champion older than this is retrained."
@@ -338,13 +359,23 @@ class RetrainingSpec(StrictModel):
         None, description="Hours in which a requested retraining waits before it starts."
     )
 
+    @model_validator(mode="before")
+    @classmethod
+    def _triggers_to_approve(cls, value: Any) -> Any:
+        # Nobody wants to be asked every few days.
+        if isinstance(value, dict) and value.get("mode") == "approval" and "triggers" not in value:
+            return value | {"triggers": [t for t in _TRIGGERS if t != "regular"]}
+        return value
+
     @property
     def in_digest(self) -> Self:
-        """The section as it counts in a spec's digest: defaults that changed have their former values.
+        """The section as it counts in a spec's digest: without that trigger, changed defaults with their former values.
 
         So a spec that names none of them does not count as changed.
         """
-        former: dict[str, Any] = {}
+        former: dict[str, Any] = {"triggers": [t for t in self.triggers if t != "regular"]}
+        if self.budget == _BUDGET:
+            former["budget"] = _FORMER_BUDGET
         if self.windows == [*_WINDOWS]:
             former["windows"] = [*_FORMER_WINDOWS]
         return self.model_copy(update=former)

@@ -223,7 +223,7 @@ CHANGES: dict[str, SpecChange] = {
     ),
     **dict.fromkeys(
         ("retraining.triggers", "retraining.mode", "retraining.approval_hours", "retraining.min_gain",
-         "retraining.windows", "retraining.trial", "retraining.ab_share", "retraining.cooldown",
+         "retraining.windows", "retraining.trial", "retraining.ab_share", "retraining.cooldown", "retraining.regular",
          "retraining.budget", "retraining.budget_period", "retraining.max_age", "retraining.abandoned_after",
          "retraining.new_rows", "retraining.gpu_hours", "retraining.freeze", "retraining.quiet_hours.from_hour",
          "retraining.quiet_hours.to_hour", "retraining.quiet_hours.timezone"),

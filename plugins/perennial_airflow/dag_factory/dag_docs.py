@@ -165,6 +165,7 @@ def _monitor(spec: ModelSpec) -> str:
     key = "DATE" if unit == "day" else "PARTITION"
     window = spec.monitoring.window
     triggers = ", ".join(policy.triggers) or "nothing"
+    regular = f" (regular ones {policy.regular})" if "regular" in policy.triggers else ""
     approval = (
         "`approve_retraining`: notifies the model's channels; a person approves or rejects on the page *Required "
         f"Actions*; without an answer within {policy.approval_hours} hours the retraining is rejected. Later "
@@ -181,7 +182,7 @@ scored, as after a downtime, `monitor` waits, for half an hour at most.
 champion's monitoring baseline.
 
 **Does** `monitor`: every signal, one verdict (ok, suspected, drifted or undetermined) and the *Report*. `decide`:
-whether to retrain, triggered by {triggers}; at most one retraining at a time, {policy.cooldown} apart,
+whether to retrain, triggered by {triggers}; at most one retraining at a time, {policy.cooldown} apart{regular},
 {policy.budget} within {policy.budget_period}; never from a backfill. The ledger records the decision either way,
 with all signals; `perennial why {spec.name} {key}` explains it. {approval}`request_retraining`: starts
 `{spec.name}.train`, and is **skipped** if the decision was against it. An earlier request that no training has

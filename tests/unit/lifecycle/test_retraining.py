@@ -15,6 +15,7 @@ import pytest
 import perennial
 from perennial.core.errors import DataError, PerennialError
 from perennial.lifecycle.retraining import close_request, record_answer, request_in_flight
+from perennial.spec.policies import RetrainingSpec
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision
 from support.decisions import (
@@ -372,3 +373,58 @@ def test_a_training_that_left_no_record_closes_its_request() -> None:
     assert record["reason"] == "the pod was evicted"
     assert request_in_flight(spec, "2024-02-02") is None
     assert not close_request(spec, as_of="2024-02-01", reason="killed"), "once"
+
+
+OK = {"verdict": "ok", "reason": "all is well"}
+
+
+def test_a_regular_retraining_is_due_some_days_after_the_last_one() -> None:
+    spec = make_policy(triggers=["gain", "regular"], regular="4 days", cooldown="7 days")
+    calm = OK | {"signals": make_signals("ok")}
+    assert decide_on("2024-01-04", spec, **calm)["retrain"] is False, (
+        "three days after the champion's training"
+    )
+    first = decide_on("2024-01-05", spec, **calm)
+    assert first["retrain"] is True and first["triggers"] == ["regular"]
+    assert first["reason"] == "regular: the last training was as of 2024-01-01, 4 days (regular) ago or more"
+    record_training("2024-01-05")
+    assert decide_on("2024-01-08", spec, **calm)["retrain"] is False
+    # It starts no cooldown: a signal two days later is answered.
+    signalled = decide_on("2024-01-08", spec, **OK | {"signals": make_signals("bad", 0.1)})
+    assert signalled["retrain"] is True and signalled["triggers"] == ["gain"]
+    record_training("2024-01-08")
+    # Within the cooldown of the signal's training it does not wait, though the signal does.
+    after = decide_on("2024-01-12", spec, **OK | {"signals": make_signals("bad", 0.1)})
+    assert after["retrain"] is True and after["triggers"] == ["regular"]
+
+
+@pytest.mark.parametrize("signal", ["freshness", "labels"])
+def test_no_regular_retraining_without_new_rows_or_labels_or_a_champion(signal: str) -> None:
+    spec = make_policy(triggers=["regular"])
+    stalled = make_signals("ok", **{signal: {"state": "bad", "reason": "nothing arrived"}})
+    assert decide_on("2024-02-01", spec, **OK | {"signals": stalled})["triggers"] == []
+    assert decide_on("2024-02-02", spec, **OK | {"champion_as_of": None})["triggers"] == []
+    assert decide_on("2024-02-03", make_policy(triggers=["gain"]), **OK)["triggers"] == []
+    assert decide_on("2024-02-04", spec, **OK)["triggers"] == ["regular"]
+
+
+def test_regular_retrainings_leave_a_quarter_of_the_budget_to_signals() -> None:
+    spec = make_policy(triggers=["gain", "regular"], regular="1 day", budget=4, cooldown="0 days")
+    for day in range(11, 14):
+        assert decide_on(f"2024-01-{day}", spec, **OK)["retrain"] is True
+        record_training(f"2024-01-{day}")
+    kept = decide_on("2024-01-14", spec, **OK)
+    assert kept["retrain"] is False and "the rest of the budget of 4 is kept" in kept["reason"]
+    assert decide_on("2024-01-15", spec, **OK | {"signals": make_signals("bad", 0.1)})["retrain"] is True
+    record_training("2024-01-15")
+    used = decide_on("2024-01-16", spec, **OK | {"signals": make_signals("bad", 0.1)})
+    assert used["retrain"] is False and "the budget is used up: 4" in used["reason"]
+
+
+def test_nobody_is_asked_regularly_unless_the_spec_says_so() -> None:
+    def triggers(**policy: object) -> list[str]:
+        return list(RetrainingSpec.model_validate(policy).triggers)
+
+    assert "regular" in triggers() and "regular" in triggers(mode="auto")
+    assert "regular" not in triggers(mode="approval")
+    assert triggers(mode="approval", triggers=["regular"]) == ["regular"]

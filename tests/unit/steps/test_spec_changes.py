@@ -101,7 +101,7 @@ OTHER: dict[str, Any] = {
     "retraining.triggers": ["age"], "retraining.mode": "approval", "retraining.approval_hours": 5,
     "retraining.min_gain": 0.2, "retraining.windows": ["sliding"], "retraining.trial": "3 days",
     "retraining.ab_share": 0.1, "retraining.cooldown": "1 day", "retraining.budget": 3,
-    "retraining.budget_period": "30 days",
+    "retraining.budget_period": "30 days", "retraining.regular": "9 days",
     "retraining.max_age": "90 days", "retraining.abandoned_after": "3 days", "retraining.new_rows": 0.9,
     "retraining.gpu_hours": 3.0, "retraining.freeze": [{"start": "2024-05-01", "end": "2024-05-02", "reason": "audit"}],
     "retraining.quiet_hours.from_hour": 8, "retraining.quiet_hours.to_hour": 10,
