@@ -11,7 +11,7 @@ from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
 from airflow.serialization.serialized_objects import DagSerialization
 
-from perennial.spec.catalog import load_models
+from perennial.spec.catalog import TABLE_FILE, find_folders, load_feature_table, load_models
 from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import run_request
 from perennial_airflow.alerting import daily_summary
@@ -20,13 +20,18 @@ from perennial_airflow.execution import verification
 
 SPECS, _ = load_models()
 DAGS = dags()
+MODEL_DAGS = {name: dag for name, dag in DAGS.items() if not name.startswith("features.")}
+TABLES = {name: load_feature_table(name) for name in find_folders(TABLE_FILE)}
 TASKS = {f"{dag.dag_id}/{task.task_id}": task for dag in DAGS.values() for task in dag.tasks}
 each_dag = pytest.mark.parametrize("dag", DAGS.values(), ids=DAGS)
+each_model_dag = pytest.mark.parametrize("dag", MODEL_DAGS.values(), ids=MODEL_DAGS)
 each_task = pytest.mark.parametrize("task", TASKS.values(), ids=TASKS)
 
 
 def spec_of(dag: DAG) -> ModelSpec:
-    return SPECS[dag.dag_id.rpartition(".")[0]]
+    """The model of a DAG; of a feature table's, its first source."""
+    model, _, stage = dag.dag_id.rpartition(".")
+    return SPECS[model if dag.dag_id in MODEL_DAGS else TABLES[stage].sources[0].model]
 
 
 def deserialised(dag: DAG) -> Any:
@@ -36,10 +41,12 @@ def deserialised(dag: DAG) -> Any:
 
 def test_five_dags_for_every_model() -> None:
     assert SPECS, "there are no models"
-    assert set(DAGS) == {f"{m}.{s}" for m in SPECS for s in ("data", "train", "score", "monitor", "rollback")}
+    stages = ("data", "train", "score", "monitor", "rollback")
+    assert set(MODEL_DAGS) == {f"{m}.{s}" for m in SPECS for s in stages}
+    assert TABLES and set(DAGS) - set(MODEL_DAGS) == {f"features.{table}" for table in TABLES}
 
 
-@each_dag
+@each_model_dag
 def test_a_dag_says_whose_it_is(dag: DAG) -> None:
     spec, stage = spec_of(dag), dag.dag_id.rpartition(".")[2]
     assert dag.owner == spec.owner
@@ -52,8 +59,9 @@ def test_a_dag_says_whose_it_is(dag: DAG) -> None:
 @each_dag
 def test_a_dag_explains_itself(dag: DAG) -> None:
     page = dag.doc_md or ""
+    of_table = None if dag.dag_id in MODEL_DAGS else TABLES[dag.dag_id.rpartition(".")[2]]
     for part in (
-        spec_of(dag).description,
+        (of_table or spec_of(dag)).description,
         "**Runs**",
         "**Reads**",
         "**Emits**",
@@ -128,7 +136,7 @@ def test_a_task_is_bounded_and_reports_failure(task: object) -> None:
     assert task.depends_on_past is False
 
 
-@each_dag
+@each_model_dag
 def test_limits_come_from_the_spec(dag: DAG) -> None:
     spec, stage = spec_of(dag), dag.dag_id.rpartition(".")[2]
     if stage != "rollback":
@@ -172,6 +180,25 @@ def test_the_loop_closes_over_assets(model: str) -> None:
     assert waits_for("train") == {f"retraining/{model}"}
 
 
+@pytest.mark.parametrize("name", TABLES)
+def test_a_feature_table_is_computed_when_its_sources_are_published(name: str) -> None:
+    table, dag = TABLES[name], DAGS[f"features.{name}"]
+    assert dag.owner == table.owner and dag.dag_display_name == f"features · {name}"
+    assert {"features", name, *(source.model for source in table.sources)} == set(dag.tags)
+    (task,) = dag.tasks
+    sources = {f"data/{source.model}" for source in table.sources}
+    assert {a.name for a in task.outlets} == {f"features/{name}"}
+    assert {a.name for a in task.inlets} == sources
+    condition = deserialised(dag).timetable.asset_condition
+    assert {key.name for key, _ in condition.iter_assets()} <= sources
+    using = {m for m, spec in SPECS.items() if name in {t.name for _, t in spec.feature_tables}}
+    assert using
+    for model in SPECS:
+        for stage in ("score", "train", "monitor"):
+            inlets = {a.name for a in DAGS[f"{model}.{stage}"].get_task(stage).inlets}
+            assert (f"features/{name}" in inlets) is (model in using)
+
+
 @each_dag
 def test_serialization_is_stable_and_comes_back(dag: DAG) -> None:
     """A DAG whose serialized form changed from parse to parse would get a new version at each."""
@@ -181,6 +208,5 @@ def test_serialization_is_stable_and_comes_back(dag: DAG) -> None:
     assert first == again
     back = deserialised(dag)
     assert back.timetable.partitioned is (stage != "rollback")
-    assert back.timetable.periodic is (
-        stage in ("data", "score", "monitor")
-    )  # the DAGs that can be backfilled
+    # the DAGs that can be backfilled
+    assert back.timetable.periodic is (stage in ("data", "score", "monitor", *TABLES))

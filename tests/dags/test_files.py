@@ -13,7 +13,7 @@ import pytest
 from airflow.dag_processing.dagbag import DagBag
 
 from perennial.core.settings import ROOT
-from perennial.spec.catalog import load_models
+from perennial.spec.catalog import TABLE_FILE, find_folders, load_models
 from perennial_airflow.dag_factory.factory import STAGES
 
 FILES = sorted((ROOT / "dags").glob("*.py"))
@@ -54,7 +54,8 @@ def parse(*runs: tuple[str, dict[str, str]]) -> list[tuple[set[str], set[str]]]:
 
 def test_a_dag_file_imports_nothing_heavy() -> None:
     built = {
-        "models": {f"{m}.{stage}" for m in load_models()[0] for stage in STAGES},
+        "models": {f"{m}.{stage}" for m in load_models()[0] for stage in STAGES}
+        | {f"features.{table}" for table in find_folders(TABLE_FILE)},
         "daily_summary": {"perennial.daily_summary"},
         "specs": set(),
         "maintenance": set(),
@@ -74,10 +75,13 @@ def test_steps_in_pods_import_nothing_heavy_either() -> None:
 
 
 def test_a_task_builds_only_its_own_dag() -> None:
-    score, summary = parse(
-        ("models", {RUNNING: "digits.score"}), ("models", {RUNNING: "perennial.daily_summary"})
+    score, summary, table = parse(
+        ("models", {RUNNING: "digits.score"}),
+        ("models", {RUNNING: "perennial.daily_summary"}),
+        ("models", {RUNNING: "features.flight_history"}),
     )
     assert score[0] == {"digits.score"} and summary[0] == set()
+    assert table[0] == {"features.flight_history"}
 
 
 def test_a_task_of_a_folder_that_is_gone_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -108,6 +112,7 @@ def test_a_broken_folder_hurts_no_other_model(tmp_path: Path, monkeypatch: pytes
         "perennial.daily_summary",
         "perennial.verify",
         *(f"{m}.{s}" for m in good for s in STAGES),
+        *(f"features.{table}" for table in find_folders(TABLE_FILE)),
     }
     (file, message), *others = bag.import_errors.items()
     assert not others
@@ -116,6 +121,19 @@ def test_a_broken_folder_hurts_no_other_model(tmp_path: Path, monkeypatch: pytes
     assert "worse/model.yaml:" in message and "guessing" in message
     assert "odd/model.yaml:" in message and "did you mean 'schedule'?" in message
     assert "Traceback" not in message
+
+
+def test_a_broken_feature_table_hurts_no_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = tmp_path / "airport_history"
+    shutil.copytree(ROOT / "include" / "features" / "flight_history", folder)
+    text = (folder / TABLE_FILE).read_text()
+    (folder / TABLE_FILE).write_text(text.replace("flight_history", folder.name).replace("lookback", "look"))
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path))
+    bag = DagBag(str(ROOT / "dags"))
+    assert f"features.{folder.name}" not in bag.dags and "features.flight_history" in bag.dags
+    (message,) = bag.import_errors.values()
+    assert message.startswith("1 feature table folder cannot be used; all other models run as usual.")
+    assert f"{folder.name}/{TABLE_FILE}" in message
 
 
 def test_no_import_error_where_all_models_are_sound() -> None:

@@ -11,7 +11,7 @@ from rich.text import Text
 from perennial.cli import terminal
 from perennial.core.errors import PerennialError
 from perennial.features import feature_tables, feature_tests
-from perennial.features.history import PublishedHistory, check_sql
+from perennial.features.history import check_sql
 from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
@@ -158,15 +158,12 @@ def build(name: str, start: str, end: str | None, *, force: bool) -> None:
         PerennialError: there is no such table or partition, or its SQL failed.
     """
     table = catalog.load_feature_table(name)
-    wanted = set(table.cadence.keys(start, end))
-    history = PublishedHistory(table)
-    present = [day for day in history.partitions() if day in wanted]
-    if not present:
+    result = feature_tables.build(table, start, end, force=force)
+    if not result.rows and not result.unchanged:
         raise PerennialError(
             f"feature table {name}: its sources have no rows of {start}{f'..{end}' if end else ''}",
             f"run the data step of {', '.join(s.model for s in table.sources)} for these partitions first",
         )
-    rows = feature_tables.compute(table, present, history, force=force)
-    for day, count in rows.items():
+    for day, count in result.rows.items():
         terminal.console().print(f"{day}: {count:,} rows")
-    terminal.console().print(f"{len(rows)} partitions computed, {len(present) - len(rows)} were up to date")
+    terminal.console().print(f"{len(result.rows)} partitions computed, {result.unchanged} were up to date")

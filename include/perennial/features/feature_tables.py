@@ -11,6 +11,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any, cast
 
@@ -163,6 +164,38 @@ def compute(
                 rows[day] = _compute(con, table, history, day, inputs, writer)
     log.info("Feature table %s: %d partitions computed, %d rows", table.name, len(rows), sum(rows.values()))
     return rows
+
+
+@dataclass(frozen=True)
+class BuildResult:
+    """What `build` did.
+
+    Attributes:
+        rows: rows of each partition that was computed, by key.
+        unchanged: number of partitions that were up to date.
+    """
+
+    rows: dict[str, int]
+    unchanged: int
+
+
+def build(table: FeatureTable, start: str, end: str | None = None, *, force: bool = False) -> BuildResult:
+    """Compute the partitions of a range for which the sources have rows, where they are missing or outdated.
+
+    Args:
+        table: the table.
+        start: first partition.
+        end: last partition; ``start`` when None.
+        force: also compute those that are up to date.
+
+    Raises:
+        SpecError, DataError: the table's SQL is refused, or failed.
+        LockHeldError: another run computes the same table.
+    """
+    wanted, history = set(table.cadence.keys(start, end)), PublishedHistory(table)
+    present = [day for day in history.partitions() if day in wanted]
+    rows = compute(table, present, history, force=force)
+    return BuildResult(rows, len(present) - len(rows))
 
 
 def _pending(

@@ -1,4 +1,4 @@
-"""The assets that connect the stages of one model. They are partitioned by date and carry no data."""
+"""The assets that connect the stages of models, and feature tables. They are partitioned by date and carry no data."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
 
     from airflow.sdk import Context
 
+    from perennial.spec.feature_table import FeatureTable
     from perennial.spec.model_spec import ModelSpec
     from perennial_airflow.run_request import PartitionRange
 
@@ -35,6 +36,17 @@ def predictions(spec: ModelSpec) -> Asset:
 def retraining(spec: ModelSpec) -> Asset:
     """Requests for a retraining; an event carries ``reason`` and ``as_of``."""
     return _asset(spec, "retraining")
+
+
+def feature_table(table: FeatureTable) -> Asset:
+    """The computed partitions of a feature table."""
+    return Asset(name=f"features/{table.name}", group="features")
+
+
+def feature_tables(spec: ModelSpec) -> list[Asset]:
+    """The feature tables that the rows of a model are joined with."""
+    tables = {table.name: table for _, table in spec.feature_tables}
+    return [feature_table(tables[name]) for name in sorted(tables)]
 
 
 def _asset(spec: ModelSpec, kind: str) -> Asset:

@@ -14,6 +14,7 @@ from perennial_airflow.dag_factory import dag_docs
 
 if TYPE_CHECKING:
     from perennial.spec.compute_profile import ComputeProfile
+    from perennial.spec.feature_table import FeatureTable
     from perennial.spec.model_spec import ModelSpec
 
 TASK_NAMES = {
@@ -59,26 +60,63 @@ def stage_dag(
         profile: compute profile of the stage's heavy step; without one, runs have no deadline.
     """
     limits = task_limits(spec.step_limits(stage), profile)
-    dag = StageDag(
+    return _dag(
+        spec,
         f"{spec.name}.{stage}",
+        spec.owner,
+        params,
         dag_display_name=f"{spec.name} · {stage}",
         description=dag_docs.SUMMARY[stage],
         doc_md=dag_docs.page(spec, stage),
         schedule=schedule,
-        start_date=spec.cadence.end_of(spec.first_partition),
-        end_date=_end_of_runs(spec),
-        catchup=False,
         max_active_runs=max_active_runs,
         deadline=deadlines.stage_deadline(spec, stage, limits) if profile else None,
         tags=sorted({spec.name, stage, TASK_NAMES[spec.task], *spec.tags}),
+    )
+
+
+def feature_table_dag(
+    table: FeatureTable, spec: ModelSpec, *, schedule: Any, params: dict[str, Param], max_active_runs: int
+) -> DAG:
+    """The DAG ``features.<table>``, without tasks.
+
+    Args:
+        table: the feature table.
+        spec: the model that is its first source, whose partitions it has, and whose channels its alerts go to.
+        schedule: the DAG's timetable.
+        params: its trigger form.
+        max_active_runs: maximum number of active runs.
+    """
+    return _dag(
+        spec,
+        f"features.{table.name}",
+        table.owner,
+        params,
+        dag_display_name=f"features · {table.name}",
+        description=dag_docs.FEATURES_SUMMARY,
+        doc_md=dag_docs.feature_table_page(table, spec),
+        schedule=schedule,
+        max_active_runs=max_active_runs,
+        tags=sorted({"features", table.name, *(source.model for source in table.sources)}),
+    )
+
+
+def _dag(spec: ModelSpec, dag_id: str, owner: str, params: dict[str, Param], **options: Any) -> DAG:
+    """A DAG for the partitions of a model, with what all DAGs have in common."""
+    dag = StageDag(
+        dag_id,
+        start_date=spec.cadence.end_of(spec.first_partition),
+        end_date=_end_of_runs(spec),
+        catchup=False,
         default_args={
-            "owner": spec.owner,
+            "owner": owner,
             "pre_execute": run_request.check_conf,
             "on_failure_callback": alerts.on_failure(spec),
             "on_success_callback": alerts.on_success(spec),
             "on_skipped_callback": alerts.on_skipped(spec),
         },
         render_template_as_native_obj=False,
+        **options,
     )
     # The constructor would validate the default of each field at each parse, which took a quarter of the parsing time.
     # A test validates them instead.

@@ -8,6 +8,7 @@ from perennial.core.partitions import FORMS
 from perennial.spec.sources import QuerySource
 
 if TYPE_CHECKING:
+    from perennial.spec.feature_table import FeatureTable
     from perennial.spec.model_spec import ModelSpec
 
 SUMMARY = {
@@ -17,6 +18,7 @@ SUMMARY = {
     "monitor": "Evaluates all signals of the champion, and decides whether a retraining would pay.",
     "rollback": "Makes an earlier champion champion again. By hand only.",
 }
+FEATURES_SUMMARY = "Computes each partition of a feature table when its sources have published it."
 _RANGE = (
     "**By hand.** Trigger with a partition key (`{form}`) for one partition; fill in *First* and *Last partition* "
     "for a range as one task; use *Backfill*, and leave both empty, for a range with one run per {unit}. All give the "
@@ -41,6 +43,33 @@ def page(spec: ModelSpec, stage: str) -> str:
         f"**Owner.** {spec.owner}",
     ]
     # a list, because Airflow's page sets paragraphs without a gap
+    return "\n\n".join(parts).replace("\n\n**", "\n\n- **") + "\n"
+
+
+def feature_table_page(table: FeatureTable, spec: ModelSpec) -> str:
+    """Markdown for ``features.<table>``; ``spec`` is the model that is its first source."""
+    sources = ", ".join(f"`data/{source.model}`" for source in table.sources)
+    about = f"""{FEATURES_SUMMARY}
+
+**Runs** for each partition of {sources} as it is published.
+
+**Reads** the published rows of {", ".join(source.model for source in table.sources)}, from {table.lookback} before the
+partition to its end, and labels that had arrived before it began.
+
+**Emits** the asset `features/{table.name}`. Nothing waits for it: training, scoring and monitoring of the models that
+use the table compute what they need and what is missing, so this DAG may be paused.
+
+{_range(spec)}
+
+**When it fails.** The log ends with the cause and what to do; `perennial features check {table.name}` tries the SQL.
+Partitions computed before stay. {_RERUN}"""
+    parts = [
+        f"### features · {table.name}",
+        table.description,
+        about,
+        _alerts(spec),
+        f"**Owner.** {table.owner}",
+    ]
     return "\n\n".join(parts).replace("\n\n**", "\n\n- **") + "\n"
 
 

@@ -62,6 +62,7 @@ def test_every_dag_is_there_and_every_component_healthy(stack: Stack, airflow: A
     models, _ = catalog.load_models()
     expected = {f"{model}.{stage}" for model in models for stage in (*STAGES, "rollback")}
     expected |= {"perennial.daily_summary", "perennial.verify"}
+    expected |= {f"features.{table}" for table in catalog.find_folders(catalog.TABLE_FILE)}
     end = time.monotonic() + 120
     while set(airflow.paused()) != expected and time.monotonic() < end:
         time.sleep(1)

@@ -14,8 +14,10 @@ from airflow.sdk.exceptions import AirflowFailException, AirflowSkipException
 from airflow.sdk.execution_time.context import OutletEventAccessors
 from airflow.utils.types import DagRunType
 
+from perennial.core import dates
 from perennial.core.errors import DataError, PerennialError
 from perennial.databases import connections
+from perennial.spec.catalog import load_feature_table
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
 from perennial.storage import ledger
@@ -23,7 +25,7 @@ from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest, write
 from perennial_airflow import run_request
 from perennial_airflow.dag_factory import assets
-from perennial_airflow.dag_factory.stages import data, monitor, rollback, score, train
+from perennial_airflow.dag_factory.stages import data, features, monitor, rollback, score, train
 from perennial_airflow.execution import runner
 from perennial_airflow.execution.operators import (
     AllReportsLink,
@@ -36,6 +38,7 @@ from perennial_airflow.execution.operators import (
     TrainingTask,
 )
 from support import toys
+from support.feeds import history_table
 
 
 class Steps:
@@ -124,6 +127,26 @@ def test_score(fake: Steps, spec: ModelSpec) -> None:
     fake.results["score"] = {"partitions": [], "status": "no champion"}
     with pytest.raises(AirflowSkipException, match=r"no champion yet: trigger flight_late\.train"):
         score.score(spec, context())
+
+
+def test_a_feature_table_computes_what_its_source_published(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
+    history_table.write(tmp_path / "models")
+    source = toys.model(tmp_path / "models", "toy", features={"references": []}, sql="SELECT id, x FROM rows")
+    toys.publish(source, days=3)
+    table = load_feature_table("place_history")
+    run = context(toys.FIRST)
+    assert features.compute(table, source, run) == {
+        "partitions": [toys.FIRST], "unchanged": 0, "rows": toys.ROWS,
+    }  # fmt: skip
+    emitted = event(run, assets.feature_table(table))
+    assert emitted.extra == {"start": toys.FIRST, "end": toys.FIRST, "rows": toys.ROWS}
+    wide = context(None, start=toys.FIRST, end=dates.add_days(toys.FIRST, 9))
+    result = features.compute(table, source, wide)
+    assert (len(result["partitions"]), result["unchanged"]) == (2, 1)
+    assert event(wide, assets.feature_table(table)).partition_keys == set()
 
 
 def test_predictions_are_written_to_a_table_by_a_task_of_their_own(

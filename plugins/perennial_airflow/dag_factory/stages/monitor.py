@@ -49,7 +49,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             partitions=run_request.as_of,
             kind="monitor",
             await_turn=await_turn,
-            inlets=[assets.predictions(spec), assets.model(spec)],
+            inlets=[assets.predictions(spec), assets.model(spec), *assets.feature_tables(spec)],
             max_active_tis_per_dag=1 if needs_approval else None,
             **task_limits(spec.step_limits("monitor"), profile),
         )

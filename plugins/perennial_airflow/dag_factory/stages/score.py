@@ -28,6 +28,7 @@ def score_dag(spec: ModelSpec) -> DAG:
     form = params.partitions(spec) | (params.parallel_tasks() if profile.runs_in_pods else {})
     with stage_dag(spec, "score", schedule=schedule, params=form, max_active_runs=4, profile=profile) as dag:
         options: dict[str, Any] = {"spec": spec, "call": score, "outlets": [assets.predictions(spec)]}
+        options |= {"inlets": assets.feature_tables(spec)}
         options |= task_limits(spec.step_limits("score"), profile)
         if profile.runs_in_pods:
             parts = StageTask(task_id="split_range", spec=spec, call=split_range, **task_limits(LIGHT))

@@ -38,7 +38,7 @@ def train_dag(spec: ModelSpec) -> DAG:
             call=train,
             partitions=run_request.as_of,
             kind="training",
-            inlets=[assets.data(spec)],
+            inlets=[assets.data(spec), *assets.feature_tables(spec)],
             **task_limits(spec.step_limits("train"), profile),
         )
         if spec.retraining.quiet_hours:
