@@ -1,4 +1,5 @@
-"""The lifecycle of a model: what is due, retraining, the champion, promotion, rollback, trials, verification.
+"""The lifecycle of a model: what is due, retraining, the champion, promotion, rollback, trials, verification,
+and the deletion of feature tables that nothing uses.
 
 `retraining`, `champion` and `promotion` run in light tasks and import no heavy libraries; the other modules use NumPy,
 and SciPy is imported inside the function that needs it.
@@ -13,5 +14,6 @@ __all__ = [
     "retraining",
     "trial_evaluation",
     "trials",
+    "unused_feature_tables",
     "verification",
 ]

@@ -74,7 +74,8 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
             spec.cadence.refuse_future(arguments[name], name)
     try:
         result = dict(function(spec, **arguments))
-        leftovers.sweep_daily()
+        if leftovers.sweep_daily():
+            _delete_unused_tables()
     except BaseException as error:
         if not unexpected_errors.is_failure(error):
             raise
@@ -90,6 +91,12 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         ) from error
     _write_status(spec)
     return result
+
+
+def _delete_unused_tables() -> None:
+    from perennial.lifecycle import unused_feature_tables  # not at the top: this is needed once a day
+
+    unused_feature_tables.delete_unused_quietly()
 
 
 def _write_status(spec: ModelSpec) -> None:

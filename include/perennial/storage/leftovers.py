@@ -93,20 +93,25 @@ def _remove_unless_locked(folder: Path) -> bool:
     return not folder.exists()
 
 
-def sweep_daily() -> None:
-    """Remove leftovers of killed runs, if that was not done within a day. It never fails: no step depends on it."""
+def sweep_daily() -> bool:
+    """Remove leftovers of killed runs, if that was not done within a day. It never fails: no step depends on it.
+
+    Returns:
+        Whether they were searched for.
+    """
     stamp = settings().home / "tmp" / ".swept"
     try:
         if stamp.exists() and not _is_old(stamp, SWEEP_SECONDS):
-            return
+            return False
         stamp.parent.mkdir(parents=True, exist_ok=True)
         stamp.touch()
         removed = sweep()
     except OSError as error:
         log.warning("Leftovers of killed runs could not be removed: %s", error.strerror)
-        return
+        return False
     if removed:
         log.info("%d leftovers of killed runs were removed, such as %s", len(removed), removed[0])
+    return True
 
 
 def sweep() -> list[Path]:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from datetime import timedelta
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
 from perennial.core import dates
+from perennial.features import feature_tables
+from perennial.lifecycle.unused_feature_tables import delete_unused
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.monitor import monitor
@@ -37,7 +40,7 @@ def spec(mlflow_url: str, empty_home: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("without_drift_report")
-def test_a_model_learns_from_history_and_is_followed(spec: ModelSpec) -> None:
+def test_a_model_learns_from_history_and_is_followed(spec: ModelSpec, tmp_path: Path) -> None:
     trained = cast("dict[str, Any]", train(spec, as_of=toys.LAST))
     assert trained["gate"]["passed"], trained["gate"]
     version = registry.get_version(spec.name, trained["version"])
@@ -66,3 +69,18 @@ def test_a_model_learns_from_history_and_is_followed(spec: ModelSpec) -> None:
         r for r in changed if r["partition_date"] < DAY
     ]
     assert predictions != changed
+    # Another definition: the champion keeps its own. The one that nothing uses is deleted, with its manifests.
+    table = spec.feature_tables[0][1]
+    models, newer = tmp_path / "models", toy_tables.SQL.replace("4 DAYS", "3 DAYS")
+    unused = toy_tables.load(models, source=spec.name, sql=toy_tables.SQL.replace("4 DAYS", "2 DAYS"))
+    current = toy_tables.load(models, source=spec.name, sql=newer)
+    for other in (unused, current):
+        feature_tables.build(other, toys.FIRST, DAY)
+    name = feature_tables.table_name(unused)
+    assert delete_unused() == [], "they were computed today"
+    assert delete_unused(min_age=timedelta(days=-1)) == [name]
+    left = [uri for uri in map(feature_tables.uri, (table, unused, current)) if Path(uri).exists()]
+    assert left == [feature_tables.uri(table), feature_tables.uri(current)]
+    assert manifests.read_all(name, feature_tables.STEP, [toys.FIRST, DAY]) == {}
+    assert score(spec, start=toys.FIRST, end=toys.LAST)["status"] == "unchanged"
+    assert feature_tables.build(unused, toys.FIRST, toys.FIRST).rows == {toys.FIRST: toys.ROWS}
