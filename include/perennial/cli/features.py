@@ -89,7 +89,14 @@ def show(name: str, *, as_json: bool) -> None:
     newest = sorted(files)[-5:]
     done = manifests.read_all(feature_tables.table_name(table), feature_tables.STEP, newest)
     costs = [
-        {"partition": day, "rows": m.rows_out, "seconds": m.duration, "memory_mb": m.memory_mb}
+        {
+            "partition": day,
+            "rows": m.rows_out,
+            "seconds": m.duration,
+            "cpu_seconds": m.outputs.get("cpu_seconds"),
+            "bytes": m.outputs.get("bytes"),
+            "memory_mb": m.memory_mb,
+        }
         for day, m in sorted(done.items())
     ]
     if as_json:
@@ -101,12 +108,15 @@ def show(name: str, *, as_json: bool) -> None:
         text = (", ".join(text) or "none") if isinstance(text, list) else text
         console.print(Text(f"{key.replace('_', ' '):12} {text}"))
     if costs:
-        printed = terminal.table("partition", "rows", "seconds", "MiB", right=("rows", "seconds", "MiB"))
+        columns = ("partition", "rows", "seconds", "CPU seconds", "bytes", "memory (MiB)")
+        printed = terminal.table(*columns, right=columns[1:])
         for cost in costs:
             printed.add_row(
                 str(cost["partition"]),
                 f"{cost['rows']:,}",
                 f"{cost['seconds']:.2f}",
+                "" if cost["cpu_seconds"] is None else f"{cost['cpu_seconds']:.2f}",
+                "" if cost["bytes"] is None else f"{cost['bytes']:,}",
                 f"{cost['memory_mb']:,}",
             )
         console.print(printed)

@@ -25,7 +25,7 @@ from perennial.features.history import HistoryRange, PublishedHistory, check_sql
 from perennial.features.labelled_rows import create_row_view
 from perennial.spec.feature_table import VALID_FROM, FeatureTable
 from perennial.spec.model_spec import ModelSpec, source_specs
-from perennial.storage import delta_tables, duckdb_session, locks, manifests
+from perennial.storage import delta_tables, duckdb_session, locks, manifests, object_store
 from perennial.storage.delta_tables import PARTITION
 from perennial.storage.manifests import Manifest
 
@@ -225,7 +225,7 @@ def _compute(
     writer: delta_tables.Writer,
 ) -> int:
     """Compute and store one partition; returns its number of rows."""
-    started = time.monotonic()
+    started, processor_started = time.monotonic(), time.process_time()
     reads = range_of(table, day)
     _run(con, table, history, reads)
     _check_unique(con, table, day)
@@ -240,10 +240,16 @@ def _compute(
         version = writer.replace(stream, day)
     else:
         version = delta_tables.version(uri(table)) or 0
+    sizes = (object_store.stat(file.path) for file in writer.files_by_partition().get(day, []))
+    outputs = {
+        "version": version,
+        "cpu_seconds": round(time.process_time() - processor_started, 3),
+        "bytes": sum(stat.size for stat in sizes if stat),
+    }
     manifests.write(
         Manifest(
             table_name(table), STEP, day, inputs, {"partition": day, "rows": count},
-            outputs={"version": version}, rows_in=count, rows_out=count,
+            outputs=outputs, rows_in=count, rows_out=count,
         ),
         started,
     )  # fmt: skip

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +12,7 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.core import dates
+from perennial.features import feature_tables
 from perennial.spec import catalog
 from support import toys
 from support.feeds import history_table as toy_tables
@@ -57,7 +59,10 @@ def test_build_then_list_and_show(models: Path) -> None:
     assert listed["rows"] == 6 * toys.ROWS
     shown = json.loads(run("show", "place_history", "--json"))
     assert [c["rows"] for c in shown["newest_partitions"]] == [toys.ROWS] * 5
-    assert all(c["seconds"] > 0 for c in shown["newest_partitions"])
+    assert all(c["seconds"] > 0 and c["cpu_seconds"] > 0 for c in shown["newest_partitions"])
+    table = catalog.load_feature_table("place_history")
+    files = Path(feature_tables.uri(table)).glob(f"partition_date={last}/*.parquet")
+    assert shown["newest_partitions"][-1]["bytes"] == max(files, key=os.path.getmtime).stat().st_size
     assert "seen_24h (integer)" in run("show", "place_history") and "place_history" in run("list")
     assert f"published rows up to {last}" in run("check", "place_history")
 
