@@ -293,6 +293,9 @@ def _evidence(monitoring: Manifest, triggers: Mapping[RetrainingTrigger, str]) -
     """The evidence of a decision, for the ledger."""
     verdict = monitoring.result
     signals = verdict.get("signals") or {}
+    causes: list[str] = [*triggers]
+    if causes == ["regular"]:  # it stands in for signals in their cooldown
+        causes = [n for n in ("gain", "performance") if signals.get(n, {}).get("state") == "bad"]
     return {
         "triggers": sorted(triggers),
         "monitor_run_id": monitoring.run_id,
@@ -301,7 +304,7 @@ def _evidence(monitoring: Manifest, triggers: Mapping[RetrainingTrigger, str]) -
         "drifted": verdict.get("drifted", []),
         "signals": verdict.get("signals", {}),
         # When the earliest trigger began; empty if no signal has that date.
-        "since": min((signals[t]["since"] for t in triggers if signals.get(t, {}).get("since")), default=""),
+        "since": min((signals[c]["since"] for c in causes if signals.get(c, {}).get("since")), default=""),
         "performance": verdict.get("performance"),
         "report": verdict.get("report"),
     }

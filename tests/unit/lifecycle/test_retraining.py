@@ -396,6 +396,8 @@ def test_a_regular_retraining_is_due_some_days_after_the_last_one() -> None:
     # Within the cooldown of the signal's training it does not wait, though the signal does.
     after = decide_on("2024-01-12", spec, **OK | {"signals": make_signals("bad", 0.1)})
     assert after["retrain"] is True and after["triggers"] == ["regular"]
+    since = [r["evidence"]["since"] for r in ledger.records("toy") if r["decision"] == Decision.REQUESTED]
+    assert since == ["", "2024-01-31", "2024-01-31"], "it responds to the change that the signal shows"
 
 
 @pytest.mark.parametrize("signal", ["freshness", "labels"])
