@@ -245,12 +245,13 @@ class _PerennialPolicy:
 
     def events(self, night: int) -> Iterator[str]:
         """The events after a partition was scored: ``alarms``, ``trained``, ``regular``, ``promoted``."""
+        self.waiting_change: int | None = None  # that of signals in their cooldown
         yield from self._respond_to_signals(night)
         policy, cadence = self.scenario.spec.retraining, self.scenario.spec.cadence
         if "regular" in policy.triggers and night - self.last_training >= policy.regular.partitions(cadence):
             self.last_training = night
             yield "regular"
-            if self._retrain(None, night - 1):
+            if self._retrain(self.waiting_change, night - 1):
                 yield "promoted"
 
     def _respond_to_signals(self, night: int) -> Iterator[str]:
@@ -271,11 +272,14 @@ class _PerennialPolicy:
         self.alarmed = is_bad
         triggers = retraining.triggers_from_signals({n: s.as_dict() for n, s in evaluated.items()})
         cooldown = scenario.spec.retraining.cooldown.partitions(scenario.spec.cadence)
-        if not triggers or night - self.last_request < cooldown:
+        if not triggers:
+            return
+        change = min(int(evaluated[name].since or last) for name in triggers)
+        if night - self.last_request < cooldown:
+            self.waiting_change = change
             return
         self.last_request = self.last_training = night
         yield "trained"
-        change = min(int(evaluated[name].since or last) for name in triggers)
         if self._retrain(change, last):
             yield "promoted"
 
@@ -303,16 +307,24 @@ class _PerennialPolicy:
         scenario, spec = self.scenario, self.scenario.spec
         holdout = HOLDOUT if change is None else max(1, min(HOLDOUT, (last - change + 1) // 3))
         end = last - holdout
-        starts = {end - WINDOW + 1, end - HOLDOUT + 1, 0}
-        if change is not None and change < end:
-            starts.add(change)
-        model = fit(spec, *scenario.rows(self._best_start(sorted(starts), end), end))
         x, y = scenario.rows(end + 1, last)
-        losses, champion_losses = (
-            metrics.losses(spec.task, spec.metric, y, m.predict_matrix(x)) for m in (model, self.model)
-        )
+
+        def holdout_losses(model: TrainedModel) -> np.ndarray:
+            return metrics.losses(spec.task, spec.metric, y, model.predict_matrix(x))
+
+        confidence = spec.gate.confidence
+        if change is not None and change < end:
+            models = [
+                fit(spec, *scenario.rows(start, end)) for start in sorted({end - WINDOW + 1, 0, change})
+            ]
+            confidence = comparison.simultaneous_confidence(confidence, len(models))
+            model = min(models, key=lambda each: float(holdout_losses(each).mean()))
+        else:
+            starts = sorted({end - WINDOW + 1, end - HOLDOUT + 1, 0})
+            model = fit(spec, *scenario.rows(self._best_start(starts, end), end))
+        losses, champion_losses = holdout_losses(model), holdout_losses(self.model)
         verdict = comparison.paired_bootstrap(
-            losses, champion_losses, confidence=spec.gate.confidence, resamples=300, seed=0
+            losses, champion_losses, confidence=confidence, resamples=300, seed=0
         )
         if verdict.low <= spec.gate.margin:
             return False

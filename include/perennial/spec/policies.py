@@ -304,7 +304,8 @@ class RetrainingSpec(StrictModel):
         "of the latest partitions as are held out, once there is a champion. medium: three times as many, likewise. "
         "since_change: the data since the detected change. One model is trained on each, within training.window, with "
         "the parameters that were searched on the first; the gate evaluates the one with the lowest loss on the rows "
-        "for early stopping.",
+        "for early stopping. After a change, short and medium are left out, and the held-out rows decide between the "
+        "others, with intervals of the gate that are wider for it.",
     )
     trial: OptionalDuration = Field(
         Duration(0, "partition"),

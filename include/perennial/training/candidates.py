@@ -4,14 +4,18 @@ The window is selected on rows for early stopping that all windows have, as the 
 and not on the held-out rows, which the gate uses: a challenger no better than the champion would otherwise pass more
 often than the confidence of its intervals says. Parameters are searched on the first window only.
 
+Soon after a change, the few dates for early stopping cannot tell whether the time since it is the better window.
+It is then selected on the held-out rows, and the gate's intervals are widened (`comparison.simultaneous_confidence`).
+
 On data that a straight line fits best, the gate would refuse trees in every training, because they are clearly worse
 than the linear baseline. So the linear model can be a candidate itself (``training.candidates``). Trees or linear is
-decided on the held-out rows, and the gate's intervals are widened for it (`comparison.simultaneous_confidence`).
+decided on the held-out rows, and the gate's intervals are widened for it, too.
 """
 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -97,8 +101,8 @@ class Candidate:
         fit_rows: number of rows to fit on during the search.
         rows: number of rows, those for early stopping included.
         validation_loss: loss on the rows for early stopping that all windows have, of the same model fitted without
-            the rows for early stopping; not known if there is one window.
-        window_losses: that of each window, by its name.
+            the rows for early stopping; NaN if windows are not compared on them.
+        window_losses: the loss by which windows are compared, by their names.
         algorithm_losses: loss of the trees and of the linear model on the held-out rows, if both were fitted.
         suspected_leaks: features that predict the label almost perfectly alone, each with its score.
     """
@@ -152,16 +156,19 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
         StepInterruptedError: a worker was lost.
     """
     losses: dict[str, float] = {}
-    common = common_validation(windows) if len(windows) > 1 else ()
+    spec, after_change = job.source.spec, "since_change" in windows
+    common = common_validation(windows) if len(windows) > 1 and not after_change else ()
+    compared = len(spec.training.candidates) * (len(windows) if after_change else 1)
+    confidence = simultaneous_confidence(spec.gate.confidence, compared)
 
     def fit_each(pool: WorkerPool | None) -> Iterator[Candidate]:
         params: Mapping[str, float] | None = None
         for window_name, dates in windows.items():
-            candidate = _fit(job, window_name, dates, pool, common, params)
+            candidate = _fit(job, window_name, dates, pool, common, params, confidence)
             if params is None and candidate.fitted.trials:
                 params = min(candidate.fitted.trials, key=lambda t: (t.loss, t.number)).params
-            if common:
-                losses[window_name] = candidate.validation_loss
+            if len(windows) > 1:
+                losses[window_name] = _window_loss(candidate)
             yield candidate
 
     with _optional_pool(job) as pool:
@@ -171,9 +178,15 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
 
 
 def select_candidate(candidates: Iterable[Candidate]) -> Candidate:
-    """The candidate with the lowest loss on the rows for early stopping; the first of several."""
+    """The candidate whose window has the lowest loss, the first of several; a single one is not evaluated."""
     best, *others = candidates
-    return min([best, *others], key=lambda candidate: candidate.validation_loss) if others else best
+    return min([best, *others], key=_window_loss) if others else best
+
+
+def _window_loss(candidate: Candidate) -> float:
+    """The loss on rows for early stopping; on the held-out rows if windows are not compared on those."""
+    loss = candidate.validation_loss
+    return candidate.evaluation.loss if math.isnan(loss) else loss
 
 
 @contextlib.contextmanager
@@ -195,6 +208,7 @@ def _fit(
     pool: WorkerPool | None,
     common: tuple[str, ...],
     params: Mapping[str, float] | None,
+    confidence: float,
 ) -> Candidate:
     """Fit a model on one window.
 
@@ -205,9 +219,9 @@ def _fit(
         pool: workers that fit it; None if this process does.
         common: dates for early stopping on which the windows' models are compared; empty if there is one window.
         params: parameters that were searched on another window; None to search them.
+        confidence: confidence of the gate's intervals.
     """
     spec = job.source.spec
-    confidence = simultaneous_confidence(spec.gate.confidence, len(spec.training.candidates))
     data = _build_data(job, window_name, windows, pool)
     algorithms = spec.training.candidates
     sample = data.sample(sample_rows(data))

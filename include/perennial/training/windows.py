@@ -202,4 +202,8 @@ def candidate_windows(
         else:
             if windows not in candidates.values():
                 candidates[window_name] = windows
+    if (
+        "since_change" in candidates
+    ):  # the others are longer than the time since the change, or say less about it
+        candidates = {n: w for n, w in candidates.items() if n not in ("medium", "short")} or candidates
     return candidates or {"sliding": split_partitions(spec, as_of, available, since=since, rows=rows)}

@@ -442,7 +442,9 @@ def test_a_retraining_learns_from_the_better_of_the_usual_window_and_the_time_si
     )
     losses = registry.load_json_artifact(version, "evaluation.json")["window_losses"]
     assert set(losses) == {"sliding", "since_change"} and result["window"] == min(losses, key=losses.get)
-    assert "best of several" not in result["gate"]["reasons"][0], "not chosen on the rows of the gate"
+    assert (
+        "best of several models, so the intervals have a confidence of 97.50%" in result["gate"]["reasons"][0]
+    )
     first = change if result["window"] == "since_change" else toys.FIRST
     assert version.trained_range.start == first
 

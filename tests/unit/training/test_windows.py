@@ -96,6 +96,7 @@ def test_short_and_medium_windows_are_within_the_usual_one(make: Make) -> None:
     assert common_validation(windows) == tuple(days[-5:-4]), (
         "the latest date for early stopping of all windows"
     )
+    assert list(candidate_windows(spec, "2024-01-31", days, days[-9])) == ["sliding", "since_change"]
     limited = make(training={"holdout": "4 days", "window": "10 days"}, retraining=named)
     assert list(candidate_windows(limited, "2024-01-31", days, "")) == ["sliding", "short"]
 
