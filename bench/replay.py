@@ -313,7 +313,7 @@ class _PerennialPolicy:
             return metrics.losses(spec.task, spec.metric, y, model.predict_matrix(x))
 
         confidence = spec.gate.confidence
-        if change is not None and change < end:
+        if change is not None and change <= end:
             models = [
                 fit(spec, *scenario.rows(start, end)) for start in sorted({end - WINDOW + 1, 0, change})
             ]
