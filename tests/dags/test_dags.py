@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 from datetime import timedelta
+from pathlib import Path
 from typing import Any
 
 import pytest
 from airflow.sdk import DAG
 from airflow.sdk.exceptions import ParamValidationError
+from airflow.serialization.definitions.assets import SerializedAssetAll
 from airflow.serialization.serialized_objects import DagSerialization
 
 from perennial.spec.catalog import TABLE_FILE, find_folders, load_feature_table, load_models
@@ -17,6 +19,8 @@ from perennial_airflow import run_request
 from perennial_airflow.alerting import daily_summary
 from perennial_airflow.dag_factory.factory import STAGES, dags
 from perennial_airflow.execution import verification
+from support import toys
+from support.feeds import history_table
 
 SPECS, _ = load_models()
 DAGS = dags()
@@ -197,6 +201,20 @@ def test_a_feature_table_is_computed_when_its_sources_are_published(name: str) -
         for stage in ("score", "train", "monitor"):
             inlets = {a.name for a in DAGS[f"{model}.{stage}"].get_task(stage).inlets}
             assert (f"features/{name}" in inlets) is (model in using)
+
+
+def test_a_feature_table_waits_for_all_its_sources(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path))
+    for name in ("toy", "other"):
+        toys.model(tmp_path, name)
+    sources = [{"model": "toy"}, {"model": "other"}]
+    history_table.write(tmp_path, sql=history_table.SQL.replace("avg(y)", "avg(x)"), sources=sources)
+    timetable = deserialised(dags()["features.place_history"]).timetable
+    assert isinstance(timetable.asset_condition, SerializedAssetAll)
+    names = {"data/toy", "data/other"}
+    assert {key.name for key, _ in timetable.asset_condition.iter_assets()} == names
+    for name in names:
+        assert timetable.get_partition_mapper(name=name).to_downstream("2024-01-02") == "2024-01-02"
 
 
 @each_dag

@@ -69,9 +69,8 @@ def declared_rows_sql(con: duckdb.DuckDBPyConnection, spec: ModelSpec, source: s
                 f"CAST(CASE WHEN {name} IS NULL THEN NULL ELSE error({message}) END AS {declared}) AS {name}"
             )
         selected.append(name)
-    if (
-        spec.feature_tables and PARTITION in stored
-    ):  # values that become known after the partition are not for them
+    if spec.feature_tables and PARTITION in stored:
+        # Values that become known after the partition are not for them.
         selected.append(PARTITION)
     if unreadable:  # before UNION, which would need a type of both
         source = f"SELECT * REPLACE ({', '.join(unreadable)}) FROM ({source})"

@@ -99,9 +99,8 @@ def split_partitions(
             partition=as_of,
         )
     valid = _validation_partitions([(rows or {}).get(d, 0) for d in earlier])
-    if (
-        window_name == "short"
-    ):  # windows are compared on what the shortest can spare: a fifth of it would be too little
+    if window_name == "short":
+        # Windows are compared on what the shortest can spare: a fifth of it would be too little.
         valid = max(valid, min(SHORT_VALID, len(earlier) // 3))
     return Windows(tuple(earlier[:-valid]), tuple(earlier[-valid:]), tuple(holdout))
 
@@ -202,8 +201,7 @@ def candidate_windows(
         else:
             if windows not in candidates.values():
                 candidates[window_name] = windows
-    if (
-        "since_change" in candidates
-    ):  # the others are longer than the time since the change, or say less about it
+    if "since_change" in candidates:
+        # The others are longer than the time since the change, or say less about it.
         candidates = {n: w for n, w in candidates.items() if n not in ("medium", "short")} or candidates
     return candidates or {"sliding": split_partitions(spec, as_of, available, since=since, rows=rows)}

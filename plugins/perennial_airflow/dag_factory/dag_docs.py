@@ -51,7 +51,7 @@ def feature_table_page(table: FeatureTable, spec: ModelSpec) -> str:
     sources = ", ".join(f"`data/{source.model}`" for source in table.sources)
     about = f"""{FEATURES_SUMMARY}
 
-**Runs** for each partition of {sources} as it is published.
+**Runs** for each partition as soon as it is published: {sources}.
 
 **Reads** the published rows of {", ".join(source.model for source in table.sources)}, from {table.lookback} before the
 partition to its end, and labels that had arrived before it began.

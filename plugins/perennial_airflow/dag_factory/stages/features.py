@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from functools import partial, reduce
-from operator import or_
+from operator import and_
 from typing import Any
 
 from airflow.sdk import DAG, Context
@@ -21,14 +21,14 @@ log = logging.getLogger("perennial")
 
 
 def features_dag(table: FeatureTable, spec: ModelSpec) -> DAG:
-    """The DAG; it runs for each partition that a source of the table's cadence publishes.
+    """The DAG; it runs for each partition that all sources of the table's cadence have published.
 
     Args:
         table: the feature table.
         spec: the model that is its first source.
     """
     sources = [assets.data(source) for source in source_specs(table) if source.cadence == table.cadence]
-    schedule = PublishedPartitions.of(reduce(or_, sources), spec.cadence)
+    schedule = PublishedPartitions.of(reduce(and_, sources), spec.cadence)
     with feature_table_dag(
         table, spec, schedule=schedule, params=params.partitions(spec), max_active_runs=1
     ) as dag:
