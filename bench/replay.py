@@ -229,7 +229,10 @@ class _PerennialPolicy:
 
     def _promote(self, model: TrainedModel, first: int, last: int) -> None:
         """Make a model champion that was evaluated on the partitions ``first`` to ``last``."""
-        scenario, self.model, self.alarmed = self.scenario, model, False
+        scenario, self.alarmed = self.scenario, False
+        self.model = self.twin = (
+            model  # the twin is compared with challengers, on rows that a refit has learned
+        )
         content, error_model = baseline.build_baseline(
             scenario.spec, model, _sample(scenario, model, first, last), dict
         )
@@ -314,21 +317,24 @@ class _PerennialPolicy:
 
         confidence = spec.gate.confidence
         if change is not None and change <= end:
-            models = [
-                fit(spec, *scenario.rows(start, end)) for start in sorted({end - WINDOW + 1, 0, change})
-            ]
+            starts = sorted({end - WINDOW + 1, 0, change})
+            models = {start: fit(spec, *scenario.rows(start, end)) for start in starts}
             confidence = comparison.simultaneous_confidence(confidence, len(models))
-            model = min(models, key=lambda each: float(holdout_losses(each).mean()))
+            start = min(models, key=lambda each: float(holdout_losses(models[each]).mean()))
+            model = models[start]
         else:
-            starts = sorted({end - WINDOW + 1, end - HOLDOUT + 1, 0})
-            model = fit(spec, *scenario.rows(self._best_start(starts, end), end))
-        losses, champion_losses = holdout_losses(model), holdout_losses(self.model)
+            start = self._best_start(sorted({end - WINDOW + 1, end - HOLDOUT + 1, 0}), end)
+            model = fit(spec, *scenario.rows(start, end))
+        losses, champion_losses = holdout_losses(model), holdout_losses(self.twin)
         verdict = comparison.paired_bootstrap(
             losses, champion_losses, confidence=confidence, resamples=300, seed=0
         )
         if verdict.low <= spec.gate.margin:
             return False
         self._promote(model, end + 1, last)
+        if spec.training.refit:
+            keeps_start = start in (0, change)
+            self.model = fit(spec, *scenario.rows(start if keeps_start else start + holdout, last))
         return True
 
     def _best_start(self, starts: list[int], end: int) -> int:

@@ -56,7 +56,7 @@ def sample(model: TrainedModel, nights: range) -> PartitionSample:
 def fit_monitored() -> Monitored:
     """Fit the model and make its baseline."""
     x, y, _ = draw(TRAINING)
-    model = replay.fit(x, y)
+    model = replay.fit(SPEC, x, y)
     content = build_baseline(model, HOLDOUT)
     return Monitored(model, baseline.parse_baseline(content, SPEC, None), sample(model, LIVE))
 

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
-from perennial.lifecycle import trials
+from perennial.lifecycle import champion, trials
 from perennial.modeling import registry
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
@@ -93,9 +93,11 @@ def _used() -> Iterator[str]:
 
 def _trained_specs(spec: ModelSpec) -> Iterator[ModelSpec]:
     """What the champion of a model, and its challenger on trial, were trained from."""
-    trial = trials.active_trial(spec)
-    challenger = registry.find_version(spec.name, str(trial["model_version"])) if trial else None
-    for version in (registry.get_champion(spec), challenger):
+    trial, state = trials.active_trial(spec), champion.read_state(spec)
+    # A champion that was moved by hand may be put back.
+    numbers = {state.champion, state.recorded, str(trial["model_version"]) if trial else None}
+    for number in sorted(n for n in numbers if n):
+        version = registry.find_version(spec.name, number)
         if version is not None:
             yield registry.load_spec(version)
 

@@ -64,6 +64,11 @@ class ModelVersion:
         return PartitionRange.parse(self.tags["trained_range"])
 
     @property
+    def refit_range(self) -> PartitionRange | None:
+        """Partitions that it was fitted on once more after its evaluation; None if it was not."""
+        return PartitionRange.parse(self.tags["refit_range"]) if self.tags.get("refit_range") else None
+
+    @property
     def holdout_range(self) -> PartitionRange:
         """Partitions that it was evaluated on."""
         return PartitionRange.parse(self.tags["holdout_range"])
@@ -360,6 +365,28 @@ def load_model(
     return trained_model.load_model_file(
         target, expected, threads=threads or settings().threads, name=version.name
     )
+
+
+def load_comparable_model(version: ModelVersion, first: str) -> TrainedModel:
+    """Load the model that stands for a version in a comparison on past rows.
+
+    A model that was fitted once more with the rows that it had been evaluated on would look too good on them. There its
+    twin, which was evaluated, stands for it.
+
+    Args:
+        version: the version.
+        first: the first partition whose rows are predicted.
+
+    Raises:
+        ArtifactError: the file is missing, or is not what was recorded.
+    """
+    from perennial.modeling import trained_model
+
+    refit, digest = version.refit_range, recorded(version).digests.get(training_records.TWIN_FILE)
+    if refit is None or digest is None or refit.end < first:
+        return load_model(version)
+    path = download_artifact(version, training_records.TWIN_FILE)
+    return trained_model.load_model_file(path, digest, threads=settings().threads, name=version.name)
 
 
 def check_files(version: ModelVersion, digests: Mapping[str, str]) -> None:

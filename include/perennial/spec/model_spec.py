@@ -235,6 +235,8 @@ class ModelSpec(FolderSpec):
         of_cadence = _LONG_PARTITIONS.get(self.data.every, {}).get("retraining", {})
         if self.retraining.regular == of_cadence.get("regular", REGULAR):  # likewise
             exclude = exclude | {"retraining": {"regular"}}
+        if self.training.refit:  # likewise
+            exclude = exclude | {"training": exclude.get("training", set()) | {"refit"}}
         digested = self.model_copy(update={"retraining": self.retraining.in_digest})
         parts = [digested.model_dump_json(exclude=exclude), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]

@@ -406,6 +406,11 @@ class TrainingSpec(StrictModel):
     )
     params: dict[str, float] = Field({}, description="XGBoost parameters, each within its bounds.")
     search: SearchSpec = Field(SearchSpec(), description="The hyperparameter search.")
+    refit: bool = Field(
+        True,
+        description="Fit a challenger that passed the gate once more, with the same parameters, on the held-out "
+        "partitions as well: this model is registered, with the evidence of the one that was evaluated.",
+    )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed; makes training repeatable.")
 
     @field_validator("candidates")

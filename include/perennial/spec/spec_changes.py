@@ -188,7 +188,7 @@ CHANGES: dict[str, SpecChange] = {
          "training.window", "training.holdout", "training.rounds", "training.early_stopping_rounds",
          "training.params", "training.search.trials", "training.search.budget", "training.search.minutes",
          "training.search.space",
-         "training.seed"),
+         "training.refit", "training.seed"),
         SpecChange(Effect.NEXT_VERSION, _TRAINED, _KEEPS),
     ),
     "gate.metric": SpecChange(

@@ -8,6 +8,7 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
+from pathlib import Path
 from typing import Any, cast
 
 from perennial.core import unexpected_errors
@@ -313,13 +314,14 @@ def _evaluate_and_register(
 
         def artifacts() -> ModelArtifacts:
             artifacts = building.result().with_document("evaluation.json", document)
+            artifacts = replace(artifacts, files=[*artifacts.files, *_twin_file(candidate, job.folder)])
             estimates = evaluation.performance
             return (
                 artifacts.with_document(performance.ARTIFACT, estimates.as_dict()) if estimates else artifacts
             )
 
         registration = tracking.Registration(
-            candidate.model,
+            candidate.registered_model,
             candidate.fitted,
             candidate.example,
             evaluation.metrics,
@@ -336,6 +338,14 @@ def _evaluate_and_register(
     run.log_plots(report.files())
     run_page = settings().mlflow_run_page(registered.version.run_id)
     return registered, report.write(registered.version.version, run_page)
+
+
+def _twin_file(candidate: Candidate, folder: Path) -> list[Path]:
+    """The file of the model that was evaluated, if another one is registered."""
+    if candidate.registered_model is candidate.model:
+        return []
+    candidate.model.save(folder / training_records.TWIN_FILE)
+    return [folder / training_records.TWIN_FILE]
 
 
 def _record_failure(spec: ModelSpec, request: TrainingRequest, error: BaseException) -> None:

@@ -10,12 +10,17 @@ It is then selected on the held-out rows, and the gate's intervals are widened (
 On data that a straight line fits best, the gate would refuse trees in every training, because they are clearly worse
 than the linear baseline. So the linear model can be a candidate itself (``training.candidates``). Trees or linear is
 decided on the held-out rows, and the gate's intervals are widened for it, too.
+
+A challenger that passed the gate is fitted once more with the held-out rows (``training.refit``): otherwise no champion
+would have learned from the latest partitions. This model is the one that is registered. The evidence stays that of its
+twin, the model that was evaluated, which also stands for it wherever it would be judged on rows that it has learned.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
@@ -25,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perennial.core.errors import DataError
-from perennial.modeling.comparison import Comparison, simultaneous_confidence
+from perennial.modeling.comparison import Comparison, paired_bootstrap, simultaneous_confidence
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.single_feature import suspicious_score
 from perennial.modeling.trained_model import TrainedModel
@@ -45,11 +50,11 @@ from perennial.training.challenger_evaluation import (
     Predictor,
     TrainingSource,
     evaluate_challenger,
-    validation_loss,
+    losses_on,
 )
 from perennial.training.checkpoint import Checkpoint, SearchTrial
 from perennial.training.search import FitResult
-from perennial.training.windows import Windows, common_validation
+from perennial.training.windows import Windows, common_validation, refit_windows
 
 if TYPE_CHECKING:
     from perennial.training.dask_cluster import WorkerPool
@@ -88,6 +93,21 @@ class TrainingJob:
 
 
 @dataclass(frozen=True)
+class Refit:
+    """What became of fitting the challenger once more, with the held-out rows.
+
+    Attributes:
+        windows: dates that it was fitted on.
+        reason: what was done, or why the twin is registered instead, in a sentence.
+        model: the model; None if the twin is registered.
+    """
+
+    windows: Windows
+    reason: str
+    model: TrainedModel | None = None
+
+
+@dataclass(frozen=True)
 class Candidate:
     """A model fitted on one window.
 
@@ -105,6 +125,7 @@ class Candidate:
         window_losses: the loss by which windows are compared, by their names.
         algorithm_losses: loss of the trees and of the linear model on the held-out rows, if both were fitted.
         suspected_leaks: features that predict the label almost perfectly alone, each with its score.
+        refit: the same model fitted once more with the held-out rows; None if it was not to be.
     """
 
     window_name: str
@@ -119,6 +140,12 @@ class Candidate:
     window_losses: dict[str, float] = field(default_factory=dict)
     algorithm_losses: dict[str, float] = field(default_factory=dict)
     suspected_leaks: dict[str, str] = field(default_factory=dict)
+    refit: Refit | None = None
+
+    @property
+    def registered_model(self) -> TrainedModel:
+        """The model that is registered: the one fitted once more, or the one that was evaluated."""
+        return self.refit.model if self.refit and self.refit.model else self.model
 
     @cached_property
     def evaluation(self) -> Evaluation:
@@ -139,7 +166,8 @@ class Candidate:
             "prediction is made"
             for name, score in self.suspected_leaks.items()
         ]
-        return [first, *notes, *others]
+        last = [f"ok: {self.refit.reason}"] if self.refit else []
+        return [first, *notes, *others, *last]
 
 
 def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Candidate:
@@ -173,7 +201,10 @@ def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Cand
 
     with _optional_pool(job) as pool:
         best = select_candidate(fit_each(pool))
-    best.window_losses.update(losses)
+        best.window_losses.update(losses)
+        if spec.training.refit and best.evaluation.passed:
+            evaluation = best.evaluation
+            best = replace(best, refit=_refit(job, best, pool), evaluate=lambda: evaluation)
     return best
 
 
@@ -187,6 +218,50 @@ def _window_loss(candidate: Candidate) -> float:
     """The loss on rows for early stopping; on the held-out rows if windows are not compared on those."""
     loss = candidate.validation_loss
     return candidate.evaluation.loss if math.isnan(loss) else loss
+
+
+def _refit(job: TrainingJob, twin: Candidate, pool: WorkerPool | None) -> Refit:
+    """Fit a challenger that passed the gate once more, with the held-out rows.
+
+    Args:
+        job: inputs of all candidates.
+        twin: the challenger.
+        pool: workers that fit it; None if this process does.
+    """
+    spec = job.source.spec
+    windows = refit_windows(spec, twin.window_name, twin.windows)
+    for name in job.checkpoints:  # their rows are not read any more
+        shutil.rmtree(job.folder / name, ignore_errors=True)
+    try:
+        data = _build_data(job, "refit", windows, pool)
+    except DataError as error:
+        return Refit(windows, f"not fitted again with the held-out rows: {error.cause}")
+    if data.classes != twin.model.classes:
+        return Refit(windows, "not fitted again with the held-out rows, which have other classes")
+    if twin.model.design is None:
+        booster = search.fit_again(data, twin.fitted, job.checkpoints[twin.window_name])
+        model = TrainedModel(booster, data.encoding, spec.task, data.classes)
+    else:
+        linear = fit_linear_model(spec, data, PENALTIES)
+        if linear is None:
+            return Refit(windows, f"not fitted again with the held-out rows: {_NO_LINEAR_MODEL}")
+        model = linear
+    old, new = (losses_on(job.source, twin.windows, twin.windows.holdout, m) for m in (twin.model, model))
+    compared = paired_bootstrap(
+        new,
+        old,
+        confidence=spec.gate.confidence,
+        resamples=spec.gate.bootstrap_samples,
+        seed=spec.training.seed,
+    )
+    if compared.high < -spec.gate.margin:
+        # It has learned these rows: then something is wrong with it.
+        return Refit(
+            windows,
+            f"fitted again with the held-out rows, it was worse on them: {spec.metric} {compared.loss:.4f} instead of "
+            f"{compared.other:.4f}; the model that was evaluated is registered",
+        )
+    return Refit(windows, f"fitted again on {windows.trained_range}, with the held-out rows", model)
 
 
 @contextlib.contextmanager
@@ -233,7 +308,8 @@ def _fit(
         loss = float("nan")
         if common:
             validated = _validated_model(spec, data, fitted, model, sample)
-            loss = validation_loss(source, windows, common, validated)
+            losses = losses_on(source, windows, common, validated)
+            loss = float(losses.mean()) if len(losses) else math.inf
         example = _example(spec, data)
         candidate = Candidate(
             window_name, windows, fitted, model, evaluate, example, data.fit_rows, data.rows, loss

@@ -409,7 +409,7 @@ def _predict_holdout(
     classes, predict_champion = challenger.classes, None
     champion_classes: tuple[str, ...] = ()
     if champion:
-        model = registry.load_model(champion)
+        model = registry.load_comparable_model(champion, windows.holdout[0])
         champion_classes = model.classes
         classes += tuple(c for c in champion_classes if c not in classes)
         predict_champion = _champion_predictor(champion, model, source)
@@ -450,16 +450,15 @@ def _champion_predictor(
     return predict
 
 
-def validation_loss(
+def losses_on(
     source: TrainingSource, windows: Windows, dates: tuple[str, ...], model: TrainedModel
-) -> float:
-    """Mean loss of a model on dates of a window that it was not fitted on; infinite if they have no labelled row."""
+) -> np.ndarray:
+    """The loss of a model on each labelled row of some dates, or on each list that has one; shape (rows,)."""
     rows = _predict_holdout(source, replace(windows, holdout=dates), model, {}, None)
     if not rows.y:
-        return float("inf")
+        return np.zeros(0)
     y, predicted = np.concatenate(rows.y), np.concatenate(rows.challenger)
-    losses = _losses(source.spec, y, predicted, np.concatenate(rows.lists) if rows.lists else None)
-    return float(losses.mean()) if len(losses) else float("inf")
+    return _losses(source.spec, y, predicted, np.concatenate(rows.lists) if rows.lists else None)
 
 
 def _check_holdout(spec: ModelSpec, windows: Windows, rows: _HoldoutRows) -> None:

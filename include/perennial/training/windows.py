@@ -205,3 +205,21 @@ def candidate_windows(
         # The others are longer than the time since the change, or say less about it.
         candidates = {n: w for n, w in candidates.items() if n not in ("medium", "short")} or candidates
     return candidates or {"sliding": split_partitions(spec, as_of, available, since=since, rows=rows)}
+
+
+def refit_windows(spec: ModelSpec, window_name: str, windows: Windows) -> Windows:
+    """The dates on which a model that was evaluated is fitted once more: a window that ends with the held-out dates.
+
+    Windows of a given length keep it, and the others their first date. The last date is called one for early stopping,
+    but nothing is chosen on it.
+
+    Args:
+        spec: the model.
+        window_name: name of the window.
+        windows: the dates on which the model was fitted and evaluated.
+    """
+    before = windows.fit + windows.valid
+    dates = before + windows.holdout
+    if window_name in ("short", "medium") or (window_name == "sliding" and spec.training.window):
+        dates = dates[-len(before) :]
+    return Windows(dates[:-1], dates[-1:], ())

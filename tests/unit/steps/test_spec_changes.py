@@ -89,6 +89,7 @@ OTHER: dict[str, Any] = {
     "training.params": {"max_depth": 2}, "training.search.trials": 3, "training.search.budget": 1.0,
     "training.search.minutes": 1.0,
     "training.search.space": {"max_depth": {"choices": [2]}}, "training.seed": 1,
+    "training.refit": True,
     "gate.metric": "brier", "gate.margin": 0.1, "gate.confidence": 0.9, "gate.bootstrap_samples": 100,
     "gate.bootstrap_unit": "partitions", "gate.external_change": "follow", "gate.beat_baseline": False,
     "gate.bounds": {"brier": {"max": 0.5}}, "gate.slices.max_worsening": 0.1, "gate.slices.min_rows": 200,

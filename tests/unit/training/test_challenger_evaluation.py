@@ -157,7 +157,7 @@ def test_a_class_that_a_model_does_not_know_counts_as_wrong_for_that_model(
         name: of_classes(spec, fewer if unseen_by in (name, "both") else every, table)
         for name in ("challenger", "champion")
     }
-    monkeypatch.setattr(registry, "load_model", lambda version: models["champion"])
+    monkeypatch.setattr(registry, "load_comparable_model", lambda *_: models["champion"])
     monkeypatch.setattr(registry, "load_spec", lambda version: spec)
     source = TrainingSource(spec, FeatureQuery(spec), None, None)
     champion: Any = object()

@@ -13,7 +13,7 @@ from perennial.training.runs.training_inputs import TrainingRequest
 
 def version_tags(source: TrainingSource, candidate: Candidate, request: TrainingRequest) -> dict[str, str]:
     """The tags of the registered version, without its digest."""
-    return {
+    tags = {
         "as_of": request.as_of,
         "task": source.spec.task,
         "spec_digest": source.spec.digest,
@@ -25,6 +25,9 @@ def version_tags(source: TrainingSource, candidate: Candidate, request: Training
         "holdout_range": str(candidate.windows.holdout_range),
         "reason": request.reason,
     }
+    if candidate.refit and candidate.refit.model:
+        tags["refit_range"] = str(candidate.refit.windows.trained_range)
+    return tags
 
 
 def version_description(spec: ModelSpec, request: TrainingRequest, candidate: Candidate) -> str:
@@ -57,6 +60,7 @@ def report_facts(source: TrainingSource, candidate: Candidate, request: Training
         + (f" (the search ended by training.search.{fitted.search_end})" if fitted.search_end else ""),
         "Parameters of the search": ", ".join(f"{name} {value}" for name, value in searched.items()),
         "Window": f"{candidate.window_name}: {tags['trained_range']}, held out {tags['holdout_range']}",
+        "Fitted again on": tags.get("refit_range", "no other rows"),
         "Rows": f"{candidate.rows:,} to fit and for early stopping, {candidate.evaluation.rows:,} held out",
         "Table versions": tags["dataset_version"],
         "Device": tags["device"],
