@@ -26,7 +26,7 @@ from perennial.monitoring.partition_sample import PartitionSample
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import RetrainingSpec
-from perennial.training.windows import SHORT_VALID
+from perennial.training.windows import SHORT_VALID, regular_holdout
 
 POLICIES = ("never", "nightly", "monthly", "perennial")
 #: Partitions that a model is trained on, unless a change was detected, and partitions that it is evaluated on.
@@ -254,7 +254,7 @@ class _PerennialPolicy:
         if "regular" in policy.triggers and night - self.last_training >= policy.regular.partitions(cadence):
             self.last_training = night
             yield "regular"
-            if self._retrain(self.waiting_change, night - 1):
+            if self._retrain(self.waiting_change, night - 1, regular_holdout(self.scenario.spec)):
                 yield "promoted"
 
     def _respond_to_signals(self, night: int) -> Iterator[str]:
@@ -300,15 +300,16 @@ class _PerennialPolicy:
         assert expected is not None
         return float(latest.partition_means(latest.losses(spec.task, spec.metric) - expected)[-1])
 
-    def _retrain(self, change: int | None, last: int) -> bool:
+    def _retrain(self, change: int | None, last: int, held_out: int = HOLDOUT) -> bool:
         """Train on each window of the policy, and let the gate evaluate the best; returns whether it is promoted.
 
         Args:
             change: the partition since which signals see a change; None if they see none.
             last: the latest partition with labels.
+            held_out: number of partitions to evaluate on without a change.
         """
         scenario, spec = self.scenario, self.scenario.spec
-        holdout = HOLDOUT if change is None else max(1, min(HOLDOUT, (last - change + 1) // 3))
+        holdout = held_out if change is None else max(1, min(HOLDOUT, (last - change + 1) // 3))
         end = last - holdout
         x, y = scenario.rows(end + 1, last)
 

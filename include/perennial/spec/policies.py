@@ -329,8 +329,8 @@ class RetrainingSpec(StrictModel):
     )
     regular: ShortDuration = Field(
         REGULAR,
-        description="Trigger regular: time after a training until the next one, whatever the signals. The default of "
-        "weeks is 4 weeks, of months 3 months.",
+        description="Trigger regular: time after a training until the next one, whatever the signals. It holds out "
+        "half of training.holdout, but 5 partitions at least. The default of weeks is 4 weeks, of months 3 months.",
     )
     budget: int = Field(
         _BUDGET,

@@ -45,7 +45,7 @@ from perennial.training.runs.version_facts import (
 )
 from perennial.training.tracking import RegisteredVersion
 from perennial.training.training_report import TrainingReport
-from perennial.training.windows import candidate_windows
+from perennial.training.windows import candidate_windows, regular_holdout
 
 #: Errors of the system that concern the working folder: no room, no access.
 _FOLDER_ERRORS = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EACCES, errno.EPERM, errno.EROFS)
@@ -129,12 +129,13 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
             partition=as_of,
         )
     model_tables.check(spec, ("published", "labels"))
-    since = _change_date(spec, as_of)
+    since, is_regular = _requested_for(spec, as_of)
     rows = delta_tables.rows_by_partition(published, version)
     if labels:  # labels may wait for their rows, as rows wait for their labels
         labelled = delta_tables.rows_by_partition(labels, labels_version)
         rows = {day: min(count, labelled[day]) for day, count in rows.items() if day in labelled}
-    windows = candidate_windows(spec, as_of, list(rows), since, rows)
+    held_out = regular_holdout(spec) if is_regular and not since else None
+    windows = candidate_windows(spec, as_of, list(rows), since, rows, held_out)
     champion, lost_champion = _loadable_champion(spec, as_of, force)
     if champion is None:  # a first model learns from all that it may
         windows = {n: w for n, w in windows.items() if n not in ("medium", "short")} or windows
@@ -153,6 +154,8 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
     }
     if list(windows) != ["sliding"]:
         inputs["windows"] = list(windows)
+    if held_out:
+        inputs["held_out"] = held_out
     if tables:
         inputs["tables"] = point_in_time.range_digests(spec, tables, first, last)
     return PinnedData(
@@ -196,10 +199,15 @@ def _loadable_champion(spec: ModelSpec, as_of: str, force: bool) -> tuple[ModelV
     return champion.version, ""
 
 
-def _change_date(spec: ModelSpec, as_of: str) -> str:
-    """The date of the change that the retraining responds to; empty if there is none."""
+def _requested_for(spec: ModelSpec, as_of: str) -> tuple[str, bool]:
+    """Why the training was requested.
+
+    Returns:
+        The date of the change that it responds to, empty if there is none; and whether it is a regular one.
+    """
     decisions = [r for r in ledger.records(spec.name, LedgerKind.RETRAINING) if r["partition"] == as_of]
-    return str(decisions[-1]["evidence"].get("since") or "") if decisions else ""
+    evidence = decisions[-1]["evidence"] if decisions else {}
+    return str(evidence.get("since") or ""), evidence.get("triggers") == ["regular"]
 
 
 def _is_valid(spec: ModelSpec, completed: Manifest, pinned: PinnedData) -> bool:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from itertools import pairwise
 from statistics import median
 
 from perennial.core.errors import DataError
 from perennial.core.partitions import Cadence, PartitionRange
-from perennial.spec.constraints import MIN_BOOTSTRAP_PARTITIONS
+from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, MIN_BOOTSTRAP_PARTITIONS
 from perennial.spec.model_spec import ModelSpec
 
 #: Rows for early stopping that are enough, however many there are to fit on.
@@ -53,10 +54,9 @@ def split_partitions(
     window_name: str = "sliding",
     since: str = "",
     rows: Mapping[str, int] | None = None,
+    held_out: int | None = None,
 ) -> Windows:
-    """Split labelled partitions: train on the earlier ones, evaluate on the later ones.
-
-    Partitions that exist are counted, not days of the calendar: those of a feed may be weeks apart.
+    """Split labelled partitions that exist, which may be weeks apart: train on earlier ones, evaluate on later ones.
 
     Args:
         spec: the model.
@@ -65,8 +65,9 @@ def split_partitions(
         window_name: ``sliding`` (the latest ``training.window``), ``expanding`` (all dates), ``short`` and ``medium``
             (as many dates of ``sliding`` as are held out, or `MEDIUM` times as many), or ``since_change``.
         since: date of a known change; empty if there is none. Then only a third of the dates since the change are held
-            out, at most ``training.holdout``: on dates before the change, an old model would be better.
-        rows: number of rows of each partition, so that enough of them are for early stopping.
+            out, at most ``held_out``: on dates before the change, an old model would be better.
+        rows: rows of each partition, so that enough of them are for early stopping.
+        held_out: number of partitions to hold out; ``training.holdout`` when not given.
 
     Raises:
         DataError: too few partitions.
@@ -75,8 +76,8 @@ def split_partitions(
     last = cadence.shift(as_of, -spec.label_delay)
     days = [d for d in available if d <= last]
     changed = [d for d in days if since and d >= since]
+    held_out = held_out or spec.training.holdout.partitions(cadence)
     # If the latest labels are older than this, the labels have stopped to arrive.
-    held_out = spec.training.holdout.partitions(cadence)
     recent_from = cadence.shift(last, 1 - held_out * _typical_gap(cadence, days))
     holdout = [d for d in days[-held_out:] if days[-1] >= recent_from]
     if changed and holdout:
@@ -89,7 +90,8 @@ def split_partitions(
     elif window_name != "expanding" and spec.training.window:
         earlier = earlier[-spec.training.window.partitions(cadence) :]
     if window_name in ("short", "medium"):
-        earlier = earlier[-max(2, held_out * (MEDIUM if window_name == "medium" else 1)) :]
+        length = spec.training.holdout.partitions(cadence) * (MEDIUM if window_name == "medium" else 1)
+        earlier = earlier[-max(2, length) :]
     if not holdout or len(earlier) < 2:
         raise DataError(
             f"{len(days)} labelled partitions up to {last}: {len(earlier)} to train on and {len(holdout)} "
@@ -171,6 +173,7 @@ def candidate_windows(
     available: list[str],
     since: str,
     rows: Mapping[str, int] | None = None,
+    held_out: int | None = None,
 ) -> dict[str, Windows]:
     """The windows that a training chooses among; all hold out the same partitions.
 
@@ -180,6 +183,7 @@ def candidate_windows(
         available: dates of the labelled partitions, in order.
         since: date of a known change; empty if there is none.
         rows: number of rows of each partition.
+        held_out: number of partitions to hold out; ``training.holdout`` when not given.
 
     Returns:
         Windows by name, without duplicates.
@@ -188,13 +192,12 @@ def candidate_windows(
         DataError: too few partitions.
     """
     candidates: dict[str, Windows] = {}
+    split = partial(split_partitions, spec, as_of, available, since=since, rows=rows, held_out=held_out)
     for window_name in spec.retraining.windows:
         if window_name == "since_change" and not since:
             continue
         try:
-            windows = split_partitions(
-                spec, as_of, available, window_name=window_name, since=since, rows=rows
-            )
+            windows = split(window_name=window_name)
         except DataError:
             if window_name != "since_change":  # the change may be too recent to train on the data since
                 raise
@@ -204,7 +207,16 @@ def candidate_windows(
     if "since_change" in candidates:
         # The others are longer than the time since the change, or say less about it.
         candidates = {n: w for n, w in candidates.items() if n not in ("medium", "short")} or candidates
-    return candidates or {"sliding": split_partitions(spec, as_of, available, since=since, rows=rows)}
+    return candidates or {"sliding": split()}
+
+
+def regular_holdout(spec: ModelSpec) -> int:
+    """Number of partitions that a regular training holds out: half as many as others, but enough for a baseline.
+
+    Most of a longer hold-out would be like the rows that the champion knows, and could not be learned from.
+    """
+    length = spec.training.holdout.partitions(spec.cadence)
+    return max(length // 2, min(length, MIN_BASELINE_PARTITIONS))
 
 
 def refit_windows(spec: ModelSpec, window_name: str, windows: Windows) -> Windows:

@@ -11,8 +11,17 @@ import pytest
 from perennial.core import dates
 from perennial.core.errors import DataError
 from perennial.core.partitions import PartitionRange
+from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
-from perennial.training.windows import candidate_windows, common_validation, split_partitions
+from perennial.steps.train import train
+from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
+from perennial.training.windows import (
+    candidate_windows,
+    common_validation,
+    regular_holdout,
+    split_partitions,
+)
 from support import toys
 
 Make = Callable[..., ModelSpec]
@@ -147,3 +156,33 @@ def test_enough_rows_are_for_early_stopping_and_most_are_fitted_on(
     split = split_partitions(make(), dates.add_days(days[-1], 1), days, rows=by_day)
     assert len(split.valid) == valid and len(split.fit) + len(split.valid) == len(rows)
     assert split == split_partitions(make(), dates.add_days(days[-1], 1), days, rows=by_day)
+
+
+@pytest.mark.parametrize(
+    ("holdout", "regular"), [("14 days", 7), ("8 days", 5), ("5 days", 5), ("3 days", 3), ("30 days", 15)]
+)
+def test_a_regular_training_holds_out_fewer_partitions_and_its_windows_keep_their_length(
+    make: Make, holdout: str, regular: int
+) -> None:
+    spec, days = (
+        make(training={"holdout": holdout}, retraining={"windows": ["sliding", "short"]}),
+        dated(100, 1),
+    )
+    assert regular_holdout(spec) == regular
+    windows = candidate_windows(spec, dates.add_days(days[-1], 1), days, "", held_out=regular)
+    assert all(list(w.holdout) == days[-regular:] for w in windows.values())
+    length = spec.training.holdout.partitions(spec.cadence)
+    assert [*windows["short"].fit, *windows["short"].valid] == days[-regular - length : -regular]
+
+
+def test_a_regular_training_holds_out_half_as_many_partitions(make_model: Make) -> None:
+    spec = make_model(training={"holdout": "12 days", "rounds": 3})
+    toys.publish(spec)
+    ledger.append(
+        spec.name, kind=LedgerKind.RETRAINING, decision=Decision.REQUESTED, reason="regular", actor="test",
+        partition=toys.LAST, evidence={"triggers": ["regular"], "since": ""},
+    )  # fmt: skip
+    version = registry.get_version(spec.name, train(spec, as_of=toys.LAST)["version"])
+    assert version.holdout_range == PartitionRange.between(
+        dates.add_days(toys.LAST, -6), dates.add_days(toys.LAST, -1)
+    )
