@@ -149,9 +149,10 @@ def _train(model: str, result: TrainResult) -> Summary:
     worse = [f"Worse than the champion for {sentence}." for sentence in result.get("worse_slices", [])]
     verdict = f"Gate: version {version} {'passed' if gate['passed'] else 'was rejected'}."
     reasons = [f"  {reason}" for reason in gate["reasons"]]
+    refit = f"{sentence}." if (sentence := result.get("refit")) else ""
     requested = f"Requested because: {result['reason']}." if result["reason"] else ""
     return Summary(
-        (first, requested, amount, f"On the held-out rows: {metrics}.", *worse, verdict, *reasons),
+        (first, requested, amount, f"On the held-out rows: {metrics}.", *worse, verdict, *reasons, refit),
         result.get("report", ""),
         result["run_id"],
     )

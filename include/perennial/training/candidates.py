@@ -98,12 +98,12 @@ class Refit:
 
     Attributes:
         windows: dates that it was fitted on.
-        reason: what was done, or why the twin is registered instead, in a sentence.
+        sentence: what was done, or why the twin is registered instead.
         model: the model; None if the twin is registered.
     """
 
     windows: Windows
-    reason: str
+    sentence: str
     model: TrainedModel | None = None
 
 
@@ -166,8 +166,7 @@ class Candidate:
             "prediction is made"
             for name, score in self.suspected_leaks.items()
         ]
-        last = [f"ok: {self.refit.reason}"] if self.refit else []
-        return [first, *notes, *others, *last]
+        return [first, *notes, *others]
 
 
 def fit_best_candidate(job: TrainingJob, windows: Mapping[str, Windows]) -> Candidate:
@@ -235,16 +234,16 @@ def _refit(job: TrainingJob, twin: Candidate, pool: WorkerPool | None) -> Refit:
     try:
         data = _build_data(job, "refit", windows, pool)
     except DataError as error:
-        return Refit(windows, f"not fitted again with the held-out rows: {error.cause}")
+        return Refit(windows, f"Not fitted again with the held-out rows: {error.cause}")
     if data.classes != twin.model.classes:
-        return Refit(windows, "not fitted again with the held-out rows, which have other classes")
+        return Refit(windows, "Not fitted again with the held-out rows, which have other classes")
     if twin.model.design is None:
         booster = search.fit_again(data, twin.fitted, job.checkpoints[twin.window_name])
         model = TrainedModel(booster, data.encoding, spec.task, data.classes)
     else:
         linear = fit_linear_model(spec, data, PENALTIES)
         if linear is None:
-            return Refit(windows, f"not fitted again with the held-out rows: {_NO_LINEAR_MODEL}")
+            return Refit(windows, f"Not fitted again with the held-out rows: {_NO_LINEAR_MODEL}")
         model = linear
     old, new = (losses_on(job.source, twin.windows, twin.windows.holdout, m) for m in (twin.model, model))
     compared = paired_bootstrap(
@@ -258,10 +257,10 @@ def _refit(job: TrainingJob, twin: Candidate, pool: WorkerPool | None) -> Refit:
         # It has learned these rows: then something is wrong with it.
         return Refit(
             windows,
-            f"fitted again with the held-out rows, it was worse on them: {spec.metric} {compared.loss:.4f} instead of "
+            f"Fitted again with the held-out rows, it was worse on them: {spec.metric} {compared.loss:.4f} instead of "
             f"{compared.other:.4f}; the model that was evaluated is registered",
         )
-    return Refit(windows, f"fitted again on {windows.trained_range}, with the held-out rows", model)
+    return Refit(windows, f"Fitted again on {windows.trained_range}, with the held-out rows", model)
 
 
 @contextlib.contextmanager

@@ -74,7 +74,7 @@ def test_the_registered_model_knows_the_held_out_rows_and_its_twin_does_not(
     spec = refit_spec(make_model, task, candidates=kinds)
     result = train(spec, as_of=toys.LAST)
     assert result["gate"]["passed"], result["gate"]["reasons"]
-    assert f"ok: fitted again on {LEARNED[0]}..{LEARNED[-1]}" in result["gate"]["reasons"][-1]
+    assert f"Fitted again on {LEARNED[0]}..{LEARNED[-1]}" in result["refit"]
     version, model, twin = registered(spec, result)
     assert "new" in model.encoding.categories["k"] and "new" not in twin.encoding.categories["k"]
     assert version.refit_range == PartitionRange.between(LEARNED[0], LEARNED[-1])
@@ -129,7 +129,7 @@ def test_a_refit_that_is_worse_on_rows_that_it_learned_is_not_registered(
 
     monkeypatch.setattr(candidates.search, "fit_again", with_one_tree)
     result = train(spec, as_of=toys.LAST)
-    assert "fitted again with the held-out rows, it was worse on them" in result["gate"]["reasons"][-1]
+    assert "Fitted again with the held-out rows, it was worse on them" in result["refit"]
     version, model, _ = registered(spec, result)
     assert version.refit_range is None and model.booster.num_boosted_rounds() == result["rounds"] > 1
 
@@ -149,9 +149,7 @@ def test_held_out_rows_with_another_class_are_not_learned(
     monkeypatch.setattr(toys, "labels", labels)
     spec = refit_spec(make_model, "multiclass")
     result = train(spec, as_of=toys.LAST)
-    assert (
-        "not fitted again with the held-out rows, which have other classes" in result["gate"]["reasons"][-1]
-    )
+    assert "Not fitted again with the held-out rows, which have other classes" in result["refit"]
 
 
 def test_a_window_of_a_given_length_keeps_it(make_model: Make) -> None:

@@ -260,7 +260,7 @@ def _lineage(
     facts = {
         "Trained on": tags.get("trained_range", "").replace("..", " to "),
         "Evaluated on": tags.get("holdout_range", "").replace("..", " to "),
-        "Fitted again on": tags.get("refit_range", "").replace("..", " to "),
+        "Refit": str(result.get("refit") or tags.get("refit_range", "")).replace("..", " to "),
         "Window": evidence.get("window", ""),
         "Change that it responds to": result.get("since", ""),
         "Rows": ", ".join(f"{count:,} {_ROWS[name]}" for name, count in rows.items() if name in _ROWS),

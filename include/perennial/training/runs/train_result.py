@@ -87,6 +87,7 @@ class TrainResult(TypedDict):
         report: URI of the report.
         status: ``trained``, or ``unchanged`` if the same inputs were trained before.
         gate: result of the gate.
+        refit: sentence about the fit on the held-out rows as well; nothing if there was none.
         candidates: loss of each candidate on the held-out rows by what they differ in (``window``, ``algorithm``) and
             name; none where there was only one.
         rows: numbers of rows.
@@ -113,6 +114,7 @@ class TrainResult(TypedDict):
     since: str
     report: str
     status: Literal["trained", "unchanged"]
+    refit: NotRequired[str]
     gate: GateResult
     candidates: dict[str, dict[str, float]]
     rows: RowCounts
@@ -164,6 +166,7 @@ def train_result(
         "report": report,
         "status": "trained",
         "gate": _gate_result(pinned, candidate),
+        "refit": candidate.refit.sentence if candidate.refit else "",
         "candidates": {"window": candidate.window_losses, "algorithm": candidate.algorithm_losses},
         "rows": {
             "fit": candidate.fit_rows,

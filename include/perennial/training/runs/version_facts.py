@@ -60,7 +60,7 @@ def report_facts(source: TrainingSource, candidate: Candidate, request: Training
         + (f" (the search ended by training.search.{fitted.search_end})" if fitted.search_end else ""),
         "Parameters of the search": ", ".join(f"{name} {value}" for name, value in searched.items()),
         "Window": f"{candidate.window_name}: {tags['trained_range']}, held out {tags['holdout_range']}",
-        "Fitted again on": tags.get("refit_range", "no other rows"),
+        "Refit": candidate.refit.sentence if candidate.refit else "none",
         "Rows": f"{candidate.rows:,} to fit and for early stopping, {candidate.evaluation.rows:,} held out",
         "Table versions": tags["dataset_version"],
         "Device": tags["device"],
