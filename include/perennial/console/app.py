@@ -32,6 +32,7 @@ from perennial.console.views import features
 from perennial.core import unexpected_errors
 from perennial.core.errors import PerennialError, SpecError
 from perennial.core.partitions import PartitionRange
+from perennial.spec.catalog import TABLE_FILE, find_folders
 from perennial.storage import pages
 
 log = logging.getLogger("perennial")
@@ -215,9 +216,14 @@ def _model(request: Request, model: str, user: User) -> Response:
 
 def _dag(request: Request, dag_id: str, user: User) -> Response:
     """The page of the model that a DAG belongs to."""
-    model = dag_id.partition(".")[0]
+    model, _, name = dag_id.partition(".")
     access.authorise(request, model, user)
     if overview.of_model(model) is None:
+        if model == "features" and name in find_folders(TABLE_FILE):
+            raise HTTPException(
+                404,
+                f"{name} is a feature table, not a model. What there is of it: perennial features show {name}",
+            )
         raise HTTPException(404, f"{dag_id} is not a DAG of one of Perennial's models.")
     return RedirectResponse(f"{rendering.base_path(request)}/models/{model}", 302, rendering.HEADERS)
 

@@ -245,6 +245,11 @@ def test_a_dag_leads_to_its_model(browser: TestClient) -> None:
     assert (answer.status_code, answer.headers["location"]) == (302, "/models/well")
 
 
+def test_a_dag_of_a_feature_table_says_where_to_look(browser: TestClient) -> None:
+    answer = browser.get("/dags/features.flight_history")
+    assert answer.status_code == 404 and "perennial features show flight_history" in answer.text
+
+
 def test_links_stay_below_the_path_where_the_console_is_mounted(world: dict[str, ModelSpec]) -> None:
     from fastapi import FastAPI
 
