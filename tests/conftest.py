@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import hypothesis
 import pytest
 
 if TYPE_CHECKING:
@@ -21,6 +22,11 @@ if TYPE_CHECKING:
 sys.path.append(str(Path(__file__).parent))
 os.environ.setdefault("DO_NOT_TRACK", "true")
 pytest.register_assert_rewrite("support.lock_contract")
+# Each run draws the same examples, so that a failure is seen where it was made; `--hypothesis-profile random` looks for
+# others.
+hypothesis.settings.register_profile("random", derandomize=False)
+hypothesis.settings.register_profile("repeatable", derandomize=True)
+hypothesis.settings.load_profile("repeatable")
 
 from distribution import (  # noqa: E402 - `distribution` and `skips` are importable from here on
     pytest_collection_modifyitems,

@@ -169,6 +169,8 @@ ARGUMENTS: dict[str, st.SearchStrategy[Any]] = {
     "expect_column_values_to_be_of_type": st.fixed_dictionaries({"column": NAMES, "type_": st.sampled_from(["int64", "float", "str", "object", "bool", "datetime64"])}),
     "expect_column_values_to_be_in_type_list": st.fixed_dictionaries({"column": NAMES, "type_list": st.sampled_from([["int64", "float64"], ["str", "bool"], ["object"]])}),
 }  # fmt: skip
+#: Great Expectations ignores the row condition: its metric does not name it among the keys of its domain.
+WITHOUT_CONDITION = {"expect_column_pair_values_to_be_in_set"}
 SQL_ONLY = {QUERY_TYPE, *(name for name in SUPPORTED if "like_pattern" in name)}
 
 
@@ -180,7 +182,7 @@ def suites(draw: st.DrawFn) -> list[dict[str, Any]]:
         kwargs, allowed = draw(ARGUMENTS[name]), SUPPORTED[name].optional
         if "mostly" in allowed and draw(st.booleans()):
             kwargs = kwargs | {"mostly": draw(st.sampled_from([0.3, 0.5, 0.9]))}
-        if "row_condition" in allowed and draw(st.booleans()):
+        if "row_condition" in allowed and name not in WITHOUT_CONDITION and draw(st.booleans()):
             kwargs = kwargs | {"row_condition": draw(CONDITION)}
         suite.append(
             {
