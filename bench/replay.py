@@ -230,9 +230,8 @@ class _PerennialPolicy:
     def _promote(self, model: TrainedModel, first: int, last: int) -> None:
         """Make a model champion that was evaluated on the partitions ``first`` to ``last``."""
         scenario, self.alarmed = self.scenario, False
-        self.model = self.twin = (
-            model  # the twin is compared with challengers, on rows that a refit has learned
-        )
+        # challengers are compared with the evaluated model, on rows that a refit has learned
+        self.model = self.evaluated = model
         content, error_model = baseline.build_baseline(
             scenario.spec, model, _sample(scenario, model, first, last), dict
         )
@@ -326,7 +325,7 @@ class _PerennialPolicy:
         else:
             start = self._best_start(sorted({end - WINDOW + 1, end - HOLDOUT + 1, 0}), end)
             model = fit(spec, *scenario.rows(start, end))
-        losses, champion_losses = holdout_losses(model), holdout_losses(self.twin)
+        losses, champion_losses = holdout_losses(model), holdout_losses(self.evaluated)
         verdict = comparison.paired_bootstrap(
             losses, champion_losses, confidence=confidence, resamples=300, seed=0
         )

@@ -17,6 +17,8 @@ from itertools import pairwise
 from typing import Literal, Self, get_args
 from zoneinfo import ZoneInfo
 
+from croniter import croniter
+
 from perennial.core.errors import PerennialError
 
 Unit = Literal["hour", "day", "week", "month"]
@@ -328,6 +330,18 @@ def nominal_start(key: str) -> datetime:
         PerennialError: the text is not a key.
     """
     return _parse(cadence_of(key).parse(key))
+
+
+def first_tick(cron: str, start: datetime) -> datetime:
+    """The first time at or after a moment that a cron expression has, by the same clock as the moment.
+
+    Args:
+        cron: the cron expression.
+        start: the moment, without fractions of a second.
+    """
+    # croniter's next tick is later than its start
+    tick: datetime = croniter(cron, start - timedelta(seconds=1)).get_next(datetime)
+    return tick
 
 
 def date_of(key: str) -> str:

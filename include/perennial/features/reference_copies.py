@@ -9,8 +9,7 @@ from __future__ import annotations
 import logging
 from bisect import bisect_left
 from collections.abc import Iterable, Mapping
-from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from datetime import UTC, datetime
 from itertools import groupby
 from typing import Any
 from zoneinfo import ZoneInfo
@@ -19,9 +18,8 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
-from croniter import croniter
 
-from perennial.core.partitions import Cadence, nominal_start
+from perennial.core.partitions import first_tick, nominal_start
 from perennial.features import reference_tables
 from perennial.features.reference_tables import Copy
 from perennial.spec.model_spec import ModelSpec, ReferenceTable
@@ -32,14 +30,8 @@ log = logging.getLogger("perennial")
 
 def due_at(spec: ModelSpec, partition: str) -> datetime:
     """When the rows of a partition are due by the schedule, in UTC: what lands later is not used for it."""
-    return _due_at(spec.schedule.data, spec.cadence, partition)
-
-
-@lru_cache(maxsize=100_000)
-def _due_at(cron: str, cadence: Cadence, partition: str) -> datetime:
-    end = nominal_start(cadence.shift(partition, 1))
-    tick: datetime = croniter(cron, end - timedelta(seconds=1)).get_next(datetime)
-    return tick.replace(tzinfo=ZoneInfo(cadence.zone)).astimezone(UTC)
+    tick = first_tick(spec.schedule.data, nominal_start(spec.cadence.shift(partition, 1)))
+    return tick.replace(tzinfo=ZoneInfo(spec.cadence.zone)).astimezone(UTC)
 
 
 def versions_of(

@@ -10,15 +10,13 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from time import monotonic
 from typing import Any, Literal
 
-from croniter import croniter
-
 from perennial.core import unexpected_errors
 from perennial.core.errors import DataError, PerennialError, SpecError, time_heals
-from perennial.core.partitions import nominal_start
+from perennial.core.partitions import first_tick, nominal_start
 from perennial.ingestion.run import LABELS_STEP, STEP, label_inputs, row_inputs
 from perennial.lifecycle import champion
 from perennial.spec.model_spec import ModelSpec
@@ -367,5 +365,4 @@ def _is_due(spec: ModelSpec, day: str) -> bool:
 def has_tick(spec: ModelSpec, cron: str, day: str) -> bool:
     """Whether a schedule has a run for a partition: a tick while the one after it lasts, by the clock of its zone."""
     end, end_of_next = (nominal_start(spec.cadence.shift(day, n)) for n in (1, 2))
-    tick = croniter(cron, end - timedelta(seconds=1)).get_next(datetime)
-    return bool(tick < end_of_next)
+    return first_tick(cron, end) < end_of_next

@@ -110,15 +110,17 @@ def _due_retraining(
     spec: ModelSpec, verdict: Mapping[str, Any], as_of: str, backfill: bool, records: list[LedgerRecord]
 ) -> tuple[dict[RetrainingTrigger, str], str]:
     """The triggers that fired, and what prevents a retraining; a regular one is due while signals have to wait."""
-    triggers, blocked = _fired_triggers(spec, verdict, as_of), ""
-    trial = _active_trial_reason(verdict)
-    if triggers or backfill:
-        blocked = _blocking_reason(spec, as_of, backfill, records) or trial
-    if due := "" if triggers and not blocked else _regular_reason(spec, verdict, as_of, records):
-        regular_blocked = _blocking_reason(spec, as_of, backfill, records, regular=True) or trial
-        if not triggers or not regular_blocked:
-            return {"regular": due}, regular_blocked
-    return triggers, blocked
+    triggers, trial = _fired_triggers(spec, verdict, as_of), _active_trial_reason(verdict)
+    blocked = _blocking_reason(spec, as_of, backfill, records) or trial if triggers or backfill else ""
+    if triggers and not blocked:
+        return triggers, ""
+    due = _regular_reason(spec, verdict, as_of, records)
+    if not due:
+        return triggers, blocked
+    regular_blocked = _blocking_reason(spec, as_of, backfill, records, regular=True) or trial
+    if triggers and regular_blocked:
+        return triggers, blocked
+    return {"regular": due}, regular_blocked
 
 
 def _decision(spec: ModelSpec, *, wanted: bool) -> Decision:

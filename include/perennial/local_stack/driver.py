@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
-from datetime import date, datetime, timedelta
+from datetime import date
 from typing import Any
 
 from perennial.core import dates
@@ -182,12 +182,10 @@ class Driver:
         return decisions[-1] if decisions else None
 
     def _is_monitored(self, night: str) -> bool:
-        """Whether the monitoring schedule fires on the day after this partition, when it is handled."""
-        from croniter import croniter
+        """Whether the monitoring schedule has a run for this partition."""
+        from perennial.lifecycle.backlog import has_tick
 
-        day = datetime.fromisoformat(night) + timedelta(days=1)
-        fires: datetime = croniter(self.spec.schedule.monitor, day - timedelta(minutes=1)).get_next(datetime)
-        return fires.date() == day.date()
+        return has_tick(self.spec, self.spec.schedule.monitor, night)
 
     def _has_finished(self, night: str) -> bool:
         """Whether the champion of a requested retraining has served for enough nights."""

@@ -370,8 +370,8 @@ def load_model(
 def load_comparable_model(version: ModelVersion, first: str) -> TrainedModel:
     """Load the model that stands for a version in a comparison on past rows.
 
-    A model that was fitted once more with the rows that it had been evaluated on would look too good on them. There its
-    twin, which was evaluated, stands for it.
+    A model that was fitted once more with the rows that it had been evaluated on would look too good on them. There the
+    model that was evaluated stands for it.
 
     Args:
         version: the version.
@@ -382,10 +382,10 @@ def load_comparable_model(version: ModelVersion, first: str) -> TrainedModel:
     """
     from perennial.modeling import trained_model
 
-    refit, digest = version.refit_range, recorded(version).digests.get(training_records.TWIN_FILE)
+    refit, digest = version.refit_range, recorded(version).digests.get(training_records.EVALUATED_MODEL_FILE)
     if refit is None or digest is None or refit.end < first:
         return load_model(version)
-    path = download_artifact(version, training_records.TWIN_FILE)
+    path = download_artifact(version, training_records.EVALUATED_MODEL_FILE)
     return trained_model.load_model_file(path, digest, threads=settings().threads, name=version.name)
 
 

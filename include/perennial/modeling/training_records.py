@@ -17,7 +17,7 @@ from perennial.storage.ledger import LedgerKind, LedgerRecord
 #: Name of the model file among the recorded digests.
 MODEL_FILE = "model.ubj"
 #: Name of the file of the model that was evaluated, where the registered one was fitted once more afterwards.
-TWIN_FILE = "twin.ubj"
+EVALUATED_MODEL_FILE = "evaluated_model.ubj"
 
 
 @dataclass(frozen=True)

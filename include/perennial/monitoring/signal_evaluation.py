@@ -81,7 +81,8 @@ def evaluate_signals(
         "freshness": freshness_signal(_with_empty(spec, rows), as_of, cadence),
     }
     try:
-        # The retraining gain also needs partitions before the window, but none that the champion was fitted to.
+        # The retraining gain also fits its corrections to earlier partitions: the held-out ones, which only a
+        # champion's refit has learned.
         sample = sample_partitions(
             spec,
             model,
@@ -226,8 +227,9 @@ def _row_counts(spec: ModelSpec, start: str, end: str) -> dict[str, int]:
 
 def new_row_share(spec: ModelSpec, champion: registry.ModelVersion, as_of: str) -> float:
     """Rows published after the champion's held-out partitions, as a share of those that it was fitted to."""
-    rows = _row_counts(spec, champion.trained_range.start, as_of)
-    fitted = sum(n for day, n in rows.items() if day <= champion.trained_range.end)
+    learned = champion.refit_range or champion.trained_range
+    rows = _row_counts(spec, learned.start, as_of)
+    fitted = sum(n for day, n in rows.items() if day <= learned.end)
     new = sum(n for day, n in rows.items() if day > champion.holdout_range.end)
     return round(new / max(fitted, 1), 6)
 

@@ -5,16 +5,15 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable
 from dataclasses import dataclass
-from datetime import date, datetime, timedelta
+from datetime import date, timedelta
 from typing import Annotated, Literal
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from croniter import croniter
 from pydantic import AfterValidator
 
 from perennial.core import file_formats
 from perennial.core.durations import Duration
-from perennial.core.partitions import Cadence, nominal_start
+from perennial.core.partitions import Cadence, first_tick, nominal_start
 from perennial.core.sql import INTERNAL_PREFIX, fold_identifier, same_identifier
 
 __all__ = [
@@ -309,19 +308,14 @@ def check_schedule(key: str, cron: str, cadence: Cadence, *, each: bool) -> None
         ValueError: it does not fit.
     """
     first = cadence.key_of(_SCHEDULE_EPOCH)
-    # by the clock of its zone, as the partitions are; croniter's next tick is later than its start
-    ticks = croniter(cron, nominal_start(first) - timedelta(seconds=1))
-    tick = ticks.get_next(datetime)
     for n in range(_TRIED_PARTITIONS[cadence.unit]):
-        partition, count = cadence.shift(first, n), 0
-        while tick < nominal_start(cadence.shift(partition, 1)):
-            count, tick = count + 1, ticks.get_next(datetime)
-            if count > 1:
-                break
-        if count > 1 or (each and not count):
+        start, end = (nominal_start(cadence.shift(first, m)) for m in (n, n + 1))
+        tick = first_tick(cron, start)
+        several = tick < end and first_tick(cron, tick + timedelta(seconds=1)) < end
+        if several or (each and tick >= end):
             weekday = nominal_start(first).isoweekday() % 7
             example = _SCHEDULE_EXAMPLES[cadence.unit].format(weekday=weekday)
-            often = "several runs" if count > 1 else "no run"
+            often = "several runs" if several else "no run"
             raise ValueError(
                 f"{key} is {cron!r}: it has {often} in some {cadence.unit}s, and a partition is one {cadence.unit} "
                 f"(data.every); write for example {example!r}"

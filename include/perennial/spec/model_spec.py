@@ -27,7 +27,7 @@ from perennial.spec.constraints import (
     check_schedule,
 )
 from perennial.spec.feature_table import FeatureTable
-from perennial.spec.policies import REGULAR, GateSpec, MonitoringSpec, RetrainingSpec
+from perennial.spec.policies import GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
     DataSpec,
@@ -227,18 +227,7 @@ class ModelSpec(FolderSpec):
         Owner, description, tags, schedule, compute profiles, retries, timeouts, waiting for a partition, and alerts do
         not influence results.
         """
-        exclude = _NOT_IN_DIGEST
-        if self.data.every == "day":  # as before there were others
-            exclude = exclude | {"data": exclude["data"] | {"every": True, "week_starts": True}}
-        if self.gate.slices is None:  # likewise
-            exclude = exclude | {"gate": exclude["gate"] | {"slices"}}
-        of_cadence = _LONG_PARTITIONS.get(self.data.every, {}).get("retraining", {})
-        if self.retraining.regular == of_cadence.get("regular", REGULAR):  # likewise
-            exclude = exclude | {"retraining": {"regular"}}
-        if self.training.refit:  # likewise
-            exclude = exclude | {"training": exclude.get("training", set()) | {"refit"}}
-        digested = self.model_copy(update={"retraining": self.retraining.in_digest})
-        parts = [digested.model_dump_json(exclude=exclude), self._sql, self._suite]
+        parts = [self.model_dump_json(exclude=_NOT_IN_DIGEST), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
         parts += [text for t in self._tables for text in (t.digest, str(t.known_after), str(t.age_limit))]
         return hashlib.sha256("\0".join(parts).encode()).hexdigest()

@@ -20,7 +20,6 @@ from perennial.spec.constraints import (
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = [
-    "REGULAR",
     "Freeze",
     "GateSpec",
     "MetricBound",
@@ -38,15 +37,8 @@ RetrainingTrigger = Literal["gain", "performance", "drift", "regular", "age", "r
 
 #: The windows that a training can try; `RetrainingSpec.windows` describes each.
 TrainingWindowName = Literal["sliding", "expanding", "medium", "short", "since_change"]
-#: `RetrainingSpec.windows` by default, and as it was before ``medium`` and ``short``.
-_WINDOWS: tuple[TrainingWindowName, ...] = ("sliding", "medium", "short", "since_change")
-_FORMER_WINDOWS: tuple[TrainingWindowName, ...] = ("sliding", "since_change")
 #: `RetrainingSpec.triggers` by default; with ``mode: approval`` those without ``regular``.
 _TRIGGERS: tuple[RetrainingTrigger, ...] = ("gain", "performance", "drift", "regular")
-#: `RetrainingSpec.regular` by default.
-REGULAR = Duration(4, "day")
-#: `RetrainingSpec.budget` by default, and as it was before the trigger ``regular``.
-_BUDGET, _FORMER_BUDGET = 120, 12
 
 
 class MetricBound(StrictModel):
@@ -298,7 +290,7 @@ class RetrainingSpec(StrictModel):
         description="Relative reduction of the loss below which retraining is not worthwhile.",
     )
     windows: list[TrainingWindowName] = Field(
-        [*_WINDOWS],
+        ["sliding", "medium", "short", "since_change"],
         min_length=1,
         description="Training windows to try. sliding: the latest training.window. expanding: all data. short: as many "
         "of the latest partitions as are held out, once there is a champion. medium: three times as many, likewise. "
@@ -328,12 +320,12 @@ class RetrainingSpec(StrictModel):
         "starts no cooldown.",
     )
     regular: ShortDuration = Field(
-        REGULAR,
+        Duration(4, "day"),
         description="Trigger regular: time after a training until the next one, whatever the signals. It holds out "
         "half of training.holdout, but 5 partitions at least. The default of weeks is 4 weeks, of months 3 months.",
     )
     budget: int = Field(
-        _BUDGET,
+        120,
         ge=0,
         le=1000,
         description="Maximum number of retrainings within budget_period; the trigger regular leaves a quarter of it.",
@@ -367,16 +359,3 @@ class RetrainingSpec(StrictModel):
         if isinstance(value, dict) and value.get("mode") == "approval" and "triggers" not in value:
             return value | {"triggers": [t for t in _TRIGGERS if t != "regular"]}
         return value
-
-    @property
-    def in_digest(self) -> Self:
-        """The section as it counts in a spec's digest: without that trigger, changed defaults with their former values.
-
-        So a spec that names none of them does not count as changed.
-        """
-        former: dict[str, Any] = {"triggers": [t for t in self.triggers if t != "regular"]}
-        if self.budget == _BUDGET:
-            former["budget"] = _FORMER_BUDGET
-        if self.windows == [*_WINDOWS]:
-            former["windows"] = [*_FORMER_WINDOWS]
-        return self.model_copy(update=former)

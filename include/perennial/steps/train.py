@@ -321,12 +321,11 @@ def _evaluate_and_register(
         }
 
         def artifacts() -> ModelArtifacts:
-            artifacts = building.result().with_document("evaluation.json", document)
-            artifacts = replace(artifacts, files=[*artifacts.files, *_twin_file(candidate, job.folder)])
-            estimates = evaluation.performance
-            return (
-                artifacts.with_document(performance.ARTIFACT, estimates.as_dict()) if estimates else artifacts
-            )
+            documents = building.result().documents | {"evaluation.json": document}
+            if evaluation.performance:
+                documents[performance.ARTIFACT] = evaluation.performance.as_dict()
+            files = [*building.result().files, *_evaluated_model_file(candidate, job.folder)]
+            return ModelArtifacts(documents, files)
 
         registration = tracking.Registration(
             candidate.registered_model,
@@ -348,12 +347,12 @@ def _evaluate_and_register(
     return registered, report.write(registered.version.version, run_page)
 
 
-def _twin_file(candidate: Candidate, folder: Path) -> list[Path]:
+def _evaluated_model_file(candidate: Candidate, folder: Path) -> list[Path]:
     """The file of the model that was evaluated, if another one is registered."""
     if candidate.registered_model is candidate.model:
         return []
-    candidate.model.save(folder / training_records.TWIN_FILE)
-    return [folder / training_records.TWIN_FILE]
+    candidate.model.save(folder / training_records.EVALUATED_MODEL_FILE)
+    return [folder / training_records.EVALUATED_MODEL_FILE]
 
 
 def _record_failure(spec: ModelSpec, request: TrainingRequest, error: BaseException) -> None:

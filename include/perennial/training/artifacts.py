@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,6 @@ class ModelArtifacts:
 
     documents: dict[str, Any]
     files: list[Path]
-
-    def with_document(self, name: str, content: Any) -> ModelArtifacts:
-        """Return a copy with another JSON document."""
-        return replace(self, documents=self.documents | {name: content})
 
 
 @dataclass(frozen=True)

@@ -12,8 +12,8 @@ than the linear baseline. So the linear model can be a candidate itself (``train
 decided on the held-out rows, and the gate's intervals are widened for it, too.
 
 A challenger that passed the gate is fitted once more with the held-out rows (``training.refit``): otherwise no champion
-would have learned from the latest partitions. This model is the one that is registered. The evidence stays that of its
-twin, the model that was evaluated, which also stands for it wherever it would be judged on rows that it has learned.
+would have learned from the latest partitions. This model is the one that is registered. The evidence stays that of the
+model that was evaluated, which also stands for it wherever it would be judged on rows that it has learned.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from perennial.core.errors import DataError
-from perennial.modeling.comparison import Comparison, paired_bootstrap, simultaneous_confidence
+from perennial.modeling.comparison import Comparison, simultaneous_confidence
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.single_feature import suspicious_score
 from perennial.modeling.trained_model import TrainedModel
@@ -49,6 +49,7 @@ from perennial.training.challenger_evaluation import (
     Evaluation,
     Predictor,
     TrainingSource,
+    compare_losses,
     evaluate_challenger,
     losses_on,
 )
@@ -98,8 +99,8 @@ class Refit:
 
     Attributes:
         windows: dates that it was fitted on.
-        sentence: what was done, or why the twin is registered instead.
-        model: the model; None if the twin is registered.
+        sentence: what was done, or why the evaluated model is registered instead.
+        model: the model; None if the evaluated one is registered.
     """
 
     windows: Windows
@@ -219,40 +220,35 @@ def _window_loss(candidate: Candidate) -> float:
     return candidate.evaluation.loss if math.isnan(loss) else loss
 
 
-def _refit(job: TrainingJob, twin: Candidate, pool: WorkerPool | None) -> Refit:
+def _refit(job: TrainingJob, challenger: Candidate, pool: WorkerPool | None) -> Refit:
     """Fit a challenger that passed the gate once more, with the held-out rows.
 
     Args:
         job: inputs of all candidates.
-        twin: the challenger.
+        challenger: the challenger.
         pool: workers that fit it; None if this process does.
     """
     spec = job.source.spec
-    windows = refit_windows(spec, twin.window_name, twin.windows)
+    windows = refit_windows(spec, challenger.window_name, challenger.windows)
     for name in job.checkpoints:  # their rows are not read any more
         shutil.rmtree(job.folder / name, ignore_errors=True)
     try:
         data = _build_data(job, "refit", windows, pool)
     except DataError as error:
         return Refit(windows, f"Not fitted again with the held-out rows: {error.cause}")
-    if data.classes != twin.model.classes:
+    if data.classes != challenger.model.classes:
         return Refit(windows, "Not fitted again with the held-out rows, which have other classes")
-    if twin.model.design is None:
-        booster = search.fit_again(data, twin.fitted, job.checkpoints[twin.window_name])
+    if challenger.model.design is None:
+        booster = search.fit_again(data, challenger.fitted, job.checkpoints[challenger.window_name])
         model = TrainedModel(booster, data.encoding, spec.task, data.classes)
     else:
         linear = fit_linear_model(spec, data, PENALTIES)
         if linear is None:
             return Refit(windows, f"Not fitted again with the held-out rows: {_NO_LINEAR_MODEL}")
         model = linear
-    old, new = (losses_on(job.source, twin.windows, twin.windows.holdout, m) for m in (twin.model, model))
-    compared = paired_bootstrap(
-        new,
-        old,
-        confidence=spec.gate.confidence,
-        resamples=spec.gate.bootstrap_samples,
-        seed=spec.training.seed,
-    )
+    held_out = challenger.windows.holdout
+    old, new = (losses_on(job.source, challenger.windows, held_out, m) for m in (challenger.model, model))
+    compared = compare_losses(spec, new, old)
     if compared.high < -spec.gate.margin:
         # It has learned these rows: then something is wrong with it.
         return Refit(

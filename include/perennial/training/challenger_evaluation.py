@@ -262,7 +262,7 @@ def evaluate_challenger(
 
     def compare(blocks: list[np.ndarray]) -> Comparison:
         other = _losses(spec, y, np.concatenate(blocks), lists)
-        return _compare_losses(spec, challenger_losses, other, rows.days, confidence)
+        return compare_losses(spec, challenger_losses, other, rows.days, confidence)
 
     against_baselines = {name: compare(blocks) for name, blocks in rows.baselines.items()}
     against_champion = compare(rows.champion) if rows.champion else None
@@ -317,16 +317,24 @@ def _losses(spec: ModelSpec, y: np.ndarray, predicted: np.ndarray, lists: np.nda
     return values if lists is None else values[~np.isnan(values)]
 
 
-def _compare_losses(
+def compare_losses(
     spec: ModelSpec,
-    challenger: np.ndarray,
+    losses: np.ndarray,
     other: np.ndarray,
-    days: list[np.ndarray],
-    confidence: float | None,
+    days: list[np.ndarray] | None = None,
+    confidence: float | None = None,
 ) -> Comparison:
-    """Compare the challenger's losses with another model's, by the gate's bootstrap."""
+    """Compare the losses of two models on the same rows, by the gate's bootstrap.
+
+    Args:
+        spec: the model.
+        losses: losses of one model, shape (rows,).
+        other: losses of the other model, shape (rows,).
+        days: blocks of the rows' partitions, which are drawn as a whole; rows are drawn when there are none.
+        confidence: confidence of the interval; ``gate.confidence`` when not given.
+    """
     return comparison.paired_bootstrap(
-        challenger,
+        losses,
         other,
         confidence=confidence or spec.gate.confidence,
         resamples=spec.gate.bootstrap_samples,
@@ -347,11 +355,7 @@ def _draw_charts(
 
 
 def _coverage(source: TrainingSource, windows: Windows, y: np.ndarray, lists: np.ndarray | None) -> Coverage:
-    """How many of the published rows of the held-out dates the evaluation rests on.
-
-    Raises:
-        DataError: none.
-    """
+    """How many of the published rows of the held-out dates the evaluation rests on; none is an error."""
     spec, dates = source.spec, windows.holdout_range
     published = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name), source.version)
     rows = sum(n for day, n in published.items() if day in dates)

@@ -199,7 +199,7 @@ def search_and_fit(
     )
 
 
-def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint | None = None) -> xgboost.Booster:
+def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint) -> xgboost.Booster:
     """Fit on other rows of the same columns and classes, with the parameters and rounds of an earlier fit.
 
     Args:
@@ -209,7 +209,7 @@ def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint | No
     """
     max_bin = int(fitted.params.get("max_bin", DEFAULT_BINS))
     binning = Binning(max_bin, settings().threads, not data.fits_in_memory())
-    rows, checkpoint = data.dmatrix(0, data.rows, binning), checkpoint or Checkpoint(None)
+    rows = data.dmatrix(0, data.rows, binning)
     name = f"refit of {fitted.best_trial.name}" if fitted.best_trial else "refit"
     return data.boost(name, fitted.params, rows, fitted.rounds, checkpoint)[0]
 

@@ -38,7 +38,7 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
     # the next night is 22 hours away: none comes while the tests run
     due = datetime.now(UTC) - timedelta(hours=2)
     found = [
-        toys.model(root, PLAN.model, limits=no_retries, schedule=PAST),
+        toys.model(root, PLAN.model, limits=no_retries, schedule=PAST, training={"refit": True}),
         toys.model(root, "toy_approval", retraining=aging | {"mode": "approval"}, alerts=channels, **quick),
         toys.model(root, "toy_eager", retraining=aging, **quick),
         toys.model(root, "toy_backfill", **quick),

@@ -13,6 +13,7 @@ from perennial.core.errors import PerennialError
 from perennial.local_stack import components, demo, processes, servers, summary
 from perennial.local_stack.driver import Driver, DriverStopped, RunFailedError
 from perennial.local_stack.sample.plan import Plan
+from perennial.modeling import registry
 from perennial.storage import delta_tables, ledger, manifests
 from perennial.storage.ledger import LedgerKind
 from support import lake
@@ -54,6 +55,8 @@ def test_the_loop_runs_from_history_to_the_last_night(played: Live) -> None:
     keys = set(zip(rows["id"].to_pylist(), rows[delta_tables.PARTITION].to_pylist(), strict=True))
     assert len(keys) == rows.num_rows == len(nights) * 60
     assert ledger.records(PLAN.model, LedgerKind.PROMOTION)[0]["decision"] == "promoted"
+    first = registry.get_version(PLAN.model, "1")
+    assert first.refit_range is not None and first.refit_range.end == first.holdout_range.end
     for stage, found in runs(played).items():
         states = {r["state"] for r in played.airflow.runs(f"{PLAN.model}.{stage}")}
         assert states <= {"success"}, f"{stage}: {found}"

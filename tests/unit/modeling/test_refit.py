@@ -1,4 +1,4 @@
-"""A challenger that passed the gate is fitted once more with the held-out rows; its evidence is that of its twin."""
+"""A challenger that passed the gate is fitted once more with the held-out rows, and keeps its evidence."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from perennial.features.engine import FeatureQuery
 from perennial.modeling import metrics, registry, training_records
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
+from perennial.monitoring import signal_evaluation
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.promote import promote
 from perennial.steps.train import train
@@ -68,45 +69,49 @@ def registered(spec: ModelSpec, result: Any) -> tuple[ModelVersion, TrainedModel
 @pytest.mark.parametrize(
     ("task", "kinds"), [("binary", ["trees"]), ("regression", ["trees", "linear"]), ("multiclass", ["trees"])]
 )
-def test_the_registered_model_knows_the_held_out_rows_and_its_twin_does_not(
+def test_the_registered_model_knows_the_held_out_rows_and_the_evaluated_one_does_not(
     make_model: Make, new_category: None, task: str, kinds: list[str]
 ) -> None:
     spec = refit_spec(make_model, task, candidates=kinds)
     result = train(spec, as_of=toys.LAST)
     assert result["gate"]["passed"], result["gate"]["reasons"]
     assert f"Fitted again on {LEARNED[0]}..{LEARNED[-1]}" in result["refit"]
-    version, model, twin = registered(spec, result)
-    assert "new" in model.encoding.categories["k"] and "new" not in twin.encoding.categories["k"]
+    version, model, evaluated = registered(spec, result)
+    assert "new" in model.encoding.categories["k"] and "new" not in evaluated.encoding.categories["k"]
     assert version.refit_range == PartitionRange.between(LEARNED[0], LEARNED[-1])
     assert version.holdout_range == PartitionRange.between(HELD_OUT[0], HELD_OUT[-1])
-    assert model.algorithm == twin.algorithm == result["algorithm"]
+    assert model.algorithm == evaluated.algorithm == result["algorithm"]
     if task != "multiclass":
-        # the evidence is the twin's: the registered model has learned these rows
-        assert result["metrics"][spec.metric] == pytest.approx(loss_of(spec, twin, HELD_OUT), rel=1e-5)
-        assert loss_of(spec, model, HELD_OUT) < loss_of(spec, twin, HELD_OUT)
+        # the evidence is the evaluated model's: the registered model has learned these rows
+        assert result["metrics"][spec.metric] == pytest.approx(loss_of(spec, evaluated, HELD_OUT), rel=1e-5)
+        assert loss_of(spec, model, HELD_OUT) < loss_of(spec, evaluated, HELD_OUT)
     (record,) = ledger.records(spec.name, LedgerKind.TRAINING)
     digests = record["evidence"]["digests"]
     assert digests[training_records.MODEL_FILE] == result["digest"] == version.digest
-    assert digests[training_records.TWIN_FILE] != result["digest"]
+    assert digests[training_records.EVALUATED_MODEL_FILE] != result["digest"]
     assert train(spec, as_of=toys.LAST, force=True)["digest"] == result["digest"]
 
 
-def test_a_champion_is_judged_by_its_twin_on_rows_that_it_has_learned(make_model: Make) -> None:
+def test_a_champion_is_judged_by_the_evaluated_model_on_rows_that_it_has_learned(make_model: Make) -> None:
     spec = refit_spec(make_model)
     promoted = train(spec, as_of=toys.LAST)
     promote(spec, as_of=toys.LAST, actor="test")
-    version, model, twin = registered(spec, promoted)
+    version, model, evaluated = registered(spec, promoted)
     result = train(spec, as_of=toys.LAST, force=True)
     judged = registry.load_json_artifact(
         registry.get_version(spec.name, result["version"]), "evaluation.json"
     )
     assert judged["champion"] == promoted["version"]
-    assert judged["against_champion"]["other"] == pytest.approx(loss_of(spec, twin, HELD_OUT), rel=1e-5)
+    assert judged["against_champion"]["other"] == pytest.approx(loss_of(spec, evaluated, HELD_OUT), rel=1e-5)
     # on later rows, it stands for itself
     later = dates.add_days(LEARNED[-1], 1)
     assert registry.load_comparable_model(version, later).encoding == model.encoding
     assert registry.load_comparable_model(version, later).booster.save_raw() == model.booster.save_raw()
-    assert twin.booster.save_raw() != model.booster.save_raw()
+    assert evaluated.booster.save_raw() != model.booster.save_raw()
+    # one day was published since, and all others have been learned
+    assert signal_evaluation.new_row_share(spec, version, toys.LAST) == pytest.approx(
+        1 / len(LEARNED), abs=1e-6
+    )
 
 
 def test_a_rejected_challenger_is_not_fitted_again(make_model: Make) -> None:
@@ -114,8 +119,8 @@ def test_a_rejected_challenger_is_not_fitted_again(make_model: Make) -> None:
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)
     assert not result["gate"]["passed"]
-    version, model, twin = registered(spec, result)
-    assert version.refit_range is None and model.booster.save_raw() == twin.booster.save_raw()
+    version, model, evaluated = registered(spec, result)
+    assert version.refit_range is None and model.booster.save_raw() == evaluated.booster.save_raw()
 
 
 def test_a_refit_that_is_worse_on_rows_that_it_learned_is_not_registered(

@@ -22,7 +22,6 @@ from perennial.core.partitions import Cadence, Unit, Weekday
 from perennial.spec import _renamed_keys, catalog
 from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, PARAMETER_BOUNDS, check_schedule
 from perennial.spec.model_spec import ModelSpec
-from perennial.spec.policies import RetrainingSpec
 
 BROKEN = Path(__file__).parent / "broken"
 SQL = "SELECT id, x FROM rows\n"
@@ -319,29 +318,3 @@ def test_default_durations_fit_the_length_of_a_partition(
     changed = ModelSpec.model_validate(values | {"training": {"holdout": "9 partitions"}})
     assert changed.training.holdout.partitions(spec.cadence) == 9
     assert ModelSpec.model_validate_json(spec.model_dump_json()).digest == spec.digest
-
-
-def test_defaults_that_changed_do_not_change_a_digest(folder: Path) -> None:
-    spec = catalog.load_model(folder)
-
-    def digest(**policy: object) -> str:
-        return spec.model_copy(update={"retraining": RetrainingSpec.model_validate(policy)}).digest
-
-    former = {
-        "triggers": ["gain", "performance", "drift"],
-        "windows": ["sliding", "since_change"],
-        "budget": 12,
-    }
-    assert digest() == digest(**former) == digest(regular="4 days")
-    assert (
-        len(
-            {
-                digest(),
-                digest(windows=["sliding"]),
-                digest(budget=13),
-                digest(triggers=["age"]),
-                digest(regular="9 days"),
-            }
-        )
-        == 5
-    )
