@@ -6,6 +6,7 @@ __all__ = [
     "console",
     "doctor",
     "features",
+    "governance",
     "incidents",
     "invocation",
     "missing",

@@ -267,6 +267,51 @@ def predictions(
 
 
 @app.command()
+def explain(
+    model: ModelName,
+    partition: Annotated[str, typer.Argument(help="Partition of the row.")],
+    key: Annotated[
+        list[str], typer.Argument(help="Key of the row: its value, or column=value for each column.")
+    ],
+    threshold: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Binary models: probability from which the decision is positive."),
+    ] = 0.5,
+    top: Annotated[int, typer.Option(min=1, help="Features that are printed.")] = 10,
+    as_json: AsJson = False,
+) -> None:
+    """Explain one prediction: row, features, version, contributions, and what would change the decision."""
+    from perennial.cli.governance import explain as explain_module
+
+    explain_module.show(model, partition, key, threshold=threshold, top=top, as_json=as_json)
+
+
+@app.command()
+def reproduce(
+    model: ModelName,
+    version: Annotated[str, typer.Argument(help="Number of the version; default: the champion.")] = "",
+    actor: Annotated[str, typer.Option(help="Who asks for it, for the ledger; default: the user.")] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Train a version again from its recipe, and compare it byte for byte. Exit status 1 if it is another model."""
+    from perennial.governance import reproduction
+    from perennial.spec import catalog
+
+    spec = catalog.load_model_by_name(model)
+    result = reproduction.reproduce(spec, version=version, actor=actor or terminal.user())
+    if as_json:
+        print(json.dumps(result))  # noqa: T201
+    else:
+        terminal.console().print(Text(reproduction.summarise(result)))
+        for name, (then, again) in result["metrics"].items():
+            terminal.console().print(Text(f"  {name}: {then:.6g} then, {again:.6g} now"))
+        for difference in result["differences"]:
+            terminal.console().print(Text(f"  {difference}"))
+    if result["outcome"] == "different":
+        raise typer.Exit(1)
+
+
+@app.command()
 def ledger(
     model: ModelName,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, evidence included.")] = False,
@@ -308,9 +353,9 @@ def verify(
     as_json: AsJson = False,
 ) -> None:
     """Compare data files, manifests, ledger and MLflow with the recorded digests. Exit status 1 if any differs."""
-    from perennial.cli import _verification
+    from perennial.cli.governance import verification
 
-    if not _verification.verify(model, record=record, as_json=as_json):
+    if not verification.verify(model, record=record, as_json=as_json):
         raise typer.Exit(1)
 
 

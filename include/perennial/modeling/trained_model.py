@@ -92,16 +92,25 @@ class TrainedModel:
         Returns:
             Shape (rows, columns), or (rows, classes, columns) for multiclass.
         """
+        return self.explain(matrix)[0]
+
+    def explain(self, matrix: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """The raw scores of an encoded matrix as a sum: `contributions`, and the bias.
+
+        Returns:
+            What each feature adds, of the shape of `contributions`; and the bias, of the shape of `predict_margin`.
+        """
         import xgboost
 
         if self.design is None:
             rows = xgboost.DMatrix(matrix, feature_names=list(self.encoding.columns))
-            return np.asarray(self.booster.predict(rows, pred_contribs=True))[..., :-1]
-        columns = np.asarray(self._predict_linear(matrix, pred_contribs=True))[..., :-1]
-        result = np.zeros((*columns.shape[:-1], self.design.features), columns.dtype)
+            parts = np.asarray(self.booster.predict(rows, pred_contribs=True))
+            return parts[..., :-1], parts[..., -1]
+        parts = np.asarray(self._predict_linear(matrix, pred_contribs=True))
+        result = np.zeros((*parts.shape[:-1], self.design.features), parts.dtype)
         for column, feature in enumerate(self.design.sources):
-            result[..., feature] += columns[..., column]
-        return result
+            result[..., feature] += parts[..., column]
+        return result, parts[..., -1]
 
     def importance(self) -> dict[str, float]:
         """The share of each feature: for trees, in the total gain of all splits.

@@ -427,6 +427,8 @@ class _Run:
             result["tables"] = tables
         if "split" in inputs:
             result["challenger"] = inputs["split"]["version"]
+            if self._serving.challenger and (tables := self._serving.challenger.feature_versions):
+                result["challenger_tables"] = tables
         return Manifest(
             self._spec.name,
             "score",

@@ -8,7 +8,6 @@ import os
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from pathlib import Path
 from typing import Any, cast
 
 from perennial.core import unexpected_errors
@@ -29,6 +28,8 @@ from perennial.training.artifacts import ModelArtifacts, build_artifacts
 from perennial.training.candidates import Candidate, TrainingJob, fit_best_candidate
 from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.checkpoint import Checkpoint
+from perennial.training.runs import recipe as recipes
+from perennial.training.runs.recipe import Recipe
 from perennial.training.runs.train_result import TrainResult, train_result
 from perennial.training.runs.training_inputs import (
     PinnedData,
@@ -249,6 +250,7 @@ def _train_challenger(
     )
     try:
         not_compared = difference_to_champion(spec, pinned)
+        recipe = Recipe.of(spec, request, pinned, not_compared)
         with leftovers.temporary_folder("train-") as folder:
             job = TrainingJob(
                 source,
@@ -261,7 +263,7 @@ def _train_challenger(
                 not_compared,
             )
             candidate = fit_best_candidate(job, pinned.windows)
-            registered, report = _evaluate_and_register(run, candidate, job, request)
+            registered, report = _evaluate_and_register(run, candidate, job, request, recipe)
         run.finish()
         for checkpoint in checkpoints.values():
             checkpoint.clear()
@@ -287,7 +289,11 @@ def _concerns_folder(error: OSError) -> bool:
 
 
 def _evaluate_and_register(
-    run: tracking.TrainingRun, candidate: Candidate, job: TrainingJob, request: TrainingRequest
+    run: tracking.TrainingRun,
+    candidate: Candidate,
+    job: TrainingJob,
+    request: TrainingRequest,
+    recipe: Recipe,
 ) -> tuple[RegisteredVersion, str]:
     """Evaluate the candidate while its artifacts are built, register it, and draw its report.
 
@@ -311,22 +317,6 @@ def _evaluate_and_register(
             job.champion,
         )
         evaluation = candidate.evaluation
-        document = evaluation.as_dict() | {
-            "window": candidate.window_name,
-            "reasons": candidate.reasons,
-            "window_losses": candidate.window_losses,
-            "algorithm": candidate.model.algorithm,
-            "algorithm_losses": candidate.algorithm_losses,
-            "champion": job.champion.version if job.champion else None,
-        }
-
-        def artifacts() -> ModelArtifacts:
-            documents = building.result().documents | {"evaluation.json": document}
-            if evaluation.performance:
-                documents[performance.ARTIFACT] = evaluation.performance.as_dict()
-            files = [*building.result().files, *_evaluated_model_file(candidate, job.folder)]
-            return ModelArtifacts(documents, files)
-
         registration = tracking.Registration(
             candidate.registered_model,
             candidate.fitted,
@@ -337,7 +327,7 @@ def _evaluate_and_register(
             evaluation.passed,
             learning_curve(source.spec, candidate),
         )
-        registered = run.register(registration, artifacts)
+        registered = run.register(registration, lambda: _complete(building.result(), candidate, job, recipe))
         importance = building.result().documents["importance.json"]
     report = TrainingReport(
         source.spec, request.as_of, candidate, importance, report_facts(source, candidate, request)
@@ -347,12 +337,30 @@ def _evaluate_and_register(
     return registered, report.write(registered.version.version, run_page)
 
 
-def _evaluated_model_file(candidate: Candidate, folder: Path) -> list[Path]:
-    """The file of the model that was evaluated, if another one is registered."""
-    if candidate.registered_model is candidate.model:
-        return []
-    candidate.model.save(folder / training_records.EVALUATED_MODEL_FILE)
-    return [folder / training_records.EVALUATED_MODEL_FILE]
+def _complete(
+    artifacts: ModelArtifacts, candidate: Candidate, job: TrainingJob, recipe: Recipe
+) -> ModelArtifacts:
+    """Add the evaluation, the recipe, and the model that was evaluated if another one is registered."""
+    evaluation = candidate.evaluation
+    documents = artifacts.documents | {
+        "evaluation.json": evaluation.as_dict()
+        | {
+            "window": candidate.window_name,
+            "reasons": candidate.reasons,
+            "window_losses": candidate.window_losses,
+            "algorithm": candidate.model.algorithm,
+            "algorithm_losses": candidate.algorithm_losses,
+            "champion": job.champion.version if job.champion else None,
+        },
+        recipes.ARTIFACT: recipe.as_dict(),
+    }
+    if evaluation.performance:
+        documents[performance.ARTIFACT] = evaluation.performance.as_dict()
+    files = [*artifacts.files]
+    if candidate.registered_model is not candidate.model:
+        files.append(job.folder / training_records.EVALUATED_MODEL_FILE)
+        candidate.model.save(files[-1])
+    return ModelArtifacts(documents, files)
 
 
 def _record_failure(spec: ModelSpec, request: TrainingRequest, error: BaseException) -> None:

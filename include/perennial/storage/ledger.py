@@ -39,6 +39,7 @@ class LedgerKind(StrEnum):
     GENERATION = "generation"
     VERIFICATION = "verification"
     SCHEDULES = "schedules"
+    REPRODUCTION = "reproduction"
 
 
 class Decision(StrEnum):
@@ -76,6 +77,9 @@ class Decision(StrEnum):
     # schedules: a person paused or resumed the model's DAGs in the console
     PAUSED = "paused"
     RESUMED = "resumed"
+    # reproduction: trained again, a version was the same model or another one
+    REPRODUCED = "reproduced"
+    DIFFERENT = "different"
 
 
 class Policy(StrEnum):

@@ -2,6 +2,7 @@
 
 __all__ = [
     "liveness",
+    "recipe",
     "run_content",
     "system_metrics",
     "train_result",
