@@ -74,6 +74,8 @@ def test_a_dag_explains_itself(dag: DAG) -> None:
         "**Owner.**",
     ):
         assert part in page
+    if not of_table:
+        assert f"/perennial/models/{spec_of(dag).name})" in page
     for task in dag.tasks:
         for asset in task.outlets:
             assert f"`{asset.name}`" in page

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from perennial.core.partitions import FORMS
 from perennial.spec.sources import QuerySource
+from perennial_airflow.web import links
 
 if TYPE_CHECKING:
     from perennial.spec.feature_table import FeatureTable
@@ -40,6 +41,7 @@ def page(spec: ModelSpec, stage: str) -> str:
         spec.description,
         _PAGES[stage](spec),
         _alerts(spec),
+        f"**Model.** [State, charts, decisions and actions of {spec.name}]({links.model_url(spec.name)})",
         f"**Owner.** {spec.owner}",
     ]
     # a list, because Airflow's page sets paragraphs without a gap

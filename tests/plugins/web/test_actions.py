@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import quote
@@ -10,30 +9,25 @@ from urllib.parse import quote
 import pytest
 from airflow.api_fastapi.app import get_auth_manager
 from airflow.api_fastapi.auth.managers.simple.user import SimpleAuthManagerUser
-from airflow.models.hitl import HITLDetail
-from airflow.models.taskinstance import TaskInstance
 from airflow.utils.session import create_session
-from airflow.utils.state import TaskInstanceState
 from fastapi.testclient import TestClient
-from sqlalchemy import select
 
 from perennial.alerting import incidents
 from perennial.storage import ledger
 from perennial.storage.ledger import LedgerKind
 from perennial_airflow.dag_factory.factory import STAGES
+from support.console.actions import (
+    ACTIONS,
+    CHOICES,
+    MODEL,
+    answer_to,
+    ask_for_approval,
+    confirm,
+    fields,
+    runs,
+)
 from support.console.world import KEYS
 
-MODEL = "drifted"
-ACTIONS = f"/perennial/models/{MODEL}/actions"
-#: A complete choice for each action that can be shown without a task that waits.
-CHOICES = {
-    "run": {"stage": "score", "start": KEYS[2], "end": KEYS[3]},
-    "retrain": {},
-    "rollback": {},
-    "promote": {"version": "1"},
-    "mute": {},
-    "pause": {},
-}
 MAY = {"VIEWER": False, "USER": True, "OP": True, "ADMIN": True}
 Browser = Callable[..., TestClient]
 
@@ -51,29 +45,6 @@ def browser(api_server: Any, server_lake: None) -> Browser:
         return client
 
     return make
-
-
-def fields(page: str) -> dict[str, str]:
-    """The hidden fields of the confirmation."""
-    form = page[page.index('method="post"') :]
-    return dict(re.findall(r'<input type="hidden" name="([^"]+)" value="([^"]*)">', form))
-
-
-def confirm(
-    client: TestClient, action: str, choices: dict[str, str], do: str = "start", **changes: str
-) -> Any:
-    """Look at an action, and confirm it."""
-    shown = client.get(f"{ACTIONS}/{action}", params=choices)
-    assert shown.status_code == 200, shown.text
-    return client.post(
-        f"{ACTIONS}/{action}", data=fields(shown.text) | {"reason": "a test", "do": do} | changes
-    )
-
-
-def runs(client: TestClient, stage: str) -> list[dict[str, Any]]:
-    """The runs of a stage, the latest first."""
-    answer = client.get(f"/api/v2/dags/{MODEL}.{stage}/dagRuns", params={"order_by": "-id"})
-    return list(answer.json()["dag_runs"])
 
 
 @pytest.mark.parametrize("role", MAY)
@@ -180,27 +151,15 @@ def test_all_dags_are_paused_and_resumed_and_the_ledger_has_the_reason(browser: 
 def test_an_approval_that_waits_is_answered(browser: Browser, option: str) -> None:
     client = browser("USER", "ann")
     assert "Nothing waits for an answer" in client.get(f"{ACTIONS}/answer").text
-    dag_id, run_id = f"{MODEL}.monitor", f"question_{option}"
-    body = {"logical_date": None, "partition_key": KEYS[-1], "dag_run_id": run_id}
-    assert client.post(f"/api/v2/dags/{dag_id}/dagRuns", json=body).status_code == 200
-    with create_session() as session:  # as the scheduler leaves a task that waits
-        task = session.scalars(
-            select(TaskInstance).filter_by(run_id=run_id, task_id="approve_retraining")
-        ).one()
-        task.state = TaskInstanceState.AWAITING_INPUT
-        question = {
-            "subject": f"Retrain {MODEL}?",
-            "body": "As of **now**: it is old",
-            "options": ["Approve", "Reject"],
-        }
-        session.add(HITLDetail(ti_id=task.id, defaults=["Reject"], multiple=False, params={}, **question))
+    run_id = f"question_{option}"
+    with create_session() as session:
+        ask_for_approval(client, session, run_id)
     page = client.get(f"{ACTIONS}/answer").text
     assert f"Retrain {MODEL}?" in page and "As of now: it is old" in page
     assert browser("VIEWER").get(f"{ACTIONS}/answer").status_code == 403
     assert confirm(client, "answer", {}, do=option, reason=" ").status_code == 422
     assert confirm(client, "answer", {}, do=option).status_code == 303
-    path = f"/api/v2/dags/{dag_id}/dagRuns/{run_id}/taskInstances/approve_retraining/-1/hitlDetails"
-    answer = client.get(path).json()
+    answer = answer_to(client, run_id)
     assert answer["chosen_options"] == [option] and answer["params_input"] == {"reason": "a test"}
     assert answer["responded_by_user"]["name"] == "ann"
 

@@ -13,13 +13,13 @@ if TYPE_CHECKING:
     from playwright.sync_api import Browser, BrowserContext
 
 PROGRAM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+#: Why tests that need the browser are skipped without it.
+REASON = "no Chromium on PATH: the UIs are not looked at (apt-get install chromium)"
 #: Marks of files whose tests need the browser.
 MARKS = [
     pytest.mark.slow,
     pytest.mark.timeout(600),
-    pytest.mark.skipif(
-        not PROGRAM, reason="no Chromium on PATH: the UIs are not looked at (apt-get install chromium)"
-    ),
+    pytest.mark.skipif(not PROGRAM, reason=REASON),
 ]
 PATIENCE = 60_000  # milliseconds; a busy machine's first page takes its time
 #: Debian's script asks for a GPU to draw pages. Without a GPU, an emulated one takes as long as the pages themselves.
