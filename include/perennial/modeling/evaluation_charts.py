@@ -12,8 +12,11 @@ import numpy as np
 
 from perennial.charts.bar_chart import BarChart
 from perennial.charts.confusion_chart import ConfusionChart
+from perennial.charts.interval_chart import Interval, IntervalChart, IntervalRow
 from perennial.charts.line_chart import LineChart, Series
 from perennial.charts.markup import Markup
+from perennial.modeling.performance import Estimate, Performance, SlicePerformance
+from perennial.spec.constraints import direction, metric_in_words
 
 #: Most points of a curve.
 MAX_POINTS = 60
@@ -92,6 +95,94 @@ def learning_curve_chart(metric: str, points: Sequence[tuple[int, float | None, 
         ],
         x_name="round",
     )
+
+
+def slice_charts(performance: Performance, metric: str = "") -> dict[str, list[Chart]]:
+    """The metric of each slice with its interval, and its improvement over the champion, by column.
+
+    Args:
+        performance: of the held-out rows.
+        metric: name of the metric; the first of ``performance`` where that does not have it.
+
+    Returns:
+        For each column of the slices the chart of the metric and, if a champion was compared, that of the improvement.
+    """
+    if not performance.metrics:
+        return {}
+    metric = metric if metric in performance.metrics else next(iter(performance.metrics))
+    columns: dict[str, list[SlicePerformance]] = {}
+    for of_value in performance.slices:
+        columns.setdefault(of_value.column, []).append(of_value)
+    charts = {}
+    for column, slices in columns.items():
+        charts[column] = [_slice_metric(performance, column, slices, metric)]
+        if any(of_value.improvement for of_value in slices):
+            charts[column].append(_slice_improvement(column, slices))
+    return charts
+
+
+def _slice_metric(
+    performance: Performance, column: str, slices: Sequence[SlicePerformance], metric: str
+) -> Chart:
+    models = {"this version": "metrics", "champion then": "champion"}
+    rows = [
+        IntervalRow(
+            of_value.value,
+            {
+                name: _interval(getattr(of_value, attribute)[metric])
+                for name, attribute in models.items()
+                if metric in getattr(of_value, attribute)
+            },
+            *_note_and_state(of_value),
+        )
+        for of_value in slices
+    ]
+    title = f"{metric_in_words(metric)} by {column} ({direction(metric)} is better)"
+    return IntervalChart(
+        f"{title[0].upper()}{title[1:]}",
+        [name for name in models if any(name in row.intervals for row in rows)] or ["this version"],
+        rows,
+        column,
+        performance.metrics[metric].value,
+        "this version, all rows",
+    )
+
+
+def _slice_improvement(column: str, slices: Sequence[SlicePerformance]) -> Chart:
+    name = "improvement over the champion"
+    rows = [
+        IntervalRow(
+            of_value.value,
+            {name: _interval(of_value.improvement)} if of_value.improvement else {},
+            *_note_and_state(of_value),
+        )
+        for of_value in slices
+    ]
+    return IntervalChart(
+        f"Improvement over the champion by {column}",
+        [name],
+        rows,
+        column,
+        0.0,
+        "as good as the champion",
+        _share,
+    )
+
+
+def _note_and_state(of_value: SlicePerformance) -> tuple[str, str]:
+    """What a slice rests on, and ``bad`` if the version is clearly worse than the champion there."""
+    if of_value.improvement and of_value.improvement.high < 0:
+        return f"{of_value.rows:,} rows; clearly worse than the champion", "bad"
+    return of_value.too_few or f"{of_value.rows:,} rows", ""
+
+
+def _interval(estimate: Estimate) -> Interval:
+    return Interval(estimate.value, estimate.low, estimate.high)
+
+
+def _share(value: float | None) -> str:
+    """A share in per cent, with its sign."""
+    return "–" if value is None else f"{value:+.1%}" if value else "0%"
 
 
 def _binary(y: np.ndarray, predicted: np.ndarray) -> dict[str, Chart]:

@@ -5,7 +5,7 @@ The same charts are files of the run in MLflow. Nothing depends on them.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from perennial.charts import page
@@ -60,11 +60,16 @@ class TrainingReport:
             drawn["learning_curve"] = evaluation_charts.learning_curve_chart(metric, best.curve)
         return drawn
 
+    def slice_charts(self) -> dict[str, list[Chart]]:
+        """The charts of the slices, by column; empty if there are none."""
+        performance = self.candidate.evaluation.performance
+        return evaluation_charts.slice_charts(performance, self.spec.metric) if performance else {}
+
     def files(self) -> dict[str, str]:
         """The charts as SVG files, for MLflow; empty if they cannot be drawn."""
         drawn, _ = pages.attempt(
             f"the plots of {self.spec.name}",
-            lambda: {f"{name}.svg": standalone(chart.svg()) for name, chart in self.charts().items()},
+            lambda: {f"{name}.svg": standalone(chart.svg()) for name, chart in self._all_charts().items()},
         )
         return drawn or {}
 
@@ -96,9 +101,17 @@ class TrainingReport:
             page.charts([chart.figure() for chart in self.charts().values()]),
             page.section(f"Gate: {gate}", reasons),
             page.section(f"Metrics on {evaluation.rows:,} held-out rows", _metrics(evaluation)),
-            *_slices(evaluation),
+            *_slices(evaluation, self.slice_charts()),
             page.section("Training", page.facts([*self.facts.items(), ("MLflow", link)])),
         )
+
+    def _all_charts(self) -> dict[str, Chart]:
+        """`charts`, and those of the slices by the number of their column: its name may be no name of a file."""
+        charts = self.charts()
+        for number_, of_column in enumerate(self.slice_charts().values(), 1):
+            kinds = zip(("slices", "slice_improvement"), of_column, strict=False)
+            charts |= {f"{kind}_{number_}": chart for kind, chart in kinds}
+        return charts
 
     def _title(self, version: str) -> str:
         return f"{self.spec.name}, version {version}, trained as of {self.as_of}"
@@ -123,8 +136,8 @@ def _metrics(evaluation: Evaluation) -> Markup:
     return table(["metric", "", interval, *(["champion"] if champion else [])], rows)
 
 
-def _slices(evaluation: Evaluation) -> list[Markup]:
-    """A section with a table for each column of ``monitoring.slices``."""
+def _slices(evaluation: Evaluation, charts: Mapping[str, Sequence[Chart]]) -> list[Markup]:
+    """A section with charts and a table for each column of ``monitoring.slices``."""
     if evaluation.performance is None:
         return []
     sections = []
@@ -142,6 +155,7 @@ def _slices(evaluation: Evaluation) -> list[Markup]:
         ]
         heads = [column, "rows", *sorted(evaluation.metrics), "improvement over the champion"]
         others = f"{other_rows[column]:,} rows have another value." if other_rows.get(column) else ""
-        parts = [table(heads, rows), *([element("p", text(others))] if others else [])]
+        figures = page.charts([chart.figure() for chart in charts.get(column, ())])
+        parts = [figures, table(heads, rows), *([element("p", text(others))] if others else [])]
         sections.append(page.section(f"Slices by {column}", *parts))
     return sections

@@ -8,6 +8,7 @@ from xml.etree import ElementTree
 import pytest
 
 from perennial.charts.histogram_chart import HistogramChart
+from perennial.charts.interval_chart import Interval, IntervalChart, IntervalRow
 from perennial.charts.line_chart import Event, LineChart, Series
 from perennial.charts.markup import Markup, number
 from perennial.charts.partition_calendar import PartitionCalendar, Square
@@ -99,6 +100,44 @@ def test_the_axis_of_numbers_keeps_distances() -> None:
     assert ">predicted<" in curve.table()
 
 
+def slices() -> IntervalChart:
+    rows = [
+        IntervalRow(
+            "AA", {"new": Interval(0.3, 0.2, 0.4), "old": Interval(0.5, 0.4, 0.7)}, "300 rows", "bad"
+        ),
+        IntervalRow(HOSTILE, {"new": Interval(0.1, 0.05, 0.15)}),
+        IntervalRow("UA", note="too few rows"),
+    ]
+    return IntervalChart("log loss by carrier", ["new", "old"], rows, "carrier", 0.25, "all rows")
+
+
+def test_intervals_lie_along_one_axis_with_what_they_are_compared_with() -> None:
+    svg = parsed(slices().svg())
+    dots = [
+        (float(e.get("cx", "")), float(e.get("cy", "")), e.get("class")) for e in svg.iter(f"{SVG}circle")
+    ]
+    (new, new_y, new_class), (old, old_y, _), (other, other_y, _) = dots
+    assert other < new < old and (old - new) / (new - other) == pytest.approx(1.0, abs=0.01)
+    assert new_y < old_y < other_y and new_class == "chart-dot chart-bad"
+    lines = [e.findall(f"{SVG}line")[0] for e in svg.iter(f"{SVG}g") if "interval" in e.get("class", "")]
+    ends = [(float(e.get("x1", "")), float(e.get("x2", ""))) for e in lines]
+    assert len(ends) == 3 and all(low < x < high for (low, high), (x, *_) in zip(ends, dots, strict=True))
+    (reference,) = svg.iter(f"{SVG}path")
+    at = float(re.findall(r"M([\d.]+)", reference.get("d", ""))[0])
+    assert (at - other) / (new - other) == pytest.approx(0.75, abs=0.01)
+    desc = svg.find(f"{SVG}desc")
+    assert desc is not None and (desc.text or "").startswith("AA: 0.3; ")
+    assert (desc.text or "").endswith("all rows: 0.25")
+
+
+def test_the_table_of_intervals_has_every_number() -> None:
+    rows = [re.findall(r">([^<]*)</t[dh]>", row) for row in re.findall(r"<tr>(.*?)</tr>", slices().table())]
+    assert rows[0] == ["carrier", "new", "old", "note"]
+    assert rows[1] == ["AA", "0.3 (0.2 to 0.4)", "0.5 (0.4 to 0.7)", "300 rows"]
+    assert rows[3] == ["UA", "–", "–", "too few rows"] and rows[4] == ["all rows", "0.25", "", ""]
+    assert "no values yet" in IntervalChart("x", ["new"], [IntervalRow("a")]).svg()
+
+
 def test_text_of_users_never_becomes_markup() -> None:
     hostile = [
         LineChart(
@@ -111,6 +150,10 @@ def test_text_of_users_never_becomes_markup() -> None:
             [Square(KEYS[0], "none", HOSTILE, href=f"{HOSTILE}")],
             {"none": HOSTILE},
             HOSTILE,
+        ).figure(),
+        slices().figure(),
+        IntervalChart(
+            HOSTILE, [HOSTILE], [IntervalRow(HOSTILE, note=HOSTILE)], HOSTILE, 1.0, HOSTILE
         ).figure(),
     ]
     for page in hostile:
@@ -174,7 +217,9 @@ def test_numbers_are_short() -> None:
 def test_every_class_of_a_chart_has_a_style_or_is_a_name() -> None:
     used = {
         name
-        for match in re.findall(r'class="([^"]+)"', chart().figure() + Sparkline("s", [1.0], 2.0).svg())
+        for match in re.findall(
+            r'class="([^"]+)"', chart().figure() + Sparkline("s", [1.0], 2.0).svg() + slices().figure()
+        )
         for name in match.split()
     }
     assert {name for name in used if f".{name}" not in stylesheet()} <= {"chart-line", "chart-tick"}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -103,6 +104,12 @@ def test_metrics_have_intervals_and_slices_say_what_they_rest_on(
     page = browser.get("/models/well/versions/2").text
     assert "0.39 (0.37 to 0.41)" in page and "-8.00% (-12.00% to -3.00%)" in page
     assert "too few rows: 20, 100 are needed" in page and "120 rows have another value of place" in page
+    pictures = re.findall(r'<svg [^>]*aria-label="([^"]*)', page)
+    assert [re.sub(r"[.].*", "", label) for label in pictures] == [
+        "Log loss by place (lower is better)",
+        "Improvement over the champion by place",
+    ]
+    assert "this version, all rows: 0.29" in pictures[0] and ": -8.0%" in pictures[1]
     assert page.count("tag-worse") == 1 and "champion then, same rows" in page and "<img" not in page
     first = browser.get("/models/well/versions/1").text
     assert "tag-worse" not in first and "champion then" not in first

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import mlflow
 import numpy as np
 import pyarrow as pa
 import pytest
@@ -72,6 +73,11 @@ def test_metrics_and_slices_are_stored_with_the_version_and_shown(
     assert any(line.startswith("Worse than the champion for k = a: ") for line in lines)
     page = Path(result["report"]).read_text()
     assert "Slices by place" in page and "95% interval" in page and "improvement over the champion" in page
+    assert 'aria-label="Log loss by k (lower is better). ' in page
+    assert "rows; clearly worse than the champion</td>" in page
+    plots = mlflow.MlflowClient().list_artifacts(result["run_id"], "plots")
+    names = {Path(file.path).name for file in plots}
+    assert {f"{kind}_{n}.svg" for kind in ("slices", "slice_improvement") for n in (1, 2)} <= names
 
 
 @pytest.mark.parametrize(

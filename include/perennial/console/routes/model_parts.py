@@ -39,7 +39,10 @@ class QuarantinePage:
 def show_version(request: Request, model: str, number: str, user: User) -> Response:
     """One version."""
     access.authorise(request, model, user)
-    return access.page(request, "version.html", _version(request, model, number))
+    content = _version(request, model, number)
+    return access.page(
+        request, "version.html", content, slice_figures=version.slice_figures(model, content.held_out)
+    )
 
 
 def _version(request: Request, model: str, number: str) -> VersionPage:

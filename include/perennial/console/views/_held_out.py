@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
+from perennial.charts.markup import Markup, join
 from perennial.console import overview, time_limit
 from perennial.console.views.parts import Parts
-from perennial.modeling import performance, registry
+from perennial.modeling import evaluation_charts, performance, registry
 from perennial.modeling.performance import Performance
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
@@ -47,3 +49,16 @@ def _without_personal(model: str, stored: Performance) -> Performance:
         slices=[s for s in stored.slices if s.column not in personal],
         other_rows={c: n for c, n in stored.other_rows.items() if c not in personal},
     )
+
+
+def slice_figures(model: str, stored: Performance | None) -> Mapping[str, Markup]:
+    """The charts of the slices, by column.
+
+    Args:
+        model: name of the model.
+        stored: the performance of a version; None if it has none.
+    """
+    if stored is None or not stored.slices:
+        return {}
+    charts = evaluation_charts.slice_charts(stored, overview.load_spec(model).metric)
+    return {column: join(chart.figure() for chart in of_column) for column, of_column in charts.items()}

@@ -9,6 +9,7 @@ from typing import Any
 from perennial.console import overview
 from perennial.console.host import Link
 from perennial.console.views import _held_out
+from perennial.console.views._held_out import slice_figures as slice_figures
 from perennial.console.views.parts import Parts
 from perennial.core.settings import settings
 from perennial.lifecycle import champion
