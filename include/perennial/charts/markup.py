@@ -45,18 +45,22 @@ def join(parts: Iterable[Markup]) -> Markup:
 
 
 def table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
-    """A table of plain values; the first cell of a row is its heading."""
+    """A table of plain values or elements; the first cell of a row is its heading."""
     top = join(element("th", text(head), scope="col") for head in heads)
     body = join(
         element(
             "tr",
-            element("th", text(row[0]), scope="row"),
-            *(element("td", text(cell)) for cell in row[1:]),
+            element("th", _content(row[0]), scope="row"),
+            *(element("td", _content(cell)) for cell in row[1:]),
         )
         for row in rows
     )
     title = [element("caption", text(caption))] if caption else []
     return element("table", *title, element("thead", element("tr", top)), element("tbody", body))
+
+
+def _content(cell: object) -> Markup:
+    return cell if isinstance(cell, Markup) else text(cell)
 
 
 def figure(title: str, picture: Markup, legend: Markup, numbers: Markup, css_class: str = "") -> Markup:

@@ -73,8 +73,15 @@ class PartitionCalendar:
         )  # fmt: skip
 
     def table(self) -> Markup:
-        """The partitions, latest first."""
-        rows = [(q.key, self.states.get(q.state, q.state), q.label) for q in reversed(self.squares)]
+        """The partitions, latest first; links where they have a page, which is how keyboards reach it."""
+        rows = [
+            (
+                element("a", text(q.key), href=q.href) if q.href else q.key,
+                self.states.get(q.state, q.state),
+                q.label,
+            )
+            for q in reversed(self.squares)
+        ]
         return table(("partition", "state", "details"), rows)
 
     def figure(self) -> Markup:
@@ -171,6 +178,6 @@ def _square(square: Square, state: str, x: int, y: int) -> Markup:
         corner = f"M{right - 7} {y}H{right}V{y + 7}Z"
         parts.append(element("path", d=corner, class_="cal-corner"))
     if not square.href:
-        return element("g", *parts)
+        return element("g", *parts, data_key=square.key)
     # keyboards reach the same pages by the table's links
-    return element("a", *parts, href=square.href, tabindex="-1")
+    return element("a", *parts, href=square.href, tabindex="-1", data_key=square.key)

@@ -1,6 +1,7 @@
 """The console in Airflow's UI, in a real browser: clicks to an answer, an action, tabs, and what it looks like.
 
-Screenshots of what the tests see are in ``.perennial/screenshots``.
+Screenshots of what the tests see are in ``.perennial/screenshots``. Those that README shows are written to
+``docs/images``, too, where ``PERENNIAL_README_IMAGES`` is set.
 """
 
 from __future__ import annotations
@@ -8,6 +9,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -21,14 +23,20 @@ import uvicorn
 from perennial.core.settings import ROOT
 from support import servers
 from support.console import chromium
-from support.console.world import KEYS
+from support.console.world import HOSTILE, KEYS, MISSING, WITH_QUARANTINE
 
 if TYPE_CHECKING:
-    from playwright.sync_api import Browser, FrameLocator, Page
+    from playwright.sync_api import Browser, FrameLocator, Locator, Page
 
 pytestmark = chromium.MARKS
 MODEL = "drifted"
 SCREENSHOTS = ROOT / ".perennial" / "screenshots"
+#: Images of ``docs/images`` that README shows, by the screenshot that each is.
+README_IMAGES = {
+    "question-0": "console-models.png",
+    "question-2": "console-model.png",
+    "question-5": "console-rollback.png",
+}
 SignIn = Callable[..., "Page"]
 
 
@@ -87,6 +95,8 @@ def screenshot(page: Page, name: str) -> None:
     """Keep what the browser shows."""
     SCREENSHOTS.mkdir(parents=True, exist_ok=True)
     page.screenshot(path=SCREENSHOTS / f"{name}.png")
+    if name in README_IMAGES and os.environ.get("PERENNIAL_README_IMAGES"):
+        shutil.copyfile(SCREENSHOTS / f"{name}.png", ROOT / "docs" / "images" / README_IMAGES[name])
 
 
 class Clicks:
@@ -122,32 +132,85 @@ class Clicks:
         return True
 
 
-#: What operators ask, the links that they click after *Models*, and what they then read.
-QUESTIONS = {
-    "which model is unwell, and why?": ([], r"incident .*, since \d"),
-    "who is champion, since when, on which evidence?": ([MODEL], r"passed its gate"),
-    "which partitions are missing, quarantined, unscored?": (["well"], r"Due and not done: \d+ partition"),
+#: What operators ask, the links that they click after *Models*, and all that they then read.
+QUESTIONS: dict[str, tuple[list[str], list[str]]] = {
+    "which model is unwell, and why?": ([], [r"^unwell$", r"incident features .*, since \d"]),
+    "who is champion, since when, on which evidence?": (
+        [MODEL],
+        [r"^version 2$", r"^since \d{4}-\d\d-\d\d$", r"passed its gate", r"log loss 0\.29"],
+    ),
+    "which partitions are missing, quarantined, unscored?": (
+        ["well"],
+        [
+            r"^due, not published$",
+            r"^rows in quarantine$",
+            r"^scored$",
+            r"Due and not done: \d+ partition",
+            MISSING,
+        ],
+    ),
     "what was quarantined last night, which rows, why?": (
         ["well", "Latest quarantine"],
-        r"5 rows did not pass the checks",
+        [r"5 rows did not pass the checks", r"^x$", r"^Download CSV$"],
     ),
-    "who promoted version 2, and what did they see?": ([MODEL, "2"], r"As champion"),
+    "who promoted version 2, and what did they see?": (
+        [MODEL, "2"],
+        [
+            r"^As champion$",
+            re.escape(HOSTILE),
+            r"log_loss 0\.3100, constant 0\.6931",
+            r"^Decisions and approvals$",
+        ],
+    ),
     "roll back and rescore what the bad version scored": (
         [MODEL, "Roll back"],
-        rf"{KEYS[6]}, {KEYS[7]}",
+        [rf"{KEYS[6]}, {KEYS[7]}", r"^What will happen$"],
     ),
-    "what did it cost?": ([MODEL, "Cost"], r"\d+ s"),
-    "what does an auditor get?": ([MODEL, "Ledger"], r"The chain"),
+    "what did it cost?": ([MODEL, "Cost"], [r"\d+ s", r"^\d{4}-\d\d$", r"MiB"]),
+    "what does an auditor get?": ([MODEL, "Ledger"], [r"The chain", r"CSV", r"JSON"]),
 }
 
 
 def test_each_question_is_answered_within_three_clicks_from_airflows_home(sign_in: SignIn) -> None:
-    page = sign_in("bob")
-    for number, (question, (links, answer)) in enumerate(QUESTIONS.items()):
+    page = sign_in("bob", viewport={"width": 1200, "height": 1000})
+    for number, (question, (links, answers)) in enumerate(QUESTIONS.items()):
         person = Clicks(page).navigate().click(*links)
-        assert person.sees(answer), question
+        for answer in answers:
+            assert person.sees(answer), question
         assert person.count <= 3, question
         screenshot(page, f"question-{number}")
+
+
+def test_readme_shows_screenshots_of_these_tests() -> None:
+    readme = (ROOT / "README.md").read_text()
+    assert set(re.findall(r"docs/images/(console-.+?\.png)", readme)) == set(README_IMAGES.values())
+
+
+def test_a_range_is_chosen_on_the_calendar_and_scored_again(sign_in: SignIn) -> None:
+    page = sign_in("bob")
+    person = Clicks(page).navigate().click("well")
+
+    def chosen() -> tuple[str, str]:
+        fields = (person.console.get_by_label(name, exact=True) for name in ("from", "to"))
+        first, last = (field.input_value() for field in fields)
+        return first, last
+
+    def square(key: str) -> Locator:
+        return person.console.locator(f"[data-key='{key}'] rect")
+
+    square(KEYS[2]).click()
+    assert chosen() == (KEYS[2], KEYS[2])
+    # from the later to the earlier one, over one that leads to a page
+    square(KEYS[6]).hover()
+    page.mouse.down()
+    square(WITH_QUARANTINE).hover()
+    square(KEYS[3]).hover()
+    page.mouse.up()
+    assert chosen() == (KEYS[3], KEYS[6])
+    assert person.console.locator(".cal-chosen").count() == 4
+    screenshot(page, "calendar")
+    person.console.get_by_role("button", name="Show what will happen").click()
+    assert person.sees(f'"start": "{KEYS[3]}", "end": "{KEYS[6]}"')
 
 
 def test_an_operator_mutes_an_incident_with_a_reason(sign_in: SignIn) -> None:

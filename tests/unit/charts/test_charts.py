@@ -204,6 +204,9 @@ def test_a_calendar_links_to_partitions_and_counts_its_states() -> None:
     states = {"scored": "scored", "missing": "due, not published", "none": "not due"}
     page = PartitionCalendar("partitions", Cadence(), squares, states, "rows in quarantine").figure()
     assert 'href="p/2024-12-31"' in page and "2024-12-31: scored; 60 rows" in page
+    assert '<th scope="row"><a href="p/2024-12-31">2024-12-31</a></th>' in page, (
+        "keyboards reach it by the table"
+    )
     assert "scored: 1; due, not published: 1</desc>" in page
     assert page.count("cal-corner") == 1
     assert ">2024<" in page and ">2025<" in page

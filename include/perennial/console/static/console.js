@@ -38,6 +38,44 @@ document.addEventListener("DOMContentLoaded", () => {
     });
   }
 
+  // a drag over the calendar, or a click on a square that has no page, fills in the range of the form below
+  const calendar = document.querySelector("#partitions .chart-calendar");
+  const [first, last] = ["run-start", "run-end"].map((id) => document.getElementById(id));
+  if (calendar && first && last) {
+    const squares = [...calendar.querySelectorAll("[data-key]")];
+    const keyAt = (event) => event.target.closest("[data-key]")?.dataset.key;
+    let from = null;
+    let isRange = false;
+    const show = () => {
+      const end = last.value || first.value;
+      for (const square of squares) {
+        square.classList.toggle("cal-chosen", first.value <= square.dataset.key && square.dataset.key <= end);
+      }
+    };
+    const choose = (a, b) => {
+      [first.value, last.value] = a <= b ? [a, b] : [b, a];
+      show();
+    };
+    calendar.addEventListener("pointerdown", (event) => {
+      [from, isRange] = [keyAt(event), false];
+    });
+    calendar.addEventListener("pointerover", (event) => {
+      const key = keyAt(event);
+      if (!from || !key || !event.buttons || (key === from && !isRange)) return;
+      isRange = true;
+      choose(from, key);
+    });
+    calendar.addEventListener("click", (event) => {
+      const key = keyAt(event);
+      if (isRange) event.preventDefault();
+      else if (key && !event.target.closest("a")) choose(key, key);
+    });
+    calendar.addEventListener("dragstart", (event) => event.preventDefault());
+    for (const field of [first, last]) field.addEventListener("input", show);
+    document.getElementById("run-hint").hidden = false;
+    show();
+  }
+
   // a run in progress is looked at again
   const progress = document.querySelector("[data-refresh]");
   if (progress) setTimeout(() => window.location.reload(), 1000 * progress.dataset.refresh);
