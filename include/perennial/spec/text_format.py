@@ -155,8 +155,11 @@ class TextFormatSpec(StrictModel):
             raise ValueError(f"false_values names {both[0]!r}, which is among true_values, too")
         if both := [text for text in (*self.true_values, *self.false_values) if text in self.nulls]:
             raise ValueError(f"nulls names {both[0]!r}, which is a boolean value, too")
+        # By value: a spec that was stored has every key.
         about_header = [
-            key for key in ("unnamed", "extra_cell", "skip_after_header") if key in self.model_fields_set
+            key
+            for key in ("unnamed", "extra_cell", "skip_after_header")
+            if getattr(self, key) != type(self).model_fields[key].default
         ]
         if not self.header and about_header:
             key = about_header[0]

@@ -8,7 +8,7 @@ import os
 import re
 import shutil
 from pathlib import Path
-from typing import get_args
+from typing import Any, get_args
 
 import pytest
 from hypothesis import example, given
@@ -22,6 +22,7 @@ from perennial.core.partitions import Cadence, Unit, Weekday
 from perennial.spec import _renamed_keys, catalog
 from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, PARAMETER_BOUNDS, check_schedule
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.text_format import TextFormatSpec
 
 BROKEN = Path(__file__).parent / "broken"
 SQL = "SELECT id, x FROM rows\n"
@@ -70,6 +71,13 @@ def break_it(folder: Path, case: str) -> list[str]:
 
 def problems(names: tuple[str, ...] = ("toy",)) -> str:
     return "\n".join(p for report in preflight.check(names) for p in report.problems)
+
+
+@pytest.mark.parametrize("extra", [{}, {"header": False}, {"header": True, "unnamed": "id"}])
+def test_a_stored_format_is_read_again(extra: dict[str, Any]) -> None:
+    """Stored specs have all keys, those that are as by default, too."""
+    text_format = TextFormatSpec.model_validate(extra)
+    assert TextFormatSpec.model_validate(text_format.model_dump(mode="json")) == text_format
 
 
 def test_the_good_folder_is_good(folder: Path) -> None:
