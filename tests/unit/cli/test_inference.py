@@ -200,6 +200,19 @@ def test_a_table_without_key_and_time(empty_home: Path, tmp_path: Path) -> None:
     assert "18 rows repeat another one in all columns: all are kept" in text
 
 
+@pytest.mark.parametrize("width", [2, 250])
+def test_rows_that_repeat_another_one_are_counted_in_all_columns(tmp_path: Path, width: int) -> None:
+    first: dict[str, Any] = {f"c{i}": [1, None] * 30 for i in range(width)}
+    undated = first | {"last": [i % 40 // 2 for i in range(N)]}
+    with divided(tmp_path, undated) as (sample, _, _times):
+        # 40 rows differ in pairs, and the last 20 repeat rows of them
+        assert inference.duplicate_rows(sample, dated=False) == 20
+    with divided(tmp_path, undated | {"day": dates(each=30)}) as (sample, _, _times):
+        assert inference.duplicate_rows(sample, dated=True) == 0
+    with divided(tmp_path, undated | {"id": range(N)}) as (sample, _, _times):
+        assert inference.duplicate_rows(sample, dated=False) == 0
+
+
 def test_columns_of_a_key_are_features(empty_home: Path, tmp_path: Path) -> None:
     columns = {
         "firm": [f"f{i % 6}" for i in range(N)], "year": [2000 + i // 6 for i in range(N)],

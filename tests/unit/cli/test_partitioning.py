@@ -212,6 +212,7 @@ def test_passes_over_the_files_change_nothing(
     empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(partitioning, "CELLS_PER_PASS", 50)
+    monkeypatch.setattr(partitioning, "WAITING_BYTES", 1500)
     table = pa.table({"at": days(30) * 3, "x": range(90)})
     with opened(tmp_path, table) as sample:
         divided = partitioning.divide(sample, source=event_times.time_sources(sample)[0])
@@ -242,6 +243,16 @@ def test_hours_are_partitions_of_few_days_or_if_they_are_wanted(empty_home: Path
             hourly = partitioning.divide(sample, source=source, cadence=Cadence("hour"))
             assert list(hourly.counts.values()) == [1] * count and not hourly.has_gaps
             assert list(hourly.counts)[:2] == ["2024-01-01T00", "2024-01-01T01"]
+
+
+def test_weeks_are_suggested_where_days_are_too_many(empty_home: Path, tmp_path: Path) -> None:
+    # every second day: 1,831 dates of 3,661 days
+    with opened(tmp_path, pa.table({"at": days(1831, "2010-01-01", 2), "x": range(1831)})) as sample:
+        source = event_times.time_sources(sample)[0]
+        assert partitioning.suggest_cadence(sample, source) == Cadence("week")
+    with opened(tmp_path, pa.table({"at": days(1830, "2010-01-01", 2), "x": range(1830)})) as sample:
+        source = event_times.time_sources(sample)[0]
+        assert partitioning.suggest_cadence(sample, source) == Cadence("day")
 
 
 def test_a_unit_with_too_many_partitions_is_refused(empty_home: Path, tmp_path: Path) -> None:

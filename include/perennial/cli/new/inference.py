@@ -10,6 +10,7 @@ from perennial.cli.new.samples.event_times import on_clock
 from perennial.cli.new.samples.sample_reader import COLUMNS_PER_QUERY, Sample, SampleColumn
 from perennial.core.errors import SpecError
 from perennial.core.sql import quote_identifier, text_literal
+from perennial.feeds.parquet_columns import divide
 
 __all__ = [
     "duplicate_rows", "find_column", "identifies", "is_identifier", "looks_personal", "named_personal",
@@ -18,6 +19,8 @@ __all__ = [
 
 #: Columns of which a combination is tried as the key.
 KEY_CANDIDATES = 8
+#: Columns that one query hashes.
+COLUMNS_OF_HASH = 100
 #: Partitions in each of which a column identifies the rows, so that it does not by chance.
 MANY_PARTITIONS = 5
 #: Mean length above which a text is no id.
@@ -190,8 +193,24 @@ def duplicate_rows(sample: Sample, *, dated: bool) -> int:
         sample: the sample, divided into partitions.
         dated: whether partitions have their own dates: then a row of the same partition.
     """
-    cells = ", ".join([*(["__day"] if dated else []), *map(quote_identifier, sample.columns)])
-    ((rows,),) = sample.query(f"SELECT count(*) - count(DISTINCT hash({cells})) FROM __dated")
+    if any(column.unique for column in sample.columns.values()):
+        return 0
+    # Some columns at a time, and of the rows that may still be repeated: a join of all of them needs too much memory.
+    con, day = sample.con, "__day" if dated else "0"
+    con.execute(
+        f"CREATE OR REPLACE TEMP TABLE __repeated AS SELECT __file, __row, hash({day}) AS __hash FROM __days"
+    )
+    for some in divide([*sample.columns], COLUMNS_OF_HASH):
+        cells = ", ".join(["__hash", *map(quote_identifier, some)])
+        con.execute(sample.resolve(
+            f"CREATE OR REPLACE TEMP TABLE __hashed AS SELECT __file, __row, hash({cells}) AS __hash "
+            "FROM __rows JOIN __repeated USING (__file, __row)"
+        ))  # fmt: skip
+        con.execute(
+            "CREATE OR REPLACE TEMP TABLE __repeated AS FROM __hashed "
+            "WHERE __hash IN (SELECT __hash FROM __hashed GROUP BY 1 HAVING count(*) > 1)"
+        )
+    ((rows,),) = con.execute("SELECT count(*) - count(DISTINCT __hash) FROM __repeated").fetchall()
     return int(rows)
 
 

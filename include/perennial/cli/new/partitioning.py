@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
@@ -34,10 +33,10 @@ MONTHLY_GAP = 100
 MOST_HOURLY_DAYS = 7
 #: Share of hours with an event from which a feed may be one of hours: it does not pause at night.
 HOURLY_SHARE = 0.8
-#: Files that are written to the landing area at a time.
-WRITERS = 16
+#: Files that are written to the landing area at a time, and bytes of those that wait for it, unless one has more.
+WRITERS, WAITING_BYTES = 16, 64 * 2**20
 #: Cells of the partitions that are written in one pass over the files.
-CELLS_PER_PASS = 20_000_000
+CELLS_PER_PASS = 10_000_000
 #: Share of rows without a time, or too late for their partition, with which a column can be the event time.
 UNTIMELY_SHARE = 0.01
 
@@ -247,12 +246,25 @@ def land(sample: Sample, partitions: Partitions, template: str) -> int:
     contents = _contents(sample, partitions, missing)
     # In parallel, because each write waits for the disk, or for S3.
     with ThreadPoolExecutor(WRITERS, thread_name_prefix="land") as pool:
-        while some := list(itertools.islice(contents, 4 * WRITERS)):
+        for some in _batches(contents):
             for _ in pool.map(
                 lambda file: object_store.write_bytes(landing.source_uri(template, file[0]), file[1]), some
             ):
                 pass
     return len(partitions.counts)
+
+
+def _batches(contents: Iterator[tuple[str, bytes]]) -> Iterator[list[tuple[str, bytes]]]:
+    """The files in lists that have at most `WAITING_BYTES`, or one file."""
+    some, waiting = list[tuple[str, bytes]](), 0
+    for file in contents:
+        if some and waiting + len(file[1]) > WAITING_BYTES:
+            yield some
+            some, waiting = [], 0
+        some.append(file)
+        waiting += len(file[1])
+    if some:
+        yield some
 
 
 def _contents(sample: Sample, partitions: Partitions, days: list[str]) -> Iterator[tuple[str, bytes]]:

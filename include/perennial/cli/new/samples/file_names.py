@@ -128,7 +128,9 @@ def suggest_cadence(days: Sequence[date]) -> Cadence:
         return DAILY
     gap = median((b - a).days for a, b in pairwise(ordered))
     if gap <= DAILY_GAP:
-        return DAILY if len(ordered) <= MAX_PARTITIONS["day"] else Cadence("week")
+        # dates between them count, too: a range of partitions has them
+        dates = (ordered[-1] - ordered[0]).days + 1
+        return DAILY if dates <= MAX_PARTITIONS["day"] else Cadence("week")
     if gap > WEEKLY_GAP:
         return Cadence("month")
     weekdays = {day.weekday() for day in ordered}
