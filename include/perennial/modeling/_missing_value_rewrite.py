@@ -78,7 +78,8 @@ def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -
         threads: threads that the rewritten booster predicts with.
 
     Returns:
-        The rewritten booster; None if the rewrite would take longer than it saves, or need too much memory.
+        The rewritten booster; None if the rewrite would take longer than it saves, or need too much memory,
+        or if trees divide categories into groups.
     """
     import xgboost
 
@@ -90,6 +91,8 @@ def rewrite_without_missing(booster: xgboost.Booster, rows: int, threads: int) -
     model = json.loads(raw)
     learner = model["learner"]
     trees = learner["gradient_booster"]["model"]["trees"]
+    if any(tree["categories_nodes"] for tree in trees):  # infinities are no categories
+        return None
     if rows * len(trees) < ROWS_PER_BYTE * len(raw):
         return None
     features = booster.num_features()

@@ -292,10 +292,11 @@ class FeaturesSpec(StrictModel):
     categorical: list[Column] = Field(
         [], description="Columns of features.sql that are encoded as categories, fixed in training."
     )
-    category_order: Literal["name", "label"] = Field(
+    category_order: Literal["name", "label", "search"] = Field(
         "name",
         description="The order of categories as trees see them: that of names, or of mean labels in the rows to fit on "
-        "(not with task multiclass).",
+        "(not with task multiclass). search: that of labels, or of names with task multiclass, or no order but any two "
+        "groups, whichever has the lower loss on the rows for early stopping.",
     )
     personal: dict[Column, Reason] = Field(
         {},

@@ -45,11 +45,19 @@ class Binning:
         max_bin: most bins of a column.
         threads: number of threads.
         external: whether the matrix is on disk rather than in memory.
+        group_categories: whether trees divide categories into any two groups, rather than by their order.
     """
 
     max_bin: int
     threads: int
     external: bool
+    group_categories: bool = False
+
+    def feature_types(self, encoding: Encoding) -> list[str] | None:
+        """XGBoost's types of the features: ``c`` for categories, if they are grouped."""
+        if not self.group_categories:
+            return None
+        return ["c" if name in encoding.categories else "float" for name in encoding.columns]
 
 
 class TrainingData(Protocol):
@@ -159,7 +167,7 @@ class Encoder:
             known += [c for c in distinct_categories(features.column(name)) if c not in known_set]
         matrix = Encoding(tuple(self._features.columns), self.categories).encode(features)
         y = encode_targets(self._spec, table.column("__label"), self._classes)
-        if fit and self._spec.features.category_order == "label" and self._spec.task != "multiclass":
+        if fit and self._spec.features.category_order != "name" and self._spec.task != "multiclass":
             for name, label_sums in self.label_sums.items():
                 label_sums.add(matrix[:, self._features.columns.index(name)], y)
         lists = self._numbering.number(table) if self._spec.group else None
@@ -321,13 +329,15 @@ class Dataset:
         """Rows ``start`` to ``stop`` as XGBoost's binned matrix, with the same bins in memory and on disk."""
         import xgboost
 
-        iterator = _batch_iterator(self, start, stop, binning.external)
+        iterator = _batch_iterator(self, start, stop, binning)
         matrix = xgboost.ExtMemQuantileDMatrix if binning.external else xgboost.QuantileDMatrix
         return matrix(iterator, max_bin=binning.max_bin, ref=ref, nthread=binning.threads)
 
 
-def _batch_iterator(data: Dataset, start: int, stop: int, external: bool) -> xgboost.DataIter:
+def _batch_iterator(data: Dataset, start: int, stop: int, binning: Binning) -> xgboost.DataIter:
     import xgboost
+
+    names, types = list(data.encoding.columns), binning.feature_types(data.encoding)
 
     class BatchIterator(xgboost.DataIter):
         """Feeds encoded rows to XGBoost, which reads them several times."""
@@ -335,15 +345,13 @@ def _batch_iterator(data: Dataset, start: int, stop: int, external: bool) -> xgb
         def __init__(self) -> None:
             self._batches = data.file.batches(start, stop)
             super().__init__(
-                cache_prefix=f"{data.file.path}.{start}" if external else None, release_data=True
+                cache_prefix=f"{data.file.path}.{start}" if binning.external else None, release_data=True
             )
 
         def next(self, input_data: Callable[..., Any]) -> bool:
             for matrix, rows in self._batches:
                 qid = None if data.lists is None else data.lists[rows]
-                input_data(
-                    data=matrix, label=data.y[rows], qid=qid, feature_names=list(data.encoding.columns)
-                )
+                input_data(data=matrix, label=data.y[rows], qid=qid, feature_names=names, feature_types=types)
                 return True
             return False
 

@@ -212,6 +212,7 @@ class DistributedDataset:
             array("y"),
             qid=None if parts[0].lists is None else array("lists", dtype="int64"),
             feature_names=list(self.encoding.columns),
+            feature_types=binning.feature_types(self.encoding),
             max_bin=binning.max_bin,
             ref=ref,
         )

@@ -46,6 +46,7 @@ class SearchTrial:
         seconds: duration.
         curve: points of its learning curve.
         boosted: boosting rounds in all, those without an improvement too.
+        group_categories: whether its trees divide categories into any two groups, rather than by their order.
     """
 
     number: int
@@ -55,6 +56,7 @@ class SearchTrial:
     seconds: float
     curve: tuple[CurvePoint, ...] = ()
     boosted: int = 0
+    group_categories: bool = False
 
     @property
     def name(self) -> str:

@@ -32,6 +32,10 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("perennial")
 
+#: Categories of a feature from which trees may divide them into groups: an order of fewer needs few splits.
+MIN_GROUPED_CATEGORIES = 10
+#: Relative improvement of the loss by groups of categories below which their order is used: it predicts faster.
+MIN_GROUPING_GAIN = 0.01
 #: Search trials that Optuna's TPE sampler draws at random before it uses results (its default).
 N_STARTUP_TRIALS = 10
 
@@ -170,8 +174,9 @@ def search_and_fit(
     binning = Binning(int(base.get("max_bin", DEFAULT_BINS)), settings().threads, external)
     with data.monitor_gpus(device == "cuda") as gpu_reports:
         trials, search_end = _run_trials(spec, data, base, binning, on_trial, checkpoint)
-        best = min(trials, key=lambda t: (t.loss, t.number))
+        best = _best_trial(trials)
         params = base | _cast_integers(best.params)
+        binning = replace(binning, group_categories=best.group_categories)
         if validate:
             train = data.dmatrix(0, data.fit_rows, binning)
             validated, _ = data.boost(f"fit of {best.name}", params, train, best.rounds, checkpoint)
@@ -208,9 +213,12 @@ def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint) -> 
         checkpoint: checkpoint of the training.
     """
     max_bin = int(fitted.params.get("max_bin", DEFAULT_BINS))
-    binning = Binning(max_bin, settings().threads, not data.fits_in_memory())
+    best = fitted.best_trial
+    binning = Binning(
+        max_bin, settings().threads, not data.fits_in_memory(), bool(best and best.group_categories)
+    )
     rows = data.dmatrix(0, data.rows, binning)
-    name = f"refit of {fitted.best_trial.name}" if fitted.best_trial else "refit"
+    name = f"refit of {best.name}" if best else "refit"
     return data.boost(name, fitted.params, rows, fitted.rounds, checkpoint)[0]
 
 
@@ -246,6 +254,13 @@ class _TrialRunner:
         return sum(
             t.seconds / (self.parallel if t.number < N_STARTUP_TRIALS else 1) for t in self._checkpoint.trials
         )
+
+    def group_categories(self) -> None:
+        """Bin the rows again, for one trial whose trees divide categories into groups."""
+        self._matrices = SimpleQueue[tuple[Any, Any]]()  # frees the others
+        self._threads_each = self._threads
+        self._binning = replace(self._binning, threads=self._threads, group_categories=True)
+        self.make_matrices()
 
     def make_matrices(self) -> None:
         """Bin the rows, for one trial at a time."""
@@ -294,8 +309,9 @@ class _TrialRunner:
             (n, train_losses.get(n), losses[n - 1]) for n in curve_rounds(training.rounds) if n <= len(losses)
         )
         trial = SearchTrial(
-            number, params, -best if maximize else best, losses.index(best) + 1, seconds, curve, len(losses)
-        )
+            number, params, -best if maximize else best, losses.index(best) + 1, seconds, curve, len(losses),
+            self._binning.group_categories,
+        )  # fmt: skip
         self._costs[number] = self._million_cells * len(losses)
         self._checkpoint.add_trial(trial)
         return trial
@@ -326,6 +342,7 @@ def _run_trials(
             search_end = _search(spec, runner, map, record)
         else:
             record(runner.finished(0, {}) or runner.run(0, {}))
+        _try_groups(spec, data, runner, trials, record)
         return trials, search_end
     with ThreadPoolExecutor(runner.parallel, thread_name_prefix="trial") as pool:
         try:
@@ -334,7 +351,33 @@ def _run_trials(
         except BaseException:  # do not wait for trials whose results are not needed any more
             checkpoint.halted = True
             raise
+    _try_groups(spec, data, runner, trials, record)
     return trials, search_end
+
+
+def _try_groups(
+    spec: ModelSpec,
+    data: TrainingData,
+    runner: _TrialRunner,
+    trials: list[SearchTrial],
+    record: Callable[[SearchTrial], None],
+) -> None:
+    """One more trial, with the best parameters, whose trees divide categories into groups: if that may be better."""
+    most = max(map(len, data.encoding.categories.values()), default=0)
+    if spec.features.category_order != "search" or most < MIN_GROUPED_CATEGORIES:
+        return
+    best, number = _best_trial(trials), max(t.number for t in trials) + 1
+    if (finished := runner.finished(number, best.params)) is None:
+        runner.group_categories()
+        finished = runner.run(number, best.params)
+    record(finished)
+
+
+def _best_trial(trials: list[SearchTrial]) -> SearchTrial:
+    """The trial with the lowest loss, the first of several; one with groups of categories if it is better by 1%."""
+    best = min((t for t in trials if not t.group_categories), key=lambda t: (t.loss, t.number))
+    grouped = [t for t in trials if t.group_categories]
+    return next((t for t in grouped if t.loss < best.loss - MIN_GROUPING_GAIN * abs(best.loss)), best)
 
 
 def _search(

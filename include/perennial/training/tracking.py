@@ -184,7 +184,7 @@ class TrainingRun:
             )
             self._log(
                 nested.info.run_id,
-                dict(trial.params),
+                {**trial.params, "group_categories": trial.group_categories},
                 {"loss": trial.loss, "rounds": trial.rounds, "seconds": trial.seconds},
                 (EVAL_METRICS[self.spec.task, self.spec.metric], trial.curve),
             )

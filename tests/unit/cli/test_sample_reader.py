@@ -34,7 +34,7 @@ def test_task_is_told_from_the_label(
     path = write(tmp_path / "orders.parquet", table(y=(values * 60)[:60]))
     spec = make("orders", [path], label="y")
     assert (spec.task, spec.label.expression) == (task, expression)
-    assert spec.features.category_order == ("name" if task == "multiclass" else "label")
+    assert spec.features.category_order == "search"
     assert (spec.label.source is None) is of_its_own
     assert ("y" in spec.data.columns) is of_its_own
     publishes(spec, "2024-01-01", "2024-01-03", 60)

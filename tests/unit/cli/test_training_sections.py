@@ -125,3 +125,10 @@ def test_durations_have_the_unit_of_the_cadence(
     monitoring = MonitoringSpec.model_validate(sections["monitoring"])
     assert (str(training.holdout), str(monitoring.window)) == expected
     assert within_bounds(training, "holdout", cadence) and within_bounds(monitoring, "window", cadence)
+
+
+@pytest.mark.parametrize(("rows", "waits"), [(500, (1000, 100)), (501, (500, 30))])
+def test_boosting_waits_longer_where_rows_are_few(rows: int, waits: tuple[int, int]) -> None:
+    text = "\n".join(training_lines("regression", feed([rows] * 40, 1)))
+    training = yaml.safe_load(text)["training"]
+    assert (training["rounds"], training["early_stopping_rounds"]) == waits

@@ -248,7 +248,7 @@ def model_text(sample: Sample, draft: ModelDraft) -> str:
         "",
         *_label_lines(sample, draft),
         *(["", "features:", f"  categorical: {_yaml_list(categorical)}"] if categorical else []),
-        *(["  category_order: label"] if categorical and draft.task != "multiclass" else []),
+        *(["  category_order: search"] if categorical else []),
         "",
         *training_sections.training_lines(draft.task, draft.days, cadence=draft.cadence),
         "",

@@ -23,6 +23,11 @@ MIN_COLUMN_ROWS = 10
 #: Largest values, which the spec accepts.
 MAX_HOLDOUT, MAX_WINDOW_DAYS, YEAR = 365, 366, Duration(12, "month")
 
+#: Rows up to which boosting waits longer for an improvement, and may take more rounds: with few rows for early stopping
+#: the loss goes up and down by chance.
+FEW_ROWS = 20_000
+#: Rounds, and rounds without an improvement, with few rows and with more.
+FEW_ROWS_ROUNDS, MANY_ROWS_ROUNDS = (1000, 100), (500, 30)
 #: Million cells times rounds of the search: half a minute or so on two processor cores.
 SEARCH_BUDGET = 10_000
 #: The search: its first trial has these parameters, XGBoost's defaults with a lower learning rate.
@@ -48,13 +53,14 @@ def training_lines(
         objective: XGBoost objective, if it is not the first of the task.
         cadence: of the partitions.
     """
+    rounds, patience = FEW_ROWS_ROUNDS if sum(days.values()) <= FEW_ROWS else MANY_ROWS_ROUNDS
     return [
         "training:",
         *(["  candidates: [trees, linear]"] if objective not in LOG_OBJECTIVES else []),
         *([f"  objective: {objective}"] if objective else []),
         f"  holdout: {_holdout(list(days.values()), cadence)}",
-        "  rounds: 500",
-        "  early_stopping_rounds: 30",
+        f"  rounds: {rounds}",
+        f"  early_stopping_rounds: {patience}",
         "  # the first trial; the search can only improve on it",
         f"  params: {PARAMS}",
         "  search:",
