@@ -35,6 +35,7 @@ class Settings:
         query_seconds: time that a query of a database, or one writing of predictions to it, may take, in seconds.
         mlflow_uri: URL of the MLflow server.
         mlflow_ui: URL of its pages, as a browser reaches them.
+        ledger_anchors: folder or ``s3://`` URI of anchors of the ledger; empty if there is none.
         models: folders that are searched for models and feature sets, in order.
     """
 
@@ -46,6 +47,7 @@ class Settings:
     query_seconds: int
     mlflow_uri: str
     mlflow_ui: str
+    ledger_anchors: str
     models: tuple[Path, ...]
 
     def mlflow_run_page(self, run_id: str) -> str:
@@ -82,8 +84,10 @@ def _number(name: str, default: int, low: int) -> int:
     return int(text)
 
 
-def _folder_or_uri(name: str, default: Path) -> str:
-    text = os.environ.get(name, "").strip() or str(default)
+def _folder_or_uri(name: str, default: Path | None) -> str:
+    text = os.environ.get(name, "").strip() or str(default or "")
+    if not text:
+        return ""
     return text.rstrip("/") if text.startswith("s3://") else str(_resolved(text))
 
 
@@ -115,5 +119,6 @@ def settings() -> Settings:
         query_seconds=_number("PERENNIAL_QUERY_SECONDS", 1800, 1),
         mlflow_uri=mlflow_uri,
         mlflow_ui=os.environ.get("PERENNIAL_MLFLOW_UI", "").strip().rstrip("/") or mlflow_uri,
+        ledger_anchors=_folder_or_uri("PERENNIAL_LEDGER_ANCHORS", None),
         models=(ROOT / "include" / "models", *extra),
     )

@@ -10,6 +10,7 @@ __all__ = [
     "backlog",
     "champion",
     "explanation",
+    "ledger_anchors",
     "promotion",
     "retraining",
     "trial_evaluation",

@@ -11,7 +11,7 @@ from typing import Any, TypedDict
 
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
-from perennial.lifecycle import champion, trials
+from perennial.lifecycle import champion, ledger_anchors, trials
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, file_digests, ledger, manifests, object_store
@@ -51,12 +51,14 @@ def verify_model(spec: ModelSpec, *, actor: str, record: bool = False) -> Verifi
     records = 0
     try:
         records = ledger.verify(spec.name)
+        findings += ledger_anchors.contradictions(spec.name, ledger.records(spec.name))
+        ledger_anchors.write(spec.name)
     except PerennialError as error:
         findings.append(error.cause)
     findings += _champion_findings(spec)
     read, manifest_findings = _manifest_findings(spec)
     files, recorded, file_findings = _file_findings(spec, record)
-    findings += manifest_findings + file_findings
+    findings = list(dict.fromkeys(findings + manifest_findings + file_findings))
     try:
         _record(spec, actor, findings)
     except PerennialError as error:

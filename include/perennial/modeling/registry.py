@@ -28,6 +28,7 @@ if TYPE_CHECKING:
 
 #: Folder in a run's artifacts for the files that training stores with the model.
 ARTIFACT_FOLDER = "perennial"
+_MODEL_PATH = "/api/2.0/mlflow/registered-models/get"
 
 
 @dataclass(frozen=True)
@@ -213,18 +214,39 @@ def find_foreign_version(model: str) -> str | None:
     Raises:
         RegistryError: MLflow cannot be reached.
     """
-    path = "/api/2.0/mlflow/registered-models/get"
-    answer = mlflow_api.call("GET", path, params={"name": model}, missing_ok=True)
+    latest = _registered_model(model, "latest_versions")
+    versions = [_parse_version(_MODEL_PATH, {"model_version": version}, model) for version in latest]
+    return next((v.version for v in versions if not is_ours(v)), None)
+
+
+def model_tags(model: str) -> dict[str, str]:
+    """The tags of a registered model, by name; none if it is not registered."""
+    tags = _registered_model(model, "tags")
+    return {str(t["key"]): str(t.get("value", "")) for t in tags if isinstance(t, dict) and "key" in t}
+
+
+def set_model_tag(model: str, name: str, value: str) -> None:
+    """Set a tag of a registered model; nothing happens if it is not registered.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    body = {"name": model, "key": name, "value": value}
+    mlflow_api.call("POST", "/api/2.0/mlflow/registered-models/set-tag", json=body, missing_ok=True)
+
+
+def _registered_model(model: str, field: str) -> list[Any]:
+    """A list that MLflow has of a registered model; empty if it is not registered."""
+    answer = mlflow_api.call("GET", _MODEL_PATH, params={"name": model}, missing_ok=True)
     if answer is None:
-        return None
+        return []
     content = answer.get("registered_model")
     if not isinstance(content, dict) or content.get("name") != model:
-        raise mlflow_api.unexpected_answer(path, json.dumps(answer))
-    latest = content.get("latest_versions", [])
-    if not isinstance(latest, list):
-        raise mlflow_api.unexpected_answer(path, json.dumps(answer))
-    versions = [_parse_version(path, {"model_version": version}, model) for version in latest]
-    return next((v.version for v in versions if not is_ours(v)), None)
+        raise mlflow_api.unexpected_answer(_MODEL_PATH, json.dumps(answer))
+    values = content.get(field, [])
+    if not isinstance(values, list):
+        raise mlflow_api.unexpected_answer(_MODEL_PATH, json.dumps(answer))
+    return values
 
 
 def is_ours(version: ModelVersion) -> bool:

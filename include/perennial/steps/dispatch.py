@@ -10,7 +10,7 @@ from typing import Any
 from perennial.core import redaction, unexpected_errors
 from perennial.core.errors import PerennialError
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import leftovers
+from perennial.storage import ledger, leftovers
 
 #: Names of the steps; each is a function in the module of the same name.
 STEPS = (
@@ -72,6 +72,7 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
     for name in ("start", "end", "as_of"):
         if spec.cadence.is_key(arguments.get(name) or ""):  # the step itself refuses what is no key
             spec.cadence.refuse_future(arguments[name], name)
+    head = ledger.head(spec.name)
     try:
         result = dict(function(spec, **arguments))
         if leftovers.sweep_daily():
@@ -80,6 +81,7 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
         if not unexpected_errors.is_failure(error):
             raise
         _write_status(spec)
+        _anchor_ledger(spec, head)
         if isinstance(error, PerennialError):
             raise
         raise unexpected_errors.translate(
@@ -90,6 +92,7 @@ def run(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:
             partition=_partition(arguments),
         ) from error
     _write_status(spec)
+    _anchor_ledger(spec, head)
     return result
 
 
@@ -104,6 +107,13 @@ def _write_status(spec: ModelSpec) -> None:
     from perennial.status import refresh
 
     refresh.refresh_quietly(spec)
+
+
+def _anchor_ledger(spec: ModelSpec, head: str) -> None:
+    """Anchor what the step recorded outside the lake."""
+    from perennial.lifecycle import ledger_anchors
+
+    ledger_anchors.write_quietly(spec.name, head)
 
 
 def _partition(arguments: Mapping[str, Any]) -> str | None:

@@ -185,10 +185,10 @@ def append(
         StorageError: the lake cannot be written; nothing was recorded.
     """
     with locks.hold(f"ledger-{model}"):
-        chain = _read(model)
+        sequence, previous, is_whole = _last(model)
         row: dict[str, Any] = {
             "model": model,
-            "sequence": chain[-1]["sequence"] + 1 if chain else 1,
+            "sequence": sequence + 1,
             "recorded_at": utc_now(),
             "kind": str(kind),
             "decision": str(decision),
@@ -197,17 +197,37 @@ def append(
             "actor": str(actor),
             "partition": partition or "",
             "model_version": model_version or "",
-            "previous": chain[-1]["hash"] if chain else GENESIS,
+            "previous": previous,
         }
         row["hash"] = _hash(row)
         _write(row)
         # Once records are missing, the file stays as it is: it shows how many there were. If it cannot be written, the
         # next record writes it.
         with contextlib.suppress(StorageError):
-            if not _missing_records(model, chain):
+            if is_whole:
                 head = {"sequence": row["sequence"], "hash": row["hash"]}
                 object_store.write_text(head_uri(model), json.dumps(head))
     return cast(LedgerRecord, row | {"evidence": dict(evidence or {})})
+
+
+def _last(model: str) -> tuple[int, str, bool]:
+    """Number and hash of a model's last record, and whether no record is known to be missing.
+
+    They are in a file beside the table. The records are read only if the table's statistics of its last file say
+    otherwise, as after an interrupted append.
+    """
+    table = delta_tables.open_table(uri())
+    statistics = _statistics(table, "partition.model", "max.sequence", "max.hash") if table else ()
+    last = max(
+        ((number, text) for name, number, text in statistics if name == model and number), default=None
+    )
+    with contextlib.suppress(ValueError, TypeError, KeyError):  # the chain says what is wrong with the file
+        recorded = json.loads(head(model))
+        if last == (recorded["sequence"], recorded["hash"]):
+            return *last, True
+    chain = _read(model)
+    is_whole = not _missing_records(model, chain)
+    return (chain[-1]["sequence"], chain[-1]["hash"], is_whole) if chain else (0, GENESIS, is_whole)
 
 
 def _write(row: dict[str, Any]) -> None:
@@ -310,17 +330,19 @@ def unanswered_proposals(records: Iterable[LedgerRecord]) -> list[LedgerRecord]:
 
 def _files(table: DeltaTable, model: str, kinds: Collection[LedgerKind]) -> list[str]:
     """Paths, relative to the table, of files that may have a model's records of some kinds (all if none is given)."""
-    actions = table.get_add_actions(flatten=True)
-    names = actions.schema.names  # without files there are no statistics
-    columns = [
-        actions[name].to_pylist() if name in names else [None] * actions.num_rows
-        for name in ("path", "partition.model", "min.kind", "max.kind")
-    ]
     return [
         unquote(path)
-        for path, name, low, high in zip(*columns, strict=True)
+        for path, name, low, high in _statistics(table, "path", "partition.model", "min.kind", "max.kind")
         if name == model and (not kinds or low is None or any(low <= kind <= high for kind in kinds))
     ]
+
+
+def _statistics(table: DeltaTable, *columns: str) -> Iterator[tuple[Any, ...]]:
+    """What the table's log says of each of its files; None where it does not."""
+    actions = table.get_add_actions(flatten=True)
+    known = actions.schema.names  # without files there are no statistics
+    values = [actions[c].to_pylist() if c in known else [None] * actions.num_rows for c in columns]
+    return zip(*values, strict=True)
 
 
 def _schema() -> pa.Schema:

@@ -179,3 +179,16 @@ def test_writers_at_once_keep_the_chain(empty_home: Path) -> None:
     writers = [processes.start(processes.append_records, model, 4) for model in ("one", "two", "one", "two")]
     assert processes.wait(*writers) == [0] * 4
     assert ledger.verify("one") == ledger.verify("two") == 8
+
+
+def test_an_append_reads_no_records(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    add("other")
+    add()
+    with monkeypatch.context() as patch:
+        patch.setattr(ledger, "_read", lambda *_: pytest.fail("all records were read"))
+        add("other")
+        add()
+    assert [ledger.verify(m) for m in ("toy", "other")] == [2, 2]
+    Path(ledger.head_uri("toy")).unlink()  # as after an append that was interrupted
+    add()
+    assert ledger.verify("toy") == 3 and json.loads(ledger.head("toy"))["sequence"] == 3

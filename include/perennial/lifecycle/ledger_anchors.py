@@ -1,0 +1,118 @@
+"""Anchors of the ledger: number and hash of a model's last record, in places that are not the lake.
+
+Whoever may write the lake could remove the ledger's last records, or write a whole chain anew with right hashes. Both
+contradict the anchors, unless these were changed, too. One is a tag of the model in MLflow. Others are files of a
+folder or bucket that the team names (``PERENNIAL_LEDGER_ANCHORS``): one for each anchor, never replaced, so that with
+S3's object lock nobody can change them.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
+
+from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
+from perennial.modeling import registry
+from perennial.storage import ledger, object_store
+from perennial.storage.ledger import LedgerRecord
+
+log = logging.getLogger("perennial")
+#: The tag of a registered model.
+TAG = "perennial.ledger_head"
+
+
+class Anchor(NamedTuple):
+    """One anchor.
+
+    Attributes:
+        sequence: number of a record.
+        hash: its hash.
+        location: where the anchor is, in words.
+    """
+
+    sequence: int
+    hash: str
+    location: str
+
+
+def write(model: str) -> None:
+    """Anchor a model's last record; an anchor that the ledger contradicts stays, because it shows what is missing.
+
+    Args:
+        model: name of the model.
+
+    Raises:
+        PerennialError: MLflow or the folder cannot be reached.
+    """
+    chain = ledger.records(model)
+    if not chain:
+        return
+    sequence, digest = chain[-1]["sequence"], chain[-1]["hash"]
+    if folder := settings().ledger_anchors:
+        uri = f"{folder}/{model}/{sequence:09d}-{digest}.json"
+        if not object_store.exists(uri):
+            content = {key: chain[-1][key] for key in ("model", "sequence", "hash", "recorded_at")}
+            object_store.write_text(uri, json.dumps(content))
+    anchored = _in_mlflow(model)
+    if anchored is None or not _contradiction(anchored, chain):
+        registry.set_model_tag(model, TAG, f"{sequence}:{digest}")
+
+
+def write_quietly(model: str, head: str) -> None:
+    """Anchor the ledger if its last record is another one than before; a failure is only logged.
+
+    Args:
+        model: name of the model.
+        head: `ledger.head` before.
+    """
+    try:
+        if ledger.head(model) != head:
+            write(model)
+    except PerennialError as error:
+        log.warning(
+            "The ledger of %s could not be anchored, the next step tries again: %s", model, error.cause
+        )
+
+
+def contradictions(model: str, chain: Sequence[LedgerRecord]) -> list[str]:
+    """What the anchors of a model's ledger say against its records, in words.
+
+    Args:
+        model: name of the model.
+        chain: its records, in order.
+
+    Raises:
+        PerennialError: MLflow or the folder cannot be reached.
+    """
+    return list(filter(None, (_contradiction(anchor, chain) for anchor in _anchors(model))))
+
+
+def _anchors(model: str) -> Iterator[Anchor]:
+    anchored = _in_mlflow(model)
+    if anchored is not None:
+        yield anchored
+    if folder := settings().ledger_anchors:
+        for name in sorted(object_store.list_files(f"{folder}/{model}")):
+            sequence, _, digest = name.removesuffix(".json").partition("-")
+            if name.endswith(".json") and sequence.isdigit():
+                yield Anchor(int(sequence), digest, f"{folder}/{model}/{name}")
+
+
+def _in_mlflow(model: str) -> Anchor | None:
+    """The anchor in MLflow; None if the model is not registered yet, or has none."""
+    text = registry.model_tags(model).get(TAG, "")
+    sequence, _, digest = text.partition(":")
+    return Anchor(int(sequence), digest, f"tag {TAG} in MLflow") if sequence.isdigit() else None
+
+
+def _contradiction(anchor: Anchor, chain: Sequence[LedgerRecord]) -> str:
+    """Why a chain cannot be the one that was anchored; empty if it can."""
+    if len(chain) < anchor.sequence:
+        count = f"the ledger has {len(chain)} records and had {anchor.sequence}"
+        return f"{count} ({anchor.location}): the last ones are missing"
+    if chain[anchor.sequence - 1]["hash"] != anchor.hash:
+        return f"record {anchor.sequence} of the ledger is not the one that was appended ({anchor.location})"
+    return ""
