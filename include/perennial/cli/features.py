@@ -16,8 +16,12 @@ from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, manifests
+from perennial.training.studies import usefulness
+from perennial.training.studies.usefulness import UnitUsefulness
 
 __all__ = ["build", "check", "show", "show_all"]
+#: What the command says about a table or column, by the verdict on its usefulness.
+_VERDICTS = {"helps": "helps", "harms": "harms", "useless": "does not help", "unclear": "may help"}
 
 
 def show_all(*, as_json: bool) -> None:
@@ -74,7 +78,7 @@ def _summary(table: FeatureTable, models: dict[str, ModelSpec]) -> dict[str, Any
 
 
 def show(name: str, *, as_json: bool) -> None:
-    """Print one table, and what its newest partitions cost.
+    """Print one table, what its newest partitions cost, and what it is worth to each model.
 
     Args:
         name: its name.
@@ -99,8 +103,9 @@ def show(name: str, *, as_json: bool) -> None:
         }
         for day, m in sorted(done.items())
     ]
+    worth = _usefulness(name, summary["used_by"])
     if as_json:
-        print(json.dumps(summary | {"newest_partitions": costs}))  # noqa: T201
+        print(json.dumps(summary | {"newest_partitions": costs, "usefulness": worth}))  # noqa: T201
         return
     console = terminal.console()
     for key, value in summary.items():
@@ -120,6 +125,38 @@ def show(name: str, *, as_json: bool) -> None:
                 f"{cost['memory_mb']:,}",
             )
         console.print(printed)
+    _print_usefulness(worth)
+
+
+def _usefulness(table: str, models: list[str]) -> dict[str, list[UnitUsefulness]]:
+    """What a table and its columns are worth to each model, as far as it was measured, the table first."""
+    worth = {}
+    for model in models:
+        known = usefulness.latest(model)
+        units = known["units"] if known else []
+        of_table = [u for u in units if u["kind"] == "table" and u["name"] == table]
+        of_table += [u for u in units if u["kind"] == "table column" and u["name"].startswith(f"{table}.")]
+        worth[model] = of_table
+    return worth
+
+
+def _print_usefulness(worth: dict[str, list[UnitUsefulness]]) -> None:
+    """Print what a table and its columns are worth to each model."""
+    console = terminal.console()
+    columns = ("model", "without", "loss without it", "with it", "rise", "interval", "so it", "as of")
+    printed = terminal.table(*columns, right=columns[2:6])
+    for model, units in worth.items():
+        for unit in units:
+            printed.add_row(
+                model, unit["name"], f"{unit['loss_without']:.4f}", f"{unit['loss']:.4f}", f"{unit['rise']:+.2%}",
+                f"{unit['low']:+.2%} to {unit['high']:+.2%}", _VERDICTS[unit["verdict"]], unit["as_of"],
+            )  # fmt: skip
+    if printed.row_count:
+        console.print(printed)
+    for model in [model for model, units in worth.items() if not units]:
+        console.print(
+            f"What it is worth to {model} was not measured yet: a training does, once there is a champion."
+        )
 
 
 def check(name: str | None) -> None:

@@ -238,6 +238,17 @@ class FeatureQuery:
                 "leave it out, or say in features.personal why the model needs it",
             )
 
+    def table_sources(self) -> dict[str, list[str]]:
+        """The columns of feature tables that each feature depends on, with their prefixes, by feature.
+
+        Raises:
+            SpecError: DuckDB could not plan the query in time.
+        """
+        if not self.spec.feature_tables:
+            return {}
+        types = describe_columns(self._con, self.spec, self._sql)
+        return lineage.table_features(self._con, self.spec, types, self._sql)
+
     def _relation(self, text: str) -> duckdb.DuckDBPyRelation:
         """The features of the rows that the query ``text`` reads.
 

@@ -118,13 +118,34 @@ def personal_features(
     """
     if not spec.hides_values:
         return {}
+    joined = [join.prefix + c for join, table in spec.feature_tables for c in table.personal]
+    personal = {ROWS: [*spec.personal_columns, *joined]} | {r.name: r.personal for r in spec.references}
+    return _sources_by_column(con, spec, columns, query, personal)
+
+
+def table_features(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, columns: Iterable[str], query: str
+) -> dict[str, list[str]]:
+    """The features that depend on columns of feature tables, and which ones, with the prefixes of their joins.
+
+    Takes and raises the same as `personal_features`.
+    """
+    return _sources_by_column(con, spec, columns, query, {ROWS: [*spec.table_columns]})
+
+
+def _sources_by_column(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    columns: Iterable[str],
+    query: str,
+    marked: Mapping[str, Iterable[str]],
+) -> dict[str, list[str]]:
+    """The marked columns, by table, that each column of the query's result depends on, if it depends on any."""
     columns_of_rows = {**spec.data.columns, **spec.table_columns}
     tables = {ROWS: {c: SQL_TYPES[kind] for c, kind in columns_of_rows.items()}}
     tables |= {reference.name: _types(con, reference.name) for reference in spec.references}
-    joined = [join.prefix + c for join, table in spec.feature_tables for c in table.personal]
-    personal = {ROWS: [*spec.personal_columns, *joined]} | {r.name: r.personal for r in spec.references}
     try:
-        sources = personal_sources(tables, _present(tables, personal), query)
+        sources = personal_sources(tables, _present(tables, marked), query)
     except TimeoutError as error:
         raise planning_error(spec, "features.sql", error) from error
     return {c: names for c, names in zip(columns, sources, strict=True) if names}

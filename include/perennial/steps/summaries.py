@@ -150,9 +150,24 @@ def _train(model: str, result: TrainResult) -> Summary:
     verdict = f"Gate: version {version} {'passed' if gate['passed'] else 'was rejected'}."
     reasons = [f"  {reason}" for reason in gate["reasons"]]
     refit = f"{sentence}." if (sentence := result.get("refit")) else ""
+    useless = (
+        f"Measured as of {known['as_of']}: {known['sentence']}."
+        if ((known := result.get("usefulness")) and known["sentence"])
+        else ""
+    )
     requested = f"Requested because: {result['reason']}." if result["reason"] else ""
     return Summary(
-        (first, requested, amount, f"On the held-out rows: {metrics}.", *worse, verdict, *reasons, refit),
+        (
+            first,
+            requested,
+            amount,
+            f"On the held-out rows: {metrics}.",
+            *worse,
+            verdict,
+            *reasons,
+            refit,
+            useless,
+        ),
         result.get("report", ""),
         result["run_id"],
     )

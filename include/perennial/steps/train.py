@@ -44,6 +44,7 @@ from perennial.training.runs.version_facts import (
     version_description,
     version_tags,
 )
+from perennial.training.studies import schedule
 from perennial.training.tracking import RegisteredVersion
 from perennial.training.training_report import TrainingReport
 from perennial.training.windows import candidate_windows, regular_holdout
@@ -238,6 +239,7 @@ def _train_challenger(
     Returns:
         The candidate, its version, and the URI of the report.
     """
+    started = time.monotonic()
     features = FeatureQuery(spec, pinned.reference_versions)
     source = TrainingSource(spec, features, pinned.version, pinned.labels_version)
     checkpoints = make_checkpoints(spec, request, pinned)
@@ -263,6 +265,7 @@ def _train_challenger(
                 not_compared,
             )
             candidate = fit_best_candidate(job, pinned.windows)
+            schedule.run(job, candidate, request.as_of, time.monotonic() - started)
             registered, report = _evaluate_and_register(run, candidate, job, request, recipe)
         run.finish()
         for checkpoint in checkpoints.values():
@@ -340,7 +343,7 @@ def _evaluate_and_register(
 def _complete(
     artifacts: ModelArtifacts, candidate: Candidate, job: TrainingJob, recipe: Recipe
 ) -> ModelArtifacts:
-    """Add the evaluation, the recipe, and the model that was evaluated if another one is registered."""
+    """Add the evaluation, the recipe, the studies, and the model that was evaluated if another one is registered."""
     evaluation = candidate.evaluation
     documents = artifacts.documents | {
         "evaluation.json": evaluation.as_dict()
@@ -353,6 +356,7 @@ def _complete(
             "champion": job.champion.version if job.champion else None,
         },
         recipes.ARTIFACT: recipe.as_dict(),
+        **candidate.studies,
     }
     if evaluation.performance:
         documents[performance.ARTIFACT] = evaluation.performance.as_dict()

@@ -14,6 +14,7 @@ __all__ = [
     "dask_cluster",
     "runs",
     "search",
+    "studies",
     "tracking",
     "training_report",
     "windows",

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
@@ -232,6 +232,7 @@ class EncodedRowFile:
         lists: ranking only: numbers of the lists, an array for each appended block.
         rows: number of rows.
         lookup: final category codes (`category_ranks`), which replace the provisional ones when rows are read.
+        omitted: positions of columns that are left out when rows are read.
     """
 
     path: Path
@@ -240,6 +241,7 @@ class EncodedRowFile:
     lists: list[np.ndarray] = field(default_factory=list)
     rows: int = 0
     lookup: dict[int, np.ndarray] = field(default_factory=dict)
+    omitted: tuple[int, ...] = ()
 
     def append(self, matrix: np.ndarray, y: np.ndarray, lists: np.ndarray | None) -> None:
         """Append rows, as `Encoder.encode` returns them."""
@@ -260,7 +262,10 @@ class EncodedRowFile:
             )
             matrix = matrix.reshape(-1, self.columns)
             recode_categories(matrix, self.lookup)
-            yield matrix, slice(first, last)
+            yield (
+                np.delete(matrix, self.omitted, axis=1) if self.omitted else matrix,
+                slice(first, last),
+            )
 
 
 @dataclass(frozen=True)
@@ -290,6 +295,17 @@ class Dataset:
     def rows(self) -> int:
         """Number of rows, those for early stopping included."""
         return self.file.rows
+
+    def without(self, columns: Collection[str]) -> Dataset:
+        """The same rows without some columns."""
+        names, encoding = self.encoding.columns, self.encoding
+        remaining = tuple(name for name in names if name not in columns)
+        categories = {name: listed for name, listed in encoding.categories.items() if name in remaining}
+        return replace(
+            self,
+            file=replace(self.file, omitted=tuple(j for j, name in enumerate(names) if name in columns)),
+            encoding=replace(encoding, columns=remaining, categories=categories),
+        )
 
     def fits_in_memory(self, copies: int = 1, more: int = 0) -> bool:
         """Whether ``copies`` binned matrices, with so many more bytes each, fit into half of the step's memory."""

@@ -21,15 +21,16 @@ from __future__ import annotations
 import contextlib
 import math
 import shutil
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property, partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from perennial.core.errors import DataError
+from perennial.features.engine import FeatureQuery
 from perennial.modeling.comparison import Comparison, simultaneous_confidence
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.single_feature import suspicious_score
@@ -127,6 +128,7 @@ class Candidate:
         algorithm_losses: loss of the trees and of the linear model on the held-out rows, if both were fitted.
         suspected_leaks: features that predict the label almost perfectly alone, each with its score.
         refit: the same model fitted once more with the held-out rows; None if it was not to be.
+        studies: results of `training.studies`, by the name of the file that a version has of them.
     """
 
     window_name: str
@@ -142,6 +144,7 @@ class Candidate:
     algorithm_losses: dict[str, float] = field(default_factory=dict)
     suspected_leaks: dict[str, str] = field(default_factory=dict)
     refit: Refit | None = None
+    studies: dict[str, Any] = field(default_factory=dict)
 
     @property
     def registered_model(self) -> TrainedModel:
@@ -257,6 +260,37 @@ def _refit(job: TrainingJob, challenger: Candidate, pool: WorkerPool | None) -> 
             f"{compared.other:.4f}; the model that was evaluated is registered",
         )
     return Refit(windows, f"Fitted again on {windows.trained_range}, with the held-out rows", model)
+
+
+def refitter(
+    source: TrainingSource, candidate: Candidate, windows: Windows, folder: Path
+) -> Callable[[Collection[str]], TrainedModel]:
+    """Read rows, in this process, to fit the same model as a candidate on them.
+
+    Args:
+        source: the data of the training.
+        candidate: whose parameters and rounds the models have.
+        windows: dates of the rows.
+        folder: where the encoded rows are written.
+
+    Returns:
+        A function that fits the model without the features that it is given.
+    """
+    spec = source.spec
+    features = FeatureQuery(spec, source.features.reference_versions)
+    rows = build_dataset(spec, features, windows, folder, source.version, source.labels_version)
+
+    def fit(omitted: Collection[str]) -> TrainedModel:
+        data = rows.without(omitted)
+        if candidate.model.design is None:
+            booster = search.fit_again(data, candidate.fitted, Checkpoint(None))
+            return TrainedModel(booster, data.encoding, spec.task, data.classes)
+        model = fit_linear_model(spec, data, PENALTIES)
+        if model is None:
+            raise DataError(_NO_LINEAR_MODEL, "add trees to training.candidates", model=spec.name)
+        return model
+
+    return fit
 
 
 @contextlib.contextmanager

@@ -21,6 +21,8 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import pages
 from perennial.training.candidates import Candidate
 from perennial.training.challenger_evaluation import Evaluation
+from perennial.training.studies import usefulness
+from perennial.training.studies.usefulness import UnitUsefulness, Usefulness
 
 #: Kind of the page: its folder in the lake.
 KIND = "training"
@@ -102,6 +104,7 @@ class TrainingReport:
             page.section(f"Gate: {gate}", reasons),
             page.section(f"Metrics on {evaluation.rows:,} held-out rows", _metrics(evaluation)),
             *_slices(evaluation, self.slice_charts()),
+            *_usefulness(self.candidate.studies.get(usefulness.ARTIFACT)),
             page.section("Training", page.facts([*self.facts.items(), ("MLflow", link)])),
         )
 
@@ -159,3 +162,34 @@ def _slices(evaluation: Evaluation, charts: Mapping[str, Sequence[Chart]]) -> li
         parts = [figures, table(heads, rows), *([element("p", text(others))] if others else [])]
         sections.append(page.section(f"Slices by {column}", *parts))
     return sections
+
+
+def _usefulness(known: Usefulness | None) -> list[Markup]:
+    """A section with what each feature and feature table is worth, the most useful first; none if it is not known."""
+    if known is None:
+        return []
+    explained = (
+        f"How much the {known['metric']} on held-out partitions rises when the model is fitted without the feature, "
+        f"with its window, parameters and rounds, and the {known['confidence']:.0%} interval of that. Useless: it "
+        "rises by less than retraining.min_gain; unclear: it may rise by more. A feature may be useless because "
+        "another one says the same."
+    )
+    units = sorted(known["units"], key=lambda unit: (unit["kind"] == "feature", -unit["rise"]))
+    together = [known["together"]] if known["together"] else []
+    parts = [element("p", text(explained))]
+    if known["sentence"]:
+        parts.append(element("p", text(f"As of {known['as_of']}, {known['sentence']}.")))
+    heads = ["left out", "", "without it", "with it", "rise (interval)", "", "as of"]
+    parts.append(table(heads, [_usefulness_row(unit) for unit in (*units, *together)]))
+    if known["not_measured"]:
+        parts.append(
+            element("p", text(f"Not measured yet, for want of time: {', '.join(known['not_measured'])}."))
+        )
+    return [page.section("What features are worth", *parts)]
+
+
+def _usefulness_row(unit: UnitUsefulness) -> tuple[str, ...]:
+    name = f"together: {', '.join(unit['columns'])}" if unit["name"] == "together" else unit["name"]
+    rise = f"{unit['rise']:+.2%} [{unit['low']:+.2%}, {unit['high']:+.2%}]"
+    losses = number(unit["loss_without"]), number(unit["loss"])
+    return name, unit["kind"], *losses, rise, unit["verdict"], unit["as_of"]

@@ -10,6 +10,8 @@ from perennial.training.candidates import Candidate
 from perennial.training.challenger_evaluation import Evaluation
 from perennial.training.runs.training_inputs import PinnedData, TrainingRequest
 from perennial.training.search import GpuReport
+from perennial.training.studies import usefulness
+from perennial.training.studies.usefulness import Usefulness
 
 #: Most slices that are named.
 MAX_WORSE_SLICES = 5
@@ -91,6 +93,7 @@ class TrainResult(TypedDict):
         candidates: loss of each candidate on the held-out rows by what they differ in (``window``, ``algorithm``) and
             name; none where there was only one.
         rows: numbers of rows.
+        usefulness: what the features are worth, as far as it was measured in this training or an earlier one.
     """
 
     as_of: str
@@ -118,6 +121,7 @@ class TrainResult(TypedDict):
     gate: GateResult
     candidates: dict[str, dict[str, float]]
     rows: RowCounts
+    usefulness: NotRequired[Usefulness]
 
 
 def train_result(
@@ -139,7 +143,8 @@ def train_result(
         report: URI of the report.
     """
     fitted, evaluation = candidate.fitted, candidate.evaluation
-    return {
+    useful: Usefulness | None = candidate.studies.get(usefulness.ARTIFACT)
+    result: TrainResult = {
         "as_of": request.as_of,
         "run_id": version.run_id,
         "version": version.version,
@@ -174,6 +179,7 @@ def train_result(
             "holdout": evaluation.rows,
         },
     }
+    return {**result, "usefulness": useful} if useful else result
 
 
 def _worse_slices(evaluation: Evaluation) -> list[str]:

@@ -1,0 +1,3 @@
+"""Studies of a challenger by models that are fitted to be compared with it and are never registered."""
+
+__all__ = ["schedule", "usefulness"]
