@@ -38,6 +38,8 @@ DEFINITION = "perennial.definition"
 KINDS = ("published", "labels", "quarantine", "predictions", "served", "monitoring")
 #: Rows of a row group of a narrow table.
 MAX_GROUP_ROWS = 262_144
+#: Columns from which the dictionaries of all columns need more memory than a row group.
+WIDE_TABLE = 250
 #: Attempts at a commit that conflicts with other writers.
 MAX_ATTEMPTS = 12
 
@@ -370,7 +372,7 @@ class Writer:
             table = open_table(self.uri)
         assert table is not None
         self._check_definition(table, rows.schema)
-        plain = dict.fromkeys(self.distinct, ColumnProperties(dictionary_enabled=False))
+        plain = dict.fromkeys(_plain_columns(self.distinct, rows.schema), ColumnProperties(dictionary_enabled=False))
         write_deltalake(
             table,  # updated to its new version by the call
             rows,
@@ -405,6 +407,16 @@ class Writer:
                 f"{self.uri}: {'; '.join(conflicts)}; nothing was written",
                 "run this again with the present spec; `perennial check` compares the spec with the table",
             )
+
+
+def _plain_columns(distinct: Collection[str], schema: pa.Schema) -> list[str]:
+    """The columns that are written without a dictionary: of a wide table all but texts, since each needs memory."""
+    import pyarrow as pa
+
+    if len(schema) <= WIDE_TABLE:
+        return list(distinct)
+    texts = {field.name for field in schema if pa.types.is_string(field.type)}
+    return [name for name in schema.names if name in distinct or name not in texts]
 
 
 def _observed(rows: pa.RecordBatchReader, failures: list[Exception]) -> pa.RecordBatchReader:

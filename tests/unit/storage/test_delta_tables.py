@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 
 from perennial.core import dates
@@ -141,6 +142,21 @@ def test_fingerprints_are_those_of_each_partition(uri: str) -> None:
     )
     assert {sum(f.rows for f in listed) for listed in files.values()} == {100}
     assert delta_tables.rows_by_partition(uri) == dict.fromkeys(days, 100)
+
+
+@pytest.mark.parametrize(("numbers", "dictionaries"), [(10, 11), (delta_tables.WIDE_TABLE, 1)])
+def test_only_texts_of_a_wide_table_have_dictionaries(uri: str, numbers: int, dictionaries: int) -> None:
+    columns: dict[str, Any] = {f"n{i}": [i, i, 1] for i in range(numbers)} | {"text": ["a", "b", "a"]}
+    day = "2024-01-01"
+    delta_tables.replace(uri, pa.table(columns | {"partition_date": [day] * 3}), day)
+    (path,) = Path(uri).glob("*/*.parquet")
+    group = pq.ParquetFile(path).metadata.row_group(0)
+    with_dictionary = [
+        group.column(i).path_in_schema for i in range(group.num_columns) if group.column(i).has_dictionary_page
+    ]
+    assert len(with_dictionary) == dictionaries and "text" in with_dictionary
+    stored = lake.find_table(uri)
+    assert stored is not None and stored.select(list(columns)).to_pydict() == columns
 
 
 def test_partitions_are_grouped_up_to_a_number_of_rows() -> None:
