@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from perennial.core.sql import copy_to_parquet, row_group_rows
 
@@ -81,8 +81,10 @@ def _join(paths: list[Path], target: Path, rows: int, omitted: Collection[str]) 
         schema = pa.schema(
             [field for file in files for field in file.schema_arrow if field.name not in omitted]
         )
+        # A dictionary needs memory for each column, and numbers of a wide table have none that is worth it.
+        texts: Any = [field.name for field in schema if pa.types.is_string(field.type)]
         writer = stack.enter_context(
-            pq.ParquetWriter(target, schema, compression="snappy", store_schema=False)
+            pq.ParquetWriter(target, schema, compression="snappy", store_schema=False, use_dictionary=texts)
         )
         for tables in zip(*(_tables(file, rows, omitted) for file in files), strict=True):
             columns = [column for table in tables for column in table.columns]

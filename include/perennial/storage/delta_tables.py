@@ -372,7 +372,9 @@ class Writer:
             table = open_table(self.uri)
         assert table is not None
         self._check_definition(table, rows.schema)
-        plain = dict.fromkeys(_plain_columns(self.distinct, rows.schema), ColumnProperties(dictionary_enabled=False))
+        plain = dict.fromkeys(
+            _plain_columns(self.distinct, rows.schema), ColumnProperties(dictionary_enabled=False)
+        )
         write_deltalake(
             table,  # updated to its new version by the call
             rows,

@@ -8,6 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
 
@@ -211,6 +212,36 @@ def test_rows_that_repeat_another_one_are_counted_in_all_columns(tmp_path: Path,
         assert inference.duplicate_rows(sample, dated=True) == 0
     with divided(tmp_path, undated | {"id": range(N)}) as (sample, _, _times):
         assert inference.duplicate_rows(sample, dated=False) == 0
+
+
+@pytest.mark.parametrize(
+    ("texts", "amount"),
+    [
+        ([f"${i},{i + 100}.50" for i in range(1, N + 1)], 1101.5),
+        ([f"{i}.5 km" for i in range(1, N)] + ["60 km"], 1.5),
+        ([f"{i} %" for i in range(1, N + 1)], 1.0),
+        ([f"No {i}" for i in range(1, N + 1)], None),
+        ([f"{i:04}" for i in range(1, N + 1)], None),
+        ([f"${i}.00" for i in range(1, N)] + ["€9.00"], None),
+        (["$1.50", "$2.50", "$3.50"] * 20, None),
+    ],
+)
+def test_amounts_in_texts_are_features_and_no_key(
+    empty_home: Path, tmp_path: Path, texts: list[str], amount: float | None
+) -> None:
+    created = new(tmp_path, {"x": [i % 7 / 7 for i in range(N)], "Price": texts, "y": [0, 1] * 30})
+    spec, result = published(created)
+    assert result["rows_out"] == N
+    assert ("Price_amount" in spec.sql) == (amount is not None)
+    if amount is not None:
+        assert spec.data.key == ["row"] and "Price" not in spec.features.categorical
+        (sql,) = [line for line in spec.sql.splitlines() if "Price_amount" in line]
+        con = duckdb.connect()
+        con.register("rows", pa.table({"Price": texts}))
+        values = con.sql(f"SELECT {sql.strip().rstrip(',')} FROM rows").fetchall()
+        assert values[0] == (amount,) and all(value is not None for (value,) in values)
+    elif len({*texts}) == N and "€9.00" not in texts:
+        assert spec.data.key == ["Price"]
 
 
 def test_columns_of_a_key_are_features(empty_home: Path, tmp_path: Path) -> None:

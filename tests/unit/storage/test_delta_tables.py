@@ -152,7 +152,9 @@ def test_only_texts_of_a_wide_table_have_dictionaries(uri: str, numbers: int, di
     (path,) = Path(uri).glob("*/*.parquet")
     group = pq.ParquetFile(path).metadata.row_group(0)
     with_dictionary = [
-        group.column(i).path_in_schema for i in range(group.num_columns) if group.column(i).has_dictionary_page
+        group.column(i).path_in_schema
+        for i in range(group.num_columns)
+        if group.column(i).has_dictionary_page
     ]
     assert len(with_dictionary) == dictionaries and "text" in with_dictionary
     stored = lake.find_table(uri)

@@ -13,8 +13,8 @@ from perennial.core.sql import quote_identifier, text_literal
 from perennial.feeds.parquet_columns import divide
 
 __all__ = [
-    "duplicate_rows", "find_column", "identifies", "is_identifier", "looks_personal", "named_personal",
-    "number_in_text", "suggest_key", "suggest_label", "suggest_task", "time_parts",
+    "amount_in_text", "duplicate_rows", "find_column", "identifies", "is_identifier", "looks_personal",
+    "named_personal", "number_in_text", "suggest_key", "suggest_label", "suggest_task", "time_parts",
 ]  # fmt: skip
 
 #: Columns of which a combination is tried as the key.
@@ -117,6 +117,7 @@ def suggest_key(
     columns = [
         c for c in sample.columns.values() if c.name not in excluded and not c.nulls and c.distinct > 1
     ]
+    columns = [c for c in columns if not amount_in_text(sample, c)]
     single = [c for c in columns if is_identifier(c, sample.row_count)]
     single.sort(key=lambda c: (not _ID.search(words(c.name)), not c.unique))
     many_rows = partitions.dated and sample.row_count >= 5 * len(partitions.counts)
@@ -297,6 +298,24 @@ _NUMBER_IN_TEXT = (
     r"([^0-9A-Za-z.,+-]{1,3}|[A-Z]{2,3} )?[+-]?(\d{1,3}(,\d{3})+|\d+)(\.\d+)?"
     r"( ?[A-Za-z]{1,6}| ?[^0-9A-Za-z.,+-]{1,3})?"
 )
+
+
+#: Different texts up to which they are categories, whatever they contain.
+MIN_AMOUNTS = 20
+#: What amounts have, and numbers of orders or persons have not.
+_AMOUNT_IN_TEXT = r"[$€£¥₹%]|[0-9][.,][0-9]"
+
+
+def amount_in_text(sample: Sample, column: SampleColumn) -> str | None:
+    """SQL of the amount that the texts of a column contain, such as ``$1,200`` or ``3.5 km``; None if they do not."""
+    number = number_in_text(sample, column) if column.distinct > MIN_AMOUNTS else None
+    if number is None:
+        return None
+    cell = quote_identifier(column.name)
+    ((amounts,),) = sample.query(
+        f"SELECT bool_or(regexp_matches({cell}, {text_literal(_AMOUNT_IN_TEXT)})) FROM __rows WHERE {cell} IS NOT NULL"
+    )
+    return number if amounts else None
 
 
 def number_in_text(sample: Sample, column: SampleColumn) -> str | None:

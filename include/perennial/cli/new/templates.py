@@ -134,7 +134,10 @@ def features(sample: Sample, draft: ModelDraft) -> tuple[list[Feature], dict[str
 
     for column in sample.columns.values():
         name = column.name
-        if reason := _exclusion_reason(column, sample, draft):
+        used = name not in (draft.label, draft.group, *draft.personal, *draft.key)
+        if used and (amount := inference.amount_in_text(sample, column)):
+            result.append(feature(amount, f"{_feature_name(name)}_amount"))
+        elif reason := _exclusion_reason(column, sample, draft):
             left_out[name] = reason
         elif column.kind in ("date", "timestamp"):
             if not draft.time_parts.get(name):
