@@ -88,7 +88,7 @@ def _sort_by_columns(
         with pq.ParquetFile(path) as file:
             # Of DuckDB's results every column may have nulls.
             schema = pa.schema([field.with_nullable(True) for field in file.schema_arrow])
-            for rows_read in file.iter_batches(batch):
+            for rows_read in parquet_columns.read_tables(file, batch):
                 yield pa.Table.from_arrays(rows_read.columns, schema=schema)
 
 
