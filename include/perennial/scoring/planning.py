@@ -14,6 +14,8 @@ UNIT_ROWS = 131_072
 COMMIT_ROWS = 2 * UNIT_ROWS
 #: Most partitions of a commit: the lake's writer needs 0.2 MiB for each of them until the commit ends.
 COMMIT_PARTITIONS = 256
+#: Columns of the rows that all threads score at a time: each of them has rows of all columns, some 300 KB a column.
+THREAD_COLUMNS = 2048
 
 
 @dataclass(frozen=True)
@@ -27,6 +29,17 @@ class Commit:
 
     days: list[str]
     units: list[ScanUnit]
+
+
+def scoring_threads(units: int, columns: int, most: int) -> int:
+    """The number of units that are scored in parallel.
+
+    Args:
+        units: number of units.
+        columns: number of columns of the rows.
+        most: threads that the step may use.
+    """
+    return min(most, units, max(1, THREAD_COLUMNS // columns))
 
 
 def plan_commits(

@@ -25,7 +25,7 @@ from perennial.ingestion.run import STEP as DATA_STEP
 from perennial.lifecycle import ab_trial, backlog
 from perennial.lifecycle import champion as champion_module
 from perennial.modeling import registry
-from perennial.scoring.planning import Commit, group_into_commits, plan_commits
+from perennial.scoring.planning import Commit, group_into_commits, plan_commits, scoring_threads
 from perennial.scoring.scorer import Scorer, Serving, ServingVersion
 from perennial.spec import spec_changes
 from perennial.spec.model_spec import ModelSpec
@@ -331,7 +331,7 @@ class _Run:
         split = self._serving.split
         commits = plan_commits(self._files, days, split.starts_after if split else None, settings().threads)
         units = [unit for commit in commits for unit in commit.units]
-        threads = min(settings().threads, len(units))
+        threads = scoring_threads(len(units), len(self._spec.data.columns), settings().threads)
         uri = delta_tables.table_uri("published", self._spec.name)
         sampling = serving_log.LogSampling({day: self._files[day] for day in days})
         scorer = Scorer(self._serving, uri, sampling, self._run_id, threads, units)

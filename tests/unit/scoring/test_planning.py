@@ -27,3 +27,10 @@ def test_a_commit_has_a_bounded_number_of_partitions() -> None:
     groups = list(planning.group_into_commits(days, days, dict.fromkeys(days, 1), planning.UNIT_ROWS))
     assert [len(group) for group in groups] == [planning.COMMIT_PARTITIONS] * 2 + [1]
     assert [day for group in groups for day in group] == days
+
+
+@pytest.mark.parametrize(
+    ("units", "columns", "threads"), [(9, 20, 4), (2, 20, 2), (9, 700, 2), (9, 2000, 1), (9, 9000, 1)]
+)
+def test_few_units_of_wide_rows_are_scored_at_a_time(units: int, columns: int, threads: int) -> None:
+    assert planning.scoring_threads(units, columns, 4) == threads
