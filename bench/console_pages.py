@@ -4,14 +4,20 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from statistics import median
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bench.figures import Figure
 from bench.workspace import MODEL, Workspace
 
+if TYPE_CHECKING:
+    from perennial.spec.model_spec import ModelSpec
+
 MODELS, PARTITIONS, REPEATS = 500, 1_000, 5
+#: Records of the ledger: fewer than partitions, because each is a commit.
+DECISIONS = 100
 
 
 def figures(workspace: Workspace) -> list[Figure]:
@@ -21,14 +27,18 @@ def figures(workspace: Workspace) -> list[Figure]:
     if not (lake / "done").exists():
         workspace.measure("console_lake", env=env)
         (lake / "done").touch()
-    seconds = workspace.measure("console_pages", env=env, empty=str(workspace.folder / "lake-empty"))
+    seconds = workspace.measure("console_pages", env=env, empty=str(workspace.folder / "lake-empty")).result
     empty = seconds["empty"]
     detail = f"{empty * 1000:.0f} ms without a model"
+    other = max((name for name in seconds if name.startswith("/")), key=lambda name: seconds[name])
+    slowest = f"of {len(seconds) - 3}: {other.removeprefix(f'/models/{MODEL}')}"
     return [
         Figure("console", f"page of {MODELS} models", seconds["models"], "s", 1.0, detail=detail),
         Figure("console", "its time, beside a page of none", seconds["models"] / empty, "×", detail=detail),
         Figure("console", f"page of a model, {PARTITIONS:,} partitions", seconds["model"], "s", 1.0),
         Figure("console", "its time, beside a page of none", seconds["model"] / empty, "×", detail=detail),
+        Figure("console", "slowest of the other pages", seconds[other], "s", 1.0, detail=slowest),
+        Figure("console", "its time, beside a page of none", seconds[other] / empty, "×", detail=detail),
     ]
 
 
@@ -63,10 +73,31 @@ def make_lake() -> dict[str, Any]:
             ),
             began,
         )
+    _write_versions_and_reports(spec, list(spec.cadence.range(spec.first_partition, last)))
     status = refresh.refresh(spec)
     for n in range(MODELS):
         record.write(replace(status, model=f"model_{n:03}"))
     return {}
+
+
+def _write_versions_and_reports(spec: ModelSpec, keys: Sequence[str]) -> None:
+    """Record trainings in the ledger, a tenth of them promoted, and write a report of each partition."""
+    from perennial.core.settings import settings
+    from perennial.storage import ledger, object_store
+    from perennial.storage.ledger import Decision, LedgerKind
+
+    for n in range(DECISIONS):
+        is_promotion = n % 10 == 9
+        kind = LedgerKind.PROMOTION if is_promotion else LedgerKind.TRAINING
+        decision = Decision.PROMOTED if is_promotion else Decision.ACCEPTED
+        ledger.append(
+            spec.name, kind=kind, decision=decision, reason="ok: a benchmark", actor="gate", partition=keys[n],
+            model_version=str(n - is_promotion + 1), evidence={"metrics": {"log_loss": 0.3}, "run_id": f"run{n}"},
+        )  # fmt: skip
+    for key in keys:
+        object_store.write_text(
+            f"{settings().lake}/reports/{spec.name}/monitor/{key}.html", "<h1>Report</h1>"
+        )
 
 
 def measure_pages(empty: str) -> dict[str, float]:
@@ -80,6 +111,9 @@ def measure_pages(empty: str) -> dict[str, float]:
     lake = os.environ["PERENNIAL_LAKE"]
     Path(empty).mkdir(exist_ok=True)
     pages = {"empty": ("/", empty), "models": ("/", lake), "model": (f"/models/{MODEL}", lake)}
+    parts = ("versions/1", "compare", "features", "ledger", "cost")
+    others = ["/cost", f"/reports/{MODEL}", *(f"/models/{MODEL}/{part}" for part in parts)]
+    pages |= {path: (path, lake) for path in others}
     seconds: dict[str, list[float]] = {name: [] for name in pages}
     for _ in range(REPEATS + 1):
         for name, (path, of_lake) in pages.items():
