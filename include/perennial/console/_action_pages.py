@@ -79,9 +79,10 @@ class _Asked:
 
 def add_routes(app: FastAPI) -> None:
     """Add the pages of actions; each route refuses where the host performs none."""
-    app.get("/models/{model}/actions/{action}")(_show)
+    for ending in (".json", ""):  # first, since the path without an ending fits as well
+        app.get(f"/models/{{model}}/actions/{{action}}{ending}")(_show)
+        app.get(f"/dags/{{dag_id}}/runs/{{run_id}}{ending}")(_run)
     app.post("/models/{model}/actions/{action}")(_perform)
-    app.get("/dags/{dag_id}/runs/{run_id}")(_run)
 
 
 def offers(request: Request, model: str, user: Any) -> list[Offer]:

@@ -82,6 +82,8 @@ def test_a_range_is_scored_in_one_run_of_the_user_with_the_reason(browser: Brows
     assert (run["note"], run["triggering_user_name"], run["partition_key"]) == ("a test", "ann", None)
     page = client.get(answer.headers["location"])
     assert page.status_code == 200
+    details = client.get(f"{answer.headers['location']}.json").json()
+    assert (details["run"]["user"], details["run"]["note"]) == ("ann", "a test")
     assert "queued" in page.text and "ann" in page.text and "a test" in page.text
     assert f'href="/dags/{MODEL}.score/runs/{quote(run["dag_run_id"])}"' in page.text
 
@@ -211,6 +213,14 @@ def test_looking_changes_nothing(browser: Browser) -> None:
     for action, choices in CHOICES.items():
         client.get(f"{ACTIONS}/{action}", params=choices | {"reason": "a test", "do": "start"})
     assert {stage: len(runs(client, stage)) for stage in STAGES} == before
+
+
+def test_what_will_happen_as_json(browser: Browser) -> None:
+    client = browser()
+    content = client.get(f"{ACTIONS}/rollback.json").json()
+    assert content["plan"]["operations"][0]["conf"]["to_version"] == 1
+    assert client.get(f"{ACTIONS}/rollback", headers={"Accept": "application/json"}).json() == content
+    assert browser("VIEWER").get(f"{ACTIONS}/rollback.json").status_code == 403
 
 
 def test_what_airflow_refuses_is_said(browser: Browser) -> None:
