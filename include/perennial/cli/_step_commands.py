@@ -85,7 +85,7 @@ STEP_COMMANDS = {
     ),
     "conclude": StepCommand("End the trial of a challenger if it has a result.", ("as_of",), ("actor",)),
     "rollback": StepCommand(
-        "Make an earlier version champion again.", ("reason",), ("to_version", "actor")
+        "Make an earlier version champion again.", ("reason",), ("to_version", "actor", "run_id")
     ),
     "publish_predictions": StepCommand(
         "Write predictions to the database that the spec names.", ("start",), ("end", "force", "catch_up", "run_id")

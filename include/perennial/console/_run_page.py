@@ -70,12 +70,12 @@ def compose(model: str, stage: str, run: RunDetails) -> RunPage | None:
     keys = {key for _, key, _ in finished} or ({run.partition} - {""})
     listed = [page for page in pages.find(model) if page.kind in _KINDS.get(stage, ())]
     concerned = [page for page in listed if any(page.concerns(key, key) for key in keys)]
-    # The records of a training and a promotion name the run in MLflow instead.
+    # Records about versions name the run in MLflow by that key; a rollback names that in Airflow beside it.
     trained = {entry.version for step, _, entry in finished if step == "train"} - {""}
     decisions = [
         {key: record[key] for key in ("kind", "decision", "model_version", "partition", "reason")}
         for record in ledger.records(model)
-        if record["evidence"].get("run_id") == run.run_id
+        if run.run_id in (record["evidence"].get("run_id"), record["evidence"].get("airflow_run"))
         or (record["kind"] in _OF_VERSIONS and record["model_version"] in trained)
     ]
     return RunPage(

@@ -189,7 +189,7 @@ def _change_champion(spec: ModelSpec, change: ChampionChange) -> None:
 
 
 def roll_back_champion(
-    spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None
+    spec: ModelSpec, *, actor: str, reason: str, to_version: str | None = None, airflow_run: str = ""
 ) -> RollbackResult:
     """Make an earlier version champion again, after checking that it can predict.
 
@@ -198,6 +198,7 @@ def roll_back_champion(
         actor: who rolls back, for the ledger.
         reason: why, for the ledger; must not be empty.
         to_version: the version; the previous champion by default.
+        airflow_run: id of the run in Airflow, for the ledger.
 
     Raises:
         DataError: no reason is given.
@@ -228,6 +229,8 @@ def roll_back_champion(
                 outdated, "choose another version, or undo the change of the spec first", model=spec.name
             )
         evidence = {"previous": current, "digest": version.digest, "run_id": version.run_id}
+        if airflow_run:
+            evidence["airflow_run"] = airflow_run
         change = ChampionChange(target, state.last_change, LedgerKind.ROLLBACK, reason, actor, evidence)
         _change_champion(spec, change)
     return {"version": target, "previous": current}

@@ -318,7 +318,7 @@ def test_rollback(fake: Steps, spec: ModelSpec) -> None:
     rollback.roll_back(spec, run)
     rollback.roll_back(spec, context(None, reason="worse since May", to_version=None))
     assert [c[1]["to_version"] for c in fake.calls] == ["1", None]
-    assert fake.calls[0][1]["reason"] == "worse since May"
+    assert (fake.calls[0][1]["reason"], fake.calls[0][1]["run_id"]) == ("worse since May", "run-1")
     assert event(run, assets.model(spec)).extra == {"version": "1"}
 
 

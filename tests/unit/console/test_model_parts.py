@@ -242,6 +242,9 @@ def test_a_run_shows_its_own_decisions_and_those_about_versions_that_it_trained(
                   actor="retraining policy", partition=KEYS[0], evidence={"run_id": "scheduled__10"})  # fmt: skip
     assert decided("monitor", "scheduled__10") == ["retraining declined "]
     assert decided("monitor", "scheduled__1") == []
+    ledger.append("drifted", kind=LedgerKind.ROLLBACK, decision=Decision.ROLLED_BACK, reason="worse", actor="ann",
+                  model_version="1", evidence={"run_id": "mlflow1", "airflow_run": "manual__7"})  # fmt: skip
+    assert decided("rollback", "manual__7") == ["rollback rolled back 1"]
 
 
 def test_a_page_reads_the_ledger_once(browser: TestClient, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -338,13 +338,14 @@ def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
     spec, one, two = two_champions
     with pytest.raises(DataError, match="needs a reason"):
         rollback(spec, actor="operator", reason="  ")
-    assert rollback(spec, actor="operator", reason="bad") == {
+    assert rollback(spec, actor="operator", reason="bad", run_id="manual__1") == {
         "version": one["version"],
         "previous": two["version"],
     }
     assert champion(spec) == one["version"]
     last = ledger.records(spec.name)[-1]
     assert (last["decision"], last["reason"], last["actor"]) == ("rolled back", "bad", "operator")
+    assert last["evidence"]["airflow_run"] == "manual__1"
     with pytest.raises(RegistryError, match="is the champion already") as error:
         rollback(spec, actor="operator", reason="worse", to_version=one["version"])
     assert error.value.remedy.startswith("name another version with to_version")

@@ -50,6 +50,7 @@ def roll_back(spec: ModelSpec, context: Context) -> dict[str, Any]:
         actor=run_request.actor(context),
         reason=str(run_request.param(context, "reason") or ""),
         to_version=str(version) if version else None,
+        run_id=context["run_id"],
     )
     context["outlet_events"][assets.model(spec)].extra = {"version": result["version"]}
     return result
