@@ -60,3 +60,17 @@ def document(title: str, *content: Markup) -> str:
         f'<style>{page_style()}</style></head><body class="page"><main class="perennial">{join(content)}</main>'
         "</body></html>"
     )
+
+
+def embed(document: str, title: str, content: str) -> str:
+    """Put a title and content of ours before what another library drew, whose ground is light only.
+
+    Args:
+        document: the library's page.
+        title: of the page.
+        content: HTML.
+    """
+    head, body, rest = document.partition("<body>")
+    head = head.replace("<html", '<html data-theme="light"', 1)
+    head = head.replace("<head>", f"<head><title>{text(title)}</title>", 1)
+    return f'{head}{body}<style>{page_style()}</style><main class="perennial">{content}</main>{rest}'

@@ -75,16 +75,13 @@ def write_profile(
             "rows_sampled": len(rows),
             "undeclared_columns": dict(undeclared or {}),
         }
-        head, body, rest = page.partition("<body>")
-        # Evidently's plots have a light ground only.
-        head = head.replace("<html", '<html data-theme="light"', 1)
+        title = f"{spec.name}, data profile of {partitions}"
         undeclared_list = pages.list_of_omissions("Columns that the spec does not declare", undeclared or {})
         heading = (
-            f"<h1>{html.escape(spec.name)}, data profile of {partitions}</h1>"
+            f"<h1>{html.escape(title)}</h1>"
             f'<p class="soft">{len(rows):,} rows, sampled from version {version} of the published rows.</p>'
         )
-        style = f"<style>{page_frame.page_style()}</style>"
-        page = f'{head}{body}{style}<main class="perennial">{heading}{undeclared_list}</main>{rest}'
+        page = page_frame.embed(page, title, heading + undeclared_list)
         return json.dumps(content, indent=1), _compress_library(page)
 
     pages.write(f"data profile of {spec.name}, {partitions}", uris, draw)

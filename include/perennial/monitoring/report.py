@@ -269,10 +269,7 @@ def render_page(
     content = _content(title, result, columns, drift_report.omitted_columns, trial_summary, drawn or "")
     if "<body>" not in drift_report.page:
         return page.document(title, Markup(content))
-    head, _, plots = drift_report.page.partition("<body>")
-    # Evidently's plots have a light ground only.
-    head = head.replace("<html", '<html data-theme="light"', 1)
-    return f'{head}<body><style>{page.page_style()}</style><main class="perennial">{content}</main>{plots}'
+    return page.embed(drift_report.page, title, content)
 
 
 def _charts(result: MonitoringResult, pictures: Pictures) -> str:

@@ -166,6 +166,7 @@ def render_data_doc(result: dict[str, Any]) -> str:
     page = page.replace(
         "<head>", f"<head><title>{title}</title><style>{page_frame.page_style()}{_STYLE}</style>", 1
     )
+    page = page.replace("<html>", '<html lang="en">', 1)
     page = page.replace("<body>", "<body>" + _banner(result), 1)
     return html.placeholders_to_html(page)
 

@@ -7,6 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
+from perennial.charts import page as page_frame
 from perennial.charts.histogram_chart import HistogramChart
 from perennial.charts.interval_chart import Interval, IntervalChart, IntervalRow
 from perennial.charts.line_chart import Event, LineChart, Series
@@ -241,3 +242,10 @@ def test_dates_below_a_chart_do_not_cover_each_other() -> None:
     keys = ["2024-01-01", "2024-01-02", "2024-01-29", "2024-01-30"]
     picture = LineChart("x", [Series("s", [(key, 1.0) for key in keys])]).svg()
     assert [key for key in keys if f">{key}</text>" in picture] == [keys[0], keys[-1]]
+
+
+def test_a_page_of_another_library_gets_a_title_and_content_of_ours_on_a_light_ground() -> None:
+    library = "<html lang='en'><head><meta charset='utf-8'></head><body><div id='plots'></div></body></html>"
+    page = page_frame.embed(library, HOSTILE, "<h1>Ours</h1>")
+    assert page.startswith("<html data-theme=\"light\" lang='en'><head><title>&lt;/title&gt;&lt;script&gt;")
+    assert page.count("<head>") == 1 and page.index("<h1>Ours</h1>") < page.index("id='plots'")

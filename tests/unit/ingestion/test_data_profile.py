@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pandas as pd
@@ -38,4 +39,5 @@ def test_the_profile_has_no_personal_data_and_its_library_is_compressed(
     content = json.loads(small_model.report(kind="profile", ending="json"))
     columns = {m["config"].get("column") for m in content["metrics"]}
     assert "amount" in columns and "phone" not in columns
+    assert re.search(r"<head><title>[^<]+, data profile of ", page)
     assert "DecompressionStream" in page and len(page) < 2_000_000
