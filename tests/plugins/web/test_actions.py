@@ -215,6 +215,11 @@ def test_looking_changes_nothing(browser: Browser) -> None:
     assert {stage: len(runs(client, stage)) for stage in STAGES} == before
 
 
+def test_a_version_leads_to_the_run_that_trained_it(browser: Browser) -> None:
+    page = browser("VIEWER").get(f"/perennial/models/{MODEL}/versions/2").text
+    assert f'<a href="/perennial/dags/{MODEL}.train/runs/manual__1">manual__1</a>' in page
+
+
 def test_what_will_happen_as_json(browser: Browser) -> None:
     client = browser()
     content = client.get(f"{ACTIONS}/rollback.json").json()

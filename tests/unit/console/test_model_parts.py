@@ -88,6 +88,9 @@ def test_a_version_with_lineage_metrics_gate_and_what_it_scored(browser: TestCli
     page = browser.get("/models/well/versions/2").text
     assert "champion, version 1" in page and "/models/well/compare?a=1&amp;b=2" in page
     assert "#/runs/run2" in page and "/reports/well/training/" in page
+    urls = {fact["name"]: fact["url"] for fact in version["lineage"]}
+    assert urls["MLflow run"].endswith("#/runs/run1")
+    assert urls["Airflow run"] == "", "outside Airflow, runs have no page"
 
 
 def test_metrics_have_intervals_and_slices_say_what_they_rest_on(

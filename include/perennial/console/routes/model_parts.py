@@ -46,7 +46,8 @@ def show_version(request: Request, model: str, number: str, user: User) -> Respo
 
 
 def _version(request: Request, model: str, number: str) -> VersionPage:
-    content = version.compose(model, number, rendering.base_path(request)) if number.isdigit() else None
+    base, has_runs = rendering.base_path(request), access.host_of(request).operations is not None
+    content = version.compose(model, number, base, has_runs=has_runs) if number.isdigit() else None
     if content is None:
         raise HTTPException(404, f"The ledger has no training of version {number} of {model}.")
     return content

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
+from urllib.parse import quote
 
 from perennial.console import overview
 from perennial.console.host import Link
@@ -35,10 +36,12 @@ class Fact:
     Attributes:
         name: what it is.
         value: for people.
+        url: of a page about it; empty if there is none.
     """
 
     name: str
     value: str
+    url: str = ""
 
 
 @dataclass(frozen=True)
@@ -180,13 +183,14 @@ class VersionPage:
     problems: list[tuple[str, str, str]] = field(default_factory=list)
 
 
-def compose(model: str, version: str, base: str) -> VersionPage | None:
+def compose(model: str, version: str, base: str, *, has_runs: bool) -> VersionPage | None:
     """Read everything about a version; None if the ledger has no training of it.
 
     Args:
         model: name of the model.
         version: its number.
         base: path under which the console is mounted.
+        has_runs: whether the console has pages of Airflow's runs.
 
     Raises:
         StorageError: the ledger cannot be read.
@@ -214,7 +218,7 @@ def compose(model: str, version: str, base: str) -> VersionPage | None:
         recorded_at=training["recorded_at"],
         is_champion=bool(changes) and changes[-1]["model_version"] == version,
         others=[n for n in dict.fromkeys(r["model_version"] for r in reversed(trainings)) if n != version],
-        lineage=list(_lineage(model, training, recorded, manifest)),
+        lineage=list(_lineage(model, training, recorded, manifest, base if has_runs else None)),
         files=recorded.digests,
         metrics=_metrics(training, estimates, monitored),
         coverage=_coverage(gate.get("coverage") or {}),
@@ -251,9 +255,13 @@ def _notes(training: LedgerRecord, manifest: Manifest | None) -> list[str]:
 
 
 def _lineage(
-    model: str, training: LedgerRecord, recorded: TrainingRecord, manifest: Manifest | None
+    model: str,
+    training: LedgerRecord,
+    recorded: TrainingRecord,
+    manifest: Manifest | None,
+    base_of_runs: str | None,
 ) -> Iterator[Fact]:
-    """What the version was made from; without what is not known."""
+    """What the version was made from; without what is not known. Runs are links where they have a page."""
     evidence, tags = training["evidence"], recorded.tags
     request = evidence.get("request") or {}
     result: Mapping[str, Any] = manifest.result if manifest else {}
@@ -277,7 +285,10 @@ def _lineage(
         "Airflow run": manifest.run_id if manifest else "",
         "Took": f"{manifest.duration:,.0f} s, {manifest.memory_mb:,} MiB" if manifest else "",
     }
-    yield from (Fact(name, str(value)) for name, value in facts.items() if value)
+    urls = {"MLflow run": settings().mlflow_run_page(recorded.run_id)} if recorded.run_id else {}
+    if base_of_runs is not None and manifest and manifest.run_id:
+        urls["Airflow run"] = f"{base_of_runs}/dags/{model}.train/runs/{quote(manifest.run_id, safe='')}"
+    yield from (Fact(name, str(value), urls.get(name, "")) for name, value in facts.items() if value)
 
 
 _ROWS = {"fit": "to fit on", "valid": "for early stopping", "holdout": "held out"}
