@@ -24,7 +24,7 @@ def performance_sparkline(status: ModelStatus) -> Markup:
     """The course of the metric."""
     verdict = status.verdict.performance if status.verdict else ""
     values = [value for _, value in status.performance]
-    return Sparkline(status.metric, values, state=_STATES_OF_VERDICTS.get(verdict, "")).svg()
+    return Sparkline(metric_in_words(status.metric), values, state=_STATES_OF_VERDICTS.get(verdict, "")).svg()
 
 
 def drift_sparkline(status: ModelStatus) -> Markup:

@@ -41,7 +41,7 @@ def test_the_models_page_says_how_each_model_is(browser: TestClient) -> None:
     assert "ownr" in models["broken"]["problem"]
     page = browser.get("/").text
     assert page.index(">drifted<") < page.index(">broken<") < page.index(">well<")
-    assert 'aria-label="log_loss: 0.33"' in page
+    assert 'aria-label="log loss: 0.33"' in page
 
 
 @pytest.mark.parametrize(
