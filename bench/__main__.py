@@ -30,6 +30,7 @@ PARTS = {
     "validate": parts.validate,
     "drift": parts.drift,
     "columns": parts.columns,
+    "wide": parts.wide,
     "verdict": parts.verdict,
     "train": parts.train,
     "features": history.figures,

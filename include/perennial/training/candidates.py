@@ -362,7 +362,7 @@ def _fit(
         return trees
     compared = trees.evaluation.against_baselines["linear"]
     fitted = replace(fitted, booster=linear.booster, params=_LINEAR_PARAMETERS, rounds=1, best_trial=None)
-    best = make(fitted, linear, baselines) if prefers_linear(compared) else trees
+    best = select_algorithm(trees, make(fitted, linear, baselines))
     best.algorithm_losses.update(trees=compared.loss, linear=compared.other)
     return best
 
@@ -410,6 +410,13 @@ def suspected_leaks(spec: ModelSpec, model: TrainedModel, x: np.ndarray, y: np.n
 
 #: What is recorded as the parameters of a linear model.
 _LINEAR_PARAMETERS = {"booster": "gblinear"}
+
+
+def select_algorithm(trees: Candidate, linear: Candidate) -> Candidate:
+    """The linear model if it is preferred, unless only the trees pass the gate, whose confidence allows for that."""
+    if not prefers_linear(trees.evaluation.against_baselines["linear"]):
+        return trees
+    return trees if trees.evaluation.passed and not linear.evaluation.passed else linear
 
 
 def prefers_linear(trees: Comparison) -> bool:

@@ -105,6 +105,13 @@ FILES = (
     SampleFile("phishing", "river", "datasets/phishing.csv.gz", "is_phishing", "gzip, no time, whole numbers as 1.0"),
     SampleFile("segments", "river", "datasets/segment.csv.zip", "category", "zip, - in names, 7 classes as texts"),
     SampleFile(
+        "wines", "sklearn", "datasets/data/wine_data.csv", "column_14",
+        "no header, a first line that is no row, 3 classes as numbers",
+    ),
+    SampleFile(
+        "countries", "plotly", "package_data/datasets/gapminder.csv.gz", "lifeExp", "142 countries every five years",
+    ),
+    SampleFile(
         "approval", "river", "datasets/trump_approval.csv.gz", "five_thirty_eight",
         "daily, one row each, dates as ordinals", large=True,
     ),

@@ -201,6 +201,27 @@ def test_a_table_without_key_and_time(empty_home: Path, tmp_path: Path) -> None:
     assert "18 rows repeat another one in all columns: all are kept" in text
 
 
+@pytest.mark.parametrize(
+    ("step", "remark"),
+    [
+        (
+            2,
+            "a range has at most 3,660 days, and the sample's dates span more: a partition is one week that begins on",
+        ),
+        (7, "by its dates, the feed is one of weeks: a partition is one week that begins on"),
+    ],
+)
+def test_why_a_partition_is_a_week_is_told(empty_home: Path, tmp_path: Path, step: int, remark: str) -> None:
+    n = 3661 // step + 1
+    days = [dt.date(2010, 1, 4) + dt.timedelta(days=i * step) for i in range(n)]
+    path = write(
+        tmp_path / "a.parquet", pa.table({"day": days, "x": range(n), "y": [0, 1] * (n // 2) + [0] * (n % 2)})
+    )
+    answers = GivenAnswers(land=False, label="y")
+    created = wizard.create_model_folder("m", [path], answers, ask=False, dry_run=True)
+    assert remark in "\n".join(created.remarks)
+
+
 @pytest.mark.parametrize("width", [2, 250])
 def test_rows_that_repeat_another_one_are_counted_in_all_columns(tmp_path: Path, width: int) -> None:
     first: dict[str, Any] = {f"c{i}": [1, None] * 30 for i in range(width)}

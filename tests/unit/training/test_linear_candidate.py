@@ -14,13 +14,15 @@ from perennial.core import dates
 from perennial.core.errors import SpecError
 from perennial.modeling import registry
 from perennial.modeling.comparison import Comparison
+from perennial.modeling.coverage import Coverage
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.monitor import monitor
 from perennial.steps.promote import promote
 from perennial.steps.score import score
 from perennial.steps.train import train
 from perennial.training._baseline_models import PENALTIES, fit_linear_model
-from perennial.training.candidates import prefers_linear
+from perennial.training.candidates import Candidate, prefers_linear, select_algorithm
+from perennial.training.challenger_evaluation import Evaluation
 from support import toys
 from support.training_rows import generated_rows
 
@@ -112,6 +114,30 @@ def test_the_linear_model_wins_unless_trees_are_better(
     improvement: float, low: float, expected: bool
 ) -> None:
     assert prefers_linear(Comparison(1.0, 1.0, improvement, low, 1.0, 100)) is expected
+
+
+@pytest.mark.parametrize(
+    ("trees_pass", "linear_passes", "improvement", "chosen"),
+    [
+        (True, True, 0.0, "linear"),
+        (True, False, 0.0, "trees"),
+        (False, True, 0.0, "linear"),
+        (False, False, 0.0, "linear"),
+        (False, True, 0.02, "trees"),
+    ],
+)
+def test_trees_are_the_challenger_where_only_they_pass_the_gate(
+    trees_pass: bool, linear_passes: bool, improvement: float, chosen: str
+) -> None:
+    against = {"linear": Comparison(1.0, 1.0, improvement, -0.1, 1.0, 100)}
+
+    def candidate(name: str, passed: bool) -> Candidate:
+        unused: Any = None
+        evaluation = Evaluation(passed, [], {}, 1.0, 100, Coverage(100, 100), against, None)
+        return Candidate(name, unused, unused, unused, lambda: evaluation, unused, 0, 0)
+
+    trees, linear = candidate("trees", trees_pass), candidate("linear", linear_passes)
+    assert select_algorithm(trees, linear).window_name == chosen
 
 
 def test_the_penalty_is_chosen_on_the_rows_for_early_stopping(make_empty: Any, tmp_path: Path) -> None:

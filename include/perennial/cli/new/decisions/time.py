@@ -12,7 +12,7 @@ from perennial.cli.new.samples.event_times import TimeSource
 from perennial.cli.new.samples.sample_reader import Sample
 from perennial.cli.new.samples.time_zones import written_zone
 from perennial.core.errors import SpecError
-from perennial.core.partitions import DAILY, Cadence, Unit
+from perennial.core.partitions import DAILY, MAX_PARTITIONS, Cadence, Unit
 from perennial.spec.constraints import check_timezone
 
 __all__ = ["decide_event_time", "decide_partitions", "delivery_text"]
@@ -57,9 +57,10 @@ def decide_partitions(
     if partitions.cadence.unit != DAILY.unit:
         cadence = partitions.cadence
         starts = f" that begins on {cadence.week_starts.capitalize()}" if cadence.unit == "week" else ""
-        remarks.append(
-            f"by its dates, the feed is one of {cadence.unit}s: a partition is one {cadence.unit}{starts}"
-        )
+        reason = f"by its dates, the feed is one of {cadence.unit}s"
+        if cadence.unit == "week" and source and source.gap < 7 and answers.every is None:
+            reason = f"a range has at most {MAX_PARTITIONS['day']:,} days, and the sample's dates span more"
+        remarks.append(f"{reason}: a partition is one {cadence.unit}{starts}")
     if not partitions.dated:
         remarks.append(_how_divided(partitions, source) + " " + delivery_text(partitions))
     return source, partitions
