@@ -33,6 +33,8 @@ _CONSEQUENCES = {
     "score": "is not scored",
     "monitor": "is not monitored",
 }
+#: The same of a feature table's DAG, ``features.<table>``.
+_NOT_COMPUTED = "is not computed ahead of the models that use it"
 
 
 def stage_deadline(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> DeadlineAlert:
@@ -40,7 +42,7 @@ def stage_deadline(spec: ModelSpec, stage: str, limits: dict[str, Any]) -> Deadl
 
     Args:
         spec: the model; ``limits.<stage>.deadline_minutes`` replaces what follows from the task's limits.
-        stage: name of the stage.
+        stage: name of the stage; ``features.<table>`` for the DAG of a feature table.
         limits: retries and timeout of the stage's heavy task (`dag_builder.task_limits`).
 
     Returns:
@@ -67,7 +69,7 @@ async def missed(model: str, stage: str, minutes: int, context: dict[str, Any]) 
 
     Args:
         model: name of the model.
-        stage: name of the stage.
+        stage: name of the stage, or of the DAG of a feature table.
         minutes: length of the deadline.
         context: Airflow's; ``dag_run`` is the run as JSON.
 
@@ -119,8 +121,11 @@ def _open_incident(model: str, stage: str, minutes: int, run: dict[str, Any], st
 
     partition = alerts.partition_of(run["partition_key"], run["conf"] or {})
     subject = f"partition {partition}" if partition else "the run"
+    consequence = _CONSEQUENCES.get(stage, _NOT_COMPUTED)
+    if stage not in _CONSEQUENCES:
+        subject = f"{stage}: {subject}"
     reason = (
-        f"{subject} {_CONSEQUENCES[stage]} {minutes} minutes after its run was queued; the run is {state}\n"
+        f"{subject} {consequence} {minutes} minutes after its run was queued; the run is {state}\n"
         f"  What to do: check the run's tasks; the run continues"
     )
     details = {

@@ -71,6 +71,8 @@ SIGNALS = (
     *(f"failure:{task}" for task in _TASKS),
     *(f"deadline:{stage}" for stage in ("data", "monitor", "score", "train")),
 )
+#: Signals of the DAG of a feature table, whose name follows.
+_OF_TABLES = ("failure:features.", "deadline:features.")
 #: Most days that a mute lasts, so that none is forgotten for ever.
 MAX_MUTE_DAYS = 366
 
@@ -78,6 +80,9 @@ MAX_MUTE_DAYS = 366
 def signal_measure(signal: str) -> str:
     """What a signal measures, in a few words; empty if its name is not known, as in a lake of a later release."""
     kind, _, what = signal.partition(":")
+    if signal.startswith(_OF_TABLES):
+        outcome = "is late" if kind == "deadline" else "fails"
+        return f"whether the computation of feature table {what.partition('.')[2]} {outcome}"
     if kind == "failure" and what:
         return f"whether the task {what} fails"
     if kind == "deadline" and what:
@@ -95,7 +100,7 @@ def _check_pattern(pattern: str) -> str:
     """Refuse a pattern that matches no signal: it would be ignored."""
     if pattern == "approval":  # was a signal in earlier versions
         raise ValueError("approval is a decision, not a signal: write decisions: [approval]")
-    if not any(fnmatchcase(signal, pattern) for signal in SIGNALS):
+    if not pattern.startswith(_OF_TABLES) and not any(fnmatchcase(signal, pattern) for signal in SIGNALS):
         close = difflib.get_close_matches(pattern, SIGNALS, 1)
         hint = f"did you mean {close[0]!r}?" if close else f"the signals are: {', '.join(SIGNALS)}"
         raise ValueError(f"no signal is called {pattern!r}; {hint}")

@@ -56,7 +56,7 @@ def on_failure(spec: ModelSpec) -> Callable[[Context], None]:
                 _close_request(spec, context, message["cause"])
             details = {k: v for k, v in message.items() if k != "cause"}
             failure = SignalObservation("bad", message["cause"], _map_index(context), details)
-            report_signals(spec, partition_date(context), {f"failure:{message['task']}": failure})
+            report_signals(spec, partition_date(context), {_failure_signal(context): failure})
         except Exception as error:
             log.warning("the alert could not be made", error=type(error).__name__)
 
@@ -80,8 +80,10 @@ def on_success(spec: ModelSpec) -> Callable[[Context], None]:
         try:
             instance = context["task_instance"]
             success = SignalObservation("ok", part=_map_index(context))
-            signals = {f"failure:{instance.task_id}": success}
-            if instance.task_id == _stage(instance):
+            signals = {_failure_signal(context): success}
+            if _is_of_table(instance):
+                signals[f"deadline:{instance.dag_id}"] = success
+            elif instance.task_id == _stage(instance):
                 signals[f"deadline:{instance.task_id}"] = success
             day = partition_date(context)
             # Most successes close no incident. Only one that does delivers the outbox: a channel may be unreachable.
@@ -217,6 +219,17 @@ def _is_current_partition(context: Context) -> bool:
 
 def _stage(instance: Any) -> str:
     return str(instance.dag_id.rpartition(".")[2])
+
+
+def _is_of_table(instance: Any) -> bool:
+    """Whether a task is that of a feature table; no model is called features."""
+    return str(instance.dag_id).startswith("features.")
+
+
+def _failure_signal(context: Context) -> str:
+    """The signal of a task's failure: each feature table has its own, although tables may share their first source."""
+    instance = context["task_instance"]
+    return f"failure:{instance.dag_id if _is_of_table(instance) else instance.task_id}"
 
 
 def _map_index(context: Context) -> int:

@@ -76,8 +76,9 @@ def stage_dag(
 
 
 def feature_table_dag(
-    table: FeatureTable, spec: ModelSpec, *, schedule: Any, params: dict[str, Param], max_active_runs: int
-) -> DAG:
+    table: FeatureTable, spec: ModelSpec, *, schedule: Any, params: dict[str, Param], max_active_runs: int,
+    limits: dict[str, Any],
+) -> DAG:  # fmt: skip
     """The DAG ``features.<table>``, without tasks.
 
     Args:
@@ -86,10 +87,12 @@ def feature_table_dag(
         schedule: the DAG's timetable.
         params: its trigger form.
         max_active_runs: maximum number of active runs.
+        limits: retries and timeout of its task, from which its deadline follows.
     """
+    dag_id = f"features.{table.name}"
     return _dag(
         spec,
-        f"features.{table.name}",
+        dag_id,
         table.owner,
         params,
         dag_display_name=f"features · {table.name}",
@@ -97,6 +100,7 @@ def feature_table_dag(
         doc_md=dag_docs.feature_table_page(table, spec),
         schedule=schedule,
         max_active_runs=max_active_runs,
+        deadline=deadlines.stage_deadline(spec, dag_id, limits),
         tags=sorted({"features", table.name, *(source.model for source in table.sources)}),
     )
 

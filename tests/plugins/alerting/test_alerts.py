@@ -51,11 +51,16 @@ def hook(server: Any, path: str = "/hook", **more: Any) -> dict[str, Any]:
 
 
 def context(
-    error: object = None, task: str = "data", key: str | None = NIGHT, part: int = -1, **params: str
+    error: object = None,
+    task: str = "data",
+    key: str | None = NIGHT,
+    part: int = -1,
+    dag: str = "",
+    **params: str,
 ) -> Any:
     stage = {"promote": "train", "notify": "monitor"}.get(task, task)
     instance = SimpleNamespace(
-        dag_id=f"flight_late.{stage}", task_id=task, run_id="manual__1", try_number=3, log_url="http://ui/log",
+        dag_id=dag or f"flight_late.{stage}", task_id=task, run_id="manual__1", try_number=3, log_url="http://ui/log",
         map_index=part,
     )  # fmt: skip
     run = SimpleNamespace(partition_key=None if params else key, run_type="manual")
@@ -389,6 +394,19 @@ def test_channels_and_mutes_can_name_every_task_and_stage(spec: ModelSpec) -> No
     assert {f"failure:{task}" for task in tasks} == {s for s in SIGNALS if s.startswith("failure:")}
     stages = {name for name, make in STAGES.items() if make(changed).deadline}
     assert {f"deadline:{stage}" for stage in stages} == {s for s in SIGNALS if s.startswith("deadline:")}
+
+
+def test_each_feature_table_has_its_own_incidents_although_tables_share_a_source(
+    server: Any, with_channels: WithChannels
+) -> None:
+    spec = with_channels(hook(server, signals=["failure:features.first"]))
+    for name in ("first", "second"):
+        alerts.on_failure(spec)(context(FAILURE, task="compute", dag=f"features.{name}"))
+    both = ["failure:features.first", "failure:features.second"]
+    assert [i.signal for i in incidents.read_log(spec.name).open] == both
+    assert [body["signal"] for _, _, body in server.received] == both[:1], "the channel names one of them"
+    alerts.on_success(spec)(context(task="compute", dag="features.second"))
+    assert [i.signal for i in incidents.read_log(spec.name).open] == both[:1]
 
 
 # --- each morning

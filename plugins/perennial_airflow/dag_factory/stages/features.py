@@ -29,8 +29,9 @@ def features_dag(table: FeatureTable, spec: ModelSpec) -> DAG:
     """
     sources = [assets.data(source) for source in source_specs(table) if source.cadence == table.cadence]
     schedule = PublishedPartitions.of(reduce(and_, sources), spec.cadence)
+    limits = task_limits(spec.step_limits("score"))
     with feature_table_dag(
-        table, spec, schedule=schedule, params=params.partitions(spec), max_active_runs=1
+        table, spec, schedule=schedule, params=params.partitions(spec), max_active_runs=1, limits=limits
     ) as dag:
         StageTask(
             task_id="compute",
@@ -38,7 +39,7 @@ def features_dag(table: FeatureTable, spec: ModelSpec) -> DAG:
             call=partial(compute, table),
             inlets=[assets.data(source) for source in source_specs(table)],
             outlets=[assets.feature_table(table)],
-            **task_limits(spec.step_limits("score")),
+            **limits,
         )
     return dag
 
