@@ -9,6 +9,7 @@ __all__ = [
     "ab_trial",
     "backlog",
     "champion",
+    "champion_age",
     "explanation",
     "ledger_anchors",
     "promotion",

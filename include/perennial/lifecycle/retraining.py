@@ -12,6 +12,7 @@ from typing import Any, TypedDict
 
 from perennial.core.errors import DataError
 from perennial.core.partitions import DAILY, date_of, days_between, nominal_start
+from perennial.lifecycle import champion_age
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import RetrainingTrigger
 from perennial.storage import ledger, locks, manifests
@@ -331,12 +332,7 @@ def _fired_triggers(spec: ModelSpec, verdict: Mapping[str, Any], as_of: str) -> 
     fired = triggers_from_signals(signals)
     if verdict.get("verdict") == "drifted" and (harm := harm_reason(spec, signals)):
         fired["drift"] = f"drift: {verdict.get('reason', '')}; {harm}"
-    trained = verdict.get("champion_as_of")
-    max_age = spec.retraining.max_age
-    if trained and nominal_start(as_of) > max_age.after(trained, spec.cadence):
-        fired["age"] = (
-            f"age: the champion was trained on data up to {trained}, more than {max_age} (max_age) ago"
-        )
+    fired |= champion_age.fired_triggers(spec, verdict, as_of)
     if (share := verdict.get("new_rows") or 0.0) >= spec.retraining.new_rows:
         fired["rows"] = f"rows: {share:.0%} as many new rows as the champion was trained on"
     for name in verdict.get("changed") or []:

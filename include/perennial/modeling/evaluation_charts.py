@@ -6,7 +6,7 @@ The charts hold a bounded number of points and no row: curves, shares of bins, c
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -183,6 +183,33 @@ def _interval(estimate: Estimate) -> Interval:
 def _share(value: float | None) -> str:
     """A share in per cent, with its sign."""
     return "–" if value is None else f"{value:+.1%}" if value else "0%"
+
+
+def staleness_chart(curve: Mapping[str, Any]) -> Chart:
+    """How much more loss a model has than the youngest one, by age, with the interval.
+
+    Args:
+        curve: as `training.studies.staleness` measures it.
+    """
+    name = f"rise of the {metric_in_words(curve['metric'])}"
+    rows = [
+        IntervalRow(
+            f"{point['older_by']} partitions older",
+            {name: Interval(point["rise"], point["low"], point["high"])},
+            f"{curve['metric']} {point['loss']:.4f}",
+            "bad" if point["low"] > 0 else "",
+        )
+        for point in curve["ages"][1:]
+    ]
+    return IntervalChart(
+        f"Loss by age of the model, measured as of {curve['as_of']}",
+        [name],
+        rows,
+        "model",
+        0.0,
+        f"the youngest model ({curve['ages'][0]['loss']:.4f})",
+        _share,
+    )
 
 
 def _binary(y: np.ndarray, predicted: np.ndarray) -> dict[str, Chart]:

@@ -72,7 +72,7 @@ _NOT_IN_DIGEST: Any = {
     "data": {"arrival": True, "arrival_hours": True, "source": {"ready"}},
     "label": {"source": {"ready"}},
     "gate": {"external_change"},
-    "training": {"usefulness_minutes"},
+    "training": {"study_minutes"},
 }
 #: Defaults where partitions are long, so that each is several of them; otherwise those of the sections hold.
 _LONG_PARTITIONS: dict[str, dict[str, dict[str, Duration]]] = {

@@ -32,7 +32,7 @@ __all__ = [
 ]
 
 #: What can trigger a retraining; `RetrainingSpec.triggers` describes each.
-RetrainingTrigger = Literal["gain", "performance", "drift", "regular", "age", "rows", "spec", "code"]
+RetrainingTrigger = Literal["gain", "performance", "drift", "regular", "worth", "age", "rows", "spec", "code"]
 
 
 #: The windows that a training can try; `RetrainingSpec.windows` describes each.
@@ -270,8 +270,10 @@ class RetrainingSpec(StrictModel):
         [*_TRIGGERS],
         description="What triggers a retraining. gain: recent labels indicate that a new model would have a lower "
         "loss. performance: the loss rose. drift: rows drifted and harm the model. regular: the last training is as "
-        "long ago as the key regular says; not by default with mode approval. age: the champion is older than max_age. "
-        "rows: there are new_rows. spec, code: the champion was trained with another spec, or other code.",
+        "long ago as the key regular says; not by default with mode approval. worth: models as old as the champion "
+        "had clearly more loss than young ones, by more than min_gain, when that was last measured; not by default. "
+        "age: the champion is older than max_age. rows: there are new_rows. spec, code: the champion was trained with "
+        "another spec, or other code.",
     )
     mode: Literal["auto", "approval"] = Field(
         "auto",

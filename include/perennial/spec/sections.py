@@ -412,12 +412,13 @@ class TrainingSpec(StrictModel):
         description="Fit a challenger that passed the gate once more, with the same parameters, on the held-out "
         "partitions as well: this model is registered, with the evidence of the one that was evaluated.",
     )
-    usefulness_minutes: float = Field(
+    study_minutes: float = Field(
         10,
         ge=0,
         le=1440,
-        description="Most minutes of the study of the features' usefulness, once in 28 days; it also takes no longer "
-        "than the rest of the training, or a minute. 0: never.",
+        description="Most minutes of each study of a challenger, once in 28 days: of the usefulness of its features, "
+        "and of what it costs to be older. A study also takes no longer than the rest of the training, or a minute. "
+        "0: none.",
     )
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed; makes training repeatable.")
 

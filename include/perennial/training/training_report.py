@@ -21,7 +21,8 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import pages
 from perennial.training.candidates import Candidate
 from perennial.training.challenger_evaluation import Evaluation
-from perennial.training.studies import usefulness
+from perennial.training.studies import staleness, usefulness
+from perennial.training.studies.staleness import Staleness
 from perennial.training.studies.usefulness import UnitUsefulness, Usefulness
 
 #: Kind of the page: its folder in the lake.
@@ -104,6 +105,7 @@ class TrainingReport:
             page.section(f"Gate: {gate}", reasons),
             page.section(f"Metrics on {evaluation.rows:,} held-out rows", _metrics(evaluation)),
             *_slices(evaluation, self.slice_charts()),
+            *_staleness(self.candidate.studies.get(staleness.ARTIFACT)),
             *_usefulness(self.candidate.studies.get(usefulness.ARTIFACT)),
             page.section("Training", page.facts([*self.facts.items(), ("MLflow", link)])),
         )
@@ -162,6 +164,23 @@ def _slices(evaluation: Evaluation, charts: Mapping[str, Sequence[Chart]]) -> li
         parts = [figures, table(heads, rows), *([element("p", text(others))] if others else [])]
         sections.append(page.section(f"Slices by {column}", *parts))
     return sections
+
+
+def _staleness(curve: Staleness | None) -> list[Markup]:
+    """A section with the loss by age of the model; none if it is not known."""
+    if curve is None:
+        return []
+    explained = (
+        f"The challenger, fitted on windows of {curve['window']} partitions that ended earlier, with its parameters "
+        f"and rounds: all on the rows of {curve['held_out']}."
+    )
+    return [
+        page.section(
+            "What it costs to be older",
+            element("p", text(explained)),
+            page.charts([evaluation_charts.staleness_chart(curve).figure()]),
+        )
+    ]
 
 
 def _usefulness(known: Usefulness | None) -> list[Markup]:

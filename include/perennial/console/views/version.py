@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import quote
 
+from perennial.charts.markup import Markup
 from perennial.console import overview
 from perennial.console.host import Link
 from perennial.console.views import _held_out
@@ -14,6 +15,7 @@ from perennial.console.views._held_out import slice_figures as slice_figures
 from perennial.console.views.parts import Parts
 from perennial.core.settings import settings
 from perennial.lifecycle import champion
+from perennial.modeling.evaluation_charts import staleness_chart
 from perennial.modeling.performance import Estimate, Performance
 from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.alerts import signal_title
@@ -148,6 +150,7 @@ class VersionPage:
         comparisons: of the gate.
         criteria: of the gate: whether each is met, and what was measured.
         candidates: held-out loss of each candidate, by what they differ in and name; the lowest won.
+        staleness: chart of the loss by age of the model; None if it was not measured.
         held_out: the metrics with intervals, of its champion too, and by slice; None if training stored none.
         groups: what monitoring says of groups of rows.
         terms: times as champion, in order.
@@ -173,6 +176,7 @@ class VersionPage:
     comparisons: list[GateComparison] = field(default_factory=list)
     criteria: list[tuple[bool, str]] = field(default_factory=list)
     candidates: dict[str, dict[str, float]] = field(default_factory=dict)
+    staleness: Markup | None = None
     held_out: Performance | None = None
     groups: list[GroupSignal] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
@@ -225,6 +229,7 @@ def compose(model: str, version: str, base: str, *, has_runs: bool) -> VersionPa
         comparisons=list(_comparisons(gate)),
         criteria=_criteria(gate.get("reasons") or training["reason"].split("; ")),
         candidates={k: v for k, v in (result.get("candidates") or {}).items() if v},
+        staleness=staleness_chart(curve).figure() if (curve := result.get("staleness")) else None,
         held_out=estimates,
         groups=_groups(monitored),
         terms=list(_terms(changes, version)),

@@ -10,7 +10,8 @@ from perennial.training.candidates import Candidate
 from perennial.training.challenger_evaluation import Evaluation
 from perennial.training.runs.training_inputs import PinnedData, TrainingRequest
 from perennial.training.search import GpuReport
-from perennial.training.studies import usefulness
+from perennial.training.studies import staleness, usefulness
+from perennial.training.studies.staleness import Staleness
 from perennial.training.studies.usefulness import Usefulness
 
 #: Most slices that are named.
@@ -94,6 +95,7 @@ class TrainResult(TypedDict):
             name; none where there was only one.
         rows: numbers of rows.
         usefulness: what the features are worth, as far as it was measured in this training or an earlier one.
+        staleness: what a model loses by being older, likewise.
     """
 
     as_of: str
@@ -122,6 +124,7 @@ class TrainResult(TypedDict):
     candidates: dict[str, dict[str, float]]
     rows: RowCounts
     usefulness: NotRequired[Usefulness]
+    staleness: NotRequired[Staleness]
 
 
 def train_result(
@@ -143,7 +146,6 @@ def train_result(
         report: URI of the report.
     """
     fitted, evaluation = candidate.fitted, candidate.evaluation
-    useful: Usefulness | None = candidate.studies.get(usefulness.ARTIFACT)
     result: TrainResult = {
         "as_of": request.as_of,
         "run_id": version.run_id,
@@ -179,7 +181,11 @@ def train_result(
             "holdout": evaluation.rows,
         },
     }
-    return {**result, "usefulness": useful} if useful else result
+    if useful := candidate.studies.get(usefulness.ARTIFACT):
+        result["usefulness"] = useful
+    if curve := candidate.studies.get(staleness.ARTIFACT):
+        result["staleness"] = curve
+    return result
 
 
 def _worse_slices(evaluation: Evaluation) -> list[str]:

@@ -101,17 +101,13 @@ class _Unit:
     columns: tuple[str, ...]
 
 
-def latest(model: str, until: str | None = None) -> Usefulness | None:
+def latest(model: str) -> Usefulness | None:
     """The usefulness of a model's features that its latest training has; None if it was never measured.
-
-    Args:
-        model: name of the model.
-        until: last partition date of the training.
 
     Raises:
         StorageError: the lake cannot be read, or has a damaged manifest.
     """
-    trained = [key for key in manifests.finished(model, "train") if until is None or key <= until]
+    trained = manifests.finished(model, "train")
     manifest = manifests.read(model, "train", max(trained)) if trained else None
     return (manifest.result.get("usefulness") or None) if manifest else None
 
