@@ -199,12 +199,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterat
 @pytest.fixture
 def world(trained: Trained, mlflow_home: Path) -> Trained:
     """A copy of the trained model's working folder; the champion in MLflow is shared and must not change."""
-    from perennial.lifecycle import ledger_anchors
-    from perennial.modeling import registry
+    from support import toys
 
     shutil.rmtree(mlflow_home)
     shutil.copytree(trained.home, mlflow_home)
-    registry.set_model_tag(trained.spec.name, ledger_anchors.TAG, "")  # of another copy's ledger
+    toys.forget_anchor(trained.spec.name)
     return Trained(trained.spec, mlflow_home, trained.result)
 
 

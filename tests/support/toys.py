@@ -77,6 +77,14 @@ def let_all_pass(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(challenger_evaluation, "gate_decision", lambda *_: (True, ["let through"]))
 
 
+def forget_anchor(model: str) -> None:
+    """Remove the anchor of a model's ledger from MLflow: that of another copy of the model's lake."""
+    from perennial.lifecycle import ledger_anchors
+    from perennial.modeling import registry
+
+    registry.set_model_tag(model, ledger_anchors.TAG, "")
+
+
 def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
     """The content of ``model.yaml``; ``changes`` replace keys of its sections."""
     columns = {

@@ -23,6 +23,8 @@ from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 _REPORTED: dict[tuple[str, str], tuple[DecisionName | None, str]] = {
     (LedgerKind.RETRAINING, Decision.REQUESTED): ("retraining", "retraining requested"),
     (LedgerKind.RETRAINING, Decision.DECLINED): ("declined", "retraining declined"),
+    (LedgerKind.APPROVAL, Decision.APPROVED): (None, "promotion approved:"),
+    (LedgerKind.APPROVAL, Decision.DECLINED): ("declined", "promotion declined:"),
     (LedgerKind.TRAINING, Decision.REJECTED): ("rejection", "rejected by the gate:"),
     (LedgerKind.PROMOTION, Decision.PROMOTED): ("promotion", "promoted"),
     (LedgerKind.ROLLBACK, Decision.ROLLED_BACK): ("rollback", "rolled back to"),
@@ -55,7 +57,8 @@ def name_of(record: LedgerRecord) -> DecisionName | None:
 
 def is_reported(record: LedgerRecord) -> bool:
     """Whether people are told of this record; not of a retraining that no trigger, or the policy, asked for."""
-    if record["decision"] == Decision.DECLINED and ledger.ANSWER not in record["evidence"]:
+    is_retraining = record["kind"] == LedgerKind.RETRAINING
+    if is_retraining and record["decision"] == Decision.DECLINED and ledger.ANSWER not in record["evidence"]:
         return False
     return (record["kind"], record["decision"]) in _REPORTED
 
@@ -120,11 +123,12 @@ def announce_new(spec: ModelSpec) -> bool:
     return bool(log.undelivered)
 
 
-def ask(spec: ModelSpec, *, key: str, text: str, details: dict[str, Any]) -> None:
+def ask(spec: ModelSpec, *, subject: str, key: str, text: str, details: dict[str, Any]) -> None:
     """Put a question to a person into the outbox, for the channels that want it.
 
     Args:
         spec: the model.
+        subject: what is to be approved.
         key: unique among the questions about the model.
         text: the question, and where to answer it.
         details: for programs.
@@ -133,7 +137,7 @@ def ask(spec: ModelSpec, *, key: str, text: str, details: dict[str, Any]) -> Non
         StorageError: the incidents cannot be read or written.
         LockHeldError: another task holds their lock.
     """
-    title = f"{spec.name}: approve a retraining?"
+    title = f"{spec.name}: approve {subject}?"
     questions = [
         Announcement(f"approval/{key}/{c.name}", c.name, "approval", title, text, details)
         for c in spec.alerts.all_channels()

@@ -13,6 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from perennial.core.errors import ArtifactError, DataError
 from perennial.features.engine import FeatureQuery
+from perennial.lifecycle import champion
 from perennial.modeling import registry, training_records
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
@@ -116,22 +117,22 @@ def summarise(result: ReproductionResult) -> str:
 def _find_version(spec: ModelSpec, number: str) -> ModelVersion:
     if number:
         return registry.get_recorded_version(spec.name, number)
-    champion = registry.get_champion(spec)
-    if champion is None:
+    recorded = champion.read_state(spec).recorded
+    if recorded is None:
         raise DataError("there is no champion", "name a version", model=spec.name)
-    return registry.as_recorded(champion)
+    return registry.get_recorded_version(spec.name, recorded)
 
 
 def _train_again(spec: ModelSpec, recipe: Recipe, folder: Path) -> Candidate:
     """Fit and evaluate what the recipe says, on the table versions of then."""
-    champion = None
+    compared = None
     if recipe.champion and not recipe.not_compared:
-        champion = registry.get_recorded_version(spec.name, recipe.champion)
+        compared = registry.get_recorded_version(spec.name, recipe.champion)
     source = TrainingSource(spec, FeatureQuery(spec, recipe.tables), recipe.published, recipe.labels)
     windows = recipe.candidate_windows(spec.cadence)
     job = TrainingJob(
         source,
-        champion,
+        compared,
         folder,
         {name: Checkpoint(None) for name in windows},
         lambda trial: None,

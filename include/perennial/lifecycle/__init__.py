@@ -13,6 +13,7 @@ __all__ = [
     "explanation",
     "ledger_anchors",
     "promotion",
+    "promotion_approval",
     "retraining",
     "trial_evaluation",
     "trials",

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any, TypedDict
 
 from perennial.core.errors import ArtifactError, DataError, RegistryRequestError, StorageFaultError
-from perennial.lifecycle import champion, trials
+from perennial.lifecycle import champion, promotion_approval, trials
 from perennial.lifecycle.champion import ChampionChange, ChampionState
 from perennial.modeling import registry, training_records
 from perennial.spec import spec_changes
@@ -68,28 +68,26 @@ def promote_challenger(
         if refusal is not None:
             registry.remove_alias(spec.name, version, "challenger")
             return _result(False, version, state.champion, refusal)
-        if current != (compared := gate["champion"]):
-            if state.deviation:
-                refusal = (
-                    f"{state.deviation}, and the challenger was compared with {compared}: roll back first"
-                )
-                return _result(False, version, current, refusal)
-            registry.remove_alias(spec.name, version, "challenger")
-            refusal = (
-                f"the champion is now {current}, the challenger was compared with {compared}: train again"
-            )
-            return _result(False, version, current, refusal)
+        if moved := _moved_champion(state, current, gate["champion"]):
+            if not state.deviation:
+                registry.remove_alias(spec.name, version, "challenger")
+            return _result(False, version, current, moved)
         # A version that cannot be compared with the champion cannot be compared in a trial either.
         if not gate["not_compared"] and _needs_trial(spec, version, current):
             if trials.latest_decision(spec, version) == Decision.FAILED:
                 refusal = f"version {version} was not clearly better on its trial: train again with force"
                 return _result(False, version, current, refusal)
             trials.start_trial(spec, version=version, champion=str(current), as_of=as_of, triggered_by=actor)
-            trial = f"version {version} passed the gate, and {trials.describe_policy(spec)} first"
-            return _result(False, version, current, trial)
+            policy_words = trials.describe_policy(spec)
+            return _result(
+                False, version, current, f"version {version} passed the gate, and {policy_words} first"
+            )
+        if missing := promotion_approval.missing(spec, training):
+            return _result(False, version, current, missing)
         evidence = {key: training[key] for key in ("metrics", "run_id", "digest")}
         evidence["report"] = training.get("report", "")  # trainings of earlier versions wrote none
         evidence |= {"previous": current, "request_reason": reason, "triggered_by": actor}
+        evidence |= promotion_approval.approver(spec, training)
         _change_champion(
             spec,
             ChampionChange(
@@ -97,6 +95,40 @@ def promote_challenger(
             ),
         )
     return _result(True, version, current, gate_reasons)
+
+
+def _moved_champion(state: ChampionState, current: str | None, compared: str | None) -> str:
+    """Why a challenger cannot replace the champion, which is not the one that it was compared with; empty if it can."""
+    if current == compared:
+        return ""
+    if state.deviation:
+        return f"{state.deviation}, and the challenger was compared with {compared}: roll back first"
+    return f"the champion is now {current}, the challenger was compared with {compared}: train again"
+
+
+def open_question(spec: ModelSpec, *, as_of: str) -> promotion_approval.Question | None:
+    """What a person must be asked before the version trained as of a date becomes champion; None if nothing.
+
+    Args:
+        spec: the model.
+        as_of: the partition date as of which it was trained.
+
+    Raises:
+        DataError: no training of that date has finished.
+    """
+    training = _read_training(spec, as_of)
+    version, state = str(training["version"]), champion.read_state(spec)
+    current = _champion_to_replace(state, version)
+    if (
+        spec.gate.approval is None
+        or promotion_approval.answer(spec, training)
+        or version == state.recorded
+        or current != training["gate"]["champion"]
+        or (_refusal(state, training) or _outdated(spec, version))
+        or (not training["gate"]["not_compared"] and _needs_trial(spec, version, current))
+    ):
+        return None
+    return promotion_approval.question(spec, training)
 
 
 def _champion_to_replace(state: ChampionState, version: str) -> str | None:

@@ -62,6 +62,12 @@ def active_trial(spec: ModelSpec) -> LedgerRecord | None:
     return records[-1] if records and records[-1]["decision"] == Decision.STARTED else None
 
 
+def passed_trial(spec: ModelSpec) -> LedgerRecord | None:
+    """The end of the latest trial, if the challenger passed it."""
+    records = ledger.records(spec.name, LedgerKind.TRIAL)
+    return records[-1] if records and records[-1]["decision"] == Decision.PASSED else None
+
+
 def describe_policy(spec: ModelSpec) -> str:
     """What a challenger does during its trial, as the end of a sentence."""
     policy = spec.retraining

@@ -40,9 +40,9 @@ DecisionName = Literal[
 DEFAULT_DECISIONS: tuple[DecisionName, ...] = ("approval", "promotion", "rollback")
 #: Tasks whose failure is a signal.
 _TASKS = (
-    "approve_retraining", "await_partition", "await_quiet_hours", "conclude_trial", "data", "decide", "monitor",
-    "find_scores", "notify", "promote", "publish_predictions", "request_retraining", "rescore", "rollback", "score",
-    "split_range", "train",
+    "approve_promotion", "approve_retraining", "await_partition", "await_quiet_hours", "conclude_trial", "data",
+    "decide", "find_scores", "monitor", "notify", "promote", "promote_after_trial", "publish_predictions",
+    "request_retraining", "rescore", "rollback", "score", "split_range", "train",
 )  # fmt: skip
 #: What each signal of monitoring and of verification measures, in a few words, for everything that people read.
 _MEASURES = {
@@ -161,10 +161,11 @@ class Channel(StrictModel):
     )
     decisions: list[DecisionName] | None = Field(
         None,
-        description="Decisions to send. approval: a person is asked whether to retrain. retraining: one was requested. "
-        "declined: a person declined one, or did not answer. rejection: the gate rejected a new version. trial: one "
-        "began or failed. promotion, rollback: another version became champion. external_change: the champion was "
-        "changed in MLflow. Default: approval, promotion and rollback; none if signals are selected.",
+        description="Decisions to send. approval: a person is asked whether to retrain or to promote. retraining: one "
+        "was requested. declined: a person declined a retraining or a promotion, or did not answer. "
+        "rejection: the gate rejected a new version. trial: one began or failed. promotion, rollback: "
+        "another version became champion. external_change: the champion was changed in MLflow. Default: "
+        "approval, promotion and rollback; none if signals are selected.",
     )
     severity: Severity = Field("bad", description="Lowest severity that is sent: suspected or bad.")
     daily_summary: bool = Field(False, description="Also send the daily summary of all models.")

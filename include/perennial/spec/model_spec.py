@@ -71,7 +71,7 @@ _NOT_IN_DIGEST: Any = {
     "predictions": True,
     "data": {"arrival": True, "arrival_hours": True, "source": {"ready"}},
     "label": {"source": {"ready"}},
-    "gate": {"external_change"},
+    "gate": {"external_change", "approval"},
     "training": {"study_minutes"},
 }
 #: Defaults where partitions are long, so that each is several of them; otherwise those of the sections hold.

@@ -20,6 +20,7 @@ from perennial.spec.constraints import (
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = [
+    "ApprovalSpec",
     "Freeze",
     "GateSpec",
     "MetricBound",
@@ -83,6 +84,21 @@ class SliceGate(StrictModel):
     )
 
 
+class ApprovalSpec(StrictModel):
+    """Who approves a version before it becomes champion."""
+
+    who: list[str] = Field(
+        min_length=1,
+        description="Users of Airflow, by name or id, one of whom must approve. Who requested the training cannot.",
+    )
+    hours: int = Field(
+        72, ge=1, le=720, description="Hours to wait for an answer; without one, the version is not promoted."
+    )
+    reasons: list[str] = Field(
+        [], description="Reasons of which an answer names one; any text by default, but not none."
+    )
+
+
 class GateSpec(StrictModel):
     """What a challenger must show before it becomes champion."""
 
@@ -130,6 +146,11 @@ class GateSpec(StrictModel):
         None,
         description="Also require that the challenger is not clearly worse than the champion in any slice: for each "
         "frequent value of the columns in monitoring.slices.",
+    )
+    approval: ApprovalSpec | None = Field(
+        None,
+        description="Also require that a person approves the version in Airflow, after the gate and the trial. The "
+        "ledger has the answer, its reason, and the digest of what the person saw.",
     )
 
 

@@ -200,6 +200,13 @@ CHANGES: dict[str, SpecChange] = {
          "gate.bounds", "gate.slices.max_worsening", "gate.slices.min_rows"),
         SpecChange(Effect.NEXT_VERSION, _TRAINED, "A challenger that has passed is promoted all the same."),
     ),
+    **dict.fromkeys(
+        ("gate.approval.who", "gate.approval.hours", "gate.approval.reasons"),
+        SpecChange(Effect.NEXT_RUN, _NO_ROWS, "It stays champion; the next version needs the approval."),
+    ),
+    "training.study_minutes": SpecChange(
+        Effect.NEXT_RUN, _NO_ROWS, "The next training studies features and ages of models within the new time."
+    ),
     "gate.external_change": SpecChange(
         Effect.NEXT_RUN, _NO_ROWS, "A champion that was moved or removed in MLflow is treated by the new policy."
     ),

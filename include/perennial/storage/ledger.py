@@ -40,6 +40,7 @@ class LedgerKind(StrEnum):
     VERIFICATION = "verification"
     SCHEDULES = "schedules"
     REPRODUCTION = "reproduction"
+    APPROVAL = "approval"
 
 
 class Decision(StrEnum):
@@ -48,7 +49,7 @@ class Decision(StrEnum):
     # retraining
     REQUESTED = "requested"
     PROPOSED = "proposed"
-    DECLINED = "declined"
+    DECLINED = "declined"  # approval, too
     # training: accepted or rejected by the gate
     ACCEPTED = "accepted"
     REJECTED = "rejected"
@@ -80,6 +81,8 @@ class Decision(StrEnum):
     # reproduction: trained again, a version was the same model or another one
     REPRODUCED = "reproduced"
     DIFFERENT = "different"
+    # approval: a person's answer to whether a version becomes champion
+    APPROVED = "approved"
 
 
 class Policy(StrEnum):

@@ -33,10 +33,12 @@ if TYPE_CHECKING:
 log = structlog.get_logger("perennial.alerts")
 #: Tasks after which the ledger may have a decision that channels are told of.
 _DECIDING_TASKS = (
+    "approve_promotion",
     "approve_retraining",
     "conclude_trial",
     "notify",
     "promote",
+    "promote_after_trial",
     "request_retraining",
     "rollback",
     "train",

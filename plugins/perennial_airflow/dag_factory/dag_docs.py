@@ -136,8 +136,8 @@ or by hand.
 rows.
 
 **Does** {quiet}`train`: {method}, {spec.task}, device {spec.training.device}; registers the challenger with its
-gate result. `promote`: {_promotion(spec)}. Gate: `{spec.metric}` better than the champion's by more than
-{gate.margin:.1%} at {gate.confidence:.0%} confidence. The ledger records the reason either way.
+gate result. {_approval(spec)}`promote`: {_promotion(spec)}. Gate: `{spec.metric}` better than the champion's by more
+than {gate.margin:.1%} at {gate.confidence:.0%} confidence. The ledger records the reason either way.
 
 **Emits** the asset `model/{spec.name}` if the champion changed.
 
@@ -145,6 +145,17 @@ gate result. `promote`: {_promotion(spec)}. Gate: `{spec.metric}` better than th
 
 **When it fails.** The champion stays as it was. Too few labelled rows: publish more partitions first. The
 registry cannot be reached: start MLflow. {_RERUN}"""
+
+
+def _approval(spec: ModelSpec) -> str:
+    """What the task `approve_promotion` does; nothing where promotions need no approval."""
+    policy = spec.gate.approval
+    if policy is None:
+        return ""
+    return (
+        f"`approve_promotion`: {', '.join(policy.who)} approves or rejects, with a reason, on the page *Required "
+        f"Actions*; without an answer within {policy.hours} hours the version is not promoted. "
+    )
 
 
 def _promotion(spec: ModelSpec) -> str:

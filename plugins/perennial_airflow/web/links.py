@@ -60,6 +60,11 @@ def model_url(model: str) -> str:
     return ui_url(f"{PREFIX}/models/{quote(model)}")
 
 
+def version_url(model: str, version: str) -> str:
+    """Address of a version's page in the console."""
+    return f"{model_url(model)}/versions/{quote(version)}"
+
+
 def addresses(model: str, report: str = "") -> dict[str, str]:
     """Where to look, for a message that people read outside Airflow; the pages ask for a login where there is none.
 

@@ -48,6 +48,7 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
             training={"holdout": "8 days"},
         ),
         toys.model(root, "toy_runs", **quick),
+        toys.model(root, "toy_promotion", gate={"approval": {"who": ["admin"], "hours": 5}}, **quick),
         # its first nightly run starts with Airflow; it may take a minute
         toys.model(
             root, "toy_late", data={"arrival": "wait"}, alerts=channels,

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import json
+import os
 import sqlite3
+import subprocess
+import sys
 from contextlib import closing
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -12,6 +16,9 @@ import pytest
 from perennial.core import dates
 from perennial.lifecycle import retraining
 from perennial.local_stack.airflow_client import DONE
+from perennial.local_stack.config import environment
+from perennial.modeling import registry
+from perennial.steps.promote import promote
 from perennial.storage import ledger, manifests
 from perennial.storage.ledger import LedgerKind
 from support import toys
@@ -143,3 +150,33 @@ def test_a_yes_starts_the_training_and_the_next_nights_do_not_wait_for_it(live: 
     (event,) = live.airflow.call("GET", path)["asset_events"]
     assert event["name"] == f"retraining/{NAME}" and event["partition_key"] == day
     assert event["extra"]["reason"].startswith("approved by admin (age: ")
+
+
+def test_a_version_becomes_champion_once_a_person_has_approved_it(live: Live) -> None:
+    name, task = "toy_promotion", "approve_promotion"
+    spec, dag = live.others[name], f"{name}.train"
+    toys.publish(spec)
+    # not by the REST API, as its user: who requests a training must not approve its version
+    run = f"by_{name}"
+    request = json.dumps({"as_of": toys.LAST, "reason": "the first model"})
+    subprocess.run(
+        [sys.executable, "-m", "airflow", "dags", "trigger", dag, "--run-id", run, "--conf", request],
+        env={**os.environ, **environment(live.config)}, check=True, capture_output=True, timeout=120,
+    )  # fmt: skip
+
+    def of_run() -> dict[str, str]:
+        return {t["task_id"]: t["state"] for t in live.airflow.tasks(dag, run)}
+
+    await_(lambda: of_run().get(task) == "awaiting_input", 150, of_run)
+    assert promote(spec, as_of=toys.LAST, actor="test")["reason"].endswith("waits for the approval of admin")
+    details = f"/dags/{dag}/dagRuns/{run}/taskInstances/{task}/-1/hitlDetails"
+    asked = live.airflow.call("GET", details)
+    assert "Version 1 was trained as of" in asked["body"] and "page of the version](" in asked["body"]
+    answered = {"chosen_options": ["Approve"], "params_input": {"reason": "looks right"}}
+    live.airflow.call("PATCH", details, json=answered)
+    await_(lambda: of_run().get("promote") == "success", 120, of_run)
+    assert registry.get_version_by_alias(name) is not None
+    (approval,) = ledger.records(name, LedgerKind.APPROVAL)
+    assert (approval["decision"], approval["actor"]) == ("approved", "admin")
+    assert approval["reason"] == "approved by admin: looks right"
+    assert approval["evidence"]["requested_by"] not in ("", "admin")

@@ -13,7 +13,10 @@ import pytest
 from airflow.sdk.exceptions import AirflowSkipException, DownstreamTasksSkipped, ParamValidationError
 
 from perennial.core.durations import Duration
+from perennial.lifecycle import promotion
+from perennial.lifecycle.promotion_approval import Question
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import ApprovalSpec
 from perennial.status import record, refresh
 from perennial.steps.decide import decide
 from perennial.storage import ledger, manifests
@@ -21,6 +24,7 @@ from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest
 from perennial_airflow.dag_factory.dag_docs import page
 from perennial_airflow.dag_factory.stages.monitor import monitor_dag, request_retraining
+from perennial_airflow.dag_factory.stages.train import train_dag
 from support.live import webhook
 
 DAY = "2013-02-01"
@@ -131,6 +135,7 @@ def test_nobody_is_asked_twice(with_approval: ModelSpec) -> None:
 
 
 def test_the_question_goes_to_the_channels_that_want_it(with_approval: ModelSpec) -> None:
+    propose(with_approval)
     with webhook() as (address, received):
         every = {"name": "every", "kind": "webhook", "url": address}
         failures = {"name": "failures", "kind": "webhook", "url": address, "signals": ["failure:*"]}
@@ -138,13 +143,13 @@ def test_the_question_goes_to_the_channels_that_want_it(with_approval: ModelSpec
         alerts = type(with_approval.alerts).model_validate({"channels": [every, failures, other]})
         task = monitor_dag(with_approval.model_copy(update={"alerts": alerts})).get_task("approve_retraining")
         instance = SimpleNamespace(dag_id="d", run_id="r", task_id=task.task_id, map_index=-1)
-        task._notify_channels(
-            context(task) | {"task_instance": instance}, DAY, {"reason": "drift: 70%", "report": None}
-        )
+        asked = task.ask(context(task))
+        task._notify_channels(context(task) | {"task_instance": instance}, asked)
     (message,) = received
     assert (message["id"], message["decision"]) == (f"approval/{DAY}/r/every", "approval")
     assert message["text"].startswith(
-        "Retrain flight_late?\n2013-02-01: drift: 70%\nWithout an answer within 5 hours the retraining is rejected."
+        f"Retrain flight_late?\n2013-02-01: {asked.reason}\n"
+        "Without an answer within 5 hours the retraining is rejected."
     )
     assert "/dags/d/runs/r/tasks/approve_retraining/required_actions" in message["answer_at"]
 
@@ -230,3 +235,77 @@ def test_a_request_of_which_no_training_came_is_sent_again_for_its_own_date(spec
     )
     with pytest.raises(AirflowSkipException):
         request_retraining(spec, context(day="2013-02-02"))
+
+
+@pytest.fixture
+def promotable(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
+    """A model whose promotions ada approves, with a version that waits for her."""
+    asked = Question("4", "run", DAY, "grace", ("Version 4 was trained",), "")
+    monkeypatch.setattr(promotion, "open_question", lambda spec, as_of: asked if as_of == DAY else None)
+    gate = spec.gate.model_copy(update={"approval": ApprovalSpec(who=["ada"], hours=5)})
+    return spec.model_copy(update={"gate": gate})
+
+
+def answer_promotion(spec: ModelSpec, option: str, user: dict[str, str] | None, **fields: Any) -> None:
+    task = train_dag(spec).get_task("approve_promotion")
+    event = {
+        "chosen_options": [option], "params_input": fields, "responded_at": datetime.now(UTC),
+        "responded_by_user": user,
+    }  # fmt: skip
+    skips = pytest.raises(DownstreamTasksSkipped) if option == "Reject" else contextlib.nullcontext()
+    with skips:
+        task.execute_complete(context(task), event)
+
+
+def test_the_approval_stands_before_both_places_that_promote(promotable: ModelSpec, spec: ModelSpec) -> None:
+    dag = train_dag(promotable)
+    question = dag.get_task("approve_promotion")
+    assert question.upstream_task_ids == {"train"} and question.downstream_task_ids == {"promote"}
+    assert question.response_timeout.total_seconds() == 5 * 3600 and question.defaults == ["Reject"]
+    policy = promotable.retraining.model_copy(update={"trial": Duration(3, "day")})
+    monitoring = monitor_dag(promotable.model_copy(update={"retraining": policy}))
+    question = monitoring.get_task("approve_promotion")
+    assert question.upstream_task_ids == {"conclude_trial"}
+    assert question.downstream_task_ids == {"promote_after_trial"}
+    assert monitoring.max_active_runs == 2
+    assert "approve_promotion" not in train_dag(spec).task_ids + monitor_dag(spec).task_ids
+
+
+def test_a_yes_and_a_no_to_a_promotion_are_recorded(promotable: ModelSpec) -> None:
+    answer_promotion(promotable, "Approve", {"id": "1", "name": "ada"}, reason="looks right")
+    (record,) = ledger.records(promotable.name, LedgerKind.APPROVAL)
+    assert (record["decision"], record["actor"], record["reason"]) == (
+        "approved",
+        "ada",
+        "approved by ada: looks right",
+    )
+
+
+def test_silence_is_a_no_to_a_promotion(promotable: ModelSpec) -> None:
+    answer_promotion(promotable, "Reject", None)
+    (record,) = ledger.records(promotable.name, LedgerKind.APPROVAL)
+    assert (record["decision"], record["actor"]) == ("declined", "no answer in time")
+
+
+@pytest.mark.parametrize(
+    ("user", "fields"),
+    [
+        ({"id": "9", "name": "eve"}, {"reason": "r"}),
+        ({"id": "1", "name": "ada"}, {}),
+        ({"id": "2", "name": "grace"}, {"reason": "r"}),
+    ],
+)
+def test_an_answer_that_does_not_count_fails_the_task_which_asks_again(
+    promotable: ModelSpec, user: dict[str, str], fields: dict[str, str]
+) -> None:
+    with pytest.raises(ValueError, match="does not count"):
+        answer_promotion(promotable, "Approve", user, **fields)
+    assert ledger.records(promotable.name, LedgerKind.APPROVAL) == []
+
+
+def test_nothing_is_asked_where_no_version_waits(
+    promotable: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(promotion, "open_question", lambda spec, as_of: None)
+    with pytest.raises(AirflowSkipException, match="No version waits"):
+        train_dag(promotable).get_task("approve_promotion").execute(context())

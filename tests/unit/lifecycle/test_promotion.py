@@ -64,6 +64,7 @@ class Trained:
         elif current is not None:
             registry.remove_alias(self.spec.name, current.version, "champion")
         registry.set_alias(self.spec.name, self.challenger["version"], "challenger")
+        toys.forget_anchor(self.spec.name)
 
 
 def train_once(folder: Path, mlflow_url: str, *, after_champion: bool) -> Trained:

@@ -20,7 +20,7 @@ from perennial.ingestion import model_tables
 from perennial.ingestion.run import label_inputs, row_inputs
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
-from perennial.spec.policies import QuietHours, SliceGate
+from perennial.spec.policies import ApprovalSpec, QuietHours, SliceGate
 from perennial.spec.spec_changes import CHANGES, Effect, as_trained, target_difference
 from perennial.spec.text_format import TextFormatSpec
 from perennial.steps.data import data
@@ -89,10 +89,11 @@ OTHER: dict[str, Any] = {
     "training.params": {"max_depth": 2}, "training.search.trials": 3, "training.search.budget": 1.0,
     "training.search.minutes": 1.0,
     "training.search.space": {"max_depth": {"choices": [2]}}, "training.seed": 1,
-    "training.refit": True,
+    "training.refit": True, "training.study_minutes": 1.0,
     "gate.metric": "brier", "gate.margin": 0.1, "gate.confidence": 0.9, "gate.bootstrap_samples": 100,
     "gate.bootstrap_unit": "partitions", "gate.external_change": "follow", "gate.beat_baseline": False,
     "gate.bounds": {"brier": {"max": 0.5}}, "gate.slices.max_worsening": 0.1, "gate.slices.min_rows": 200,
+    "gate.approval.who": ["grace"], "gate.approval.hours": 5, "gate.approval.reasons": ["reviewed"],
     "monitoring.window": "5 days", "monitoring.reference": "rolling", "monitoring.min_rows": 10,
     "monitoring.psi_threshold": 0.3, "monitoring.noise_floor": False, "monitoring.null_jump": 0.2,
     "monitoring.drift_share": 0.2, "monitoring.min_evaluated_share": 0.4, "monitoring.persistence": [1, 2],
@@ -128,6 +129,7 @@ OTHER |= {f"{feed}.format.{key}": value for feed in ("data", "label") for key, v
 #: Sections that are not given by default.
 SECTIONS: dict[str, Any] = {
     "quiet_hours": QuietHours(from_hour=1, to_hour=2), "format": TextFormatSpec(), "slices": SliceGate(),
+    "approval": ApprovalSpec(who=["ada"]),
 }  # fmt: skip
 
 

@@ -9,8 +9,9 @@ from airflow.sdk import DAG, Context
 from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial.core.durations import Duration
-from perennial.lifecycle import retraining
+from perennial.lifecycle import retraining, trials
 from perennial.spec.model_spec import ModelSpec
+from perennial.storage import manifests
 from perennial_airflow import run_request
 from perennial_airflow.alerting import alerts
 from perennial_airflow.dag_factory import assets, params
@@ -31,9 +32,11 @@ def monitor_dag(spec: ModelSpec) -> DAG:
     profile = runner.profile_of(spec, "monitor")
     needs_approval = spec.retraining.mode == "approval"
     # A run that waits for a person must not delay the monitoring of the partitions after it.
-    waiting_runs = (
-        Duration(spec.retraining.approval_hours, "hour").partitions(spec.cadence) if needs_approval else 0
+    waiting_hours = max(
+        spec.retraining.approval_hours if needs_approval else 0,
+        spec.gate.approval.hours if spec.gate.approval and spec.retraining.trial else 0,
     )
+    waiting_runs = Duration(waiting_hours, "hour").partitions(spec.cadence) if waiting_hours else 0
     with stage_dag(
         spec,
         "monitor",
@@ -50,7 +53,7 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             kind="monitor",
             await_turn=await_turn,
             inlets=[assets.predictions(spec), assets.model(spec), *assets.feature_tables(spec)],
-            max_active_tis_per_dag=1 if needs_approval else None,
+            max_active_tis_per_dag=1 if waiting_runs else None,
             **task_limits(spec.step_limits("monitor"), profile),
         )
         decide_task = StageTask(task_id="decide", spec=spec, call=decide, **task_limits(LIGHT))
@@ -72,14 +75,30 @@ def monitor_dag(spec: ModelSpec) -> DAG:
             monitor_task >> decide_task >> request_task
         monitor_task >> notify_task
         if spec.retraining.trial:
-            monitor_task >> StageTask(
-                task_id="conclude_trial",
-                spec=spec,
-                call=conclude_trial,
-                outlets=[assets.model(spec)],
-                **task_limits(LIGHT),
-            )
+            _add_conclusion(spec, monitor_task)
     return dag
+
+
+def _add_conclusion(spec: ModelSpec, monitor_task: StageTask) -> None:
+    """Add the tasks that end a trial, and that promote its challenger once a person has approved it."""
+    outlets, limits = [assets.model(spec)], task_limits(LIGHT)
+    conclude_task = StageTask(
+        task_id="conclude_trial", spec=spec, call=conclude_trial, outlets=outlets, **limits
+    )
+    monitor_task >> conclude_task
+    if spec.gate.approval:
+        from perennial_airflow.sensors.approval import promotion_approval_task
+
+        approval_task = promotion_approval_task(spec, approvable_as_of, trigger_rule="none_failed", **limits)
+        conclude_task >> approval_task
+        approval_task >> StageTask(
+            task_id="promote_after_trial",
+            spec=spec,
+            call=conclude_trial,
+            outlets=outlets,
+            trigger_rule="none_failed",
+            **limits,
+        )
 
 
 def await_turn(spec: ModelSpec, context: Context) -> None:
@@ -123,6 +142,14 @@ def conclude_trial(spec: ModelSpec, context: Context) -> dict[str, Any]:
         raise AirflowSkipException(f"The champion stays as it was: {result['reason']}")
     assets.emit(context, assets.model(spec), as_of, {"version": result["version"]})
     return result
+
+
+def approvable_as_of(spec: ModelSpec, context: Context) -> str:
+    """Partition date of the training whose version passed its trial by this run's verdict; empty if none did."""
+    passed = None if run_request.is_backfill(context) else trials.passed_trial(spec)
+    monitoring = manifests.read(spec.name, "monitor", run_request.as_of(context).start) if passed else None
+    trial = (monitoring.result.get("trial") or {}) if monitoring else {}
+    return passed["partition"] if passed and trial.get("version") == passed["model_version"] else ""
 
 
 def request_retraining(spec: ModelSpec, context: Context) -> dict[str, Any]:

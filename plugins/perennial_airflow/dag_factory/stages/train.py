@@ -43,9 +43,22 @@ def train_dag(spec: ModelSpec) -> DAG:
         )
         if spec.retraining.quiet_hours:
             AwaitQuietHours(task_id="await_quiet_hours", hours=spec.retraining.quiet_hours) >> train_task
-        train_task >> StageTask(
-            task_id="promote", spec=spec, call=promote, outlets=[assets.model(spec)], **task_limits(LIGHT)
+        promote_task = StageTask(
+            task_id="promote",
+            spec=spec,
+            call=promote,
+            outlets=[assets.model(spec)],
+            # the approval is skipped where there is nothing to approve; a no skips this task
+            trigger_rule="none_failed" if spec.gate.approval else "all_success",
+            **task_limits(LIGHT),
         )
+        if spec.gate.approval:
+            # Airflow's operator takes a while to import
+            from perennial_airflow.sensors.approval import promotion_approval_task
+
+            train_task >> promotion_approval_task(spec, trained_as_of, **task_limits(LIGHT)) >> promote_task
+        else:
+            train_task >> promote_task
     return dag
 
 
@@ -57,6 +70,11 @@ def train(spec: ModelSpec, context: Context) -> dict[str, Any]:
         actor=run_request.requested_by(context), force=run_request.forced(context), run_id=context["run_id"],
         run_url=links.run_url(f"{spec.name}.train", context["run_id"]),
     )  # fmt: skip
+
+
+def trained_as_of(spec: ModelSpec, context: Context) -> str:
+    """Partition date of the run's training, whose version may need an approval."""
+    return run_request.as_of(context).start
 
 
 def promote(spec: ModelSpec, context: Context) -> dict[str, Any]:

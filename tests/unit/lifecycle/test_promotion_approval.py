@@ -1,0 +1,136 @@
+"""Where the spec asks for an approval, no version becomes champion without that of a person who may give it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from perennial.core.errors import DataError
+from perennial.lifecycle import promotion, promotion_approval
+from perennial.lifecycle.promotion_approval import check_answer, record_answer
+from perennial.modeling import registry
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.promote import promote
+from perennial.steps.train import train
+from perennial.storage import ledger
+from perennial.storage.ledger import LedgerKind
+from support import toys
+
+Make = Callable[..., ModelSpec]
+APPROVAL: dict[str, Any] = {"gate": {"approval": {"who": ["ada", "grace"], "hours": 5}}}
+
+
+@pytest.fixture
+def trained(make_model: Make) -> ModelSpec:
+    """A model with a version that passed the gate, and waits."""
+    spec = make_model(training={"rounds": 5}, **APPROVAL)
+    toys.publish(spec)
+    assert train(spec, as_of=toys.LAST, reason="the season began", actor="grace")["gate"]["passed"]
+    return spec
+
+
+def champion(spec: ModelSpec) -> str | None:
+    version = registry.get_version_by_alias(spec.name)
+    return version.version if version else None
+
+
+def test_without_an_approval_nothing_is_promoted(trained: ModelSpec) -> None:
+    result = promote(trained, as_of=toys.LAST, actor="scheduler")
+    assert (result["promoted"], champion(trained)) == (False, None)
+    assert result["reason"] == "version 1 passed the gate, and waits for the approval of ada, grace"
+    asked = promotion.open_question(trained, as_of=toys.LAST)
+    assert asked is not None and asked.requested_by == "grace"
+    shown = "\n".join(asked.evidence)
+    for text in (
+        "Version 1 was trained as of",
+        "the season began",
+        "log loss",
+        "Gate: ",
+        "tables published@",
+    ):
+        assert text in shown
+    record_answer(trained, asked, approved=True, actor="ada", reason="looks right")
+    assert promotion.open_question(trained, as_of=toys.LAST) is None
+    assert promote(trained, as_of=toys.LAST, actor="scheduler")["promoted"] and champion(trained) == "1"
+    (approval,) = ledger.records(trained.name, LedgerKind.APPROVAL)
+    assert (approval["decision"], approval["actor"], approval["model_version"]) == ("approved", "ada", "1")
+    assert approval["evidence"]["evidence_digest"] == asked.digest
+    assert approval["evidence"]["evidence"] == list(asked.evidence)
+    (promoted,) = ledger.records(trained.name, LedgerKind.PROMOTION)
+    assert promoted["evidence"]["approved_by"] == "ada"
+
+
+@pytest.mark.parametrize("actor", ["ada", None], ids=["a no", "no answer"])
+def test_a_no_and_silence_keep_the_version_from_promotion(trained: ModelSpec, actor: str | None) -> None:
+    asked = promotion.open_question(trained, as_of=toys.LAST)
+    assert asked is not None
+    record_answer(trained, asked, approved=False, actor=actor, reason="too few rows")
+    later = record_answer(trained, asked, approved=True, actor="ada", reason="after all")
+    assert later["decision"] == "declined", "the first answer counts"
+    result = promote(trained, as_of=toys.LAST, actor="scheduler")
+    assert not result["promoted"] and champion(trained) is None
+    assert ("too few rows" if actor else promotion_approval.NO_ANSWER) in result["reason"]
+
+
+def test_an_answer_counts_once_and_for_one_training_only(trained: ModelSpec) -> None:
+    asked = promotion.open_question(trained, as_of=toys.LAST)
+    assert asked is not None
+    record_answer(trained, asked, approved=True, actor="ada", reason="looks right")
+    train(trained, as_of=toys.LAST, force=True)
+    result = promote(trained, as_of=toys.LAST, actor="scheduler")
+    assert not result["promoted"] and "version 2 passed the gate, and waits" in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("actor", "names", "reason", "cause"),
+    [
+        ("eve", ("eve", "7"), "because", "eve is not among those who may approve: ada, grace"),
+        ("grace", ("grace", "2"), "because", "grace requested this training"),
+        ("Ada L.", ("Ada L.", "ada"), "  ", "has no reason"),
+    ],
+)
+def test_who_may_not_answer_is_refused(
+    trained: ModelSpec, actor: str, names: tuple[str, ...], reason: str, cause: str
+) -> None:
+    asked = promotion.open_question(trained, as_of=toys.LAST)
+    assert asked is not None
+    with pytest.raises(DataError, match=cause):
+        check_answer(trained, asked, actor=actor, names=names, reason=reason)
+    check_answer(trained, asked, actor="Ada L.", names=("Ada L.", "ada"), reason="because")
+    chosen = {"who": ["ada"], "reasons": ["reviewed"]}
+    policy = trained.gate.model_copy(update={"approval": type(trained.gate.approval)(**chosen)})
+    strict = trained.model_copy(update={"gate": policy})
+    with pytest.raises(DataError, match=r"none of gate\.approval\.reasons"):
+        check_answer(strict, asked, actor="ada", names=("ada",), reason="because")
+
+
+def test_a_rejected_challenger_is_no_question(make_model: Make) -> None:
+    gate = {**APPROVAL["gate"], "bounds": {"auc": {"min": 1.0}}}
+    spec = make_model(training={"rounds": 2}, gate=gate)
+    toys.publish(spec)
+    train(spec, as_of=toys.LAST)
+    assert promotion.open_question(spec, as_of=toys.LAST) is None
+    assert "waits for" not in promote(spec, as_of=toys.LAST, actor="scheduler")["reason"]
+
+
+def test_a_version_is_asked_about_after_its_trial(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = make_model(training={"rounds": 5}, retraining={"trial": "3 days"}, **APPROVAL)
+    toys.publish(spec)
+    toys.let_all_pass(monkeypatch)
+    train(spec, as_of=toys.LAST)
+    asked = promotion.open_question(spec, as_of=toys.LAST)
+    assert asked is not None, "a first champion needs no trial"
+    record_answer(spec, asked, approved=True, actor="ada", reason="looks right")
+    assert promote(spec, as_of=toys.LAST, actor="scheduler")["promoted"]
+    train(spec, as_of=toys.LAST, force=True)
+    assert promotion.open_question(spec, as_of=toys.LAST) is None, "its trial comes first"
+    assert "on trial" in promote(spec, as_of=toys.LAST, actor="scheduler")["reason"] or champion(spec) == "1"
+    ledger.append(
+        spec.name, kind=LedgerKind.TRIAL, decision=ledger.Decision.PASSED, reason="better", actor="trial policy",
+        partition=toys.LAST, model_version="2",
+    )  # fmt: skip
+    after = promotion.open_question(spec, as_of=toys.LAST)
+    assert after is not None and after.version == "2"
+    assert "waits for the approval" in promote(spec, as_of=toys.LAST, actor="scheduler")["reason"]
