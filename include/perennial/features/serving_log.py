@@ -1,7 +1,7 @@
 """The serving log: the encoded features of a sample of the scored rows, stored in the lake by key.
 
 From the table versions that scoring read, the training code must compute identical features for the same rows:
-`monitoring._train_serve_skew` compares them.
+`monitoring.train_serve_skew` compares them.
 """
 
 from __future__ import annotations

@@ -255,12 +255,13 @@ def roll_back_champion(
         if not target or (target == current and not state.deviation):
             raise _no_target_error(spec, target, current)
         version = registry.get_recorded_version(spec.name, target)
-        check_servable(version)
+        repeated = check_servable(spec, version)
         if outdated := _outdated(spec, target):
             raise RegistryRequestError(
                 outdated, "choose another version, or undo the change of the spec first", model=spec.name
             )
-        evidence = {"previous": current, "digest": version.digest, "run_id": version.run_id}
+        evidence: dict[str, Any] = {"previous": current, "digest": version.digest, "run_id": version.run_id}
+        evidence["repeated_rows"] = repeated
         if airflow_run:
             evidence["airflow_run"] = airflow_run
         change = ChampionChange(target, state.last_change, LedgerKind.ROLLBACK, reason, actor, evidence)
@@ -306,13 +307,21 @@ def _no_target_error(spec: ModelSpec, target: str, current: str | None) -> Regis
     )
 
 
-def check_servable(version: registry.ModelVersion) -> None:
+def check_servable(spec: ModelSpec, version: registry.ModelVersion) -> int:
     """Check that a version can serve: load it, check its digest, and predict a row of missing values.
 
+    It also has to predict the same as then for rows that it scored, of which the serving log has a sample.
+
+    Returns:
+        The number of these rows.
+
     Raises:
-        ArtifactError: its file is not what was registered, or its prediction is not finite.
+        ArtifactError: its file is not what was registered, its prediction is not finite, or it predicts other values.
     """
-    import numpy as np  # not at the top: light tasks import this module and never call this function
+    # not at the top: light tasks import this module and never call this function
+    import numpy as np
+
+    from perennial.monitoring import train_serve_skew
 
     # fresh, because a copy in this machine's cache must not hide a damaged file.
     model = registry.load_model(version, fresh=True)
@@ -324,3 +333,4 @@ def check_servable(version: registry.ModelVersion) -> None:
             "roll back to another version, or train again",
             model=version.name,
         )
+    return train_serve_skew.check_predictions(spec, version, model)

@@ -23,5 +23,6 @@ __all__ = [
     "retraining_gain",
     "signal_evaluation",
     "signals",
+    "train_serve_skew",
     "window_counts",
 ]

@@ -17,10 +17,10 @@ from perennial.core.partitions import DAILY, Cadence, days_between, nominal_star
 from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.monitoring import retraining_gain, signals
-from perennial.monitoring._train_serve_skew import skew_signal
 from perennial.monitoring.drift_verdict import ColumnDrift, Verdict
 from perennial.monitoring.partition_sample import MIN_ROWS, PartitionSample, sample_partitions
 from perennial.monitoring.signals import Signal
+from perennial.monitoring.train_serve_skew import skew_signal
 from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, SignalState, metric_in_words
 from perennial.storage import delta_tables, manifests
 

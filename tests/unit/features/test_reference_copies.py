@@ -16,7 +16,7 @@ from perennial.features import reference_copies, reference_tables
 from perennial.features.engine import FeatureQuery
 from perennial.modeling import registry
 from perennial.monitoring import histograms
-from perennial.monitoring._train_serve_skew import skew_signal
+from perennial.monitoring.train_serve_skew import skew_signal
 from perennial.monitoring.window_counts import count_features
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.score import score

@@ -346,7 +346,7 @@ def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
     assert champion(spec) == one["version"]
     last = ledger.records(spec.name)[-1]
     assert (last["decision"], last["reason"], last["actor"]) == ("rolled back", "bad", "operator")
-    assert last["evidence"]["airflow_run"] == "manual__1"
+    assert last["evidence"]["airflow_run"] == "manual__1" and last["evidence"]["repeated_rows"] == 0
     with pytest.raises(RegistryError, match="is the champion already") as error:
         rollback(spec, actor="operator", reason="worse", to_version=one["version"])
     assert error.value.remedy.startswith("name another version with to_version")

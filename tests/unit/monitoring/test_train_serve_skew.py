@@ -12,8 +12,8 @@ import pytest
 from perennial.core import dates
 from perennial.features import reference_tables, serving_log
 from perennial.modeling import registry
-from perennial.monitoring._train_serve_skew import skew_signal
 from perennial.monitoring.signals import Signal
+from perennial.monitoring.train_serve_skew import skew_signal
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.promote import promote
 from perennial.steps.score import score

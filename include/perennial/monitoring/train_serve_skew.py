@@ -17,7 +17,7 @@ import duckdb
 import numpy as np
 import pyarrow as pa
 
-from perennial.core.errors import DataError, StorageError
+from perennial.core.errors import ArtifactError, DataError, StorageError
 from perennial.core.sql import quote_identifier, text_literal
 from perennial.features import reference_copies, serving_log
 from perennial.features.engine import FeatureQuery
@@ -37,6 +37,8 @@ ABSOLUTE_TOLERANCE = 1e-6
 #: What is compared beside the features, by names that no feature has, with the words for it.
 _PREDICTION, _FEATURE_COUNT = "__prediction", "__feature_count"
 _WORDS = {_PREDICTION: "the prediction", _FEATURE_COUNT: "the number of features"}
+#: Latest logged partitions in which a version's own rows are looked for, and most rows of them that it predicts again.
+SEARCHED_PARTITIONS, REPEATED_ROWS = 90, 1000
 
 
 @dataclass(frozen=True)
@@ -93,6 +95,56 @@ def skew_signal(
         f"code, first on {first}"
     )
     return signal("bad", reason, float(differing[worst]), 0.0, first)
+
+
+def check_predictions(spec: ModelSpec, version: registry.ModelVersion, model: TrainedModel) -> int:
+    """Let a version predict again the latest logged rows that it scored, from the same features.
+
+    Args:
+        spec: the model.
+        version: the version.
+        model: its model.
+
+    Returns:
+        The number of rows; 0 if the log has none of this version.
+
+    Raises:
+        ArtifactError: it predicts other values now.
+    """
+    days = delta_tables.partitions(serving_log.uri(spec.name))[-SEARCHED_PARTITIONS:]
+    scorings = [
+        serving_log.inputs_digest(scored.inputs)
+        for scored in manifests.read_all(spec.name, "score", days).values()
+        # a number is used again if somebody deletes the model in MLflow
+        if (scored.inputs["champion"], scored.inputs["version"]) == (version.digest, version.version)
+    ]
+    con = duckdb_session.connect(threads=1)
+    if not scorings or not duckdb_session.create_view(
+        con, "__log", serving_log.uri(spec.name), None, days[0]
+    ):
+        return 0
+    log: pa.Table = con.sql(
+        f"SELECT * FROM __log WHERE {spec.lake_column('scored_from')} IN ({', '.join(map(text_literal, scorings))}) "
+        f"AND {spec.lake_column('model_version')} = {text_literal(version.version)} "
+        f"ORDER BY {delta_tables.PARTITION} DESC, {_key(spec)} LIMIT {REPEATED_ROWS}"
+    ).to_arrow_table()
+    width = len(model.encoding.columns)
+    features: Any = log.column(spec.lake_column("features")).combine_chunks()
+    flat = features.flatten().to_numpy(zero_copy_only=False)
+    changed = len(log)
+    if flat.size == len(log) * width:
+        predictions = log.column(spec.lake_column("prediction")).to_pylist()
+        changed = (
+            _count_changed_predictions(model, predictions, flat.reshape(len(log), width)) if len(log) else 0
+        )
+    if changed:
+        raise ArtifactError(
+            f"version {version.version} predicts other values now for {changed:,} of {len(log):,} logged rows that it "
+            "scored",
+            "its file or the libraries are not those of then: choose another version, or train again",
+            model=spec.name,
+        )
+    return len(log)
 
 
 def _compare_partitions(
