@@ -104,6 +104,7 @@ def content(name: str, task: str = "binary", **changes: Any) -> dict[str, Any]:
         "features": {"categorical": ["k"],
                      "references": [{"name": "places", "source": f"{{landing}}/{name}_places.parquet"}]},
         "training": {"holdout": "5 days", "rounds": 25, "early_stopping_rounds": 5, "refit": False,
+                     "study_minutes": 0,
                      "params": {"max_depth": 3, "learning_rate": 0.3}},
         "gate": {"bootstrap_samples": 200},
         "monitoring": {"window": "7 days", "min_rows": 50, "report_rows": 100},

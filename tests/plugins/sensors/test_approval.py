@@ -65,7 +65,10 @@ def propose(spec: ModelSpec, day: str = DAY, verdict: str = "drifted") -> None:
 
 
 def respond(spec: ModelSpec, option: str, user: dict[str, str] | None, **fields: Any) -> None:
-    task = monitor_dag(spec).get_task("approve_retraining")
+    answer(monitor_dag(spec).get_task("approve_retraining"), option, user, fields)
+
+
+def answer(task: Any, option: str, user: dict[str, str] | None, fields: dict[str, Any]) -> None:
     event = {
         "chosen_options": [option], "params_input": fields, "responded_at": datetime.now(UTC),
         "responded_by_user": user,
@@ -247,14 +250,7 @@ def promotable(spec: ModelSpec, monkeypatch: pytest.MonkeyPatch) -> ModelSpec:
 
 
 def answer_promotion(spec: ModelSpec, option: str, user: dict[str, str] | None, **fields: Any) -> None:
-    task = train_dag(spec).get_task("approve_promotion")
-    event = {
-        "chosen_options": [option], "params_input": fields, "responded_at": datetime.now(UTC),
-        "responded_by_user": user,
-    }  # fmt: skip
-    skips = pytest.raises(DownstreamTasksSkipped) if option == "Reject" else contextlib.nullcontext()
-    with skips:
-        task.execute_complete(context(task), event)
+    answer(train_dag(spec).get_task("approve_promotion"), option, user, fields)
 
 
 def test_the_approval_stands_before_both_places_that_promote(promotable: ModelSpec, spec: ModelSpec) -> None:

@@ -86,6 +86,7 @@ def models(
     return [
         toys.model(
             root, name, sql=SQL, gate={"beat_baseline": False}, retraining={"min_gain": 0.05},
+            training={"study_minutes": 5},
             features={"tables": ["place_history"], "references": []},
         )
         for name in names
