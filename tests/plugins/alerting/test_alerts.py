@@ -19,7 +19,7 @@ from perennial.core.errors import LockHeldError
 from perennial.lifecycle import retraining
 from perennial.spec.alerts import SIGNALS
 from perennial.spec.model_spec import ModelSpec
-from perennial.spec.policies import QuietHours
+from perennial.spec.policies import ApprovalSpec, QuietHours
 from perennial.spec.sources import PredictionsSpec
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision, LedgerKind
@@ -389,7 +389,10 @@ def test_channels_and_mutes_can_name_every_task_and_stage(spec: ModelSpec) -> No
     )
     data = spec.data.model_copy(update={"arrival": "wait"})
     predictions = PredictionsSpec(connection="shop", table="predictions")
-    changed = spec.model_copy(update={"retraining": policy, "data": data, "predictions": predictions})
+    gate = spec.gate.model_copy(update={"approval": ApprovalSpec(who=["ada"])})
+    changed = spec.model_copy(
+        update={"retraining": policy, "data": data, "predictions": predictions, "gate": gate}
+    )
     tasks = {task for stage in STAGES.values() for task in stage(changed).task_ids} | {"split_range"}
     assert {f"failure:{task}" for task in tasks} == {s for s in SIGNALS if s.startswith("failure:")}
     stages = {name for name, make in STAGES.items() if make(changed).deadline}

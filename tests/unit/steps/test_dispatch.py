@@ -43,7 +43,7 @@ def test_every_step_is_the_function_of_its_name_in_the_module_of_its_name(step: 
 
 def test_a_step_names_its_arguments() -> None:
     assert dispatch.parameter_names("promote") == ["as_of", "actor", "reason"]
-    assert dispatch.parameter_names("rollback") == ["actor", "reason", "to_version"]
+    assert dispatch.parameter_names("rollback") == ["actor", "reason", "to_version", "run_id"]
 
 
 @pytest.mark.parametrize("name", ["data", "train", "score"])
