@@ -356,7 +356,8 @@ class TrainingRun:
         """Log the files that are stored with the model; returns the SHA-256 of each, by name."""
         with leftovers.temporary_folder("train-") as folder:
             for name, content in artifacts.documents.items():
-                (folder / name).write_text(json.dumps(content, indent=1, sort_keys=True))
+                # in the content's order: a search draws its parameters in that of the spec
+                (folder / name).write_text(json.dumps(content, indent=1))
             for path in artifacts.files:
                 shutil.copy(path, folder)
             digests = {path.name: object_store.digest(str(path)) for path in sorted(folder.iterdir())}

@@ -254,7 +254,8 @@ def command(step: str, spec: ModelSpec, arguments: dict[str, Any], result: str) 
         arguments: of the step.
         result: URI of the result file.
     """
-    text = json.dumps(spec.bundle(), sort_keys=True)
+    # in the spec's order, in which a search draws its parameters
+    text = json.dumps(spec.bundle())
     bundle = f"{settings().lake}/specs/{spec.name}/{hashlib.sha256(text.encode()).hexdigest()}.json"
     if not object_store.exists(bundle):
         object_store.write_text(bundle, text)

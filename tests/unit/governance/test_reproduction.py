@@ -34,13 +34,16 @@ def test_a_version_is_reproduced_whatever_was_published_since(
     make_model: Make, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PERENNIAL_THREADS", "2")
-    search = {"trials": 2, "space": {"max_depth": {"choices": [2, 3]}}}
+    # not in the order of their names: a search draws them in that of the spec
+    space = {"max_depth": {"choices": [2, 3]}, "learning_rate": {"low": 0.1, "high": 0.4}}
+    search = {"trials": 3, "space": space}
     spec = make_model(training={"refit": True, "search": search, "candidates": ["trees", "linear"]})
     toys.publish(spec)
     first = train(spec, as_of=toys.LAST)
     promote(spec, as_of=toys.LAST, actor="test")
     second = train(spec, as_of=toys.LAST, force=True)  # judged against the first
     versions = len(registry_versions(spec))
+    assert registry.load_spec(registry.get_version(spec.name, first["version"])).digest == spec.digest
     # afterwards rows, references, champion, threads and the spec change
     monkeypatch.setenv("PERENNIAL_THREADS", "1")
     uri, rows = delta_tables.table_uri("published", spec.name), toys.rows("binary", toys.FIRST, 7)

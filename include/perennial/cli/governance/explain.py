@@ -48,7 +48,7 @@ def _print(explanation: PredictionExplanation, top: int) -> None:
         "prediction": f"{explanation.prediction:.6g}" if isinstance(explanation.prediction, float) else
         str(explanation.prediction),
         "version": f"{explanation.version}, fitted on {explanation.trained_on}",
-        "scored": f"{explanation.scored_at} UTC{explanation.run_id and f' by {explanation.run_id}'}",
+        "scored": f"{explanation.scored_at}{explanation.run_id and f' by {explanation.run_id}'}",
         "decision": explanation.decision,
         "check": "the version predicts the same now"
         if explanation.reproduced
