@@ -87,7 +87,10 @@ def find(
         tried[np.arange(len(options)), [o.column for o in options]] = [o.encoded for o in options]
         other = decide(tried) != before
         if other.any():
-            nearest = min((o for o, is_other in zip(options, other, strict=True) if is_other), key=_distance)
+            nearest = min(
+                (o for o, is_other in zip(options, other, strict=True) if is_other),
+                key=lambda o: o.passed_share,
+            )
             changed.append(_refine(nearest, current, decide, before))
             return decide.in_words(before), [_change(model, o) for o in changed]
         best = options[int(np.argmax(decide.distance_from(before, tried)))]
@@ -157,10 +160,6 @@ def _options(
             if np.float32(edge) != row[0, j]
         ]
     return options
-
-
-def _distance(option: _Option) -> float:
-    return option.passed_share
 
 
 def _refine(option: _Option, row: np.ndarray, decide: _Decision, before: int) -> _Option:

@@ -10,7 +10,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 
 from perennial.core.errors import DataError, PerennialError
@@ -23,6 +22,7 @@ from perennial.governance._decision_change import Change
 from perennial.modeling import registry
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
+from perennial.monitoring import train_serve_skew
 from perennial.spec.constraints import LOG_OBJECTIVES
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, duckdb_session, manifests
@@ -30,9 +30,6 @@ from perennial.storage.manifests import Manifest
 
 #: Probability from which a binary prediction counts as positive, unless another is given.
 DECISION_THRESHOLD = 0.5
-#: Relative and absolute difference from the stored prediction that is tolerated: another processor may add in another
-#: order.
-TOLERANCES = (1e-5, 1e-6)
 
 
 @dataclass(frozen=True)
@@ -144,7 +141,7 @@ def explain_prediction(
         scored_at=scored.finished_at,
         run_id=scored.run_id,
         prediction=prediction,
-        reproduced=_is_same(model, matrix, prediction),
+        reproduced=not train_serve_skew.count_changed_predictions(model, [prediction], matrix),
         row={c: HIDDEN_VALUE if c in hidden else _text(row.column(c)[0].as_py()) for c in spec.data.columns},
         scale=_scale(trained, model),
         predicted_class="" if chosen is None else model.classes[chosen],
@@ -243,14 +240,6 @@ def _features_as_scored(trained: ModelSpec, version: ModelVersion, scored: Manif
             partition=scored.key,
         )
     return FeatureQuery(trained, inputs["references"] | tables)
-
-
-def _is_same(model: TrainedModel, matrix: np.ndarray, stored: float | str) -> bool:
-    predicted = model.predict_matrix(matrix)[0]
-    if model.classes:
-        return model.classes[int(np.argmax(predicted))] == stored
-    relative, absolute = TOLERANCES
-    return bool(np.isclose(float(stored), float(predicted), rtol=relative, atol=absolute))
 
 
 def _scale(spec: ModelSpec, model: TrainedModel) -> str:

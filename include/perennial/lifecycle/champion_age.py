@@ -55,6 +55,5 @@ def _worth(spec: ModelSpec, trained: str, as_of: str) -> str:
 
 def latest_staleness(model: str, as_of: str) -> dict[str, Any] | None:
     """The staleness curve that the latest training as of a date, or before it, has; None if there is none."""
-    trained = [key for key in manifests.finished(model, "train") if key <= as_of]
-    manifest = manifests.read(model, "train", max(trained)) if trained else None
+    manifest = manifests.latest(model, "train", as_of)
     return (manifest.result.get("staleness") or None) if manifest else None

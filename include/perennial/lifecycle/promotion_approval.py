@@ -13,15 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from perennial.core.errors import DataError
+from perennial.lifecycle.retraining import NO_ANSWER
 from perennial.modeling import training_records
 from perennial.spec.constraints import metric_in_words
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import ApprovalSpec
 from perennial.storage import ledger, locks
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
-
-#: The actor of a refusal because nobody answered in time.
-NO_ANSWER = "no answer in time"
 
 
 @dataclass(frozen=True)

@@ -135,7 +135,7 @@ def check_predictions(spec: ModelSpec, version: registry.ModelVersion, model: Tr
     if flat.size == len(log) * width:
         predictions = log.column(spec.lake_column("prediction")).to_pylist()
         changed = (
-            _count_changed_predictions(model, predictions, flat.reshape(len(log), width)) if len(log) else 0
+            count_changed_predictions(model, predictions, flat.reshape(len(log), width)) if len(log) else 0
         )
     if changed:
         raise ArtifactError(
@@ -226,11 +226,11 @@ def _count_differences(
     unequal = (served != recomputed) & ~(np.isnan(served) & np.isnan(recomputed))
     differing = {column: int(n) for column, n in zip(columns, unequal.sum(axis=0), strict=True) if n}
     predictions = log.column(spec.lake_column("prediction")).to_pylist()
-    changed = _count_changed_predictions(model, predictions, served)
+    changed = count_changed_predictions(model, predictions, served)
     return differing | ({_PREDICTION: changed} if changed else {})
 
 
-def _count_changed_predictions(model: TrainedModel, predictions: list[Any], served: np.ndarray) -> int:
+def count_changed_predictions(model: TrainedModel, predictions: list[Any], served: np.ndarray) -> int:
     """Number of rows for which the model now predicts another value from the same features.
 
     Args:

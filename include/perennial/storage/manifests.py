@@ -153,6 +153,15 @@ def finished(model: str, step: str) -> dict[str, int]:
     return {name.removesuffix(".json"): s.modified_ns for name, s in files.items() if name.endswith(".json")}
 
 
+def latest(model: str, step: str, until: str | None = None) -> Manifest | None:
+    """The manifest of a step for its latest partition, or for the latest up to one; None if there is none.
+
+    Raises the errors of `read` and `finished`.
+    """
+    keys = [key for key in finished(model, step) if until is None or key <= until]
+    return read(model, step, max(keys)) if keys else None
+
+
 def record_failure(model: str, step: str, key: str, inputs: dict[str, Any], *, retry: bool) -> None:
     """Record that a step failed, so that it is not repeated from the same inputs night by night.
 

@@ -70,8 +70,7 @@ def run(job: TrainingJob, candidate: Candidate, as_of: str, fit_seconds: float) 
 
 def _earlier(model: str, as_of: str) -> dict[str, Any]:
     """The result of the latest training as of a date, or before it; empty if there is none."""
-    trained = [key for key in manifests.finished(model, "train") if key <= as_of]
-    manifest = manifests.read(model, "train", max(trained)) if trained else None
+    manifest = manifests.latest(model, "train", as_of)
     return manifest.result if manifest else {}
 
 

@@ -19,11 +19,10 @@ from typing import TypedDict
 import numpy as np
 
 from perennial.features.engine import FeatureQuery
-from perennial.modeling.comparison import paired_bootstrap
 from perennial.monitoring.partition_sample import sample_partitions
 from perennial.spec.constraints import MIN_BASELINE_PARTITIONS
 from perennial.training.candidates import Candidate, refitter
-from perennial.training.challenger_evaluation import TrainingSource
+from perennial.training.challenger_evaluation import TrainingSource, compare_losses
 from perennial.training.windows import Windows
 
 #: The file of a version.
@@ -100,14 +99,8 @@ def measure(
             break
         window = dates[-length - age : -age]
         older, _ = _losses(source, features, candidate, window, folder / str(age))
-        compared = paired_bootstrap(
-            losses,
-            older,
-            confidence=spec.gate.confidence,
-            resamples=spec.gate.bootstrap_samples,
-            seed=spec.training.seed,
-            days=days if len(np.unique(days)) >= MIN_BASELINE_PARTITIONS else None,
-        )
+        blocks = [days] if len(np.unique(days)) >= MIN_BASELINE_PARTITIONS else None
+        compared = compare_losses(spec, losses, older, blocks)
         # The comparison is relative to the older model's loss, the result to the youngest one's.
         scale = compared.other / max(compared.loss, 1e-12)
         rise, low, high = (

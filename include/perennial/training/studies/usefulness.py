@@ -21,14 +21,14 @@ from typing import Any, Literal, TypedDict
 import numpy as np
 
 from perennial.features.engine import FeatureQuery
-from perennial.modeling.comparison import Comparison, paired_bootstrap
+from perennial.modeling.comparison import Comparison
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring.partition_sample import PartitionSample, sample_partitions
 from perennial.spec.constraints import MIN_BASELINE_PARTITIONS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import manifests
 from perennial.training.candidates import Candidate, refitter
-from perennial.training.challenger_evaluation import TrainingSource
+from perennial.training.challenger_evaluation import TrainingSource, compare_losses
 
 #: The file of a version.
 ARTIFACT = "feature_usefulness.json"
@@ -107,8 +107,7 @@ def latest(model: str) -> Usefulness | None:
     Raises:
         StorageError: the lake cannot be read, or has a damaged manifest.
     """
-    trained = manifests.finished(model, "train")
-    manifest = manifests.read(model, "train", max(trained)) if trained else None
+    manifest = manifests.latest(model, "train")
     return (manifest.result.get("usefulness") or None) if manifest else None
 
 
@@ -290,14 +289,8 @@ class DropStudy:
         )
         counted = np.isfinite(self._losses)  # lists of which no order is wrong have no loss
         days = rows.partition_index[counted]
-        return paired_bootstrap(
-            self._losses[counted],
-            losses[counted],
-            confidence=spec.gate.confidence,
-            resamples=spec.gate.bootstrap_samples,
-            seed=spec.training.seed,
-            days=days if len(np.unique(days)) >= MIN_BASELINE_PARTITIONS else None,
-        )
+        blocks = [days] if len(np.unique(days)) >= MIN_BASELINE_PARTITIONS else None
+        return compare_losses(spec, self._losses[counted], losses[counted], blocks)
 
 
 def verdict(low: float, high: float, min_gain: float) -> UsefulnessVerdict:
