@@ -58,6 +58,32 @@ def test_a_feature_that_is_the_label_in_other_words_is_named(
     assert "paid_back" in catalog.load_model_by_name("leaky").sql, "it is not left out"
 
 
+def test_a_label_made_of_two_columns_is_named(empty_home: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    casual, price = rng.poisson(40, ROWS), np.round(rng.gamma(2, 20, ROWS) + 1, 2)
+    registered, quantity = rng.poisson(150, ROWS), rng.integers(1, 30, ROWS)
+    columns = {"casual": casual, "registered": registered, "price": price, "quantity": quantity}
+    said = output(tmp_path, table(casual + registered, **columns))
+    assert f"outcome is 'casual' + 'registered' in all {ROWS} rows: are these columns known when" in said
+    assert "'price'" not in said and "casual" in catalog.load_model_by_name("leaky").sql
+
+
+def test_a_good_prediction_by_several_columns_is_no_leak(empty_home: Path, tmp_path: Path) -> None:
+    rng = np.random.default_rng(3)
+    a, b = rng.normal(50, 10, ROWS), rng.normal(50, 10, ROWS)
+    said = output(tmp_path, table(np.round(a + b + rng.normal(0, 0.3, ROWS), 2), a=a, b=b))
+    assert "no model is needed" not in said
+
+
+@pytest.mark.parametrize("share", [0.5, 0.9, 0.97])
+def test_a_label_that_is_a_threshold_of_a_column_is_named(
+    empty_home: Path, tmp_path: Path, share: float
+) -> None:
+    delay = np.random.default_rng(2).gamma(2, 9, ROWS)
+    said = output(tmp_path, table((delay > np.quantile(delay, share)).astype(int), delay=delay))
+    assert "'delay' alone predicts outcome almost perfectly (AUC" in said
+
+
 def test_missing_values_can_be_the_leak(empty_home: Path, tmp_path: Path) -> None:
     y = labels("binary")
     said = output(tmp_path, table(y, closed_after=np.where(y == 1, np.arange(ROWS) % 50, np.nan)))

@@ -1,13 +1,15 @@
-"""What in a sample suggests that a feature contains the label, or that the label becomes known only later."""
+"""What in a sample suggests that features contain the label, or that the label becomes known only later."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from perennial.cli.new import templates
+from perennial.cli.new._combined_leaks import find_combination
 from perennial.cli.new.partitioning import Partitions
 from perennial.cli.new.samples.sample_reader import Sample, SampleColumn
 from perennial.core.durations import Duration
@@ -20,10 +22,11 @@ __all__ = ["label_remarks"]
 MIN_ROWS, MAX_ROWS, MAX_CELLS = 3000, 20_000, 5_000_000
 #: Share of the labels missing in earlier partitions up to which later ones without any are noticed.
 MAX_MISSING = 0.5
+_NUMBERS = ("integer", "number", "boolean")
 
 
 def label_remarks(sample: Sample, draft: templates.ModelDraft, partitions: Partitions) -> list[str]:
-    """Remarks on features that predict the label too well alone, and on a label that the latest partitions lack.
+    """Remarks on features that contain the label, alone or together, and on a label that the latest partitions lack.
 
     Nothing is left out: such a feature may be right, for example if the label is a function of it.
 
@@ -32,32 +35,46 @@ def label_remarks(sample: Sample, draft: templates.ModelDraft, partitions: Parti
         draft: the decisions about the model.
         partitions: how the sample's rows are divided.
     """
-    remarks = [
-        f"{name!r} alone predicts {draft.label} almost perfectly ({score}): is it known when a prediction is made? If "
-        "not, remove it from features.sql"
-        for name, score in suspected_leaks(sample, draft)
-    ]
-    return remarks + ([late] if (late := _late_label(sample, draft, partitions)) else [])
-
-
-def suspected_leaks(sample: Sample, draft: templates.ModelDraft) -> list[tuple[str, str]]:
-    """The features that predict the label too well alone, with the score that says so."""
     _, left_out = templates.features(sample, draft)
     # Of dates and times only parts are features: their hour, weekday and month.
     used = [
         c for c in sample.columns.values() if c.name not in left_out and c.kind not in ("date", "timestamp")
     ]
-    if not used:
-        return []
-    rows = _read_rows(sample, draft, used)
+    remarks = []
+    if used:
+        rows = _read_rows(sample, draft, used)
+        remarks = [*_single_leaks(rows, used, draft), *_combined_leak(rows, used, draft)]
+    return remarks + ([late] if (late := _late_label(sample, draft, partitions)) else [])
+
+
+def _single_leaks(rows: pa.Table, columns: list[SampleColumn], draft: templates.ModelDraft) -> Iterator[str]:
+    """A remark on each column that predicts the label too well alone."""
     y = _targets(rows.column("__label"), draft.task)
-    leaks = []
-    for i, column in enumerate(used):
+    for i, column in enumerate(columns):
         categorical = column.kind in ("string", "boolean")
         values = _values(rows.column(f"__{i}"), column)
         if score := suspicious_score(values, y, draft.task, categorical=categorical):
-            leaks.append((column.name, score))
-    return leaks
+            yield (
+                f"{column.name!r} alone predicts {draft.label} almost perfectly ({score}): is it known when a "
+                "prediction is made? If not, remove it from features.sql"
+            )
+
+
+def _combined_leak(rows: pa.Table, columns: list[SampleColumn], draft: templates.ModelDraft) -> Iterator[str]:
+    """A remark if the label is a sum, difference, product or ratio of a few numbers."""
+    numbers = [(i, c) for i, c in enumerate(columns) if c.kind in _NUMBERS]
+    if draft.task not in ("regression", "binary") or not numbers:
+        return
+    x = np.column_stack([_numbers(rows.column(f"__{i}")) for i, _ in numbers])
+    combination = find_combination(x, _targets(rows.column("__label"), draft.task))
+    if combination is None:
+        return
+    count = "all" if combination.exact == combination.rows else f"{combination.exact:,} of"
+    yield (
+        f"{draft.label} is {combination.text([c.name for _, c in numbers])} in {count} {combination.rows:,} rows: are "
+        "these columns known when a prediction is made? If so, no model is needed; if not, remove from features.sql "
+        "those that are not"
+    )
 
 
 def _read_rows(sample: Sample, draft: templates.ModelDraft, columns: list[SampleColumn]) -> pa.Table:
@@ -78,9 +95,14 @@ def _targets(label: pa.ChunkedArray[Any], task: str) -> np.ndarray:
     if task == "multiclass":
         encoded = label.cast(pa.string()).combine_chunks().dictionary_encode()
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.int64)
-    if pa.types.is_boolean(label.type):
-        label = label.cast(pa.int8())
-    return np.asarray(label.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+    return _numbers(label)
+
+
+def _numbers(values: pa.ChunkedArray[Any]) -> np.ndarray:
+    """A column of numbers or of truth values as numbers; NaN where it is missing."""
+    if pa.types.is_boolean(values.type):
+        values = values.cast(pa.int8())
+    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), np.float64)
 
 
 def _values(values: pa.ChunkedArray[Any], column: SampleColumn) -> np.ndarray:
@@ -88,7 +110,7 @@ def _values(values: pa.ChunkedArray[Any], column: SampleColumn) -> np.ndarray:
     if column.kind in ("string", "boolean"):
         encoded = values.cast(pa.string()).combine_chunks().dictionary_encode()
         return np.asarray(encoded.indices.to_numpy(zero_copy_only=False), np.float64)
-    return np.asarray(values.cast(pa.float64(), safe=False).to_numpy(), np.float64)
+    return _numbers(values)
 
 
 def _late_label(sample: Sample, draft: templates.ModelDraft, partitions: Partitions) -> str:
