@@ -405,6 +405,12 @@ class TrainingSpec(StrictModel):
     early_stopping_rounds: int = Field(
         20, ge=1, le=1000, description="Stop after this many trees without improvement."
     )
+    early_stopping_cuts: int = Field(
+        1, ge=1, le=10,
+        description="Number of dates at which the rows before the held-out ones are divided into those to fit on and "
+        "the later ones to stop on. The number of trees is the best on average over them. 1: the latest rows alone "
+        "decide.",
+    )  # fmt: skip
     params: dict[str, float] = Field({}, description="XGBoost parameters, each within its bounds.")
     search: SearchSpec = Field(SearchSpec(), description="The hyperparameter search.")
     refit: bool = Field(

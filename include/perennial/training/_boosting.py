@@ -10,6 +10,8 @@ set again) does not restore it.
 from __future__ import annotations
 
 import json
+import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import StepInterruptedError
@@ -166,6 +168,41 @@ def should_stop_early(losses: list[float], patience: int, maximize: bool) -> boo
         return False
     best = max(losses) if maximize else min(losses)
     return len(losses) - 1 - losses.index(best) >= patience
+
+
+def stopping_cuts(fit_rows: int, rows: int, count: int) -> list[tuple[int, int]]:
+    """Cuts that divide rows in time order: those before a cut to fit on, and the rows from it to an end to stop on.
+
+    The last one is the cut between ``fit_rows`` and the rows for early stopping; the first has half as many rows before
+    it. All have as many rows after them.
+
+    Args:
+        fit_rows: number of rows to fit on.
+        rows: number of rows, those for early stopping included.
+        count: number of cuts.
+
+    Returns:
+        Position of the cut, and of the end, of each.
+    """
+    shares = [1 - (count - i) / (2 * (count - 1)) for i in range(1, count)] if count > 1 else []
+    positions = [round(share * fit_rows) for share in shares] + [fit_rows]
+    return [(cut, cut + rows - fit_rows) for cut in dict.fromkeys(positions)]
+
+
+def best_round(curves: Sequence[Sequence[float]], maximize: bool) -> int:
+    """The round, from 1, whose metric is best on average; 0 without curves.
+
+    Args:
+        curves: metric by round of several boosters. One that stopped early keeps its last value: what stopped it shows
+            that its metric would not be better.
+        maximize: whether a larger metric is better.
+    """
+    known = [curve for curve in curves if curve and not math.isnan(sum(curve))]
+    if not known:
+        return 0
+    length = max(map(len, known))
+    means = [sum(curve[min(i, len(curve) - 1)] for curve in known) / len(known) for i in range(length)]
+    return means.index(max(means) if maximize else min(means)) + 1
 
 
 def ran_on(booster: xgboost.Booster) -> str:

@@ -104,6 +104,9 @@ class TrainingData(Protocol):
     def dmatrix(self, start: int, stop: int, binning: Binning, ref: Any = None) -> Any:
         """Rows ``start`` to ``stop`` as XGBoost's binned matrix, with the bins of ``ref``."""
 
+    def boundary(self, row: int) -> int:
+        """The first position from ``row`` on at which rows can be divided."""
+
     def boost(
         self,
         name: str,
@@ -338,6 +341,12 @@ class Dataset:
             for m, rows in self.file.batches(0, self.rows)
         ]
         return np.concatenate([b[0] for b in blocks]), np.concatenate([b[1] for b in blocks])
+
+    def boundary(self, row: int) -> int:
+        """The first position from ``row`` on at which rows can be divided: of lists, where one begins."""
+        if self.lists is None or not 0 < row < self.rows:
+            return min(row, self.rows)
+        return int(np.searchsorted(self.lists, self.lists[row - 1], side="right"))
 
     def dmatrix(
         self, start: int, stop: int, binning: Binning, ref: xgboost.DMatrix | None = None

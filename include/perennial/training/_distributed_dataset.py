@@ -191,6 +191,10 @@ class DistributedDataset:
         y = self._gather(operator.getitem, [(p.y, s) for p, s in zip(self.parts, slices, strict=True)])
         return np.concatenate(x), np.concatenate(y)
 
+    def boundary(self, row: int) -> int:
+        """The first position from ``row`` on at which rows can be divided: where a part begins."""
+        return min((part.first for part in self.parts if part.first >= row), default=self.rows)
+
     def dmatrix(
         self, start: int, stop: int, binning: Binning, ref: xgboost.dask.DaskDMatrix | None = None
     ) -> xgboost.dask.DaskDMatrix:

@@ -18,7 +18,14 @@ from perennial.core.settings import settings
 from perennial.modeling.metrics import EVAL_METRICS
 from perennial.spec.constraints import INTEGER_PARAMETERS, direction
 from perennial.spec.model_spec import ModelSpec
-from perennial.training._boosting import DEFAULT_BINS, curve_rounds, histogram_parameters, ran_on
+from perennial.training._boosting import (
+    DEFAULT_BINS,
+    best_round,
+    curve_rounds,
+    histogram_parameters,
+    ran_on,
+    stopping_cuts,
+)
 from perennial.training._dataset import Binning, TrainingData
 from perennial.training._gpu_monitor import GpuReport as GpuReport
 from perennial.training._gpu_monitor import combine_reports
@@ -154,7 +161,9 @@ def search_and_fit(
     checkpoint: Checkpoint | None = None,
     validate: bool = False,
 ) -> FitResult:
-    """Search within the budget, then fit on all rows with the best trial's parameters and rounds.
+    """Search within the budget, then fit on all rows with the best trial's parameters.
+
+    The number of rounds is the best trial's, or that of `_choose_rounds`.
 
     Args:
         spec: the model.
@@ -177,13 +186,14 @@ def search_and_fit(
         best = _best_trial(trials)
         params = base | _cast_integers(best.params)
         binning = replace(binning, group_categories=best.group_categories)
+        rounds = _choose_rounds(spec, data, params, binning, best, checkpoint)
         if validate:
             train = data.dmatrix(0, data.fit_rows, binning)
-            validated, _ = data.boost(f"fit of {best.name}", params, train, best.rounds, checkpoint)
+            validated, _ = data.boost(f"fit of {best.name}", params, train, rounds, checkpoint)
             del train
         # Named after the best trial, which may be another one in a resumed search.
         name = f"last fit of {best.name}"
-        booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, binning), best.rounds, checkpoint)
+        booster, _ = data.boost(name, params, data.dmatrix(0, data.rows, binning), rounds, checkpoint)
     trained_on = data.ran_on(booster)
     if trained_on != device:
         raise PerennialError(
@@ -193,7 +203,7 @@ def search_and_fit(
         booster,
         device,
         params,
-        best.rounds,
+        rounds,
         external,
         trials,
         best,
@@ -202,6 +212,45 @@ def search_and_fit(
         combine_reports(gpu_reports),
         validated,
     )
+
+
+def _choose_rounds(
+    spec: ModelSpec,
+    data: TrainingData,
+    params: dict[str, Any],
+    binning: Binning,
+    best: SearchTrial,
+    checkpoint: Checkpoint,
+) -> int:
+    """The rounds that are best on average over several cuts, each with rows to fit on and later ones to stop on.
+
+    The latest rows alone may be unlike those that come after them: in the coldest month so far, a model that has hardly
+    learned the seasons is the best one.
+
+    Args:
+        spec: the model; with one cut, the rounds are those of the best trial.
+        data: the rows.
+        params: parameters of the best trial.
+        binning: how the rows are binned.
+        best: the best trial.
+        checkpoint: checkpoint of the training.
+    """
+    training, curves = spec.training, list[list[float]]()
+    maximize = direction(EVAL_METRICS[spec.task, spec.metric]) == "higher"
+    cuts = stopping_cuts(data.fit_rows, data.rows, training.early_stopping_cuts)
+    for i, (cut, stop) in enumerate(cuts if len(cuts) > 1 else [], 1):
+        start, end = data.boundary(cut), data.boundary(stop)
+        if not 0 < start < end:
+            continue
+        train = data.dmatrix(0, start, binning)
+        valid = data.dmatrix(start, end, binning, ref=train)
+        _, losses = data.boost(
+            f"cut {i} of {best.name}", params, train, training.rounds, checkpoint,
+            valid=valid, patience=training.early_stopping_rounds, maximize=maximize,
+        )  # fmt: skip
+        curves.append(losses)
+        del train, valid
+    return best_round(curves, maximize) or best.rounds
 
 
 def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint) -> xgboost.Booster:

@@ -127,8 +127,17 @@ def test_durations_have_the_unit_of_the_cadence(
     assert within_bounds(training, "holdout", cadence) and within_bounds(monitoring, "window", cadence)
 
 
-@pytest.mark.parametrize(("rows", "waits"), [(500, (1000, 100)), (501, (500, 30))])
-def test_boosting_waits_longer_where_rows_are_few(rows: int, waits: tuple[int, int]) -> None:
-    text = "\n".join(training_lines("regression", feed([rows] * 40, 1)))
+@pytest.mark.parametrize(
+    ("rows", "features", "waits"),
+    [
+        (500, 9, (1000, 100)),
+        (501, 9, (3000, 100)),
+        (2500, 20, (1000, 50)),
+        (250_000, 20, (500, 30)),
+    ],
+)
+def test_boosting_waits_longer_where_it_is_cheap(rows: int, features: int, waits: tuple[int, int]) -> None:
+    text = "\n".join(training_lines("regression", feed([rows] * 40, 1), features=features))
     training = yaml.safe_load(text)["training"]
     assert (training["rounds"], training["early_stopping_rounds"]) == waits
+    assert training["early_stopping_cuts"] == 4

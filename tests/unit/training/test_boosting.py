@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
 import pytest
 import xgboost
+from hypothesis import given
+from hypothesis import strategies as st
 
-from perennial.training._boosting import boost, curve_rounds
+from perennial.training._boosting import best_round, boost, curve_rounds, stopping_cuts
 from perennial.training.checkpoint import Checkpoint
 from support.training_rows import PARAMS, matrices
 
@@ -92,3 +95,20 @@ def test_the_learning_curve_costs_a_bounded_number_of_evaluations_and_changes_no
 @pytest.mark.parametrize("rounds", [1, 49, 50, 51, 1000, 4321])
 def test_a_learning_curve_has_at_most_fifty_points(rounds: int) -> None:
     assert 1 <= len(curve_rounds(rounds)) <= 50 and curve_rounds(rounds)[0] == 1
+
+
+@given(st.integers(1, 5000), st.integers(1, 1000), st.integers(1, 10))
+def test_cuts_end_with_that_before_the_rows_for_early_stopping(fit_rows: int, later: int, count: int) -> None:
+    cuts = stopping_cuts(fit_rows, fit_rows + later, count)
+    assert cuts[-1] == (fit_rows, fit_rows + later)
+    assert 1 <= len(cuts) <= count and len(cuts) == len(set(cuts))
+    assert all(fit_rows // 2 <= cut <= fit_rows and stop - cut == later for cut, stop in cuts)
+    assert cuts == sorted(cuts)
+
+
+def test_the_best_round_is_that_of_the_mean_metric() -> None:
+    assert best_round([], maximize=False) == 0
+    assert best_round([[3.0, 1.0, 2.0]], maximize=False) == 2
+    assert best_round([[3.0, 1.0, 2.0]], maximize=True) == 1
+    assert best_round([[1.0, 2.0], [9.0, 6.0, 4.0, 5.0]], maximize=False) == 3, "the first stopped early"
+    assert best_round([[math.nan, math.nan], [0.5, 0.7, 0.6]], maximize=True) == 2, "one class has no AUC"

@@ -110,6 +110,21 @@ def test_rounds_stop_where_the_validation_rows_say(make: Make, two: WorkerPool) 
     assert fitted.rounds < 100 and fitted.booster.num_boosted_rounds() == fitted.rounds
 
 
+def test_rounds_of_cuts_are_those_of_one_process(make: Make, two: WorkerPool, tmp_path: Path) -> None:
+    spec = make(training={"rounds": 30, "early_stopping_rounds": 5, "early_stopping_cuts": 3})
+    one, both = training_rows.in_process(spec, tmp_path), on_workers(spec, two)
+    firsts = [part.first for part in both.parts]
+    assert [both.boundary(row) for row in (0, 1, firsts[1], both.rows)] == [
+        0,
+        firsts[1],
+        firsts[1],
+        both.rows,
+    ]
+    alone, together = search_and_fit(spec, one), search_and_fit(spec, both)
+    assert together.rounds == together.booster.num_boosted_rounds()
+    assert abs(together.rounds - alone.rounds) <= 10, "cuts are where a worker's rows begin"
+
+
 def test_the_trainers_log_says_what_a_worker_does(
     make: Make, two: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:

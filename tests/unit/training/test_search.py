@@ -191,6 +191,27 @@ def test_rounds_stop_where_the_validation_rows_say(make_empty: Any, tmp_path: Pa
     assert search_and_fit(spec, generated_rows(tmp_path, noise)).rounds < 50
 
 
+def test_rounds_are_those_that_are_best_on_average_over_cuts(make_empty: Any, tmp_path: Path) -> None:
+    """The latest rows have labels by chance: alone, they stop boosting at once."""
+    y = generated_rows(tmp_path).y.copy()
+    y[540:] = np.random.default_rng(1).integers(0, 2, 60)
+    settings = {"rounds": 60, "early_stopping_rounds": 10, "params": {"max_depth": 3, "learning_rate": 0.2}}
+    rows = replace(generated_rows(tmp_path, y), fit_rows=540)
+    alone = search_and_fit(make_empty(**settings), rows)
+    spec, checkpoint = make_empty(**settings, early_stopping_cuts=4), Checkpoint(str(tmp_path / "checkpoint"))
+    averaged, again = (search_and_fit(spec, rows, checkpoint=checkpoint, validate=True) for _ in range(2))
+    assert alone.rounds == alone.trials[0].rounds == averaged.trials[0].rounds < 3
+    assert averaged.trials[0].rounds + 3 < averaged.rounds == averaged.booster.num_boosted_rounds()
+    assert averaged.validated is not None and averaged.validated.num_boosted_rounds() == averaged.rounds
+    assert averaged.booster.save_raw("ubj") == again.booster.save_raw("ubj")
+
+
+def test_cuts_of_lists_divide_none(make_empty: Any, tmp_path: Path) -> None:
+    rows = replace(generated_rows(tmp_path), lists=np.repeat(np.arange(1, 31), 20))
+    assert [rows.boundary(row) for row in (0, 1, 20, 21, 599, 600, 700)] == [0, 20, 20, 40, 600, 600, 600]
+    assert [generated_rows(tmp_path).boundary(row) for row in (0, 1, 599, 700)] == [0, 1, 599, 600]
+
+
 def test_the_last_rows_are_learned_from_too(make_empty: Any, tmp_path: Path) -> None:
     """Validation rows choose the rounds; the final model is fitted on them too."""
     spec, one = make_empty(rounds=5), generated_rows(tmp_path)

@@ -227,7 +227,9 @@ def model_text(sample: Sample, draft: ModelDraft) -> str:
     types: dict[str, ColumnType] = number | {c.name: c.kind for c in sample.columns.values()}
     if not label_is_column(sample, draft):
         del types[draft.label]
-    categorical = [f.name for f in features(sample, draft)[0] if f.categorical]
+    columns, _ = features(sample, draft)
+    classes = sample.columns[draft.label].distinct if draft.task == "multiclass" else 1
+    categorical = [f.name for f in columns if f.categorical]
     personal = [p for p in draft.personal if p in types]
     lines = [
         f"# yaml-language-server: $schema={draft.schema}",
@@ -253,7 +255,9 @@ def model_text(sample: Sample, draft: ModelDraft) -> str:
         *(["", "features:", f"  categorical: {_yaml_list(categorical)}"] if categorical else []),
         *(["  category_order: search"] if categorical else []),
         "",
-        *training_sections.training_lines(draft.task, draft.days, cadence=draft.cadence),
+        *training_sections.training_lines(
+            draft.task, draft.days, cadence=draft.cadence, features=len(columns) * classes
+        ),
         "",
         *training_sections.monitoring_lines(draft.days, draft.cadence),
         "",

@@ -23,13 +23,15 @@ MIN_COLUMN_ROWS = 10
 #: Largest values, which the spec accepts.
 MAX_HOLDOUT, MAX_WINDOW_DAYS, YEAR = 365, 366, Duration(12, "month")
 
-#: Rows up to which boosting waits longer for an improvement, and may take more rounds: with few rows for early stopping
-#: the loss goes up and down by chance.
-FEW_ROWS = 20_000
-#: Rounds, and rounds without an improvement, with few rows and with more.
-FEW_ROWS_ROUNDS, MANY_ROWS_ROUNDS = (1000, 100), (500, 30)
+#: Most rounds, and rounds without an improvement, of a table of few rows, of which the loss goes up and down by chance,
+#: and of a large table.
+FEW_ROWS, FEW_ROWS_ROUNDS, LARGE_TABLE_ROUNDS = 20_000, (1000, 100), (500, 30)
+#: Rounds of tables between these that one trial can take within this share of the search's budget.
+MOST_ROUNDS, TRIAL_SHARE = 3000, 0.2
 #: Million cells times rounds of the search: half a minute or so on two processor cores.
 SEARCH_BUDGET = 10_000
+#: Dates at which rows are divided to choose the number of rounds.
+STOPPING_CUTS = 4
 #: The search: its first trial has these parameters, XGBoost's defaults with a lower learning rate.
 PARAMS = "{max_depth: 6, learning_rate: 0.1, min_child_weight: 1, subsample: 1, colsample_bytree: 1, reg_lambda: 1}"
 SPACE = (
@@ -43,7 +45,11 @@ SPACE = (
 
 
 def training_lines(
-    task: str, days: Mapping[str, int], objective: str | None = None, cadence: Cadence = DAILY
+    task: str,
+    days: Mapping[str, int],
+    objective: str | None = None,
+    cadence: Cadence = DAILY,
+    features: int = 1,
 ) -> list[str]:
     """The section ``training``.
 
@@ -52,8 +58,9 @@ def training_lines(
         days: number of rows of each partition of the sample, by key.
         objective: XGBoost objective, if it is not the first of the task.
         cadence: of the partitions.
+        features: number of features, times that of classes.
     """
-    rounds, patience = FEW_ROWS_ROUNDS if sum(days.values()) <= FEW_ROWS else MANY_ROWS_ROUNDS
+    rounds, patience = _rounds(sum(days.values()), features)
     return [
         "training:",
         *(["  candidates: [trees, linear]"] if objective not in LOG_OBJECTIVES else []),
@@ -61,6 +68,7 @@ def training_lines(
         f"  holdout: {_holdout(list(days.values()), cadence)}",
         f"  rounds: {rounds}",
         f"  early_stopping_rounds: {patience}",
+        f"  early_stopping_cuts: {STOPPING_CUTS}",
         "  # the first trial; the search can only improve on it",
         f"  params: {PARAMS}",
         "  search:",
@@ -69,6 +77,16 @@ def training_lines(
         "    space:",
         *(f"      {line}" for line in SPACE),
     ]
+
+
+def _rounds(rows: int, features: int) -> tuple[int, int]:
+    """The most rounds, and rounds without an improvement: the larger the table, the longer each takes."""
+    if rows <= FEW_ROWS:
+        return FEW_ROWS_ROUNDS
+    fewest, patience = LARGE_TABLE_ROUNDS
+    rounds = int(TRIAL_SHARE * SEARCH_BUDGET * 1e6 / (rows * features))
+    rounds = max(fewest, min(MOST_ROUNDS, rounds // 100 * 100))
+    return rounds, max(patience, min(FEW_ROWS_ROUNDS[1], rounds // 20))
 
 
 def monitoring_lines(days: Mapping[str, int], cadence: Cadence = DAILY) -> list[str]:
