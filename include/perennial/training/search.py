@@ -224,8 +224,7 @@ def _choose_rounds(
 ) -> int:
     """The rounds that are best on average over several cuts, each with rows to fit on and later ones to stop on.
 
-    The latest rows alone may be unlike those that come after them: in the coldest month so far, a model that has hardly
-    learned the seasons is the best one.
+    The latest rows alone may be unlike those that follow: in the coldest month so far, a constant is the best model.
 
     Args:
         spec: the model; with one cut, the rounds are those of the best trial.
@@ -243,13 +242,13 @@ def _choose_rounds(
         if not 0 < start < end:
             continue
         train = data.dmatrix(0, start, binning)
-        valid = data.dmatrix(start, end, binning, ref=train)
         _, losses = data.boost(
             f"cut {i} of {best.name}", params, train, training.rounds, checkpoint,
-            valid=valid, patience=training.early_stopping_rounds, maximize=maximize,
+            valid=data.dmatrix(start, end, binning, ref=train), patience=training.early_stopping_rounds,
+            maximize=maximize,
         )  # fmt: skip
         curves.append(losses)
-        del train, valid
+        del train  # before the next one is made
     return best_round(curves, maximize) or best.rounds
 
 

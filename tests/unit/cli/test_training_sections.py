@@ -140,4 +140,9 @@ def test_boosting_waits_longer_where_it_is_cheap(rows: int, features: int, waits
     text = "\n".join(training_lines("regression", feed([rows] * 40, 1), features=features))
     training = yaml.safe_load(text)["training"]
     assert (training["rounds"], training["early_stopping_rounds"]) == waits
-    assert training["early_stopping_cuts"] == 4
+
+
+def test_rounds_of_rows_in_time_order_are_chosen_on_several_cuts() -> None:
+    days = feed([100] * 40, 1)
+    lines, shuffled = (training_lines("regression", days, shuffled=value) for value in (False, True))
+    assert [line for line in lines if line not in shuffled] == ["  early_stopping_cuts: 4"]

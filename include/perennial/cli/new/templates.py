@@ -73,6 +73,7 @@ class ModelDraft:
         has_gaps: whether the sample has no rows of some partitions.
         quarantine_limit: share of bad rows that a partition may have, if the sample has more than usual.
         delivery: what the feed has to deliver, and when; empty if the sample is delivered like that.
+        shuffled: whether the sample's rows were divided into partitions at random.
     """
 
     name: str
@@ -96,6 +97,7 @@ class ModelDraft:
     has_gaps: bool = False
     quarantine_limit: float | None = None
     delivery: str = ""
+    shuffled: bool = False
 
     @property
     def has_ended(self) -> bool:
@@ -256,7 +258,11 @@ def model_text(sample: Sample, draft: ModelDraft) -> str:
         *(["  category_order: search"] if categorical else []),
         "",
         *training_sections.training_lines(
-            draft.task, draft.days, cadence=draft.cadence, features=len(columns) * classes
+            draft.task,
+            draft.days,
+            cadence=draft.cadence,
+            features=len(columns) * classes,
+            shuffled=draft.shuffled,
         ),
         "",
         *training_sections.monitoring_lines(draft.days, draft.cadence),

@@ -50,6 +50,7 @@ def training_lines(
     objective: str | None = None,
     cadence: Cadence = DAILY,
     features: int = 1,
+    shuffled: bool = False,
 ) -> list[str]:
     """The section ``training``.
 
@@ -59,6 +60,7 @@ def training_lines(
         objective: XGBoost objective, if it is not the first of the task.
         cadence: of the partitions.
         features: number of features, times that of classes.
+        shuffled: whether rows were divided into partitions at random; then the latest ones are like all others.
     """
     rounds, patience = _rounds(sum(days.values()), features)
     return [
@@ -68,7 +70,7 @@ def training_lines(
         f"  holdout: {_holdout(list(days.values()), cadence)}",
         f"  rounds: {rounds}",
         f"  early_stopping_rounds: {patience}",
-        f"  early_stopping_cuts: {STOPPING_CUTS}",
+        *([] if shuffled else [f"  early_stopping_cuts: {STOPPING_CUTS}"]),
         "  # the first trial; the search can only improve on it",
         f"  params: {PARAMS}",
         "  search:",

@@ -246,7 +246,7 @@ def _draft(name: str, sample: Sample, answers: GivenAnswers, root: Path, questio
         zones=zones, time_parts=inference.time_parts(sample, zones),
         cadence=partitions.cadence, has_gaps=partitions.has_gaps, label_sql=label_sql,
         quarantine_limit=quarantine_limit,
-        delivery="" if partitions.dated else delivery_text(partitions),
+        delivery="" if partitions.dated else delivery_text(partitions), shuffled=partitions.by == "random",
     )  # fmt: skip
     _check_features(sample, draft)
     if draft.has_ended:
