@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help python setup setup-tests run start stop status clean distclean check new docs test bench bench-loop lint type format lock \
-	test-containers test-gpu images up sample down sbom audit
+	test-containers test-gpu images up sample down sbom security audit
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -131,8 +131,11 @@ down:  ## stop the containers, and delete their data
 sbom: setup-tests  ## write a CycloneDX list of each image's packages into .perennial/sbom
 	@$(RUN) docker/sbom.py $(IMAGES)
 
+security: setup-tests  ## look for weaknesses in sources and workflows, secrets in the history, licences
+	@$(RUN) tools/security
+
 audit: setup-tests  ## check the locked packages for known vulnerabilities; needs the network
-	@$(RUN) docker/audit.py
+	@$(RUN) tools/security/vulnerabilities.py
 
 lock: setup  ## lock the dependencies that pyproject.toml declares (ARGS=--upgrade for newer ones)
 	@$(LOCK) $(ARGS) pyproject.toml --group sample --group setup -o requirements.txt

@@ -272,7 +272,7 @@ def _container(profile: ComputeProfile, memory: str) -> dict[str, Any]:
             "allowPrivilegeEscalation": False, "readOnlyRootFilesystem": True, "capabilities": {"drop": ["ALL"]},
         },
         "volumeMounts": [{"name": "scratch", "mountPath": SCRATCH},
-                         {"name": "scratch", "mountPath": "/tmp", "subPath": "tmp"}],
+                         {"name": "scratch", "mountPath": "/tmp", "subPath": "tmp"}],  # nosec B108
     }  # fmt: skip
 
 
@@ -312,7 +312,7 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
         # The longest time until a pod of this profile has started.
         "PERENNIAL_WORKERS_MINUTES": f"{profile.wait_minutes + profile.start_minutes:g}",
         "HOME": SCRATCH,
-        "TMPDIR": "/tmp",
+        "TMPDIR": "/tmp",  # nosec B108: an empty volume of the pod's own
     }
     values |= {name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)}
     values |= profile.env

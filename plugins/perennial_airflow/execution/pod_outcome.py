@@ -29,7 +29,7 @@ TIME_HEALS: Mapping[OutcomeKind, bool] = {
     "interrupted": True,
     "unschedulable": False,  # it has waited as long as the profile allows
     "image": False,
-    "secret": False,
+    "secret": False,  # nosec B105: an outcome, not a password
     "deadline": False,
 }
 #: Exit statuses of `perennial` for an error that needs a person and for a wrong command line, and of a container

@@ -256,7 +256,7 @@ def test_an_audit_that_could_ask_nobody_is_no_success(tmp_path: Path) -> None:
     )
     reports = tmp_path / "audit"
     own = {"NO_PROXY": "", "no_proxy": "", "XDG_CACHE_HOME": str(tmp_path), "PERENNIAL_AUDIT": str(reports)}
-    command = [sys.executable, DOCKER / "audit.py"]
+    command = [sys.executable, DOCKER.parent / "tools" / "security" / "vulnerabilities.py"]
     found = subprocess.run(command, capture_output=True, text=True, timeout=250, env=os.environ | wall | own)
     assert found.returncode == 2
     assert "NOTHING WAS AUDITED" in found.stderr and "What to do" in found.stderr

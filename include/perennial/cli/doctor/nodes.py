@@ -54,7 +54,7 @@ def pod_requests(spec: dict[str, Any]) -> dict[str, float]:
     Args:
         spec: the pod's spec, as JSON.
     """
-    requests = {"pods": 1.0}
+    needed = {"pods": 1.0}
 
     def amounts(container: dict[str, Any]) -> dict[str, float]:
         resources = container.get("resources") or {}
@@ -63,11 +63,11 @@ def pod_requests(spec: dict[str, Any]) -> dict[str, float]:
 
     for container in spec.get("containers") or []:
         for name, value in amounts(container).items():
-            requests[name] = requests.get(name, 0.0) + value
+            needed[name] = needed.get(name, 0.0) + value
     for container in spec.get("initContainers") or []:
         for name, value in amounts(container).items():
-            requests[name] = max(requests.get(name, 0.0), value)
-    return requests
+            needed[name] = max(needed.get(name, 0.0), value)
+    return needed
 
 
 def fits(

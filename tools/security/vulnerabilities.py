@@ -1,7 +1,7 @@
 """Check every locked package against databases of known vulnerabilities.
 
-Exits with 1 if one is known, and with 2 if no database could be reached: a package that could not be checked never
-counts as safe. Reports are written to ``.perennial/audit``.
+Exits with 1 if one is known that no waiver names, and with 2 if no database could be reached: a package that could not
+be checked never counts as safe. Reports are written to ``.perennial/audit``.
 """
 
 from __future__ import annotations
@@ -12,7 +12,9 @@ import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
+from waivers import WaiverError, waived
+
+ROOT = Path(__file__).resolve().parents[2]
 OUT = Path(os.environ.get("PERENNIAL_AUDIT") or ROOT / ".perennial" / "audit")
 LOCKS = (
     "requirements.txt",
@@ -41,6 +43,7 @@ def audit(lock: str, service: str) -> tuple[list[str], str]:
         f"{p['name']} {p['version']}: {v['id']}, mended in {', '.join(v['fix_versions']) or 'no version yet'}"
         for p in packages
         for v in p["vulns"]
+        if (p["name"], v["id"]) not in waived("vulnerability")
     ], ""
 
 
@@ -49,7 +52,11 @@ def main() -> int:
     known: set[str] = set()
     for lock in LOCKS:
         for service in ("osv", "pypi"):
-            vulnerabilities, missing = audit(lock, service)
+            try:
+                vulnerabilities, missing = audit(lock, service)
+            except WaiverError as error:
+                sys.stderr.write(f"error: {error}\n")
+                return 2
             if not missing:
                 break
         if missing:
@@ -58,10 +65,10 @@ def main() -> int:
                 "  What to do: run this where api.osv.dev or pypi.org/pypi/*/json can be reached\n"
             )
             return 2
-        print(f"{lock}: {len(vulnerabilities)} known vulnerabilities")  # noqa: T201
+        print(f"{lock}: {len(vulnerabilities)} known vulnerabilities")
         known |= set(vulnerabilities)
     for line in sorted(known):
-        print(f"  {line}")  # noqa: T201
+        print(f"  {line}")
     return 1 if known else 0
 
 
