@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import StepInterruptedError
 from perennial.core.progress import Progress
+from perennial.core.settings import settings
+from perennial.modeling.metrics import EVAL_METRICS
+from perennial.spec.constraints import INTEGER_PARAMETERS
+from perennial.spec.model_spec import ModelSpec
 from perennial.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
@@ -53,6 +57,35 @@ def histogram_parameters(columns: int, max_bin: int | None) -> dict[str, int]:
     bins = max_bin or max(_MIN_BINS, min(DEFAULT_BINS, MAX_HISTOGRAM_CELLS // columns))
     cached_nodes = max(1, _HISTOGRAM_CACHE // (columns * bins * _BYTES_PER_HISTOGRAM_CELL))
     return {"max_bin": bins, "max_cached_hist_node": cached_nodes}
+
+
+def xgboost_parameters(spec: ModelSpec, device: str, classes: int, columns: int) -> dict[str, Any]:
+    """Compose XGBoost's parameters, without those of the search.
+
+    Args:
+        spec: the model.
+        device: ``cpu`` or ``cuda``.
+        classes: multiclass only: number of classes.
+        columns: number of columns of the encoded rows.
+    """
+    params: dict[str, Any] = {
+        "objective": spec.objective,
+        "eval_metric": EVAL_METRICS[(spec.task, spec.metric)],
+        "tree_method": "hist",
+        "device": device,
+        "seed": spec.training.seed,
+        "nthread": settings().threads,
+        "verbosity": 0,
+    }
+    if spec.task == "multiclass":
+        params["num_class"] = classes
+    given = cast_integers(spec.training.params)
+    max_bin = given.get("max_bin")
+    return params | histogram_parameters(columns, int(max_bin) if max_bin else None) | given
+
+
+def cast_integers(params: dict[str, float]) -> dict[str, float]:
+    return {k: int(v) if k in INTEGER_PARAMETERS else v for k, v in params.items()}
 
 
 def histogram_bytes(columns: int, max_bin: int) -> int:
@@ -189,20 +222,16 @@ def stopping_cuts(fit_rows: int, rows: int, count: int) -> list[tuple[int, int]]
     return [(cut, cut + rows - fit_rows) for cut in dict.fromkeys(positions)]
 
 
-def best_round(curves: Sequence[Sequence[float]], maximize: bool) -> int:
-    """The round, from 1, whose metric is best on average; 0 without curves.
+def mean_curve(curves: Iterable[Sequence[float]]) -> list[float]:
+    """The mean loss by round of several boosters; empty without any.
 
     Args:
-        curves: metric by round of several boosters. One that stopped early keeps its last value: what stopped it shows
-            that its metric would not be better.
-        maximize: whether a larger metric is better.
+        curves: loss by round of each. One that stopped early keeps its last loss: what stopped it shows that it would
+            not be lower. One without losses, as of rows of one class, is left out.
     """
     known = [curve for curve in curves if curve and not math.isnan(sum(curve))]
-    if not known:
-        return 0
-    length = max(map(len, known))
-    means = [sum(curve[min(i, len(curve) - 1)] for curve in known) / len(known) for i in range(length)]
-    return means.index(max(means) if maximize else min(means)) + 1
+    length = max(map(len, known), default=0)
+    return [sum(curve[min(i, len(curve) - 1)] for curve in known) / len(known) for i in range(length)]
 
 
 def ran_on(booster: xgboost.Booster) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,11 +21,12 @@ from perennial.spec.constraints import INTEGER_PARAMETERS, direction
 from perennial.spec.model_spec import ModelSpec
 from perennial.training._boosting import (
     DEFAULT_BINS,
-    best_round,
+    cast_integers,
     curve_rounds,
-    histogram_parameters,
+    mean_curve,
     ran_on,
     stopping_cuts,
+    xgboost_parameters,
 )
 from perennial.training._dataset import Binning, TrainingData
 from perennial.training._gpu_monitor import GpuReport as GpuReport
@@ -124,35 +126,6 @@ def _common_device(data: TrainingData, requested: str) -> str:
     return str(devices[0])
 
 
-def xgboost_parameters(spec: ModelSpec, device: str, classes: int, columns: int) -> dict[str, Any]:
-    """Compose XGBoost's parameters, without those of the search.
-
-    Args:
-        spec: the model.
-        device: ``cpu`` or ``cuda``.
-        classes: multiclass only: number of classes.
-        columns: number of columns of the encoded rows.
-    """
-    params: dict[str, Any] = {
-        "objective": spec.objective,
-        "eval_metric": EVAL_METRICS[(spec.task, spec.metric)],
-        "tree_method": "hist",
-        "device": device,
-        "seed": spec.training.seed,
-        "nthread": settings().threads,
-        "verbosity": 0,
-    }
-    if spec.task == "multiclass":
-        params["num_class"] = classes
-    given = _cast_integers(spec.training.params)
-    max_bin = given.get("max_bin")
-    return params | histogram_parameters(columns, int(max_bin) if max_bin else None) | given
-
-
-def _cast_integers(params: dict[str, float]) -> dict[str, float]:
-    return {k: int(v) if k in INTEGER_PARAMETERS else v for k, v in params.items()}
-
-
 def search_and_fit(
     spec: ModelSpec,
     data: TrainingData,
@@ -161,9 +134,9 @@ def search_and_fit(
     checkpoint: Checkpoint | None = None,
     validate: bool = False,
 ) -> FitResult:
-    """Search within the budget, then fit on all rows with the best trial's parameters.
+    """Search within the budget, then fit on all rows with the best trial's parameters and rounds.
 
-    The number of rounds is the best trial's, or that of `_choose_rounds`.
+    With ``training.early_stopping_cuts`` they are those of `_choose_on_cuts`.
 
     Args:
         spec: the model.
@@ -183,10 +156,9 @@ def search_and_fit(
     binning = Binning(int(base.get("max_bin", DEFAULT_BINS)), settings().threads, external)
     with data.monitor_gpus(device == "cuda") as gpu_reports:
         trials, search_end = _run_trials(spec, data, base, binning, on_trial, checkpoint)
-        best = _best_trial(trials)
-        params = base | _cast_integers(best.params)
+        best, rounds = _choose_on_cuts(spec, data, base, binning, trials, checkpoint)
+        params = base | cast_integers(best.params)
         binning = replace(binning, group_categories=best.group_categories)
-        rounds = _choose_rounds(spec, data, params, binning, best, checkpoint)
         if validate:
             train = data.dmatrix(0, data.fit_rows, binning)
             validated, _ = data.boost(f"fit of {best.name}", params, train, rounds, checkpoint)
@@ -214,42 +186,64 @@ def search_and_fit(
     )
 
 
-def _choose_rounds(
+def _choose_on_cuts(
     spec: ModelSpec,
     data: TrainingData,
-    params: dict[str, Any],
+    base: dict[str, Any],
     binning: Binning,
-    best: SearchTrial,
+    trials: list[SearchTrial],
     checkpoint: Checkpoint,
-) -> int:
-    """The rounds that are best on average over several cuts, each with rows to fit on and later ones to stop on.
+) -> tuple[SearchTrial, int]:
+    """The trial that the model is fitted like, and the number of rounds.
 
-    The latest rows alone may be unlike those that follow: in the coldest month so far, a constant is the best model.
+    With several cuts, each with rows to fit on and later ones to stop on, the rounds are the best ones on average.
+    The best trial is compared with the first one, which has the spec's parameters: the latest rows alone may be unlike
+    those that follow. In the coldest month so far, a constant is the best model, and any parameters are as good.
 
     Args:
-        spec: the model; with one cut, the rounds are those of the best trial.
+        spec: the model; with one cut, the best trial and its rounds are used.
         data: the rows.
-        params: parameters of the best trial.
+        base: parameters of all trials.
         binning: how the rows are binned.
-        best: the best trial.
+        trials: the search trials.
         checkpoint: checkpoint of the training.
     """
-    training, curves = spec.training, list[list[float]]()
+    best = _best_trial(trials)
+    if spec.training.early_stopping_cuts == 1:
+        return best, best.rounds
+    first = min(trials, key=lambda t: t.number)
+    chosen, rounds, lowest = best, best.rounds, math.inf
+    for trial in (best, *([first] if first.params != best.params else [])):
+        means = mean_curve(_boost_on_cuts(spec, data, base, binning, trial, checkpoint))
+        if means and min(means) < lowest:
+            chosen, rounds, lowest = trial, means.index(min(means)) + 1, min(means)
+    return chosen, rounds
+
+
+def _boost_on_cuts(
+    spec: ModelSpec,
+    data: TrainingData,
+    base: dict[str, Any],
+    binning: Binning,
+    trial: SearchTrial,
+    checkpoint: Checkpoint,
+) -> Iterator[list[float]]:
+    """The loss by round on the rows after each cut, with the parameters of a trial."""
+    training = spec.training
     maximize = direction(EVAL_METRICS[spec.task, spec.metric]) == "higher"
-    cuts = stopping_cuts(data.fit_rows, data.rows, training.early_stopping_cuts)
-    for i, (cut, stop) in enumerate(cuts if len(cuts) > 1 else [], 1):
+    binning = replace(binning, group_categories=trial.group_categories)
+    for i, (cut, stop) in enumerate(stopping_cuts(data.fit_rows, data.rows, training.early_stopping_cuts), 1):
         start, end = data.boundary(cut), data.boundary(stop)
         if not 0 < start < end:
             continue
         train = data.dmatrix(0, start, binning)
-        _, losses = data.boost(
-            f"cut {i} of {best.name}", params, train, training.rounds, checkpoint,
+        _, metrics = data.boost(
+            f"cut {i} of {trial.name}", base | cast_integers(trial.params), train, training.rounds, checkpoint,
             valid=data.dmatrix(start, end, binning, ref=train), patience=training.early_stopping_rounds,
             maximize=maximize,
         )  # fmt: skip
-        curves.append(losses)
+        yield [-value for value in metrics] if maximize else metrics
         del train  # before the next one is made
-    return best_round(curves, maximize) or best.rounds
 
 
 def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint) -> xgboost.Booster:
@@ -340,7 +334,7 @@ class _TrialRunner:
         try:
             _, losses = self._data.boost(
                 search_trial_name(number),
-                self._base | {"nthread": threads} | _cast_integers(params),
+                self._base | {"nthread": threads} | cast_integers(params),
                 train,
                 training.rounds,
                 self._checkpoint,

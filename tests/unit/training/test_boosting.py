@@ -11,7 +11,7 @@ import xgboost
 from hypothesis import given
 from hypothesis import strategies as st
 
-from perennial.training._boosting import best_round, boost, curve_rounds, stopping_cuts
+from perennial.training._boosting import boost, curve_rounds, mean_curve, stopping_cuts
 from perennial.training.checkpoint import Checkpoint
 from support.training_rows import PARAMS, matrices
 
@@ -106,9 +106,8 @@ def test_cuts_end_with_that_before_the_rows_for_early_stopping(fit_rows: int, la
     assert cuts == sorted(cuts)
 
 
-def test_the_best_round_is_that_of_the_mean_metric() -> None:
-    assert best_round([], maximize=False) == 0
-    assert best_round([[3.0, 1.0, 2.0]], maximize=False) == 2
-    assert best_round([[3.0, 1.0, 2.0]], maximize=True) == 1
-    assert best_round([[1.0, 2.0], [9.0, 6.0, 4.0, 5.0]], maximize=False) == 3, "the first stopped early"
-    assert best_round([[math.nan, math.nan], [0.5, 0.7, 0.6]], maximize=True) == 2, "one class has no AUC"
+def test_the_mean_of_curves_of_different_lengths() -> None:
+    assert mean_curve([]) == mean_curve([[]]) == []
+    assert mean_curve([[3.0, 1.0, 2.0]]) == [3, 1, 2]
+    assert mean_curve([[1.0, 2.0], [9.0, 6.0, 4.0, 5.0]]) == [5, 4, 3, 3.5], "the first stopped early"
+    assert mean_curve([[math.nan, math.nan], [0.5, 0.7]]) == [0.5, 0.7], "rows of one class have no AUC"

@@ -206,6 +206,24 @@ def test_rounds_are_those_that_are_best_on_average_over_cuts(make_empty: Any, tm
     assert averaged.booster.save_raw("ubj") == again.booster.save_raw("ubj")
 
 
+def test_the_first_trial_is_used_if_it_is_better_on_average_over_cuts(
+    make_empty: Any, tmp_path: Path
+) -> None:
+    """On the latest rows, whose labels are those of the others by chance, the parameters that learn nothing win."""
+    y = generated_rows(tmp_path).y.copy()
+    y[540:] = np.random.default_rng(1).integers(0, 2, 60)
+    rows = replace(generated_rows(tmp_path, y), fit_rows=540)
+    settings: dict[str, Any] = {
+        "rounds": 40, "early_stopping_rounds": 10, "params": {"max_depth": 3, "learning_rate": 0.2, "reg_lambda": 1},
+        "search": {"trials": 4, "space": {"reg_lambda": {"choices": [1, 100_000]}}},
+    }  # fmt: skip
+    alone = search_and_fit(make_empty(**settings), rows)
+    averaged = search_and_fit(make_empty(**settings, early_stopping_cuts=4), rows)
+    assert alone.params["reg_lambda"] == 100_000 and averaged.params["reg_lambda"] == 1
+    assert averaged.best_trial is not None and averaged.best_trial.number == 0
+    assert [t.loss for t in averaged.trials] == [t.loss for t in alone.trials]
+
+
 def test_cuts_of_lists_divide_none(make_empty: Any, tmp_path: Path) -> None:
     rows = replace(generated_rows(tmp_path), lists=np.repeat(np.arange(1, 31), 20))
     assert [rows.boundary(row) for row in (0, 1, 20, 21, 599, 600, 700)] == [0, 20, 20, 40, 600, 600, 600]
