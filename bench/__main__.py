@@ -22,6 +22,7 @@ from rich.table import Table
 
 from bench import console_pages, files, history, live, parts, workspace
 from bench.figures import Figure
+from bench.governance import ledger_queries
 from perennial.core.settings import settings
 
 PARTS = {
@@ -36,6 +37,7 @@ PARTS = {
     "features": history.figures,
     "files": files.figures,
     "console": console_pages.figures,
+    "ledger": ledger_queries.figures,
     "loop": live.loop,
 }
 #: Number of copies of the flights: 13.1 million rows, or 1.3 million with --quick.

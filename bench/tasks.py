@@ -61,6 +61,20 @@ def first_model(name: str, path: str, label: str) -> dict[str, Any]:
     return files.measure(name, Path(path), label, files.in_new_process)
 
 
+def ledger_make(records: int) -> dict[str, Any]:
+    """Write a long ledger."""
+    from bench.governance import ledger_queries
+
+    return ledger_queries.make_ledger(records)
+
+
+def ledger_queries(records: int) -> dict[str, Any]:
+    """Ask a long ledger."""
+    from bench.governance import ledger_queries
+
+    return ledger_queries.measure_queries(records)
+
+
 def console_lake() -> dict[str, Any]:
     """Make the lake whose pages are measured."""
     from bench import console_pages

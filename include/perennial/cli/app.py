@@ -17,6 +17,7 @@ from rich.text import Text
 
 from perennial.cli import _new_command, _step_commands, terminal
 from perennial.cli._step_commands import LIBRARY_DIGEST_HELP, RENDEZVOUS_HELP
+from perennial.cli.governance import ledger_commands
 from perennial.core import unexpected_errors
 from perennial.core.errors import FAILED, exit_status
 
@@ -35,6 +36,7 @@ _step_commands.add_commands(run)
 app.add_typer(run, name="run")
 features = typer.Typer(help="Feature tables: features of an entity's history.", no_args_is_help=True)
 app.add_typer(features, name="features")
+app.add_typer(ledger_commands.app, name="ledger")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LibraryDigest = Annotated[str | None, typer.Option(help=LIBRARY_DIGEST_HELP)]
@@ -309,36 +311,6 @@ def reproduce(
             terminal.console().print(Text(f"  {difference}"))
     if result["outcome"] == "different":
         raise typer.Exit(1)
-
-
-@app.command()
-def ledger(
-    model: ModelName,
-    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, evidence included.")] = False,
-) -> None:
-    """Show the decisions about a model, by whom and why, and verify the chain of records."""
-    from perennial.storage import ledger as ledger_module
-
-    rows = ledger_module.records(model)
-    if as_json:
-        print(json.dumps(rows, default=str))  # noqa: T201
-    else:
-        columns = {
-            "#": "sequence", "recorded (UTC)": "recorded_at", "partition": "partition", "kind": "kind",
-            "decision": "decision", "version": "model_version", "actor": "actor", "reason": "reason",
-        }  # fmt: skip
-        table = terminal.table(*columns, right=("#",))
-        for row in rows:
-            values = dict(row)
-            table.add_row(*(Text(str(values[key])) for key in columns.values()))
-        terminal.console().print(table)
-    count = ledger_module.verify(model)
-    if not as_json:
-        terminal.console().print(
-            f"{count} records; the chain of hashes is intact."
-            if count
-            else f"No decision about {model} is recorded."
-        )
 
 
 @app.command()

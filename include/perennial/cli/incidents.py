@@ -10,6 +10,7 @@ from rich.text import Text
 from perennial.alerting import incidents, mutes
 from perennial.cli import terminal
 from perennial.core.errors import PerennialError
+from perennial.lifecycle import ledger_anchors
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
 
@@ -78,7 +79,8 @@ def resolve(model: str, signal: str, reason: str) -> None:
             f"perennial resolve {model} {signal} --reason 'why it is over'",
             model=model,
         )
-    incident = incidents.resolve_incident(spec, signal, reason.strip(), terminal.user())
+    with ledger_anchors.anchored(spec.name):
+        incident = incidents.resolve_incident(spec, signal, reason.strip(), terminal.user())
     terminal.console().print(f"{model}: incident {incident.number} of {signal} is resolved.")
 
 
@@ -89,7 +91,8 @@ def mute(model: str, signal: str, until: str, reason: str) -> None:
         PerennialError: as `mutes.check_mute`.
     """
     spec = catalog.load_model_by_name(model)
-    muted = mutes.mute_by_hand(spec, signal, until, reason, terminal.user())
+    with ledger_anchors.anchored(spec.name):
+        muted = mutes.mute_by_hand(spec, signal, until, reason, terminal.user())
     terminal.console().print(f"{model}: {signal} is muted until {muted.until}.")
 
 
@@ -99,5 +102,7 @@ def unmute(model: str, signal: str) -> None:
     Raises:
         PerennialError: it is not muted from the command line.
     """
-    incidents.unmute_signals(catalog.load_model_by_name(model).name, signal, terminal.user())
+    name = catalog.load_model_by_name(model).name
+    with ledger_anchors.anchored(name):
+        incidents.unmute_signals(name, signal, terminal.user())
     terminal.console().print(f"{model}: {signal} is no longer muted.")

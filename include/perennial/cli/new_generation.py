@@ -7,6 +7,7 @@ from rich.text import Text
 from perennial.cli import terminal
 from perennial.core.errors import SpecError
 from perennial.ingestion import model_tables
+from perennial.lifecycle import ledger_anchors
 from perennial.spec import catalog
 
 __all__ = ["run"]
@@ -41,7 +42,8 @@ def run(model: str, *, reason: str, confirmed: bool, force: bool) -> None:
             "no reason is given", "give one with --reason; it is recorded in the ledger", model=model
         )
     if confirmed:
-        model_tables.begin_generation(spec, plan, reason=reason, actor=terminal.user())
+        with ledger_anchors.anchored(spec.name):
+            model_tables.begin_generation(spec, plan, reason=reason, actor=terminal.user())
         console.print(
             "These tables are empty now. Trainings that pinned an earlier version can still read it."
         )

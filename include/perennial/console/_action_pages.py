@@ -19,6 +19,7 @@ from perennial.console._action_plans import ACTIONS, Action, Plan, Situation
 from perennial.console.access import User
 from perennial.console.actions import MuteSignal, Need, Operations, Pause, RefusedError
 from perennial.core.errors import PerennialError
+from perennial.lifecycle import ledger_anchors
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision, LedgerKind
 
@@ -166,20 +167,22 @@ async def _do(asked: _Asked, plan: Plan, reason: str, choice: str) -> Response:
 
 def _mute(asked: _Asked, operation: MuteSignal, reason: str) -> str:
     actor = asked.operations.name_of(asked.user)
-    mutes.mute_by_hand(overview.load_spec(asked.model), operation.signal, operation.until, reason, actor)
+    with ledger_anchors.anchored(asked.model):
+        mutes.mute_by_hand(overview.load_spec(asked.model), operation.signal, operation.until, reason, actor)
     return f"/models/{asked.model}#incidents"
 
 
 def _record_pause(asked: _Asked, stages: list[str], reason: str, choice: str) -> None:
     """Say in the ledger who paused or resumed the DAGs, and why: Airflow has no place for the reason."""
-    ledger.append(
-        asked.model,
-        kind=LedgerKind.SCHEDULES,
-        decision=Decision.PAUSED if choice == "pause" else Decision.RESUMED,
-        reason=reason,
-        actor=asked.operations.name_of(asked.user),
-        evidence={"stages": stages},
-    )
+    with ledger_anchors.anchored(asked.model):
+        ledger.append(
+            asked.model,
+            kind=LedgerKind.SCHEDULES,
+            decision=Decision.PAUSED if choice == "pause" else Decision.RESUMED,
+            reason=reason,
+            actor=asked.operations.name_of(asked.user),
+            evidence={"stages": stages},
+        )
 
 
 async def _plan(asked: _Asked) -> Plan:

@@ -9,17 +9,20 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
 
+from perennial.features import reference_copies
+from perennial.features.engine import FeatureQuery
 from perennial.storage import delta_tables
 
 if TYPE_CHECKING:
     from perennial.features.scan_units import ScanUnit
     from perennial.spec.model_spec import ModelSpec
     from perennial.storage.delta_tables import File
+    from perennial.storage.manifests import Manifest
 
 #: Most rows that are logged of a partition; of a larger partition, at least half as many are logged.
 MAX_ROWS_PER_PARTITION = 200
@@ -36,6 +39,62 @@ def uri(model: str) -> str:
 def inputs_digest(inputs: Mapping[str, Any]) -> str:
     """SHA-256 of the inputs of a scoring, which links logged rows to the manifest of that scoring."""
     return hashlib.sha256(json.dumps(inputs, sort_keys=True).encode()).hexdigest()
+
+
+class ScoredWith(NamedTuple):
+    """What a version scored a partition with.
+
+    Attributes:
+        digest: of the version's model file.
+        references: copy of each reference table, by name.
+        tables: version of each reference table and feature table, by name.
+    """
+
+    digest: str
+    references: dict[str, int]
+    tables: dict[str, int]
+
+
+def scored_with(scored: Manifest, version: str) -> ScoredWith:
+    """What a version scored a partition with: the champion, or the challenger of an A/B trial.
+
+    Args:
+        scored: the manifest of the scoring.
+        version: number of the version.
+    """
+    inputs, result = scored.inputs, scored.result
+    if version == inputs["version"]:
+        digest, tables = inputs["champion"], result.get("tables", {})
+    else:
+        inputs = inputs["split"]
+        digest, tables = inputs["digest"], result.get("challenger_tables", {})
+    return ScoredWith(digest, inputs["references"], inputs["references"] | tables)
+
+
+def features_as_scored(
+    trained: ModelSpec, scored: Manifest, version: str, queries: dict[str, FeatureQuery]
+) -> FeatureQuery | None:
+    """A version's features at the table versions that scoring read.
+
+    Args:
+        trained: the spec of the version.
+        scored: the manifest of the scoring.
+        version: number of the version.
+        queries: those that were made before for this version, which are used again.
+
+    Returns:
+        The features; None if scoring read another copy of a reference table than the spec joins.
+
+    Raises:
+        StorageError: an old version of a table is no longer stored.
+    """
+    read = scored_with(scored, version)
+    if not reference_copies.are_joined(trained, read.references, scored.key):
+        return None
+    key = str(read.tables)
+    if key not in queries:
+        queries[key] = FeatureQuery(trained, read.tables)
+    return queries[key]
 
 
 class LogSampling:

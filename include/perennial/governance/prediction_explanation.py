@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from perennial.core.errors import DataError, PerennialError
 from perennial.core.sql import HIDDEN_VALUE, SQL_TYPES, quote_identifier
-from perennial.features import reference_copies
+from perennial.features import serving_log
 from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import create_row_view
 from perennial.governance import _decision_change
@@ -113,7 +113,7 @@ def explain_prediction(
         raise DataError(
             "the partition has not been scored", "score it first", model=spec.name, partition=partition
         )
-    stored = _read_row(spec, "predictions", partition, key)
+    stored = read_row(spec, "predictions", partition, key)
     number = str(stored.column(spec.lake_column("model_version"))[0].as_py())
     version = registry.as_recorded(registry.get_version(spec.name, number))
     trained, model = registry.load_spec(version), registry.load_model(version)
@@ -173,7 +173,7 @@ def parse_key(spec: ModelSpec, texts: Sequence[str]) -> dict[str, str]:
     return {column: parsed[column] for column in columns}
 
 
-def _read_row(spec: ModelSpec, table: str, partition: str, key: Mapping[str, str]) -> pa.Table:
+def read_row(spec: ModelSpec, table: str, partition: str, key: Mapping[str, str]) -> pa.Table:
     """The row of a table that has a key.
 
     Raises:
@@ -219,7 +219,7 @@ def _published_row(
             model=spec.name,
             partition=partition,
         )
-    return _read_row(trained, "published", partition, key)
+    return read_row(trained, "published", partition, key)
 
 
 def _features_as_scored(trained: ModelSpec, version: ModelVersion, scored: Manifest) -> FeatureQuery:
@@ -229,17 +229,15 @@ def _features_as_scored(trained: ModelSpec, version: ModelVersion, scored: Manif
         DataError: scoring read another copy of a reference table than the spec joins.
         StorageError: an old version of a table is no longer stored.
     """
-    inputs, tables = scored.inputs, scored.result.get("tables", {})
-    if version.version != inputs["version"]:  # the challenger of an A/B trial
-        inputs, tables = inputs["split"], scored.result.get("challenger_tables", {})
-    if not reference_copies.are_joined(trained, inputs["references"], scored.key):
+    query = serving_log.features_as_scored(trained, scored, version.version, {})
+    if query is None:
         raise DataError(
             "it was scored with another copy of a reference table, before the spec changed",
             "score it again with force",
             model=trained.name,
             partition=scored.key,
         )
-    return FeatureQuery(trained, inputs["references"] | tables)
+    return query
 
 
 def _scale(spec: ModelSpec, model: TrainedModel) -> str:

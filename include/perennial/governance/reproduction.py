@@ -13,7 +13,7 @@ from typing import Any, Literal, TypedDict
 
 from perennial.core.errors import ArtifactError, DataError
 from perennial.features.engine import FeatureQuery
-from perennial.lifecycle import champion
+from perennial.lifecycle import champion, ledger_anchors
 from perennial.modeling import registry, training_records
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
@@ -90,16 +90,17 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
         result["differences"].append(
             "training.search.minutes ended the search, which depends on the machine's speed"
         )
-    ledger.append(
-        spec.name,
-        kind=LedgerKind.REPRODUCTION,
-        decision=Decision.DIFFERENT if result["outcome"] == "different" else Decision.REPRODUCED,
-        reason=summarise(result),
-        actor=actor or "reproduction",
-        partition=registered.as_of,
-        model_version=registered.version,
-        evidence=dict(result),
-    )
+    with ledger_anchors.anchored(spec.name):
+        ledger.append(
+            spec.name,
+            kind=LedgerKind.REPRODUCTION,
+            decision=Decision.DIFFERENT if result["outcome"] == "different" else Decision.REPRODUCED,
+            reason=summarise(result),
+            actor=actor or "reproduction",
+            partition=registered.as_of,
+            model_version=registered.version,
+            evidence=dict(result),
+        )
     return result
 
 

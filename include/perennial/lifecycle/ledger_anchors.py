@@ -10,14 +10,15 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import NamedTuple
 
+from perennial.core.dates import utc_now
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.modeling import registry
 from perennial.storage import ledger, object_store
-from perennial.storage.ledger import LedgerRecord
 
 log = logging.getLogger("perennial")
 #: The tag of a registered model.
@@ -47,17 +48,17 @@ def write(model: str) -> None:
     Raises:
         PerennialError: MLflow or the folder cannot be reached.
     """
-    chain = ledger.records(model)
-    if not chain:
+    sequence, digest = ledger.last(model)
+    if not sequence:
         return
-    sequence, digest = chain[-1]["sequence"], chain[-1]["hash"]
     if folder := settings().ledger_anchors:
         uri = f"{folder}/{model}/{sequence:09d}-{digest}.json"
         if not object_store.exists(uri):
-            content = {key: chain[-1][key] for key in ("model", "sequence", "hash", "recorded_at")}
+            content = {"model": model, "sequence": sequence, "hash": digest, "anchored_at": utc_now()}
             object_store.write_text(uri, json.dumps(content))
     anchored = _in_mlflow(model)
-    if anchored is None or not _contradiction(anchored, chain):
+    known = ledger.hashes(model, [anchored.sequence]) if anchored else {}
+    if anchored is None or not _contradiction(anchored, sequence, known):
         registry.set_model_tag(model, TAG, f"{sequence}:{digest}")
 
 
@@ -77,17 +78,29 @@ def write_quietly(model: str, head: str) -> None:
         )
 
 
-def contradictions(model: str, chain: Sequence[LedgerRecord]) -> list[str]:
+@contextmanager
+def anchored(model: str) -> Iterator[None]:
+    """Anchor what is recorded in the block, even if it fails."""
+    head = ledger.head(model)
+    try:
+        yield
+    finally:
+        write_quietly(model, head)
+
+
+def contradictions(model: str) -> list[str]:
     """What the anchors of a model's ledger say against its records, in words.
 
     Args:
         model: name of the model.
-        chain: its records, in order.
 
     Raises:
         PerennialError: MLflow or the folder cannot be reached.
     """
-    return list(filter(None, (_contradiction(anchor, chain) for anchor in _anchors(model))))
+    anchors = list(_anchors(model))
+    last, _ = ledger.last(model)
+    known = ledger.hashes(model, {anchor.sequence for anchor in anchors}) if anchors else {}
+    return list(filter(None, (_contradiction(anchor, last, known) for anchor in anchors)))
 
 
 def _anchors(model: str) -> Iterator[Anchor]:
@@ -108,11 +121,17 @@ def _in_mlflow(model: str) -> Anchor | None:
     return Anchor(int(sequence), digest, f"tag {TAG} in MLflow") if sequence.isdigit() else None
 
 
-def _contradiction(anchor: Anchor, chain: Sequence[LedgerRecord]) -> str:
-    """Why a chain cannot be the one that was anchored; empty if it can."""
-    if len(chain) < anchor.sequence:
-        count = f"the ledger has {len(chain)} records and had {anchor.sequence}"
+def _contradiction(anchor: Anchor, last: int, known: Mapping[int, str]) -> str:
+    """Why a ledger cannot be the one that was anchored; empty if it can.
+
+    Args:
+        anchor: the anchor.
+        last: number of the ledger's last record.
+        known: hashes of its records by number, among them that of the anchor's.
+    """
+    if last < anchor.sequence:
+        count = f"the ledger has {last} records and had {anchor.sequence}"
         return f"{count} ({anchor.location}): the last ones are missing"
-    if chain[anchor.sequence - 1]["hash"] != anchor.hash:
+    if known.get(anchor.sequence) != anchor.hash:
         return f"record {anchor.sequence} of the ledger is not the one that was appended ({anchor.location})"
     return ""

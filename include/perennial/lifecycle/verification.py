@@ -51,8 +51,10 @@ def verify_model(spec: ModelSpec, *, actor: str, record: bool = False) -> Verifi
     records = 0
     try:
         records = ledger.verify(spec.name)
-        findings += ledger_anchors.contradictions(spec.name, ledger.records(spec.name))
+        findings += ledger_anchors.contradictions(spec.name)
         ledger_anchors.write(spec.name)
+        if not findings:
+            ledger.merge_files(spec.name)
     except PerennialError as error:
         findings.append(error.cause)
     findings += _champion_findings(spec)
@@ -60,7 +62,8 @@ def verify_model(spec: ModelSpec, *, actor: str, record: bool = False) -> Verifi
     files, recorded, file_findings = _file_findings(spec, record)
     findings = list(dict.fromkeys(findings + manifest_findings + file_findings))
     try:
-        _record(spec, actor, findings)
+        with ledger_anchors.anchored(spec.name):
+            _record(spec, actor, findings)
     except PerennialError as error:
         findings.append(f"the findings could not be recorded: {error.cause}")
     return {

@@ -19,7 +19,7 @@ import pyarrow as pa
 
 from perennial.core.errors import ArtifactError, DataError, StorageError
 from perennial.core.sql import quote_identifier, text_literal
-from perennial.features import reference_copies, serving_log
+from perennial.features import serving_log
 from perennial.features.engine import FeatureQuery
 from perennial.features.labelled_rows import create_row_view, read_sorted
 from perennial.modeling import registry
@@ -168,13 +168,10 @@ def _compare_partitions(
         log = _logged_rows(con, spec, champion.version, day, serving_log.inputs_digest(scored.inputs))
         if not len(log):
             continue
-        references = scored.inputs["references"]
-        versions = references | scored.result.get("tables", {})
         try:
-            if not reference_copies.are_joined(trained, references, day):
+            query = serving_log.features_as_scored(trained, scored, champion.version, queries)
+            if query is None:
                 continue  # scored with another copy of a reference table, before the spec changed
-            query = queries.get(str(versions)) or FeatureQuery(trained, versions)
-            queries[str(versions)] = query
             recomputed = model.encoding.encode(query.compute(_published_rows(con, spec, day, log)))
         except StorageError:
             continue  # an old version of a reference table is no longer stored

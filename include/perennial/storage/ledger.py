@@ -8,22 +8,42 @@ table and log of it included; therefore number and hash of the last record are a
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextvars import ContextVar
 from enum import StrEnum
-from typing import TYPE_CHECKING, Any, TypedDict, cast
-from urllib.parse import unquote
+from typing import Any, cast
 
 from perennial.core.dates import utc_now
 from perennial.core.errors import LedgerError, StorageError
 from perennial.core.settings import settings
-from perennial.storage import delta_tables, locks, object_store, storage_errors
+from perennial.storage import locks, object_store
+from perennial.storage.ledger_table import chain, table_files
+from perennial.storage.ledger_table.chain import FIELDS, GENESIS, LedgerRecord
+from perennial.storage.ledger_table.table_files import uri
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-    from deltalake import DeltaTable
+__all__ = [
+    "ANSWER",
+    "FIELDS",
+    "GENESIS",
+    "Decision",
+    "LedgerKind",
+    "LedgerRecord",
+    "Policy",
+    "append",
+    "find",
+    "hashes",
+    "head",
+    "head_uri",
+    "iterate",
+    "last",
+    "merge_files",
+    "reading_once",
+    "records",
+    "unanswered_proposals",
+    "uri",
+    "verify",
+]
 
 
 class LedgerKind(StrEnum):
@@ -96,61 +116,14 @@ class Policy(StrEnum):
     TRIAL = "trial policy"
 
 
-class LedgerRecord(TypedDict):
-    """One record. A field that does not apply is an empty string.
-
-    Attributes:
-        sequence: number of the record in its model's chain, from 1.
-        recorded_at: UTC, as `dates.utc_now` writes it.
-        kind: a value of `LedgerKind`.
-        decision: a value of `Decision`.
-        evidence: what the decision rests on.
-        actor: who decided: a person, a `Policy`, or the part of the library that found something.
-        previous: the hash of the record before it; `GENESIS` for the first one.
-        hash: SHA-256 of all other fields.
-    """
-
-    model: str
-    sequence: int
-    recorded_at: str
-    kind: str
-    decision: str
-    reason: str
-    evidence: dict[str, Any]
-    actor: str
-    partition: str
-    model_version: str
-    previous: str
-    hash: str
-
-
-#: The fields that a record's hash covers, in this order.
-FIELDS = (
-    "model",
-    "sequence",
-    "recorded_at",
-    "kind",
-    "decision",
-    "reason",
-    "evidence",
-    "actor",
-    "partition",
-    "model_version",
-    "previous",
-)
 #: The key of a person's answer to a proposed retraining, or of its absence, in the evidence of a decision.
 ANSWER = "answer"
+#: Records that `iterate` reads at once.
+BATCH_RECORDS = 10_000
 #: Records by lake and model, within `reading_once`.
 _snapshot: ContextVar[dict[tuple[str, str], list[LedgerRecord]] | None] = ContextVar(
     "_snapshot", default=None
 )
-#: The previous hash in the first record of a chain.
-GENESIS = "0" * 64
-
-
-def uri() -> str:
-    """The ledger's table."""
-    return f"{settings().lake}/ledger"
 
 
 def head_uri(model: str) -> str:
@@ -196,14 +169,14 @@ def append(
             "kind": str(kind),
             "decision": str(decision),
             "reason": reason,
-            "evidence": json.dumps(evidence or {}, sort_keys=True, default=str),
+            "evidence": chain.evidence_text(evidence or {}),
             "actor": str(actor),
             "partition": partition or "",
             "model_version": model_version or "",
             "previous": previous,
         }
-        row["hash"] = _hash(row)
-        _write(row)
+        row["hash"] = chain.row_hash(row)
+        table_files.append(row)
         # Once records are missing, the file stays as it is: it shows how many there were. If it cannot be written, the
         # next record writes it.
         with contextlib.suppress(StorageError):
@@ -213,41 +186,34 @@ def append(
     return cast(LedgerRecord, row | {"evidence": dict(evidence or {})})
 
 
+def last(model: str) -> tuple[int, str]:
+    """Number and hash of a model's last record, without reading all records; 0 and `GENESIS` before the first."""
+    return _last(model)[:2]
+
+
 def _last(model: str) -> tuple[int, str, bool]:
     """Number and hash of a model's last record, and whether no record is known to be missing.
 
-    They are in a file beside the table. The records are read only if the table's statistics of its last file say
-    otherwise, as after an interrupted append.
+    They are in a file beside the table. The records are read only if the table says otherwise, as after an interrupted
+    append.
     """
-    table = delta_tables.open_table(uri())
-    statistics = _statistics(table, "partition.model", "max.sequence", "max.hash") if table else ()
-    last = max(
-        ((number, text) for name, number, text in statistics if name == model and number), default=None
-    )
+    newest = max(table_files.of_model(model), key=lambda file: file.last, default=None)
     with contextlib.suppress(ValueError, TypeError, KeyError):  # the chain says what is wrong with the file
-        recorded = json.loads(head(model))
-        if last == (recorded["sequence"], recorded["hash"]):
-            return *last, True
-    chain = _read(model)
-    is_whole = not _missing_records(model, chain)
-    return (chain[-1]["sequence"], chain[-1]["hash"], is_whole) if chain else (0, GENESIS, is_whole)
+        sequence, digest = _parse_head(head(model))
+        if newest and newest.last == sequence:
+            # the statistics of a file of several records do not say which hash is the last one's
+            stored = newest.last_hash if newest.rows == 1 else hashes(model, [sequence]).get(sequence)
+            if stored == digest:
+                return sequence, digest, True
+    known = _read(model)
+    is_whole = not _missing_records(model, len(known), {r["sequence"]: r["hash"] for r in known})
+    return (known[-1]["sequence"], known[-1]["hash"], is_whole) if known else (0, GENESIS, is_whole)
 
 
-def _write(row: dict[str, Any]) -> None:
-    """Append one row to the table."""
-    import pyarrow as pa
-    from deltalake import write_deltalake
-
-    with storage_errors.writing(uri(), model=row["model"], partition=row["partition"] or None):
-        if delta_tables.open_table(uri()) is None:
-            delta_tables.create(uri(), _schema(), {}, partition_by=["model"])
-        write_deltalake(
-            uri(),
-            pa.Table.from_pylist([row], _schema()),
-            mode="append",
-            partition_by=["model"],
-            storage_options=settings().storage_options,
-        )
+def _parse_head(text: str) -> tuple[int, str]:
+    """Number and hash of the last record, from the file that holds them."""
+    content = json.loads(text)
+    return int(content["sequence"]), str(content["hash"])
 
 
 def records(model: str, *kinds: LedgerKind) -> list[LedgerRecord]:
@@ -279,31 +245,106 @@ def reading_once() -> Iterator[None]:
         _snapshot.reset(token)
 
 
+def find(
+    model: str,
+    *kinds: LedgerKind,
+    decisions: Collection[Decision] = (),
+    version: str = "",
+    until: str = "",
+    last: int = 0,
+) -> list[LedgerRecord]:
+    """Records that fit all conditions, in order; only these are read in full, however long the ledger is.
+
+    Args:
+        model: name of the model.
+        kinds: their kinds; all by default.
+        decisions: their decisions; all by default.
+        version: version of the model that they concern.
+        until: time (UTC, as `recorded_at`) before which they were recorded.
+        last: only so many of the latest ones; all by default.
+
+    Raises:
+        StorageError: as `records`.
+    """
+    import pyarrow.compute as pc
+
+    condition = pc.scalar(True)
+    for column, values in (
+        ("kind", kinds),
+        ("decision", decisions),
+        ("model_version", [version] if version else []),
+    ):
+        if values:
+            condition &= pc.field(column).isin(list(map(str, values)))
+    if until:
+        condition &= pc.field("recorded_at") < until
+    files = table_files.of_model(model, kinds)
+    matching = table_files.read_columns(model, files, ["sequence"], condition)
+    wanted = sorted(cast("list[int]", matching["sequence"].to_pylist()))[-last:]
+    # their evidence, of which there is most, is read from these records' files only
+    return table_files.read(
+        model, table_files.having(files, wanted), condition & pc.field("sequence").isin(wanted)
+    )
+
+
+def hashes(model: str, sequences: Collection[int]) -> dict[int, str]:
+    """Hashes of records, by number; without those that the ledger does not have.
+
+    Raises:
+        StorageError: as `records`.
+    """
+    import pyarrow.compute as pc
+
+    files = table_files.having(table_files.of_model(model), sequences)
+    stored = table_files.read_columns(
+        model, files, ["sequence", "hash"], pc.field("sequence").isin(list(sequences))
+    )
+    pairs = zip(stored["sequence"].to_pylist(), stored["hash"].to_pylist(), strict=True)
+    return dict(cast("Iterator[tuple[int, str]]", pairs))
+
+
+def iterate(model: str) -> Iterator[LedgerRecord]:
+    """All records of a model in order, of which only a part is in memory at a time.
+
+    Raises:
+        StorageError: as `records`.
+    """
+    snapshot = _snapshot.get() or {}
+    if (uri(), model) in snapshot:
+        yield from snapshot[uri(), model]
+        return
+    files = sorted(table_files.of_model(model), key=lambda file: file.first)
+    waiting: list[LedgerRecord] = []
+    while files:
+        count = row_count = 0
+        while count < len(files) and row_count < BATCH_RECORDS:
+            row_count += files[count].rows
+            count += 1
+        batch, files = files[:count], files[count:]
+        waiting = sorted([*waiting, *table_files.read(model, batch)], key=lambda r: r["sequence"])
+        ready = [r for r in waiting if not files or r["sequence"] < files[0].first]
+        yield from ready
+        waiting = waiting[len(ready) :]
+
+
 def _read(model: str, kinds: Collection[LedgerKind] = ()) -> list[LedgerRecord]:
     """As `records`, from the table."""
-    import pyarrow as pa
-    import pyarrow.dataset
+    import pyarrow.compute as pc
 
-    table = delta_tables.open_table(uri())
-    if table is None:
-        return []
-    files = _files(table, model, kinds)
-    if not files:
-        return []
-    remote = object_store.is_remote(uri())
-    with storage_errors.reading(uri(), model=model):
-        # The log's statistics say which files are needed: a tenth of the time that the table's own reader takes.
-        dataset = pyarrow.dataset.dataset(
-            [f"{uri().removeprefix('s3://')}/{file}" for file in files],
-            schema=_schema().remove(0),  # the model is the partition, and not in the files
-            filesystem=object_store.filesystem() if remote else None,
-            format="parquet",
-        )
-        stored = dataset.to_table()
-    rows = stored.append_column("model", pa.repeat(model, len(stored))).select([*FIELDS, "hash"]).to_pylist()
-    rows.sort(key=lambda r: r["sequence"])
-    records = [r | {"evidence": json.loads(r["evidence"])} for r in rows if not kinds or r["kind"] in kinds]
-    return cast("list[LedgerRecord]", records)
+    condition = pc.field("kind").isin(list(map(str, kinds))) if kinds else None
+    return table_files.read(model, table_files.of_model(model, kinds), condition)
+
+
+def merge_files(model: str) -> bool:
+    """Make larger files of a model's small ones, if there are many: each append writes one.
+
+    Returns:
+        Whether it was done.
+
+    Raises:
+        StorageError: the lake cannot be read or written.
+    """
+    return table_files.merge(model)
 
 
 def head(model: str) -> str:
@@ -331,98 +372,50 @@ def unanswered_proposals(records: Iterable[LedgerRecord]) -> list[LedgerRecord]:
     return [record for record in latest.values() if record["decision"] == Decision.PROPOSED]
 
 
-def _files(table: DeltaTable, model: str, kinds: Collection[LedgerKind]) -> list[str]:
-    """Paths, relative to the table, of files that may have a model's records of some kinds (all if none is given)."""
-    return [
-        unquote(path)
-        for path, name, low, high in _statistics(table, "path", "partition.model", "min.kind", "max.kind")
-        if name == model and (not kinds or low is None or any(low <= kind <= high for kind in kinds))
-    ]
-
-
-def _statistics(table: DeltaTable, *columns: str) -> Iterator[tuple[Any, ...]]:
-    """What the table's log says of each of its files; None where it does not."""
-    actions = table.get_add_actions(flatten=True)
-    known = actions.schema.names  # without files there are no statistics
-    values = [actions[c].to_pylist() if c in known else [None] * actions.num_rows for c in columns]
-    return zip(*values, strict=True)
-
-
-def _schema() -> pa.Schema:
-    import pyarrow as pa
-
-    return pa.schema([pa.field(f, pa.int64() if f == "sequence" else pa.string()) for f in (*FIELDS, "hash")])
-
-
 def verify(model: str) -> int:
-    """Check a model's chain; returns how many records it holds.
+    """Check a model's chain; returns how many records it has.
 
     Raises:
         LedgerError: the chain is broken, or the table was changed in another way than by appending.
     """
-    previous, chain = GENESIS, records(model)
-    for sequence, record in enumerate(chain, 1):
-        row = {**record, "evidence": json.dumps(record["evidence"], sort_keys=True)}
-        if record["sequence"] != sequence or record["previous"] != previous or record["hash"] != _hash(row):
-            raise LedgerError(
-                f"record {record['sequence']} of the ledger was changed, or one before it is missing",
-                "compare with a backup of the lake: decisions were tampered with",
-                model=model,
-            )
-        previous = record["hash"]
-    if missing := _missing_records(model, chain):
+    wanted = 0
+    with contextlib.suppress(ValueError, TypeError, KeyError):
+        wanted, _ = _parse_head(head(model))
+    count, digest = chain.check_chain(model, iterate(model), wanted)
+    if missing := _missing_records(model, count, {wanted: digest}):
         raise LedgerError(
             missing,
             f"restore the ledger from a backup of the lake; to go on with the records that are there, delete "
             f"{head_uri(model)}",
             model=model,
         )
-    table = delta_tables.open_table(uri())
-    with storage_errors.reading(uri(), model=model):
-        history = table.history() if table else []
-    for commit in history:
-        if not _only_adds_rows(commit):
-            raise LedgerError(
-                f"the ledger's table was changed by {commit.get('operation')} in its version {commit.get('version')}: "
-                "records may be missing",
-                "compare with a backup of the lake: decisions were tampered with",
-                model=model,
-            )
-    return len(chain)
+    for change in table_files.other_changes():
+        raise LedgerError(
+            change, "compare with a backup of the lake: decisions were tampered with", model=model
+        )
+    return count
 
 
-def _missing_records(model: str, chain: list[LedgerRecord]) -> str:
+def _missing_records(model: str, count: int, digests: Mapping[int, str]) -> str:
     """Which of the records that were appended are missing at the end of a chain; empty if none is.
+
+    Args:
+        model: name of the model.
+        count: how many records there are.
+        digests: hashes of records, by number; that of the last one that was appended is needed.
 
     Raises:
         StorageError: the file with the last record's number cannot be read.
     """
-    try:
-        head = json.loads(object_store.read_text(head_uri(model)))
-        sequence, last = int(head["sequence"]), str(head["hash"])
-    except FileNotFoundError:  # as in a lake that was written before there was such a file
+    text = head(model)
+    if not text:  # as in a lake that was written before there was such a file
         return ""
+    try:
+        sequence, digest = _parse_head(text)
     except (ValueError, TypeError, KeyError):
         return f"{head_uri(model)} does not hold the number and the hash of the ledger's last record"
-    if len(chain) < sequence:
-        return f"the ledger has {len(chain)} records and had {sequence}: the last ones are missing"
-    if chain[sequence - 1]["hash"] != last:
+    if count < sequence:
+        return f"the ledger has {count} records and had {sequence}: the last ones are missing"
+    if digests.get(sequence) != digest:
         return f"record {sequence} of the ledger is not the one that was appended"
     return ""
-
-
-def _only_adds_rows(commit: dict[str, Any]) -> bool:
-    """Whether a commit of the table removed no rows.
-
-    The chain alone cannot show that its last record was removed.
-    """
-    mode = str(commit.get("operationParameters", {}).get("mode", "")).lower()
-    return commit.get("operation") in ("OPTIMIZE", "VACUUM START", "VACUUM END") or mode in (
-        "append",
-        "errorifexists",
-        "ignore",  # creates the table where there is none
-    )
-
-
-def _hash(row: Mapping[str, Any]) -> str:
-    return hashlib.sha256(json.dumps([row[f] for f in FIELDS]).encode()).hexdigest()

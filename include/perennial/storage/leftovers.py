@@ -31,7 +31,7 @@ _TEMPORARY_FILE = re.compile(r"\..+\.[0-9a-f]{32}")
 #: Files of the working folder that have no lock: rendezvous files, and what DuckDB spills.
 _UNLOCKED_FILE = re.compile(r".+\.rendezvous\.json|duckdb_temp_.+")
 #: Prefixes of the temporary folders below ``tmp`` of the working folder.
-_PREFIXES = ("data-", "train-")
+_PREFIXES = ("data-", "reproduce-", "train-")
 
 
 def temporary_file(target: Path) -> Path:

@@ -13,7 +13,7 @@ from airflow.sdk.exceptions import AirflowSkipException
 
 from perennial.alerting import decisions
 from perennial.core.errors import PerennialError
-from perennial.lifecycle import promotion, promotion_approval, retraining
+from perennial.lifecycle import ledger_anchors, promotion, promotion_approval, retraining
 from perennial.lifecycle.promotion_approval import Question
 from perennial_airflow import retries, run_request
 from perennial_airflow.alerting import alerts
@@ -91,13 +91,14 @@ class _PersonsApproval(ApprovalOperator):
             fields = event["params_input"] or {}
             # before the answer is recorded, so that the question is asked again
             self.validate_params_input(fields)
-            recorded = self.record(
-                context,
-                approved=event["chosen_options"] == [self.APPROVE],
-                # the default answer that the scheduler gives has no user
-                user=event.get("responded_by_user"),
-                reason=str(fields.get("reason") or ""),
-            )
+            with ledger_anchors.anchored(self.spec.name):
+                recorded = self.record(
+                    context,
+                    approved=event["chosen_options"] == [self.APPROVE],
+                    # the default answer that the scheduler gives has no user
+                    user=event.get("responded_by_user"),
+                    reason=str(fields.get("reason") or ""),
+                )
             self.log.info("Recorded the answer: %s.", recorded.rstrip("."))
             from perennial.status import refresh  # DAG files import this module
 

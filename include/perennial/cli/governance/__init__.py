@@ -1,3 +1,3 @@
-"""Commands for those who answer for a model: `perennial explain`, `perennial verify`."""
+"""Commands for those who answer for a model: `perennial explain`, `perennial ledger`, `perennial verify`."""
 
-__all__ = ["explain", "verification"]
+__all__ = ["explain", "ledger_commands", "verification"]

@@ -12,6 +12,7 @@ from fastapi.responses import StreamingResponse
 from perennial.console import access, overview, rendering, report_files
 from perennial.console.access import User
 from perennial.console.views import ledger_records
+from perennial.governance import ledger_export
 from perennial.status import quarantine_rows
 from perennial.status.quarantine_rows import MAX_ROWS
 from perennial.storage import ledger, manifests
@@ -30,14 +31,14 @@ def export_ledger_csv(request: Request, model: str, user: User, kind: str = "") 
     """All records of a kind as CSV."""
     access.authorise(request, model, user)
     records = ledger_records.of_kind(ledger.records(model), kind)
-    return _file(f"{model}-ledger.csv", ledger_records.to_csv(records), _CSV)
+    return _file(f"{model}-ledger.csv", ledger_export.to_csv(model, records), _CSV)
 
 
 def export_ledger_json(request: Request, model: str, user: User, kind: str = "") -> Response:
     """All records of a kind as JSON, one a line; of all kinds, their hashes can be verified."""
     access.authorise(request, model, user)
     records = ledger_records.of_kind(ledger.records(model), kind)
-    return _file(f"{model}-ledger.json", ledger_records.to_json(records), _JSON)
+    return _file(f"{model}-ledger.json", ledger_export.to_json(model, records), _JSON)
 
 
 def export_manifest(request: Request, model: str, step: str, key: str, user: User) -> Response:

@@ -1,20 +1,15 @@
-"""The ledger of a model: its records, the latest first, whether the chain is whole, and files for an auditor."""
+"""The ledger of a model: its records, the latest first, and whether the chain is whole."""
 
 from __future__ import annotations
 
-import csv
-import io
-import json
 from collections import Counter
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any
 
 from perennial.console import time_limit
 from perennial.core.errors import LedgerError, PerennialError
-from perennial.status.quarantine_rows import without_formula
 from perennial.storage import ledger
-from perennial.storage.ledger import FIELDS, LedgerKind, LedgerRecord
+from perennial.storage.ledger import LedgerKind, LedgerRecord
 
 #: Records of a page.
 SHOWN_RECORDS = 100
@@ -113,26 +108,3 @@ def _verify(model: str) -> Verification:
             f"perennial ledger {model} verifies it without a time limit; {error.remedy}",
         )
     return Verification("ok", f"{count:,} records, each with the hash of the one before it: none was changed")
-
-
-def to_csv(records: Iterable[LedgerRecord]) -> Iterator[str]:
-    """The records as lines of a CSV file, evidence as JSON. A cell that a spreadsheet would compute begins with '."""
-    buffer = io.StringIO()
-    writer = csv.writer(buffer)
-    writer.writerow([*FIELDS, "hash"])
-    for record in records:
-        row: dict[str, Any] = {**record, "evidence": json.dumps(record["evidence"], sort_keys=True)}
-        writer.writerow([without_formula(str(row[name])) for name in (*FIELDS, "hash")])
-        yield buffer.getvalue()
-        buffer.seek(0)
-        buffer.truncate()
-    yield buffer.getvalue()
-
-
-def to_json(records: Iterable[LedgerRecord]) -> Iterator[str]:
-    """The records as a JSON array, one a line, with all that the hash of each covers."""
-    separator = "[\n"
-    for record in records:
-        yield f"{separator}{json.dumps(record, sort_keys=True)}"
-        separator = ",\n"
-    yield "[]\n" if separator == "[\n" else "\n]\n"
