@@ -1,21 +1,23 @@
-"""Bring MLflow's database to the schema of this image's MLflow; an empty database gets its tables.
+"""Bring MLflow's databases to the schema of this image's MLflow; an empty database gets its tables.
 
 The server refuses a database with another schema and never migrates one. ``MLFLOW_BACKEND_STORE_URI`` is the
-database's URL. Only one process may do this at a time. It cannot be undone: back up the database before an upgrade.
+database's URL, and ``MLFLOW_AUTH_DATABASE_URI`` that of the users, which `users.py` creates. Only one process may do
+this at a time. It cannot be undone: back up the databases before an upgrade.
 """
 
 from __future__ import annotations
 
 import os
 
+import users
 from alembic.util import CommandError
 
 
 def main() -> None:
-    """Migrate the database; does nothing if its schema is current.
+    """Migrate the databases; does nothing if their schemas are current and all users are there.
 
     Raises:
-        SystemExit: a newer MLflow has migrated the database.
+        SystemExit: a newer MLflow has migrated the database, or a user has no password.
     """
     from mlflow.db import upgrade
     from mlflow.store.db import utils
@@ -32,6 +34,8 @@ def main() -> None:
         ) from None
     after = utils._get_schema_version(engine)
     print(f"MLflow's database: schema {after}, {'as before' if after == before else f'was {before}'}")  # noqa: T201
+    if database := os.environ.get("MLFLOW_AUTH_DATABASE_URI"):
+        users.ensure(database)
 
 
 if __name__ == "__main__":

@@ -1,13 +1,14 @@
-"""Hands Airflow's connections to databases to the steps that run in this process.
+"""Hands Airflow's connections to databases, and MLflow's user of promotions, to the steps that run in this process.
 
 A step in a pod gets its connections from Kubernetes secrets, as the compute profile says: nothing secret is in the
-manifest of a pod.
+manifest of a pod. No step in a pod promotes.
 """
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import TYPE_CHECKING
 from urllib.parse import quote, urlencode
 
@@ -27,6 +28,10 @@ _PARAMETERS = (
     "keepalives_idle", "keepalives_interval", "options", "passfile", "service", "sslcert", "sslcrl", "sslkey",
     "sslmode", "sslrootcert", "target_session_attrs", "tcp_user_timeout",
 )  # fmt: skip
+#: Steps that may move the champion, and the Airflow connection with the MLflow user that may.
+PROMOTING_STEPS = frozenset({"promote", "conclude", "rollback"})
+PROMOTION_CONNECTION = "perennial_mlflow_promotion"
+_MLFLOW_VARIABLES = ("MLFLOW_TRACKING_USERNAME", "MLFLOW_TRACKING_PASSWORD", "MLFLOW_TRACKING_TOKEN")
 
 
 @contextmanager
@@ -34,7 +39,8 @@ def provided(spec: ModelSpec, step: str) -> Iterator[None]:
     """Hand over the Airflow connections of a step while the block runs.
 
     A connection that the environment has is not looked up, and one that Airflow does not have is left out: the step
-    says that it is not defined.
+    says that it is not defined. Steps that may move the champion do so as the user of connection
+    ``perennial_mlflow_promotion``; without one, as the user of all other steps.
 
     Args:
         spec: the model.
@@ -52,8 +58,33 @@ def provided(spec: ModelSpec, step: str) -> Iterator[None]:
         except AirflowNotFoundException:
             continue
         mask_secret(uris[name])
-    with connections.provided(uris):
+    with ExitStack() as stack:
+        stack.enter_context(connections.provided(uris))
+        if step in PROMOTING_STEPS:
+            stack.enter_context(_promotion_user())
         yield
+
+
+@contextmanager
+def _promotion_user() -> Iterator[None]:
+    """Send requests to MLflow as the user of promotions while the block runs, if Airflow has its connection."""
+    try:
+        connection = Connection.get(PROMOTION_CONNECTION)
+    except AirflowNotFoundException:
+        yield
+        return
+    password = connection.password or ""
+    mask_secret(password)
+    user = (connection.login, password, None) if connection.login else (None, None, password)
+    before = {name: os.environ.pop(name, None) for name in _MLFLOW_VARIABLES}
+    try:
+        os.environ.update({name: value for name, value in zip(_MLFLOW_VARIABLES, user, strict=True) if value})
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name, None)
+            if value is not None:
+                os.environ[name] = value
 
 
 def uri(name: str, connection: Connection) -> str:

@@ -6,7 +6,7 @@ then is the policy ``gate.external_change``:
 
 - ``refuse``: nothing is scored until a person decides.
 - ``follow``: the version that the alias points to is adopted, if the ledger has its training.
-- ``restore``: the alias is set back to the champion of the ledger.
+- ``restore``: the alias is set back to the champion of the ledger; as ``refuse`` for a step that may not move it.
 
 Until a deviation is resolved, monitoring and training use the champion of the ledger.
 
@@ -18,11 +18,12 @@ from __future__ import annotations
 
 import contextlib
 import json
+import logging
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from typing import Any, NamedTuple
 
-from perennial.core.errors import ArtifactError, LockHeldError
+from perennial.core.errors import ArtifactError, LockHeldError, RegistryRequestError
 from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
 from perennial.lifecycle import trials
@@ -32,6 +33,8 @@ from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, locks, object_store
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
+
+log = logging.getLogger(__name__)
 
 #: Kinds of ledger records about a change of the champion, with their decision.
 CHAMPION_CHANGES = {
@@ -324,7 +327,13 @@ def resolve(spec: ModelSpec, state: ChampionState, *, partition: str | None, act
     if policy == "restore" and state.recorded is not None and state.champion != state.recorded:
         version = registry.find_version(spec.name, state.recorded)
         if version is not None and state.recorded_run in ("", version.run_id):
-            registry.set_alias(spec.name, version.version, "champion")
+            try:
+                registry.set_alias(spec.name, version.version, "champion")
+            except (
+                RegistryRequestError
+            ) as error:  # MLflow may let only the identity of promotions move the alias
+                log.warning("The champion was not put back: %s", error)
+                return state
             _append(spec, state, Decision.RESTORED, "put back", partition, actor, state.recorded, {})
             return read_state(spec)
     return state

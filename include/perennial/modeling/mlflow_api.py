@@ -29,6 +29,11 @@ def request_credentials() -> dict[str, Any]:
     }
 
 
+def has_credentials() -> bool:
+    """Whether requests go with a user or a token."""
+    return bool(os.environ.get("MLFLOW_TRACKING_USERNAME") or os.environ.get("MLFLOW_TRACKING_TOKEN"))
+
+
 def call(method: str, path: str, *, missing_ok: bool = False, stream: bool = False, **request: Any) -> Any:
     """Call MLflow's REST API.
 
@@ -84,7 +89,10 @@ def _remedy_for_status(status: int) -> str:
     if status == 401:
         return f"set {credentials}"
     if status == 403:
-        return f"add this host to MLflow's --allowed-hosts; or give the user of {credentials} access to the model"
+        return (
+            f"add this host to MLflow's --allowed-hosts; or give the user of {credentials} access to the model; only "
+            "MLflow's role promotion moves the champion: in Airflow, check connection perennial_mlflow_promotion"
+        )
     if status in (404, 405):
         return "check that MLFLOW_TRACKING_URI is the address of MLflow, without a path that its proxy does not have"
     if status >= 500 or status == 429:

@@ -310,7 +310,8 @@ class TrainingRun:
         """Register a version under a number that the ledger does not have.
 
         After a model was deleted in MLflow, or MLflow was restored from a backup, it would give numbers a second time;
-        predictions and decisions of two versions could then not be told apart.
+        predictions and decisions of two versions could then not be told apart. A version with such a number is deleted,
+        or, where MLflow lets only its administrators delete, stays with a description that says so.
         """
         import mlflow
 
@@ -321,7 +322,13 @@ class TrainingRun:
                 number = str(mlflow.register_model(model_uri, name, tags=tags).version)
             if int(number) > max(recorded, default=0):
                 return registry.get_version(name, number)
-            self.client.delete_model_version(name, number)
+            try:
+                self.client.delete_model_version(name, number)
+            except mlflow.MlflowException as error:
+                if error.error_code != "PERMISSION_DENIED":
+                    raise
+                why = f"Not used: the ledger has another version {number}, and only an administrator deletes this one."
+                self.client.update_model_version(name, number, why)
 
     def _log_model(self, registration: Registration, tags: dict[str, str]) -> str:
         """Log parameters, metrics and the model; returns the model's URI."""

@@ -311,6 +311,10 @@ def _mlflow(uri: str) -> Iterator[Finding]:
             problem = "" if answer.ok else f"{answer.status_code}: {answer.text[:160]!r}"
             if what == "read" and answer.ok and answer.content != content:
                 problem = "returned other bytes"
+            if answer.status_code == 403 and mlflow_api.has_credentials():
+                yield Finding("MLflow: artifacts", "warning", f"not checked: this user may not {what} there",
+                              "run this as an administrator of MLflow to check it")  # fmt: skip
+                return
         except requests.RequestException as error:
             problem = type(error).__name__
         if problem:
