@@ -114,7 +114,7 @@ images:  ## build the container images (IMAGES="trainer airflow"  REGISTRY=name 
 up: python  ## start everything in containers: Postgres, S3, MLflow, Airflow (make images comes first)
 	@"$(PYTHON)" docker/passwords.py
 	@$(COMPOSE) up --detach --wait --quiet-pull $(ARGS)
-	@echo "Airflow http://localhost:$${AIRFLOW_PORT:-8080} (admin; AIRFLOW_PASSWORD in docker/.env)  MLflow http://localhost:$${MLFLOW_PORT:-5000}"
+	@echo "Airflow http://localhost:$${AIRFLOW_PORT:-8080} (admin; AIRFLOW_PASSWORD in docker/.env)  MLflow http://localhost:$${MLFLOW_PORT:-5000} (admin; MLFLOW_ADMIN_PASSWORD)"
 
 sample: ENV_FILE ?= docker/.env
 sample: setup  ## land the sample in the bucket of the containers (make up comes first)

@@ -130,7 +130,7 @@ class GateSpec(StrictModel):
         "refuse",
         description="What happens when the champion was moved or removed in MLflow, past the gate. refuse: nothing is "
         "scored until a person rolls back or adopts it. follow: a version that the ledger has a training of is "
-        "adopted. restore: the alias is put back. Each is recorded in the ledger.",
+        "adopted. restore: the alias is put back, by a step that may move it. Each is recorded in the ledger.",
     )
     beat_baseline: bool = Field(
         True,

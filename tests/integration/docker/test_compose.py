@@ -109,6 +109,8 @@ def test_mlflow_keeps_runs_in_postgres_and_artifacts_on_s3(
     import mlflow
 
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "steps")
+    monkeypatch.setenv("MLFLOW_TRACKING_PASSWORD", stack.passwords["MLFLOW_STEPS_PASSWORD"])
     client = mlflow.MlflowClient(f"http://127.0.0.1:{stack.ports['MLFLOW_PORT']}")
     run = client.create_run(client.create_experiment("compose")).info
     note = tmp_path / "note.txt"
@@ -122,6 +124,47 @@ def test_mlflow_keeps_runs_in_postgres_and_artifacts_on_s3(
     query = f"SELECT count(*) FROM runs WHERE run_uuid = '{run.run_id}'"
     told = stack.call("exec", "-T", "postgres", "psql", "-U", "postgres", "-d", "mlflow", "-tAc", query)
     assert told.strip() == "1"
+
+
+def test_only_a_promotion_of_airflow_moves_the_champion(stack: Stack, airflow: Airflow) -> None:
+    url = f"http://127.0.0.1:{stack.ports['MLFLOW_PORT']}/api/2.0/mlflow"
+
+    def call(user: str, method: str, path: str, body: dict[str, str] | None = None) -> httpx.Response:
+        password = stack.passwords[f"MLFLOW_{user.upper()}_PASSWORD"]
+        return httpx.request(method, f"{url}{path}", json=body, auth=(user, password), trust_env=False)
+
+    assert httpx.get(f"{url}/registered-models/search", trust_env=False).status_code == 401
+    run = call("steps", "POST", "/runs/create", {"experiment_id": "0"}).json()["run"]["info"]
+    assert call("steps", "POST", "/registered-models/create", {"name": "compose"}).status_code == 200
+    version = {"name": "compose", "source": f"{run['artifact_uri']}/model", "run_id": run["run_id"]}
+    assert call("steps", "POST", "/model-versions/create", version).status_code == 200
+    body = {"name": "compose", "alias": "champion", "version": "1"}
+    for user in ("steps", "console"):
+        assert call(user, "POST", "/registered-models/alias", body).status_code == 403
+    assert call("promotion", "POST", "/registered-models/alias", body).status_code == 200
+    for service, user in (("scheduler", "steps"), ("airflow", "console")):
+        shown = stack.call("exec", "-T", service, "printenv", "MLFLOW_TRACKING_USERNAME")
+        assert shown.strip() == user
+    secret = stack.passwords["MLFLOW_PROMOTION_PASSWORD"]
+    for service in ("scheduler", "triggerer", "dag-processor"):
+        assert secret not in stack.call("exec", "-T", service, "printenv")
+
+
+def test_a_training_registers_as_one_user_and_its_promotion_moves_the_champion_as_another(
+    stack: Stack, airflow: Airflow
+) -> None:
+    """The sample has landed; the task that promotes gets its user from the API server."""
+    for dag, conf in (
+        ("digits.data", {"start": "2013-01-01", "end": "2013-01-20"}),
+        ("digits.train", {"as_of": "2013-01-20", "reason": "a test"}),
+    ):
+        run = airflow.trigger(dag, conf=conf)
+        assert airflow.wait(dag, run) == "success", airflow.failure_reason(dag, run)
+    url = f"http://127.0.0.1:{stack.ports['MLFLOW_PORT']}/api/2.0/mlflow/registered-models/alias"
+    console = ("console", stack.passwords["MLFLOW_CONSOLE_PASSWORD"])
+    champion = {"name": "digits", "alias": "champion"}
+    answer = httpx.get(url, params=champion, auth=console, trust_env=False).raise_for_status()
+    assert answer.json()["model_version"]["version"] == "1"
 
 
 def test_nothing_is_left(stack: Stack) -> None:

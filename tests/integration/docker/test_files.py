@@ -146,9 +146,9 @@ def test_manifests_are_valid(version: str) -> None:
             pytest.fail(f"{name}: {document['kind']} {document['metadata']['name']}: {error}")
 
 
-def test_kustomization_names_every_manifest_but_the_optional_one() -> None:
+def test_kustomization_names_every_manifest_but_the_optional_ones() -> None:
     listed = yaml.safe_load((DOCKER / "kubernetes" / "kustomization.yaml").read_text("utf-8"))["resources"]
-    assert set(listed) == {p.name for p in MANIFESTS} - {"gpu.yaml"}
+    assert set(listed) == {p.name for p in MANIFESTS} - {"gpu.yaml", "egress-cilium.yaml"}
 
 
 def test_pods_meet_the_restricted_standard() -> None:
@@ -236,6 +236,12 @@ def test_passwords_are_random_private_and_kept(tmp_path: Path) -> None:
     assert len(set(first.values())) == len(first) and all(len(value) >= 20 for value in first.values())
     subprocess.run([sys.executable, "-I", script], check=True, timeout=30)
     assert dict(line.split("=", 1) for line in file.read_text().splitlines()) == first
+    # a file of an earlier version, without a line's end, gets what it lacks
+    file.write_text(f"AIRFLOW_PASSWORD={first['AIRFLOW_PASSWORD']}\nTAG=kept")
+    subprocess.run([sys.executable, "-I", script], check=True, timeout=30)
+    added = dict(line.split("=", 1) for line in file.read_text().splitlines())
+    assert set(added) == {*first, "TAG"} and stat.S_IMODE(file.stat().st_mode) == 0o600
+    assert (added["AIRFLOW_PASSWORD"], added["TAG"]) == (first["AIRFLOW_PASSWORD"], "kept")
     file.unlink()
     subprocess.run([sys.executable, "-I", script], check=True, timeout=30)
     assert not set(first.values()) & {line.split("=", 1)[1] for line in file.read_text().splitlines()}

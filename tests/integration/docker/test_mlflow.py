@@ -72,7 +72,10 @@ def test_compose_migrates_an_older_database_and_keeps_what_is_in_it(tmp_path: Pa
         stack.up("mlflow")
         assert f"schema {current}, was {older}" in stack.call("logs", "migrate-mlflow")
         url = f"http://127.0.0.1:{stack.ports['MLFLOW_PORT']}/api/2.0/mlflow/experiments/get"
-        answer = httpx.get(url, params={"experiment_id": "7"}, trust_env=False).raise_for_status()
+        query = {"params": {"experiment_id": "7"}, "trust_env": False}
+        assert httpx.get(url, **query).status_code == 401
+        admin = ("admin", stack.passwords["MLFLOW_ADMIN_PASSWORD"])
+        answer = httpx.get(url, auth=admin, **query).raise_for_status()
         assert answer.json()["experiment"]["name"] == "kept"
     finally:
         stack.down()
@@ -123,8 +126,19 @@ def test_a_pod_migrates_an_older_database_before_its_server_starts(namespace: tu
         if document["kind"] in ("ServiceAccount", "ConfigMap"):
             document["metadata"]["namespace"] = name
             utils.create_from_dict(api, document)
-    uri = {"MLFLOW_BACKEND_STORE_URI": "sqlite:////tmp/mlflow.db"}
-    core.create_namespaced_secret(name, {"metadata": {"name": "mlflow"}, "stringData": uri})
+    secrets = {
+        "mlflow": {
+            "MLFLOW_BACKEND_STORE_URI": "sqlite:////tmp/mlflow.db",
+            "MLFLOW_AUTH_DATABASE_URI": "sqlite:////tmp/users.db",
+            "MLFLOW_FLASK_SERVER_SECRET_KEY": "a key of the tests",
+        },
+        "mlflow-users": {
+            f"MLFLOW_{user}_PASSWORD": f"{user.lower()}-{name}"
+            for user in ("ADMIN", "STEPS", "PROMOTION", "CONSOLE")
+        },
+    }
+    for secret, content in secrets.items():
+        core.create_namespaced_secret(name, {"metadata": {"name": secret}, "stringData": content})
     apps.create_namespaced_deployment(name, deployment(name))
     wait_for(
         lambda: apps.read_namespaced_deployment("mlflow", name).status.available_replicas,
@@ -141,12 +155,14 @@ def test_a_pod_migrates_an_older_database_before_its_server_starts(namespace: tu
 
     older, current = printed("older").split()[-2:]
     assert f"schema {current}, was {older}" in printed("migrate")
+    assert "MLflow's user promotion: created" in printed("migrate")
     code = (
-        "import urllib.request as r; "
-        "print(r.urlopen('http://localhost:5000/api/2.0/mlflow/experiments/get?experiment_id=7').read().decode())"
+        "import requests; url = 'http://localhost:5000/api/2.0/mlflow/experiments/get?experiment_id=7'; "
+        f"print([requests.get(url, auth=a).text for a in (None, ('console', 'console-{name}'))])"
     )
     answer = stream(
         core.connect_get_namespaced_pod_exec, pod.metadata.name, name, command=["python", "-c", code],
         container="mlflow", stdout=True, stderr=True,
     )  # fmt: skip
+    assert "You are not authenticated" in answer, answer
     assert "'kept'" in answer.replace('"', "'"), answer

@@ -296,10 +296,11 @@ def test_a_step_trains_as_one_user_and_promotes_as_another(
     assert os.environ["MLFLOW_TRACKING_PASSWORD"] == PASSWORDS["steps"]
     current = registry.get_version_by_alias(spec.name)
     assert current is not None and current.version == version
-    _deviate(spec, server, monkeypatch)
+    _deviate(spec, server)
+    _register_again(spec, server)
 
 
-def _deviate(spec: ModelSpec, server: Server, monkeypatch: pytest.MonkeyPatch) -> None:
+def _deviate(spec: ModelSpec, server: Server) -> None:
     """An administrator removes the alias: a step may not put it back and refuses; the user of promotions does."""
     body = {"name": spec.name, "alias": "champion"}
     assert server.call("admin", "DELETE", f"{API}{ALIAS}", body).ok
@@ -308,6 +309,14 @@ def _deviate(spec: ModelSpec, server: Server, monkeypatch: pytest.MonkeyPatch) -
         assert not champion.get_champion(spec, partition=toys.LAST, actor="conclude").deviation
     restored = registry.get_version_by_alias(spec.name)
     assert restored is not None and restored.version == "1"
+
+
+def _register_again(spec: ModelSpec, server: Server) -> None:
+    """MLflow lost the model: a version with a number that the ledger has stays, unused, since no step may delete it."""
+    assert server.call("admin", "DELETE", f"{API}/registered-models/delete", {"name": spec.name}).ok
+    assert str(train(spec, as_of=toys.LAST, reason="again", force=True)["version"]) == "2"
+    first = server.call("admin", "GET", f"{API}/model-versions/get?name={spec.name}&version=1").json()
+    assert first["model_version"]["description"].startswith("Not used: the ledger has another version 1")
 
 
 def test_a_promotion_goes_with_a_token_where_the_connection_has_no_user(

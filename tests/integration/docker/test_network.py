@@ -172,3 +172,21 @@ def test_a_policy_that_lets_through_too_much_or_too_little_is_noticed(change: st
     changed = copy.deepcopy(policies())
     CHANGES[change](changed)
     assert wrong(changed)
+
+
+def test_cilium_lets_pods_reach_named_hosts_of_the_region_and_no_pattern() -> None:
+    folder = ROOT / "docker" / "kubernetes"
+    policy = yaml.safe_load((folder / "egress-cilium.yaml").read_text("utf-8"))
+    assert policy["metadata"]["namespace"] == "perennial" and policy["spec"]["endpointSelector"] == {}
+    assert not {"toCIDR", "toCIDRSet", "toEntities"} & {
+        key for rule in policy["spec"]["egress"] for key in rule
+    }
+    (named,) = [rule for rule in policy["spec"]["egress"] if "toFQDNs" in rule]
+    assert all(list(host) == ["matchName"] for host in named["toFQDNs"])
+    values = yaml.safe_load((folder / "values-airflow.yaml").read_text("utf-8"))
+    given = {item["name"]: item["value"] for item in values["env"]}
+    suffix = f"s3.{given['AWS_REGION']}.amazonaws.com"
+    buckets = {given[name].removeprefix("s3://") for name in ("PERENNIAL_LAKE", "PERENNIAL_LANDING")}
+    hosts = {host["matchName"] for host in named["toFQDNs"]}
+    assert hosts == {suffix, f"sts.{given['AWS_REGION']}.amazonaws.com", *(f"{b}.{suffix}" for b in buckets)}
+    assert named["toPorts"] == [{"ports": [{"port": "443", "protocol": "TCP"}]}]

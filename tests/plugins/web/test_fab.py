@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600)]
 #: Whether Airflow's roles may do the actions; what is not among them may not even look.
-MAY = {"vic": False, "ann": True, "bob": True, "admin": True}
+MAY = {"vic": False, "ann": True, "bob": True, "admin": True, "tom": True}
 #: A page of each kind about a model.
 PAGES = (
     "", ".json", "/versions/2", "/compare?a=1&b=2", "/features", "/ledger", "/ledger/export.json", "/cost",
@@ -114,6 +114,35 @@ def test_a_role_for_one_model_sees_that_model_and_a_role_without_rights_none(log
     assert log_in("mia").get(f"/perennial/models/{ONE_MODEL}").status_code == 200
     retrain = f"/perennial/models/{ONE_MODEL}/actions/retrain"
     assert log_in("mia").get(retrain).status_code == 403
+
+
+def test_a_team_sees_and_runs_its_own_models_and_another_team_none_of_them(log_in: LogIn) -> None:
+    def dags(user: str) -> set[str]:
+        return {dag["dag_id"] for dag in log_in(user).get("/api/v2/dags?limit=500").json()["dags"]}
+
+    assert f"{MODEL}.train" in dags("tom") and dags("eve") == set()
+    assert not {dag for dag in dags("tom") if dag.startswith("perennial.")}
+    assert log_in("eve").get("/perennial/models.json").json()["models"] == []
+    refused = {path: log_in("eve").get(f"/perennial/models/{MODEL}{path}").status_code for path in PAGES}
+    assert set(refused.values()) == {403}, refused
+    for action, choices in CHOICES.items():
+        assert log_in("eve").get(f"{ACTIONS}/{action}", params=choices).status_code == 403, action
+
+
+#: Requests for each action on a DAG that Airflow refuses for their content, if it does not refuse the user before.
+DAG_ACTIONS = (
+    ("POST", f"/dags/{MODEL}.score/dagRuns", {"conf": 1}),
+    ("PATCH", f"/dags/{MODEL}.score", {"is_paused": "perhaps"}),
+    ("POST", f"/dags/{MODEL}.score/clearTaskInstances", {"dry_run": "perhaps"}),
+    ("PATCH", f"/dags/{MODEL}.score/dagRuns/none", {"state": "perhaps"}),
+)
+
+
+@pytest.mark.parametrize(("user", "may"), [*MAY.items(), ("mia", False), ("eve", False), ("pat", False)])
+def test_airflows_own_api_lets_the_same_roles_act_on_a_dag(log_in: LogIn, user: str, may: bool) -> None:
+    for method, path, body in DAG_ACTIONS:
+        answer = log_in(user).request(method, f"/api/v2{path}", json=body)
+        assert answer.status_code == (422 if may else 403), (path, answer.text)
 
 
 def test_airflow_and_the_ledger_name_who_acted(
