@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from airflow.sdk import DAG, Param
 
 from perennial.spec.model_spec import StepLimits
-from perennial_airflow import deadlines, run_request, team_roles
+from perennial_airflow import deadlines, run_request
 from perennial_airflow.alerting import alerts
 from perennial_airflow.dag_factory import dag_docs
 
@@ -112,7 +112,6 @@ def _dag(spec: ModelSpec, dag_id: str, owner: str, params: dict[str, Param], **o
         start_date=spec.cadence.end_of(spec.first_partition),
         end_date=_end_of_runs(spec),
         catchup=False,
-        access_control=team_roles.access_control(owner),
         default_args={
             "owner": owner,
             "pre_execute": run_request.check_conf,

@@ -22,7 +22,7 @@ from support import servers
 #: Users and their roles. The role of ``mia`` is not one of Airflow's: she may look at one model.
 USERS = {
     "vic": "Viewer", "ann": "User", "bob": "Op", "admin": "Admin", "pat": "Public", "mia": "One model",
-    "tom": "team:tests", "eve": "team:others",
+    "tom": "team:tests", "eve": "team:flights",
 }  # fmt: skip
 PASSWORD = "a password of the tests"
 #: The model that ``mia`` may see, in a lake with others.
@@ -65,7 +65,6 @@ def server(root: Path) -> Iterator[FabServer]:
         "MLFLOW_TRACKING_URI": "http://127.0.0.1:9",
         "PERENNIAL_HOME": str(root / "home"),
         "PERENNIAL_MODELS": str(root / "models"),
-        "PERENNIAL_TEAM_ROLES": "true",
         "PERENNIAL_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(
             [str(ROOT / "include"), str(ROOT / "plugins"), str(ROOT / "tests"), os.environ.get("PYTHONPATH", "")]
@@ -107,14 +106,11 @@ def _serve(port: int) -> None:
     from airflow.utils.db import initdb
 
     from perennial.ingestion import data_profile
-    from perennial_airflow import team_roles
     from support.console import world
 
     data_profile.write_profile = lambda *_: ""
     world.build(Path(os.environ["PERENNIAL_MODELS"]))
     initdb()
-    # before the DAGs: Airflow refuses one whose role it does not have
-    team_roles.ensure_roles(["tests", "others"])
     DagBundlesManager().sync_bundles_to_db()
     sync_bag_to_db(DagBag(str(ROOT / "dags" / "models.py"), bundle_name="dags-folder"), "dags-folder", None)
     app = create_app(apps="core")
@@ -125,6 +121,9 @@ def _serve(port: int) -> None:
 def _add_users() -> None:
     from airflow.providers.fab.auth_manager.cli_commands.utils import get_application_builder
 
+    from perennial_airflow.dag_factory import team_roles
+
+    team_roles.main()
     with get_application_builder() as builder:
         manager = builder.sm
         manager.sync_roles()
