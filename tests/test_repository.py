@@ -40,7 +40,7 @@ BANNED_NAMES = {
 #: What takes long to import, or has no business in a DAG file.
 HEAVY = {
     "numpy", "pandas", "pyarrow", "duckdb", "deltalake", "xgboost", "sklearn", "scipy", "mlflow", "optuna",
-    "evidently", "great_expectations", "dask", "distributed", "airflow",
+    "evidently", "fairlearn", "great_expectations", "dask", "distributed", "airflow",
 }  # fmt: skip
 #: Packages and modules that DAG files import when they are parsed.
 LIGHT_PACKAGES = ("core", "charts", "feeds", "spec", "storage", "alerting")

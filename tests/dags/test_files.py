@@ -18,8 +18,8 @@ from perennial_airflow.dag_factory.factory import STAGES
 
 FILES = sorted((ROOT / "dags").glob("*.py"))
 HEAVY = {
-    "dask", "deltalake", "duckdb", "evidently", "great_expectations", "matplotlib", "mlflow", "numpy", "optuna",
-    "pandas", "pyarrow", "scipy", "sklearn", "shap", "xgboost",
+    "dask", "deltalake", "duckdb", "evidently", "fairlearn", "great_expectations", "matplotlib", "mlflow", "numpy",
+    "optuna", "pandas", "pyarrow", "scipy", "sklearn", "shap", "xgboost",
 }  # fmt: skip
 #: Runs DAG files, each in a fork of a process that has imported Airflow, with its own variables of the environment.
 LOOK = """
