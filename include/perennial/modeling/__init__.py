@@ -9,6 +9,7 @@ __all__ = [
     "coverage",
     "encoding",
     "evaluation_charts",
+    "grouped_bootstrap",
     "linear_design",
     "metrics",
     "mlflow_api",

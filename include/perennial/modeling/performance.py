@@ -1,7 +1,7 @@
 """The metrics of a challenger and of the champion on the held-out rows, with intervals, in total and by slice.
 
 A slice is the rows with one value of a column of ``monitoring.slices``: one of the most frequent values. All intervals
-come from one bootstrap, whose unit is that of the gate (`_grouped_bootstrap`). The result is stored with the version
+come from one bootstrap, whose unit is that of the gate (`grouped_bootstrap`). The result is stored with the version
 as `ARTIFACT`.
 """
 
@@ -18,8 +18,8 @@ from perennial.charts.markup import number
 from perennial.core.errors import ArtifactError
 from perennial.core.html import printable
 from perennial.modeling import metrics
-from perennial.modeling._grouped_bootstrap import GroupedRows, UnitBootstrap, simultaneous_intervals
 from perennial.modeling._rank_statistics import rank_statistics
+from perennial.modeling.grouped_bootstrap import GroupedRows, UnitBootstrap, simultaneous_intervals
 from perennial.spec.constraints import GATE_METRICS, MIN_BOOTSTRAP_PARTITIONS, MIN_SLICE_ROWS
 
 #: Name of the file, and version of its format.
@@ -200,6 +200,11 @@ class SliceValues:
             names = [NO_VALUE if value is None else value for value in encoded.dictionary.to_pylist()]
             known = [numbers.setdefault(name, len(numbers)) for name in names]
             self._codes[column].append(np.asarray(known, np.int64)[encoded.indices.to_numpy()])
+
+    def codes(self, column: str) -> tuple[list[str], np.ndarray]:
+        """The values of a column as texts, and the number of each row's value among them, shape (rows,)."""
+        blocks = self._codes[column]
+        return [*self._numbers[column]], np.concatenate(blocks) if blocks else np.zeros(0, np.int64)
 
     def frequent(self, counted: np.ndarray) -> Iterator[tuple[str, list[str], np.ndarray]]:
         """Each column with its most frequent values, and the number of each row's value among them.
