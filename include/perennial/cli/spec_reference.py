@@ -16,6 +16,7 @@ from perennial.core.settings import ROOT
 from perennial.features import sql_functions
 from perennial.spec.compute_profile import ComputeProfile
 from perennial.spec.constraints import (
+    FAIRNESS_METRICS,
     GATE_METRICS,
     HOLDOUT_METRICS,
     OBJECTIVES,
@@ -203,17 +204,21 @@ def page() -> str:
     parts = [_INTRO, *_functions(), "## Keys of `model.yaml`\n", *_table(ModelSpec, "")]
     parts += ["## Keys of `feature_set.yaml`\n", *_table(FeatureSet, "")]
     parts.append("## What depends on the task\n")
-    parts.append("| task | `gate.metric` | `gate.bounds` | `training.objective` |\n| --- | --- | --- | --- |")
+    parts.append(
+        "| task | `gate.metric` | `gate.bounds` | `gate.fairness.bounds` | `training.objective` |\n"
+        "| --- | --- | --- | --- | --- |"
+    )
     for task in GATE_METRICS:
         bounds = ", ".join(f"`{m}` ({direction(m)} is better)" for m in HOLDOUT_METRICS[task])
         losses, objectives = (
             ", ".join(f"`{v}`" for v in table[task]) for table in (GATE_METRICS, OBJECTIVES)
         )
-        cells = (losses, bounds, objectives)
+        groups = ", ".join(f"`{m}`" for m in FAIRNESS_METRICS.get(task, ())) or "none"
+        cells = (losses, bounds, groups, objectives)
         parts.append(f"| {task} | {' | '.join(cells)} |")
     parts.append(
-        "\nThe first of each list is the default.\n\n## Parameters of `training.params` and "
-        "`training.search.space`\n"
+        "\nThe first metric and the first objective of a list are the default.\n\n"
+        "## Parameters of `training.params` and `training.search.space`\n"
     )
     parts.append("| parameter | minimum | maximum |\n| --- | --- | --- |")
     parts += [f"| `{name}` | {low:g} | {high:g} |" for name, (low, high) in PARAMETER_BOUNDS.items()]

@@ -9,6 +9,7 @@ __all__ = [
     "compute_profile",
     "constraints",
     "feature_table",
+    "gate",
     "model_spec",
     "pod_manifest",
     "policies",

@@ -17,6 +17,7 @@ from perennial.core.partitions import Cadence, first_tick, nominal_start
 from perennial.core.sql import INTERNAL_PREFIX, fold_identifier, same_identifier
 
 __all__ = [
+    "FAIRNESS_METRICS",
     "GATE_METRICS",
     "HIGHER_IS_BETTER",
     "HOLDOUT_METRICS",
@@ -24,10 +25,12 @@ __all__ = [
     "LOG_OBJECTIVES",
     "MIN_BASELINE_PARTITIONS",
     "MIN_BOOTSTRAP_PARTITIONS",
+    "MIN_GROUP_ROWS",
     "MIN_SLICE_ROWS",
     "OBJECTIVES",
     "PARAMETER_BOUNDS",
     "ROWS",
+    "UNBOUNDED_RATIOS",
     "UNSUPPORTED_IN_FEATURES",
     "LongDuration",
     "OptionalDuration",
@@ -105,6 +108,23 @@ HOLDOUT_METRICS: dict[str, tuple[str, ...]] = {
     "regression": (*GATE_METRICS["regression"], "rmse", "r2"),
     "ranking": (*GATE_METRICS["ranking"], "ndcg"),
 }
+#: Metrics by which `gate.fairness` compares groups; a ranking has none.
+FAIRNESS_METRICS: dict[str, tuple[str, ...]] = {
+    "binary": (
+        "demographic_parity",
+        "equalized_odds",
+        "equal_opportunity",
+        "false_positive_rate",
+        "error_rate",
+        "mean_prediction",
+    ),
+    "multiclass": ("demographic_parity", "equalized_odds", "equal_opportunity", "error_rate"),
+    "regression": ("mean_prediction", "mean_error", "absolute_error"),
+}
+#: Those of them whose values need not be positive, so that ratios of them say nothing.
+UNBOUNDED_RATIOS = {"regression": ("mean_prediction", "mean_error")}
+#: Fewest rows with which `gate.fairness` may judge a group.
+MIN_GROUP_ROWS = 50
 #: Metrics of which a higher value is better; of every other metric, and of every loss, a lower one.
 HIGHER_IS_BETTER = frozenset({"auc", "average_precision", "accuracy", "r2", "ndcg"})
 #: The name of the model's rows in features.sql, which no reference table can have.

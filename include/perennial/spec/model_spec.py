@@ -364,6 +364,9 @@ class ModelSpec(FolderSpec):
                 "gate.slices needs monitoring.slices, the columns whose values form slices: name them there, or remove "
                 "gate.slices"
             )
+        if self.gate.fairness is not None:
+            label = None if self.label.source else self.label.expression
+            self.gate.fairness.check(self.task, self.data.columns, self.personal_columns, label)
         for key in ("slices", "fairness"):
             for column in getattr(self.monitoring, key):
                 if column not in self.data.columns:

@@ -17,6 +17,7 @@ from perennial.spec.constraints import (
     ShortDuration,
     TimeZone,
 )
+from perennial.spec.gate.fairness import FairnessGate
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = [
@@ -146,6 +147,11 @@ class GateSpec(StrictModel):
         None,
         description="Also require that the challenger is not clearly worse than the champion in any slice: for each "
         "frequent value of the columns in monitoring.slices.",
+    )
+    fairness: FairnessGate | None = Field(
+        None,
+        description="Also require that groups of the held-out rows are not further apart than this, in what is "
+        "predicted for them or in errors; whether or not there is a champion.",
     )
     approval: ApprovalSpec | None = Field(
         None,

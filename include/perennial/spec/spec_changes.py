@@ -198,7 +198,9 @@ CHANGES: dict[str, SpecChange] = {
     ),
     **dict.fromkeys(
         ("gate.margin", "gate.confidence", "gate.bootstrap_samples", "gate.bootstrap_unit", "gate.beat_baseline",
-         "gate.bounds", "gate.slices.max_worsening", "gate.slices.min_rows"),
+         "gate.bounds", "gate.slices.max_worsening", "gate.slices.min_rows", "gate.fairness.groups",
+         "gate.fairness.values", "gate.fairness.edges", "gate.fairness.bounds", "gate.fairness.threshold",
+         "gate.fairness.min_rows"),
         SpecChange(Effect.NEXT_VERSION, _TRAINED, "A challenger that has passed is promoted all the same."),
     ),
     **dict.fromkeys(

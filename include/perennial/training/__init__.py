@@ -12,6 +12,7 @@ __all__ = [
     "challenger_evaluation",
     "checkpoint",
     "dask_cluster",
+    "gate",
     "runs",
     "search",
     "studies",

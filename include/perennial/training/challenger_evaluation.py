@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
@@ -17,16 +17,17 @@ from perennial.modeling import comparison, evaluation_charts, metrics, performan
 from perennial.modeling.comparison import Comparison
 from perennial.modeling.coverage import NO_LABEL, ONE_GRADE, UNSEEN_CLASS, Coverage
 from perennial.modeling.evaluation_charts import Chart
-from perennial.modeling.performance import EvaluatedRows, Performance, SlicePerformance, SliceValues
+from perennial.modeling.performance import EvaluatedRows, Performance, SliceValues
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
-from perennial.spec.constraints import MIN_BOOTSTRAP_PARTITIONS, MIN_SLICE_ROWS
+from perennial.spec.constraints import MIN_BOOTSTRAP_PARTITIONS
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, pages
+from perennial.training.gate.decision import gate_decision
+from perennial.training.gate.fairness import Fairness, estimate_fairness
+from perennial.training.gate.group_values import GroupValues
 from perennial.training.windows import Windows
 
-#: Most slices that the gate names.
-MAX_NAMED_SLICES = 5
 #: A function from an encoded matrix to predictions.
 Predictor = Callable[[np.ndarray], np.ndarray]
 
@@ -64,6 +65,7 @@ class Evaluation:
         not_compared: why the champion cannot be compared; empty if it was, or there is none.
         charts: charts of its predictions on the held-out rows, by name; empty if they could not be drawn.
         performance: its metrics, and those of the champion, with intervals, in total and by slice.
+        fairness: how far apart it treats groups; None without ``gate.fairness``.
     """
 
     passed: bool
@@ -77,153 +79,17 @@ class Evaluation:
     not_compared: str = ""
     charts: Mapping[str, Chart] = field(default_factory=dict)
     performance: Performance | None = None
+    fairness: Fairness | None = None
 
     def as_dict(self) -> dict[str, Any]:
-        """The evaluation as JSON, with rounded comparisons, and without charts and `performance`."""
-        content = asdict(replace(self, charts={}, performance=None))
-        del content["charts"], content["performance"]
+        """The evaluation as JSON, with rounded comparisons, and without charts, `performance` and `fairness`."""
+        content = asdict(replace(self, charts={}, performance=None, fairness=None))
+        del content["charts"], content["performance"], content["fairness"]
         return content | {
             "coverage": self.coverage.as_dict(),
             "against_baselines": {name: c.as_dict() for name, c in self.against_baselines.items()},
             "against_champion": self.against_champion.as_dict() if self.against_champion else None,
         }
-
-
-def gate_decision(
-    spec: ModelSpec,
-    values: Mapping[str, float],
-    baselines: Mapping[str, Comparison],
-    champion: Comparison | None,
-    coverage: Coverage | None = None,
-    not_compared: str = "",
-    performance_by_slice: Performance | None = None,
-) -> tuple[bool, list[str]]:
-    """Decide whether a challenger passes the gate.
-
-    The confidence interval of its improvement must be above 0 compared with the constant model, and above the margin
-    compared with the champion. Compared with the linear model it must not be below 0: if a simpler model is equally
-    good, the data do not show which is better. With a champion that cannot be compared, the baseline models always
-    count, so that something is compared.
-
-    Args:
-        spec: the model.
-        values: the challenger's metrics, by name.
-        baselines: comparison with each baseline model, by name.
-        champion: comparison with the champion; None if there is none, or it cannot be compared.
-        coverage: how many rows all of these rest on, for the first sentence.
-        not_compared: why the champion cannot be compared; empty if it can, or there is none.
-        performance_by_slice: metrics of both models by slice, for ``gate.slices``.
-
-    Returns:
-        Whether it passes, and a sentence for each criterion.
-    """
-    criteria = [(coverage.evaluated > 0, f"evaluated on {coverage}")] if coverage else []
-
-    def compare(name: str, result: Comparison, ok: bool, rule: str) -> None:
-        remedy = "" if ok else _remedy(spec, name)
-        criteria.append(
-            (
-                ok,
-                f"{spec.metric} {result.loss:.4f}, {name} {result.other:.4f}: improvement "
-                f"{result.improvement:+.2%} [{result.low:+.2%}, {result.high:+.2%}], {rule}{remedy}",
-            )
-        )
-
-    if spec.gate.beat_baseline or not_compared:
-        for name, result in baselines.items():
-            if name == "constant":
-                compare(name, result, result.low > 0, "must be above 0")
-            else:
-                compare(name, result, result.high >= 0, "must not be below 0")
-        if len(baselines) < 2:
-            criteria.append((True, "not compared with a linear model: its training rows have one class only"))
-    if champion is not None:
-        margin = spec.gate.margin
-        compare("champion", champion, champion.low > margin, f"must be above {margin:.2%}")
-    elif not_compared:
-        criteria.append((True, f"not compared with the champion, only with the baselines: {not_compared}"))
-    else:
-        criteria.append((True, "there is no champion to compare with"))
-    criteria += _bound_criteria(spec, values)
-    if champion is not None and performance_by_slice is not None:
-        criteria += _slice_criteria(spec, performance_by_slice)
-    return all(ok for ok, _ in criteria), [f"{'ok' if ok else 'FAILED'}: {text}" for ok, text in criteria]
-
-
-def _remedy(spec: ModelSpec, name: str) -> str:
-    """What to do about a challenger that is not better than a model, continuing a sentence.
-
-    Args:
-        spec: the model.
-        name: what it was compared with: a baseline model, or the champion.
-    """
-    if name == "champion":
-        return ": the champion stays"
-    if name == "linear":
-        return (
-            ": set training.candidates to [trees, linear], so that the linear model can be the challenger"
-            if "linear" not in spec.training.candidates
-            else ": add features, or partitions to train on"
-        )
-    more = f"hold out more than {spec.training.holdout} (training.holdout), so that the interval "
-    return (
-        f": add features that say more about the label, or partitions to train on; or {more}becomes narrower"
-    )
-
-
-def _bound_criteria(spec: ModelSpec, values: Mapping[str, float]) -> Iterator[tuple[bool, str]]:
-    """Whether each metric keeps the gate's bounds, with a sentence."""
-    for name, bound in spec.gate.bounds.items():
-        value = values.get(name)
-        shown = "not known" if value is None else f"{value:.4f}"
-        if bound.min is not None:
-            ok = value is not None and value >= bound.min
-            yield ok, f"{name} is {shown}, must not be below {bound.min:g}"
-        if bound.max is not None:
-            ok = value is not None and value <= bound.max
-            yield ok, f"{name} is {shown}, must not be above {bound.max:g}"
-
-
-def _slice_criteria(spec: ModelSpec, measured: Performance) -> Iterator[tuple[bool, str]]:
-    """Whether no slice is clearly worse than ``gate.slices`` tolerates, with a sentence for each that is."""
-    policy = spec.gate.slices
-    if policy is None:
-        return
-    judged = [s for s in measured.slices if s.improvement is not None and s.rows >= policy.min_rows]
-    others = f"{len(measured.slices) - len(judged)} others have fewer rows and are not judged"
-    if not judged:
-        yield (
-            False,
-            f"no slice of {', '.join(spec.monitoring.slices)} has {policy.min_rows:,} held-out rows (gate.slices."
-            f"min_rows), so none is judged: hold out more than {spec.training.holdout} (training.holdout), or lower "
-            f"min_rows to {MIN_SLICE_ROWS} or more",
-        )
-        return
-    rule = f"must not be clearly worse by more than {policy.max_worsening:.2%}"
-    worse = [s for s in measured.worse_slices if s in judged and _worsening(s) > policy.max_worsening]
-    for s in worse[:MAX_NAMED_SLICES]:
-        yield (
-            False,
-            f"slice {s.name}: {spec.metric} {s.metrics[spec.metric].value:.4f}, champion "
-            f"{s.champion[spec.metric].value:.4f}: improvement {s.improvement_text} on {s.rows:,} rows, {rule}: add "
-            "features that say more about these rows, or partitions to train on that have more of them; or raise "
-            "gate.slices.max_worsening",
-        )
-    if len(worse) > MAX_NAMED_SLICES:
-        yield False, f"{len(worse) - MAX_NAMED_SLICES} more slices are worse: see the report of the training"
-    if not worse:
-        lowest = min(judged, key=lambda s: s.improvement.value if s.improvement else 0.0)
-        yield (
-            True,
-            f"none of {len(judged)} slices with at least {policy.min_rows:,} rows is clearly worse than the champion "
-            f"by more than {policy.max_worsening:.2%} ({others}), the lowest improvement is that of {lowest.name}: "
-            f"{lowest.improvement_text} on {lowest.rows:,} rows",
-        )
-
-
-def _worsening(slice_: SlicePerformance) -> float:
-    """By how much a slice is clearly worse than the champion, as a share of its loss."""
-    return -slice_.improvement.high if slice_.improvement else 0.0
 
 
 def evaluate_challenger(
@@ -267,9 +133,9 @@ def evaluate_challenger(
     against_baselines = {name: compare(blocks) for name, blocks in rows.baselines.items()}
     against_champion = compare(rows.champion) if rows.champion else None
     values = metrics.metrics(spec.task, y, predicted, lists)
-    measured = _estimate_performance(spec, rows, y, predicted, lists)
+    measured, fairness = _estimate_performance(spec, rows, y, predicted, lists)
     passed, reasons = gate_decision(
-        spec, values, against_baselines, against_champion, coverage, not_compared, measured
+        spec, values, against_baselines, against_champion, coverage, not_compared, measured, fairness
     )
     if confidence and confidence > spec.gate.confidence:
         reasons[0] += f"; best of several models, so the intervals have a confidence of {confidence:.2%}"
@@ -285,13 +151,14 @@ def evaluate_challenger(
         not_compared,
         _draw_charts(spec, y, predicted, challenger.classes),
         measured,
+        fairness,
     )
 
 
 def _estimate_performance(
     spec: ModelSpec, rows: _HoldoutRows, y: np.ndarray, predicted: np.ndarray, lists: np.ndarray | None
-) -> Performance:
-    """The metrics of challenger and champion with their intervals, in total and by slice."""
+) -> tuple[Performance, Fairness | None]:
+    """The metrics of challenger and champion with their intervals, in total and by slice; and gaps between groups."""
     evaluated = EvaluatedRows(
         spec.task,
         spec.metric,
@@ -301,13 +168,22 @@ def _estimate_performance(
         lists,
         np.concatenate(rows.days) if rows.days else None,
     )
-    return performance.estimate_performance(
-        evaluated,
-        rows.slices,
-        confidence=spec.gate.confidence,
-        samples=spec.gate.bootstrap_samples,
-        seed=spec.training.seed,
+    confidence, samples, seed = spec.gate.confidence, spec.gate.bootstrap_samples, spec.training.seed
+    measured = performance.estimate_performance(
+        evaluated, rows.slices, confidence=confidence, samples=samples, seed=seed
     )
+    if spec.gate.fairness is None:
+        return measured, None
+    fairness = estimate_fairness(
+        spec.gate.fairness,
+        evaluated,
+        rows.groups,
+        rows.classes,
+        confidence=confidence,
+        samples=samples,
+        seed=seed,
+    )
+    return measured, fairness
 
 
 def _losses(spec: ModelSpec, y: np.ndarray, predicted: np.ndarray, lists: np.ndarray | None) -> np.ndarray:
@@ -391,9 +267,13 @@ class _HoldoutRows:
         lists: ranking only: number of each row's list.
         days: day of each row, if the gate's bootstrap draws days.
         slices: values of the columns of ``monitoring.slices``.
+        groups: groups of ``gate.fairness``.
+        classes: names of the classes, for multiclass.
     """
 
     slices: SliceValues
+    groups: GroupValues
+    classes: tuple[str, ...]
     y: list[np.ndarray] = field(default_factory=list)
     challenger: list[np.ndarray] = field(default_factory=list)
     champion: list[np.ndarray] = field(default_factory=list)
@@ -417,7 +297,8 @@ def _predict_holdout(
         champion_classes = model.classes
         classes += tuple(c for c in champion_classes if c not in classes)
         predict_champion = _champion_predictor(champion, model, source)
-    rows = _HoldoutRows(SliceValues(spec.monitoring.slices), baselines={name: [] for name in baselines})
+    slices, groups = SliceValues(spec.monitoring.slices), GroupValues(spec.gate.fairness)
+    rows = _HoldoutRows(slices, groups, classes, baselines={name: [] for name in baselines})
     numbering = ListNumbering(spec)
     for table in read_labelled_rows(spec, windows.holdout, source.version, source.labels_version):
         computed = features.compute(table)
@@ -430,6 +311,7 @@ def _predict_holdout(
             days = table.column(delta_tables.PARTITION).cast(pa.date32()).cast(pa.int32()).to_numpy()
             rows.days.append(days)
         rows.slices.add(table)
+        rows.groups.add(table)
         if spec.group:
             rows.lists.append(numbering.number(table))
         if predict_champion:

@@ -19,6 +19,7 @@ from perennial.core.errors import DataError, RegistryError, SpecError
 from perennial.ingestion import model_tables
 from perennial.ingestion.run import label_inputs, row_inputs
 from perennial.modeling import registry
+from perennial.spec.gate.fairness import FairnessGate
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import ApprovalSpec, QuietHours, SliceGate
 from perennial.spec.spec_changes import CHANGES, Effect, as_trained, target_difference
@@ -93,6 +94,9 @@ OTHER: dict[str, Any] = {
     "gate.metric": "brier", "gate.margin": 0.1, "gate.confidence": 0.9, "gate.bootstrap_samples": 100,
     "gate.bootstrap_unit": "partitions", "gate.external_change": "follow", "gate.beat_baseline": False,
     "gate.bounds": {"brier": {"max": 0.5}}, "gate.slices.max_worsening": 0.1, "gate.slices.min_rows": 200,
+    "gate.fairness.groups": [["k", "place"]], "gate.fairness.values": {"k": ["a"]}, "gate.fairness.edges": {"x": [0.0]},
+    "gate.fairness.bounds": {"error_rate": {"min_ratio": 0.8}}, "gate.fairness.threshold": 0.3,
+    "gate.fairness.min_rows": 100,
     "gate.approval.who": ["grace"], "gate.approval.hours": 5, "gate.approval.reasons": ["reviewed"],
     "monitoring.window": "5 days", "monitoring.reference": "rolling", "monitoring.min_rows": 10,
     "monitoring.psi_threshold": 0.3, "monitoring.noise_floor": False, "monitoring.null_jump": 0.2,
@@ -130,6 +134,7 @@ OTHER |= {f"{feed}.format.{key}": value for feed in ("data", "label") for key, v
 SECTIONS: dict[str, Any] = {
     "quiet_hours": QuietHours(from_hour=1, to_hour=2), "format": TextFormatSpec(), "slices": SliceGate(),
     "approval": ApprovalSpec(who=["ada"]),
+    "fairness": FairnessGate(groups=["k"], bounds={"demographic_parity": {"max_difference": 0.1}}),
 }  # fmt: skip
 
 
