@@ -28,6 +28,7 @@ from perennial.training.artifacts import ModelArtifacts, build_artifacts
 from perennial.training.candidates import Candidate, TrainingJob, fit_best_candidate
 from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.checkpoint import Checkpoint
+from perennial.training.gate import fairness
 from perennial.training.runs import recipe as recipes
 from perennial.training.runs.recipe import Recipe
 from perennial.training.runs.train_result import TrainResult, train_result
@@ -360,6 +361,8 @@ def _complete(
     }
     if evaluation.performance:
         documents[performance.ARTIFACT] = evaluation.performance.as_dict()
+    if evaluation.fairness:
+        documents[fairness.ARTIFACT] = evaluation.fairness.as_dict()
     files = [*artifacts.files]
     if candidate.registered_model is not candidate.model:
         files.append(job.folder / training_records.EVALUATED_MODEL_FILE)

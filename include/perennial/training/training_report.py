@@ -21,6 +21,7 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.storage import pages
 from perennial.training.candidates import Candidate
 from perennial.training.challenger_evaluation import Evaluation
+from perennial.training.gate import fairness_chart
 from perennial.training.studies import staleness, usefulness
 from perennial.training.studies.staleness import Staleness
 from perennial.training.studies.usefulness import UnitUsefulness, Usefulness
@@ -105,6 +106,7 @@ class TrainingReport:
             page.section(f"Gate: {gate}", reasons),
             page.section(f"Metrics on {evaluation.rows:,} held-out rows", _metrics(evaluation)),
             *_slices(evaluation, self.slice_charts()),
+            *_fairness(evaluation),
             *_staleness(self.candidate.studies.get(staleness.ARTIFACT)),
             *_usefulness(self.candidate.studies.get(usefulness.ARTIFACT)),
             page.section("Training", page.facts([*self.facts.items(), ("MLflow", link)])),
@@ -164,6 +166,15 @@ def _slices(evaluation: Evaluation, charts: Mapping[str, Sequence[Chart]]) -> li
         parts = [figures, table(heads, rows), *([element("p", text(others))] if others else [])]
         sections.append(page.section(f"Slices by {column}", *parts))
     return sections
+
+
+def _fairness(evaluation: Evaluation) -> list[Markup]:
+    """A section with the rates of the groups of ``gate.fairness``; none without."""
+    if evaluation.fairness is None:
+        return []
+    drawn, known = page.charts(fairness_chart.figures(evaluation.fairness)), evaluation.fairness
+    parts = drawn, fairness_chart.verdict_table(known), fairness_chart.describe(known)
+    return [page.section("Fairness: gaps between groups", *parts)]
 
 
 def _staleness(curve: Staleness | None) -> list[Markup]:

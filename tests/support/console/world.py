@@ -26,6 +26,8 @@ from perennial.steps import dispatch
 from perennial.storage import landing, ledger, manifests, object_store
 from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest
+from perennial.training.gate import fairness
+from perennial.training.gate.fairness import Disparity, FairnessVerdict, GroupRate
 from support import toys
 
 #: The partition that ended last, and the first one that was published: eight partitions, one of them missing.
@@ -103,6 +105,26 @@ def store_performance(version: str) -> str:
     return hashlib.sha256(file.read_bytes()).hexdigest()
 
 
+def store_fairness(version: str) -> str:
+    """Store gaps between groups, of a column that is personal data by now, and of one whose groups the spec named."""
+    rates = (GroupRate("north", 150, 0.2, 0.15, 0.25), GroupRate(HOSTILE, 140, 0.35, 0.3, 0.4))
+    hidden = (GroupRate(PERSON, 150, 0.2, 0.15, 0.25), GroupRate("Bob", 140, 0.35, 0.3, 0.4))
+    gap = (0.15, 0.1, 0.2, 0.57)
+    disparities = [
+        Disparity((column,), "error rate", "", groups, *gap, few_groups=3, few_rows=41)
+        for column, groups in (("place", rates), ("who", hidden))
+    ]
+    verdicts = [
+        FairnessVerdict(
+            d.columns, "error_rate", "difference", 0.2, 0.15, True, *(g.group for g in d.groups), "…"
+        )
+        for d in disparities
+    ]
+    file = settings().home / "cache" / "runs" / f"run{version}" / fairness.ARTIFACT
+    file.write_text(json.dumps(fairness.Fairness(0.95, 100, disparities, verdicts, ("place",)).as_dict()))
+    return hashlib.sha256(file.read_bytes()).hexdigest()
+
+
 def promote(
     spec: ModelSpec, version: str, as_of: str, actor: str = "gate", previous: str | None = None
 ) -> None:
@@ -122,6 +144,8 @@ def promote(
         "previous": previous,
     }  # fmt: skip
     evidence["digests"] = {"model.ubj": version * 64, performance.ARTIFACT: store_performance(version)}
+    if version == "2":
+        evidence["digests"][fairness.ARTIFACT] = store_fairness(version)
     for kind, decision, reason in (
         (LedgerKind.TRAINING, Decision.ACCEPTED, "; ".join(reasons)),
         (LedgerKind.PROMOTION, Decision.PROMOTED, "passed its gate"),

@@ -111,6 +111,7 @@ def test_metrics_have_intervals_and_slices_say_what_they_rest_on(
     assert [re.sub(r"[.].*", "", label) for label in pictures] == [
         "Log loss by place (lower is better)",
         "Improvement over the champion by place",
+        "Error rate by place",
     ]
     assert "this version, all rows: 0.29" in pictures[0] and ": -8.0%" in pictures[1]
     assert page.count("tag-worse") == 1 and "champion then, same rows" in page and "<img" not in page
@@ -127,6 +128,19 @@ def test_metrics_have_intervals_and_slices_say_what_they_rest_on(
         "log loss 0.4 (0.38 to 0.42); auc 0.7 (0.68 to 0.72); 150 rows",
         "log loss 0.39 (0.37 to 0.41); auc 0.7 (0.68 to 0.72); 150 rows",
     ]
+
+
+def test_gaps_between_groups_are_shown_with_what_is_not_judged(
+    browser: TestClient, world: dict[str, ModelSpec]
+) -> None:
+    stored = content(browser, "/models/well/versions/2")["fairness"]
+    (verdict,) = stored["verdicts"]
+    assert (verdict["columns"], verdict["value"], verdict["highest"]) == (["place"], 0.15, HOSTILE)
+    page = browser.get("/models/well/versions/2").text
+    assert "<h3>Fairness</h3>" in page and "at most 0.2" in page and "<img" not in page
+    assert "place, error rate: 3 groups with 41 rows together have too few." in page
+    assert content(browser, "/models/well/versions/1")["fairness"] is None
+    assert "<h3>Fairness</h3>" not in browser.get("/models/well/versions/1").text
 
 
 def test_slices_of_a_column_that_became_personal_data_are_not_shown(

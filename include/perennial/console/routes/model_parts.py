@@ -41,7 +41,11 @@ def show_version(request: Request, model: str, number: str, user: User) -> Respo
     access.authorise(request, model, user)
     content = _version(request, model, number)
     return access.page(
-        request, "version.html", content, slice_figures=version.slice_figures(model, content.held_out)
+        request,
+        "version.html",
+        content,
+        slice_figures=version.slice_figures(model, content.held_out),
+        fairness_figures=version.fairness_figures(content.fairness),
     )
 
 

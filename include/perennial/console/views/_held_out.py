@@ -1,17 +1,20 @@
-"""What training stored about a version's performance on the held-out rows: intervals, and slices."""
+"""What training stored about a version's performance on the held-out rows: intervals, slices and fairness."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
+from typing import Any
 
-from perennial.charts.markup import Markup, join
+from perennial.charts.markup import Markup, element, join
 from perennial.console import overview, time_limit
 from perennial.console.views.parts import Parts
 from perennial.modeling import evaluation_charts, performance, registry
 from perennial.modeling.performance import Performance
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
+from perennial.training.gate import fairness, fairness_chart
+from perennial.training.gate.fairness import Fairness
 
 
 def read(parts: Parts, model: str, recorded: TrainingRecord) -> Performance | None:
@@ -26,20 +29,52 @@ def read(parts: Parts, model: str, recorded: TrainingRecord) -> Performance | No
     """
     if performance.ARTIFACT not in recorded.digests:
         return None
-    version = ModelVersion(model, recorded.version, recorded.run_id, recorded.model_id, recorded.tags)
+    words = "intervals and slices"
     stored = parts.read(
-        "intervals and slices",
-        lambda: time_limit.within(
-            time_limit.MLFLOW_SECONDS,
-            "MLflow, which has the intervals and slices of versions,",
-            lambda: performance.parse(registry.load_json_artifact(version, performance.ARTIFACT)),
-        ),
-        None,
+        words, lambda: performance.parse(_load(model, recorded, performance.ARTIFACT, words)), None
     )
     if stored is None or not stored.slices:
         return stored
     without = replace(stored, slices=[], other_rows={})
     return parts.read("slices", lambda: _without_personal(model, stored), without)
+
+
+def read_fairness(parts: Parts, model: str, recorded: TrainingRecord) -> Fairness | None:
+    """The fairness of a version, likewise; None if its gate had none.
+
+    Groups of a column that is personal data by now are left out, unless the spec named them when it was trained.
+    """
+    if fairness.ARTIFACT not in recorded.digests:
+        return None
+
+    def load() -> Fairness:
+        stored = fairness.parse(_load(model, recorded, fairness.ARTIFACT, "the fairness"))
+        hidden = {*overview.load_spec(model).personal_names} - {*stored.declared}
+        return replace(
+            stored,
+            disparities=[d for d in stored.disparities if not hidden & {*d.columns}],
+            verdicts=[v for v in stored.verdicts if not hidden & {*v.columns}],
+        )
+
+    return parts.read("fairness", load, None)
+
+
+def fairness_figures(stored: Fairness | None) -> Markup:
+    """Charts of the fairness of a version, and what they rest on; empty if it has none."""
+    if stored is None or not stored.verdicts:
+        return Markup("")
+    charts = element("div", *fairness_chart.figures(stored), class_="charts of-slices")
+    return join([charts, fairness_chart.describe(stored)])
+
+
+def _load(model: str, recorded: TrainingRecord, artifact: str, words: str) -> Any:
+    """Load a JSON file of a version, for so long as a page may take."""
+    version = ModelVersion(model, recorded.version, recorded.run_id, recorded.model_id, recorded.tags)
+    return time_limit.within(
+        time_limit.MLFLOW_SECONDS,
+        f"MLflow, which has {words} of versions,",
+        lambda: registry.load_json_artifact(version, artifact),
+    )
 
 
 def _without_personal(model: str, stored: Performance) -> Performance:

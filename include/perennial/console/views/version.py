@@ -11,6 +11,7 @@ from perennial.charts.markup import Markup
 from perennial.console import overview
 from perennial.console.host import Link
 from perennial.console.views import _held_out
+from perennial.console.views._held_out import fairness_figures as fairness_figures
 from perennial.console.views._held_out import slice_figures as slice_figures
 from perennial.console.views.parts import Parts
 from perennial.core.settings import settings
@@ -26,6 +27,7 @@ from perennial.status.history import Entry, History
 from perennial.storage import delta_tables, ledger, manifests
 from perennial.storage.ledger import LedgerKind, LedgerRecord
 from perennial.storage.manifests import Manifest
+from perennial.training.gate.fairness import Fairness
 
 #: Signals of monitoring that compare groups of rows.
 _GROUP_SIGNALS = ("slices", "fairness")
@@ -152,6 +154,7 @@ class VersionPage:
         candidates: held-out loss of each candidate, by what they differ in and name; the lowest won.
         staleness: chart of the loss by age of the model; None if it was not measured.
         held_out: the metrics with intervals, of its champion too, and by slice; None if training stored none.
+        fairness: gaps between the groups of ``gate.fairness``; None if training stored none.
         groups: what monitoring says of groups of rows.
         terms: times as champion, in order.
         decisions: records of the ledger that concern it, in order.
@@ -178,6 +181,7 @@ class VersionPage:
     candidates: dict[str, dict[str, float]] = field(default_factory=dict)
     staleness: Markup | None = None
     held_out: Performance | None = None
+    fairness: Fairness | None = None
     groups: list[GroupSignal] = field(default_factory=list)
     terms: list[Term] = field(default_factory=list)
     decisions: list[dict[str, Any]] = field(default_factory=list)
@@ -231,6 +235,7 @@ def compose(model: str, version: str, base: str, *, has_runs: bool) -> VersionPa
         candidates={k: v for k, v in (result.get("candidates") or {}).items() if v},
         staleness=staleness_chart(curve).figure() if (curve := result.get("staleness")) else None,
         held_out=estimates,
+        fairness=_held_out.read_fairness(parts, model, recorded),
         groups=_groups(monitored),
         terms=list(_terms(changes, version)),
         decisions=_decisions(records, training),

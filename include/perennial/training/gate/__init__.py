@@ -1,3 +1,3 @@
 """The gate: whether a challenger passes, and how far apart it treats groups of the held-out rows."""
 
-__all__ = ["decision", "fairness", "group_values"]
+__all__ = ["decision", "fairness", "fairness_chart", "group_values"]

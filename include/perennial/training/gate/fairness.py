@@ -12,7 +12,7 @@ same result follows from the counts as weights. It is imported in the function t
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -251,11 +251,13 @@ def estimate_fairness(
     needed = {rate for metric in policy.bounds for rate in _RATES[metric]}
     predictions = [rows.challenger, *([rows.champion] if rows.champion is not None else [])]
     rates = [list(_rates(rows, predicted, classes, policy.threshold, needed)) for predicted in predictions]
-    disparities, verdicts = [], []
+    disparities: list[Disparity] = []
+    verdicts: list[FairnessVerdict] = []
     for grouping in values.groupings():
-        of_columns = []
-        for same_rate in zip(*rates, strict=True):
-            of_columns.append(_disparity(same_rate, grouping, bootstrap, policy.min_rows, confidence))
+        of_columns = [
+            _disparity(same_rate, grouping, bootstrap, policy.min_rows, confidence)
+            for same_rate in zip(*rates, strict=True)
+        ]
         for metric in policy.bounds:
             judged = [d for d in of_columns if d.rate in _RATES[metric]]
             verdicts += _verdicts(policy, metric, grouping.title, judged)
@@ -322,14 +324,19 @@ def _disparity(
         confidence: of the intervals.
     """
     rate, *of_champion = models
-    title = rate.name, printable(rate.positive, 40)
     inside = grouping.codes >= 0
     rows = np.bincount(grouping.codes[rate.counted & inside], minlength=len(grouping.names))
-    judged = np.flatnonzero(rows >= min_rows)
-    few = rows[rows < min_rows]
-    omitted = {"few_groups": len(few), "few_rows": int(few.sum()), "other_rows": int((~inside).sum())}
+    judged, few = np.flatnonzero(rows >= min_rows), rows[rows < min_rows]
+    disparity = Disparity(
+        grouping.columns,
+        rate.name,
+        printable(rate.positive, 40),
+        few_groups=len(few),
+        few_rows=int(few.sum()),
+        other_rows=int((~inside).sum()),
+    )
     if len(judged) < 2:
-        return Disparity(grouping.columns, *title, **omitted)
+        return disparity
     rank = np.full(len(grouping.names) + 1, -1)  # the last one is that of rows in no group
     rank[judged] = np.arange(len(judged))
     codes = np.where(rate.counted, rank[grouping.codes], -1)
@@ -338,28 +345,22 @@ def _disparity(
     _, sampled = grouped.means(rate.values)
     low, high = grouped.interval(sampled, confidence)
     least, most = int(np.argmin(values)), int(np.argmax(values))
-    coverage = expanded_confidence(confidence, np.maximum(min(grouped.units[least], grouped.units[most]), 2))
-    tails = [(1 - float(coverage)) / 2, (1 + float(coverage)) / 2]
-    ends = np.quantile(sampled[:, most] - sampled[:, least], tails)
-    return Disparity(
-        grouping.columns,
-        *title,
-        tuple(
-            GroupRate(
-                printable(grouping.names[i], 60),
-                int(rows[i]),
-                float(values[j]),
-                float(low[j]),
-                float(high[j]),
-            )
-            for j, i in enumerate(judged)
-        ),
-        difference,
-        float(ends[0]),
-        float(ends[1]),
-        ratio,
-        _by_fairlearn(of_champion[0], codes)[1] if of_champion else None,
-        **omitted,
+    coverage = float(expanded_confidence(confidence, max(2, int(grouped.units[[least, most]].min()))))
+    ends = np.quantile(sampled[:, most] - sampled[:, least], [(1 - coverage) / 2, (1 + coverage) / 2])
+    groups = [
+        GroupRate(
+            printable(grouping.names[i], 60), int(rows[i]), float(values[j]), float(low[j]), float(high[j])
+        )
+        for j, i in enumerate(judged)
+    ]
+    return replace(
+        disparity,
+        groups=tuple(groups),
+        difference=difference,
+        low=float(ends[0]),
+        high=float(ends[1]),
+        ratio=ratio,
+        champion=_by_fairlearn(of_champion[0], codes)[1] if of_champion else None,
     )
 
 
@@ -383,7 +384,8 @@ def _by_fairlearn(rate: _Rate, codes: np.ndarray) -> tuple[np.ndarray, float, fl
     groups = codes[chosen]
     if rate.labels is None or rate.decisions is None:
         weights = np.bincount(groups)
-        y = predicted = np.bincount(groups, rate.values[chosen]) / weights
+        y: np.ndarray = np.bincount(groups, rate.values[chosen]) / weights
+        predicted = y
         members = np.arange(len(weights))
     else:
         cells = groups * 4 + rate.labels[chosen] * 2 + rate.decisions[chosen]

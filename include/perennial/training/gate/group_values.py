@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -71,15 +72,14 @@ class GroupValues:
                 names, codes = _combine((names, codes), numbered[column])
             yield Grouping(tuple(columns), tuple(names), codes)
 
-    def _texts(self, column: str, values: pa.ChunkedArray) -> pa.Array:
+    def _texts(self, column: str, values: pa.ChunkedArray[Any]) -> pa.Array[Any]:
         """The name of each row's group."""
         assert self._policy is not None
         if edges := self._policy.edges.get(column):
             numbers = values.cast(pa.float64()).to_numpy()
-            names = np.array(_ranges(edges), dtype=object)
-            return pa.array(
-                np.where(np.isnan(numbers), None, names[np.searchsorted(edges, numbers, "right")])
-            )
+            ranges = np.array(_ranges(edges), dtype=object)[np.searchsorted(edges, numbers, "right")]
+            ranges[np.isnan(numbers)] = None
+            return pa.array(ranges, pa.string())
         texts = values.cast(pa.string()).combine_chunks()
         if declared := self._policy.values.get(column):
             encoded = texts.dictionary_encode()

@@ -85,7 +85,10 @@ def test_a_model_unfair_to_a_group_is_refused_and_names_group_metric_value_bound
     rows = int(((SEX == "f") & (LABELS == 1)).sum())
     (disparity,) = result.disparities
     champion = 1 - rate(unfair(0.05) >= 0.5, (SEX == "f") & (LABELS == 1))
-    assert disparity.champion == pytest.approx(champion) and disparity.low < disparity.difference < disparity.high  # type: ignore[operator]
+    assert (
+        disparity.champion == pytest.approx(champion)
+        and disparity.low < disparity.difference < disparity.high
+    )  # type: ignore[operator]
     sentence = by_difference.sentence
     for part in (
         "fairness by sex, equal opportunity: true positive rate ",
@@ -106,7 +109,9 @@ def test_a_fair_model_passes() -> None:
 
 def test_groups_and_combinations_with_too_few_rows_are_counted_and_not_named() -> None:
     bounds = {"demographic_parity": {"max_difference": 0.5}}
-    result = judge("binary", LABELS, unfair(), groups=["region", ["sex", "region"]], bounds=bounds, min_rows=500)
+    result = judge(
+        "binary", LABELS, unfair(), groups=["region", ["sex", "region"]], bounds=bounds, min_rows=500
+    )
     single, combined = result.disparities
     east = int((REGION == "east").sum())
     assert (single.few_groups, single.few_rows) == (1, east) and len(single.groups) == 2
@@ -166,7 +171,9 @@ def test_classes_are_compared_one_by_one_and_the_worst_counts() -> None:
     by_metric = {v.metric: v for v in result.verdicts}
     men, women = SEX == "m", SEX == "f"
     parity = max(abs(rate(chosen == c, men) - rate(chosen == c, women)) for c in range(3))
-    assert by_metric["demographic_parity"].value == pytest.approx(parity) and by_metric["demographic_parity"].met
+    assert (
+        by_metric["demographic_parity"].value == pytest.approx(parity) and by_metric["demographic_parity"].met
+    )
     odds = 1 - rate(chosen == 2, women & (y == 2))
     assert by_metric["equalized_odds"].value == pytest.approx(odds) and not by_metric["equalized_odds"].met
     assert "true positive rate of class z" in by_metric["equalized_odds"].sentence
@@ -192,16 +199,22 @@ def test_a_regression_is_compared_by_predictions_and_errors() -> None:
     values = {v.metric: v.value for v in result.verdicts}
     women, men = SEX == "f", SEX == "m"
     direct = abs(float(predicted[women].mean(dtype=np.float64) - predicted[men].mean(dtype=np.float64)))
-    assert values == pytest.approx({"mean_prediction": direct, "mean_error": 2.5, "absolute_error": 1.5}, abs=1e-5)
+    assert values == pytest.approx(
+        {"mean_prediction": direct, "mean_error": 2.5, "absolute_error": 1.5}, abs=1e-5
+    )
     assert not any(v.met for v in result.verdicts)
     broken = np.where(SEX == "f", np.nan, predicted)
-    verdict = only(judge("regression", y, broken, groups=["sex"], bounds={"absolute_error": {"max_difference": 1}}))
+    verdict = only(
+        judge("regression", y, broken, groups=["sex"], bounds={"absolute_error": {"max_difference": 1}})
+    )
     assert not verdict.met and verdict.value is not None and verdict.value > 1e30
 
 
 def test_where_no_row_is_selected_no_group_is_behind() -> None:
     verdict = only(
-        judge("binary", LABELS, np.zeros(N), groups=["sex"], bounds={"demographic_parity": {"min_ratio": 0.8}})
+        judge(
+            "binary", LABELS, np.zeros(N), groups=["sex"], bounds={"demographic_parity": {"min_ratio": 0.8}}
+        )
     )
     assert verdict.met and verdict.value == 1.0
 
