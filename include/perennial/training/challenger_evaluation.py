@@ -132,11 +132,10 @@ def evaluate_challenger(
 
     against_baselines = {name: compare(blocks) for name, blocks in rows.baselines.items()}
     against_champion = compare(rows.champion) if rows.champion else None
+    compared = against_baselines, against_champion
     values = metrics.metrics(spec.task, y, predicted, lists)
     measured, fairness = _estimate_performance(spec, rows, y, predicted, lists)
-    passed, reasons = gate_decision(
-        spec, values, against_baselines, against_champion, coverage, not_compared, measured, fairness
-    )
+    passed, reasons = gate_decision(spec, values, *compared, coverage, not_compared, measured, fairness)
     if confidence and confidence > spec.gate.confidence:
         reasons[0] += f"; best of several models, so the intervals have a confidence of {confidence:.2%}"
     return Evaluation(
@@ -146,8 +145,7 @@ def evaluate_challenger(
         float(challenger_losses.mean()),
         len(y),
         coverage,
-        against_baselines,
-        against_champion,
+        *compared,
         not_compared,
         _draw_charts(spec, y, predicted, challenger.classes),
         measured,

@@ -28,9 +28,8 @@ def gate_decision(
     """Decide whether a challenger passes the gate.
 
     The confidence interval of its improvement must be above 0 compared with the constant model, and above the margin
-    compared with the champion. Compared with the linear model it must not be below 0: if a simpler model is equally
-    good, the data do not show which is better. With a champion that cannot be compared, the baseline models always
-    count, so that something is compared.
+    compared with the champion. Compared with the linear model, which is simpler, it must not be below 0. With a
+    champion that cannot be compared, the baseline models always count, so that something is compared.
 
     Args:
         spec: the model.
@@ -73,10 +72,8 @@ def gate_decision(
     else:
         criteria.append((True, "there is no champion to compare with"))
     criteria += _bound_criteria(spec, values)
-    if champion is not None and performance_by_slice is not None:
-        criteria += _slice_criteria(spec, performance_by_slice)
-    if fairness is not None:
-        criteria += [(verdict.met, verdict.sentence) for verdict in fairness.verdicts]
+    criteria += _slice_criteria(spec, performance_by_slice if champion else None)
+    criteria += [(verdict.met, verdict.sentence) for verdict in (fairness.verdicts if fairness else ())]
     return all(ok for ok, _ in criteria), [f"{'ok' if ok else 'FAILED'}: {text}" for ok, text in criteria]
 
 
@@ -114,10 +111,10 @@ def _bound_criteria(spec: ModelSpec, values: Mapping[str, float]) -> Iterator[tu
             yield ok, f"{name} is {shown}, must not be above {bound.max:g}"
 
 
-def _slice_criteria(spec: ModelSpec, measured: Performance) -> Iterator[tuple[bool, str]]:
+def _slice_criteria(spec: ModelSpec, measured: Performance | None) -> Iterator[tuple[bool, str]]:
     """Whether no slice is clearly worse than ``gate.slices`` tolerates, with a sentence for each that is."""
     policy = spec.gate.slices
-    if policy is None:
+    if policy is None or measured is None:
         return
     judged = [s for s in measured.slices if s.improvement is not None and s.rows >= policy.min_rows]
     others = f"{len(measured.slices) - len(judged)} others have fewer rows and are not judged"
