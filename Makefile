@@ -22,7 +22,7 @@ endif
 
 .DEFAULT_GOAL := help
 .PHONY: help python setup setup-tests run start stop status clean distclean check new docs test bench bench-loop lint type format lock \
-	test-containers test-gpu images up sample down sbom security audit
+	test-containers test-gpu images up sample down sbom security audit scorecard
 
 help:  ## list the commands
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-12s %s\n", $$1, $$2}' Makefile
@@ -130,6 +130,9 @@ down:  ## stop the containers, and delete their data
 
 sbom: setup-tests  ## write a CycloneDX list of each image's packages into .perennial/sbom
 	@$(RUN) docker/sbom.py $(IMAGES)
+
+scorecard: setup-tests  ## run the tests that earn the ML test score, and write docs/scorecard.md (ARGS=--help)
+	@$(RUN) tools/scorecard $(ARGS)
 
 security: setup-tests  ## look for weaknesses in sources and workflows, secrets in the history, licences
 	@$(RUN) tools/security
