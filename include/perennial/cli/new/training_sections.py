@@ -27,7 +27,7 @@ MAX_HOLDOUT, MAX_WINDOW_DAYS, YEAR = 365, 366, Duration(12, "month")
 #: and of a large table.
 FEW_ROWS, FEW_ROWS_ROUNDS, LARGE_TABLE_ROUNDS = 20_000, (1000, 100), (500, 30)
 #: Rounds of tables between these that one trial can take within this share of the search's budget.
-MOST_ROUNDS, TRIAL_SHARE = 3000, 0.2
+MOST_ROUNDS, TRIAL_SHARE = 2000, 0.2
 #: Million cells times rounds of the search: half a minute or so on two processor cores.
 SEARCH_BUDGET = 10_000
 #: Dates at which rows are divided to choose the number of rounds.
