@@ -9,6 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import perennial  # noqa: F401  before the libraries whose allocators it sets
 from bench.history import history_make, history_night  # noqa: F401
 from bench.wide import columns_data, columns_land, wide_make, wide_verdict  # noqa: F401
 from bench.wide_models import wide_new, wide_sample, wide_step  # noqa: F401

@@ -83,7 +83,8 @@ def pod_modules() -> list[str]:
 def preload() -> None:
     """Import the libraries; one that cannot be imported is logged, and the task that needs it fails."""
     began = time.monotonic()
-    for name in (*PRELOADED, *library_modules(), *pod_modules()):
+    # The library first, because it sets how the allocators of others work.
+    for name in ("perennial", *PRELOADED, *library_modules(), *pod_modules()):
         try:
             importlib.import_module(name)
         except Exception as error:
