@@ -42,9 +42,9 @@ def read_labelled_rows(
         The columns of the rows, and their label as `LABEL`.
     """
     uri = delta_tables.table_uri("published", spec.name)
-    con = duckdb_session.connect(memory_share=0.3)
-    rows = delta_tables.rows_by_partition(uri, version)
     columns = len(spec.data.columns)
+    con = duckdb_session.connect(duckdb_session.threads_for(columns), memory_share=0.3)
+    rows = delta_tables.rows_by_partition(uri, version)
     group_rows, batch = batch_rows(GROUP_ROWS, columns), batch_rows(BATCH_ROWS, columns)
     for group in delta_tables.group_by_rows({day: rows.get(day, 0) for day in days}, group_rows):
         if not create_row_view(con, "__rows", spec, version, group.start, group.end):

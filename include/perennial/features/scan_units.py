@@ -132,7 +132,7 @@ def _row_groups(metadata: pyarrow.parquet.FileMetaData, first: int, stop: int) -
 
 
 def plan_units(
-    partitions: Mapping[str, Sequence[File]], unit_rows: int, range_rows: int
+    partitions: Mapping[str, Sequence[File]], unit_rows: int, range_rows: int, unit_files: int | None = None
 ) -> Iterator[ScanUnit]:
     """Divide the rows of partitions into units.
 
@@ -140,12 +140,13 @@ def plan_units(
         partitions: the files of each partition, by date, in order.
         unit_rows: rows that a unit of several files has at most.
         range_rows: files of more rows are divided into ranges of that many.
+        unit_files: files that a unit has at most; any number when None.
     """
     files: list[tuple[str, File]] = []
     rows = 0
     for day, listed in partitions.items():
         for file in listed:
-            if files and rows + file.rows > unit_rows:
+            if files and (rows + file.rows > unit_rows or len(files) == unit_files):
                 yield _whole_files(files)
                 files, rows = [], 0
             if file.rows <= range_rows:

@@ -275,7 +275,7 @@ def validate_and_publish(
         suite: expectations of the feed.
         publish: publishes one batch.
     """
-    queue, progress, done = _batches(landed), Progress(), 0
+    queue, progress, done = _batches(landed, len(feed.columns)), Progress(), 0
     while queue:
         for batch in _validate(run, feed, queue.pop(0), suite):
             try:
@@ -305,12 +305,16 @@ def _record_read_error(run: PartitionRun, feed: FeedSchema, file: LandedFile, er
         state.error = translate_read_error(feed, file.day, file.uri, reason)
 
 
-def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
+def _batches(landed: list[LandedFile], columns: int) -> list[list[LandedFile]]:
     """Group files that are read together, so that a range has the same results as single partitions.
 
     Large files are read separately, and so are files with other types: DuckDB would read integers of one file and
     32-bit numbers of another as 32-bit numbers, which changes the integers. Nothing is read of files without rows,
     which go with the first group, so that they need no commit of their own.
+
+    Args:
+        landed: the files.
+        columns: columns of each file.
     """
     big = [[f] for f in landed if (f.rows or 0) > check_builder.EXACT_QUANTILE_ROWS]
     empty = [f for f in landed if f.rows == 0]
@@ -318,7 +322,9 @@ def _batches(landed: list[LandedFile]) -> list[list[LandedFile]]:
     for file in landed:
         if file.rows != 0 and (file.rows or 0) <= check_builder.EXACT_QUANTILE_ROWS:
             small.setdefault(file.types, []).append(file)
-    first, *others = [*small.values(), *big] or [[]]
+    most = duckdb_session.files_at_once(columns)
+    parts = [group[i : i + most] for group in small.values() for i in range(0, len(group), most)]
+    first, *others = [*parts, *big] or [[]]
     return [batch for batch in ([*first, *empty], *others) if batch]
 
 

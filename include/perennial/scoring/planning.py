@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 from perennial.features.scan_units import ScanUnit, plan_units
+from perennial.storage import duckdb_session
 from perennial.storage.delta_tables import File
 
 #: Most rows of a scan unit. The step's memory depends on it, in addition to 200 MiB for libraries.
@@ -14,8 +15,6 @@ UNIT_ROWS = 131_072
 COMMIT_ROWS = 2 * UNIT_ROWS
 #: Most partitions of a commit: the lake's writer needs 0.2 MiB for each of them until the commit ends.
 COMMIT_PARTITIONS = 256
-#: Columns of the rows that all threads score at a time: each of them has rows of all columns, some 300 KB a column.
-THREAD_COLUMNS = 2048
 
 
 @dataclass(frozen=True)
@@ -39,11 +38,15 @@ def scoring_threads(units: int, columns: int, most: int) -> int:
         columns: number of columns of the rows.
         most: threads that the step may use.
     """
-    return min(most, units, max(1, THREAD_COLUMNS // columns))
+    return min(units, duckdb_session.threads_for(columns, most))
 
 
 def plan_commits(
-    files: Mapping[str, Sequence[File]], days: list[str], split_after: str | None, threads: int
+    files: Mapping[str, Sequence[File]],
+    days: list[str],
+    split_after: str | None,
+    threads: int,
+    columns: int,
 ) -> list[Commit]:
     """Divide partitions into commits, and commits into scan units.
 
@@ -52,14 +55,16 @@ def plan_commits(
         days: dates of the partitions to score, in order.
         split_after: last date on which only the champion serves; None if it serves all of them.
         threads: number of units that are scored in parallel.
+        columns: number of columns of the rows.
     """
     rows = {day: sum(f.rows for f in listed) for day, listed in files.items()}
     # Rows that two versions share are read into memory instead of streamed.
     max_rows = UNIT_ROWS if split_after is None else UNIT_ROWS // 2
     # At least two units per thread, so that no thread is idle for long at the end.
     unit_rows = max(UNIT_ROWS // 4, min(max_rows, sum(rows[d] for d in days) // (2 * threads)))
+    unit_files = duckdb_session.files_at_once(columns)
     return [
-        Commit(group, list(plan_units({d: files[d] for d in group}, unit_rows, max_rows)))
+        Commit(group, list(plan_units({d: files[d] for d in group}, unit_rows, max_rows, unit_files)))
         for part in split_at_date(days, split_after or "")
         for group in group_into_commits(part, list(files), rows, unit_rows)
     ]

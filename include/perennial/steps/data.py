@@ -226,7 +226,10 @@ def _publish(
         pending_labels, completed_labels = _pending_labels(spec, label_dates, force, tables, folder)
         published = _Published(completed, completed_labels, pending, pending_labels)
         if pending or pending_labels:
-            con = duckdb_session.connect(memory_share=min(share, _memory_share(_resident_mb())))
+            con = duckdb_session.connect(
+                duckdb_session.threads_for(len(spec.data.columns)),
+                min(share, _memory_share(_resident_mb())),
+            )
             duckdb_session.lock(con, *_readable(spec, folder, pending, pending_labels))
             author_sql.check_label(con, spec)  # before any row is published
             run = PartitionRun(spec, con, folder, run_id, pending, pending_labels)

@@ -328,10 +328,10 @@ class _Run:
         days = self._score_empty(days)
         if not days:
             return 0
-        split = self._serving.split
-        commits = plan_commits(self._files, days, split.starts_after if split else None, settings().threads)
+        split, columns, threads = self._serving.split, len(self._spec.data.columns), settings().threads
+        commits = plan_commits(self._files, days, split.starts_after if split else None, threads, columns)
         units = [unit for commit in commits for unit in commit.units]
-        threads = scoring_threads(len(units), len(self._spec.data.columns), settings().threads)
+        threads = scoring_threads(len(units), columns, threads)
         uri = delta_tables.table_uri("published", self._spec.name)
         sampling = serving_log.LogSampling({day: self._files[day] for day in days})
         scorer = Scorer(self._serving, uri, sampling, self._run_id, threads, units)

@@ -21,6 +21,10 @@ if TYPE_CHECKING:
 
 #: Seconds that one statement of SQL that people wrote may run, or take for its next rows: a task's default time.
 STATEMENT_SECONDS = 3600.0
+#: Columns that the threads of a query read together: each thread has memory for every column, some 100 KB.
+_THREAD_COLUMNS = 2048
+#: Columns of the files that a query reads, each file's counted: it has a reader for every one of them.
+_OPEN_COLUMNS = 16_384
 #: Seconds between two interrupts of a connection whose time is over.
 _TURN_SECONDS = 0.2
 
@@ -49,6 +53,21 @@ def connect(threads: int | None = None, memory_share: float = 0.4) -> duckdb.Duc
     # Otherwise metadata is read both when a statement is planned and when it runs: a sixth of the time of small files.
     con.execute("SET parquet_metadata_cache=true")
     return con
+
+
+def threads_for(columns: int, most: int | None = None) -> int:
+    """The threads of queries of so many columns: one where they are very many, since each needs memory for all of them.
+
+    Args:
+        columns: columns of a row.
+        most: threads that may be used; ``PERENNIAL_THREADS`` when not given.
+    """
+    return min(most or settings().threads, max(1, _THREAD_COLUMNS // max(1, columns)))
+
+
+def files_at_once(columns: int) -> int:
+    """The files of so many columns that one query reads at most."""
+    return max(1, _OPEN_COLUMNS // max(1, columns))
 
 
 def connect_small() -> duckdb.DuckDBPyConnection:

@@ -33,6 +33,12 @@ def test_units_are_whole_partitions_or_stretches_of_a_large_file() -> None:
     assert units[3].split_by_partition() == [units[3]]
 
 
+def test_a_unit_has_a_bounded_number_of_files() -> None:
+    files = {f"{day:02}": [delta_tables.File(f"{day:02}/0", 10)] for day in range(1, 6)}
+    units = list(scan_units.plan_units(files, 1000, 1000, unit_files=2))
+    assert [u.partitions for u in units] == [[("01", 10), ("02", 10)], [("03", 10), ("04", 10)], [("05", 10)]]
+
+
 @pytest.mark.parametrize("folder", ["plain", "a*b"], ids=["DuckDB reads", "Arrow reads"])
 def test_each_row_of_a_large_file_is_read_once(tmp_path: Path, folder: str) -> None:
     path = tmp_path / folder / "x.parquet"

@@ -14,6 +14,8 @@ import pyarrow as pa
 import pytest
 
 from perennial.core.errors import DataError
+from perennial.storage import duckdb_session
+from perennial.validation import validator
 
 DAY, NEXT = "2020-03-01", "2020-03-02"
 SCRIPT = "<script>alert(1)</script>"
@@ -64,6 +66,34 @@ def test_damaged_pages(small_model: Any, make_rows: Any, column: str) -> None:
     content[start : start + size] = b"\xff" * size
     path.write_bytes(bytes(content))
     refused(small_model, "cannot be read to its end")
+
+
+def test_many_wide_files_are_validated_a_few_at_a_time(
+    small_model: Any, make_rows: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With the same result as together; one partition has rows that go to quarantine."""
+    days = [DAY, NEXT, "2020-03-03", "2020-03-04", "2020-03-05"]
+    for day in days:
+        small_model.land(
+            make_rows(day, n=20, **({"amount": [-1.0, -2.0] * 2 + [1.0] * 16} if day == NEXT else {})), day
+        )
+    validated: list[int] = []
+    real = validator.validate
+
+    def counted(con: Any, feed: Any, landed: list[Any], *more: Any) -> Any:
+        validated.append(len(landed))
+        return real(con, feed, landed, *more)
+
+    monkeypatch.setattr(validator, "validate", counted)
+    results = []
+    for files in (100, 2):
+        monkeypatch.setattr(duckdb_session, "files_at_once", lambda columns, files=files: files)
+        result = small_model.run(DAY, days[-1], force=True)
+        quarantined = [row["id"] for row in small_model.table("quarantine")]
+        results.append((result["rows_in"], result["rows_out"], quarantined, small_model.table()))
+    assert validated == [5, 2, 2, 1]
+    assert results[0] == results[1]
+    assert results[0][:3] == (100, 96, [f"{NEXT}-{i}" for i in range(4)])
 
 
 def test_one_damaged_file_of_a_range_stops_its_partition_only(small_model: Any, make_rows: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from perennial.scoring import planning
+from perennial.storage.delta_tables import File
 
 
 def test_a_range_is_committed_in_stretches_of_a_bounded_size(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +35,13 @@ def test_a_commit_has_a_bounded_number_of_partitions() -> None:
 )
 def test_few_units_of_wide_rows_are_scored_at_a_time(units: int, columns: int, threads: int) -> None:
     assert planning.scoring_threads(units, columns, 4) == threads
+
+
+@pytest.mark.parametrize(("columns", "partitions"), [(20, [30]), (2000, [8, 8, 8, 6])])
+def test_few_files_of_wide_rows_are_read_by_a_query(columns: int, partitions: list[int]) -> None:
+    """Each query has a reader for every column of every file."""
+    files = {f"2024-01-{day:02}": [File(f"{day}", 1000)] for day in range(1, 31)}
+    commits = planning.plan_commits(files, list(files), None, 1, columns)
+    units = [unit for commit in commits for unit in commit.units]
+    assert [len(unit.partitions) for unit in units] == partitions
+    assert [day for unit in units for day, _ in unit.partitions] == list(files)
