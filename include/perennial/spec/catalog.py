@@ -12,7 +12,7 @@ from perennial.core.sql import fold_identifier
 from perennial.spec import compute_profile
 from perennial.spec.constraints import check_columns
 from perennial.spec.feature_table import SOURCE_SECTIONS, FeatureTable
-from perennial.spec.model_spec import FeatureSet, ModelSpec
+from perennial.spec.model_spec import MAX_README, FeatureSet, ModelSpec
 from perennial.spec.yaml_reader import display_path, key_location, parse_yaml, read_text
 
 __all__ = [
@@ -98,6 +98,8 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
     spec._folder = folder
     spec._sql = read_text(folder / "features.sql", spec.name)
     spec._suite = read_text(folder / "expectations.json", spec.name)
+    readme = folder / "README.md"
+    spec._readme = read_text(readme, spec.name)[:MAX_README] if readme.is_file() else ""
     sets = {} if sets is None else sets
     for name in spec.features.sets:
         if name not in sets:

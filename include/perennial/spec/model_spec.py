@@ -27,7 +27,7 @@ from perennial.spec.constraints import (
     check_schedule,
 )
 from perennial.spec.feature_table import FeatureTable
-from perennial.spec.policies import GateSpec, MonitoringSpec, RetrainingSpec
+from perennial.spec.policies import CardSpec, GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
     DataSpec,
@@ -49,6 +49,7 @@ from perennial.spec.sources import PredictionsSpec, QuerySource
 
 __all__ = [
     "GATE_METRICS",
+    "MAX_README",
     "FeatureSet",
     "ModelSpec",
     "MonitoringSpec",
@@ -69,11 +70,14 @@ _NOT_IN_DIGEST: Any = {
     "limits": True,
     "alerts": True,
     "predictions": True,
+    "card": True,
     "data": {"arrival": True, "arrival_hours": True, "source": {"ready"}},
     "label": {"source": {"ready"}},
     "gate": {"external_change", "approval"},
     "training": {"study_minutes"},
 }
+#: Characters of a README that the model's card shows.
+MAX_README = 8000
 #: Defaults where partitions are long, so that each is several of them; otherwise those of the sections hold.
 _LONG_PARTITIONS: dict[str, dict[str, dict[str, Duration]]] = {
     "week": {
@@ -131,7 +135,12 @@ class ModelSpec(FolderSpec):
     alerts: AlertsSpec = Field(
         AlertsSpec(), description="Where to send a message when a signal turns bad, and when it recovers."
     )
+    card: CardSpec = Field(
+        CardSpec(),
+        description="What people say about the model in its card: purpose, limits, risks, oversight.",
+    )
     _suite: str = ""
+    _readme: str = ""
     _sets: tuple[FeatureSet, ...] = ()
     _tables: tuple[FeatureTable, ...] = ()
 
@@ -139,6 +148,11 @@ class ModelSpec(FolderSpec):
     def suite(self) -> str:
         """The text of ``expectations.json``."""
         return self._suite
+
+    @property
+    def readme(self) -> str:
+        """The text of ``README.md``, at most its first `MAX_README` characters; empty if there is none."""
+        return self._readme
 
     @property
     def feature_sets(self) -> tuple[FeatureSet, ...]:
@@ -225,8 +239,8 @@ class ModelSpec(FolderSpec):
     def digest(self) -> str:
         """SHA-256 of everything that influences a result: spec, SQL, suite, feature sets, feature tables.
 
-        Owner, description, tags, schedule, compute profiles, retries, timeouts, waiting for a partition, and alerts do
-        not influence results.
+        Owner, description, tags, README and card, schedule, compute profiles, retries, timeouts, waiting for a
+        partition, and alerts do not influence results.
         """
         parts = [self.model_dump_json(exclude=_NOT_IN_DIGEST), self._sql, self._suite]
         parts += [text for s in self._sets for text in (s.model_dump_json(), s.sql)]
@@ -239,6 +253,7 @@ class ModelSpec(FolderSpec):
             "model": self.model_dump(mode="json"),
             "sql": self._sql,
             "suite": self._suite,
+            "readme": self._readme,
             "sets": [{"set": s.model_dump(mode="json"), "sql": s.sql} for s in self._sets],
             "tables": [table.bundle() for table in self._tables],
         }
@@ -252,6 +267,7 @@ class ModelSpec(FolderSpec):
         """
         spec = cls.model_validate(_renamed_keys.upgrade(bundle["model"]))
         spec._sql, spec._suite = bundle["sql"], bundle["suite"]
+        spec._readme = str(bundle.get("readme", ""))  # versions of before there were model cards have none
         sets = [(FeatureSet.model_validate(item["set"]), item["sql"]) for item in bundle["sets"]]
         for feature_set, sql in sets:
             feature_set._sql = sql

@@ -1,4 +1,4 @@
-"""The sections of a spec that decide about a model: the gate, monitoring, retraining."""
+"""The sections of a spec that decide about a model: the gate, monitoring, retraining; and what its card says."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from datetime import UTC, date, datetime, time, timedelta
 from typing import Annotated, Any, Literal, Self
 from zoneinfo import ZoneInfo
 
-from pydantic import Field, model_validator
+from pydantic import Field, StringConstraints, model_validator
 
 from perennial.core.durations import Duration
 from perennial.spec.constraints import (
@@ -21,7 +21,9 @@ from perennial.spec.gate.fairness import FairnessGate
 from perennial.spec.sections import Column, Fraction, StrictModel
 
 __all__ = [
+    "AffectedGroup",
     "ApprovalSpec",
+    "CardSpec",
     "Freeze",
     "GateSpec",
     "MetricBound",
@@ -29,6 +31,7 @@ __all__ = [
     "QuietHours",
     "RetrainingSpec",
     "RetrainingTrigger",
+    "Risk",
     "SliceGate",
     "TrainingWindowName",
 ]
@@ -388,3 +391,57 @@ class RetrainingSpec(StrictModel):
         if isinstance(value, dict) and value.get("mode") == "approval" and "triggers" not in value:
             return value | {"triggers": [t for t in _TRIGGERS if t != "regular"]}
         return value
+
+
+#: A sentence, or a few, of a model's card; or the address of a page that says it.
+Prose = Annotated[str, StringConstraints(min_length=1, max_length=2000)]
+
+
+class Risk(StrictModel):
+    """Something that can go wrong for people when the model is used."""
+
+    risk: Prose = Field(description="What can happen.")
+    mitigation: Prose | None = Field(None, description="What is done about it.")
+
+
+class AffectedGroup(StrictModel):
+    """A group of people that the model's use can put at a disadvantage."""
+
+    group: Prose = Field(description="Who they are.")
+    benefits: Prose | None = Field(None, description="What they gain by the model's use.")
+    harms: Prose | None = Field(None, description="What they may lose by it.")
+    mitigation: Prose | None = Field(None, description="What is done about that.")
+
+
+class CardSpec(StrictModel):
+    """What people have to say about a model, for its card; the rest of the card writes itself."""
+
+    license: str | None = Field(
+        None,
+        pattern=r"^[a-z0-9][a-z0-9.-]{0,63}$",
+        description="License of the model, an identifier of the Hugging Face Hub such as apache-2.0 or other.",
+    )
+    provider: Prose | None = Field(None, description="Legal name and address of the provider.")
+    intended_use: list[Prose] = Field([], description="What its predictions are for.")
+    users: list[Prose] = Field([], description="Who uses them.")
+    out_of_scope: list[Prose] = Field([], description="Uses that it is not made for.")
+    limitations: list[Prose] = Field([], description="Where it is known to be weak.")
+    tradeoffs: list[Prose] = Field([], description="What was given up for what, such as accuracy for speed.")
+    risks: list[Risk] = Field([], description="Risks for health, safety and fundamental rights.")
+    groups: list[AffectedGroup] = Field(
+        [], description="Groups of people whom its use can put at a disadvantage."
+    )
+    oversight: Prose | None = Field(None, description="How people oversee it, and can stop or overrule it.")
+    deployment: Prose | None = Field(
+        None, description="In which form it is used, and which systems its predictions go to."
+    )
+    instructions: Prose | None = Field(None, description="Instructions for those who use its predictions.")
+    data_origin: Prose | None = Field(
+        None, description="How the data were collected, chosen, labelled and cleaned before they arrive."
+    )
+    metric_choice: Prose | None = Field(None, description="Why the gate's metric fits the purpose.")
+    security: Prose | None = Field(None, description="Measures of cybersecurity around it.")
+    risk_management: Prose | None = Field(None, description="The risk management system.")
+    standards: list[Prose] = Field([], description="Standards that were applied.")
+    declaration: Prose | None = Field(None, description="The EU declaration of conformity.")
+    post_market: Prose | None = Field(None, description="The plan for monitoring once it is in use.")

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from perennial.core.sql import fold_identifier
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import CardSpec
 from perennial.spec.text_format import TextFormatSpec
 
 
@@ -255,6 +256,10 @@ CHANGES: dict[str, SpecChange] = {
             "old table stays as it is.",
             _NO_CHAMPION,
         ),
+    ),
+    **dict.fromkeys(
+        [f"card.{key}" for key in CardSpec.model_fields],
+        SpecChange(Effect.NEXT_RUN, _NO_ROWS, "Its card stays as it is; the next version's card says it."),
     ),
     "expectations.json": SpecChange(
         Effect.BACKFILL, "Manifests of earlier partitions do not count: a backfill evaluates them again.", _NO_CHAMPION

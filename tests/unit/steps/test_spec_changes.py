@@ -122,6 +122,14 @@ OTHER: dict[str, Any] = {
     "data.every": "month", "data.timezone": "Europe/Berlin", "data.week_starts": "sunday", "data.row_number": "z",
     "training.candidates": ["linear"],
 }  # fmt: skip
+#: Another value of each key of ``card``.
+CARD: dict[str, Any] = {
+    "license": "apache-2.0", "risks": [{"risk": "A person is refused."}], "groups": [{"group": "Travellers"}],
+    **dict.fromkeys(("intended_use", "users", "out_of_scope", "limitations", "tradeoffs", "standards"), ["A sentence."]),
+    **dict.fromkeys(("provider", "oversight", "deployment", "instructions", "data_origin", "metric_choice", "security",
+                     "risk_management", "declaration", "post_market"), "A sentence."),
+}  # fmt: skip
+OTHER |= {f"card.{key}": value for key, value in CARD.items()}
 #: Another value of each key of ``data.format`` and ``label.format``.
 FORMAT: dict[str, Any] = {
     "delimiter": ";", "quote": "'", "escape": "backslash", "encoding": "utf-16", "skip_lines": 1, "unnamed": "z",
