@@ -249,6 +249,15 @@ class FeatureQuery:
         types = describe_columns(self._con, self.spec, self._sql)
         return lineage.table_features(self._con, self.spec, types, self._sql)
 
+    def sources(self) -> dict[str, list[str]] | None:
+        """The columns of rows and reference tables that each feature depends on; None if that cannot be traced.
+
+        Raises:
+            SpecError: DuckDB could not plan the query in time.
+        """
+        types = describe_columns(self._con, self.spec, self._sql)
+        return lineage.feature_sources(self._con, self.spec, types, self._sql)
+
     def _relation(self, text: str) -> duckdb.DuckDBPyRelation:
         """The features of the rows that the query ``text`` reads.
 

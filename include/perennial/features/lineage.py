@@ -133,6 +133,20 @@ def table_features(
     return _sources_by_column(con, spec, columns, query, {ROWS: [*spec.table_columns]})
 
 
+def feature_sources(
+    con: duckdb.DuckDBPyConnection, spec: ModelSpec, columns: Iterable[str], query: str
+) -> dict[str, list[str]] | None:
+    """The columns of rows and reference tables that each feature depends on; None if the plan cannot be followed.
+
+    Takes and raises the same as `personal_features`.
+    """
+    every = {ROWS: [*spec.data.columns, *spec.table_columns]}
+    every |= {reference.name: [*_types(con, reference.name)] for reference in spec.references}
+    sources = _sources_by_column(con, spec, columns, query, every)
+    total = sum(map(len, every.values()))
+    return None if sources and all(len(names) == total for names in sources.values()) else sources
+
+
 def _sources_by_column(
     con: duckdb.DuckDBPyConnection,
     spec: ModelSpec,

@@ -143,7 +143,7 @@ def explain_prediction(
         prediction=prediction,
         reproduced=not train_serve_skew.count_changed_predictions(model, [prediction], matrix),
         row={c: HIDDEN_VALUE if c in hidden else _text(row.column(c)[0].as_py()) for c in spec.data.columns},
-        scale=_scale(trained, model),
+        scale=score_scale(trained, model),
         predicted_class="" if chosen is None else model.classes[chosen],
         base=float(base),
         contributions=sorted(explained, key=lambda c: -abs(c.contribution)),
@@ -240,7 +240,7 @@ def _features_as_scored(trained: ModelSpec, version: ModelVersion, scored: Manif
     return query
 
 
-def _scale(spec: ModelSpec, model: TrainedModel) -> str:
+def score_scale(spec: ModelSpec, model: TrainedModel) -> str:
     """What the raw score is, in words."""
     if spec.task == "binary":
         return "log odds"

@@ -70,6 +70,25 @@ class Encoding:
             out[~np.isfinite(out)] = np.nan
         return out
 
+    def recode(self, matrix: np.ndarray, source: Encoding) -> np.ndarray:
+        """Encoded rows of an encoding of the same features, with the codes of this one; unknown categories are NaN.
+
+        Args:
+            matrix: rows as ``source`` encodes them, shape (rows, columns).
+            source: the other encoding.
+        """
+        if self == source:
+            return matrix
+        result = matrix[:, [source.columns.index(name) for name in self.columns]]
+        for j, name in enumerate(self.columns):
+            if name in self.categories:
+                codes = {category: code for code, category in enumerate(self.categories[name])}
+                ranks = [codes.get(category, np.nan) for category in source.categories[name]]
+                lookup = np.array([*ranks, np.nan], np.float32)
+                known = np.where(np.isnan(result[:, j]), len(ranks), result[:, j]).astype(np.int64)
+                result[:, j] = lookup[known]
+        return result
+
     def _codes(self, name: str, column: pa.Array[Any]) -> pa.Array[Any]:
         """The code of each category; null for one that is missing or unseen."""
         text = hash_categories(column, self.salt) if name in self.hashed else _as_text(column)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import time
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any, cast
@@ -15,6 +17,8 @@ from perennial.core.errors import ArtifactError, DataError, PerennialError
 from perennial.core.settings import settings
 from perennial.features import feature_tables, lineage, point_in_time, reference_copies, reference_tables
 from perennial.features.engine import FeatureQuery
+from perennial.governance import version_documents
+from perennial.governance.model_card.collection import Training
 from perennial.ingestion import model_tables
 from perennial.lifecycle import champion as champion_module
 from perennial.modeling import performance, registry, training_records
@@ -312,14 +316,7 @@ def _evaluate_and_register(
     with ThreadPoolExecutor(1, thread_name_prefix="artifacts") as pool:
         # A separate FeatureQuery, because the evaluation uses the other one at the same time.
         features = FeatureQuery(source.spec, source.features.reference_versions)
-        building = pool.submit(
-            build_artifacts,
-            replace(source, features=features),
-            candidate.model,
-            candidate.windows,
-            job.folder,
-            job.champion,
-        )
+        building = pool.submit(_build_artifacts, replace(source, features=features), candidate, job)
         evaluation = candidate.evaluation
         registration = tracking.Registration(
             candidate.registered_model,
@@ -331,7 +328,14 @@ def _evaluate_and_register(
             evaluation.passed,
             learning_curve(source.spec, candidate),
         )
-        registered = run.register(registration, lambda: _complete(building.result(), candidate, job, recipe))
+        complete = functools.cache(lambda: _complete(building.result(), candidate, job, recipe))
+
+        def describe(version: RegisteredVersion) -> Mapping[str, str]:
+            documents = complete().documents
+            training = Training(source.spec, request, recipe, candidate, source.features, documents)
+            return version_documents.describe(training, version)
+
+        registered = run.register(registration, complete, describe)
         importance = building.result().documents["importance.json"]
     report = TrainingReport(
         source.spec, request.as_of, candidate, importance, report_facts(source, candidate, request)
@@ -339,6 +343,12 @@ def _evaluate_and_register(
     run.log_plots(report.files())
     run_page = settings().mlflow_run_page(registered.version.run_id)
     return registered, report.write(registered.version.version, run_page)
+
+
+def _build_artifacts(source: TrainingSource, candidate: Candidate, job: TrainingJob) -> ModelArtifacts:
+    """The artifacts of the candidate, with its explanation, and without its evaluation."""
+    artifacts = build_artifacts(source, candidate.model, candidate.windows, job.folder, job.champion)
+    return version_documents.add_explanation(source.spec, candidate, artifacts)
 
 
 def _complete(

@@ -27,10 +27,12 @@ class ModelArtifacts:
     Attributes:
         documents: JSON documents by file name.
         files: other files.
+        holdout: sample of the held-out rows, encoded for the model that was evaluated; None where it is not kept.
     """
 
     documents: dict[str, Any]
     files: list[Path]
+    holdout: PartitionSample | None = None
 
 
 @dataclass(frozen=True)
@@ -89,7 +91,7 @@ def build_artifacts(
         "reference.json": reference.content,
         baseline.ARTIFACT: monitoring_baseline,
     }
-    return ModelArtifacts(documents, files)
+    return ModelArtifacts(documents, files, holdout)
 
 
 def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Windows) -> PartitionSample:

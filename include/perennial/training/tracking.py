@@ -9,6 +9,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -272,7 +273,10 @@ class TrainingRun:
             ) from error
 
     def register(
-        self, registration: Registration, artifacts: Callable[[], ModelArtifacts]
+        self,
+        registration: Registration,
+        artifacts: Callable[[], ModelArtifacts],
+        describe: Callable[[RegisteredVersion], Mapping[str, str]] = lambda _: {},
     ) -> RegisteredVersion:
         """Log everything and register the version, with the alias ``challenger`` if it passed the gate.
 
@@ -280,6 +284,7 @@ class TrainingRun:
             registration: what is registered.
             artifacts: returns the files that are stored with the model; called after the model is logged, because they
                 may still be built in another thread.
+            describe: returns the content of files that are stored, too, by name; called once the version has a number.
 
         Raises:
             ArtifactError: the model that MLflow stored differs from the one that was logged.
@@ -293,6 +298,7 @@ class TrainingRun:
             model_uri = self._log_model(registration, tags)
             digests = self._log_artifacts(artifacts()) | {training_records.MODEL_FILE: digest}
             version = self._register_version(model_uri, tags)
+            digests |= self._log_texts(describe(RegisteredVersion(version, tags, digests)))
             registry.check_files(version, digests)
             if registry.load_model(version, digest=digest).booster.num_boosted_rounds() != fitted.rounds:
                 raise ArtifactError(
@@ -361,14 +367,20 @@ class TrainingRun:
 
     def _log_artifacts(self, artifacts: ModelArtifacts) -> dict[str, str]:
         """Log the files that are stored with the model; returns the SHA-256 of each, by name."""
+        # in the content's order: a search draws its parameters in that of the spec
+        texts = {name: json.dumps(content, indent=1) for name, content in artifacts.documents.items()}
+        return self._log_texts(texts, artifacts.files)
+
+    def _log_texts(self, texts: Mapping[str, str], files: Sequence[Path] = ()) -> dict[str, str]:
+        """Log texts by file name, and files; returns the SHA-256 of each, by name."""
         with leftovers.temporary_folder("train-") as folder:
-            for name, content in artifacts.documents.items():
-                # in the content's order: a search draws its parameters in that of the spec
-                (folder / name).write_text(json.dumps(content, indent=1))
-            for path in artifacts.files:
+            for name, content in texts.items():
+                (folder / name).write_text(content, "utf-8")
+            for path in files:
                 shutil.copy(path, folder)
             digests = {path.name: object_store.digest(str(path)) for path in sorted(folder.iterdir())}
-            self.client.log_artifacts(self.run.info.run_id, str(folder), registry.ARTIFACT_FOLDER)
+            if digests:
+                self.client.log_artifacts(self.run.info.run_id, str(folder), registry.ARTIFACT_FOLDER)
         return digests
 
 

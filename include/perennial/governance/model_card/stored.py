@@ -1,0 +1,95 @@
+"""The card of a version as files that are stored with it, and read again."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from perennial.charts.markup import Markup
+from perennial.core.errors import ArtifactError
+from perennial.governance.model_card import annex_iv, content, document
+from perennial.governance.model_card.bill_of_materials import bill_of_materials
+from perennial.governance.model_card.content import ModelCard
+from perennial.governance.model_card.decisions import decision_sections
+from perennial.governance.model_card.document import Section
+from perennial.governance.model_card.metadata import metadata_block
+from perennial.governance.model_card.sections import card_sections
+from perennial.modeling import registry
+from perennial.modeling.registry import ModelVersion
+from perennial.spec.model_spec import ModelSpec
+
+MARKDOWN, PAGE = "model_card.md", "model_card.html"
+BILL_OF_MATERIALS, ANNEX_IV = "model_bom.cdx.json", "annex_iv.md"
+
+
+def files(card: ModelCard) -> dict[str, str]:
+    """The files that are stored with a version, by name."""
+    return {
+        content.ARTIFACT: json.dumps(card.as_dict(), indent=1, ensure_ascii=False),
+        MARKDOWN: markdown(card),
+        PAGE: html(card),
+        BILL_OF_MATERIALS: materials(card),
+        ANNEX_IV: annex(card),
+    }
+
+
+def read(version: ModelVersion, present: ModelSpec) -> ModelCard:
+    """The card of a version, checked against the ledger's digest.
+
+    Slices of a column that is personal data by now are left out, also if it was not when the version was trained.
+
+    Args:
+        version: the version.
+        present: the present spec.
+
+    Raises:
+        ArtifactError: it has none, or the file is not what was recorded.
+    """
+    if not registry.has_artifact(version, content.ARTIFACT):
+        raise ArtifactError(
+            f"version {version.version} has no card: it was trained before cards were stored, or the log of its "
+            "training says why it could not be written",
+            "read that of a later version",
+            model=version.name,
+        )
+    card = content.parse(registry.load_json_artifact(version, content.ARTIFACT))
+    return content.without_columns(card, present.personal_names)
+
+
+def decided(card: ModelCard) -> list[Section]:
+    """What was decided about the version since, for the end of its card."""
+    return decision_sections(card.model, card.version, card.run_id)
+
+
+def markdown(card: ModelCard, more: Sequence[Section] = ()) -> str:
+    """The card as Markdown, with the metadata block of the Hugging Face Hub.
+
+    Args:
+        card: the card.
+        more: sections at its end.
+    """
+    return metadata_block(card) + document.to_markdown(card.title, [*card_sections(card), *more])
+
+
+def html(card: ModelCard, more: Sequence[Section] = (), links: Markup = Markup("")) -> str:  # noqa: B008 - immutable
+    """The card as a page.
+
+    Args:
+        card: the card.
+        more: sections at its end.
+        links: below its title.
+    """
+    return document.to_html(card.title, [*card_sections(card), *more], links)
+
+
+def annex(card: ModelCard, more: Sequence[Section] = ()) -> str:
+    """The technical documentation of Annex IV as Markdown."""
+    parts = [*annex_iv.annex_sections(card), *more]
+    open_points = len(document.gaps(parts))
+    note = f"{card.title}. {open_points} points are not known; each is marked as a gap that says what to add where."
+    return document.to_markdown(annex_iv.TITLE, [Section(card.title, [document.Paragraph(note)]), *parts])
+
+
+def materials(card: ModelCard) -> str:
+    """The bill of materials as JSON."""
+    return json.dumps(bill_of_materials(card), indent=1, ensure_ascii=False)
