@@ -17,7 +17,7 @@ from rich.text import Text
 
 from perennial.cli import _new_command, _step_commands, terminal
 from perennial.cli._step_commands import LIBRARY_DIGEST_HELP, RENDEZVOUS_HELP
-from perennial.cli.governance import ledger_commands
+from perennial.cli.governance import card, ledger_commands
 from perennial.core import unexpected_errors
 from perennial.core.errors import FAILED, exit_status
 
@@ -431,6 +431,7 @@ def docs(
 
 
 app.command()(_new_command.new)
+app.command()(card.card)
 
 
 @app.command()

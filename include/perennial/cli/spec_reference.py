@@ -45,7 +45,7 @@ Each folder is a model:
 | `model.yaml` | everything about the model; the keys are listed below |
 | `features.sql` | one SELECT over `rows` and the reference tables: the key, and one column per feature |
 | `expectations.json` | a [Great Expectations](https://docs.greatexpectations.io) suite that validates each partition |
-| `README.md` | for people: what it predicts, from which data, for whom |
+| `README.md` | for people: what it predicts, from which data, for whom; part of the card of each version |
 
 A folder with `feature_set.yaml` instead is a feature set: its `features.sql` adds columns to the rows of every model
 that names it in `features.sets`. Features of what happened before a row are in [feature tables](../features/README.md).

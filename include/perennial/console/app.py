@@ -26,7 +26,7 @@ from perennial.console.access import User
 from perennial.console.actions import RefusedError
 from perennial.console.host import Host, RunningWork
 from perennial.console.overview import ModelOverview
-from perennial.console.routes import exports, model_parts
+from perennial.console.routes import exports, model_parts, version_documents
 from perennial.console.time_limit import in_time
 from perennial.console.views import features
 from perennial.core import unexpected_errors
@@ -298,6 +298,9 @@ _PAGES: dict[str, Callable[..., Response]] = {
     "/models": _models,
     "/cost": model_parts.show_cost,
     "/models/{model}/versions/{number}": model_parts.show_version,
+    "/models/{model}/versions/{number}/card": version_documents.show_card,
+    "/models/{model}/versions/{number}/annex-iv": version_documents.show_annex,
+    "/models/{model}/versions/{number}/explanation": version_documents.show_explanation,
     "/models/{model}/compare": model_parts.compare_versions,
     "/models/{model}/features": model_parts.show_features,
     "/models/{model}/ledger": model_parts.show_ledger,
@@ -312,6 +315,9 @@ _FILES: dict[str, Callable[..., Response]] = {
     "/models/{model}/quarantine/{partition}.json": model_parts.show_quarantine,
     "/models/{model}/quarantine/{partition}": model_parts.show_quarantine,
     "/models/{model}/manifests/{step}/{key}.json": exports.export_manifest,
+    "/models/{model}/versions/{number}/card.md": version_documents.export_markdown,
+    "/models/{model}/versions/{number}/annex-iv.md": version_documents.export_annex,
+    "/models/{model}/versions/{number}/bom.json": version_documents.export_materials,
     "/models/{model}/ledger.csv": exports.export_ledger_csv,
     "/models/{model}/ledger/export.json": exports.export_ledger_json,
     "/dags/{dag_id}": _dag,

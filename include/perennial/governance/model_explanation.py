@@ -20,7 +20,9 @@ from perennial.charts.line_chart import LineChart, Series
 from perennial.charts.markup import Markup, element, number, table, text
 from perennial.core.errors import ArtifactError
 from perennial.governance.prediction_explanation import score_scale
+from perennial.modeling import registry
 from perennial.modeling.encoding import Encoding
+from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
 from perennial.monitoring.partition_sample import PartitionSample
 from perennial.spec.model_spec import ModelSpec
@@ -138,6 +140,26 @@ def parse(content: Any) -> GlobalExplanation:
         raise ArtifactError(
             f"{ARTIFACT} cannot be used: {error}", "train again: training computes it"
         ) from error
+
+
+def read(version: ModelVersion, present: ModelSpec) -> GlobalExplanation:
+    """The explanation that is stored with a version, without values of what is personal data by now.
+
+    Args:
+        version: the version.
+        present: the present spec.
+
+    Raises:
+        ArtifactError: it has none, or the file is not what was recorded.
+    """
+    if not registry.has_artifact(version, ARTIFACT):
+        raise ArtifactError(
+            f"version {version.version} has no explanation: it was trained before explanations were stored, or the log "
+            "of its training says why it could not be computed",
+            "read that of a later version",
+            model=version.name,
+        )
+    return without_features(parse(registry.load_json_artifact(version, ARTIFACT)), present.personal_names)
 
 
 def without_features(explanation: GlobalExplanation, hidden: Collection[str]) -> GlobalExplanation:

@@ -65,7 +65,7 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
         StorageError: a table version that it read is no longer stored.
         RegistryError: MLflow cannot be reached, or knows no such version.
     """
-    registered = _find_version(spec, version)
+    registered = find_version(spec, version)
     recorded = registry.recorded(registered)
     if recipes.ARTIFACT not in recorded.digests:
         raise ArtifactError(
@@ -115,7 +115,18 @@ def summarise(result: ReproductionResult) -> str:
     return f"version {number}, trained again, is another model ({causes})"
 
 
-def _find_version(spec: ModelSpec, number: str) -> ModelVersion:
+def find_version(spec: ModelSpec, number: str) -> ModelVersion:
+    """A version, or the champion, as the ledger recorded it.
+
+    Args:
+        spec: the model.
+        number: of the version; empty for the champion.
+
+    Raises:
+        DataError: there is no champion.
+        RegistryError: MLflow cannot be reached, or knows no such version.
+        ArtifactError: the ledger has no training of the version.
+    """
     if number:
         return registry.get_recorded_version(spec.name, number)
     recorded = champion.read_state(spec).recorded

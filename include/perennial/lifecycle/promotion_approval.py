@@ -90,6 +90,8 @@ def _evidence(spec: ModelSpec, training: Mapping[str, Any], request: Mapping[str
     lines += [f"Gate: {reason}" for reason in gate["reasons"]]
     lines += [f"Slice: {sentence}" for sentence in training.get("worse_slices") or ()]
     lines.append(f"Model {training['digest']}, tables {tags.get('dataset_version', 'unknown')}")
+    if card := recorded.digests.get(training_records.CARD_FILE) if recorded else None:
+        lines.append(f"Model card {card}")
     lines.append(f"Spec {tags.get('spec_digest', 'unknown')}, code {tags.get('code_version') or 'unknown'}")
     return lines
 

@@ -19,6 +19,9 @@ MODEL_FILE = "model.ubj"
 #: Name of the file of the model that was evaluated, where the registered one was fitted once more afterwards.
 EVALUATED_MODEL_FILE = "evaluated_model.ubj"
 
+#: Name of the file with what is known about a version, its card.
+CARD_FILE = "model_card.json"
+
 
 @dataclass(frozen=True)
 class TrainingRecord:

@@ -191,7 +191,8 @@ class PromotionApproval(_PersonsApproval):
         body = (
             "\n".join(f"- {line}" for line in question.evidence)
             + f"\n\n{_link(links.report_url(question.report), 'report of the training')}"
-            + f"{_link(page, 'page of the version')}\n\n"
+            + f"{_link(page, 'page of the version')}"
+            + f"{_link(page and f'{page}/card', 'model card')}\n\n"
             + f"*Approve* makes version {question.version} champion. {', '.join(policy.who)} may answer, not who "
             + f"requested the training, and give a reason. {no_answer}"
         )

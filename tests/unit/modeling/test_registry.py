@@ -139,7 +139,8 @@ def flip(path: Path, position: float, bit: int) -> None:
 def test_the_ledger_lists_every_file_of_a_version(world: Any, stored: dict[str, Path]) -> None:
     assert set(stored) == {
         "model.ubj", "spec.json", "importance.json", "reference.json", "reference.parquet", "evaluation.json",
-        "monitoring_baseline.json", "performance.json", "recipe.json",
+        "monitoring_baseline.json", "performance.json", "recipe.json", "explanation.json", "explanation.html",
+        "model_card.json", "model_card.md", "model_card.html", "model_bom.cdx.json", "annex_iv.md",
     }  # fmt: skip
     record = training_records.all_records(world.spec.name)[-1]
     assert record.digests == {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in stored.items()}

@@ -125,7 +125,8 @@ OTHER: dict[str, Any] = {
 #: Another value of each key of ``card``.
 CARD: dict[str, Any] = {
     "license": "apache-2.0", "risks": [{"risk": "A person is refused."}], "groups": [{"group": "Travellers"}],
-    **dict.fromkeys(("intended_use", "users", "out_of_scope", "limitations", "tradeoffs", "standards"), ["A sentence."]),
+    "intended_use": ["A use."], "users": ["A user."], "out_of_scope": ["A use."], "limitations": ["A limit."],
+    "tradeoffs": ["A trade-off."], "standards": ["A standard."],
     **dict.fromkeys(("provider", "oversight", "deployment", "instructions", "data_origin", "metric_choice", "security",
                      "risk_management", "declaration", "post_market"), "A sentence."),
 }  # fmt: skip

@@ -1,3 +1,3 @@
-"""Commands for those who answer for a model: `perennial explain`, `perennial ledger`, `perennial verify`."""
+"""Commands for those who answer for a model: `perennial card`, `explain`, `ledger`, `verify`."""
 
-__all__ = ["explain", "ledger_commands", "verification"]
+__all__ = ["card", "explain", "ledger_commands", "verification"]

@@ -1,3 +1,3 @@
-"""Addresses of the pages about parts of a model: versions, features, quarantine, ledger, cost."""
+"""Addresses of the pages about parts of a model: versions and their documents, features, quarantine, ledger, cost."""
 
-__all__ = ["exports", "model_parts"]
+__all__ = ["exports", "model_parts", "version_documents"]

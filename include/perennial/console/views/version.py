@@ -15,7 +15,9 @@ from perennial.console.views._held_out import fairness_figures as fairness_figur
 from perennial.console.views._held_out import slice_figures as slice_figures
 from perennial.console.views.parts import Parts
 from perennial.core.settings import settings
+from perennial.governance import model_explanation
 from perennial.lifecycle import champion
+from perennial.modeling import training_records
 from perennial.modeling.evaluation_charts import staleness_chart
 from perennial.modeling.performance import Estimate, Performance
 from perennial.modeling.training_records import TrainingRecord
@@ -159,7 +161,7 @@ class VersionPage:
         terms: times as champion, in order.
         decisions: records of the ledger that concern it, in order.
         scored: ranges of partitions whose scores are its own, with their number.
-        links: to its run, its page with the model card, and its reports.
+        links: to its run, its documents, its page in MLflow, and its reports.
         notes: what is not known, and why.
         problems: parts that cannot be shown, with cause and remedy.
     """
@@ -444,7 +446,16 @@ def _links(
     links = []
     if recorded.run_id:
         links.append(Link("MLflow run", where.mlflow_run_page(recorded.run_id)))
-    links.append(Link("Model card in MLflow", f"{where.mlflow_ui}/#/models/{model}/versions/{version}"))
+    documents = {
+        training_records.CARD_FILE: ("Model card", "card"),
+        model_explanation.ARTIFACT: ("What it does", "explanation"),
+    }
+    links += [
+        Link(words, f"{base}/models/{model}/versions/{version}/{path}")
+        for name, (words, path) in documents.items()
+        if name in recorded.digests
+    ]
+    links.append(Link("Version in MLflow", f"{where.mlflow_ui}/#/models/{model}/versions/{version}"))
     reports = f"{base}/reports/{model}"
     if manifest is not None and manifest.result.get("report"):
         links.append(Link("Training report", f"{reports}/training/{training['partition']}.html"))

@@ -9,10 +9,11 @@ from typing import Any
 from perennial.core.errors import ArtifactError
 from perennial.modeling import performance
 from perennial.modeling.performance import Performance
+from perennial.modeling.training_records import CARD_FILE
 from perennial.spec.policies import CardSpec
 
-#: Name of the file among those of a version, and version of its format.
-ARTIFACT, FORMAT = "model_card.json", 1
+#: Version of the format of `training_records.CARD_FILE`.
+FORMAT = 1
 
 
 @dataclass(frozen=True)
@@ -168,7 +169,7 @@ class ModelCard:
         return f"{self.model}, version {self.version}"
 
     def as_dict(self) -> dict[str, Any]:
-        """The content of `ARTIFACT`."""
+        """The content of `CARD_FILE`."""
         content = {name: getattr(self, name) for name in self.__dataclass_fields__}
         return {
             "format": FORMAT,
@@ -182,7 +183,7 @@ class ModelCard:
 
 
 def parse(content: Any) -> ModelCard:
-    """Read the content of `ARTIFACT`.
+    """Read the content of `CARD_FILE`.
 
     Raises:
         ArtifactError: it is of another format.
@@ -202,7 +203,7 @@ def parse(content: Any) -> ModelCard:
         return ModelCard(**values)
     except (KeyError, TypeError, ValueError) as error:
         raise ArtifactError(
-            f"{ARTIFACT} cannot be used: {error}", "train again: training writes it"
+            f"{CARD_FILE} cannot be used: {error}", "train again: training writes it"
         ) from error
 
 

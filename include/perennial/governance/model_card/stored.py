@@ -16,6 +16,7 @@ from perennial.governance.model_card.metadata import metadata_block
 from perennial.governance.model_card.sections import card_sections
 from perennial.modeling import registry
 from perennial.modeling.registry import ModelVersion
+from perennial.modeling.training_records import CARD_FILE
 from perennial.spec.model_spec import ModelSpec
 
 MARKDOWN, PAGE = "model_card.md", "model_card.html"
@@ -24,8 +25,10 @@ BILL_OF_MATERIALS, ANNEX_IV = "model_bom.cdx.json", "annex_iv.md"
 
 def files(card: ModelCard) -> dict[str, str]:
     """The files that are stored with a version, by name."""
+    stored = card.as_dict()
+    card = content.parse(stored)  # numbers are rounded as they are when it is read again
     return {
-        content.ARTIFACT: json.dumps(card.as_dict(), indent=1, ensure_ascii=False),
+        CARD_FILE: json.dumps(stored, indent=1, ensure_ascii=False),
         MARKDOWN: markdown(card),
         PAGE: html(card),
         BILL_OF_MATERIALS: materials(card),
@@ -45,14 +48,14 @@ def read(version: ModelVersion, present: ModelSpec) -> ModelCard:
     Raises:
         ArtifactError: it has none, or the file is not what was recorded.
     """
-    if not registry.has_artifact(version, content.ARTIFACT):
+    if not registry.has_artifact(version, CARD_FILE):
         raise ArtifactError(
             f"version {version.version} has no card: it was trained before cards were stored, or the log of its "
             "training says why it could not be written",
             "read that of a later version",
             model=version.name,
         )
-    card = content.parse(registry.load_json_artifact(version, content.ARTIFACT))
+    card = content.parse(registry.load_json_artifact(version, CARD_FILE))
     return content.without_columns(card, present.personal_names)
 
 
