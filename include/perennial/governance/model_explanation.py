@@ -164,9 +164,9 @@ def read(version: ModelVersion, present: ModelSpec) -> GlobalExplanation:
 
 def without_features(explanation: GlobalExplanation, hidden: Collection[str]) -> GlobalExplanation:
     """The explanation without the values of some features."""
-    kept = [d for d in explanation.dependence if d.feature not in hidden]
+    shown = [d for d in explanation.dependence if d.feature not in hidden]
     more = [d.feature for d in explanation.dependence if d.feature in hidden]
-    return replace(explanation, dependence=kept, hidden=[*explanation.hidden, *more])
+    return replace(explanation, dependence=shown, hidden=[*explanation.hidden, *more])
 
 
 def explain_model(

@@ -129,6 +129,11 @@ def _development(card: ModelCard) -> Iterable[Section]:
         ),
         Facts([("Device", card.environment.get("device")), ("Threads", card.environment.get("threads"))]),
     )
+    yield from _process(card)
+
+
+def _process(card: ModelCard) -> Iterable[Section]:
+    """The rest of the second section: data, oversight, changes, tests, security."""
     yield _part("d", "Data", *sections.data(card))
     yield _part("e", "Human oversight (Article 14)", *_oversight(card))
     yield _part(

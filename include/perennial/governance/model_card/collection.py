@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -11,7 +12,6 @@ from perennial.core.errors import PerennialError
 from perennial.features.engine import FeatureQuery
 from perennial.governance.model_card.content import Compared, Dataset, Feature, ModelCard
 from perennial.modeling import registry, training_records
-from perennial.modeling.coverage import Coverage
 from perennial.modeling.registry import ModelVersion
 from perennial.spec.model_spec import ModelSpec
 from perennial.training.candidates import Candidate
@@ -75,16 +75,12 @@ def collect(training: Training, registered: RegisteredVersion) -> ModelCard:
         objective=spec.objective,
         parameters=_parameters(spec, candidate),
         periods={
-            key.removesuffix("_range"): tags[key]
-            for key in ("trained_range", "holdout_range", "refit_range")
-            if tags.get(key)
+            part: tags[f"{part}_range"]
+            for part in ("trained", "holdout", "refit")
+            if tags.get(f"{part}_range")
         },
-        rows={
-            "fit": candidate.fit_rows,
-            "valid": candidate.rows - candidate.fit_rows,
-            "holdout": evaluation.rows,
-        },
-        coverage=_coverage(evaluation.coverage),
+        rows=_rows(candidate),
+        coverage=str(evaluation.coverage),
         datasets=_datasets(spec, recipe),
         inputs={**spec.data.columns, **spec.table_columns},
         personal_columns=spec.personal_columns,
@@ -132,8 +128,10 @@ def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
 
 
-def _coverage(coverage: Coverage) -> str:
-    return str(coverage)
+def _rows(candidate: Candidate) -> dict[str, int]:
+    """Numbers of rows by what they were used for."""
+    for_fit, held_out = candidate.fit_rows, candidate.evaluation.rows
+    return {"fit": for_fit, "valid": candidate.rows - for_fit, "holdout": held_out}
 
 
 def _datasets(spec: ModelSpec, recipe: Recipe) -> list[Dataset]:
@@ -227,8 +225,6 @@ def _monitoring(spec: ModelSpec) -> dict[str, str]:
 
 
 def _expectations(spec: ModelSpec) -> Sequence[Any]:
-    import json
-
     try:
         expectations = json.loads(spec.suite).get("expectations", [])
     except (ValueError, AttributeError):
