@@ -58,6 +58,7 @@ def test_a_dag_file_imports_nothing_heavy() -> None:
         | {f"features.{table}" for table in find_folders(TABLE_FILE)},
         "daily_summary": {"perennial.daily_summary"},
         "specs": set(),
+        "drills": {"perennial.reproduce", "perennial.rollback_drill"},
         "maintenance": set(),
         "verify": {"perennial.verify"},
     }
@@ -110,6 +111,8 @@ def test_a_broken_folder_hurts_no_other_model(tmp_path: Path, monkeypatch: pytes
     assert {"digits", "flight_late"} <= set(good)
     assert set(bag.dags) == {
         "perennial.daily_summary",
+        "perennial.reproduce",
+        "perennial.rollback_drill",
         "perennial.verify",
         *(f"{m}.{s}" for m in good for s in STAGES),
         *(f"features.{table}" for table in find_folders(TABLE_FILE)),

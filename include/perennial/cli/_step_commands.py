@@ -28,6 +28,7 @@ _OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "force": (_Flag, "Repeat finished work.", ("--force",)),
     "reason": (_Text, "Reason, recorded in the ledger.", ()),
     "actor": (_Text, "Who starts the step, or decides on a rollback; default: the user.", ()),
+    "version": (_Text, "Number of the version; default: the champion.", ()),
     "to_version": (_Text, "Version to return to; default: the previous champion.", ()),
     "backfill": (_Flag, "Part of a backfill: starts no retraining.", ("--backfill",)),
     "catch_up": (_Flag, "Also do some of what is overdue (`perennial missing`).", ("--catch-up",)),
@@ -89,6 +90,9 @@ STEP_COMMANDS = {
     ),
     "publish_predictions": StepCommand(
         "Write predictions to the database that the spec names.", ("start",), ("end", "force", "catch_up", "run_id")
+    ),
+    "reproduce": StepCommand(
+        "Train a version again from its recipe, and compare it; nothing is registered.", (), ("version", "actor")
     ),
 }  # fmt: skip
 

@@ -17,7 +17,7 @@ from rich.text import Text
 
 from perennial.cli import _new_command, _step_commands, terminal
 from perennial.cli._step_commands import LIBRARY_DIGEST_HELP, RENDEZVOUS_HELP
-from perennial.cli.governance import card, ledger_commands
+from perennial.cli.governance import card, drills, ledger_commands
 from perennial.core import unexpected_errors
 from perennial.core.errors import FAILED, exit_status
 
@@ -37,6 +37,7 @@ app.add_typer(run, name="run")
 features = typer.Typer(help="Feature tables: features of an entity's history.", no_args_is_help=True)
 app.add_typer(features, name="features")
 app.add_typer(ledger_commands.app, name="ledger")
+app.command()(drills.rollback_drill)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 LibraryDigest = Annotated[str | None, typer.Option(help=LIBRARY_DIGEST_HELP)]

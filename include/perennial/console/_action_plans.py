@@ -289,19 +289,23 @@ def _change_champion(at: Situation, *, rescore: bool) -> Plan:
         return Plan(choices)
     if version not in dict(versions):
         return Plan(choices, problem=f"There is no version {version} that could become champion.")
-    spans = rescoring.ranges(at.spec, current) if again and current else []
-    then = [Run("score", {"start": s.start, "end": s.end, "reason": REASON}, "", s.keys()) for s in spans]
+    spans = rescoring.ranges(at.spec, current) if current else []
+    then = [
+        Run("score", {"start": s.start, "end": s.end, "reason": REASON}, "", s.keys()) for s in spans if again
+    ]
     conf = {"to_version": int(version), "reason": REASON, "rescore": again}
     effects = [
         f"Version {version} is loaded and checked, then it replaces version {current or '–'} as champion."
     ]
-    if again:
-        count = sum(map(len, spans))
+    count, listed = sum(map(len, spans)), ", ".join(span.compact for span in spans)
+    if not count:
+        effects.append(f"Version {current or '–'} scored no partition: nothing is scored again.")
+    elif again:
         effects.append(
-            f"Version {current} scored {count} partitions, which version {version} then scores again."
-            if count
-            else f"Version {current or '–'} scored no partition: nothing is scored again."
+            f"Version {current} scored {count} partitions, which version {version} then scores again: {listed}"
         )
+    else:
+        effects.append(f"Version {current} scored {count} partitions, which keep its predictions: {listed}")
     needs = _needs("run", "rollback", *(["score"] if again else []))
     return Plan(choices, [Run("rollback", conf)], effects, then, needs,
                 [("start", "Roll back" if rescore else "Promote")])  # fmt: skip

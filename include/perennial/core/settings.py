@@ -36,6 +36,7 @@ class Settings:
         mlflow_uri: URL of the MLflow server.
         mlflow_ui: URL of its pages, as a browser reaches them.
         ledger_anchors: folder or ``s3://`` URI of anchors of the ledger; empty if there is none.
+        drills: whether DAGs try reproduction and rollback by themselves.
         models: folders that are searched for models and feature sets, in order.
     """
 
@@ -48,6 +49,7 @@ class Settings:
     mlflow_uri: str
     mlflow_ui: str
     ledger_anchors: str
+    drills: bool
     models: tuple[Path, ...]
 
     def mlflow_run_page(self, run_id: str) -> str:
@@ -82,6 +84,13 @@ def _number(name: str, default: int, low: int) -> int:
             f"{name} is {text!r}; a whole number of at least {low} is needed", f"correct or unset {name}"
         )
     return int(text)
+
+
+def _is_on(name: str) -> bool:
+    text = os.environ.get(name, "").strip().lower() or "on"
+    if text not in ("on", "off"):
+        raise PerennialError(f"{name} is {text!r}; it must be on or off", f"correct or unset {name}")
+    return text == "on"
 
 
 def _folder_or_uri(name: str, default: Path | None) -> str:
@@ -120,5 +129,6 @@ def settings() -> Settings:
         mlflow_uri=mlflow_uri,
         mlflow_ui=os.environ.get("PERENNIAL_MLFLOW_UI", "").strip().rstrip("/") or mlflow_uri,
         ledger_anchors=_folder_or_uri("PERENNIAL_LEDGER_ANCHORS", None),
+        drills=_is_on("PERENNIAL_DRILLS"),
         models=(ROOT / "include" / "models", *extra),
     )

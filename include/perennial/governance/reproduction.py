@@ -8,12 +8,14 @@ varies, so that of a version trained on a GPU the held-out metrics are compared.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
 from perennial.core.errors import ArtifactError, DataError
 from perennial.features.engine import FeatureQuery
 from perennial.lifecycle import champion, ledger_anchors
+from perennial.lifecycle.champion import CHAMPION_CHANGES
 from perennial.modeling import registry, training_records
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
@@ -81,7 +83,7 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
         metrics = _compare_metrics(spec, recorded, candidate)
     result = ReproductionResult(
         version=registered.version,
-        outcome=_outcome(registered, files, metrics),
+        outcome=outcome_of(registered, files, metrics),
         files=files,
         metrics=metrics,
         differences=recipe.differences(),
@@ -102,6 +104,28 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
             evidence=dict(result),
         )
     return result
+
+
+def longest_ago(specs: Iterable[ModelSpec]) -> dict[str, str] | None:
+    """The champion that was reproduced longest ago, or never: its ``model`` and ``version``.
+
+    Args:
+        specs: the models.
+
+    Returns:
+        None if no model has a champion with a recipe.
+    """
+    waiting = []
+    for spec in specs:
+        changes = ledger.find(
+            spec.name, *CHAMPION_CHANGES, decisions=tuple(CHAMPION_CHANGES.values()), last=1
+        )
+        version = changes[-1]["model_version"] if changes else ""
+        trainings = ledger.find(spec.name, LedgerKind.TRAINING, version=version) if version else []
+        if trainings and recipes.ARTIFACT in trainings[-1]["evidence"].get("digests", {}):
+            last = ledger.find(spec.name, LedgerKind.REPRODUCTION, last=1)
+            waiting.append((last[-1]["recorded_at"] if last else "", spec.name, version))
+    return {"model": min(waiting)[1], "version": min(waiting)[2]} if waiting else None
 
 
 def summarise(result: ReproductionResult) -> str:
@@ -182,9 +206,16 @@ def _compare_metrics(
     return {name: (float(then[name]), float(again[name])) for name in sorted(then.keys() & again.keys())}
 
 
-def _outcome(
+def outcome_of(
     version: ModelVersion, files: dict[str, tuple[str, str]], metrics: dict[str, tuple[float, float]]
 ) -> Literal["identical", "equivalent", "different"]:
+    """How a version compares with one that was trained again.
+
+    Args:
+        version: the version; its tag ``device`` says where it was trained.
+        files: digest of each model file then and now, by name.
+        metrics: each held-out metric then and now, by name.
+    """
     if all(then == again for then, again in files.values()):
         return "identical"
     alike = all(math.isclose(then, again, rel_tol=GPU_TOLERANCE) for then, again in metrics.values())

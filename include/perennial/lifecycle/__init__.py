@@ -15,6 +15,7 @@ __all__ = [
     "promotion",
     "promotion_approval",
     "retraining",
+    "rollback_drill",
     "trial_evaluation",
     "trials",
     "unused_feature_tables",

@@ -248,18 +248,12 @@ def roll_back_champion(
             champion.report(spec, state, partition=None, actor=actor)
         if finished := _interrupted_rollback(state, actor, reason, to_version):
             return finished
-        current, recorded = state.champion, state.recorded
-        default = champion.predecessor(state.changes, current) if current == recorded else recorded
-        target = str(to_version or default or "")
+        current = state.champion
+        target = to_version or rollback_target(state)
         # A version that the alias points to can be adopted, if that was not recorded.
         if not target or (target == current and not state.deviation):
             raise _no_target_error(spec, target, current)
-        version = registry.get_recorded_version(spec.name, target)
-        repeated = check_servable(spec, version)
-        if outdated := _outdated(spec, target):
-            raise RegistryRequestError(
-                outdated, "choose another version, or undo the change of the spec first", model=spec.name
-            )
+        version, repeated = check_target(spec, target)
         evidence: dict[str, Any] = {"previous": current, "digest": version.digest, "run_id": version.run_id}
         evidence["repeated_rows"] = repeated
         if airflow_run:
@@ -267,6 +261,31 @@ def roll_back_champion(
         change = ChampionChange(target, state.last_change, LedgerKind.ROLLBACK, reason, actor, evidence)
         _change_champion(spec, change)
     return {"version": target, "previous": current}
+
+
+def rollback_target(state: ChampionState) -> str:
+    """The version that a rollback goes to unless another one is named; empty if there is none."""
+    current, recorded = state.champion, state.recorded
+    return (champion.predecessor(state.changes, current) if current == recorded else recorded) or ""
+
+
+def check_target(spec: ModelSpec, target: str) -> tuple[registry.ModelVersion, int]:
+    """Check that a version can become champion again, without making it that.
+
+    Returns:
+        The version, and the number of rows that it predicted again as it did.
+
+    Raises:
+        RegistryRequestError: there is no such version, or it does not predict what the spec describes.
+        ArtifactError: its file is damaged, or it cannot predict.
+    """
+    version = registry.get_recorded_version(spec.name, target)
+    repeated = check_servable(spec, version)
+    if outdated := _outdated(spec, target):
+        raise RegistryRequestError(
+            outdated, "choose another version, or undo the change of the spec first", model=spec.name
+        )
+    return version, repeated
 
 
 def _interrupted_rollback(

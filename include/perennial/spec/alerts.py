@@ -61,6 +61,8 @@ _MEASURES = {
     "nulls": "highest share of a column",
     "performance": "loss above what the model expects",
     "prediction": "PSI of the predictions",
+    "reproduction": "whether the champion can be trained again",
+    "rollback_target": "whether the version to roll back to works",
     "skew": "features that differ from those of the training code",
     "slices": "loss above what the model expects, worst slice",
     "volume": "times more or fewer rows than usual",

@@ -13,6 +13,7 @@ __all__ = [
     "monitor",
     "promote",
     "publish_predictions",
+    "reproduce",
     "result_file",
     "rollback",
     "score",

@@ -23,6 +23,7 @@ STEPS = (
     "conclude",
     "rollback",
     "publish_predictions",
+    "reproduce",
 )
 
 

@@ -16,13 +16,15 @@ from perennial.spec.sections import Step
 from perennial.storage import delta_tables, manifests
 
 if TYPE_CHECKING:
-    from perennial.lifecycle.promotion import PromotionResult, RollbackResult
+    from perennial.governance.reproduction import ReproductionResult
+    from perennial.lifecycle.promotion import PromotionResult
     from perennial.lifecycle.retraining import RetrainingDecision
     from perennial.monitoring.results import MonitoringResult
     from perennial.spec.model_spec import ModelSpec
     from perennial.steps.conclude import TrialConclusion
     from perennial.steps.data import DataResult
     from perennial.steps.publish_predictions import PublishedPredictions
+    from perennial.steps.rollback import RollbackStepResult
     from perennial.steps.score import ScoreResult
     from perennial.training.runs.train_result import TrainResult
 
@@ -268,9 +270,29 @@ def _conclude(model: str, result: TrialConclusion | PromotionResult) -> Summary:
     return Summary((f"The champion of {model} stays as it is.", _reason(result["reason"])))
 
 
-def _rollback(model: str, result: RollbackResult) -> Summary:
+def _rollback(model: str, result: RollbackStepResult) -> Summary:
     previous = f" in place of version {result['previous']}" if result["previous"] else ""
-    return Summary((f"Version {result['version']} of {model} is champion again{previous}.",))
+    seconds = f", after {result['seconds']:.1f} s" if "seconds" in result else ""
+    first = f"Version {result['version']} of {model} is champion again{previous}{seconds}."
+    ranges = result.get("scored") or []
+    if not ranges:
+        return Summary((first,))
+    commands = [
+        f"  perennial run score --model {model} --start {start} --end {end or start}"
+        for start, _, end in (span.partition("..") for span in ranges)
+    ]
+    scored = (
+        f"Version {result['previous']} scored {_listed(ranges)}. To score them again, unless the run does so:"
+    )
+    return Summary((first, scored, *commands))
+
+
+def _reproduce(model: str, result: ReproductionResult) -> Summary:
+    from perennial.governance import reproduction  # not at the top: it imports what trains
+
+    sentence = reproduction.summarise(result)
+    metrics = [f"  {n}: {then:.6g} then, {again:.6g} now" for n, (then, again) in result["metrics"].items()]
+    return Summary((f"Of {model}: {sentence}.", *metrics, *(f"  {text}" for text in result["differences"])))
 
 
 def _reason(text: str) -> str:
@@ -309,4 +331,5 @@ _SUMMARIES: dict[str, Callable[[str, Any], Summary]] = {
     "conclude": _conclude,
     "rollback": _rollback,
     "publish_predictions": _publish_predictions,
+    "reproduce": _reproduce,
 }

@@ -61,6 +61,7 @@ class LedgerKind(StrEnum):
     SCHEDULES = "schedules"
     REPRODUCTION = "reproduction"
     APPROVAL = "approval"
+    ROLLBACK_DRILL = "rollback drill"
 
 
 class Decision(StrEnum):
@@ -75,10 +76,10 @@ class Decision(StrEnum):
     REJECTED = "rejected"
     # trial, generation
     STARTED = "started"
-    # trial
+    # trial, rollback drill
     PASSED = "passed"
-    CANCELLED = "cancelled"
-    # training, trial
+    CANCELLED = "cancelled"  # trial
+    # training, trial, rollback drill
     FAILED = "failed"
     # promotion
     PROMOTED = "promoted"

@@ -91,7 +91,8 @@ def rollback() -> dict[str, Param]:
             False,
             type="boolean",
             title="Rescore",
-            description_md="Start runs of `score` for the partitions that the replaced version scored.",
+            description_md="Start runs of `score` for the partitions that the replaced version scored. The button "
+            "*Roll back* of the console lists them before, the log of the task `rollback` afterwards.",
         ),
     }
 

@@ -47,17 +47,7 @@ def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: An
     Raises:
         PerennialError: the step failed, or a partition of its result has no manifest.
     """
-    profile = profile_of(spec, step)
-    if profile.runs_in_pods:
-        from perennial_airflow.execution import pods  # the pod operator takes seconds to import
-
-        result = pods.run(step, spec, profile, arguments, context)
-    else:
-        if arguments.get("end") not in (None, arguments.get("start")):
-            os.setpriority(os.PRIO_PROCESS, 0, RANGE_NICENESS)
-        workers = profile.worker_count(step)
-        with airflow_connections.provided(spec, step):
-            result = dispatch.run(step, spec, **arguments, **({"workers": workers} if workers > 1 else {}))
+    result = _run(step, spec, profile_of(spec, step), context, arguments)
     for key in result["partitions"] if "partitions" in result else [arguments["as_of"]]:
         if manifests.read(spec.name, step, key) is None:
             raise PerennialError(
@@ -68,6 +58,27 @@ def run_by_profile(step: str, spec: ModelSpec, context: Context, **arguments: An
             )
     summaries.log_summary(step, spec, result, report_url)
     return result
+
+
+def run_as_training(step: str, spec: ModelSpec, context: Context, **arguments: Any) -> dict[str, Any]:
+    """Run a step that writes no manifest where the model's trainings run, and log what it did."""
+    result = _run(step, spec, profile_of(spec, "train"), context, arguments)
+    summaries.log_summary(step, spec, result, report_url)
+    return result
+
+
+def _run(
+    step: str, spec: ModelSpec, profile: ComputeProfile, context: Context, arguments: dict[str, Any]
+) -> dict[str, Any]:
+    if profile.runs_in_pods:
+        from perennial_airflow.execution import pods  # the pod operator takes seconds to import
+
+        return pods.run(step, spec, profile, arguments, context)
+    if arguments.get("end") not in (None, arguments.get("start")):
+        os.setpriority(os.PRIO_PROCESS, 0, RANGE_NICENESS)
+    workers = profile.worker_count(step)
+    with airflow_connections.provided(spec, step):
+        return dispatch.run(step, spec, **arguments, **({"workers": workers} if workers > 1 else {}))
 
 
 def run_inline(step: str, spec: ModelSpec, **arguments: Any) -> dict[str, Any]:

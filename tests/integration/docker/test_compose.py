@@ -61,7 +61,12 @@ def s3(stack: Stack) -> Any:
 def test_every_dag_is_there_and_every_component_healthy(stack: Stack, airflow: Airflow) -> None:
     models, _ = catalog.load_models()
     expected = {f"{model}.{stage}" for model in models for stage in (*STAGES, "rollback")}
-    expected |= {"perennial.daily_summary", "perennial.verify"}
+    expected |= {
+        "perennial.daily_summary",
+        "perennial.reproduce",
+        "perennial.rollback_drill",
+        "perennial.verify",
+    }
     expected |= {f"features.{table}" for table in catalog.find_folders(catalog.TABLE_FILE)}
     end = time.monotonic() + 120
     while set(airflow.paused()) != expected and time.monotonic() < end:

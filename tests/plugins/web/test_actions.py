@@ -115,6 +115,10 @@ def test_a_rollback_lists_what_the_bad_version_scored_and_rescores_it(browser: B
     assert confirm(client, "rollback", {}).status_code == 303
     run = runs(client, "rollback")[0]
     assert run["conf"] == {"to_version": 1, "reason": "a test", "rescore": True}
+    kept = client.get(f"{ACTIONS}/rollback", params={"version": "1", "rescore": "no"}).text
+    assert "which keep its predictions" in kept and KEYS[6] in kept, (
+        "they are listed if they are not scored again, too"
+    )
     without = confirm(client, "promote", {"version": "1", "rescore": "no"}, do="start")
     assert without.status_code == 303
     assert runs(client, "rollback")[0]["conf"]["rescore"] is False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,7 @@ from typer.testing import CliRunner
 from perennial.cli.app import app
 from perennial.core import dates
 from perennial.core.errors import ArtifactError, RegistryError, StorageError
-from perennial.governance.reproduction import reproduce
+from perennial.governance.reproduction import GPU_TOLERANCE, outcome_of, reproduce
 from perennial.modeling import registry, training_records
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
@@ -112,3 +113,23 @@ def test_a_version_without_a_recipe_is_refused(world: Any, monkeypatch: pytest.M
     monkeypatch.setattr(recipe, "ARTIFACT", "other.json")
     with pytest.raises(ArtifactError, match="has no recipe"):
         reproduce(world.spec)
+
+
+@pytest.mark.parametrize(
+    ("device", "again", "expected"),
+    [
+        ("cuda", 0.5 * (1 + GPU_TOLERANCE * 0.99), "equivalent"),
+        ("cuda", 0.5 * (1 - GPU_TOLERANCE * 0.99), "equivalent"),
+        ("cuda", 0.5 * (1 + GPU_TOLERANCE * 1.1), "different"),
+        ("cuda", math.nan, "different"),
+        ("cuda", None, "different"),  # no metric is known
+        ("cpu", 0.5, "different"),  # on a CPU the files are the same, or the model is another one
+    ],
+)
+def test_metrics_of_a_version_trained_on_a_gpu_agree_within_the_tolerance(
+    device: str, again: float | None, expected: str
+) -> None:
+    version = registry.ModelVersion("toy", "1", "run", "model", {"device": device})
+    metrics = {} if again is None else {"log_loss": (0.5, again), "roc_auc": (0.8, 0.8)}
+    assert outcome_of(version, {"model.ubj": ("a", "b")}, metrics) == expected
+    assert outcome_of(version, {"model.ubj": ("a", "a")}, metrics) == "identical"

@@ -311,9 +311,8 @@ def test_a_promotion_killed_before_its_record_is_not_reported_as_an_external_cha
     with killed_before_the_record():
         promote(spec, as_of=LATE, actor="test")
     assert champion(spec) == two["version"]
-    assert rollback(spec, actor="operator", reason="bad") == {
-        "version": one["version"], "previous": two["version"],
-    }  # fmt: skip
+    done = rollback(spec, actor="operator", reason="bad")
+    assert (done["version"], done["previous"]) == (one["version"], two["version"])
     assert decisions(spec) == [
         ("promotion", "promoted", one["version"]),
         ("promotion", "promoted", two["version"]),
@@ -339,10 +338,8 @@ def test_rollback_gives_the_champion_before_back(two_champions: Any) -> None:
     spec, one, two = two_champions
     with pytest.raises(DataError, match="needs a reason"):
         rollback(spec, actor="operator", reason="  ")
-    assert rollback(spec, actor="operator", reason="bad", run_id="manual__1") == {
-        "version": one["version"],
-        "previous": two["version"],
-    }
+    done = rollback(spec, actor="operator", reason="bad", run_id="manual__1")
+    assert (done["version"], done["previous"], done["scored"]) == (one["version"], two["version"], [])
     assert champion(spec) == one["version"]
     last = ledger.records(spec.name)[-1]
     assert (last["decision"], last["reason"], last["actor"]) == ("rolled back", "bad", "operator")
@@ -421,9 +418,8 @@ def test_a_rollback_killed_before_its_record_is_completed(
     assert champion(spec) == one["version"]
     if read_meanwhile:
         champion_module.get_champion(spec, partition=LATE, actor="test")
-    assert rollback(spec, actor="operator", reason="bad", to_version=to) == {
-        "version": one["version"], "previous": two["version"],
-    }  # fmt: skip
+    done = rollback(spec, actor="operator", reason="bad", to_version=to)
+    assert (done["version"], done["previous"]) == (one["version"], two["version"])
     assert decisions(spec)[-1] == ("rollback", "rolled back", one["version"])
     assert len(decisions(spec)) == 3
     with pytest.raises(RegistryError, match="no version was champion before version"):

@@ -48,7 +48,7 @@ def test_channels_and_mutes_can_name_every_signal(monitored: World) -> None:
     )
     evaluated = set(monitor(spec, as_of=AS_OF)["signals"])
     of_runs = {s for s in alerts.SIGNALS if s.startswith(("failure:", "deadline:"))}
-    assert evaluated == set(alerts.SIGNALS) - of_runs - {"integrity"}
+    assert evaluated == set(alerts.SIGNALS) - of_runs - {"integrity", "reproduction", "rollback_target"}
 
 
 def test_a_calm_week_raises_nothing(monitored: World) -> None:

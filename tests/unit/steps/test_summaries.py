@@ -47,6 +47,11 @@ WRITTEN = {"partitions": ["2024-01-20"], "rows": 60, "table": "scores", "status"
 PROMOTED = {"promoted": True, "version": "3", "previous": "2", "reason": "better"}
 
 #: Step, result, and lines of its log, in order.
+ROLLED_BACK = {"version": "2", "previous": "3"}
+REPRODUCED = {
+    "version": "2", "outcome": "different", "files": {}, "metrics": {"log_loss": (0.5, 0.25)},
+    "differences": ["numpy: 1 then, 2 now"],
+}  # fmt: skip
 OUTCOMES: list[tuple[str, dict[str, Any], list[str]]] = [
     ("data", PUBLISHED, [
         "Published 2 partitions (2024-01-19 to 2024-01-20) of toy.",
@@ -129,7 +134,17 @@ OUTCOMES: list[tuple[str, dict[str, Any], list[str]]] = [
         "The champion of toy stays as it is.", "Reason: no challenger is on trial.",
     ]),
     ("conclude", PROMOTED, ["Version 3 of toy is champion in place of version 2.", "Reason: better."]),
-    ("rollback", {"version": "2", "previous": "3"}, ["Version 2 of toy is champion again in place of version 3."]),
+    ("rollback", ROLLED_BACK, ["Version 2 of toy is champion again in place of version 3."]),
+    ("rollback", ROLLED_BACK | {"seconds": 4.25, "scored": ["2024-01-02", "2024-01-05..2024-01-07"]}, [
+        "Version 2 of toy is champion again in place of version 3, after 4.2 s.",
+        "Version 3 scored 2024-01-02, 2024-01-05..2024-01-07. To score them again, unless the run does so:",
+        "  perennial run score --model toy --start 2024-01-02 --end 2024-01-02",
+        "  perennial run score --model toy --start 2024-01-05 --end 2024-01-07",
+    ]),
+    ("reproduce", REPRODUCED, [
+        "Of toy: version 2, trained again, is another model (numpy: 1 then, 2 now).",
+        "  log_loss: 0.5 then, 0.25 now", "  numpy: 1 then, 2 now",
+    ]),
     ("publish_predictions", WRITTEN | {"late": ["2024-01-18"]}, [
         "Wrote the predictions of 2024-01-20 of toy to the table scores.",
         "Rows: 60 predictions.",
