@@ -83,8 +83,8 @@ test-containers: setup-tests  ## build all images; test them, compose, and pods 
 test-gpu: setup  ## train and score on this machine's NVIDIA card, compare with the CPU (ARGS=--help)
 	@$(RUN) tools/gpu_check.py $(ARGS)
 
-bench: setup  ## measure speed and memory of the steps against direct calls of the libraries (PART=score,train  QUICK=1  ARGS=--help)
-	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" $(RUN) -m bench $(ARGS)
+bench: setup  ## measure speed and memory of the steps against direct calls of the libraries (PART=score,train  QUICK=1  SCALE=rows  ARGS=--help)
+	@PYTHONPATH="include:plugins:tests:." PART="$(PART)" QUICK="$(QUICK)" SCALE="$(SCALE)" $(RUN) -m bench $(ARGS)
 
 bench-loop: setup  ## measure the value of monitoring and retraining on streams with known changes and real ones (QUICK=1  ARGS="--seeds 3")
 	@PYTHONPATH="include:plugins:tests:." $(RUN) -m bench.loop $(if $(QUICK),--quick) $(ARGS)

@@ -48,6 +48,9 @@ def main() -> int:
     """Measure; returns 0 if all targets are met, 1 if one is missed or a part failed."""
     parser = argparse.ArgumentParser(prog="make bench", description=__doc__)
     parser.add_argument("--quick", action="store_true", default=bool(os.environ.get("QUICK")))
+    parser.add_argument(
+        "--scale", type=int, default=os.environ.get("SCALE") or 0, help="rows of the large tables instead"
+    )
     parser.add_argument("--part", default=os.environ.get("PART", ""), help=f"some of: {', '.join(PARTS)}")
     parser.add_argument("--out", type=Path, default=settings().home / "bench.json")
     parser.add_argument(
@@ -63,7 +66,12 @@ def main() -> int:
     with tempfile.TemporaryDirectory(prefix="bench-", dir=settings().home) as scratch:
         work = (options.work or Path(scratch)).resolve()
         work.mkdir(parents=True, exist_ok=True)
-        return run(work, names, QUICK_COPIES if options.quick else COPIES, options.out)
+        return run(work, names, copies_of(options.scale, quick=options.quick), options.out)
+
+
+def copies_of(rows: int, *, quick: bool = False) -> int:
+    """The copies of the flights that have so many rows at least; the usual number if 0."""
+    return -(-rows // workspace.FLIGHTS) if rows > 0 else QUICK_COPIES if quick else COPIES
 
 
 def run(work: Path, names: list[str], copies: int, out: Path) -> int:

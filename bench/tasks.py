@@ -15,6 +15,8 @@ from bench.wide import columns_data, columns_land, wide_make, wide_verdict  # no
 from bench.wide_models import wide_new, wide_sample, wide_step  # noqa: F401
 
 MODEL = "flight_late"
+#: Rows of a commit of the large tables: the lake's writer holds a row group of each of its partitions.
+COMMIT_ROWS = 7_000_000
 
 
 def peak_mb() -> float:
@@ -114,8 +116,11 @@ def replicate(lake: str, copies: int) -> dict[str, Any]:
 
     con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
-        duckdb_session.create_view(con, "source", tables.table_uri(kind, MODEL))
-        for first, last in (("2013-01-01", "2013-06-30"), ("2013-07-01", "2013-12-31")):
+        uri = tables.table_uri(kind, MODEL)
+        duckdb_session.create_view(con, "source", uri)
+        rows_by_day = {day: copies * rows for day, rows in tables.rows_by_partition(uri).items()}
+        for group in tables.group_by_rows(rows_by_day, COMMIT_ROWS):
+            first, last = group.start, group.end
             query = (
                 "SELECT flight_id || '-' || copy AS flight_id, source.* EXCLUDE (flight_id) "
                 f"FROM source, range({copies}) r(copy) WHERE partition_date BETWEEN '{first}' AND '{last}'"

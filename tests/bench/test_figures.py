@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import io
 
+import pytest
 from rich.console import Console
 
-from bench.__main__ import show
+from bench import workspace
+from bench.__main__ import COPIES, QUICK_COPIES, copies_of, show
 from bench.figures import Figure
 
 
@@ -25,3 +27,17 @@ def test_the_table_shows_each_figure_with_its_target() -> None:
         (False, False),
     ]
     assert "0.75" in lines[0] and "512" in lines[1]
+
+
+@pytest.mark.parametrize(
+    ("rows", "quick", "copies"),
+    [
+        (0, False, COPIES),
+        (0, True, QUICK_COPIES),
+        (1, True, 1),
+        (2 * workspace.FLIGHTS, False, 2),
+        (100_000_000, False, 297),
+    ],
+)
+def test_the_large_tables_have_at_least_the_requested_rows(rows: int, quick: bool, copies: int) -> None:
+    assert copies_of(rows, quick=quick) == copies
