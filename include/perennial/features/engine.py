@@ -81,6 +81,7 @@ class FeatureQuery:
         self._reads_lake = self._references is not None
         self._sql = compose_query(spec)
         self._relations: dict[str, duckdb.DuckDBPyRelation] = {}
+        self._returned: list[str] = []
         self.columns: list[str] = checked.columns if checked else self._check()
         self.categorical = list(spec.features.categorical)
 
@@ -188,6 +189,7 @@ class FeatureQuery:
             SpecError: they do not meet the requirements of the spec and of this engine.
         """
         types = describe_columns(self._con, self.spec, self._sql)
+        self._returned = [*types]
         key, categorical = self.spec.data.key, self.spec.features.categorical
         if missing := [k for k in key if k not in types]:
             raise self._spec_error(
@@ -255,8 +257,8 @@ class FeatureQuery:
         Raises:
             SpecError: DuckDB could not plan the query in time.
         """
-        types = describe_columns(self._con, self.spec, self._sql)
-        return lineage.feature_sources(self._con, self.spec, types, self._sql)
+        columns = self._returned or list(describe_columns(self._con, self.spec, self._sql))
+        return lineage.feature_sources(self._con, self.spec, columns, self._sql)
 
     def _relation(self, text: str) -> duckdb.DuckDBPyRelation:
         """The features of the rows that the query ``text`` reads.

@@ -264,19 +264,26 @@ def _categories(values: np.ndarray, categories: list[str]) -> list[tuple[str, fl
 
 
 def _intervals(values: np.ndarray, known: np.ndarray) -> list[tuple[str, float | None, np.ndarray]]:
-    """Intervals with about as many rows each; a value that many rows have is an interval of its own."""
-    count = min(MAX_BINS, int(known.sum()) // MIN_BIN_ROWS)
-    if not count:
+    """Intervals with about as many rows each, which divide all rows that have a value."""
+    count = int(known.sum())
+    if count < MIN_BIN_ROWS:
         return []
-    edges = np.unique(np.quantile(values[known], np.linspace(0, 1, count + 1), method="lower"))
-    numbers = np.where(known, np.searchsorted(edges[1:-1], values, side="right"), -1)
+    distinct, sizes = np.unique(values[known], return_counts=True)
+    least = max(MIN_BIN_ROWS, 1 if len(distinct) <= MAX_BINS else -(-count // MAX_BINS))
+    ends, rows = [], 0
+    for position, size in enumerate(sizes.tolist()):
+        rows += size
+        if rows >= least:
+            ends.append(position)
+            rows = 0
+    ends[-1] = len(distinct) - 1  # what is left over belongs to the last one
+    numbers = np.searchsorted(distinct[ends], values, side="left")
     grouped: list[tuple[str, float | None, np.ndarray]] = []
-    for i in range(max(1, len(edges) - 1)):
-        rows = numbers == i
-        if rows.sum() >= MIN_BIN_ROWS:
-            low, high = float(values[rows].min()), float(values[rows].max())
-            label = number(low) if low == high else f"{number(low)} to {number(high)}"
-            grouped.append((label, _rounded(values[rows].mean(dtype=np.float64)), rows))
+    for i, end in enumerate(ends):
+        low, high = float(distinct[ends[i - 1] + 1 if i else 0]), float(distinct[end])
+        members = known & (numbers == i)
+        label = number(low) if low == high else f"{number(low)} to {number(high)}"
+        grouped.append((label, _rounded(values[members].mean(dtype=np.float64)), members))
     return grouped
 
 

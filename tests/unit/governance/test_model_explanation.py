@@ -80,6 +80,22 @@ def test_missing_values_rare_categories_and_classes_are_shown_apart() -> None:
     assert model_explanation._bins(codes[:5], codes[:5, None], ["c0"]) == []
 
 
+@settings(max_examples=60, deadline=None, database=None)
+@given(st.lists(st.sampled_from([*range(40), *[7] * 40, None]), max_size=150))
+def test_bins_divide_the_rows_whatever_their_values(drawn: list[int | None]) -> None:
+    values = np.array([np.nan if v is None else v for v in drawn], np.float32)
+    bins = model_explanation._bins(values, np.nan_to_num(values)[:, None], None)
+    counts = {
+        name: int(np.isnan(values).sum() if name else (~np.isnan(values)).sum()) for name in ("", MISSING)
+    }
+    for name, count in counts.items():
+        rows = [b.rows for b in bins if (b.label == MISSING) == bool(name)]
+        assert sum(rows) == (count if count >= 10 else 0) and all(n >= 10 for n in rows)
+    means = [b.value for b in bins if b.value is not None]
+    assert means == sorted(set(means)) and len(means) <= model_explanation.MAX_BINS
+    assert all(b.mean[0] == pytest.approx(b.value, rel=1e-4) for b in bins if b.value is not None)
+
+
 def test_values_of_personal_features_are_not_shown(world: Any) -> None:
     model = model_of(world)
     columns = {"data": world.spec.data.model_copy(update={"personal": ["k", "x"]})}
