@@ -32,6 +32,12 @@ _OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "to_version": (_Text, "Version to return to; default: the previous champion.", ()),
     "backfill": (_Flag, "Part of a backfill: starts no retraining.", ("--backfill",)),
     "catch_up": (_Flag, "Also do some of what is overdue (`perennial missing`).", ("--catch-up",)),
+    "request": (
+        _Text,
+        "Name of the request to erase rows, which `perennial erase --only-request` prints.",
+        (),
+    ),
+    "hidden": (_Flag, "Also remove records of quarantine that hide a column of the keys.", ("--hidden",)),
     "workers": (int | None, "Processes that fit the model together.", ()),
     "rendezvous": (_Text, f"{RENDEZVOUS_HELP[0].upper()}{RENDEZVOUS_HELP[1:]}.", ()),
     "run_id": (_Text, "Identifier recorded with what the step writes.", ()),
@@ -93,6 +99,9 @@ STEP_COMMANDS = {
     ),
     "reproduce": StepCommand(
         "Train a version again from its recipe, and compare it; nothing is registered.", (), ("version", "actor")
+    ),
+    "erase": StepCommand(
+        "Erase the rows of a request from all tables of a model.", ("request",), ("actor", "hidden", "run_id")
     ),
 }  # fmt: skip
 

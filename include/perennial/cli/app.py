@@ -15,7 +15,7 @@ import typer
 from rich.console import Console
 from rich.text import Text
 
-from perennial.cli import _new_command, _step_commands, terminal
+from perennial.cli import _governance_commands, _new_command, _step_commands, terminal
 from perennial.cli._step_commands import LIBRARY_DIGEST_HELP, RENDEZVOUS_HELP
 from perennial.cli.governance import card, drills, ledger_commands
 from perennial.core import unexpected_errors
@@ -433,6 +433,7 @@ def docs(
 
 app.command()(_new_command.new)
 app.command()(card.card)
+_governance_commands.add_commands(app)
 
 
 @app.command()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 
@@ -37,6 +37,7 @@ class Settings:
         mlflow_ui: URL of its pages, as a browser reaches them.
         ledger_anchors: folder or ``s3://`` URI of anchors of the ledger; empty if there is none.
         drills: whether DAGs try reproduction and rollback by themselves.
+        erasure_secret: under which the keys of erased rows are hashed; empty for the one in the lake.
         models: folders that are searched for models and feature sets, in order.
     """
 
@@ -50,6 +51,7 @@ class Settings:
     mlflow_ui: str
     ledger_anchors: str
     drills: bool
+    erasure_secret: str = field(repr=False)
     models: tuple[Path, ...]
 
     def mlflow_run_page(self, run_id: str) -> str:
@@ -130,5 +132,6 @@ def settings() -> Settings:
         mlflow_ui=os.environ.get("PERENNIAL_MLFLOW_UI", "").strip().rstrip("/") or mlflow_uri,
         ledger_anchors=_folder_or_uri("PERENNIAL_LEDGER_ANCHORS", None),
         drills=_is_on("PERENNIAL_DRILLS"),
+        erasure_secret=os.environ.get("PERENNIAL_ERASURE_SECRET", "").strip(),
         models=(ROOT / "include" / "models", *extra),
     )

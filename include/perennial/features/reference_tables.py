@@ -116,6 +116,7 @@ def _sync(spec: ModelSpec, reference: ReferenceTable) -> int:
                     content,
                     mode="overwrite",
                     schema_mode="overwrite" if table else None,
+                    configuration=None if table else delta_tables.TABLE_PROPERTIES,
                     commit_properties=CommitProperties(custom_metadata=metadata),
                     storage_options=settings().storage_options,
                 )

@@ -1,10 +1,15 @@
-"""Evidence for those who answer for a model.
+"""Evidence for those who answer for a model, and what the law asks of its data.
 
-Who decided what, the card of a version, what it does in general, why a row was predicted as it was, and from what.
+Who decided what, the card of a version, what it does in general, why a row was predicted as it was, and from what;
+erasure, retention, holds.
 """
 
 __all__ = [
     "champion_history",
+    "erased_rows",
+    "erasure",
+    "erasure_keys",
+    "holds",
     "ledger_export",
     "model_card",
     "model_explanation",

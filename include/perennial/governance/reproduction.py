@@ -12,8 +12,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Literal, TypedDict
 
-from perennial.core.errors import ArtifactError, DataError
+from perennial.core.errors import ArtifactError, DataError, PerennialError
 from perennial.features.engine import FeatureQuery
+from perennial.governance import erasure
 from perennial.lifecycle import champion, ledger_anchors
 from perennial.lifecycle.champion import CHAMPION_CHANGES
 from perennial.modeling import registry, training_records
@@ -62,7 +63,7 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
         actor: who asks for it, for the ledger.
 
     Raises:
-        DataError: there is no champion, or the rows of a table version are not those of then.
+        DataError: there is no champion, or the rows of a table version are not those of then; or some were erased.
         ArtifactError: the version's files are missing, are not what was recorded, or it has no recipe.
         StorageError: a table version that it read is no longer stored.
         RegistryError: MLflow cannot be reached, or knows no such version.
@@ -77,10 +78,14 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
         )
     recipe = Recipe.from_dict(registry.load_json_artifact(registered, recipes.ARTIFACT))
     trained = registry.load_spec(registered)
-    with recipe.same_limits(), leftovers.temporary_folder("reproduce-") as folder:
-        candidate = _train_again(trained, recipe, folder)
-        files = _compare_files(candidate, recorded, folder)
-        metrics = _compare_metrics(spec, recorded, candidate)
+    try:
+        with recipe.same_limits(), leftovers.temporary_folder("reproduce-") as folder:
+            candidate = _train_again(trained, recipe, folder)
+            files = _compare_files(candidate, recorded, folder)
+            metrics = _compare_metrics(spec, recorded, candidate)
+    except PerennialError as error:
+        erasure.check_not_erased(spec.name, registered.version, error)
+        raise
     result = ReproductionResult(
         version=registered.version,
         outcome=outcome_of(registered, files, metrics),

@@ -19,7 +19,7 @@ from perennial.core.progress import Progress
 from perennial.core.redaction import error_text
 from perennial.feeds.feed_schema import FeedSchema, translate_read_error
 from perennial.feeds.text_casts import TextFormat
-from perennial.ingestion import publishing, typed_rows
+from perennial.ingestion import erasure_requests, publishing, typed_rows
 from perennial.ingestion._label_values import impossible_label_conditions, stop_too_many_classes
 from perennial.ingestion.publishing import UnreadableError, ValidatedBatch
 from perennial.spec.model_spec import ModelSpec
@@ -344,7 +344,9 @@ def _validate(
     spec, is_rows, view = run.spec, feed.kind == "rows", f"__{feed.kind}"
     try:
         typed = run.folder / f"{feed.kind}.typed.parquet"
-        cast_failures = typed_rows.create_landed_view(run.con, feed, files, view, typed)
+        key = {column: spec.data.columns[column] for column in spec.data.key}
+        erased = erasure_requests.suppression_sql(spec.name, feed.columns, key)
+        cast_failures = typed_rows.create_landed_view(run.con, feed, files, view, typed, erased)
         checks = check_builder.build_checks(
             suite,
             feed.columns,

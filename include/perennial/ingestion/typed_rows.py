@@ -33,6 +33,7 @@ def create_landed_view(
     landed: list[LandedFile],
     name: str = "__rows",
     typed: Path | None = None,
+    erased: str = "",
 ) -> dict[str, str]:
     """Create a view of landed files with their columns cast to the declared types.
 
@@ -46,6 +47,7 @@ def create_landed_view(
         name: name of the view.
         typed: the file that takes the rows after their casts, if text has to be cast. Every expression over the view
             repeats the casts otherwise, once for each column that it reads, in each query.
+        erased: SQL condition of rows that the view does not have, because they were erased; of none when empty.
 
     Returns:
         The cast failures: by column, the SQL condition that a cell has a value that cannot be cast to the declared
@@ -57,6 +59,8 @@ def create_landed_view(
         rows = f"SELECT * FROM read_parquet({text_literal(str(typed))}, hive_partitioning=false)"
     else:
         rows, failing = _cast_rows(sources, [*_ROW_COLUMNS, *feed.columns])
+    if erased:
+        rows = f"SELECT * FROM ({rows}) WHERE NOT ({erased})"
     con.execute(f"CREATE OR REPLACE TEMP VIEW {name} AS {rows}")
     return {c: f"{quote_identifier(UNCAST_PREFIX + c)} IS NOT NULL" for c in failing}
 

@@ -190,7 +190,7 @@ class ModelSpec(FolderSpec):
 
     def connections(self, step: str) -> list[str]:
         """Names of the connections to databases that a step uses."""
-        if step == "publish_predictions":
+        if step in ("publish_predictions", "erase"):
             return [self.predictions.connection] if self.predictions.connection else []
         sources = (self.data.source, self.label.source) if step == "data" else ()
         return list(dict.fromkeys(s.connection for s in sources if isinstance(s, QuerySource)))

@@ -10,6 +10,7 @@ __all__ = [
     "data",
     "decide",
     "dispatch",
+    "erase",
     "monitor",
     "promote",
     "publish_predictions",

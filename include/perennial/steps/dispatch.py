@@ -24,6 +24,7 @@ STEPS = (
     "rollback",
     "publish_predictions",
     "reproduce",
+    "erase",
 )
 
 

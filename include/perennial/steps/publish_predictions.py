@@ -5,8 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterator
-from typing import Any, TypedDict
+from collections.abc import Iterable, Iterator
+from typing import Any, TypedDict, cast
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -98,6 +98,29 @@ def publish_predictions(
     )
 
 
+def replace_written(spec: ModelSpec, partitions: Iterable[str], run_id: str = "") -> list[str]:
+    """Write partitions again that the table has, after rows of them were erased from the lake.
+
+    Args:
+        spec: the model.
+        partitions: their dates.
+        run_id: id of the Airflow run.
+
+    Returns:
+        Those that were written.
+
+    Raises:
+        DatabaseError: the database does not answer, or refuses to be written.
+    """
+    started, written = time.monotonic(), manifests.finished(spec.name, STEP)
+    days = [day for day in partitions if day in written] if spec.predictions.table else []
+    uri = delta_tables.table_uri("predictions", spec.name)
+    files = delta_tables.files_by_partition(uri) if days else {}
+    for day in days:
+        _write(spec, day, files.get(day, []), run_id, started)
+    return days
+
+
 def _inputs(spec: ModelSpec, files: list[File]) -> dict[str, Any]:
     """What the table's rows of a partition depend on; only the name of the connection, never its URI."""
     return {"predictions": delta_tables.files_digest(files), "target": spec.predictions.model_dump()}
@@ -160,6 +183,8 @@ def _batches(spec: ModelSpec, day: str, files: list[File]) -> Iterator[pa.Record
     """The predictions of a partition as the table's columns."""
     names = map(spec.lake_column, ("prediction", "probabilities", "model_version", "run_id", "scored_at"))
     stored = [*spec.data.key, *names]
+    if not files:  # all of its rows were erased
+        yield _no_rows(spec, stored)
     for unit in scan_units.plan_units({day: files}, CHUNK_ROWS, CHUNK_ROWS):
         rows = unit.read(stored)
         columns: dict[str, pa.Array[Any]] = {PARTITION: pa.repeat(pa.scalar(day, pa.string()), len(rows))}
@@ -167,6 +192,16 @@ def _batches(spec: ModelSpec, day: str, files: list[File]) -> Iterator[pa.Record
             if name in rows.column_names:
                 columns[name] = _plain(rows.column(name).combine_chunks())
         yield pa.RecordBatch.from_pydict(columns)
+
+
+def _no_rows(spec: ModelSpec, stored: list[str]) -> pa.RecordBatch:
+    """No rows, with the columns of the predictions."""
+    table = delta_tables.open_table(delta_tables.table_uri("predictions", spec.name))
+    assert table is not None, spec.name
+    schema = pa.schema(cast(Any, table.schema().to_arrow()))
+    columns = {PARTITION: pa.array([], pa.string())}
+    columns |= {n: _plain(pa.array([], schema.field(n).type)) for n in stored if n in schema.names}
+    return pa.RecordBatch.from_pydict(columns)
 
 
 def _plain(column: Any) -> Any:

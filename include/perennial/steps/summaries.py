@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from perennial.spec.model_spec import ModelSpec
     from perennial.steps.conclude import TrialConclusion
     from perennial.steps.data import DataResult
+    from perennial.steps.erase import ErasedRows
     from perennial.steps.publish_predictions import PublishedPredictions
     from perennial.steps.rollback import RollbackStepResult
     from perennial.steps.score import ScoreResult
@@ -295,6 +296,39 @@ def _reproduce(model: str, result: ReproductionResult) -> Summary:
     return Summary((f"Of {model}: {sentence}.", *metrics, *(f"  {text}" for text in result["differences"])))
 
 
+def _erase(model: str, result: ErasedRows) -> Summary:
+    removed = ", ".join(f"{n:,} of {table}" for table, n in result["rows"].items() if n) or "none"
+    lines = [
+        f"Rows removed of {model}: {removed}. Files of older table versions deleted: {result['files']:,}."
+    ]
+    if result["published_again"]:
+        lines.append(f"Replaced in the database: predictions of {_dates(result['published_again'])}.")
+    if result["versions"]:
+        also = ", the champion among them" if result["champion"] else ""
+        lines.append(
+            f"Train again, then delete in MLflow: versions {_listed(result['versions'])}, which were trained or "
+            f"evaluated on these partitions{also}."
+        )
+    if result["landed"]:
+        lines.append(
+            f"Not touched: these landed files may still hold such rows, which are not published again: "
+            f"{_listed(result['landed'])}."
+        )
+    if result["hidden"]:
+        lines.append(
+            f"{_count(result['hidden'], 'record')} of quarantine may be of the keys: a column of them is hidden there. "
+            "With --hidden (hidden in the form) all of these are removed."
+        )
+    if result["references"]:
+        lines.append(f"Land these reference tables without such rows: {_listed(result['references'])}.")
+    if result["other_models"]:
+        others = _listed(result["other_models"])
+        lines.append(
+            f"Feature tables also read {others}: erase there, too, or their rows compute them again."
+        )
+    return Summary(tuple(lines))
+
+
 def _reason(text: str) -> str:
     return f"Reason: {text.rstrip('.')}."
 
@@ -330,6 +364,7 @@ _SUMMARIES: dict[str, Callable[[str, Any], Summary]] = {
     "decide": _decide,
     "conclude": _conclude,
     "rollback": _rollback,
+    "erase": _erase,
     "publish_predictions": _publish_predictions,
     "reproduce": _reproduce,
 }

@@ -34,6 +34,13 @@ os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 PARTITION = "partition_date"
 #: Property of a table: what its rows mean.
 DEFINITION = "perennial.definition"
+#: Properties of every table. Deltalake would forget versions after 30 days: it then deletes the log, not only files.
+#: And it would copy the least and the greatest value of each column to the log, where they stay after the rows.
+TABLE_PROPERTIES = {
+    "delta.deletedFileRetentionDuration": "interval 730 days",
+    "delta.logRetentionDuration": "interval 730 days",
+    "delta.dataSkippingNumIndexedCols": "0",
+}
 #: Kinds of tables that a model has.
 KINDS = ("published", "labels", "quarantine", "predictions", "served", "monitoring")
 #: Rows of a row group of a narrow table.
@@ -480,8 +487,7 @@ def create(
             mode="overwrite" if reason else "ignore",
             partition_by=list(partition_by),
             storage_options=settings().storage_options,
-            # Trainings pin old versions: vacuum must keep them for two years.
-            configuration={"delta.deletedFileRetentionDuration": "interval 730 days", **properties},
+            configuration={**TABLE_PROPERTIES, **properties},
             raise_if_key_not_exists=False,  # the properties are ours
             commit_properties=CommitProperties({"perennial.reason": reason}, 0) if reason else None,
         )

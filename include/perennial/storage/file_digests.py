@@ -125,6 +125,16 @@ def record(uri: str, paths: Sequence[str]) -> None:
     _map(write, paths)
 
 
+def forget(uri: str, path: str) -> None:
+    """Delete the record of a file that was deleted.
+
+    Args:
+        uri: the table.
+        path: the file, by path in the table.
+    """
+    object_store.delete_file(_record_uri(uri, path))
+
+
 def verify(uri: str, files: Iterable[str]) -> None:
     """Compare files with their recorded digests, unless this machine has done so.
 
@@ -192,7 +202,7 @@ def _compare(uri: str, paths: list[str], wait: float) -> dict[str, str]:
     def compare(path: str) -> str:
         expected = records[path]
         if expected is None:
-            return "has no recorded digest"
+            return "has no recorded digest" if object_store.exists(f"{uri}/{path}") else "is missing"
         try:
             actual = object_store.digest(f"{uri}/{path}")
         except FileNotFoundError:
@@ -210,8 +220,11 @@ def _await_records(uri: str, paths: list[str], wait: float) -> dict[str, str | N
     records = dict(zip(paths, _map(lambda path: _recorded(uri, path), paths), strict=True))
     missing = [path for path, record in records.items() if record is None]
     if missing and wait:
-        sizes = _map(lambda path: object_store.stat(f"{uri}/{path}"), missing)
-        wait += sum(size.size for size in sizes if size) / RECORD_BYTES_PER_SECOND
+        sizes = dict(
+            zip(missing, _map(lambda path: object_store.stat(f"{uri}/{path}"), missing), strict=True)
+        )
+        missing = [path for path in missing if sizes[path]]  # of deleted files there are no records
+        wait += sum(size.size for size in sizes.values() if size) / RECORD_BYTES_PER_SECOND
     deadline = time.monotonic() + wait
     while missing and time.monotonic() < deadline:
         time.sleep(0.1)

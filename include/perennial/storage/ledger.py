@@ -62,6 +62,9 @@ class LedgerKind(StrEnum):
     REPRODUCTION = "reproduction"
     APPROVAL = "approval"
     ROLLBACK_DRILL = "rollback drill"
+    ERASURE = "erasure"
+    HOLD = "hold"
+    RETENTION = "retention"
 
 
 class Decision(StrEnum):
@@ -104,6 +107,12 @@ class Decision(StrEnum):
     DIFFERENT = "different"
     # approval: a person's answer to whether a version becomes champion
     APPROVED = "approved"
+    # erasure: the rows of keys were removed
+    ERASED = "erased"
+    # hold, which also starts: the hold ended
+    RELEASED = "released"
+    # retention: what was older than the spec keeps was deleted
+    DELETED = "deleted"
 
 
 class Policy(StrEnum):

@@ -236,6 +236,22 @@ def write(manifest: Manifest, started: float) -> Manifest:
     return _store(complete)
 
 
+def rewrite(manifest: Manifest) -> Manifest:
+    """Write a manifest again after rows were erased, with its code version, duration and time as they are.
+
+    Raises:
+        StorageFaultError: the rows do not add up.
+        StorageError: the file cannot be written.
+    """
+    if manifest.rows_in != manifest.rows_out + manifest.quarantined:
+        raise _error(
+            uri(manifest.model, manifest.step, manifest.key),
+            _imbalance(manifest),
+            (manifest.model, manifest.step, manifest.key),
+        )
+    return _store(manifest)
+
+
 def _store(manifest: Manifest) -> Manifest:
     """Write a manifest with the digest of its content."""
     content = json.loads(json.dumps(asdict(manifest)))

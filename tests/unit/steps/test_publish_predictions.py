@@ -16,8 +16,8 @@ from perennial.core import dates
 from perennial.core.errors import DatabaseError, DatabaseRequestError, DataError, SpecError, time_heals
 from perennial.ingestion import table_definitions
 from perennial.spec.model_spec import ModelSpec
-from perennial.steps.publish_predictions import publish_predictions
-from perennial.storage import manifests
+from perennial.steps.publish_predictions import publish_predictions, replace_written
+from perennial.storage import delta_tables, manifests
 from support import toys
 
 DAY = "2024-01-01"
@@ -163,3 +163,14 @@ def test_a_range_without_predictions_and_a_spec_without_a_table(empty_home: Path
         publish_predictions(made(tmp_path), start=DAY)
     with pytest.raises(SpecError, match=r"predictions\.table"):
         publish_predictions(toys.model(tmp_path / "models", "toy"), start=DAY)
+
+
+def test_what_was_erased_from_the_lake_leaves_the_table(rows_of: Rows, tmp_path: Path) -> None:
+    spec = made(tmp_path, "predictions")
+    for day in (DAY, NEXT):
+        scored(spec, day)
+    publish_predictions(spec, start=DAY)
+    uri = delta_tables.table_uri("predictions", spec.name)
+    delta_tables.remove_rows(uri, [DAY, NEXT])
+    assert replace_written(spec, [DAY, NEXT]) == [DAY], "the other was never written"
+    assert rows_of("SELECT count(*) AS n FROM predictions")[0]["n"] == 0

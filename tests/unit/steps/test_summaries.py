@@ -44,6 +44,11 @@ SCORED = {
     "status": "scored",
 }  # fmt: skip
 WRITTEN = {"partitions": ["2024-01-20"], "rows": 60, "table": "scores", "status": "published", "late": []}
+ERASED = {
+    "request": "0" * 16, "rows": {"published": 3, "labels": 0}, "files": 2, "reports": 0,
+    "published_again": ["2024-01-20"], "versions": ["1", "2"], "champion": True, "landed": ["/landing/a.csv"],
+    "hidden": 1, "references": ["places"], "other_models": ["other"],
+}  # fmt: skip
 PROMOTED = {"promoted": True, "version": "3", "previous": "2", "reason": "better"}
 
 #: Step, result, and lines of its log, in order.
@@ -149,6 +154,17 @@ OUTCOMES: list[tuple[str, dict[str, Any], list[str]]] = [
         "Wrote the predictions of 2024-01-20 of toy to the table scores.",
         "Rows: 60 predictions.",
         "Overdue, and written in addition: 2024-01-18.",
+    ]),
+    ("erase", ERASED, [
+        "Rows removed of toy: 3 of published. Files of older table versions deleted: 2.",
+        "Replaced in the database: predictions of 2024-01-20.",
+        "Train again, then delete in MLflow: versions 1, 2, which were trained or evaluated on these partitions, the "
+        "champion among them.",
+        "Not touched: these landed files may still hold such rows, which are not published again: /landing/a.csv.",
+        "1 record of quarantine may be of the keys: a column of them is hidden there. With --hidden (hidden in the "
+        "form) all of these are removed.",
+        "Land these reference tables without such rows: places.",
+        "Feature tables also read other: erase there, too, or their rows compute them again.",
     ]),
     ("publish_predictions", WRITTEN | {"status": "unchanged"}, [
         "Nothing to do: the table scores has the same predictions of 2024-01-20 of toy.",

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 
 #: Small files of a model from which they are merged, and the size that merged files grow to.
 MERGED_FILES, MERGED_BYTES = 100, 4 << 20
+#: Properties of the table: its log, which shows how it was changed, is kept; and has statistics of all columns, by
+#: which the files of some records are found.
+_PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.dataSkippingNumIndexedCols": "-1"}
 
 
 class LedgerFile(NamedTuple):
@@ -59,7 +62,7 @@ def append(row: dict[str, Any]) -> None:
 
     with storage_errors.writing(uri(), model=row["model"], partition=row["partition"] or None):
         if delta_tables.open_table(uri()) is None:
-            delta_tables.create(uri(), schema(), {}, partition_by=["model"])
+            delta_tables.create(uri(), schema(), _PROPERTIES, partition_by=["model"])
         write_deltalake(
             uri(),
             pa.Table.from_pylist([row], schema()),

@@ -1,0 +1,252 @@
+"""Rows of a key leave every table, every older version and every log; a record says so without the key."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import duckdb
+import pyarrow.parquet as pq
+import pytest
+
+from perennial.core import dates
+from perennial.core.errors import DataError, PerennialError
+from perennial.governance import erasure, erasure_keys, holds
+from perennial.governance.reproduction import reproduce
+from perennial.ingestion import erasure_requests
+from perennial.lifecycle import verification
+from perennial.monitoring import train_serve_skew
+from perennial.steps.score import score
+from perennial.storage import delta_tables, ledger, manifests
+from perennial.storage.ledger import LedgerKind
+from support import canary, lake, toys
+from support.canary import TEXT
+from support.small_model import DAY, SmallModel, rows
+
+PHONE = "+49 170 7654321"
+NEXT = "2020-03-02"
+
+
+def contents(folder: Path) -> Iterator[tuple[Path, bytes]]:
+    """Every file below a folder, Parquet also as the rows that it holds."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        content = path.read_bytes()
+        if path.suffix == ".parquet":
+            content += str(pq.ParquetFile(path).read().to_pylist()).encode()
+        yield path, content
+
+
+def holding(folder: Path, *values: str) -> list[str]:
+    """The files below a folder that hold one of some values."""
+    return [
+        str(path.relative_to(folder))
+        for path, content in contents(folder)
+        if any(raw in content for value in values for raw in canary.forms(value).values())
+    ]
+
+
+@pytest.fixture(scope="module")
+def published(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
+    """Two partitions, published twice; one person has a good row and a bad one in the first, and two labels."""
+    model = SmallModel(tmp_path_factory.mktemp("published"))
+    phones = [PHONE, *["+49 1"] * 39]
+    table = rows(id=[TEXT, *(f"{DAY}-{i}" for i in range(1, 40))], phone=phones)
+    bad = rows(n=41, id=[f"bad {TEXT}", *table.column("id").to_pylist()], amount=[-1.0] + [1.0] * 40,
+               phone=[PHONE, *phones])  # fmt: skip
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("perennial.ingestion.data_profile.write_profile", lambda *_: None)
+        for name, folder in (("HOME", "home"), ("LAKE", "lake"), ("LANDING", "landing")):
+            patch.setenv(f"PERENNIAL_{name}", str(model.folder / folder))
+        model.land(table)
+        model.land(rows(NEXT), NEXT)
+        model.run(DAY, NEXT)
+        model.land(bad)
+        model.land(bad.select(["id"]).append_column("value", [[1.0] * 41]), feed="labels")
+        model.run(DAY, NEXT)
+    return model
+
+
+@pytest.fixture
+def small(published: SmallModel, small_model: SmallModel) -> SmallModel:
+    """A copy of that model."""
+    shutil.copytree(published.folder, small_model.folder, dirs_exist_ok=True)
+    return small_model
+
+
+def request(model: SmallModel, **key: str) -> str:
+    return erasure_keys.request_erasure(model.spec, [key], "ada").identifier
+
+
+def test_a_key_leaves_every_table_version_and_log(small: SmallModel) -> None:
+    assert len(holding(small.lake, TEXT, PHONE)) > 3
+    name = request(small, phone=PHONE)
+    result = erasure.erase(small.spec, request=name, hidden=True)
+    assert holding(small.lake, TEXT, PHONE) == []
+    assert result["rows"] == {"published": 1, "labels": 2, "quarantine": 1, "predictions": 0, "served": 0}
+    assert result["partitions"] == [DAY] and result["files"] >= 1 and result["versions"] == []
+    assert [Path(uri).parent.name for uri in result["landed"]] == ["rows", "labels"], "both still hold it"
+    assert {r["partition_date"] for r in small.table()} == {DAY, NEXT} and len(small.table()) == 79
+    (record,) = ledger.records("small", LedgerKind.ERASURE)
+    assert record["evidence"]["rows"] == result["rows"] and record["actor"] == "ada"
+    findings = verification.verify_model(small.spec, actor="test")["findings"]
+    assert [finding for finding in findings if "MLflow" not in finding] == []
+
+
+def test_what_the_landed_files_still_hold_is_not_published_again(small: SmallModel) -> None:
+    erasure.erase(small.spec, request=request(small, id=TEXT))
+    before = small.table()
+    assert small.run(DAY, NEXT)["status"] == "unchanged", "the manifests say what the tables hold"
+    again = small.run(DAY, NEXT, force=True)
+    assert again["rows_out"] == 79 and small.table() == before
+    assert not any(r["id"] == TEXT for kind in ("published", "labels") for r in small.table(kind))
+    done = manifests.read("small", "data", DAY)
+    assert done is not None and (done.rows_in, done.rows_out, done.quarantined) == (40, 39, 1)
+
+
+def test_quarantine_that_hides_whose_a_row_is_is_counted(small: SmallModel) -> None:
+    result = erasure.erase(small.spec, request=request(small, phone=PHONE))
+    assert result["hidden"] == 1 and result["rows"]["quarantine"] == 0
+    again = erasure.erase(small.spec, request=result["request"], hidden=True)
+    assert again["hidden"] == 0 and again["rows"]["quarantine"] == 1 and small.table("quarantine") == []
+
+
+def test_cells_that_quarantine_shows_are_compared(small: SmallModel) -> None:
+    result = erasure.erase(small.spec, request=request(small, amount="-1"))
+    assert result["rows"]["quarantine"] == 1 and result["rows"]["published"] == 0
+    assert result["reports"] > 0 and small.table("quarantine") == [], "data docs may quote such a column"
+
+
+def test_the_log_of_an_earlier_release_loses_its_statistics(
+    small_model: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(delta_tables, "TABLE_PROPERTIES", {})
+    small_model.land(rows(id=[TEXT] * 40))
+    small_model.changes = {"quarantine_limit": 1}
+    small_model.run()
+    table = delta_tables.open_table(delta_tables.table_uri("published", "small"))
+    assert table is not None
+    table.create_checkpoint()
+    logged = holding(small_model.lake / "published" / "small" / "_delta_log", TEXT)
+    assert {name.partition(".")[2] for name in logged} == {"json", "checkpoint.parquet"}
+    monkeypatch.undo()
+    monkeypatch.setenv("PERENNIAL_LAKE", str(small_model.lake))
+    erasure.erase(small_model.spec, request=request(small_model, id=TEXT))
+    assert holding(small_model.lake, TEXT) == []
+    assert small_model.table() == [], "the table can still be read"
+
+
+def test_a_table_has_no_statistics_of_values_and_keeps_its_log(small: SmallModel) -> None:
+    assert holding(small.lake / "published" / "small" / "_delta_log", TEXT, PHONE) == []
+    table = delta_tables.open_table(delta_tables.table_uri("published", "small"))
+    assert table is not None
+    assert table.metadata().configuration["delta.logRetentionDuration"] == "interval 730 days"
+
+
+def test_requests_hold_no_key_and_name_their_secret(
+    small: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name = request(small, id=TEXT)
+    assert name == request(small, id=TEXT), "the same keys are the same request"
+    assert holding(small.lake / "erasures", TEXT) == []
+    monkeypatch.setenv("PERENNIAL_ERASURE_SECRET", "another")
+    with pytest.raises(PerennialError, match="another secret"):
+        erasure.erase(small.spec, request=name)
+    with pytest.raises(PerennialError, match="another secret"):
+        small.run(force=True)
+
+
+@pytest.mark.parametrize(
+    ("key", "words"),
+    [
+        ({"amount": TEXT}, "key 1: the value of 'amount' is no number"),
+        ({"mail": "x"}, "no column"),
+        ({}, "the keys"),
+    ],
+)
+def test_a_request_that_makes_no_sense_is_refused(small: SmallModel, key: dict[str, str], words: str) -> None:
+    with pytest.raises(PerennialError, match=words) as raised:
+        request(small, **key)
+    assert TEXT not in str(raised.value)
+
+
+def test_nothing_is_erased_while_the_model_is_held(small: SmallModel) -> None:
+    name = request(small, id=TEXT)
+    with pytest.raises(PerennialError, match="no reason"):
+        holds.hold("small", reason=" ", actor="ada")
+    holds.hold("small", reason="audit of 2020", actor="ada")
+    with pytest.raises(PerennialError, match=r"ada holds the model .*: audit of 2020"):
+        erasure.erase(small.spec, request=name)
+    holds.release("small", reason="audit ended", actor="ada")
+    assert erasure.erase(small.spec, request=name)["rows"]["published"] == 1
+    with pytest.raises(PerennialError, match="not held"):
+        holds.release("small", reason="again", actor="ada")
+
+
+def test_rows_that_another_run_writes_meanwhile_are_removed_too(
+    small: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, written = request(small, id=TEXT), []
+    before, replace = small.table(), delta_tables.Writer.replace
+
+    def beside(self: Any, data: Any, start: str, *args: Any, **options: Any) -> int:
+        version = replace(self, data, start, *args, **options)
+        if not written and self.uri.endswith("published/small"):
+            written.append(start)
+            table = lake.read_table(self.uri, None, NEXT, NEXT)
+            table = table.set_column(0, "id", [[TEXT] * 40])
+            replace(delta_tables.Writer(self.uri), table, NEXT)
+        return version
+
+    monkeypatch.setattr(delta_tables.Writer, "replace", beside)
+    result = erasure.erase(small.spec, request=name)
+    assert result["rows"]["published"] == 41 and len(before) == 80 and len(small.table()) == 39
+
+
+def test_keys_are_read_from_a_file(tmp_path: Path) -> None:
+    file = tmp_path / "keys.csv"
+    file.write_text('id,place\n1,"a,b"\n\n2,c\n')
+    assert erasure_keys.read_keys(file) == [{"id": "1", "place": "a,b"}, {"id": "2", "place": "c"}]
+    assert erasure_keys.read_keys(None, ["id\n", "1\n"]) == [{"id": "1"}]
+    with pytest.raises(PerennialError, match="line 2 of the keys has 1 cells"):
+        erasure_keys.read_keys(None, ["a,b", TEXT])
+
+
+def test_the_hash_of_duckdb_is_hmac(small: SmallModel) -> None:
+    import hashlib
+    import hmac
+
+    secret = hashlib.sha256((small.lake / "erasures" / "secret").read_bytes()).digest() if request(
+        small, id="x") else b""  # fmt: skip
+    columns = {"id": "string", "count": "integer"}
+    ((digest,),) = duckdb.sql(
+        f"SELECT {erasure_requests.hash_sql(columns)} FROM (SELECT 'ä' AS id, 7.0 AS count)"
+    ).fetchall()
+    message = json.dumps(["count", "id"]) + '["7","ä"]'
+    assert digest == hmac.new(secret, message.encode(), "sha256").hexdigest()
+
+
+@pytest.mark.usefixtures("without_drift_report")
+def test_predictions_and_logged_features_go_and_versions_are_named(world: Any) -> None:
+    spec, day = world.spec, dates.add_days(toys.FIRST, 15)
+    score(spec, start=day)
+    (key, *_) = toys.content_of("predictions", spec.name)
+    name = erasure_keys.request_erasure(spec, [{"id": key["id"]}], "ada").identifier
+    result = erasure.erase(spec, request=name, actor="grace")
+    assert result["rows"] == dict.fromkeys(("published", "labels", "predictions", "served"), 1) | {
+        "quarantine": 0
+    }
+    version = world.result["version"]
+    assert result["versions"] == [version] and result["champion"]
+    assert score(spec, start=day)["status"] == "unchanged", "what is left counts as scored"
+    from perennial.modeling import registry
+
+    champion = registry.get_version(spec.name, version)
+    signal = train_serve_skew.skew_signal(spec, champion, registry.load_model(champion), day, day)
+    assert signal.state == "ok" and signal.evaluated == 1
+    with pytest.raises(
+        DataError, match=f"version {version} cannot be trained again: rows of its training were erased"
+    ):
+        reproduce(spec)
