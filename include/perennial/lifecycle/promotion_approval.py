@@ -8,7 +8,7 @@ a no.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -86,14 +86,41 @@ def _evidence(spec: ModelSpec, training: Mapping[str, Any], request: Mapping[str
             f"{compared['other']:.4g}: better by {compared['improvement']:.1%} "
             f"({spec.gate.confidence:.0%} interval {compared['low']:.1%} to {compared['high']:.1%})"
         )
-    lines.append(", ".join(f"{metric_in_words(m)} {v:.4g}" for m, v in sorted(training["metrics"].items())))
+    lines += _metric_lines(spec, training)
     lines += [f"Gate: {reason}" for reason in gate["reasons"]]
     lines += [f"Slice: {sentence}" for sentence in training.get("worse_slices") or ()]
-    lines.append(f"Model {training['digest']}, tables {tags.get('dataset_version', 'unknown')}")
+    if changes := training.get("importance_changes"):
+        shares = ", ".join(f"{c['feature']} {c['share']:.1%} (champion {c['champion']:.1%})" for c in changes)
+        lines.append(f"Importance of features, largest differences: {shares}")
+    lines.append(f"Model {training['digest']}, {_made_of(tags)}")
     if card := recorded.digests.get(training_records.CARD_FILE) if recorded else None:
         lines.append(f"Model card {card}")
-    lines.append(f"Spec {tags.get('spec_digest', 'unknown')}, code {tags.get('code_version') or 'unknown'}")
+    if gate["champion"]:
+        trainings = [r for r in training_records.all_records(spec.name) if r.version == gate["champion"]]
+        lines.append(
+            f"Champion (version {gate['champion']}): {_made_of(trainings[-1].tags if trainings else {})}"
+        )
     return lines
+
+
+def _metric_lines(spec: ModelSpec, training: Mapping[str, Any]) -> Iterator[str]:
+    """The metrics on the held-out rows with their intervals, and those of the champion on the same rows."""
+    intervals = training.get("intervals") or {}  # trainings of earlier versions stored none
+    yield (
+        f"On held-out rows, with {spec.gate.confidence:.0%} intervals:" if intervals else "On held-out rows:"
+    )
+    for name, value in sorted(training["metrics"].items()):
+        of_models = [intervals.get(model, {}).get(name) for model in ("metrics", "champion")]
+        shown = [f"{v:.4g} ({low:.4g} to {high:.4g})" for v, low, high in filter(None, of_models)]
+        yield f"{metric_in_words(name)} {', champion '.join(shown) or f'{value:.4g}'}"
+
+
+def _made_of(tags: Mapping[str, str]) -> str:
+    """The versions of data, spec and code that a version was made from, in words."""
+    return (
+        f"tables {tags.get('dataset_version', 'unknown')}, spec {tags.get('spec_digest', 'unknown')}, "
+        f"code {tags.get('code_version') or 'unknown'}"
+    )
 
 
 def missing(spec: ModelSpec, training: Mapping[str, Any]) -> str:

@@ -106,6 +106,30 @@ def test_who_may_not_answer_is_refused(
         check_answer(strict, asked, actor="ada", names=("ada",), reason="because")
 
 
+def test_the_question_compares_champion_and_challenger(trained: ModelSpec) -> None:
+    """The second training has more rounds, and is better on the same rows."""
+    first = promotion.open_question(trained, as_of=toys.LAST)
+    assert first is not None and not any("hampion (version" in line for line in first.evidence)
+    record_answer(trained, first, approved=True, actor="ada", reason="looks right")
+    assert promote(trained, as_of=toys.LAST, actor="scheduler")["promoted"]
+    more = trained.training.model_copy(update={"rounds": 25})
+    after = trained.model_copy(update={"training": more})
+    result = train(after, as_of=toys.LAST)
+    assert result["gate"]["passed"], result["gate"]["reasons"]
+    asked = promotion.open_question(after, as_of=toys.LAST)
+    assert asked is not None
+    shown = "\n".join(asked.evidence)
+    new, old = (result["intervals"][model]["log_loss"] for model in ("metrics", "champion"))
+    assert f"log loss {new[0]:.4g} ({new[1]:.4g} to {new[2]:.4g}), champion {old[0]:.4g} (" in shown
+    assert f"better by {result['gate']['against_champion']['improvement']:.1%}" in shown  # type: ignore[index]
+    name, share, before = result["importance_changes"][0].values()
+    champions = registry.load_json_artifact(registry.get_version(trained.name, "1"), "importance.json")
+    assert before == champions[name] != share
+    assert f"largest differences: {name} {share:.1%} (champion {before:.1%})" in shown
+    assert "Champion (version 1): tables published@" in shown and f"spec {trained.digest}" in shown
+    assert f"spec {after.digest}, code " in shown
+
+
 def test_a_rejected_challenger_is_no_question(make_model: Make) -> None:
     gate = {**APPROVAL["gate"], "bounds": {"auc": {"min": 1.0}}}
     spec = make_model(training={"rounds": 2}, gate=gate)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, NotRequired, TypedDict
 
+from perennial.modeling import registry
 from perennial.modeling.coverage import CoverageResult
 from perennial.modeling.registry import ModelVersion
+from perennial.storage import pages
 from perennial.training.candidates import Candidate
 from perennial.training.challenger_evaluation import Evaluation
 from perennial.training.runs.training_inputs import PinnedData, TrainingRequest
@@ -16,6 +18,8 @@ from perennial.training.studies.usefulness import Usefulness
 
 #: Most slices that are named.
 MAX_WORSE_SLICES = 5
+#: Most features whose importance is compared with the champion's.
+MAX_CHANGED_FEATURES = 5
 
 
 class DatasetVersions(TypedDict):
@@ -38,6 +42,14 @@ class RowCounts(TypedDict):
     fit: int
     valid: int
     holdout: int
+
+
+class ImportanceChange(TypedDict):
+    """A feature's importance in the challenger and in the champion, as shares."""
+
+    feature: str
+    share: float
+    champion: float
 
 
 class GateResult(TypedDict):
@@ -82,6 +94,10 @@ class TrainResult(TypedDict):
         search_end: what ended the search before its last trial: ``budget``, ``minutes``, or nothing.
         resumed_rounds: rounds from the checkpoint of an interrupted training.
         metrics: metrics on the held-out rows, by name.
+        intervals: the metrics with the ends of their intervals, by name: value, low, high; of the challenger
+            (``metrics``), and of the champion on the same rows (``champion``).
+        importance_changes: the features whose importance differs most from the champion's, the largest difference
+            first.
         worse_slices: sentences about the slices in which the challenger is clearly worse than the champion, the worst
             first.
         reason: why the training was requested.
@@ -113,6 +129,8 @@ class TrainResult(TypedDict):
     search_end: NotRequired[str]
     resumed_rounds: int
     metrics: dict[str, float]
+    intervals: NotRequired[dict[str, dict[str, list[float]]]]
+    importance_changes: NotRequired[list[ImportanceChange]]
     worse_slices: NotRequired[list[str]]
     reason: str
     window: str
@@ -166,6 +184,8 @@ def train_result(
         "search_end": fitted.search_end,
         "resumed_rounds": fitted.resumed_rounds,
         "metrics": evaluation.metrics,
+        "intervals": _intervals(evaluation),
+        "importance_changes": _importance_changes(pinned, candidate),
         "worse_slices": _worse_slices(evaluation),
         "reason": request.reason,
         "window": candidate.window_name,
@@ -193,6 +213,31 @@ def _worse_slices(evaluation: Evaluation) -> list[str]:
     return [
         f"{s.name}: improvement {s.improvement_text} on {s.rows:,} rows" for s in slices[:MAX_WORSE_SLICES]
     ]
+
+
+def _intervals(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
+    """The metrics of challenger and champion, with the ends of their intervals."""
+    content = evaluation.performance.as_dict() if evaluation.performance else {}
+    return {model: content[model] for model in ("metrics", "champion") if content.get(model)}
+
+
+def _importance_changes(pinned: PinnedData, candidate: Candidate) -> list[ImportanceChange]:
+    """The features whose importance differs most from the champion's, the largest difference first."""
+    champion = pinned.champion
+    if champion is None:
+        return []
+    # It decides nothing: a champion that cannot be read is named by the gate.
+    before, _ = pages.attempt(
+        f"the importance of features in version {champion.version}",
+        lambda: registry.load_model(champion).importance(),
+    )
+    after = candidate.model.importance()
+    changes: list[ImportanceChange] = [
+        {"feature": name, "share": after.get(name, 0.0), "champion": before.get(name, 0.0)}
+        for name in ({**after, **before} if before else ())
+    ]
+    changes.sort(key=lambda c: (-abs(c["share"] - c["champion"]), c["feature"]))
+    return [c for c in changes[:MAX_CHANGED_FEATURES] if c["share"] != c["champion"]]
 
 
 def _gate_result(pinned: PinnedData, candidate: Candidate) -> GateResult:
