@@ -80,6 +80,9 @@ def _evidence(spec: ModelSpec, training: Mapping[str, Any], request: Mapping[str
     lines = [f"Version {version} was trained as of {training['as_of']}: {request.get('reason') or 'by hand'}"]
     if request.get("actor"):
         lines.append(f"Requested by {request['actor']}")
+    if spec.risk is not None:
+        without = "".join(f"; without {name}: {why}" for name, why in spec.risk.without.items())
+        lines.append(f"Risk: {spec.risk.level}{without}")
     if compared := gate["against_champion"]:
         lines.append(
             f"{metric_in_words(spec.metric)} {compared['loss']:.4g}, of the champion (version {gate['champion']}) "

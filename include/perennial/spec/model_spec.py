@@ -27,6 +27,7 @@ from perennial.spec.constraints import (
     check_schedule,
 )
 from perennial.spec.feature_table import FeatureTable
+from perennial.spec.gate.risk import RiskSpec
 from perennial.spec.policies import CardSpec, GateSpec, MonitoringSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
@@ -65,6 +66,7 @@ _NOT_IN_DIGEST: Any = {
     "owner": True,
     "description": True,
     "tags": True,
+    "risk": True,
     "schedule": True,
     "compute": True,
     "limits": True,
@@ -111,6 +113,10 @@ class ModelSpec(FolderSpec):
         min_length=1, max_length=1000, description="What it predicts, and when a prediction is made."
     )
     tags: list[Name] = Field([], description="Tags of its DAGs.")
+    risk: RiskSpec | None = Field(
+        None,
+        description="How much harm its decisions can do to people, and what follows; not said by default.",
+    )
     group: Column | None = Field(
         None, description="Ranking only: column that identifies the list a row belongs to."
     )

@@ -68,7 +68,8 @@ CHANGES: dict[str, SpecChange] = {
         Effect.GENERATION, "Labels, predictions and logged features begin a new generation.",
         f"{_COMPARED} It does not score.",
     ),
-    **dict.fromkeys(("owner", "description", "tags", "compute", "limits", "alerts.channels", "alerts.mute"),
+    **dict.fromkeys(("owner", "description", "tags", "risk.level", "risk.without", "compute", "limits",
+                     "alerts.channels", "alerts.mute"),
                     SpecChange(Effect.NEXT_RUN, _NO_ROWS, _NO_CHAMPION)),
     "group": SpecChange(
         Effect.NEXT_VERSION, _TRAINED,

@@ -20,6 +20,7 @@ from perennial.ingestion import model_tables
 from perennial.ingestion.run import label_inputs, row_inputs
 from perennial.modeling import registry
 from perennial.spec.gate.fairness import FairnessGate
+from perennial.spec.gate.risk import RiskSpec
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import ApprovalSpec, QuietHours, SliceGate
 from perennial.spec.spec_changes import CHANGES, Effect, as_trained, target_difference
@@ -76,6 +77,7 @@ def begin_generation(spec: ModelSpec) -> None:
 #: Another value of each key. There is one engine; a renamed model and shared features have tests of their own.
 OTHER: dict[str, Any] = {
     "task": "regression", "owner": "others", "description": "Another.", "tags": ["new"], "group": "k",
+    "risk.level": "high", "risk.without": {"fairness": "no column says who is concerned"},
     "data.source": "{landing}/other/{date}.parquet", "data.key": ["id", "k"], "data.event_time": "other_time",
     "data.columns": {"z": "string"}, "data.personal": ["place"], "data.extra_columns": "stop", "data.arrival": "wait",
     "data.arrival_hours": 2.0, "data.quarantine_limit": 0.1,
@@ -142,7 +144,7 @@ OTHER |= {f"{feed}.format.{key}": value for feed in ("data", "label") for key, v
 #: Sections that are not given by default.
 SECTIONS: dict[str, Any] = {
     "quiet_hours": QuietHours(from_hour=1, to_hour=2), "format": TextFormatSpec(), "slices": SliceGate(),
-    "approval": ApprovalSpec(who=["ada"]),
+    "approval": ApprovalSpec(who=["ada"]), "risk": RiskSpec(level="low"),
     "fairness": FairnessGate(groups=["k"], bounds={"demographic_parity": {"max_difference": 0.1}}),
 }  # fmt: skip
 

@@ -36,6 +36,7 @@ from perennial.ingestion.typed_rows import create_landed_view
 from perennial.monitoring.drift_verdict import QUALITY_SIGNALS
 from perennial.spec import catalog, yaml_reader
 from perennial.spec.constraints import MIN_BASELINE_PARTITIONS, direction
+from perennial.spec.gate.risk import DEMANDS
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.sources import QuerySource
 from perennial.storage import landing, leftovers, object_store
@@ -175,6 +176,7 @@ def check_model(spec: ModelSpec, *, landed: bool = True) -> Report:
     if not report.expectations:
         report.notes.append("expectations.json has no expectations: only the built-in checks are made")
     _label(spec, report)
+    report.problems += _risk_problems(spec)
     report.notes += _key_notes(spec) + _bound_notes(spec) + monitoring_notes(spec)
     if landed and not report.problems:
         _tables(spec, report)
@@ -232,6 +234,19 @@ def _label(spec: ModelSpec, report: Report) -> None:
         report.problems.append(
             f"{where}: label.expression gives {kind}; task {spec.task} needs {needed[spec.task]}"
         )
+
+
+def _risk_problems(spec: ModelSpec) -> list[str]:
+    """What a high risk demands and the spec lacks."""
+    if spec.risk is None:
+        return []
+    given = [name for name in DEMANDS if getattr(spec.gate, name) is not None]
+    where = yaml_reader.key_location(spec.folder / "model.yaml", "risk", "level")
+    return [
+        f"{where}: risk.level is high, which demands {DEMANDS[name]}: add it, or say in risk.without.{name} why the "
+        "model does without"
+        for name in spec.risk.unmet(spec.task, given)
+    ]
 
 
 def _bound_notes(spec: ModelSpec) -> list[str]:

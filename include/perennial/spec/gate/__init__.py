@@ -1,3 +1,3 @@
-"""Sections of ``gate`` in `model.yaml` with rules of their own."""
+"""Sections of ``model.yaml`` about what a version must show before it decides: fairness, and the demands of risk."""
 
-__all__ = ["fairness"]
+__all__ = ["fairness", "risk"]

@@ -1,0 +1,46 @@
+"""``risk``: how much harm the model's decisions can do to people, and what a high risk demands of the spec."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from typing import Annotated, Literal
+
+from pydantic import Field, StringConstraints
+
+from perennial.spec.strict_model import StrictModel
+
+__all__ = ["DEMANDS", "RiskSpec"]
+
+#: What a high risk demands, by name. A ranking has no gate.fairness.
+DEMANDS = {
+    "approval": "gate.approval, by which a person approves each version",
+    "fairness": "gate.fairness, bounds on gaps between groups",
+    "slices": "gate.slices, a bound on what a slice of the rows may lose",
+}
+_Demand = Literal["approval", "fairness", "slices"]
+
+
+class RiskSpec(StrictModel):
+    """How much harm the model's decisions can do to people."""
+
+    level: Literal["low", "high"] = Field(
+        description="high: `perennial check` demands gate.approval, gate.fairness (not of a ranking) and gate.slices. "
+        "low: it demands nothing.",
+    )
+    without: dict[_Demand, Annotated[str, StringConstraints(min_length=10, max_length=300)]] = Field(
+        {},
+        description="Demands of a high risk that the spec does not meet, each with the reason why: approval, fairness, "
+        "slices.",
+    )
+
+    def unmet(self, task: str, given: Collection[str]) -> list[str]:
+        """The demands that the spec neither meets nor gives a reason for.
+
+        Args:
+            task: of the model.
+            given: keys of ``gate`` that are given.
+        """
+        if self.level != "high":
+            return []
+        demanded = [name for name in DEMANDS if not (name == "fairness" and task == "ranking")]
+        return [name for name in demanded if name not in given and name not in self.without]

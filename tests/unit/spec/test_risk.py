@@ -1,0 +1,39 @@
+"""What a model of high risk must have."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from perennial.cli.check import preflight
+from support import toys
+
+REASON = "no column says who is concerned"
+GATE: dict[str, Any] = {
+    "approval": {"who": ["ada"]},
+    "fairness": {"groups": ["k"], "bounds": {"error_rate": {"max_difference": 0.1}}},
+    "slices": {},
+}
+
+
+@pytest.mark.parametrize("missing", [None, *GATE])
+@pytest.mark.parametrize("task", ["binary", "ranking"])
+def test_a_high_risk_demands_each_part_of_the_gate_or_a_reason(
+    tmp_path: Path, task: str, missing: str | None
+) -> None:
+    gate = {k: v for k, v in GATE.items() if k != missing and not (task == "ranking" and k == "fairness")}
+    monitoring = {"slices": ["k"]}
+
+    def problems(risk: dict[str, Any]) -> list[str]:
+        spec = toys.model(tmp_path, "toy", task, gate=gate, monitoring=monitoring, risk=risk)
+        return preflight._risk_problems(spec)
+
+    lacking = [missing] if missing and not (task == "ranking" and missing == "fairness") else []
+    reported = problems({"level": "high"})
+    assert [f"risk.without.{name}" in text for name, text in zip(lacking, reported, strict=True)] == [
+        True
+    ] * len(lacking)
+    assert problems({"level": "high", "without": dict.fromkeys(lacking, REASON)}) == []
+    assert problems({"level": "low"}) == []
