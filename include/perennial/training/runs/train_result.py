@@ -231,10 +231,12 @@ def _importance_changes(pinned: PinnedData, candidate: Candidate) -> list[Import
         f"the importance of features in version {champion.version}",
         lambda: registry.load_model(champion).importance(),
     )
+    if before is None:
+        return []
     after = candidate.model.importance()
     changes: list[ImportanceChange] = [
         {"feature": name, "share": after.get(name, 0.0), "champion": before.get(name, 0.0)}
-        for name in ({**after, **before} if before else ())
+        for name in {**after, **before}
     ]
     changes.sort(key=lambda c: (-abs(c["share"] - c["champion"]), c["feature"]))
     return [c for c in changes[:MAX_CHANGED_FEATURES] if c["share"] != c["champion"]]
