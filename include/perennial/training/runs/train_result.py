@@ -195,11 +195,7 @@ def train_result(
         "gate": _gate_result(pinned, candidate),
         "refit": candidate.refit.sentence if candidate.refit else "",
         "candidates": {"window": candidate.window_losses, "algorithm": candidate.algorithm_losses},
-        "rows": {
-            "fit": candidate.fit_rows,
-            "valid": candidate.rows - candidate.fit_rows,
-            "holdout": evaluation.rows,
-        },
+        "rows": _row_counts(candidate),
     }
     if useful := candidate.studies.get(usefulness.ARTIFACT):
         result["usefulness"] = useful
@@ -213,6 +209,11 @@ def _worse_slices(evaluation: Evaluation) -> list[str]:
     return [
         f"{s.name}: improvement {s.improvement_text} on {s.rows:,} rows" for s in slices[:MAX_WORSE_SLICES]
     ]
+
+
+def _row_counts(candidate: Candidate) -> RowCounts:
+    valid = candidate.rows - candidate.fit_rows
+    return {"fit": candidate.fit_rows, "valid": valid, "holdout": candidate.evaluation.rows}
 
 
 def _intervals(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
