@@ -9,6 +9,7 @@ import json
 import logging
 import struct
 import traceback
+import zipfile
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from urllib.parse import quote
@@ -61,7 +62,7 @@ _CLEAN: dict[tuple[Path, frozenset[str | float]], tuple[int, ...]] = {}
 
 
 def _search(path: Path, values: frozenset[str | float]) -> None:
-    """Assert that a file holds no value; Parquet and gzip files are also searched as what they hold.
+    """Assert that a file holds no value; Parquet, gzip and zip files are also searched as what they hold.
 
     A booster is searched for texts only: its thresholds may be numbers of training rows (docs/models.md).
     """
@@ -75,6 +76,9 @@ def _search(path: Path, values: frozenset[str | float]) -> None:
             content += "\n".join(map(str, pq.read_table(path).to_pylist())).encode()
         if path.suffix == ".gz":
             content += gzip.decompress(content)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as archive:
+                content += b"".join(archive.read(name) for name in archive.namelist())
         assert not find(content, values), path
         _CLEAN[path, values] = identity
 

@@ -22,7 +22,7 @@ _Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 def add_commands(app: typer.Typer) -> None:
     """Add the commands."""
-    for command in (erase, hold, release):
+    for command in (erase, hold, release, retention):
         app.command()(command)
 
 
@@ -92,3 +92,44 @@ def release(model: _Model, reason: _Reason, actor: _Actor = "") -> None:
     catalog.load_model_by_name(model)
     holds.release(model, reason=reason, actor=actor or terminal.user())
     terminal.console().print(Text(f"{model} is no longer held."))
+
+
+def retention(
+    model: _Model,
+    as_of: Annotated[
+        str,
+        typer.Option(
+            help="Partition from which ages are counted; default: the one that lasts at the moment."
+        ),
+    ] = "",
+    delete: Annotated[
+        bool, typer.Option("--delete", help="Delete it; otherwise nothing is deleted.")
+    ] = False,
+    actor: _Actor = "",
+    as_json: _Json = False,
+) -> None:
+    """Show what a model takes in the lake, and what is older than its spec keeps; with --delete, delete it."""
+    from datetime import UTC, datetime
+
+    from perennial.governance import retention as retention_module
+    from perennial.spec import catalog
+
+    spec = catalog.load_model_by_name(model)
+    day = spec.cadence.parse(as_of) if as_of else spec.cadence.key_of(datetime.now(UTC))
+    result = retention_module.apply(spec, as_of=day, actor=actor or terminal.user(), dry_run=not delete)
+    if as_json:
+        print(json.dumps(result))  # noqa: T201
+        return
+    table = terminal.table(
+        "table", "MB", "of older versions", "files", right=("MB", "of older versions", "files")
+    )
+    for use in result["disk"]:
+        sizes = (f"{size / 1e6:,.1f}" for size in (use["bytes"], use["older"]))
+        table.add_row(Text(use["name"]), *sizes, f"{use['files']:,}")
+    terminal.console().print(table)
+    verb = "Deleted" if delete else "To be deleted with --delete"
+    terminal.console().print(Text(f"{verb}: {retention_module.summarise(result)}."))
+    if result["kept"]:
+        terminal.console().print(
+            Text(f"In use, and kept with all they need: versions {', '.join(result['kept'])}.")
+        )

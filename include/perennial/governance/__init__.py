@@ -6,6 +6,7 @@ erasure, retention, holds.
 
 __all__ = [
     "champion_history",
+    "disk_usage",
     "erased_rows",
     "erasure",
     "erasure_keys",
@@ -16,5 +17,6 @@ __all__ = [
     "prediction_explanation",
     "prediction_origin",
     "reproduction",
+    "retention",
     "version_documents",
 ]

@@ -15,6 +15,7 @@ from time import monotonic
 from typing import Any, Literal
 
 from perennial.core import unexpected_errors
+from perennial.core.durations import Duration
 from perennial.core.errors import DataError, PerennialError, SpecError, time_heals
 from perennial.core.partitions import first_tick, nominal_start
 from perennial.ingestion.run import LABELS_STEP, STEP, label_inputs, row_inputs
@@ -82,6 +83,7 @@ def unpublished(spec: ModelSpec, until: str) -> Backlog:
     landed = _landed(spec, spec.data.source, until)
     if spec.data.arrival == "optional" and isinstance(spec.data.source, str):
         landed = _with_missing(spec, landed, until)
+    landed = {day: landed[day] for day in landed if is_kept(spec, "rows", day, until)}
     undone = _undone(spec, STEP, "published", landed)
     files = {day: landed[day] for day in undone if _is_due(spec, day)}
     return _backlog(spec, "published", STEP, files, row_inputs(spec))
@@ -111,6 +113,7 @@ def unlabelled(spec: ModelSpec, until: str) -> Backlog:
         return Backlog("labelled")
     last = spec.cadence.shift(until, -spec.label_delay)
     landed = _landed(spec, spec.label.source, last)
+    landed = {day: landed[day] for day in landed if is_kept(spec, "rows", day, until)}
     undone, published = _undone(spec, LABELS_STEP, "labels", landed), manifests.finished(spec.name, STEP)
     # Whether a query has labels is not known before it is run: only those of rows that are there are missing.
     known = isinstance(spec.label.source, str)
@@ -152,12 +155,27 @@ def unscored(spec: ModelSpec, until: str, *, published_before: float | None = No
     published = {
         day: written
         for day, written in manifests.finished(spec.name, STEP).items()
-        if first <= day <= until and written <= latest
+        if first <= day <= until and written <= latest and is_kept(spec, "rows", day, until)
     }
     scored = manifests.finished(spec.name, "score")
     due = {d for d in published if d not in scored} | _scored_from_other_rows(spec, published, scored)
     files = {day: FileStat(0, published[day]) for day in sorted(due)}
     return _backlog(spec, "scored", "score", files, _champion_inputs(spec))
+
+
+def is_kept(
+    spec: ModelSpec, what: Literal["rows", "predictions", "served", "reports"], day: str, as_of: str
+) -> bool:
+    """Whether a partition is not older than the spec keeps; what is older is not done again when it was deleted.
+
+    Args:
+        spec: the model.
+        what: key of `retention` in the spec.
+        day: the partition.
+        as_of: the partition up to which there is anything.
+    """
+    kept: Duration | None = getattr(spec.retention, what)
+    return kept is None or day > spec.cadence.shift(as_of, -kept.partitions(spec.cadence))
 
 
 def before_monitoring(spec: ModelSpec, as_of: str) -> dict[Stage, Backlog]:
@@ -190,7 +208,10 @@ def unmonitored(spec: ModelSpec, until: str) -> Backlog:
     due = {
         day: FileStat(0, scored)
         for day, scored in sorted(manifests.finished(spec.name, "score").items())
-        if first <= day <= until and day not in done and has_tick(spec, spec.schedule.monitor, day)
+        if first <= day <= until
+        and day not in done
+        and has_tick(spec, spec.schedule.monitor, day)
+        and is_kept(spec, "predictions", day, until)
     }
     return _backlog(spec, "monitored", "monitor", due, _champion_inputs(spec))
 

@@ -28,7 +28,7 @@ from perennial.spec.constraints import (
 )
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.gate.risk import RiskSpec
-from perennial.spec.policies import CardSpec, GateSpec, MonitoringSpec, RetrainingSpec
+from perennial.spec.policies import CardSpec, GateSpec, MonitoringSpec, RetentionSpec, RetrainingSpec
 from perennial.spec.sections import (
     Column,
     DataSpec,
@@ -73,6 +73,7 @@ _NOT_IN_DIGEST: Any = {
     "alerts": True,
     "predictions": True,
     "card": True,
+    "retention": True,
     "data": {"arrival": True, "arrival_hours": True, "source": {"ready"}},
     "label": {"source": {"ready"}},
     "gate": {"external_change", "approval"},
@@ -137,6 +138,10 @@ class ModelSpec(FolderSpec):
     predictions: PredictionsSpec = Field(
         PredictionsSpec(),
         description="A table of a database that predictions are written to, besides the lake.",
+    )
+    retention: RetentionSpec = Field(
+        RetentionSpec(),
+        description="How long rows, predictions, reports, versions and table history are kept.",
     )
     alerts: AlertsSpec = Field(
         AlertsSpec(), description="Where to send a message when a signal turns bad, and when it recovers."
@@ -314,12 +319,22 @@ class ModelSpec(FolderSpec):
 
     @model_validator(mode="after")
     def _check_durations(self) -> Self:
-        sections: tuple[StrictModel, ...] = (self.label, self.training, self.monitoring, self.retraining)
-        for name, section in zip(("label", "training", "monitoring", "retraining"), sections, strict=True):
+        names = ("label", "training", "monitoring", "retraining", "retention")
+        for name in names:
+            section: StrictModel = getattr(self, name)
             for key, field in type(section).model_fields.items():
                 for bounds in (m for m in field.metadata if isinstance(m, Within)):
                     if (value := getattr(section, key)) is not None:
                         bounds.check(f"{name}.{key}", value, self.cadence)
+        kept, window = self.retention.rows, self.training.window
+        needed = (window.partitions(self.cadence) if window else 0) + self.training.holdout.partitions(
+            self.cadence
+        )
+        if kept is not None and kept.partitions(self.cadence) < needed:
+            raise ValueError(
+                f"retention.rows is {kept}, which is less than a training reads: training.window and training.holdout "
+                f"are {needed} partitions"
+            )
         policy = self.retraining
         if policy.ab_share and policy.trial.partitions(self.cadence) < MIN_BASELINE_PARTITIONS:
             raise ValueError(

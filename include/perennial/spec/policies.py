@@ -1,4 +1,4 @@
-"""The sections of a spec that decide about a model: the gate, monitoring, retraining; and what its card says."""
+"""The sections of a spec that decide about a model: gate, monitoring, retraining, retention; and what its card says."""
 
 from __future__ import annotations
 
@@ -29,6 +29,7 @@ __all__ = [
     "MetricBound",
     "MonitoringSpec",
     "QuietHours",
+    "RetentionSpec",
     "RetrainingSpec",
     "RetrainingTrigger",
     "Risk",
@@ -445,3 +446,35 @@ class CardSpec(StrictModel):
     standards: list[Prose] = Field([], description="Standards that were applied.")
     declaration: Prose | None = Field(None, description="The EU declaration of conformity.")
     post_market: Prose | None = Field(None, description="The plan for monitoring once it is in use.")
+
+
+class RetentionSpec(StrictModel):
+    """How long what is stored of a model is kept; the DAG ``perennial.retention`` deletes the rest."""
+
+    rows: LongDuration | None = Field(
+        None,
+        description="Age of a partition from which its published rows, labels and records in quarantine are deleted. "
+        "They are kept for ever when not given, and while a version in use was trained or evaluated on them.",
+    )
+    predictions: LongDuration | None = Field(
+        None, description="The same for predictions in the lake; a database's table is its owner's."
+    )
+    served: LongDuration | None = Field(
+        None, description="The same for the logged features of a sample of the scored rows."
+    )
+    reports: LongDuration | None = Field(
+        None,
+        description="The same for reports, data docs and data profiles; not for the training report of a version in "
+        "use.",
+    )
+    versions: int | None = Field(
+        None,
+        ge=1,
+        description="Number of the newest model versions that are kept, besides those in use: champion, the version "
+        "that a rollback returns to, a challenger on trial, and each with an alias. All when not given.",
+    )
+    table_history: LongDuration = Field(
+        Duration(730, "day"),
+        description="Age from which older table versions are deleted, unless a version in use was trained on them. "
+        "A version that is not in use can then no longer be reproduced.",
+    )

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from perennial.core.sql import fold_identifier
 from perennial.spec.model_spec import ModelSpec
-from perennial.spec.policies import CardSpec
+from perennial.spec.policies import CardSpec, RetentionSpec
 from perennial.spec.text_format import TextFormatSpec
 
 
@@ -261,6 +261,15 @@ CHANGES: dict[str, SpecChange] = {
     **dict.fromkeys(
         [f"card.{key}" for key in CardSpec.model_fields],
         SpecChange(Effect.NEXT_RUN, _NO_ROWS, "Its card stays as it is; the next version's card says it."),
+    ),
+    **dict.fromkeys(
+        tuple(f"retention.{key}" for key in RetentionSpec.model_fields),
+        SpecChange(
+            Effect.NEXT_RUN,
+            "The next run of `perennial.retention` deletes what is older. What is deleted does not come back with a "
+            "longer time: publish or score it again.",
+            "It is kept, with what it was trained on.",
+        ),
     ),
     "expectations.json": SpecChange(
         Effect.BACKFILL, "Manifests of earlier partitions do not count: a backfill evaluates them again.", _NO_CHAMPION

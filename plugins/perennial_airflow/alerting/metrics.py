@@ -6,7 +6,7 @@ A dashboard and alert rules that use them are in docker/grafana.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from datetime import datetime
 from typing import TYPE_CHECKING, Any
@@ -32,6 +32,7 @@ METRICS: dict[str, tuple[str, ...]] = {
     "perennial.loss_at_training": ("metric",),
     "perennial.champion_age_days": (),
     "perennial.open_incidents": ("severity",),
+    "perennial.disk_bytes": ("table",),
 }
 #: Name, value, tags.
 _Gauge = tuple[str, float, dict[str, str]]
@@ -70,6 +71,13 @@ def record_open_incidents(spec: ModelSpec) -> None:
         severities = [i.severity for i in incidents.read_log(spec.name).open]
         counts = {severity: severities.count(severity) for severity in ("bad", "suspected")}
         _emit(spec, [("perennial.open_incidents", n, {"severity": s}) for s, n in counts.items()])
+
+
+def record_disk_use(spec: ModelSpec, tables: Mapping[str, int]) -> None:
+    """Emit the bytes that the tables of a model take, by table."""
+    with _without_failing(spec):
+        if configured():
+            _emit(spec, [("perennial.disk_bytes", size, {"table": name}) for name, size in tables.items()])
 
 
 @contextmanager

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -152,3 +153,10 @@ def test_every_form_of_a_value_is_searched_for(tmp_path: Path, caplog: Any, capf
             with pytest.raises(AssertionError):
                 canary.Watch([tmp_path], caplog, capfd).check()
             assert form
+
+
+def test_a_value_in_a_compressed_file_is_seen(tmp_path: Path, caplog: Any, capfd: Any) -> None:
+    with zipfile.ZipFile(tmp_path / "report.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("page.html", f"<p>{TEXT}</p>" * 50)
+    with pytest.raises(AssertionError):
+        canary.Watch([tmp_path], caplog, capfd).check()

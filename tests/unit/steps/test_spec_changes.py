@@ -116,6 +116,8 @@ OTHER: dict[str, Any] = {
     "retraining.quiet_hours.timezone": "Europe/Berlin",
     "schedule.data": "0 3 * * *", "schedule.monitor": "0 7 * * *", "schedule.start": "2023-12-01",
     "schedule.end": "2025-01-01",
+    "retention.rows": "400 days", "retention.predictions": "90 days", "retention.served": "30 days",
+    "retention.reports": "90 days", "retention.versions": 5, "retention.table_history": "60 days",
     "predictions.connection": "shop", "predictions.table": "predictions",
     "compute": {"train": "gpu"}, "limits": {"train": {"retries": 0}},
     "alerts.channels": [{"name": "ops", "kind": "webhook", "url": "http://localhost"}],

@@ -1,0 +1,81 @@
+"""``perennial.retention``: deletes what is older than each model's spec keeps (`retention`), once a day.
+
+Nothing is deleted of a model that is held (`perennial hold`), and nothing that a version in use needs: champion, the
+version that a rollback returns to, a challenger on trial, and each with an alias in MLflow. `perennial retention MODEL`
+prints what would be deleted. The log has the disk use of each table.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from airflow.sdk import DAG, BaseOperator, Context
+
+from perennial.core.errors import PerennialError
+from perennial.spec.catalog import load_models
+from perennial_airflow import retries, run_request
+from perennial_airflow.alerting import metrics
+
+log = logging.getLogger("airflow.task")
+
+
+def dags() -> dict[str, DAG]:
+    """The DAG, by its id; one for all models."""
+    with DAG(
+        "perennial.retention",
+        dag_display_name="perennial · retention",
+        description="Deletes what is older than the models' specs keep, once a day.",
+        doc_md=__doc__,
+        schedule="30 4 * * *",
+        start_date=datetime(2024, 1, 1, tzinfo=UTC),
+        catchup=False,
+        max_active_runs=1,
+        tags=["perennial", "maintenance"],
+        default_args={
+            "owner": "perennial",
+            "retries": 1,
+            "retry_delay": timedelta(minutes=5),
+            "pre_execute": run_request.check_conf,
+        },
+    ) as dag:
+        DeleteOld(task_id="delete_old", execution_timeout=timedelta(hours=12))
+    return {dag.dag_id: dag}
+
+
+class DeleteOld(BaseOperator):
+    """Applies the retention of every model."""
+
+    ui_color = "#f2f2f2"
+
+    def execute(self, context: Context) -> dict[str, Any]:
+        """Delete what is older than the specs keep.
+
+        Returns:
+            By model: what was deleted, and bytes by table.
+
+        Raises:
+            AirflowException: the retention of a model failed; that of the others was applied.
+        """
+        from perennial.governance import retention
+
+        results: dict[str, Any] = {}
+        specs, errors = load_models()
+        failures: list[PerennialError] = list(errors)
+        moment = context["dag_run"].run_after or datetime.now(UTC)
+        for spec in specs.values():
+            try:
+                result = retention.apply(spec, as_of=spec.cadence.key_of(moment), actor="perennial.retention")
+            except PerennialError as error:
+                error.model = error.model or spec.name
+                failures.append(error)
+                continue
+            disk = {use["name"]: use["bytes"] for use in result["disk"]}
+            listed = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in disk.items())
+            log.info("%s: %s. Stored: %s.", spec.name, retention.summarise(result), listed or "nothing")
+            metrics.record_disk_use(spec, disk)
+            results[spec.name] = {**result, "disk": disk}
+        if failures:
+            raise retries.airflow_error(failures, "retention not applied: ")
+        return results
