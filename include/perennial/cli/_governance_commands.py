@@ -129,7 +129,7 @@ def retention(
     terminal.console().print(table)
     verb = "Deleted" if delete else "To be deleted with --delete"
     terminal.console().print(Text(f"{verb}: {retention_module.summarise(result)}."))
-    if result["kept"]:
+    if result["in_use"]:
         terminal.console().print(
-            Text(f"In use, and kept with all they need: versions {', '.join(result['kept'])}.")
+            Text(f"In use, and kept with all they need: versions {', '.join(result['in_use'])}.")
         )

@@ -48,7 +48,7 @@ class RetentionResult(TypedDict):
         versions: numbers of the model versions.
         files: number of files of older table versions.
         bytes: their bytes.
-        kept: numbers of the versions in use, which nothing they need was deleted of.
+        in_use: numbers of the versions in use, which nothing they need was deleted of.
         hold: why nothing was deleted, if the model is held; empty otherwise.
         disk: what is stored afterwards, by table.
     """
@@ -59,7 +59,7 @@ class RetentionResult(TypedDict):
     versions: list[str]
     files: int
     bytes: int
-    kept: list[str]
+    in_use: list[str]
     hold: str
     disk: list[DiskUse]
 
@@ -81,7 +81,7 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
     in_use = _versions_in_use(spec)
     plan = _Plan(spec, as_of, in_use, dry_run)
     result = RetentionResult(
-        as_of=as_of, partitions={}, reports=0, versions=[], files=0, bytes=0, kept=sorted(in_use, key=int),
+        as_of=as_of, partitions={}, reports=0, versions=[], files=0, bytes=0, in_use=sorted(in_use, key=int),
         hold=f"{hold['actor']} since {hold['recorded_at']}: {hold['reason']}" if hold else "", disk=[],
     )  # fmt: skip
     if not hold:

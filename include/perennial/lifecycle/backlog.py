@@ -174,8 +174,8 @@ def is_kept(
         day: the partition.
         as_of: the partition up to which there is anything.
     """
-    kept: Duration | None = getattr(spec.retention, what)
-    return kept is None or day > spec.cadence.shift(as_of, -kept.partitions(spec.cadence))
+    longest: Duration | None = getattr(spec.retention, what)
+    return longest is None or day > spec.cadence.shift(as_of, -longest.partitions(spec.cadence))
 
 
 def before_monitoring(spec: ModelSpec, as_of: str) -> dict[Stage, Backlog]:

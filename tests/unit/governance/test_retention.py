@@ -59,7 +59,7 @@ def test_old_partitions_reports_and_history_go_and_what_is_in_use_stays(world: A
     assert old not in left and LATER in left and set(left) >= needed & set(before)
     assert not Path(report).exists() and Path(trained).exists()
     (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
-    assert record["actor"] == "ada" and record["evidence"]["kept"] == [version.version]
+    assert record["actor"] == "ada" and record["evidence"]["in_use"] == [version.version]
     assert retention.apply(spec, as_of=LATER)["partitions"] == {}, "there is nothing left"
     assert reproduce(spec)["outcome"] == "identical", "all that the champion was trained on is there"
 
