@@ -326,13 +326,13 @@ class ModelSpec(FolderSpec):
                 for bounds in (m for m in field.metadata if isinstance(m, Within)):
                     if (value := getattr(section, key)) is not None:
                         bounds.check(f"{name}.{key}", value, self.cadence)
-        retained, window = self.retention.rows, self.training.window
+        rows, window = self.retention.rows, self.training.window
         needed = (window.partitions(self.cadence) if window else 0) + self.training.holdout.partitions(
             self.cadence
         )
-        if retained is not None and retained.partitions(self.cadence) < needed:
+        if rows is not None and rows.partitions(self.cadence) < needed:
             raise ValueError(
-                f"retention.rows is {retained}, which is less than a training reads: training.window and training.holdout "
+                f"retention.rows is {rows}, which is less than a training reads: training.window and training.holdout "
                 f"are {needed} partitions"
             )
         policy = self.retraining
