@@ -18,16 +18,18 @@ GATE: dict[str, Any] = {
 }
 
 
-@pytest.mark.parametrize("missing", [None, *GATE])
+@pytest.mark.parametrize("missing", [None, *GATE, "retention"])
 @pytest.mark.parametrize("task", ["binary", "ranking"])
-def test_a_high_risk_demands_each_part_of_the_gate_or_a_reason(
+def test_a_high_risk_demands_parts_of_the_gate_and_retention_or_reasons(
     tmp_path: Path, task: str, missing: str | None
 ) -> None:
     gate = {k: v for k, v in GATE.items() if k != missing and not (task == "ranking" and k == "fairness")}
-    monitoring = {"slices": ["k"]}
+    monitoring, retention = {"slices": ["k"]}, {} if missing == "retention" else {"predictions": "24 months"}
 
     def problems(risk: dict[str, Any]) -> list[str]:
-        spec = toys.model(tmp_path, "toy", task, gate=gate, monitoring=monitoring, risk=risk)
+        spec = toys.model(
+            tmp_path, "toy", task, gate=gate, monitoring=monitoring, retention=retention, risk=risk
+        )
         return preflight._risk_problems(spec)
 
     lacking = [missing] if missing and not (task == "ranking" and missing == "fairness") else []

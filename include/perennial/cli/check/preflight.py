@@ -240,7 +240,9 @@ def _risk_problems(spec: ModelSpec) -> list[str]:
     """What a high risk demands and the spec lacks."""
     if spec.risk is None:
         return []
-    given = [name for name in DEMANDS if getattr(spec.gate, name) is not None]
+    given = [name for name in DEMANDS if getattr(spec.gate, name, None) is not None]
+    if spec.retention.rows or spec.retention.predictions:
+        given.append("retention")
     where = yaml_reader.key_location(spec.folder / "model.yaml", "risk", "level")
     return [
         f"{where}: risk.level is high, which demands {DEMANDS[name]}: add it, or say in risk.without.{name} why the "

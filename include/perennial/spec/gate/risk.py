@@ -16,21 +16,22 @@ DEMANDS = {
     "approval": "gate.approval, by which a person approves each version",
     "fairness": "gate.fairness, bounds on gaps between groups",
     "slices": "gate.slices, a bound on what a slice of the rows may lose",
+    "retention": "retention.rows or retention.predictions, how long they are kept",
 }
-_Demand = Literal["approval", "fairness", "slices"]
+_Demand = Literal["approval", "fairness", "slices", "retention"]
 
 
 class RiskSpec(StrictModel):
     """How much harm the model's decisions can do to people."""
 
     level: Literal["low", "high"] = Field(
-        description="high: `perennial check` demands gate.approval, gate.fairness (not of a ranking) and gate.slices. "
-        "low: it demands nothing.",
+        description="high: `perennial check` demands gate.approval, gate.fairness (not of a ranking), gate.slices and "
+        "retention. low: it demands nothing.",
     )
     without: dict[_Demand, Annotated[str, StringConstraints(min_length=10, max_length=300)]] = Field(
         {},
         description="Demands of a high risk that the spec does not meet, each with the reason why: approval, fairness, "
-        "slices.",
+        "slices, retention.",
     )
 
     def unmet(self, task: str, given: Collection[str]) -> list[str]:
@@ -38,7 +39,7 @@ class RiskSpec(StrictModel):
 
         Args:
             task: of the model.
-            given: keys of ``gate`` that are given.
+            given: names of the demands that the spec meets.
         """
         if self.level != "high":
             return []
