@@ -333,6 +333,18 @@ def verify(
 
 
 @app.command()
+def sign(
+    model: ModelName,
+    version: Annotated[str, typer.Argument(help="Number of the version.")],
+) -> None:
+    """Sign a version that was registered without a key, after comparing its files with the ledger's digests."""
+    from perennial.training.runs import signature
+
+    signed = signature.sign_version(model, version)
+    terminal.console().print(Text(f"version {signed.version} of {model} is signed"))
+
+
+@app.command()
 def incidents(
     model: ModelOrAll = None,
     closed: Annotated[

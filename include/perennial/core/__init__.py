@@ -1,4 +1,4 @@
-"""Shared foundations: errors, settings, dates, partitions, durations, SQL and HTML text, patches, the process."""
+"""Shared foundations: errors, settings, keys, dates, partitions, durations, SQL and HTML text, patches, the process."""
 
 __all__ = [
     "dates",
@@ -13,6 +13,7 @@ __all__ = [
     "redaction",
     "runtime",
     "settings",
+    "signing_keys",
     "sql",
     "unexpected_errors",
 ]

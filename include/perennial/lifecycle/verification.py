@@ -1,4 +1,4 @@
-"""Verification of what a model's decisions rest on: ledger, champion, manifests, data files.
+"""Verification of what a model's decisions rest on: ledger, champion, signatures, manifests, data files.
 
 Steps compare what they read with recorded digests. This also finds what nobody has read for a while, and damage that
 does not change a file's time, such as a disk's.
@@ -9,10 +9,11 @@ from __future__ import annotations
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, TypedDict
 
-from perennial.core.errors import PerennialError
+from perennial.core import signing_keys
+from perennial.core.errors import ArtifactError, PerennialError
 from perennial.core.settings import settings
 from perennial.lifecycle import champion, ledger_anchors, trials
-from perennial.modeling import registry
+from perennial.modeling import registry, training_records
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables, file_digests, ledger, manifests, object_store
 from perennial.storage.ledger import Decision, LedgerKind
@@ -58,6 +59,7 @@ def verify_model(spec: ModelSpec, *, actor: str, record: bool = False) -> Verifi
     except PerennialError as error:
         findings.append(error.cause)
     findings += _champion_findings(spec)
+    findings += _signature_findings(spec)
     read, manifest_findings = _manifest_findings(spec)
     files, recorded, file_findings = _file_findings(spec, record)
     findings = list(dict.fromkeys(findings + manifest_findings + file_findings))
@@ -86,9 +88,28 @@ def _champion_findings(spec: ModelSpec) -> list[str]:
         for number in {state.recorded, trial["model_version"] if trial else None} - {None}:
             version = registry.find_version(spec.name, str(number))
             if version is not None:
-                registry.check_files(version, registry.recorded(version).digests)
+                registry.check_files(version)
             elif not state.deviation:
                 findings.append(f"version {number}, which is in use, was deleted in MLflow")
+    except PerennialError as error:
+        findings.append(error.cause)
+    return findings
+
+
+def _signature_findings(spec: ModelSpec) -> list[str]:
+    """Which versions, of those that MLflow has, are without a signature of a trusted key."""
+    findings: list[str] = []
+    try:
+        if signing_keys.trusted_keys() is None:
+            return []
+        for record in training_records.all_records(spec.name):
+            version = registry.find_version(spec.name, record.version)
+            if version is None or version.run_id != record.run_id or not record.digests:
+                continue
+            try:
+                registry.check_signature(version, again=True)
+            except ArtifactError as error:
+                findings.append(error.cause)
     except PerennialError as error:
         findings.append(error.cause)
     return findings

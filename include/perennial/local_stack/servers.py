@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shutil
 import sys
@@ -10,6 +11,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 
+from perennial.core import signing_keys
 from perennial.core.errors import PerennialError
 from perennial.local_stack import components, processes
 from perennial.local_stack.airflow_client import Airflow
@@ -41,6 +43,8 @@ def start_all(config: Stack, progress: ProgressDisplay, meanwhile: Callable[[], 
             start, with the end of its log.
     """
     protect(config.home)
+    if not any(os.environ.get(name) for name in (signing_keys.SIGNING_KEY, signing_keys.TRUSTED_KEYS)):
+        signing_keys.make_local_keys(config.home)
     _check_tracking(config)
     if supervisor := processes.find_server(components.SUPERVISOR, config.state):
         config, restarts = _planned(config), _restarts(config)

@@ -15,6 +15,7 @@ __all__ = [
     "mlflow_api",
     "performance",
     "registry",
+    "signing",
     "single_feature",
     "trained_model",
     "training_records",

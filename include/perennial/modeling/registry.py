@@ -1,24 +1,28 @@
 """The model registry in MLflow: versions, the aliases ``champion`` and ``challenger``, artifacts.
 
-Nothing in MLflow is believed: a file is loaded only if it has the digest that the ledger recorded at its training, and
-an answer that does not have the expected shape is an error. The champion is read by `perennial.lifecycle.champion`.
+Nothing in MLflow is believed: a file is loaded only if it has the digest that the ledger recorded at its training and,
+where keys are trusted, one of them signed that (`perennial.modeling.signing`); an answer that does not have the expected
+shape is an error. The champion is read by `perennial.lifecycle.champion`.
 
 Versions are read, and aliases set, through MLflow's REST API (`perennial.modeling.mlflow_api`).
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from perennial.core.errors import ArtifactError, RegistryError, RegistryRequestError
-from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
 from perennial.modeling import mlflow_api, training_records
+from perennial.modeling._model_version import ModelVersion as ModelVersion
+from perennial.modeling._model_version import parse_version
+from perennial.modeling.signing import versions
 from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import leftovers, object_store, storage_errors
@@ -29,81 +33,6 @@ if TYPE_CHECKING:
 #: Folder in a run's artifacts for the files that training stores with the model.
 ARTIFACT_FOLDER = "perennial"
 _MODEL_PATH = "/api/2.0/mlflow/registered-models/get"
-
-
-@dataclass(frozen=True)
-class ModelVersion:
-    """One registered version.
-
-    Attributes:
-        name: name of the model.
-        version: number of the version, as text.
-        run_id: MLflow run that trained it.
-        model_id: MLflow's id of the logged model.
-        tags: tags of the version, by name.
-    """
-
-    name: str
-    version: str
-    run_id: str
-    model_id: str
-    tags: dict[str, str] = field(default_factory=dict)
-
-    @property
-    def digest(self) -> str:
-        """SHA-256 of the model file."""
-        return self.tags.get("digest", "")
-
-    @property
-    def as_of(self) -> str:
-        """The partition date as of which it was trained and evaluated."""
-        return self.tags.get("as_of", "")
-
-    @property
-    def trained_range(self) -> PartitionRange:
-        """Partitions that it was fitted on, those for early stopping included."""
-        return PartitionRange.parse(self.tags["trained_range"])
-
-    @property
-    def refit_range(self) -> PartitionRange | None:
-        """Partitions that it was fitted on once more after its evaluation; None if it was not."""
-        return PartitionRange.parse(self.tags["refit_range"]) if self.tags.get("refit_range") else None
-
-    @property
-    def holdout_range(self) -> PartitionRange:
-        """Partitions that it was evaluated on."""
-        return PartitionRange.parse(self.tags["holdout_range"])
-
-
-def _parse_version(path: str, content: dict[str, Any], model: str) -> ModelVersion:
-    """Read MLflow's description of a version.
-
-    Args:
-        path: what was called, for messages.
-        content: the answer.
-        model: name of the model that was asked for.
-
-    Raises:
-        RegistryError: the answer does not describe a version of that model.
-    """
-    version = content.get("model_version")
-    tags = version.get("tags", []) if isinstance(version, dict) else None
-    if (
-        not isinstance(version, dict)
-        or version.get("name") != model
-        or not str(version.get("version", "")).isdigit()
-        or not all(isinstance(version.get(key, ""), str) for key in ("run_id", "source"))
-        or not isinstance(tags, list)
-        or not all(isinstance(t, dict) and isinstance(t.get("key"), str) for t in tags)
-    ):
-        raise mlflow_api.unexpected_answer(path, json.dumps(content))
-    return ModelVersion(
-        model,
-        str(version["version"]),
-        version.get("run_id", ""),
-        version.get("source", "").removeprefix("models:/"),
-        {t["key"]: str(t.get("value", "")) for t in tags},
-    )
 
 
 def get_version_by_alias(model: str, alias: str = "champion") -> ModelVersion | None:
@@ -118,7 +47,7 @@ def get_version_by_alias(model: str, alias: str = "champion") -> ModelVersion | 
     """
     path = "/api/2.0/mlflow/registered-models/alias"
     answer = mlflow_api.call("GET", path, params={"name": model, "alias": alias}, missing_ok=True)
-    return None if answer is None else _parse_version(path, answer, model)
+    return None if answer is None else parse_version(path, answer, model)
 
 
 def get_champion(spec: ModelSpec) -> ModelVersion | None:
@@ -164,7 +93,7 @@ def find_version(model: str, number: str) -> ModelVersion | None:
     answer = None
     if re.fullmatch("[1-9][0-9]*", number):  # MLflow refuses the request otherwise, or reads 007 as 7
         answer = mlflow_api.call("GET", path, params={"name": model, "version": number}, missing_ok=True)
-    version = None if answer is None else _parse_version(path, answer, model)
+    version = None if answer is None else parse_version(path, answer, model)
     if version is not None and version.version != number:
         raise mlflow_api.unexpected_answer(path, json.dumps(answer))
     return version
@@ -215,7 +144,7 @@ def find_foreign_version(model: str) -> str | None:
         RegistryError: MLflow cannot be reached.
     """
     latest = _registered_model(model, "latest_versions")
-    versions = [_parse_version(_MODEL_PATH, {"model_version": version}, model) for version in latest]
+    versions = [parse_version(_MODEL_PATH, {"model_version": version}, model) for version in latest]
     return next((v.version for v in versions if not is_ours(v)), None)
 
 
@@ -322,6 +251,7 @@ def download_artifact(version: ModelVersion, name: str) -> Path:
             "train again: training stores it with the model",
             model=version.name,
         )
+    check_signature(version)
     return _download_artifact(version, name, digest)
 
 
@@ -383,6 +313,8 @@ def load_model(
     from perennial.modeling import trained_model
 
     expected = digest or recorded(version).digest
+    if digest is None:
+        check_signature(version, again=fresh)
     target = _download_model(version, expected, again=fresh)
     return trained_model.load_model_file(
         target, expected, threads=threads or settings().threads, name=version.name
@@ -411,21 +343,51 @@ def load_comparable_model(version: ModelVersion, first: str) -> TrainedModel:
     return trained_model.load_model_file(path, digest, threads=settings().threads, name=version.name)
 
 
-def check_files(version: ModelVersion, digests: Mapping[str, str]) -> None:
-    """Download the files of a version, and compare them with their digests.
+def check_files(version: ModelVersion, digests: Mapping[str, str] | None = None) -> None:
+    """Download the files of a version, and compare them with their digests and these with its signature.
 
     Args:
         version: the version.
-        digests: SHA-256 of each file, by name.
+        digests: SHA-256 of each file, by name; those that the ledger recorded when not given.
 
     Raises:
-        ArtifactError: a file is missing, or has another digest.
+        ArtifactError: a file is missing, has another digest, or the signature is refused.
     """
+    digests = digests or recorded(version).digests
+    compare_files(version, digests)
+    check_signature(version, digests, again=True)
+
+
+def compare_files(version: ModelVersion, digests: Mapping[str, str]) -> None:
+    """As `check_files`, without the signature."""
     for name, digest in digests.items():
         if name == training_records.MODEL_FILE:
             _download_model(version, digest, again=True)
         else:
             _download_artifact(version, name, digest, again=True)
+
+
+def check_signature(
+    version: ModelVersion, digests: Mapping[str, str] | None = None, *, again: bool = False
+) -> None:
+    """Verify the signature of a version, if keys are trusted and unless this machine has done so.
+
+    Args:
+        version: the version.
+        digests: SHA-256 of each file of a version whose training is not recorded yet.
+        again: verify it anew.
+
+    Raises:
+        ArtifactError: there is none, or it is refused.
+    """
+    record = training_records.find(version.name, version.version, version.run_id)
+    if digests is None:
+        record = recorded(version)
+        digests = record.digests
+    files = versions.SignedFiles(
+        version.name, version.version, version.run_id, digests, record.recorded_at if record else ""
+    )
+    versions.verify(files, lambda fresh: _download_signature(version, again=fresh), again=again)
 
 
 def _download_model(version: ModelVersion, digest: str, *, again: bool) -> Path:
@@ -439,6 +401,33 @@ def _download_artifact(version: ModelVersion, name: str, digest: str, *, again: 
     target = settings().home / "cache" / "runs" / version.run_id / name
     query = {"run_uuid": version.run_id, "path": f"{ARTIFACT_FOLDER}/{name}"}
     return _download(version, "/get-artifact", query, target, digest, again=again)
+
+
+def _download_signature(version: ModelVersion, *, again: bool = False) -> str | None:
+    """The signature of a version, from this machine's cache unless ``again``; None if the version has none."""
+    import requests
+
+    target = settings().home / "cache" / "runs" / version.run_id / versions.SIGNATURE_FILE
+    if target.is_file() and not again:
+        return target.read_text("utf-8", errors="replace")
+    query = {"run_uuid": version.run_id, "path": f"{ARTIFACT_FOLDER}/{versions.SIGNATURE_FILE}"}
+    answer = mlflow_api.call("GET", "/get-artifact", params=query, missing_ok=True, stream=True)
+    if answer is None:
+        return None
+    try:
+        with answer:
+            content = answer.content
+    except requests.RequestException as error:
+        raise RegistryError(
+            f"the download of {versions.SIGNATURE_FILE} from MLflow broke off ({type(error).__name__})",
+            "see MLflow's log; then run this again",
+        ) from error
+    temporary = leftovers.temporary_file(target)
+    with contextlib.suppress(OSError):  # the copy only spares a download
+        target.parent.mkdir(parents=True, exist_ok=True)
+        temporary.write_bytes(content)
+        temporary.replace(target)
+    return bytes(content).decode("utf-8", errors="replace")
 
 
 def _download(

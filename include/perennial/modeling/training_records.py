@@ -33,6 +33,7 @@ class TrainingRecord:
         model_id: MLflow's id of the logged model.
         tags: tags that the version was registered with, by name.
         digests: SHA-256 of each of its files, by name; empty in records that were written without them.
+        recorded_at: time of the record, in UTC.
     """
 
     version: str
@@ -40,6 +41,7 @@ class TrainingRecord:
     model_id: str
     tags: dict[str, str]
     digests: dict[str, str]
+    recorded_at: str = ""
 
     @classmethod
     def parse(cls, record: LedgerRecord) -> TrainingRecord:
@@ -51,6 +53,7 @@ class TrainingRecord:
             str(evidence.get("model_id", "")),
             dict(evidence.get("tags", {})),
             dict(evidence.get("digests", {})),
+            record["recorded_at"],
         )
 
     @property

@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
+from perennial.core import signing_keys
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 from perennial.spec import compute_profile
@@ -223,6 +224,9 @@ def pod(
     )
     # The operator sets its own fields on the first container, whatever its name.
     manifest["spec"]["containers"].sort(key=lambda container: container["name"] != CONTAINER)
+    if step != "train" or role == "worker":
+        for container in manifest["spec"]["containers"]:
+            container["env"] = [e for e in container.get("env", []) if e["name"] != signing_keys.SIGNING_KEY]
     return manifest
 
 
@@ -315,6 +319,9 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
         "TMPDIR": "/tmp",  # nosec B108: an empty volume of the pod's own
     }
     values |= {name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)}
+    if trusted := signing_keys.trusted_keys():
+        # The files that the variable names are not in the pod.
+        values |= {signing_keys.TRUSTED_KEYS: trusted.pem, signing_keys.SIGNED_SINCE: trusted.since}
     values |= profile.env
     secrets = [
         {"name": s.env, "valueFrom": {"secretKeyRef": {"name": s.secret, "key": s.key}}}

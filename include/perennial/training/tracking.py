@@ -20,12 +20,13 @@ from perennial.core.settings import settings
 from perennial.modeling import registry, training_records
 from perennial.modeling.metrics import EVAL_METRICS
 from perennial.modeling.registry import ModelVersion
+from perennial.modeling.signing import versions
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import leftovers, object_store, pages
 from perennial.training.artifacts import ModelArtifacts
 from perennial.training.checkpoint import LearningCurve, SearchTrial
-from perennial.training.runs import run_content
+from perennial.training.runs import run_content, signature
 from perennial.training.runs.liveness import LOCK_TAG, close_stale_runs, hold_liveness_lock
 from perennial.training.runs.run_content import AirflowRun, DatasetVersion
 from perennial.training.runs.system_metrics import SystemMetrics
@@ -107,6 +108,7 @@ class TrainingRun:
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")  # the Airflow task is retried, too
         # Fails within a second if the server is down, instead of after the training.
         registry.get_version_by_alias(spec.name)
+        versions.require_key(spec.name)
         import mlflow
 
         mlflow.set_tracking_uri(settings().mlflow_uri)
@@ -288,6 +290,7 @@ class TrainingRun:
 
         Raises:
             ArtifactError: the model that MLflow stored differs from the one that was logged.
+            PerennialError: the version cannot be signed.
             RegistryError: MLflow refused or cannot be reached.
         """
         name, fitted = self.spec.name, registration.fitted
@@ -297,6 +300,7 @@ class TrainingRun:
             tags = registration.tags | {"digest": digest}
             model_uri = self._log_model(registration, tags)
             digests = self._log_artifacts(artifacts()) | {training_records.MODEL_FILE: digest}
+            signature.store(self.client, name, self.run.info.run_id, digests)
             version = self._register_version(model_uri, tags)
             digests |= self._log_texts(describe(RegisteredVersion(version, tags, digests)))
             registry.check_files(version, digests)

@@ -4,6 +4,7 @@ __all__ = [
     "liveness",
     "recipe",
     "run_content",
+    "signature",
     "system_metrics",
     "train_result",
     "training_inputs",

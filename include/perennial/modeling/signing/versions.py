@@ -1,0 +1,195 @@
+"""Signing and verification of registered versions, with the keys that are configured."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from perennial.core import signing_keys
+from perennial.core.errors import ArtifactError, PerennialError
+from perennial.core.settings import settings
+from perennial.core.signing_keys import SIGNING_KEY, TRUSTED_KEYS, TrustedKeys
+from perennial.storage import leftovers
+
+#: Name of the file with the signature, among those that training stores with the model.
+SIGNATURE_FILE = "model.sig"
+#: What is signed to try whether the key can be used.
+_TRIAL = {"trial": hashlib.sha256(b"").hexdigest()}
+
+
+@dataclass(frozen=True)
+class SignedFiles:
+    """The files of a version.
+
+    Attributes:
+        model: name of the model.
+        version: number of the version.
+        run_id: MLflow run that trained it.
+        digests: SHA-256 of each of its files, by name.
+        recorded_at: when the ledger recorded its training; empty: that is being done.
+    """
+
+    model: str
+    version: str
+    run_id: str
+    digests: Mapping[str, str]
+    recorded_at: str = ""
+
+    @property
+    def name(self) -> str:
+        """What the signature calls them: a version is signed before it has a number."""
+        return f"{self.model}:{self.run_id}"
+
+
+#: Marks of the signatures that this process has verified.
+_verified: set[str] = set()
+
+
+def require_key(model: str) -> None:
+    """Try the key, so that a training fails before hours of work if its version could not be signed.
+
+    Args:
+        model: name of the model, for messages.
+
+    Raises:
+        PerennialError: versions have to be signed and cannot be, or not so that this machine accepts it.
+    """
+    trusted, key = signing_keys.trusted_keys(), signing_keys.signing_key()
+    if trusted and not key:
+        raise PerennialError(
+            f"the version could not be signed, and would be refused: {TRUSTED_KEYS} is set, {SIGNING_KEY} is not",
+            f"set {SIGNING_KEY} where models are trained (for pods in secrets of the compute profile)",
+            model=model,
+        )
+    if key:
+        sign(model, "trial", _TRIAL)
+
+
+def sign(model: str, run_id: str, digests: Mapping[str, str]) -> str | None:
+    """Sign the files of a version that is being registered.
+
+    Args:
+        model: name of the model.
+        run_id: MLflow run that trains it.
+        digests: SHA-256 of each of its files, by name.
+
+    Returns:
+        The content of `SIGNATURE_FILE`; None if no key is configured.
+
+    Raises:
+        PerennialError: the key cannot be used, or the keys that are trusted do not include it.
+    """
+    key, trusted = signing_keys.signing_key(), signing_keys.trusted_keys()
+    if key is None:
+        return None
+    from perennial.modeling.signing import bundles
+
+    files = SignedFiles(model, "", run_id, digests)
+    with leftovers.temporary_folder("sign-") as folder:
+        folder.chmod(0o700)
+        try:
+            bundle = bundles.sign(files.name, digests, key, folder)
+        except Exception as error:  # a module of PKCS #11 raises its own, and PKCS #11 may not be installed
+            raise PerennialError(
+                f"the version cannot be signed: {_without_pin(str(error), key.uri)}",
+                f"check {SIGNING_KEY} and, with a certificate, {signing_keys.SIGNING_CERTIFICATE}: an EC key on "
+                "the curve P-256, P-384 or P-521 is needed",
+                model=model,
+            ) from None
+    if trusted and (refusal := _refusal(files, bundle, trusted)):
+        raise PerennialError(
+            f"the signature would be refused: {refusal}",
+            f"add the public key, or the authority's certificate, of {SIGNING_KEY} to {TRUSTED_KEYS}",
+            model=model,
+        )
+    return bundle
+
+
+def _without_pin(text: str, uri: str) -> str:
+    """A message without the URI of the key, which may have a PIN."""
+    return (text.replace(uri, "the PKCS #11 URI") if uri else text)[:300]
+
+
+def verify(files: SignedFiles, fetch: Callable[[bool], str | None], *, again: bool = False) -> None:
+    """Verify the signature of a version, if keys are trusted and unless this machine has done so.
+
+    Args:
+        files: the version's files.
+        fetch: returns the content of its `SIGNATURE_FILE`, None if it has none; from MLflow even if this machine has a
+            copy where the argument is true.
+        again: verify it anew.
+
+    Raises:
+        ArtifactError: the version has no signature, or not one of a trusted key about these files.
+    """
+    trusted = signing_keys.trusted_keys()
+    if trusted is None:
+        return
+    mark = _mark(files, trusted)
+    if not again and (mark in _verified or mark in _load_marks()):
+        _verified.add(mark)
+        return
+    bundle = fetch(again)
+    refusal = bundle is not None and _refusal(files, bundle, trusted)
+    if refusal and not again:
+        bundle = fetch(True)
+        refusal = bundle is not None and _refusal(files, bundle, trusted)
+    if bundle is None:
+        if files.recorded_at and files.recorded_at < trusted.since:
+            return
+        raise ArtifactError(
+            f"version {files.version} has no signature ({SIGNATURE_FILE})",
+            f"restore MLflow's artifact store; or, if the version is older than {TRUSTED_KEYS}, sign it: "
+            f"perennial sign {files.model} {files.version}",
+            model=files.model,
+        )
+    if refusal:
+        raise ArtifactError(
+            f"the signature of version {files.version} is refused: {refusal}",
+            "do not use the version until you know who changed it: restore MLflow's artifact store, or roll back to "
+            f"another version; if its key should be trusted, add it to {TRUSTED_KEYS}",
+            model=files.model,
+        )
+    _add_mark(mark)
+
+
+def _refusal(files: SignedFiles, bundle: str, trusted: TrustedKeys) -> str:
+    """Why a signature is not accepted; empty if it is."""
+    from perennial.modeling.signing import bundles
+
+    moment = datetime.fromisoformat(files.recorded_at) if files.recorded_at else datetime.now(UTC)
+    with leftovers.temporary_folder("sign-") as folder:
+        try:
+            bundles.verify(bundle, files.name, files.digests, trusted, moment, folder)
+        except bundles.RefusedSignatureError as error:
+            return str(error)
+    return ""
+
+
+def _mark(files: SignedFiles, trusted: TrustedKeys) -> str:
+    """A digest of everything that the outcome depends on, except the signature."""
+    content = [files.name, sorted(files.digests.items()), files.recorded_at, trusted.fingerprint]
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def _load_marks() -> set[str]:
+    """The signatures that this machine has verified."""
+    try:
+        return set((settings().home / "cache" / "verified" / "signatures.txt").read_text().split())
+    except (OSError, ValueError):
+        return set()
+
+
+def _add_mark(mark: str) -> None:
+    """Remember a verified signature; if that cannot be written, only this process does."""
+    _verified.add(mark)
+    path = settings().home / "cache" / "verified" / "signatures.txt"
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("a") as file:
+            file.write(f"{mark}\n")
+    except OSError:
+        return
