@@ -321,7 +321,9 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
     values |= {name: os.environ[name] for name in FORWARDED_VARIABLES if os.environ.get(name)}
     if trusted := signing_keys.trusted_keys():
         # The files that the variable names are not in the pod.
-        values |= {signing_keys.TRUSTED_KEYS: trusted.pem, signing_keys.SIGNED_SINCE: trusted.since}
+        values[signing_keys.TRUSTED_KEYS] = trusted.pem
+        if trusted.since:
+            values[signing_keys.SIGNED_SINCE] = trusted.since
     values |= profile.env
     secrets = [
         {"name": s.env, "valueFrom": {"secretKeyRef": {"name": s.secret, "key": s.key}}}

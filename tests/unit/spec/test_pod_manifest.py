@@ -58,6 +58,33 @@ def test_a_pod_gets_the_connections_of_its_step_from_secrets(
         made("data", env={"PERENNIAL_CONNECTION_SHOP": "postgresql://ann:pw@db/shop"})
 
 
+def test_every_step_gets_the_trusted_keys_and_only_the_training_the_private_one(
+    remote_lake: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The private key by reference; of the trusted ones the content, because their files are not in the pod."""
+    public = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----"
+    (tmp_path / "public.pem").write_text(public)
+    monkeypatch.setenv("PERENNIAL_TRUSTED_KEYS", str(tmp_path / "public.pem"))
+    monkeypatch.setenv("PERENNIAL_SIGNED_SINCE", "2026-11-30T00:00:00Z")
+    monkeypatch.setenv("PERENNIAL_SIGNING_KEY", "very secret")
+    secret = {"env": "PERENNIAL_SIGNING_KEY", "secret": "perennial-signing", "key": "private.pem"}
+    profile = ComputeProfile.model_validate({"name": "p", "kind": "kubernetes", "secrets": [secret]})
+    spec = toys.model(tmp_path / "models", "toy")
+
+    def environment(step: str, role: str | None = None) -> dict[str, Any]:
+        pod = pod_manifest.step_pod(
+            profile, spec, step, ["run", step], memory="1Gi", interruptions=0, role=role
+        )
+        assert "very secret" not in json.dumps(pod)
+        return {item["name"]: item.get("value") for item in pod["spec"]["containers"][0]["env"]}
+
+    for step, role in (("train", None), ("train", "trainer"), ("train", "worker"), ("score", None)):
+        variables = environment(step, role)
+        assert variables["PERENNIAL_TRUSTED_KEYS"] == public
+        assert variables["PERENNIAL_SIGNED_SINCE"] == "2026-11-30T00:00:00Z"
+        assert ("PERENNIAL_SIGNING_KEY" in variables) == (step == "train" and role != "worker")
+
+
 def test_the_profile_decides(remote_lake: Path, tmp_path: Path) -> None:
     profile = ComputeProfile(
         name="p", kind="kubernetes", image="i:1", cpu="1500m", memory="2Gi", gpu={"count": 2, "kind": "H200"},

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 from collections.abc import Callable
 from pathlib import Path
@@ -12,8 +13,8 @@ from xml.etree import ElementTree
 
 import pytest
 
-from perennial.core import dates, runtime
-from perennial.core.errors import RegistryError
+from perennial.core import dates, runtime, signing_keys
+from perennial.core.errors import ArtifactError, RegistryError
 from perennial.modeling import evaluation_charts, registry
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps.train import train
@@ -152,14 +153,29 @@ def test_mlflow_shows_the_metrics_of_the_logged_model(world: Any) -> None:
     assert "valid-logloss" not in logged, "a curve by rounds is the run's"
 
 
-def test_a_training_reads_no_metric_back(make_model: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_training_signs_its_version_and_reads_no_metric_back(
+    make_model: Make, mlflow_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """MLflow asks for the history of each metric that a run has before its model: one request each."""
     import mlflow
 
     spec = make_model(training={"rounds": 3})
     toys.publish(spec)
     monkeypatch.delattr(mlflow.MlflowClient, "get_metric_history")
-    assert train(spec, as_of=toys.LAST)["metrics"]
+    assert signing_keys.make_local_keys(mlflow_home)
+    result = train(spec, as_of=toys.LAST)
+    assert result["metrics"]
+    version = registry.get_recorded_version(spec.name, result["version"])
+    bundle = mlflow_home / "cache" / "runs" / version.run_id / "model.sig"
+    assert "dsseEnvelope" in json.loads(bundle.read_text())
+    registry.check_signature(version, again=True)
+    # Another key pair, which did not sign it.
+    shutil.rmtree(mlflow_home / "signing")
+    assert signing_keys.make_local_keys(mlflow_home)
+    with pytest.raises(
+        ArtifactError, match="signature of version 1 is refused: it was made with another key"
+    ):
+        registry.load_model(version)
 
 
 def test_mlflow_has_plots_use_of_the_machine_and_the_search(world: Any) -> None:

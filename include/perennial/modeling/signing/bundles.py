@@ -76,9 +76,11 @@ def sign(name: str, digests: Mapping[str, str], key: SigningKey, folder: Path) -
         chain[-1].write_text(certificate)
     if chain:
         _refuse_invalid(x509.load_pem_x509_certificate(chain[0].read_bytes()), datetime.now(UTC))
+    # The library cannot read no certificate at all; a certificate is no intermediate of itself.
+    intermediates = chain[1:] or chain
     if key.uri and chain:
         config.use_pkcs11_certificate_signer(
-            pkcs11_uri=key.uri, signing_certificate=chain[0], certificate_chain=chain[1:]
+            pkcs11_uri=key.uri, signing_certificate=chain[0], certificate_chain=intermediates
         )
     elif key.uri:
         config.use_pkcs11_signer(pkcs11_uri=key.uri)
@@ -88,7 +90,7 @@ def sign(name: str, digests: Mapping[str, str], key: SigningKey, folder: Path) -
         private_key.write_text(key.private_key)
         if chain:
             config.use_certificate_signer(
-                private_key=private_key, signing_certificate=chain[0], certificate_chain=chain[1:]
+                private_key=private_key, signing_certificate=chain[0], certificate_chain=intermediates
             )
         else:
             config.use_elliptic_key_signer(private_key=private_key)
