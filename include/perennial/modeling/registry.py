@@ -1,7 +1,7 @@
 """The model registry in MLflow: versions, the aliases ``champion`` and ``challenger``, artifacts.
 
 Nothing in MLflow is believed: a file is loaded only if it has the digest that the ledger recorded at its training and,
-where keys are trusted, one of them signed that (`perennial.modeling.signing`). An answer that does not have the expected
+where keys are trusted, one of them signed that (`perennial.modeling.signing`). An answer without the expected
 shape is an error. The champion is read by `perennial.lifecycle.champion`.
 
 Versions are read, and aliases set, through MLflow's REST API (`perennial.modeling.mlflow_api`).
