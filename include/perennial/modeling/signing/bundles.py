@@ -36,7 +36,7 @@ class _RecordedDigests(hashing.Config):
     """
 
     def __init__(self, name: str, digests: Mapping[str, str]) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self._name, self._digests = name, digests
 
     def hash(
