@@ -20,8 +20,8 @@ from typing import TYPE_CHECKING, Any
 from perennial.core.errors import ArtifactError, RegistryError, RegistryRequestError
 from perennial.core.settings import settings
 from perennial.modeling import mlflow_api, training_records
-from perennial.modeling._model_version import ModelVersion as ModelVersion
-from perennial.modeling._model_version import parse_version
+from perennial.modeling.mlflow_api import ModelVersion as ModelVersion
+from perennial.modeling.mlflow_api import parse_version
 from perennial.modeling.signing import versions
 from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.model_spec import ModelSpec
