@@ -1,6 +1,6 @@
 """Calls of MLflow's REST API, and versions as it describes them.
 
-They spare light tasks the import of MLflow: only `perennial.training.tracking`, which registers models, has it.
+They spare light tasks the import of MLflow: only `perennial.training`, which registers models, has it.
 """
 
 from __future__ import annotations

@@ -85,13 +85,13 @@ def sign(model: str, run_id: str, digests: Mapping[str, str]) -> str | None:
     key, trusted = signing_keys.signing_key(), signing_keys.trusted_keys()
     if key is None:
         return None
-    from perennial.modeling.signing import bundles
+    from perennial.modeling.signing import _bundles
 
     files = SignedFiles(model, "", run_id, digests)
     with leftovers.temporary_folder("sign-") as folder:
         folder.chmod(0o700)
         try:
-            bundle = bundles.sign(files.name, digests, key, folder)
+            bundle = _bundles.sign(files.name, digests, key, folder)
         except Exception as error:  # a module of PKCS #11 raises its own, and PKCS #11 may not be installed
             raise PerennialError(
                 f"the version cannot be signed: {_without_pin(str(error), key.uri)}",
@@ -158,13 +158,13 @@ def verify(files: SignedFiles, fetch: Callable[[bool], str | None], *, again: bo
 
 def _refusal(files: SignedFiles, bundle: str, trusted: TrustedKeys) -> str:
     """Why a signature is not accepted; empty if it is."""
-    from perennial.modeling.signing import bundles
+    from perennial.modeling.signing import _bundles
 
     moment = datetime.fromisoformat(files.recorded_at) if files.recorded_at else datetime.now(UTC)
     with leftovers.temporary_folder("sign-") as folder:
         try:
-            bundles.verify(bundle, files.name, files.digests, trusted, moment, folder)
-        except bundles.RefusedSignatureError as error:
+            _bundles.verify(bundle, files.name, files.digests, trusted, moment, folder)
+        except _bundles.RefusedSignatureError as error:
             return str(error)
     return ""
 
