@@ -300,9 +300,9 @@ class TrainingRun:
             tags = registration.tags | {"digest": digest}
             model_uri = self._log_model(registration, tags)
             digests = self._log_artifacts(artifacts()) | {training_records.MODEL_FILE: digest}
-            signature.store(self.client, name, self.run.info.run_id, digests)
             version = self._register_version(model_uri, tags)
             digests |= self._log_texts(describe(RegisteredVersion(version, tags, digests)))
+            signature.store(self.client, name, self.run.info.run_id, digests)
             registry.check_files(version, digests)
             if registry.load_model(version, digest=digest).booster.num_boosted_rounds() != fitted.rounds:
                 raise ArtifactError(
