@@ -208,6 +208,20 @@ def empty_source_sql(con: duckdb.DuckDBPyConnection, spec: ModelSpec, label: str
     return f"SELECT {', '.join(columns)} LIMIT 0"
 
 
+def create_empty_sources(con: duckdb.DuckDBPyConnection, table: FeatureTable) -> dict[str, dict[str, str]]:
+    """Create the views that the SQL of a table reads, without rows; returns the types of their columns."""
+    tables: dict[str, dict[str, str]] = {}
+    for i, (source, spec) in enumerate(zip(table.sources, source_specs(table), strict=True)):
+        query = empty_source_sql(con, spec, source.label)
+        relation = con.sql(query)
+        for name in (spec.name, HISTORY)[: 2 if i == 0 else 1]:
+            tables[name] = dict(zip(relation.columns, map(str, relation.types), strict=True))
+            con.execute(f"CREATE TEMP VIEW {quote_identifier(name)} AS {query}")
+    tables[PERIOD] = {"starts_at": "TIMESTAMP", "ends_at": "TIMESTAMP"}
+    con.execute(f"CREATE TEMP VIEW {PERIOD} AS {period_sql(None, None)}")
+    return tables
+
+
 def check_sql(table: FeatureTable) -> None:
     """Check a table's SQL on sources without rows: what it may use, what it returns, and personal data.
 
@@ -216,19 +230,13 @@ def check_sql(table: FeatureTable) -> None:
     """
     with duckdb.connect(config={"autoinstall_known_extensions": False, "threads": 1}) as con:
         con.execute("SET TimeZone='UTC'")
-        tables: dict[str, dict[str, str]] = {}
+        tables = create_empty_sources(con, table)
         personal: dict[str, list[str]] = {}
         for i, (source, spec) in enumerate(zip(table.sources, source_specs(table), strict=True)):
-            query = empty_source_sql(con, spec, source.label)
-            relation = con.sql(query)
             for name in (spec.name, HISTORY)[: 2 if i == 0 else 1]:
-                tables[name] = dict(zip(relation.columns, map(str, relation.types), strict=True))
-                personal[name] = [c for c in spec.personal_columns if c in relation.columns]
+                personal[name] = [c for c in spec.personal_columns if c in tables[name]]
                 if source.label and spec.label.personal and lineage.label_sources(spec):
                     personal[name].append(source.label)
-                con.execute(f"CREATE TEMP VIEW {quote_identifier(name)} AS {query}")
-        tables[PERIOD] = {"starts_at": "TIMESTAMP", "ends_at": "TIMESTAMP"}
-        con.execute(f"CREATE TEMP VIEW {PERIOD} AS {period_sql(None, None)}")
         known = {c for columns in tables.values() for c in columns}
         if problem := author_sql.check_query(con, table.sql, set(tables), known):
             at = f":{problem.line}" if problem.line else ""

@@ -11,6 +11,7 @@ __all__ = [
     "erasure",
     "erasure_keys",
     "holds",
+    "column_origins",
     "ledger_export",
     "model_card",
     "model_explanation",

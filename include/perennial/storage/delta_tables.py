@@ -139,6 +139,13 @@ def version(uri: str) -> int | None:
     return None if table is None else table.version()
 
 
+def arrow_schema(table: DeltaTable) -> pa.Schema:
+    """The columns of a table."""
+    import pyarrow as pa
+
+    return pa.schema(cast(Any, table.schema().to_arrow()))
+
+
 def partitions(uri: str, version: int | None = None) -> list[str]:
     """The dates of a table's partitions, in order."""
     table = open_table(uri, version)
@@ -265,10 +272,7 @@ def remove_rows(uri: str, days: Collection[str]) -> None:
     table = open_table(uri)
     present = sorted(set(days) & set(partitions(uri)))
     if table is not None and present:
-        import pyarrow as pa
-
-        schema = pa.schema(cast(Any, table.schema().to_arrow()))
-        Writer(uri).replace(schema.empty_table(), present[0], present[-1], days=present)
+        Writer(uri).replace(arrow_schema(table).empty_table(), present[0], present[-1], days=present)
 
 
 class Writer:

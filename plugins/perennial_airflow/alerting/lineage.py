@@ -6,8 +6,9 @@ run's partition; a model is one dataset of its registry, with its version.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+import logging
+from collections.abc import Callable, Iterable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
 from perennial.core.settings import settings
@@ -16,26 +17,35 @@ from perennial.storage import delta_tables, landing, object_store
 if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
 
+    from perennial.spec.feature_table import FeatureTable
     from perennial.spec.model_spec import ModelSpec
     from perennial.spec.sources import QuerySource
 
 #: What each task reads and writes: feeds of the spec, tables of the lake by their kind, the registered model.
 READS: dict[str, tuple[str, ...]] = {
     "data": ("feed", "label feed"),
-    "train": ("published", "labels", "references"),
-    "score": ("published", "references", "model"),
-    "monitor": ("published", "predictions", "served", "labels", "model"),
+    "train": ("published", "labels", "references", "feature tables"),
+    "score": ("published", "references", "feature tables", "model"),
+    "publish_predictions": ("predictions",),
+    "monitor": ("published", "predictions", "served", "labels", "references", "feature tables", "model"),
 }
 WRITES: dict[str, tuple[str, ...]] = {
     "data": ("published", "labels", "quarantine"),
     "train": ("model",),
     "promote": ("model",),
+    "conclude_trial": ("model",),
+    "promote_after_trial": ("model",),
     "rollback": ("model",),
     "score": ("predictions", "served"),
+    "publish_predictions": ("external predictions",),
     "monitor": ("monitoring",),
 }
+#: The tasks whose result names the version of the model that they made, or moved.
+_MOVES_MODEL = ("train", "promote", "conclude_trial", "promote_after_trial", "rollback")
 #: The table whose rows a result counts.
-COUNTED = {"data": "published", "score": "predictions"}
+COUNTED = {"data": "published", "score": "predictions", "publish_predictions": "external predictions"}
+log = logging.getLogger("perennial")
+_Fact = TypeVar("_Fact")
 
 
 class DatasetName(NamedTuple):
@@ -45,53 +55,214 @@ class DatasetName(NamedTuple):
     name: str
 
 
-def task_lineage(spec: ModelSpec, task: str, result: Mapping[str, Any]) -> OperatorLineage[Any, Any] | None:
-    """What a task that succeeded read and wrote; None for a task without data.
+def task_lineage(
+    spec: ModelSpec, task: str, result: Mapping[str, Any], *, validated: Iterable[str] | None = None
+) -> OperatorLineage[Any, Any]:
+    """What a task read and wrote, with what is known of it; a task without data has no datasets.
 
     Args:
         spec: the model.
         task: id of the task.
         result: what the task returned.
+        validated: the partitions whose expectations were evaluated; those of the result when not given.
     """
-    if task not in WRITES:
-        return None
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from perennial_airflow.alerting import _lineage_facets
+
+    days = list(result.get("partitions") or ([result["as_of"]] if result.get("as_of") else ()))
+    datasets_of = _Datasets(spec, task, result, days if validated is None else list(validated))
+    return OperatorLineage(
+        inputs=[dataset for kind in READS.get(task, ()) for dataset in datasets_of.inputs(kind)],
+        outputs=[dataset for kind in WRITES.get(task, ()) for dataset in datasets_of.outputs(kind)],
+        run_facets={_lineage_facets.MODEL_FACET: _lineage_facets.model_facet(spec, task, result, days)},
+        job_facets=_lineage_facets.job_facets(spec, spec.owner),
+    )
+
+
+def failure_lineage(spec: ModelSpec, task: str, partitions: Iterable[str] = ()) -> OperatorLineage[Any, Any]:
+    """What a task that failed or was skipped read; of partitions that validation stopped, the expectations' results.
+
+    Args:
+        spec: the model.
+        task: id of the task.
+        partitions: those whose data doc the task wrote before it failed.
+    """
+    facts = task_lineage(spec, task, {}, validated=partitions)
+    facts.outputs = []
+    return facts
+
+
+def table_lineage(
+    table: FeatureTable, spec: ModelSpec, result: Mapping[str, Any]
+) -> OperatorLineage[Any, Any]:
+    """What the computation of a feature table read and wrote.
+
+    Args:
+        table: the feature table.
+        spec: the model that is its first source.
+        result: what the task returned.
+    """
     from airflow.providers.openlineage.extractors import OperatorLineage
     from openlineage.client.event_v2 import InputDataset, OutputDataset
-    from openlineage.client.facet_v2 import dataset_version_dataset, output_statistics_output_dataset
 
-    versions = _versions(task, result)
+    from perennial.features import feature_tables
+    from perennial.spec.model_spec import source_specs
+    from perennial_airflow.alerting import _lineage_columns, _lineage_facets
 
-    def facets(kind: str) -> dict[str, Any]:
-        version = versions.get(kind)
-        facet = dataset_version_dataset.DatasetVersionDatasetFacet(datasetVersion=str(version))
-        return {} if version is None else {"version": facet}
+    inputs: dict[str, Any] = {}
+    for source in source_specs(table):
+        uri = delta_tables.table_uri("published", source.name)
+        inputs[source.name] = InputDataset(*_dataset_name(uri), facets=_table_facets(uri)[0])
+    uri = feature_tables.uri(table)
+    facets, _ = _table_facets(uri)
 
-    def counts(kind: str) -> dict[str, Any]:
-        rows = result.get("rows_out") if COUNTED.get(task) == kind else None
-        facet = output_statistics_output_dataset.OutputStatisticsOutputDatasetFacet(rowCount=rows)
-        return {} if rows is None else {"outputStatistics": facet}
+    def name(source: str) -> tuple[str, str] | None:
+        dataset = inputs.get(source)
+        return (dataset.namespace, dataset.name) if dataset else None
 
+    columns = _if_known("column lineage", lambda: _lineage_columns.of_feature_table(table, name))
+    facets |= {"columnLineage": columns} if columns else {}
+    counts = {"outputStatistics": _lineage_facets.row_count(result["rows"])} if "rows" in result else {}
+    output = OutputDataset(*_dataset_name(uri), facets=facets, outputFacets=counts)
     return OperatorLineage(
-        inputs=[
-            InputDataset(namespace, name, facets=facets(kind))
-            for kind in READS.get(task, ())
-            for namespace, name in datasets(spec, kind)
-        ],
-        outputs=[
-            OutputDataset(namespace, name, facets=facets(kind), outputFacets=counts(kind))
-            for kind in WRITES[task]
-            for namespace, name in datasets(spec, kind)
-        ],
+        inputs=list(inputs.values()),
+        outputs=[output],
+        job_facets=_lineage_facets.job_facets(table, table.owner),
     )
+
+
+class _Datasets:
+    """The inputs and outputs of one task, with their facets.
+
+    Args:
+        spec: the model.
+        task: id of the task.
+        result: what the task returned.
+        validated: the partitions whose expectations were evaluated.
+    """
+
+    def __init__(self, spec: ModelSpec, task: str, result: Mapping[str, Any], validated: list[str]) -> None:
+        self.spec, self.task, self.result, self.validated = spec, task, result, validated
+        self._versions = _versions(task, result)
+
+    def inputs(self, kind: str) -> list[Any]:
+        """The inputs of one kind."""
+        from openlineage.client.event_v2 import InputDataset
+
+        facets, _ = self._facets(kind)
+        results: Any = None
+        if self.task == "data" and kind == "feed":
+            results = _if_known("results of expectations", self._assertions)
+        checks = {"dataQualityAssertions": results} if results else {}
+        names = datasets(self.spec, kind)
+        if kind in ("references", "feature tables"):
+            return [InputDataset(*n, facets=self._table_facets(kind, i)) for i, n in enumerate(names)]
+        return [InputDataset(*name, facets=dict(facets), inputFacets=checks) for name in names]
+
+    def outputs(self, kind: str) -> list[Any]:
+        """The outputs of one kind."""
+        from openlineage.client.event_v2 import OutputDataset
+
+        from perennial_airflow.alerting import _lineage_columns, _lineage_facets
+
+        facets, columns = self._facets(kind)
+        lineage = _if_known(
+            "column lineage",
+            lambda: _lineage_columns.of_output(self.spec, kind, columns, self._versions["model"], self._name),
+        )
+        facets |= {"columnLineage": lineage} if lineage else {}
+        rows = (
+            self.result.get("rows_out", self.result.get("rows")) if COUNTED.get(self.task) == kind else None
+        )
+        counts = {} if rows is None else {"outputStatistics": _lineage_facets.row_count(rows)}
+        return [OutputDataset(*n, facets=facets, outputFacets=counts) for n in datasets(self.spec, kind)]
+
+    def _assertions(self) -> Any:
+        from perennial_airflow.alerting import _lineage_facets
+
+        return _lineage_facets.assertions(self.spec.name, self.validated)
+
+    def _facets(self, kind: str) -> tuple[dict[str, Any], dict[str, str]]:
+        """Schema and version of the dataset of a kind, and its columns, as far as they are known."""
+        from perennial_airflow.alerting import _lineage_columns, _lineage_facets
+
+        version = self._versions.get(kind)
+        if kind in delta_tables.KINDS:
+            return _table_facets(delta_tables.table_uri(kind, self.spec.name), version)
+        declared: dict[str, str] = {}
+        if kind == "feed":
+            declared = dict(self.spec.data.columns)
+        elif kind == "label feed":
+            declared = dict(self.spec.label.columns)
+        elif kind == "model":
+            names = _if_known("features", lambda: _lineage_columns.feature_names(self.spec, version))
+            categories = self.spec.features.categorical
+            declared = {n: "category" if n in categories else "number" for n in names or ()}
+        elif kind == "external predictions":
+            columns = _table_facets(delta_tables.table_uri("predictions", self.spec.name))[1]
+            kept = (delta_tables.PARTITION, *self.spec.data.key, "prediction", "model_version")
+            declared = {c: columns[c] for c in kept if c in columns}
+        facets: dict[str, Any] = {"schema": _lineage_facets.schema(declared)} if declared else {}
+        return facets | ({} if version is None else {"version": _lineage_facets.version(version)}), declared
+
+    def _table_facets(self, kind: str, index: int) -> dict[str, Any]:
+        """Schema and version of a reference table or feature table, of the lake's copy."""
+        from perennial.features import feature_tables, reference_tables
+
+        if kind == "feature tables":
+            return _table_facets(feature_tables.uri(self.spec.feature_tables[index][1]))[0]
+        reference = self.spec.references[index]
+        used = ((self.result.get("dataset_version") or {}).get("references") or {}).get(reference.name)
+        return _table_facets(reference_tables.uri(reference), used)[0]
+
+    def _name(self, table: str) -> tuple[str, str] | None:
+        """The dataset of a kind, or of a reference table or feature table by its name."""
+        from perennial.features import feature_tables
+
+        for i, reference in enumerate(self.spec.references):
+            if table == reference.name:
+                return datasets(self.spec, "references")[i]
+        for _, feature_table in self.spec.feature_tables:
+            if table == feature_table.name:
+                return _dataset_name(feature_tables.uri(feature_table))
+        names = datasets(self.spec, table)
+        return names[0] if names else None
+
+
+def _table_facets(uri: str, version: object = None) -> tuple[dict[str, Any], dict[str, str]]:
+    """Schema and version of a table of the lake, and its columns; nothing of one that has not been written.
+
+    Args:
+        uri: the table.
+        version: the version that a task read or wrote; the latest where that is not recorded.
+    """
+    from perennial_airflow.alerting import _lineage_facets
+
+    table = _if_known(f"table {uri}", lambda: delta_tables.open_table(uri, version))  # type: ignore[arg-type]
+    if table is None:
+        return ({} if version is None else {"version": _lineage_facets.version(version)}), {}
+    columns = {field.name: str(field.type) for field in delta_tables.arrow_schema(table)}
+    facets = {"schema": _lineage_facets.schema(columns), "version": _lineage_facets.version(table.version())}
+    return facets, columns
+
+
+def _if_known(what: str, find: Callable[[], _Fact]) -> _Fact | None:
+    """A fact; None if it cannot be found out: the rest of the event is sent nevertheless."""
+    try:
+        return find()
+    except Exception as error:  # the task has succeeded, whatever is known of it
+        log.warning("OpenLineage: the event is without %s: %s", what, type(error).__name__)
+        return None
 
 
 def _versions(task: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """Versions of the datasets, by kind, as a task's result names them."""
-    made_model = task in ("train", "promote", "rollback")
+    read = result.get("dataset_version") or {}
     return {
-        "model": result.get("version" if made_model else "model_version"),
-        "published": result.get("version") if task == "data" else None,
-        "labels": result.get("labels_version"),
+        "model": result.get("version" if task in _MOVES_MODEL else "model_version"),
+        "published": result.get("version") if task == "data" else read.get("published"),
+        "labels": result.get("labels_version", read.get("labels")),
     }
 
 
@@ -100,6 +271,13 @@ def datasets(spec: ModelSpec, kind: str) -> list[DatasetName]:
     if kind == "model":
         registry = urlsplit(settings().mlflow_uri)
         return [DatasetName(f"mlflow://{registry.netloc.rpartition('@')[2]}", spec.name)]
+    if kind == "feature tables":
+        from perennial.features import feature_tables
+
+        return [_dataset_name(feature_tables.uri(table)) for _, table in spec.feature_tables]
+    if kind == "external predictions":
+        target = spec.predictions
+        return [DatasetName(f"connection://{target.connection}", str(target.table))] if target.table else []
     sources: dict[str, list[str | QuerySource]] = {
         "feed": [spec.data.source],
         "label feed": [spec.label.source] if spec.label.source else [],

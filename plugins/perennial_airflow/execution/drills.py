@@ -139,6 +139,10 @@ class Reproduce(StageTask):
         """Nothing: it writes no data."""
         return
 
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> None:
+        """Nothing: the model is perhaps not known."""
+        return
+
 
 def _chosen(context: Context) -> dict[str, str]:
     chosen: dict[str, str] = context["ti"].xcom_pull(task_ids=_CHOOSE)

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.sdk import Context
 
+    from perennial.spec.feature_table import FeatureTable
     from perennial.spec.model_spec import ModelSpec
     from perennial_airflow.execution.step_pod import StepPod
     from perennial_airflow.run_request import PartitionRange
@@ -50,6 +51,8 @@ class StageTask(BaseOperator):
 
     ui_color = "#e8f4ea"
     operator_extra_links: tuple[BaseOperatorLink, ...] = (ModelLink(),)
+    #: The partitions whose reports the task wrote before it failed.
+    failed_partitions: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -96,7 +99,15 @@ class StageTask(BaseOperator):
         """What OpenLineage reports as read and written by this task, where it is configured."""
         from perennial_airflow.alerting import lineage
 
+        if not self.result:  # skipped
+            return lineage.failure_lineage(self.spec, self.task_id)
         return lineage.task_lineage(self.spec, self.task_id, self.result)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """What OpenLineage reports of this task when it failed: nothing as written."""
+        from perennial_airflow.alerting import lineage
+
+        return lineage.failure_lineage(self.spec, self.task_id, self.failed_partitions)
 
     def on_kill(self) -> None:
         """Stop the step's pod together with the task."""
@@ -212,9 +223,32 @@ class ReportingTask(StageTask):
             return ""
         if not written:
             return ""
+        self.failed_partitions = tuple(page.name for page in written)
         if requested.single:
             return report_url(written[0].uri)
         return reports_url(self.spec.name, requested.start, requested.last)
+
+
+class FeatureTableTask(StageTask):
+    """The task that computes a feature table.
+
+    Args:
+        table: the feature table.
+    """
+
+    def __init__(self, *, table: FeatureTable, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.table = table
+
+    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
+        """What OpenLineage reports as read and written by this task, where it is configured."""
+        from perennial_airflow.alerting import lineage
+
+        return lineage.table_lineage(self.table, self.spec, self.result)
+
+    def get_openlineage_facets_on_failure(self, task_instance: Any) -> None:
+        """Nothing: it wrote nothing, or not all."""
+        return
 
 
 class TrainingTask(ReportingTask):

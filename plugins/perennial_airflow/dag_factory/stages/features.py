@@ -14,7 +14,7 @@ from perennial.spec.model_spec import ModelSpec, source_specs
 from perennial_airflow import run_request
 from perennial_airflow.dag_factory import assets, params
 from perennial_airflow.dag_factory.dag_builder import feature_table_dag, task_limits
-from perennial_airflow.execution.operators import StageTask
+from perennial_airflow.execution.operators import FeatureTableTask
 from perennial_airflow.timetables import PublishedPartitions
 
 log = logging.getLogger("perennial")
@@ -33,9 +33,10 @@ def features_dag(table: FeatureTable, spec: ModelSpec) -> DAG:
     with feature_table_dag(
         table, spec, schedule=schedule, params=params.partitions(spec), max_active_runs=1, limits=limits
     ) as dag:
-        StageTask(
+        FeatureTableTask(
             task_id="compute",
             spec=spec,
+            table=table,
             call=partial(compute, table),
             inlets=[assets.data(source) for source in source_specs(table)],
             outlets=[assets.feature_table(table)],
