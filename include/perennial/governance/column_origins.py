@@ -82,7 +82,8 @@ def label_origins(spec: ModelSpec) -> list[Origin]:
 def table_origins(table: FeatureTable) -> Origins:
     """The columns of its sources that each column of a feature table depends on.
 
-    A source's label is a column of the source. Where the plan cannot be followed, a column depends on all of them.
+    The label of a source is the column of its table of labels, ``labels_of(source)``. Where the plan
+    cannot be followed, a column depends on all of them.
 
     Raises:
         SpecError: the label of a source is refused.
@@ -92,12 +93,23 @@ def table_origins(table: FeatureTable) -> Origins:
         tables = history.create_empty_sources(con, table)
         query = author_sql.statement(table.sql)
         returned = con.sql(query).columns
-    names = {spec.name for spec in source_specs(table)}
+    named = {spec.name: spec.name for spec in source_specs(table)} | {
+        history.HISTORY: source_specs(table)[0].name
+    }
+    labels = {s.model: (s.label, spec) for s, spec in zip(table.sources, source_specs(table), strict=True)}
+
+    def origin(text: str) -> Origin:
+        view, _, column = text.partition(".")
+        label, spec = labels[named[view]]
+        if column == label:
+            return Origin(labels_of(spec.name), spec.lake_column("label"))
+        return Origin(spec.name, column)
+
     traced = {name: columns for name, columns in tables.items() if name != history.PERIOD}
-    first = source_specs(table)[0].name
-    origins: Origins = {}
-    for column, sources in zip(returned, lineage.personal_sources(tables, traced, query), strict=True):
-        pairs = (source.partition(".") for source in sources)
-        read = {Origin(name if name in names else first, source) for name, _, source in pairs}
-        origins[column] = sorted(read)
-    return origins
+    sources = lineage.personal_sources(tables, traced, query)
+    return {c: sorted({origin(text) for text in of}) for c, of in zip(returned, sources, strict=True)}
+
+
+def labels_of(source: str) -> str:
+    """How `Origin.table` names the labels of a source of a feature table."""
+    return f"{source} labels"

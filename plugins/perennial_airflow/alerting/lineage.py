@@ -107,13 +107,18 @@ def table_lineage(
     from openlineage.client.event_v2 import InputDataset, OutputDataset
 
     from perennial.features import feature_tables
+    from perennial.governance import column_origins
     from perennial.spec.model_spec import source_specs
     from perennial_airflow.alerting import _lineage_columns, _lineage_facets
 
     inputs: dict[str, Any] = {}
-    for source in source_specs(table):
-        uri = delta_tables.table_uri("published", source.name)
-        inputs[source.name] = InputDataset(*_dataset_name(uri), facets=_table_facets(uri)[0])
+    for source, of in zip(table.sources, source_specs(table), strict=True):
+        read = {of.name: "published"} | (
+            {column_origins.labels_of(of.name): "labels"} if source.label else {}
+        )
+        for name_of_input, kind in read.items():
+            uri = delta_tables.table_uri(kind, of.name)
+            inputs[name_of_input] = InputDataset(*_dataset_name(uri), facets=_table_facets(uri)[0])
     uri = feature_tables.uri(table)
     facets, _ = _table_facets(uri)
 

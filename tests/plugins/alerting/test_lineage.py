@@ -190,6 +190,7 @@ def test_the_event_of_a_feature_table(tmp_path: Path, monkeypatch: pytest.Monkey
     (output,) = event["outputs"]
     assert output["outputFacets"]["outputStatistics"]["rowCount"] == toys.ROWS
     assert sources(output, "mean_x") == {("published", c) for c in ("x", "place", "seen_at")}
+    assert ("labels", "label") in sources(output, "share_y")
     assert sources(output, "place") == {("published", "place")}
 
 
