@@ -6,12 +6,12 @@ erasure, retention, holds.
 
 __all__ = [
     "champion_history",
+    "column_origins",
     "disk_usage",
     "erased_rows",
     "erasure",
     "erasure_keys",
     "holds",
-    "column_origins",
     "ledger_export",
     "model_card",
     "model_explanation",
