@@ -6,7 +6,6 @@ erasure, retention, holds.
 
 __all__ = [
     "champion_history",
-    "column_origins",
     "disk_usage",
     "erased_rows",
     "erasure",

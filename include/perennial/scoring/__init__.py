@@ -4,4 +4,4 @@ numpy and pyarrow are imported at the top of modules. xgboost is imported when a
 scikit-learn, which would need 100 MiB in every scoring process.
 """
 
-__all__ = ["planning", "scorer"]
+__all__ = ["column_origins", "planning", "scorer"]

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from openlineage.client.facet_v2 import column_lineage_dataset
 from openlineage.client.generated.column_lineage_dataset import Fields, InputField, Transformation
 
-from perennial.governance import column_origins
-from perennial.governance.column_origins import Origin, Origins
 from perennial.modeling import training_records
+from perennial.scoring import column_origins
+from perennial.scoring.column_origins import Origin, Origins
 from perennial.storage.delta_tables import PARTITION
 
 if TYPE_CHECKING:

@@ -107,7 +107,7 @@ def table_lineage(
     from openlineage.client.event_v2 import InputDataset, OutputDataset
 
     from perennial.features import feature_tables
-    from perennial.governance import column_origins
+    from perennial.scoring import column_origins
     from perennial.spec.model_spec import source_specs
     from perennial_airflow.alerting import _lineage_columns, _lineage_facets
 
@@ -128,7 +128,9 @@ def table_lineage(
 
     columns = _if_known("column lineage", lambda: _lineage_columns.of_feature_table(table, name))
     facets |= {"columnLineage": columns} if columns else {}
-    counts = {"outputStatistics": _lineage_facets.row_count(result["rows"])} if "rows" in result else {}
+    counts: dict[str, Any] = (
+        {"outputStatistics": _lineage_facets.row_count(result["rows"])} if "rows" in result else {}
+    )
     output = OutputDataset(*_dataset_name(uri), facets=facets, outputFacets=counts)
     return OperatorLineage(
         inputs=list(inputs.values()),
@@ -180,7 +182,7 @@ class _Datasets:
         rows = (
             self.result.get("rows_out", self.result.get("rows")) if COUNTED.get(self.task) == kind else None
         )
-        counts = {} if rows is None else {"outputStatistics": _lineage_facets.row_count(rows)}
+        counts: dict[str, Any] = {} if rows is None else {"outputStatistics": _lineage_facets.row_count(rows)}
         return [OutputDataset(*n, facets=facets, outputFacets=counts) for n in datasets(self.spec, kind)]
 
     def _assertions(self) -> Any:
