@@ -135,12 +135,8 @@ class Reproduce(StageTask):
             self.spec = catalog.load_model_by_name(_chosen(context)["model"])
         return super()._call(context)
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> None:
+    def _lineage(self, *, failed: bool) -> None:
         """Nothing: it writes no data."""
-        return
-
-    def get_openlineage_facets_on_failure(self, task_instance: Any) -> None:
-        """Nothing: the model is perhaps not known."""
         return
 
 

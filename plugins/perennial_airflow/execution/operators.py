@@ -76,13 +76,15 @@ class StageTask(BaseOperator):
         self.killed = False
         #: What the function returned, for lineage.
         self.result: dict[str, Any] = {}
+        #: What OpenLineage reports, where it is configured.
+        self.lineage: OperatorLineage[Any, Any] | None = None
 
     def execute(self, context: Context) -> Any:
         """Call the function, when it is the task's turn."""
         if self.await_turn:
             with retries.translated(self.task_id, model=self.spec.name, hide=self.spec.hides_values):
                 self.await_turn(self.spec, context)
-        return self._call(context)
+        return self._traced(context)
 
     def _call(self, context: Context) -> Any:
         with retries.translated(self.task_id, model=self.spec.name, hide=self.spec.hides_values):
@@ -93,21 +95,38 @@ class StageTask(BaseOperator):
     def resume(self, context: Context, event: dict[str, Any]) -> Any:
         """Continue after the step's pod ended. (Airflow stores this method's name while the task is deferred.)"""
         self.event = event
-        return self._call(context)
+        return self._traced(context)
+
+    def _traced(self, context: Context) -> Any:
+        """Call the function, and find out here what OpenLineage reports, where it is configured.
+
+        Airflow asks for it in a fork of this process, in which neither deltalake nor DuckDB can be used.
+        """
+        from airflow.providers.openlineage.conf import is_disabled
+
+        try:
+            result = self._call(context)
+        except Exception:
+            self.lineage = None if is_disabled() else self._lineage(failed=True)
+            raise
+        self.lineage = None if is_disabled() else self._lineage(failed=False)
+        return result
+
+    def _lineage(self, *, failed: bool) -> OperatorLineage[Any, Any] | None:
+        """What this task read and wrote; nothing was written where it failed or was skipped."""
+        from perennial_airflow.alerting import lineage
+
+        if failed or not self.result:
+            return lineage.failure_lineage(self.spec, self.task_id, self.failed_partitions)
+        return lineage.task_lineage(self.spec, self.task_id, self.result)
 
     def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What OpenLineage reports as read and written by this task, where it is configured."""
-        from perennial_airflow.alerting import lineage
-
-        if not self.result:  # skipped
-            return lineage.failure_lineage(self.spec, self.task_id)
-        return lineage.task_lineage(self.spec, self.task_id, self.result)
+        return self.lineage
 
     def get_openlineage_facets_on_failure(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
         """What OpenLineage reports of this task when it failed: nothing as written."""
-        from perennial_airflow.alerting import lineage
-
-        return lineage.failure_lineage(self.spec, self.task_id, self.failed_partitions)
+        return self.lineage
 
     def on_kill(self) -> None:
         """Stop the step's pod together with the task."""
@@ -240,15 +259,10 @@ class FeatureTableTask(StageTask):
         super().__init__(**kwargs)
         self.table = table
 
-    def get_openlineage_facets_on_complete(self, task_instance: Any) -> OperatorLineage[Any, Any] | None:
-        """What OpenLineage reports as read and written by this task, where it is configured."""
+    def _lineage(self, *, failed: bool) -> OperatorLineage[Any, Any] | None:
         from perennial_airflow.alerting import lineage
 
-        return lineage.table_lineage(self.table, self.spec, self.result)
-
-    def get_openlineage_facets_on_failure(self, task_instance: Any) -> None:
-        """Nothing: it wrote nothing, or not all."""
-        return
+        return None if failed else lineage.table_lineage(self.table, self.spec, self.result)
 
 
 class TrainingTask(ReportingTask):

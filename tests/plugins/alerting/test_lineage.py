@@ -88,7 +88,6 @@ def test_models_and_tables_on_s3(spec: ModelSpec, monkeypatch: pytest.MonkeyPatc
 @pytest.fixture
 def emit(tmp_path: Path) -> Any:
     """Send what a task's operator reports by Airflow's adapter and the file transport; returns the event."""
-    from airflow.providers.openlineage.extractors import OperatorLineage
     from airflow.providers.openlineage.plugins.adapter import OpenLineageAdapter
     from openlineage.client import OpenLineageClient
 
@@ -102,9 +101,7 @@ def emit(tmp_path: Path) -> Any:
         task.result = {} if failed else result
         if failed:
             task.failed_partitions = result
-        facts: OperatorLineage = getattr(
-            task, f"get_openlineage_facets_on_{'failure' if failed else 'complete'}"
-        )(None)
+        facts = task._lineage(failed=failed)
         common: dict[str, Any] = {
             "run_id": str(uuid.uuid4()), "job_name": f"{task.dag_id}.{task.task_id}", "tags": [], "task": facts,
             "end_time": "2024-02-01T00:00:00+00:00", "nominal_start_time": None, "nominal_end_time": None,
