@@ -102,15 +102,23 @@ class StageTask(BaseOperator):
 
         Airflow asks for it in a fork of this process, in which neither deltalake nor DuckDB can be used.
         """
-        from airflow.providers.openlineage.conf import is_disabled
-
         try:
             result = self._call(context)
         except Exception:
-            self.lineage = None if is_disabled() else self._lineage(failed=True)
+            self._find_lineage(failed=True)
             raise
-        self.lineage = None if is_disabled() else self._lineage(failed=False)
+        self._find_lineage(failed=False)
         return result
+
+    def _find_lineage(self, *, failed: bool) -> None:
+        from airflow.providers.openlineage.conf import is_disabled
+
+        if is_disabled():
+            return
+        try:
+            self.lineage = self._lineage(failed=failed)
+        except Exception as error:  # the outcome of the task stands
+            self.log.warning("OpenLineage: the event has no datasets: %s", type(error).__name__)
 
     def _lineage(self, *, failed: bool) -> OperatorLineage[Any, Any] | None:
         """What this task read and wrote; nothing was written where it failed or was skipped."""

@@ -302,3 +302,20 @@ def test_web_addresses_of_remotes(remote: str, address: str) -> None:
     from perennial_airflow.alerting import _lineage_facets
 
     assert _lineage_facets.web_address(remote) == address
+
+
+def test_a_task_ends_as_it_does_whatever_its_lineage(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from airflow.providers.openlineage import conf
+
+    from perennial_airflow.execution.operators import StageTask
+
+    def broken(*_: Any, **__: Any) -> None:
+        raise ValueError
+
+    monkeypatch.setattr(lineage, "task_lineage", broken)
+    monkeypatch.setattr(conf, "is_disabled", lambda: False)
+    task = StageTask(task_id="decide", spec=spec, call=lambda *_: {"retrain": False})
+    assert task.execute({}) == {"retrain": False}
+    assert task.get_openlineage_facets_on_complete(None) is None
