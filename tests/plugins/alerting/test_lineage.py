@@ -168,12 +168,12 @@ def test_events_of_each_dag(world: Trained, emit: Any) -> None:
 
     predictions = datasets(events["score"], "outputs")["predictions"]
     types = {f["name"]: f["type"] for f in predictions["facets"]["schema"]["fields"]}
-    assert types["prediction"] == "double" and types["id"] == "string"
+    assert types["prediction"] == "float" and types["id"] == "string"
     assert sources(predictions, "id") == {("published", "id")}
     assert {("published", "x"), ("published", "k")} <= sources(predictions, "prediction")
     assert predictions["outputFacets"]["outputStatistics"]["rowCount"] == toys.ROWS
     monitoring = datasets(events["monitor"], "outputs")["monitoring"]["facets"]
-    assert ("x") in {f["field"] for f in monitoring["columnLineage"]["dataset"]}
+    assert "x" in {f["field"] for f in monitoring["columnLineage"]["dataset"]}
 
 
 def test_the_event_of_a_feature_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, emit: Any) -> None:
