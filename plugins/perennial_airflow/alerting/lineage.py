@@ -208,8 +208,8 @@ class _Datasets:
             declared = {n: "category" if n in categories else "number" for n in names or ()}
         elif kind == "external predictions":
             columns = _table_facets(delta_tables.table_uri("predictions", self.spec.name))[1]
-            kept = (delta_tables.PARTITION, *self.spec.data.key, "prediction", "model_version")
-            declared = {c: columns[c] for c in kept if c in columns}
+            columns_there = (delta_tables.PARTITION, *self.spec.data.key, "prediction", "model_version")
+            declared = {c: columns[c] for c in columns_there if c in columns}
         facets: dict[str, Any] = {"schema": _lineage_facets.schema(declared)} if declared else {}
         return facets | ({} if version is None else {"version": _lineage_facets.version(version)}), declared
 
