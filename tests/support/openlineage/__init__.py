@@ -22,7 +22,7 @@ from openlineage.client.generated import base
 
 #: Facets of this project, by the address of their schema: its file.
 OWN = {
-    "urn:perennial:openlineage:PerennialModelRunFacet:1-0-0": Path(__file__).parents[2]
+    "urn:perennial:openlineage:PerennialModelRunFacet:1-0-0": Path(__file__).parents[3]
     / "docs/openlineage/PerennialModelRunFacet-1-0-0.json"
 }
 
