@@ -96,7 +96,8 @@ def test_packages_name_their_modules() -> None:
         if package.ispkg:
             room = importlib.import_module(package.name)
             assert room.__doc__
-            assert room.__all__ == sorted(m.name for m in pkgutil.iter_modules(room.__path__))
+            names = sorted(m.name for m in pkgutil.iter_modules(room.__path__))
+            assert room.__all__ == [name for name in names if not name.startswith("_")]
 
 
 def test_loading_the_plugin_loads_nothing_heavy_and_no_web_server() -> None:

@@ -4,4 +4,4 @@
 each task, so nothing heavy is imported at the top of a module.
 """
 
-__all__ = ["assets", "dag_builder", "dag_docs", "factory", "params", "stages"]
+__all__ = ["assets", "dag_builder", "dag_docs", "factory", "params", "stages", "team_roles"]

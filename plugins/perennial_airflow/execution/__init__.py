@@ -5,7 +5,9 @@
 """
 
 __all__ = [
+    "drills",
     "earlier_runs",
+    "erasure",
     "maintenance",
     "operators",
     "pod_outcome",
@@ -13,6 +15,7 @@ __all__ = [
     "pod_trigger",
     "pod_trigger_eks",
     "pods",
+    "retention",
     "runner",
     "step_pod",
     "verification",

@@ -124,7 +124,9 @@ def test_what_is_sent(statsd: socket.socket, spec: ModelSpec) -> None:
     done(spec, "monitor", VERDICT)
     incidents.record_signals(spec, NIGHT, {"drift": SignalObservation("bad")})
     metrics.record_open_incidents(spec)
+    metrics.record_disk_use(spec, {"published": 12_000})
     second = got(statsd)
+    assert second["airflow.perennial.disk_bytes,model=flight_late,table=published"] == 12_000
     assert second["airflow.perennial.drift_share,model=flight_late"] == 0.25
     assert second["airflow.perennial.loss,model=flight_late,metric=log_loss"] == 0.5
     assert second["airflow.perennial.loss_at_training,model=flight_late,metric=log_loss"] == 0.4
@@ -238,7 +240,12 @@ def test_the_dashboard_is_one_that_grafana_takes() -> None:
         cells |= mine
         for target in panel["targets"]:
             assert target["expr"].count("(") == target["expr"].count(")")
-            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= {"model", "step", "metric"}
+            assert set(re.findall(r"{{(\w+)}}", target["legendFormat"])) <= {
+                "model",
+                "step",
+                "metric",
+                "table",
+            }
 
 
 def test_the_mapping_gives_the_names_that_are_used() -> None:

@@ -107,6 +107,8 @@ class Clicks:
         if urlsplit(page.url).path != "/":
             page.get_by_role("link", name="Home", exact=True).first.click()
             page.wait_for_url(lambda url: urlsplit(url).path == "/")
+            # or the next click could still go to the page that is about to leave
+            page.locator("iframe").first.wait_for(state="detached")
 
     @property
     def console(self) -> FrameLocator:
