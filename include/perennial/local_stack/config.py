@@ -21,7 +21,7 @@ from perennial.core.settings import ROOT, settings
 NEEDED_MB = 1_500
 LOOPBACK = "127.0.0.1"
 #: Folders that the stack and its tasks make below their home.
-FOLDERS = ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "tmp")
+FOLDERS = ("lake", "landing", "mlflow", "airflow", "logs", "run", "cache", "tmp", "signing")
 
 
 @dataclass(frozen=True)
