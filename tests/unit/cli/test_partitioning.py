@@ -22,7 +22,9 @@ from perennial.core.partitions import Cadence
 from perennial.storage import landing
 from support.scaffolds import write
 
-YESTERDAY = (dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1)).isoformat()
+
+def yesterday() -> str:
+    return (dt.datetime.now(dt.UTC).date() - dt.timedelta(days=1)).isoformat()
 
 
 @contextmanager
@@ -115,7 +117,7 @@ def test_other_dates_are_an_order(
         divided = partitioning.divide(sample, source=source, count=partitions)
         assert (divided.by, divided.column, divided.dated) == ("order", "at", False)
         assert len(divided.counts) == partitions
-        assert max(divided.counts) == YESTERDAY
+        assert max(divided.counts) == yesterday()
         spans = sample.query('SELECT __day, min("at"), max("at") FROM __dated GROUP BY 1 ORDER BY 1')
         assert all(a[2] <= b[1] for a, b in itertools.pairwise(spans))
 
@@ -127,7 +129,7 @@ def test_rows_without_dates_are_divided_at_random_and_evenly(
     with opened(tmp_path, pa.table({"x": range(rows)})) as sample:
         assert event_times.time_sources(sample) == []
         divided = partitioning.divide(sample)
-        assert (divided.by, len(divided.counts), max(divided.counts)) == ("random", expected, YESTERDAY)
+        assert (divided.by, len(divided.counts), max(divided.counts)) == ("random", expected, yesterday())
         assert sum(divided.counts.values()) == rows
         assert max(divided.counts.values()) - min(divided.counts.values()) <= 1
         assignment = sample.query("SELECT __row, __day FROM __days ORDER BY 1")
