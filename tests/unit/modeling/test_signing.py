@@ -22,7 +22,7 @@ from perennial.core import signing_keys
 from perennial.core.errors import ArtifactError, PerennialError
 from perennial.lifecycle import verification
 from perennial.modeling import registry, training_records
-from perennial.modeling.signing import versions
+from perennial.modeling.signing import _bundles, versions
 from perennial.modeling.signing.versions import SignedFiles
 from perennial.training.runs import signature
 
@@ -383,3 +383,10 @@ def test_a_version_whose_file_was_changed_is_not_signed(
     finally:
         (folder / "spec.json").write_bytes(before)
     assert not (folder / "model.sig").exists()
+
+
+@pytest.mark.parametrize("digest", [b"\x01", b"\x01'", b'\x01"', b"\x01'\""])
+def test_a_changed_file_is_named_whatever_quotes_its_digest_has(digest: bytes) -> None:
+    differences = [f"Hash mismatch for 'spec.json': Expected '{digest!r}', Actual '{digest!r}'"]
+    reason = _bundles._reason(ValueError(f"Signature mismatch: {differences}"))
+    assert reason == "files are not those that were signed: spec.json"

@@ -175,7 +175,8 @@ def _key_digest(pem: str) -> str:
 def _reason(error: Exception) -> str:
     text = str(error)
     if text.startswith("Signature mismatch"):
-        names = re.findall(r"Hash mismatch for '([^']*)'", text)
+        # the text is a list's, which escapes quotes where a digest has both kinds
+        names = re.findall(r"Hash mismatch for \\?'(.*?)\\?': Expected", text)
         names += re.findall(r"(?:Extra files found|Missing files) in model '[^']*': ([^\"']*)", text)
         return f"files are not those that were signed: {', '.join(names)[:300]}"
     if type(error).__name__ == "InvalidSignature":
