@@ -63,7 +63,9 @@ def test_every_dag_is_there_and_every_component_healthy(stack: Stack, airflow: A
     expected = {f"{model}.{stage}" for model in models for stage in (*STAGES, "rollback")}
     expected |= {
         "perennial.daily_summary",
+        "perennial.erase",
         "perennial.reproduce",
+        "perennial.retention",
         "perennial.rollback_drill",
         "perennial.verify",
     }
