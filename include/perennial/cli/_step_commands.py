@@ -34,7 +34,7 @@ _OPTIONS: dict[str, tuple[Any, str, tuple[str, ...]]] = {
     "catch_up": (_Flag, "Also do some of what is overdue (`perennial missing`).", ("--catch-up",)),
     "request": (
         _Text,
-        "Name of the request to erase rows, which `perennial erase --only-request` prints.",
+        "Name of the request to erase rows, which `perennial erase` makes and prints.",
         (),
     ),
     "hidden": (_Flag, "Also remove records of quarantine that hide a column of the keys.", ("--hidden",)),
