@@ -188,7 +188,7 @@ def test_run_says_who_decides(toy: Path, monkeypatch: pytest.MonkeyPatch) -> Non
 VALUES = {
     "start": "2024-01-01", "end": "2024-01-02", "as_of": "2024-01-07", "reason": "bad nights", "actor": "me",
     "to_version": "3", "workers": "2", "rendezvous": "/tmp/r.json", "run_id": "r1", "run_url": "http://airflow/runs/r1",
-    "version": "2",
+    "version": "2", "request": "0" * 16,
 }  # fmt: skip
 
 
