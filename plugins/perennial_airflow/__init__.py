@@ -6,7 +6,9 @@ Packages, each importing only from those on lines below it (a contract of import
     dag_factory                   DAGs of every model, their forms and pages
     execution, sensors, deadlines where a step runs; tasks that wait; runs that are late
     alerting                      incidents, channels, metrics, lineage, the daily summary
-    web, run_request, timetables, arrival, arrival_s3
+    web                           the console and other pages in the UI
+    bundle_dag                    what DAGs that belong to no model have in common
+    run_request, retries, timetables, arrival, arrival_s3, airflow_connections
 
 Airflow stores the import paths of some objects in its metadata database. They must stay importable under these names
 (or every deferred task and serialised DAG must be gone first), and the names of their arguments must stay as well:
@@ -26,6 +28,7 @@ __all__ = [
     "alerting",
     "arrival",
     "arrival_s3",
+    "bundle_dag",
     "dag_factory",
     "deadlines",
     "execution",

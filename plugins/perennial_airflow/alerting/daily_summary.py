@@ -9,7 +9,7 @@ channel did not accept earlier are sent again.
 from __future__ import annotations
 
 import logging
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context
@@ -17,7 +17,8 @@ from airflow.sdk import DAG, BaseOperator, Context
 from perennial.alerting import daily_summary, decisions
 from perennial.core.errors import PerennialError
 from perennial.spec.catalog import load_models
-from perennial_airflow import retries, run_request
+from perennial_airflow import retries
+from perennial_airflow.bundle_dag import bundle_dag
 from perennial_airflow.web import links
 
 log = logging.getLogger("airflow.task")
@@ -25,22 +26,14 @@ log = logging.getLogger("airflow.task")
 
 def dags() -> dict[str, DAG]:
     """The DAG, by its id; one for all models."""
-    with DAG(
-        "perennial.daily_summary",
-        dag_display_name="perennial · daily summary",
+    with bundle_dag(
+        "daily_summary",
         description="Each morning one message on all models.",
-        doc_md=__doc__,
+        doc=__doc__,
         schedule="0 7 * * *",
-        start_date=datetime(2024, 1, 1, tzinfo=UTC),
-        catchup=False,
-        max_active_runs=1,
-        tags=["perennial", "daily summary"],
-        default_args={
-            "owner": "perennial",
-            "retries": 2,
-            "retry_delay": timedelta(minutes=1),
-            "pre_execute": run_request.check_conf,
-        },
+        tag="daily summary",
+        retries=2,
+        retry_delay=timedelta(minutes=1),
     ) as dag:
         SendDailySummary(task_id="send_summary", execution_timeout=timedelta(minutes=30))
     return {dag.dag_id: dag}

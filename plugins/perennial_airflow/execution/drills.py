@@ -21,6 +21,7 @@ from perennial.core.errors import PerennialError, time_heals
 from perennial.core.settings import settings
 from perennial.spec import catalog
 from perennial_airflow import retries, run_request
+from perennial_airflow.bundle_dag import bundle_dag
 from perennial_airflow.execution import runner
 from perennial_airflow.execution.operators import PodLink, StageTask
 
@@ -35,37 +36,24 @@ _CHOOSE = "choose_version"
 
 def dags() -> dict[str, DAG]:
     """The DAGs, by id; each for all models."""
-    common: dict[str, Any] = {
-        "start_date": datetime(2024, 1, 1, tzinfo=UTC),
-        "catchup": False,
-        "max_active_runs": 1,
-        "tags": ["perennial", "drill"],
-        "doc_md": __doc__,
-        "default_args": {
-            "owner": "perennial",
-            "retries": 1,
-            "retry_delay": timedelta(minutes=5),
-            "pre_execute": run_request.check_conf,
-        },
-    }
     scheduled = settings().drills
-    with DAG(
-        "perennial.reproduce",
-        dag_display_name="perennial · reproduce",
+    with bundle_dag(
+        "reproduce",
         description="Trains a version again from its recipe and compares it; each week one champion.",
+        doc=__doc__,
         schedule="0 5 * * 6" if scheduled else None,
+        tag="drill",
         params=_form(),
-        **common,
     ) as reproduce:
         ChooseVersion(task_id=_CHOOSE) >> Reproduce(
             task_id="reproduce", execution_timeout=timedelta(hours=48)
         )
-    with DAG(
-        "perennial.rollback_drill",
-        dag_display_name="perennial · rollback drill",
+    with bundle_dag(
+        "rollback_drill",
         description="Checks the version that each model would be rolled back to, once a week.",
+        doc=__doc__,
         schedule="0 6 * * 6" if scheduled else None,
-        **common,
+        tag="drill",
     ) as rollback:
         CheckRollbackTargets(task_id="check_targets", execution_timeout=timedelta(hours=6))
     return {dag.dag_id: dag for dag in (reproduce, rollback)}

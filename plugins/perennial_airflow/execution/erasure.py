@@ -11,7 +11,7 @@ compares them with hashes of the rows' keys. The ledger says who erased how many
 
 from __future__ import annotations
 
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context, Param
@@ -19,21 +19,18 @@ from airflow.sdk import DAG, BaseOperator, Context, Param
 from perennial.core.errors import PerennialError
 from perennial.spec import catalog
 from perennial_airflow import retries, run_request
+from perennial_airflow.bundle_dag import bundle_dag
 from perennial_airflow.execution import runner
 
 
 def dags() -> dict[str, DAG]:
     """The DAG, by its id; one for all models."""
-    with DAG(
-        "perennial.erase",
-        dag_display_name="perennial · erase",
+    with bundle_dag(
+        "erase",
         description="Erases the rows of keys from all tables of a model.",
-        doc_md=__doc__,
+        doc=__doc__,
         schedule=None,
-        start_date=datetime(2024, 1, 1, tzinfo=UTC),
-        catchup=False,
-        max_active_runs=1,
-        tags=["perennial", "governance"],
+        tag="governance",
         params={
             "model": Param(
                 type="string",
@@ -56,12 +53,6 @@ def dags() -> dict[str, DAG]:
                 description_md="Also remove the records of quarantine of which is not known whose they are, because "
                 "they hide a column of the keys.",
             ),
-        },
-        default_args={
-            "owner": "perennial",
-            "retries": 1,
-            "retry_delay": timedelta(minutes=5),
-            "pre_execute": run_request.check_conf,
         },
     ) as dag:
         EraseRows(task_id="erase", execution_timeout=timedelta(hours=12))

@@ -16,7 +16,7 @@ from airflow.sdk import DAG, BaseOperator, Context, Param
 from perennial.spec import compute_profile, pod_manifest
 from perennial.spec.catalog import load_models
 from perennial.spec.sections import Step
-from perennial_airflow import run_request
+from perennial_airflow.bundle_dag import bundle_dag
 from perennial_airflow.execution import runner
 
 if TYPE_CHECKING:
@@ -36,17 +36,13 @@ def dags() -> dict[str, DAG]:
     profiles = pod_profiles()
     if not profiles:
         return {}
-    with DAG(
-        "perennial.maintenance",
-        dag_display_name="perennial · maintenance",
+    with bundle_dag(
+        "maintenance",
         description="Deletes pods whose task is gone.",
-        doc_md=f"{__doc__}\nProfiles: {', '.join(sorted(p.name for p in profiles))}. A pod is deleted when the task "
+        doc=f"{__doc__}\nProfiles: {', '.join(sorted(p.name for p in profiles))}. A pod is deleted when the task "
         "instance that its annotation names is neither running nor about to be tried again.",
         schedule="*/15 * * * *",
-        start_date=datetime(2024, 1, 1, tzinfo=UTC),
-        catchup=False,
-        max_active_runs=1,
-        tags=["perennial", "maintenance"],
+        tag="maintenance",
         params={
             "minutes": Param(
                 2,
@@ -56,7 +52,6 @@ def dags() -> dict[str, DAG]:
                 description_md="Younger pods are not deleted: the state of their task may not be written yet.",
             )
         },
-        default_args={"owner": "perennial", "retries": 1, "pre_execute": run_request.check_conf},
     ) as dag:
         DeleteOrphanedPods(task_id="delete_orphaned_pods", profiles=profiles)
     return {dag.dag_id: dag}

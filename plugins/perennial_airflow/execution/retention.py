@@ -15,30 +15,21 @@ from airflow.sdk import DAG, BaseOperator, Context
 
 from perennial.core.errors import PerennialError
 from perennial.spec.catalog import load_models
-from perennial_airflow import retries, run_request
+from perennial_airflow import retries
 from perennial_airflow.alerting import metrics
+from perennial_airflow.bundle_dag import bundle_dag
 
 log = logging.getLogger("airflow.task")
 
 
 def dags() -> dict[str, DAG]:
     """The DAG, by its id; one for all models."""
-    with DAG(
-        "perennial.retention",
-        dag_display_name="perennial · retention",
+    with bundle_dag(
+        "retention",
         description="Deletes what is older than the models' specs keep, once a day.",
-        doc_md=__doc__,
+        doc=__doc__,
         schedule="30 4 * * *",
-        start_date=datetime(2024, 1, 1, tzinfo=UTC),
-        catchup=False,
-        max_active_runs=1,
-        tags=["perennial", "maintenance"],
-        default_args={
-            "owner": "perennial",
-            "retries": 1,
-            "retry_delay": timedelta(minutes=5),
-            "pre_execute": run_request.check_conf,
-        },
+        tag="maintenance",
     ) as dag:
         DeleteOld(task_id="delete_old", execution_timeout=timedelta(hours=12))
     return {dag.dag_id: dag}

@@ -15,7 +15,8 @@ from airflow.sdk import DAG, BaseOperator, Context
 from perennial.alerting.incidents import SignalObservation
 from perennial.core.errors import PerennialError
 from perennial.spec.catalog import load_models
-from perennial_airflow import retries, run_request
+from perennial_airflow import retries
+from perennial_airflow.bundle_dag import bundle_dag
 
 log = logging.getLogger("airflow.task")
 #: The signal of the incident that a finding opens.
@@ -24,22 +25,12 @@ SIGNAL = "integrity"
 
 def dags() -> dict[str, DAG]:
     """The DAG, by its id; one for all models."""
-    with DAG(
-        "perennial.verify",
-        dag_display_name="perennial · verify",
+    with bundle_dag(
+        "verify",
         description="Compares the lake and MLflow with the recorded digests, once a week.",
-        doc_md=__doc__,
+        doc=__doc__,
         schedule="0 5 * * 0",
-        start_date=datetime(2024, 1, 1, tzinfo=UTC),
-        catchup=False,
-        max_active_runs=1,
-        tags=["perennial", "maintenance"],
-        default_args={
-            "owner": "perennial",
-            "retries": 1,
-            "retry_delay": timedelta(minutes=5),
-            "pre_execute": run_request.check_conf,
-        },
+        tag="maintenance",
     ) as dag:
         VerifyModels(task_id="verify", execution_timeout=timedelta(hours=12))
     return {dag.dag_id: dag}
