@@ -7,7 +7,7 @@ Packages, each importing only from those on lines below it (a contract of import
     execution, sensors, deadlines where a step runs; tasks that wait; runs that are late
     alerting                      incidents, channels, metrics, lineage, the daily summary
     web                           the console and other pages in the UI
-    bundle_dag                    what DAGs that belong to no model have in common
+    bundle_dags                   what DAGs that belong to no model have in common
     run_request, retries, timetables, arrival, arrival_s3, airflow_connections
 
 Airflow stores the import paths of some objects in its metadata database. They must stay importable under these names
@@ -28,7 +28,7 @@ __all__ = [
     "alerting",
     "arrival",
     "arrival_s3",
-    "bundle_dag",
+    "bundle_dags",
     "dag_factory",
     "deadlines",
     "execution",

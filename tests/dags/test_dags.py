@@ -18,7 +18,7 @@ from perennial.spec.model_spec import ModelSpec
 from perennial_airflow import run_request
 from perennial_airflow.alerting import daily_summary
 from perennial_airflow.dag_factory.factory import STAGES, dags
-from perennial_airflow.execution import verification
+from perennial_airflow.execution import drills, erasure, maintenance, retention, verification
 from support import toys
 from support.feeds import history_table
 
@@ -128,7 +128,9 @@ def test_a_task_checks_the_configuration_of_its_run(task: Any) -> None:
 
 
 def test_so_do_the_tasks_of_the_dags_for_all_models() -> None:
-    for dag in (daily_summary.dags() | verification.dags()).values():
+    modules = (daily_summary, drills, erasure, maintenance, retention, verification)
+    for dag in (dag for module in modules for dag in module.dags().values()):
+        assert dag.catchup is False and dag.max_active_runs == 1 and dag.dag_id.startswith("perennial.")
         assert all(task._pre_execute_hook is run_request.check_conf for task in dag.tasks)
 
 

@@ -14,9 +14,10 @@ from airflow.sdk.exceptions import AirflowException, AirflowFailException, Airfl
 from perennial.core import errors
 from perennial.core.errors import DataError, PerennialError, RegistryError
 from perennial.lifecycle import verification as library_verification
+from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import landing
-from perennial_airflow import retries
+from perennial_airflow import bundle_dags, retries
 from perennial_airflow.alerting import daily_summary
 from perennial_airflow.dag_factory.stages import data, monitor, rollback, score, train
 from perennial_airflow.execution import verification
@@ -65,7 +66,7 @@ def test_every_operator_follows_the_table(
     monkeypatch.setattr(daily_summary.daily_summary, "compose", fail)
     assert failure_of(daily_summary.SendDailySummary(task_id="t"), {}) is expected(kind)
     monkeypatch.setattr(library_verification, "verify_model", fail)
-    monkeypatch.setattr(verification, "load_models", lambda: ({spec.name: spec}, []))
+    monkeypatch.setattr(catalog, "load_models", lambda: ({spec.name: spec}, []))
     assert failure_of(verification.VerifyModels(task_id="t"), {}) is expected(kind)
 
 
@@ -113,3 +114,26 @@ def test_real_steps_with_wrong_input_are_not_tried_again(
 def test_a_real_step_whose_registry_is_away_is_tried_again(empty_home: Path, tmp_path: Path) -> None:
     task = StageTask(task_id="t", spec=toys.model(tmp_path / "models", "toy"), call=rollback.roll_back)
     assert failure_of(task, context(None, reason="bad nights")) is AirflowException
+
+
+def test_a_failure_of_any_kind_for_one_model_leaves_the_others_their_turn(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    specs = {name: SimpleNamespace(name=name, hides_values=True) for name in ("a", "b", "c")}
+    monkeypatch.setattr(catalog, "load_models", lambda: (specs, []))
+    done = []
+
+    def check(spec: Any) -> None:
+        if spec.name == "a":
+            raise ValueError("the value 4711")
+        if spec.name == "b":
+            raise PerennialError("it is broken", "mend it")
+        done.append(spec.name)
+
+    with pytest.raises(AirflowException) as failure:  # the first is tried again
+        bundle_dags.for_each_model(check, "not checked")
+    assert done == ["c"]
+    assert str(failure.value).startswith("not checked: model a: ") and "model b: it is broken" in str(
+        failure.value
+    )
+    assert "4711" not in str(failure.value)

@@ -18,7 +18,7 @@ from perennial.alerting import daily_summary, decisions
 from perennial.core.errors import PerennialError
 from perennial.spec.catalog import load_models
 from perennial_airflow import retries
-from perennial_airflow.bundle_dag import bundle_dag
+from perennial_airflow.bundle_dags import bundle_dag
 from perennial_airflow.web import links
 
 log = logging.getLogger("airflow.task")

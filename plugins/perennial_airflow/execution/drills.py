@@ -21,7 +21,7 @@ from perennial.core.errors import PerennialError, time_heals
 from perennial.core.settings import settings
 from perennial.spec import catalog
 from perennial_airflow import retries, run_request
-from perennial_airflow.bundle_dag import bundle_dag
+from perennial_airflow.bundle_dags import bundle_dag, for_each_model
 from perennial_airflow.execution import runner
 from perennial_airflow.execution.operators import PodLink, StageTask
 
@@ -168,23 +168,15 @@ class CheckRollbackTargets(BaseOperator):
         """
         from perennial.lifecycle import rollback_drill
 
-        outcomes: dict[str, Any] = {}
-        specs, errors = catalog.load_models()
-        failures: list[PerennialError] = list(errors)
-        for spec in specs.values():
-            try:
-                result = rollback_drill.drill(spec, actor="perennial.rollback_drill")
-            except PerennialError as error:
-                failures.append(error)
-                continue
+        def check(spec: ModelSpec) -> dict[str, Any]:
+            result = rollback_drill.drill(spec, actor="perennial.rollback_drill")
             log.info("%s: %s, in %.1f s.", spec.name, result["reason"], result["seconds"])
             if result["outcome"] != "no target":
                 state = "bad" if result["outcome"] == "failed" else "ok"
                 _report(spec, ROLLBACK_TARGET, state, result["reason"])
-            outcomes[spec.name] = {key: result[key] for key in ("outcome", "version", "rows", "seconds")}
-        if failures:
-            raise retries.airflow_error(failures, "not checked: ")
-        return outcomes
+            return {key: result[key] for key in ("outcome", "version", "rows", "seconds")}
+
+        return for_each_model(check, "not checked")
 
 
 def _report(spec: ModelSpec, signal: str, state: Any, reason: str) -> None:

@@ -16,10 +16,9 @@ from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context, Param
 
-from perennial.core.errors import PerennialError
 from perennial.spec import catalog
 from perennial_airflow import retries, run_request
-from perennial_airflow.bundle_dag import bundle_dag
+from perennial_airflow.bundle_dags import bundle_dag
 from perennial_airflow.execution import runner
 
 
@@ -73,7 +72,7 @@ class EraseRows(BaseOperator):
         Raises:
             AirflowException: the model or the request does not exist, or the rows could not be erased.
         """
-        try:
+        with retries.translated(self.task_id):
             spec = catalog.load_model_by_name(str(run_request.param(context, "model")))
             return runner.run_inline(
                 "erase",
@@ -83,5 +82,3 @@ class EraseRows(BaseOperator):
                 hidden=bool(run_request.param(context, "hidden")),
                 run_id=context["run_id"],
             )
-        except PerennialError as error:
-            raise retries.airflow_error([error]) from None

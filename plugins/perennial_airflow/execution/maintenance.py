@@ -16,7 +16,7 @@ from airflow.sdk import DAG, BaseOperator, Context, Param
 from perennial.spec import compute_profile, pod_manifest
 from perennial.spec.catalog import load_models
 from perennial.spec.sections import Step
-from perennial_airflow.bundle_dag import bundle_dag
+from perennial_airflow.bundle_dags import bundle_dag
 from perennial_airflow.execution import runner
 
 if TYPE_CHECKING:

@@ -13,11 +13,9 @@ from typing import Any
 
 from airflow.sdk import DAG, BaseOperator, Context
 
-from perennial.core.errors import PerennialError
-from perennial.spec.catalog import load_models
-from perennial_airflow import retries
+from perennial.spec.model_spec import ModelSpec
 from perennial_airflow.alerting import metrics
-from perennial_airflow.bundle_dag import bundle_dag
+from perennial_airflow.bundle_dags import bundle_dag, for_each_model
 
 log = logging.getLogger("airflow.task")
 
@@ -51,22 +49,14 @@ class DeleteOld(BaseOperator):
         """
         from perennial.governance import retention
 
-        results: dict[str, Any] = {}
-        specs, errors = load_models()
-        failures: list[PerennialError] = list(errors)
         moment = context["dag_run"].run_after or datetime.now(UTC)
-        for spec in specs.values():
-            try:
-                result = retention.apply(spec, as_of=spec.cadence.key_of(moment), actor="perennial.retention")
-            except PerennialError as error:
-                error.model = error.model or spec.name
-                failures.append(error)
-                continue
+
+        def apply(spec: ModelSpec) -> dict[str, Any]:
+            result = retention.apply(spec, as_of=spec.cadence.key_of(moment), actor="perennial.retention")
             disk = {use["name"]: use["bytes"] for use in result["disk"]}
             listed = ", ".join(f"{name} {size / 1e6:,.1f} MB" for name, size in disk.items())
             log.info("%s: %s. Stored: %s.", spec.name, retention.summarise(result), listed or "nothing")
             metrics.record_disk_use(spec, disk)
-            results[spec.name] = {**result, "disk": disk}
-        if failures:
-            raise retries.airflow_error(failures, "retention not applied: ")
-        return results
+            return {**result, "disk": disk}
+
+        return for_each_model(apply, "retention not applied")

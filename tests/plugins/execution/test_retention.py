@@ -11,6 +11,7 @@ import pytest
 from airflow.sdk.exceptions import AirflowException
 
 from perennial.core.errors import SpecError
+from perennial.spec import catalog
 from perennial.storage import delta_tables
 from perennial_airflow.execution import retention
 from support import toys
@@ -29,7 +30,7 @@ def test_each_model_is_cleared_whatever_fails_of_another(
     task: Any = retention.dags()["perennial.retention"].get_task("delete_old")
 
     def run(moment: datetime, *errors: SpecError) -> Any:
-        monkeypatch.setattr(retention, "load_models", lambda: ({spec.name: spec}, list(errors)))
+        monkeypatch.setattr(catalog, "load_models", lambda: ({spec.name: spec}, list(errors)))
         context = {"dag_run": SimpleNamespace(run_after=moment)}
         with caplog.at_level("INFO"):
             return type(task).execute.__wrapped__(task, context)

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pytest
 
 from perennial.alerting import incidents
+from perennial.spec import catalog
 from perennial.storage import delta_tables
 from perennial_airflow.execution import verification
 from support import toys
@@ -25,7 +26,7 @@ def test_a_finding_opens_an_incident_until_it_is_repaired(
     uri = delta_tables.table_uri("published", spec.name)
     rows = pa.table({"id": [1, 2], "partition_date": [toys.FIRST] * 2})
     delta_tables.replace(uri, rows, toys.FIRST)
-    monkeypatch.setattr(verification, "load_models", lambda: ({spec.name: spec}, []))
+    monkeypatch.setattr(catalog, "load_models", lambda: ({spec.name: spec}, []))
     (file,) = Path(uri).rglob("*.parquet")
     task = verification.dags()["perennial.verify"].get_task("verify")
 
