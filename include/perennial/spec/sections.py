@@ -343,8 +343,8 @@ class SearchSpec(StrictModel):
     )  # fmt: skip
     budget: float | None = Field(
         None, gt=0,
-        description="Training rows times features times boosting rounds (times classes), in millions, after which no "
-        "search trial starts. The first trial always runs. By default trials alone limit the search.",
+        description="Training rows times features times boosting rounds (times classes), in millions, those of "
+        "early_stopping_cuts too, after which no trial starts. The first always runs. Default: trials alone limit it.",
     )  # fmt: skip
     minutes: float = Field(
         30, gt=0, le=1440,
@@ -408,8 +408,8 @@ class TrainingSpec(StrictModel):
     early_stopping_cuts: int = Field(
         1, ge=1, le=10,
         description="Number of dates at which the rows before the held-out ones are divided into those to fit on and "
-        "the later ones to stop on. The number of trees is the best on average over them. 1: the latest rows alone "
-        "decide.",
+        "the later ones to stop on. The number of trees is the best on average over them, and so is the choice between "
+        "the best search trial and the first one, which has params. 1: the latest rows alone decide.",
     )  # fmt: skip
     params: dict[str, float] = Field({}, description="XGBoost parameters, each within its bounds.")
     search: SearchSpec = Field(SearchSpec(), description="The hyperparameter search.")

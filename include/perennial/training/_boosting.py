@@ -11,10 +11,10 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from perennial.core.errors import StepInterruptedError
+from perennial.core.errors import PerennialError, StepInterruptedError
 from perennial.core.progress import Progress
 from perennial.core.settings import settings
 from perennial.modeling.metrics import EVAL_METRICS
@@ -24,6 +24,8 @@ from perennial.training.checkpoint import Checkpoint
 
 if TYPE_CHECKING:
     import xgboost
+
+    from perennial.training._dataset import TrainingData
 
 #: Most points of a learning curve.
 MAX_CURVE_POINTS = 50
@@ -203,23 +205,28 @@ def should_stop_early(losses: list[float], patience: int, maximize: bool) -> boo
     return len(losses) - 1 - losses.index(best) >= patience
 
 
-def stopping_cuts(fit_rows: int, rows: int, count: int) -> list[tuple[int, int]]:
+def stopping_cuts(
+    fit_rows: int, rows: int, count: int, boundary: Callable[[int], int] = lambda row: row
+) -> list[tuple[int, int]]:
     """Cuts that divide rows in time order: those before a cut to fit on, and the rows from it to an end to stop on.
 
     The last one is the cut between ``fit_rows`` and the rows for early stopping; the first has half as many rows before
-    it. All have as many rows after them.
+    it. All have about as many rows after them.
 
     Args:
         fit_rows: number of rows to fit on.
         rows: number of rows, those for early stopping included.
         count: number of cuts.
+        boundary: the first position from one on at which rows can be divided. Of several cuts at one position, the last
+            remains.
 
     Returns:
-        Position of the cut, and of the end, of each.
+        Position of the cut, and of the end, of each; none that has no rows before or after it.
     """
     shares = [1 - (count - i) / (2 * (count - 1)) for i in range(1, count)] if count > 1 else []
     positions = [round(share * fit_rows) for share in shares] + [fit_rows]
-    return [(cut, cut + rows - fit_rows) for cut in dict.fromkeys(positions)]
+    cuts = {boundary(cut): boundary(cut + rows - fit_rows) for cut in positions}
+    return [(cut, end) for cut, end in cuts.items() if 0 < cut < end]
 
 
 def mean_curve(curves: Iterable[Sequence[float]]) -> list[float]:
@@ -238,3 +245,51 @@ def ran_on(booster: xgboost.Booster) -> str:
     """The device that a booster was trained on, as its configuration records it: ``cpu`` or ``cuda``."""
     config = json.loads(booster.save_config())
     return str(config["learner"]["generic_param"]["device"]).split(":")[0]
+
+
+def resolve_device(requested: str) -> str:
+    """Determine the device that XGBoost actually uses in this process.
+
+    Args:
+        requested: ``auto``, ``cpu`` or ``cuda``.
+
+    Returns:
+        ``cpu`` or ``cuda``.
+
+    Raises:
+        PerennialError: cuda was requested and there is none; training never falls back silently.
+    """
+    import xgboost
+
+    if requested == "cpu":
+        return "cpu"
+    import numpy as np
+
+    with xgboost.config_context(verbosity=0):
+        probe = xgboost.train(
+            {"device": "cuda", "max_depth": 1, "verbosity": 0},
+            xgboost.DMatrix(np.zeros((2, 1), np.float32), label=[0, 1]),
+            1,
+        )
+    device = ran_on(probe)
+    if requested == "cuda" and device != "cuda":
+        raise PerennialError(
+            "training.device is cuda, but XGBoost found no GPU and would have used the CPU",
+            "run it where there is a GPU, or set training.device to auto or cpu",
+        )
+    return device
+
+
+def common_device(data: TrainingData, requested: str) -> str:
+    """The device that all processes use.
+
+    Raises:
+        PerennialError: some have a GPU and some have none.
+    """
+    devices = sorted(set(data.run_everywhere(resolve_device, requested)))
+    if len(devices) > 1:
+        raise PerennialError(
+            f"some workers have a GPU and some have none ({', '.join(devices)})",
+            "give all of them one in the compute profile, or set training.device to cpu",
+        )
+    return str(devices[0])

@@ -9,9 +9,7 @@ from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field, replace
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Any
-
-import numpy as np
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from perennial.core.errors import PerennialError
 from perennial.core.progress import Progress
@@ -22,9 +20,9 @@ from perennial.spec.model_spec import ModelSpec
 from perennial.training._boosting import (
     DEFAULT_BINS,
     cast_integers,
+    common_device,
     curve_rounds,
     mean_curve,
-    ran_on,
     stopping_cuts,
     xgboost_parameters,
 )
@@ -80,52 +78,6 @@ class FitResult:
     validated: xgboost.Booster | None = None
 
 
-def resolve_device(requested: str) -> str:
-    """Determine the device that XGBoost actually uses in this process.
-
-    Args:
-        requested: ``auto``, ``cpu`` or ``cuda``.
-
-    Returns:
-        ``cpu`` or ``cuda``.
-
-    Raises:
-        PerennialError: cuda was requested and there is none; training never falls back silently.
-    """
-    import xgboost
-
-    if requested == "cpu":
-        return "cpu"
-    with xgboost.config_context(verbosity=0):
-        probe = xgboost.train(
-            {"device": "cuda", "max_depth": 1, "verbosity": 0},
-            xgboost.DMatrix(np.zeros((2, 1), np.float32), label=[0, 1]),
-            1,
-        )
-    device = ran_on(probe)
-    if requested == "cuda" and device != "cuda":
-        raise PerennialError(
-            "training.device is cuda, but XGBoost found no GPU and would have used the CPU",
-            "run it where there is a GPU, or set training.device to auto or cpu",
-        )
-    return device
-
-
-def _common_device(data: TrainingData, requested: str) -> str:
-    """The device that all processes use.
-
-    Raises:
-        PerennialError: some have a GPU and some have none.
-    """
-    devices = sorted(set(data.run_everywhere(resolve_device, requested)))
-    if len(devices) > 1:
-        raise PerennialError(
-            f"some workers have a GPU and some have none ({', '.join(devices)})",
-            "give all of them one in the compute profile, or set training.device to cpu",
-        )
-    return str(devices[0])
-
-
 def search_and_fit(
     spec: ModelSpec,
     data: TrainingData,
@@ -149,14 +101,14 @@ def search_and_fit(
         PerennialError: cuda was requested and there is none.
     """
     validated = None
-    device = _common_device(data, spec.training.device)
+    device = common_device(data, spec.training.device)
     checkpoint = checkpoint or Checkpoint(None)
     base = xgboost_parameters(spec, device, len(data.classes), len(data.encoding.columns))
     external = not data.fits_in_memory()
     binning = Binning(int(base.get("max_bin", DEFAULT_BINS)), settings().threads, external)
     with data.monitor_gpus(device == "cuda") as gpu_reports:
-        trials, search_end = _run_trials(spec, data, base, binning, on_trial, checkpoint)
-        best, rounds = _choose_on_cuts(spec, data, base, binning, trials, checkpoint)
+        search = _run_trials(spec, data, base, binning, on_trial, checkpoint)
+        best, rounds = _choose_on_cuts(spec, data, base, binning, search, checkpoint)
         params = base | cast_integers(best.params)
         binning = replace(binning, group_categories=best.group_categories)
         if validate:
@@ -177,9 +129,9 @@ def search_and_fit(
         params,
         rounds,
         external,
-        trials,
+        search.trials,
         best,
-        search_end,
+        search.end,
         checkpoint.resumed,
         combine_reports(gpu_reports),
         validated,
@@ -191,7 +143,7 @@ def _choose_on_cuts(
     data: TrainingData,
     base: dict[str, Any],
     binning: Binning,
-    trials: list[SearchTrial],
+    search: _SearchResult,
     checkpoint: Checkpoint,
 ) -> tuple[SearchTrial, int]:
     """The trial that the model is fitted like, and the number of rounds.
@@ -205,16 +157,18 @@ def _choose_on_cuts(
         data: the rows.
         base: parameters of all trials.
         binning: how the rows are binned.
-        trials: the search trials.
+        search: the search trials.
         checkpoint: checkpoint of the training.
     """
-    best = _best_trial(trials)
+    best = _best_trial(search.trials)
     if spec.training.early_stopping_cuts == 1:
         return best, best.rounds
-    first = min(trials, key=lambda t: t.number)
+    first = min(search.trials, key=lambda t: t.number)
     chosen, rounds, lowest = best, best.rounds, math.inf
-    for trial in (best, *([first] if first.params != best.params else [])):
-        means = mean_curve(_boost_on_cuts(spec, data, base, binning, trial, checkpoint))
+    compared = [best, *([first] if first.params != best.params else [])]
+    curves = _boost_on_cuts(spec, data, base, binning, compared, search.losses, checkpoint)
+    for trial in compared:
+        means = mean_curve(curves[trial.number])
         if means and min(means) < lowest:
             chosen, rounds, lowest = trial, means.index(min(means)) + 1, min(means)
     return chosen, rounds
@@ -225,25 +179,42 @@ def _boost_on_cuts(
     data: TrainingData,
     base: dict[str, Any],
     binning: Binning,
-    trial: SearchTrial,
+    trials: list[SearchTrial],
+    losses: Mapping[int, list[float]],
     checkpoint: Checkpoint,
-) -> Iterator[list[float]]:
-    """The loss by round on the rows after each cut, with the parameters of a trial."""
-    training = spec.training
+) -> dict[int, list[list[float]]]:
+    """The loss by round on the rows after each cut, with the parameters of each trial, by its number.
+
+    The last cut is that of the search: what a trial has in ``losses`` is not boosted again.
+    """
     maximize = direction(EVAL_METRICS[spec.task, spec.metric]) == "higher"
-    binning = replace(binning, group_categories=trial.group_categories)
-    for i, (cut, stop) in enumerate(stopping_cuts(data.fit_rows, data.rows, training.early_stopping_cuts), 1):
-        start, end = data.boundary(cut), data.boundary(stop)
-        if not 0 < start < end:
-            continue
-        train = data.dmatrix(0, start, binning)
-        _, metrics = data.boost(
-            f"cut {i} of {trial.name}", base | cast_integers(trial.params), train, training.rounds, checkpoint,
-            valid=data.dmatrix(start, end, binning, ref=train), patience=training.early_stopping_rounds,
-            maximize=maximize,
-        )  # fmt: skip
-        yield [-value for value in metrics] if maximize else metrics
-        del train  # before the next one is made
+    curves: dict[int, list[list[float]]] = {trial.number: [] for trial in trials}
+    for i, (cut, end) in enumerate(_cuts(spec, data), 1):
+        matrices: dict[bool, tuple[Any, Any]] = {}
+        for trial in trials:
+            metrics = losses.get(trial.number) if (cut, end) == (data.fit_rows, data.rows) else None
+            if metrics is None:
+                grouped = trial.group_categories
+                if grouped not in matrices:
+                    matrices.clear()  # before others are made
+                    matrices[grouped] = _matrices(data, cut, end, replace(binning, group_categories=grouped))
+                _, metrics = data.boost(
+                    f"cut {i} of {trial.name}", base | cast_integers(trial.params), matrices[grouped][0],
+                    spec.training.rounds, checkpoint, valid=matrices[grouped][1],
+                    patience=spec.training.early_stopping_rounds, maximize=maximize,
+                )  # fmt: skip
+            curves[trial.number].append([-value for value in metrics] if maximize else metrics)
+    return curves
+
+
+def _cuts(spec: ModelSpec, data: TrainingData) -> list[tuple[int, int]]:
+    return stopping_cuts(data.fit_rows, data.rows, spec.training.early_stopping_cuts, data.boundary)
+
+
+def _matrices(data: TrainingData, cut: int, end: int, binning: Binning) -> tuple[Any, Any]:
+    """The binned rows before a cut, and those from it to an end."""
+    train = data.dmatrix(0, cut, binning)
+    return train, data.dmatrix(cut, end, binning, ref=train)
 
 
 def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint) -> xgboost.Booster:
@@ -264,11 +235,20 @@ def fit_again(data: TrainingData, fitted: FitResult, checkpoint: Checkpoint) -> 
     return data.boost(name, fitted.params, rows, fitted.rounds, checkpoint)[0]
 
 
+class _SearchResult(NamedTuple):
+    """The search trials, the metric by round of those that were boosted here, by number, and what ended the search."""
+
+    trials: list[SearchTrial]
+    losses: dict[int, list[float]]
+    end: str
+
+
 class _TrialRunner:
     """Boosts search trials, in parallel if memory and threads allow.
 
     Attributes:
         parallel: number of parallel trials; each has separate matrices.
+        losses: metric by round of each trial that it boosted, by number.
     """
 
     def __init__(
@@ -288,14 +268,29 @@ class _TrialRunner:
         self._binning = replace(binning, threads=self._threads_each)
         self._matrices = SimpleQueue[tuple[Any, Any]]()
         self._million_cells = data.fit_rows * len(data.encoding.columns) * max(1, len(data.classes)) / 1e6
+        self.losses: dict[int, list[float]] = {}
         self._costs: dict[int, float] = {}
+        self._seconds: dict[int, float] = {}
+        self._cut_share = sum(cut for cut, _ in _cuts(spec, data)[:-1]) / max(1, data.fit_rows)
 
     @property
     def seconds_spent(self) -> float:
         """Seconds that an interrupted search took; its startup trials ran in parallel, too."""
-        return sum(
-            t.seconds / (self.parallel if t.number < N_STARTUP_TRIALS else 1) for t in self._checkpoint.trials
-        )
+        return sum(map(self._seconds_of, self._checkpoint.trials))
+
+    def _seconds_of(self, trial: SearchTrial) -> float:
+        return trial.seconds / (self.parallel if trial.number < N_STARTUP_TRIALS else 1)
+
+    def _on_cuts(self, number: int, costs: Mapping[int, float]) -> float:
+        """At most what it costs to compare two of the trials before one on the cuts but the last.
+
+        It never falls when another trial ends: a trial that began in vain is left out whatever ran beside it.
+        """
+        return self._cut_share * sum(sorted(cost for n, cost in [*costs.items()] if n < number)[-2:])
+
+    def seconds_on_cuts(self, number: int) -> float:
+        """Seconds that the cuts take, if the search ends before a trial."""
+        return self._on_cuts(number, self._seconds)
 
     def group_categories(self) -> None:
         """Bin the rows again, for one trial whose trees divide categories into groups."""
@@ -306,22 +301,24 @@ class _TrialRunner:
 
     def make_matrices(self) -> None:
         """Bin the rows, for one trial at a time."""
-        data = self._data
-        train = data.dmatrix(0, data.fit_rows, self._binning)
-        self._matrices.put((train, data.dmatrix(data.fit_rows, data.rows, self._binning, ref=train)))
+        self._matrices.put(_matrices(self._data, self._data.fit_rows, self._data.rows, self._binning))
 
     def is_spent(self, number: int) -> bool:
-        """Whether the finished trials before one used up the budget, whatever ran beside them."""
+        """Whether the finished trials before one, and the cuts, use up the budget, whatever ran beside them."""
         budget = self._spec.training.search.budget
         spent = sum(cost for earlier, cost in [*self._costs.items()] if earlier < number)
-        return budget is not None and spent >= budget
+        return budget is not None and spent + self._on_cuts(number, self._costs) >= budget
 
     def finished(self, number: int, params: dict[str, float]) -> SearchTrial | None:
         """The trial if an interrupted training has finished it; else None."""
         trial = self._checkpoint.find_trial(number, params)
         if trial:
-            self._costs[number] = self._million_cells * max(trial.boosted, trial.rounds)
+            self._count(trial)
         return trial
+
+    def _count(self, trial: SearchTrial) -> None:
+        self._costs[trial.number] = self._million_cells * max(trial.boosted, trial.rounds)
+        self._seconds[trial.number] = self._seconds_of(trial)
 
     def run(self, number: int, params: dict[str, float]) -> SearchTrial:
         """Boost one trial, with early stopping on the validation rows."""
@@ -354,7 +351,8 @@ class _TrialRunner:
             number, params, -best if maximize else best, losses.index(best) + 1, seconds, curve, len(losses),
             self._binning.group_categories,
         )  # fmt: skip
-        self._costs[number] = self._million_cells * len(losses)
+        self.losses[number] = losses
+        self._count(trial)
         self._checkpoint.add_trial(trial)
         return trial
 
@@ -366,8 +364,8 @@ def _run_trials(
     binning: Binning,
     on_trial: Callable[[SearchTrial], None],
     checkpoint: Checkpoint,
-) -> tuple[list[SearchTrial], str]:
-    """Run all search trials, and what ended the search. Their matrices are freed before the final fit."""
+) -> _SearchResult:
+    """Run all search trials. Their matrices are freed before the final fit."""
     runner, search_end = _TrialRunner(spec, data, base, binning, checkpoint), ""
     trials: list[SearchTrial] = []
     progress, wanted = Progress(), max(1, spec.training.search.trials)
@@ -385,7 +383,7 @@ def _run_trials(
         else:
             record(runner.finished(0, {}) or runner.run(0, {}))
         _try_groups(spec, data, runner, trials, record)
-        return trials, search_end
+        return _SearchResult(trials, runner.losses, search_end)
     with ThreadPoolExecutor(runner.parallel, thread_name_prefix="trial") as pool:
         try:
             list(pool.map(lambda _: runner.make_matrices(), range(runner.parallel)))
@@ -394,7 +392,7 @@ def _run_trials(
             checkpoint.halted = True
             raise
     _try_groups(spec, data, runner, trials, record)
-    return trials, search_end
+    return _SearchResult(trials, runner.losses, search_end)
 
 
 def _try_groups(
@@ -454,7 +452,7 @@ def _search(
     end = time.monotonic() + max(1.0, search.minutes * 60 - runner.seconds_spent)
 
     def run(trial: optuna.Trial, params: dict[str, float]) -> SearchTrial | None:
-        out_of_time = trial.number > 0 and time.monotonic() >= end
+        out_of_time = trial.number > 0 and time.monotonic() + runner.seconds_on_cuts(trial.number) >= end
         finished = runner.finished(trial.number, params)
         if finished or out_of_time or runner.is_spent(trial.number):
             return finished

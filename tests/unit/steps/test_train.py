@@ -26,7 +26,7 @@ from perennial.steps.score import score
 from perennial.steps.train import train
 from perennial.storage import delta_tables, landing, ledger, manifests
 from perennial.storage.ledger import Decision, LedgerKind
-from perennial.training import _dataset, search
+from perennial.training import _boosting, _dataset, search
 from support import lake, toys
 
 pytestmark = pytest.mark.usefixtures("without_drift_report")
@@ -126,7 +126,7 @@ def test_a_pinned_version_trains_although_rows_change_meanwhile(
 
 
 def test_cuda_is_a_failure_where_there_is_none(make_model: Make) -> None:
-    if search.resolve_device("auto") == "cuda":
+    if _boosting.resolve_device("auto") == "cuda":
         pytest.skip("this machine has a GPU")
     spec = make_model(training={"device": "cuda"})
     toys.publish(spec)
@@ -160,8 +160,8 @@ def device_of_this_machine() -> str:
 
 
 def test_auto_records_the_device_that_ran(make_model: Make) -> None:
-    assert search.resolve_device("auto") == device_of_this_machine()
-    assert search.resolve_device("cpu") == "cpu"
+    assert _boosting.resolve_device("auto") == device_of_this_machine()
+    assert _boosting.resolve_device("cpu") == "cpu"
     spec = make_model(training={"device": "auto"})
     toys.publish(spec)
     result = train(spec, as_of=toys.LAST)

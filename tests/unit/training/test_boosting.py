@@ -104,6 +104,8 @@ def test_cuts_end_with_that_before_the_rows_for_early_stopping(fit_rows: int, la
     assert 1 <= len(cuts) <= count and len(cuts) == len(set(cuts))
     assert all(fit_rows // 2 <= cut <= fit_rows and stop - cut == later for cut, stop in cuts)
     assert cuts == sorted(cuts)
+    within = stopping_cuts(fit_rows, fit_rows + later, count, lambda row: -(-row // fit_rows) * fit_rows)
+    assert [cut for cut, _ in within] == [fit_rows], "where rows can be divided once, all cuts are one"
 
 
 def test_the_mean_of_curves_of_different_lengths() -> None:

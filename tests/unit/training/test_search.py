@@ -162,13 +162,29 @@ def test_a_budget_ends_a_search_at_the_same_trial_whatever_runs_beside_it(
         assert ([t.number for t in fitted.trials], fitted.search_end) == ([*range(trials)], ends)
 
 
-@pytest.mark.parametrize(("threads", "left"), [("1", 0), ("2", 1)])
-def test_an_interrupted_search_has_the_time_that_is_left(
-    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, left: int
+@pytest.mark.parametrize(("budget", "trials"), [(2.5, 1), (6.5, 3)])
+def test_what_is_boosted_on_cuts_counts_in_the_budget(
+    make_empty: Any, tmp_path: Path, budget: float, trials: int
 ) -> None:
-    """Two trials of 40 seconds each used up a minute one by one, and not side by side."""
+    """Each of two trials is boosted on half, two thirds and five sixths of the rows: twice as much as in the search."""
+    rows = generated_rows(tmp_path)
+    trial = rows.fit_rows * len(rows.encoding.columns) * 5 / 1e6
+    spec = make_empty(
+        search={"trials": 9, "budget": trial * budget, "space": SPACE},
+        rounds=5, early_stopping_rounds=5, early_stopping_cuts=4,
+    )  # fmt: skip
+    fitted = search_and_fit(spec, rows)
+    assert (len(fitted.trials), fitted.search_end) == (trials, "budget")
+
+
+@pytest.mark.parametrize(("threads", "cuts", "left"), [("1", 1, 0), ("2", 1, 1), ("2", 4, 0)])
+def test_an_interrupted_search_has_the_time_that_is_left(
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, threads: str, cuts: int, left: int
+) -> None:
+    """Two trials of 40 seconds each used up a minute one by one, and not side by side, unless cuts follow."""
     monkeypatch.setenv("PERENNIAL_THREADS", threads)
-    spec = make_empty(search={"trials": 3, "minutes": 1, "space": SPACE}, rounds=5)
+    search = {"trials": 3, "minutes": 1, "space": SPACE}
+    spec = make_empty(search=search, rounds=5, early_stopping_cuts=cuts)
     first = search_and_fit(spec, generated_rows(tmp_path)).trials
     checkpoint = Checkpoint(None)
     checkpoint.trials = [replace(t, seconds=40) for t in first[:2]]
@@ -207,7 +223,7 @@ def test_rounds_are_those_that_are_best_on_average_over_cuts(make_empty: Any, tm
 
 
 def test_the_first_trial_is_used_if_it_is_better_on_average_over_cuts(
-    make_empty: Any, tmp_path: Path
+    make_empty: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """On the latest rows, whose labels are those of the others by chance, the parameters that learn nothing win."""
     y = generated_rows(tmp_path).y.copy()
@@ -218,7 +234,27 @@ def test_the_first_trial_is_used_if_it_is_better_on_average_over_cuts(
         "search": {"trials": 4, "space": {"reg_lambda": {"choices": [1, 100_000]}}},
     }  # fmt: skip
     alone = search_and_fit(make_empty(**settings), rows)
+    boosted, matrices = list[str](), list[tuple[int, int]]()
+    real_boost, real_dmatrix = Dataset.boost, Dataset.dmatrix
+
+    def boost(name: str, *args: Any, **named: Any) -> Any:
+        boosted.append(name)
+        return real_boost(name, *args, **named)
+
+    def dmatrix(data: Dataset, start: int, stop: int, *args: Any, **named: Any) -> Any:
+        matrices.append((start, stop))
+        return real_dmatrix(data, start, stop, *args, **named)
+
+    monkeypatch.setattr(Dataset, "boost", staticmethod(boost))
+    monkeypatch.setattr(Dataset, "dmatrix", dmatrix)
     averaged = search_and_fit(make_empty(**settings, early_stopping_cuts=4), rows)
+    best = min(alone.trials, key=lambda t: t.loss).number
+    assert [name for name in boosted if name.startswith("cut")] == [
+        f"cut {i} of trial {n}" for i in (1, 2, 3) for n in (best, 0)
+    ], "the last cut is that of the search"
+    assert [pair for pair in matrices if pair[1] not in (540, 600)] == [
+        (0, 270), (270, 330), (0, 360), (360, 420), (0, 450), (450, 510)
+    ], "both trials are boosted on the same matrices"  # fmt: skip
     assert alone.params["reg_lambda"] == 100_000 and averaged.params["reg_lambda"] == 1
     assert averaged.best_trial is not None and averaged.best_trial.number == 0
     assert [t.loss for t in averaged.trials] == [t.loss for t in alone.trials]
