@@ -22,7 +22,7 @@ from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, leftovers
-from perennial.storage.ledger import Decision, LedgerKind
+from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 from perennial.training.candidates import Candidate, TrainingJob, fit_best_candidate
 from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.checkpoint import Checkpoint
@@ -111,8 +111,49 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
     return result
 
 
+def record_failure(spec: ModelSpec, version: str, error: PerennialError, *, actor: str) -> None:
+    """Record in the ledger that a version cannot be trained again, so that other models have their turn.
+
+    Args:
+        spec: the model.
+        version: number of the version.
+        error: why it cannot.
+        actor: who asked for it, for the ledger.
+    """
+    with ledger_anchors.anchored(spec.name):
+        ledger.append(
+            spec.name,
+            kind=LedgerKind.REPRODUCTION,
+            decision=Decision.FAILED,
+            reason=f"version {version} cannot be trained again: {error.cause}",
+            actor=actor,
+            model_version=version,
+            evidence={"error": type(error).__name__},
+        )
+
+
+def recorded_version(model: str, number: str = "") -> str:
+    """The number of a version that the ledger has a training of; empty if it has none.
+
+    Args:
+        model: name of the model.
+        number: of the version; the champion when not given.
+    """
+    training = _find_training(model, number)
+    return training["model_version"] if training else ""
+
+
+def _find_training(model: str, number: str = "") -> LedgerRecord | None:
+    """The last training of a version, the champion by default."""
+    if not number:
+        changes = ledger.find(model, *CHAMPION_CHANGES, decisions=tuple(CHAMPION_CHANGES.values()), last=1)
+        number = changes[-1]["model_version"] if changes else ""
+    trainings = ledger.find(model, LedgerKind.TRAINING, version=number, last=1) if number else []
+    return trainings[-1] if trainings else None
+
+
 def longest_ago(specs: Iterable[ModelSpec]) -> dict[str, str] | None:
-    """The champion that was reproduced longest ago, or never: its ``model`` and ``version``.
+    """The champion that was reproduced, or could not be, longest ago, or never: its ``model`` and ``version``.
 
     Args:
         specs: the models.
@@ -122,14 +163,10 @@ def longest_ago(specs: Iterable[ModelSpec]) -> dict[str, str] | None:
     """
     waiting = []
     for spec in specs:
-        changes = ledger.find(
-            spec.name, *CHAMPION_CHANGES, decisions=tuple(CHAMPION_CHANGES.values()), last=1
-        )
-        version = changes[-1]["model_version"] if changes else ""
-        trainings = ledger.find(spec.name, LedgerKind.TRAINING, version=version) if version else []
-        if trainings and recipes.ARTIFACT in trainings[-1]["evidence"].get("digests", {}):
+        training = _find_training(spec.name)
+        if training and recipes.ARTIFACT in training["evidence"].get("digests", {}):
             last = ledger.find(spec.name, LedgerKind.REPRODUCTION, last=1)
-            waiting.append((last[-1]["recorded_at"] if last else "", spec.name, version))
+            waiting.append((last[-1]["recorded_at"] if last else "", spec.name, training["model_version"]))
     return {"model": min(waiting)[1], "version": min(waiting)[2]} if waiting else None
 
 

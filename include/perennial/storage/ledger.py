@@ -82,7 +82,7 @@ class Decision(StrEnum):
     # trial, rollback drill
     PASSED = "passed"
     CANCELLED = "cancelled"  # trial
-    # training, trial, rollback drill
+    # training, trial, rollback drill, reproduction
     FAILED = "failed"
     # promotion
     PROMOTED = "promoted"

@@ -99,14 +99,33 @@ class ChooseVersion(BaseOperator):
             if version and not model:
                 raise PerennialError(f"version {version} of which model?", "name the model, too")
             if model:
-                chosen = {"model": catalog.load_model_by_name(str(model)).name, "version": str(version or "")}
+                chosen = _choice_of_form(catalog.load_model_by_name(str(model)).name, version)
             else:
                 champion = reproduction.longest_ago(catalog.load_models()[0].values())
                 if champion is None:
                     raise AirflowSkipException("No model has a champion with a recipe")
                 chosen = champion
-        log.info("Version %s of %s is reproduced.", chosen["version"] or "that is champion", chosen["model"])
+        log.info("Version %s of %s is reproduced.", chosen["version"], chosen["model"])
         return chosen
+
+
+def _choice_of_form(model: str, version: int | None) -> dict[str, str]:
+    """The version that the form names, or the model's champion.
+
+    Raises:
+        PerennialError: the ledger does not have it. This is a mistake in the form, and nothing that is wrong with a
+            version.
+    """
+    from perennial.governance import reproduction
+
+    number = reproduction.recorded_version(model, str(version or ""))
+    if not number:
+        raise PerennialError(
+            f"the ledger has no training of version {version}" if version else "the ledger has no champion",
+            f"name a version that `perennial ledger show {model}` lists",
+            model=model,
+        )
+    return {"model": model, "version": number}
 
 
 class Reproduce(StageTask):
@@ -136,13 +155,12 @@ def _chosen(context: Context) -> dict[str, str]:
 def _reproduce(spec: ModelSpec, context: Context) -> dict[str, Any]:
     from perennial.governance import reproduction
 
-    chosen = _chosen(context)
+    version, actor = _chosen(context)["version"], run_request.actor(context)
     try:
-        result = runner.run_as_training(
-            "reproduce", spec, context, version=chosen["version"], actor=run_request.actor(context)
-        )
+        result = runner.run_as_training("reproduce", spec, context, version=version, actor=actor)
     except PerennialError as error:
         if not time_heals(error):  # such as a table version that is gone
+            reproduction.record_failure(spec, version, error, actor=actor)
             _report(spec, REPRODUCTION, "bad", f"it cannot be trained again: {error.cause}")
         raise
     state = "bad" if result["outcome"] == "different" else "ok"

@@ -9,12 +9,14 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowSkipException
+from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
 from typer.testing import CliRunner
 
 from perennial.alerting import incidents
 from perennial.cli.app import app
 from perennial.core import dates
+from perennial.core.errors import PerennialError
+from perennial.governance import reproduction
 from perennial.modeling import registry
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
@@ -23,6 +25,7 @@ from perennial.steps.score import score
 from perennial.steps.train import train
 from perennial.storage import ledger
 from perennial.storage.ledger import LedgerKind
+from perennial.training.runs import recipe
 from perennial_airflow.execution import drills
 from support import toys
 
@@ -56,8 +59,6 @@ def test_a_champion_is_reproduced_and_a_difference_opens_an_incident(
 ) -> None:
     spec = world.spec
     use(monkeypatch, spec)
-    assert run_reproduction()["outcome"] == "identical"
-    assert open_incidents(spec) == {}
     true_spec = registry.load_spec
     trained = true_spec(registry.get_version(spec.name, world.result["version"]))
     other_seed = trained.model_copy(update={"training": trained.training.model_copy(update={"seed": 99})})
@@ -65,27 +66,43 @@ def test_a_champion_is_reproduced_and_a_difference_opens_an_incident(
     assert run_reproduction(model=spec.name, version=int(world.result["version"]))["outcome"] == "different"
     assert "is another model" in open_incidents(spec)["reproduction"]
     monkeypatch.setattr(registry, "load_spec", true_spec)
-    run_reproduction(model=spec.name)
+    assert run_reproduction()["outcome"] == "identical"
     assert open_incidents(spec) == {}
     records = ledger.records(spec.name, LedgerKind.REPRODUCTION)
-    assert [r["decision"] for r in records] == ["reproduced", "different", "reproduced"]
+    assert [r["decision"] for r in records] == ["different", "reproduced"]
     assert {r["actor"] for r in records} == {"ada"}
 
 
 def test_a_version_that_cannot_be_trained_again_opens_an_incident(
     world: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    use(monkeypatch, world.spec)
-    with pytest.raises(AirflowException, match="99"):
+    spec = world.spec
+    use(monkeypatch, spec)
+    monkeypatch.setattr(recipe, "ARTIFACT", "other.json")
+    with pytest.raises(AirflowException, match="has no recipe"):
+        run_reproduction(model=spec.name)
+    assert open_incidents(spec)["reproduction"].startswith("it cannot be trained again: ")
+    (record,) = ledger.records(spec.name, LedgerKind.REPRODUCTION)
+    assert (record["decision"], record["model_version"]) == ("failed", world.result["version"])
+    assert (record["actor"], record["evidence"]) == ("ada", {"error": "ArtifactError"})
+
+
+def test_a_mistake_in_the_form_opens_no_incident(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    untrained = world.spec.model_copy(update={"name": "untrained"})
+    use(monkeypatch, world.spec, untrained)
+    with pytest.raises(AirflowFailException, match="no training of version 99"):
         run_reproduction(model=world.spec.name, version=99)
-    assert open_incidents(world.spec)["reproduction"].startswith("it cannot be trained again: ")
+    with pytest.raises(AirflowFailException, match="no champion"):
+        run_reproduction(model="untrained")
+    for spec in (world.spec, untrained):
+        assert open_incidents(spec) == {} and ledger.records(spec.name, LedgerKind.REPRODUCTION) == []
 
 
 def test_the_champion_that_waited_longest_is_chosen(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     task = drills.dags()["perennial.reproduce"].get_task("choose_version")
     never = world.spec.model_copy(update={"name": "never"})
     use(monkeypatch, world.spec, never)
-    for model, decision in ((world.spec.name, "reproduced"), ("never", "reproduced")):
+    for model in (world.spec.name, "never"):
         if model == "never":
             chain = [r for r in ledger.records(world.spec.name) if r["kind"] in ("training", "promotion")]
             for r in chain:
@@ -94,9 +111,8 @@ def test_the_champion_that_waited_longest_is_chosen(world: Any, monkeypatch: pyt
                     model_version=r["model_version"], evidence=r["evidence"],
                 )  # fmt: skip
         assert execute(task)["model"] == model
-        ledger.append(
-            model, kind=LedgerKind.REPRODUCTION, decision=ledger.Decision(decision), reason="", actor="test"
-        )
+        error = PerennialError("a table version is gone", "train a new version")
+        reproduction.record_failure(world.spec, "1", error, actor="test")
     with pytest.raises(AirflowException, match="which model"):
         execute(task, params={"version": 2})
     use(monkeypatch)
