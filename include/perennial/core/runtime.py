@@ -1,14 +1,15 @@
-"""This process and this library: memory, version, digest, and the end of a process."""
+"""This process and this library: memory, version, digest, Git commit, and the end of a process."""
 
 from __future__ import annotations
 
+import configparser
 import functools
 import hashlib
 import os
 import resource
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NamedTuple, NoReturn
 
 from perennial import __version__
 from perennial.core.settings import CHECKOUT
@@ -16,7 +17,9 @@ from perennial.core.settings import CHECKOUT
 __all__ = [
     "NOT_IN_PODS",
     "PACKAGE",
+    "GitCheckout",
     "code_version",
+    "find_git_checkout",
     "flush_and_exit",
     "library_digest",
     "peak_memory_mb",
@@ -52,13 +55,62 @@ def code_version() -> str:
     """The library's version and, in a checkout, its commit (``PERENNIAL_COMMIT`` in an image)."""
     commit = os.environ.get("PERENNIAL_COMMIT", "")
     if not commit and CHECKOUT:
-        head = CHECKOUT / ".git" / "HEAD"
-        try:
-            text = head.read_text().strip()
-            commit = (head.parent / text[5:]).read_text().strip() if text.startswith("ref: ") else text
-        except OSError:
-            commit = ""
+        checkout = find_git_checkout(CHECKOUT)
+        # A copy without a repository of its own may lie in another one.
+        commit = checkout.commit if checkout and checkout.root == CHECKOUT.resolve() else ""
     return f"{__version__}+{commit[:12]}" if commit else __version__
+
+
+class GitCheckout(NamedTuple):
+    """A working tree of Git.
+
+    Attributes:
+        root: its folder.
+        commit: the commit that is checked out; empty if it is not known.
+        remote: address of the remote ``origin``, as it is configured; empty if there is none.
+    """
+
+    root: Path
+    commit: str
+    remote: str
+
+
+def find_git_checkout(folder: Path) -> GitCheckout | None:
+    """The working tree that a folder is in, also a linked one, by Git's files; None if it is in none."""
+    folder = folder.resolve()
+    root = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    if root is None:
+        return None
+    try:
+        directory = root / ".git"
+        if directory.is_file():  # of a linked working tree, or of a submodule
+            directory = root / directory.read_text().removeprefix("gitdir:").strip()
+        common = directory / "commondir"  # of a linked working tree, whose branches are elsewhere
+        shared = directory / common.read_text().strip() if common.is_file() else directory
+        config = configparser.RawConfigParser(strict=False)
+        config.read(shared / "config")
+        remote = config.get('remote "origin"', "url", fallback="")
+        return GitCheckout(root, _git_head(directory, shared), remote)
+    except (OSError, ValueError, configparser.Error):  # not as Git writes it, or not readable for this user
+        return GitCheckout(root, "", "")
+
+
+def _git_head(directory: Path, shared: Path) -> str:
+    """The commit of a working tree; empty if its branch has none yet.
+
+    Args:
+        directory: Git's folder of the working tree.
+        shared: the folder of its branches.
+    """
+    head = (directory / "HEAD").read_text().strip()
+    if not head.startswith("ref: "):
+        return head
+    branch = head.removeprefix("ref: ")
+    if (shared / branch).is_file():
+        return (shared / branch).read_text().strip()
+    packed = shared / "packed-refs"
+    lines = packed.read_text().splitlines() if packed.is_file() else []
+    return next((commit for commit, _, name in (line.partition(" ") for line in lines) if name == branch), "")
 
 
 @functools.cache

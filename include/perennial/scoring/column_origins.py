@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
-import duckdb
-
 from perennial.core.sql import SQL_TYPES
-from perennial.features import author_sql, engine, history, lineage, reference_tables
+from perennial.features import author_sql, history, lineage, reference_tables
+from perennial.features.engine import FeatureQuery
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec, source_specs
-from perennial.storage import delta_tables
+from perennial.storage import delta_tables, duckdb_session
 
 
 class Origin(NamedTuple):
@@ -38,19 +37,19 @@ def feature_origins(spec: ModelSpec) -> Origins | None:
         SpecError: the SQL is refused, or cannot be planned in time.
         StorageError: the lake cannot be read.
     """
-    with duckdb.connect() as con:
+    with duckdb_session.connect_small() as con:
         for reference in spec.references:
             copy = delta_tables.open_table(reference_tables.uri(reference))
             if copy is None:
                 return None
             rows = delta_tables.arrow_schema(copy).empty_table()
             reference_tables.load_table(con, reference.name, rows)
-        query = engine.compose_query(spec)
-        columns = list(engine.describe_columns(con, spec, query))
-        sources = lineage.feature_sources(con, spec, columns, query)
+        duckdb_session.lock(con)
+        query = FeatureQuery(spec, {}, connection=con)
+        sources = query.sources()
     if sources is None:
         return None
-    return {feature: [_origin(spec, name) for name in sources.get(feature, ())] for feature in columns}
+    return {feature: [_origin(spec, name) for name in sources.get(feature, ())] for feature in query.columns}
 
 
 def _origin(spec: ModelSpec, name: str) -> Origin:
@@ -89,10 +88,12 @@ def table_origins(table: FeatureTable) -> Origins:
         SpecError: the label of a source is refused.
         TimeoutError: the SQL cannot be planned in time.
     """
-    with duckdb.connect() as con:
+    query = author_sql.statement(table.sql)
+    with duckdb_session.connect_small() as con:
         tables = history.create_empty_sources(con, table)
-        query = author_sql.statement(table.sql)
-        returned = con.sql(query).columns
+        duckdb_session.lock(con)
+        with duckdb_session.time_limit(con):
+            returned = con.sql(query).columns
     named = {spec.name: spec.name for spec in source_specs(table)} | {
         history.HISTORY: source_specs(table)[0].name
     }

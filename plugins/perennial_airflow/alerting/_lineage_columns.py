@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from openlineage.client.facet_v2 import column_lineage_dataset
 from openlineage.client.generated.column_lineage_dataset import Fields, InputField, Transformation
 
-from perennial.modeling import training_records
 from perennial.scoring import column_origins
 from perennial.scoring.column_origins import Origin, Origins
+from perennial.storage import ledger
 from perennial.storage.delta_tables import PARTITION
+from perennial.storage.ledger import LedgerKind
 
 if TYPE_CHECKING:
     from perennial.spec.feature_table import FeatureTable
@@ -26,30 +28,56 @@ _COPIED, _COMPUTED, _SELECTED = (
 )
 
 
+class VersionFeatures:
+    """The features of a version, which the outputs of a task have in common: found out once.
+
+    Args:
+        spec: the model.
+        version: version of the model that a task used or made; None without one.
+    """
+
+    def __init__(self, spec: ModelSpec, version: object) -> None:
+        self.spec, self.version = spec, version
+
+    @functools.cached_property
+    def origins(self) -> Origins | None:
+        """What the features depend on; None if it was trained from another spec, or it is not known."""
+        if self.version is None:
+            return None
+        trainings = ledger.find(self.spec.name, LedgerKind.TRAINING, version=str(self.version))
+        # What another spec computes is not known without MLflow.
+        if not any(
+            (r["evidence"].get("tags") or {}).get("spec_digest") == self.spec.digest for r in trainings
+        ):
+            return None
+        return column_origins.feature_origins(self.spec)
+
+    def names(self) -> list[str]:
+        """Their names; none where that is not known."""
+        return [*(self.origins or ())]
+
+
 def of_output(
-    spec: ModelSpec, kind: str, columns: Mapping[str, str], version: object, name: Naming
+    version: VersionFeatures, kind: str, columns: Mapping[str, str], name: Naming
 ) -> column_lineage_dataset.ColumnLineageDatasetFacet | None:
     """Where the columns of an output come from; None where that is not known.
 
     Args:
-        spec: the model.
+        version: features of the version that a task used or made.
         kind: of the output.
         columns: its columns.
-        version: version of the model that a task used or made; None without one.
         name: names the dataset of a kind of input, or of a table that features are computed from.
     """
+    spec = version.spec
     if kind == "published":
         return _facet({c: _copies("feed", [c], name) for c in columns if c in spec.data.columns})
     if kind == "labels":
         return _labels(spec, columns, name)
     if kind == "external predictions":
         return _facet({c: _copies("predictions", [c], name) for c in columns})
-    if kind not in ("model", "predictions", "served", "monitoring") or not _is_trained_from(spec, version):
+    if kind not in ("model", "predictions", "served", "monitoring") or version.origins is None:
         return None
-    origins = column_origins.feature_origins(spec)
-    if origins is None:
-        return None
-    features = {f: sources for f, sources in origins.items() if f not in spec.data.key}
+    features = version.origins
     every = list(dict.fromkeys(o for sources in features.values() for o in sources))
     if kind == "monitoring":
         return _facet({}, _inputs(every, name, _SELECTED))
@@ -71,20 +99,6 @@ def of_feature_table(
     """From which columns of its sources the columns of a feature table come."""
     origins: Origins = column_origins.table_origins(table)
     return _facet({column: _inputs(sources, name) for column, sources in origins.items()})
-
-
-def feature_names(spec: ModelSpec, version: object) -> list[str]:
-    """The features of a version; none if it was trained from another spec, or that is not known."""
-    origins = column_origins.feature_origins(spec) if _is_trained_from(spec, version) else None
-    return [f for f in origins or () if f not in spec.data.key]
-
-
-def _is_trained_from(spec: ModelSpec, version: object) -> bool:
-    """Whether a version was trained from this spec: the features of another one are not known without MLflow."""
-    if version is None:
-        return False
-    records = training_records.all_records(spec.name)
-    return any(r.version == str(version) and r.tags.get("spec_digest") == spec.digest for r in records)
 
 
 def _labels(

@@ -11,7 +11,6 @@ from pathlib import Path
 from typing import Any, cast
 from urllib.parse import urlsplit
 
-from openlineage.client import git
 from openlineage.client.facet_v2 import (
     JobFacet,
     RunFacet,
@@ -65,7 +64,7 @@ def row_count(rows: int) -> output_statistics_output_dataset.OutputStatisticsOut
 
 
 def model_facet(
-    spec: FolderSpec, task: str, result: Mapping[str, Any], partitions: Iterable[str]
+    spec: FolderSpec, task: str, result: Mapping[str, Any], version: object, partitions: Iterable[str]
 ) -> RunFacet:
     """What a task did with a model: numbers of versions, digests and outcomes, and no sentence.
 
@@ -73,12 +72,11 @@ def model_facet(
         spec: the model.
         task: id of the task.
         result: what the task returned.
+        version: version of the model that it made, moved or used; None without one.
         partitions: keys of the partitions that it concerns.
     """
     facts: dict[str, Any] = {name: result.get(key) for key, name in _OF_RESULT.items()}
-    facts["version"] = result.get(
-        "version" if task not in ("data", "compute") else "", result.get("model_version")
-    )
+    facts["version"] = version
     if gate := result.get("gate"):
         facts["gate"] = {"passed": gate["passed"], "champion": gate["champion"]}
     for name in ("promoted", "retrain", "proposed"):
@@ -147,12 +145,14 @@ def _assertion(
     )
 
 
-def job_facets(spec: FolderSpec, owner: str) -> dict[str, JobFacet]:
-    """Who is responsible for a job, and where the folder is that defines it."""
+def job_facets(
+    owner: str, location: source_code_location_job.SourceCodeLocationJobFacet | None
+) -> dict[str, JobFacet]:
+    """Who is responsible for a job, and where the folder is that defines it, if that is known."""
     facets: dict[str, JobFacet] = {
         "ownership": ownership_job.OwnershipJobFacet([ownership_job.Owner(owner, "OWNER")])
     }
-    if location := source_location(spec.folder):
+    if location:
         facets["sourceCodeLocation"] = location
     return facets
 
@@ -163,21 +163,15 @@ def source_location(folder: Path) -> source_code_location_job.SourceCodeLocation
     In an image, `PERENNIAL_COMMIT` is the commit. The address of the repository is that of its remote ``origin``,
     without user and password.
     """
-    folder = folder.resolve()
-    root = next((parent for parent in (folder, *folder.parents) if (parent / ".git").exists()), None)
+    checkout = runtime.find_git_checkout(folder)
     commit, address, path = os.environ.get("PERENNIAL_COMMIT", ""), "", None
-    directory = git._find_git_dir(str(root)) if root else None
-    if root and directory:
-        path = folder.relative_to(root).as_posix()
-        common = directory / "commondir"  # of a linked working tree, whose branches are elsewhere
-        shared = (directory / common.read_text().strip()).resolve() if common.is_file() else directory
-        branch = git.get_git_branch(directory)
-        head = git._resolve_ref(shared, f"refs/heads/{branch}") if branch else git.get_git_version(directory)
-        commit = head or commit
-        address = web_address(git.get_git_repo_url(git_dir=shared) or "")
+    if checkout:
+        path = folder.resolve().relative_to(checkout.root).as_posix()
+        commit = checkout.commit or commit
+        address = web_address(checkout.remote)
     if not commit:
         return None
-    url = f"{address}/tree/{commit}/{path}" if address and path else folder.as_uri()
+    url = f"{address}/tree/{commit}/{path}" if address and path else folder.resolve().as_uri()
     return source_code_location_job.SourceCodeLocationJobFacet(
         "git", url, repoUrl=address or None, path=path, version=commit
     )

@@ -6,8 +6,13 @@ run's partition; a model is one dataset of its registry, with its version.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import logging
+import threading
+import time
 from collections.abc import Callable, Iterable, Mapping
+from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 from urllib.parse import urlsplit
 
@@ -20,6 +25,8 @@ if TYPE_CHECKING:
     from perennial.spec.feature_table import FeatureTable
     from perennial.spec.model_spec import ModelSpec
     from perennial.spec.sources import QuerySource
+    from perennial.spec.strict_model import FolderSpec
+    from perennial_airflow.alerting._lineage_columns import VersionFeatures
 
 #: What each task reads and writes: feeds of the spec, tables of the lake by their kind, the registered model.
 READS: dict[str, tuple[str, ...]] = {
@@ -44,6 +51,8 @@ WRITES: dict[str, tuple[str, ...]] = {
 _MOVES_MODEL = ("train", "promote", "conclude_trial", "promote_after_trial", "rollback")
 #: The table whose rows a result counts.
 COUNTED = {"data": "published", "score": "predictions", "publish_predictions": "external predictions"}
+#: Seconds in which all facts of an event are looked up: the task's own work is done.
+LOOKUP_SECONDS = 10.0
 log = logging.getLogger("perennial")
 _Fact = TypeVar("_Fact")
 
@@ -55,29 +64,15 @@ class DatasetName(NamedTuple):
     name: str
 
 
-def task_lineage(
-    spec: ModelSpec, task: str, result: Mapping[str, Any], *, validated: Iterable[str] | None = None
-) -> OperatorLineage[Any, Any]:
+def task_lineage(spec: ModelSpec, task: str, result: Mapping[str, Any]) -> OperatorLineage[Any, Any]:
     """What a task read and wrote, with what is known of it; a task without data has no datasets.
 
     Args:
         spec: the model.
         task: id of the task.
         result: what the task returned.
-        validated: the partitions whose expectations were evaluated; those of the result when not given.
     """
-    from airflow.providers.openlineage.extractors import OperatorLineage
-
-    from perennial_airflow.alerting import _lineage_facets
-
-    days = list(result.get("partitions") or ([result["as_of"]] if result.get("as_of") else ()))
-    datasets_of = _Datasets(spec, task, result, days if validated is None else list(validated))
-    return OperatorLineage(
-        inputs=[dataset for kind in READS.get(task, ()) for dataset in datasets_of.inputs(kind)],
-        outputs=[dataset for kind in WRITES.get(task, ()) for dataset in datasets_of.outputs(kind)],
-        run_facets={_lineage_facets.MODEL_FACET: _lineage_facets.model_facet(spec, task, result, days)},
-        job_facets=_lineage_facets.job_facets(spec, spec.owner),
-    )
+    return _task_lineage(spec, task, result, _partitions(result), WRITES.get(task, ()))
 
 
 def failure_lineage(spec: ModelSpec, task: str, partitions: Iterable[str] = ()) -> OperatorLineage[Any, Any]:
@@ -88,9 +83,46 @@ def failure_lineage(spec: ModelSpec, task: str, partitions: Iterable[str] = ()) 
         task: id of the task.
         partitions: those whose data doc the task wrote before it failed.
     """
-    facts = task_lineage(spec, task, {}, validated=partitions)
-    facts.outputs = []
-    return facts
+    return _task_lineage(spec, task, {}, list(partitions), ())
+
+
+def _task_lineage(
+    spec: ModelSpec, task: str, result: Mapping[str, Any], validated: list[str], written: Iterable[str]
+) -> OperatorLineage[Any, Any]:
+    """As `task_lineage`.
+
+    Args:
+        spec: the model.
+        task: id of the task.
+        result: what the task returned.
+        validated: the partitions whose expectations were evaluated.
+        written: the kinds of datasets that it wrote.
+    """
+    from airflow.providers.openlineage.extractors import OperatorLineage
+
+    from perennial_airflow.alerting import _lineage_facets
+
+    datasets_of = _Datasets(spec, task, result, validated, _Lookups())
+    facet = _lineage_facets.model_facet(
+        spec, task, result, datasets_of.versions["model"], _partitions(result)
+    )
+    return OperatorLineage(
+        inputs=[dataset for kind in READS.get(task, ()) for dataset in datasets_of.inputs(kind)],
+        outputs=[dataset for kind in written for dataset in datasets_of.outputs(kind)],
+        run_facets={_lineage_facets.MODEL_FACET: facet},
+        job_facets=_job_facets(spec, spec.owner),
+    )
+
+
+def _partitions(result: Mapping[str, Any]) -> list[str]:
+    return list(result.get("partitions") or ([result["as_of"]] if result.get("as_of") else ()))
+
+
+def _job_facets(spec: FolderSpec, owner: str) -> dict[str, Any]:
+    from perennial_airflow.alerting import _lineage_facets
+
+    location = _if_known("the commit of its folder", lambda: _lineage_facets.source_location(spec.folder))
+    return _lineage_facets.job_facets(owner, location)
 
 
 def table_lineage(
@@ -112,21 +144,22 @@ def table_lineage(
     from perennial_airflow.alerting import _lineage_columns, _lineage_facets
 
     inputs: dict[str, Any] = {}
+    lookups = _Lookups()
     for source, of in zip(table.sources, source_specs(table), strict=True):
         read = {of.name: "published"} | (
             {column_origins.labels_of(of.name): "labels"} if source.label else {}
         )
         for name_of_input, kind in read.items():
             uri = delta_tables.table_uri(kind, of.name)
-            inputs[name_of_input] = InputDataset(*_dataset_name(uri), facets=_table_facets(uri)[0])
+            inputs[name_of_input] = InputDataset(*_dataset_name(uri), facets=lookups.table(uri)[0])
     uri = feature_tables.uri(table)
-    facets, _ = _table_facets(uri)
+    facets, _ = lookups.table(uri)
 
     def name(source: str) -> tuple[str, str] | None:
         dataset = inputs.get(source)
         return (dataset.namespace, dataset.name) if dataset else None
 
-    columns = _if_known("column lineage", lambda: _lineage_columns.of_feature_table(table, name))
+    columns = lookups.find("column lineage", lambda: _lineage_columns.of_feature_table(table, name))
     facets |= {"columnLineage": columns} if columns else {}
     counts: dict[str, Any] = (
         {"outputStatistics": _lineage_facets.row_count(result["rows"])} if "rows" in result else {}
@@ -135,7 +168,7 @@ def table_lineage(
     return OperatorLineage(
         inputs=list(inputs.values()),
         outputs=[output],
-        job_facets=_lineage_facets.job_facets(table, table.owner),
+        job_facets=_job_facets(table, table.owner),
     )
 
 
@@ -147,11 +180,20 @@ class _Datasets:
         task: id of the task.
         result: what the task returned.
         validated: the partitions whose expectations were evaluated.
+        lookups: finds their facets.
     """
 
-    def __init__(self, spec: ModelSpec, task: str, result: Mapping[str, Any], validated: list[str]) -> None:
+    def __init__(
+        self, spec: ModelSpec, task: str, result: Mapping[str, Any], validated: list[str], lookups: _Lookups
+    ) -> None:
         self.spec, self.task, self.result, self.validated = spec, task, result, validated
-        self._versions = _versions(task, result)
+        self.versions, self._lookups = _versions(task, result), lookups
+
+    @functools.cached_property
+    def _features(self) -> VersionFeatures:
+        from perennial_airflow.alerting import _lineage_columns
+
+        return _lineage_columns.VersionFeatures(self.spec, self.versions["model"])
 
     def inputs(self, kind: str) -> list[Any]:
         """The inputs of one kind."""
@@ -160,7 +202,7 @@ class _Datasets:
         facets, _ = self._facets(kind)
         results: Any = None
         if self.task == "data" and kind == "feed":
-            results = _if_known("results of expectations", self._assertions)
+            results = self._lookups.find("results of expectations", self._assertions)
         checks = {"dataQualityAssertions": results} if results else {}
         names = datasets(self.spec, kind)
         if kind in ("references", "feature tables"):
@@ -174,9 +216,8 @@ class _Datasets:
         from perennial_airflow.alerting import _lineage_columns, _lineage_facets
 
         facets, columns = self._facets(kind)
-        lineage = _if_known(
-            "column lineage",
-            lambda: _lineage_columns.of_output(self.spec, kind, columns, self._versions["model"], self._name),
+        lineage = self._lookups.find(
+            "column lineage", lambda: _lineage_columns.of_output(self._features, kind, columns, self._name)
         )
         facets |= {"columnLineage": lineage} if lineage else {}
         rows = (
@@ -192,22 +233,22 @@ class _Datasets:
 
     def _facets(self, kind: str) -> tuple[dict[str, Any], dict[str, str]]:
         """Schema and version of the dataset of a kind, and its columns, as far as they are known."""
-        from perennial_airflow.alerting import _lineage_columns, _lineage_facets
+        from perennial_airflow.alerting import _lineage_facets
 
-        version = self._versions.get(kind)
+        version = self.versions.get(kind)
         if kind in delta_tables.KINDS:
-            return _table_facets(delta_tables.table_uri(kind, self.spec.name), version)
+            return self._lookups.table(delta_tables.table_uri(kind, self.spec.name), version)
         declared: dict[str, str] = {}
         if kind == "feed":
             declared = dict(self.spec.data.columns)
         elif kind == "label feed":
             declared = dict(self.spec.label.columns)
         elif kind == "model":
-            names = _if_known("features", lambda: _lineage_columns.feature_names(self.spec, version))
+            names = self._lookups.find("features", self._features.names)
             categories = self.spec.features.categorical
             declared = {n: "category" if n in categories else "number" for n in names or ()}
         elif kind == "external predictions":
-            columns = _table_facets(delta_tables.table_uri("predictions", self.spec.name))[1]
+            columns = self._lookups.table(delta_tables.table_uri("predictions", self.spec.name))[1]
             columns_there = (delta_tables.PARTITION, *self.spec.data.key, "prediction", "model_version")
             declared = {c: columns[c] for c in columns_there if c in columns}
         facets: dict[str, Any] = {"schema": _lineage_facets.schema(declared)} if declared else {}
@@ -218,10 +259,10 @@ class _Datasets:
         from perennial.features import feature_tables, reference_tables
 
         if kind == "feature tables":
-            return _table_facets(feature_tables.uri(self.spec.feature_tables[index][1]))[0]
+            return self._lookups.table(feature_tables.uri(self.spec.feature_tables[index][1]))[0]
         reference = self.spec.references[index]
         used = ((self.result.get("dataset_version") or {}).get("references") or {}).get(reference.name)
-        return _table_facets(reference_tables.uri(reference), used)[0]
+        return self._lookups.table(reference_tables.uri(reference), used)[0]
 
     def _name(self, table: str) -> tuple[str, str] | None:
         """The dataset of a kind, or of a reference table or feature table by its name."""
@@ -237,21 +278,47 @@ class _Datasets:
         return names[0] if names else None
 
 
-def _table_facets(uri: str, version: object = None) -> tuple[dict[str, Any], dict[str, str]]:
-    """Schema and version of a table of the lake, and its columns; nothing of one that has not been written.
+class _Lookups:
+    """Finds the facts of one event in the lake and in plans of SQL, within `LOOKUP_SECONDS` in all.
 
-    Args:
-        uri: the table.
-        version: the version that a task read or wrote; the latest where that is not recorded.
+    Each in a thread: nothing else ends a call of a library that waits for a lake without an answer.
     """
-    from perennial_airflow.alerting import _lineage_facets
 
-    table = _if_known(f"table {uri}", lambda: delta_tables.open_table(uri, version))  # type: ignore[arg-type]
-    if table is None:
-        return ({} if version is None else {"version": _lineage_facets.version(version)}), {}
-    columns = {field.name: str(field.type) for field in delta_tables.arrow_schema(table)}
-    facets = {"schema": _lineage_facets.schema(columns), "version": _lineage_facets.version(table.version())}
-    return facets, columns
+    def __init__(self) -> None:
+        self._end = time.monotonic() + LOOKUP_SECONDS
+
+    def find(self, what: str, find: Callable[[], _Fact]) -> _Fact | None:
+        """A fact; None if it cannot be found out, or not in time: the rest of the event is sent nevertheless."""
+        answer: SimpleQueue[_Fact | None] = SimpleQueue()
+        left = self._end - time.monotonic()
+        if left > 0:
+            threading.Thread(
+                target=lambda: answer.put(_if_known(what, find)), name="lineage", daemon=True
+            ).start()
+            with contextlib.suppress(Empty):
+                return answer.get(timeout=left)
+        log.warning("OpenLineage: the event is without %s: %g seconds were over", what, LOOKUP_SECONDS)
+        return None
+
+    def table(self, uri: str, version: object = None) -> tuple[dict[str, Any], dict[str, str]]:
+        """Schema and version of a table of the lake, and its columns; nothing of one that has not been written.
+
+        Args:
+            uri: the table.
+            version: the version that a task read or wrote; the latest where that is not recorded.
+        """
+        from perennial_airflow.alerting import _lineage_facets
+
+        def read() -> tuple[dict[str, Any], dict[str, str]] | None:
+            table = delta_tables.open_table(uri, version)  # type: ignore[arg-type]
+            if table is None:
+                return None
+            columns = {field.name: str(field.type) for field in delta_tables.arrow_schema(table)}
+            number = _lineage_facets.version(table.version())
+            return {"schema": _lineage_facets.schema(columns), "version": number}, columns
+
+        known = {} if version is None else {"version": _lineage_facets.version(version)}
+        return self.find(f"table {uri}", read) or (known, {})
 
 
 def _if_known(what: str, find: Callable[[], _Fact]) -> _Fact | None:

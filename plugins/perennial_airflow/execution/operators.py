@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import BaseOperator, BaseOperatorLink
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, AirflowTaskTimeout
 
 from perennial.core.settings import settings
 from perennial.storage import pages
@@ -111,13 +111,13 @@ class StageTask(BaseOperator):
         return result
 
     def _find_lineage(self, *, failed: bool) -> None:
-        from airflow.providers.openlineage.conf import is_disabled
-
-        if is_disabled():
-            return
+        """Find out what OpenLineage reports; whatever fails here, also for want of time, the task ends as it did."""
         try:
-            self.lineage = self._lineage(failed=failed)
-        except Exception as error:  # the outcome of the task stands
+            from airflow.providers.openlineage.conf import is_disabled
+
+            if not is_disabled():
+                self.lineage = self._lineage(failed=failed)
+        except (Exception, AirflowTaskTimeout) as error:
             self.log.warning("OpenLineage: the event has no datasets: %s", type(error).__name__)
 
     def _lineage(self, *, failed: bool) -> OperatorLineage[Any, Any] | None:

@@ -5,22 +5,30 @@ from __future__ import annotations
 import copy
 import json
 import subprocess
+import threading
 import uuid
 from pathlib import Path
 from typing import Any
 
+import duckdb
 import pyarrow as pa
 import pytest
+from airflow.providers.openlineage import conf
+from airflow.sdk.exceptions import AirflowTaskTimeout
 
 from conftest import Trained
+from perennial.core import runtime
 from perennial.core.errors import PerennialError
 from perennial.features import feature_tables
+from perennial.scoring import column_origins
 from perennial.spec.model_spec import ModelSpec
 from perennial.steps import dispatch
-from perennial.storage import landing
+from perennial.storage import delta_tables, landing
+from perennial.storage.ledger_table import table_files
 from perennial_airflow.alerting import lineage
 from perennial_airflow.dag_factory.factory import STAGES
 from perennial_airflow.dag_factory.stages.features import features_dag
+from perennial_airflow.execution.operators import StageTask
 from support import canary, openlineage, toys
 from support.feeds import history_table
 
@@ -130,13 +138,20 @@ def sources(dataset: dict[str, Any], column: str) -> set[tuple[str, str]]:
     return {(Path(f["name"]).parent.name, f["field"]) for f in fields}
 
 
-def test_events_of_each_dag(world: Trained, emit: Any) -> None:
+@pytest.mark.usefixtures("without_drift_report")
+def test_events_of_each_dag(world: Trained, emit: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     spec, trained = world.spec, world.result
     scored = dispatch.run("score", spec, start=toys.LAST)
     monitored = dispatch.run("monitor", spec, as_of=toys.LAST)
     decided = dispatch.run("decide", spec, as_of=toys.LAST, actor="test", backfill=False)
     promoted = {"promoted": True, "version": trained["version"], "previous": None, "reason": "passed"}
     rolled_back = {"version": trained["version"], "previous": "9"}
+    reads, of_model = list[str](), table_files.of_model
+    monkeypatch.setattr(table_files, "of_model", lambda *of: (reads.append(of[0]), of_model(*of))[1])
+    emit(task_of(spec, "monitor", "monitor"), monitored)
+    emit(task_of(spec, "score", "score"), scored)
+    assert reads == [spec.name] * 2, "an event reads the training of its version once"
+    monkeypatch.setattr(table_files, "of_model", of_model)
     events = {
         task: emit(task_of(spec, stage, task), result)
         for stage, task, result in (
@@ -192,6 +207,9 @@ def test_the_event_of_a_feature_table(tmp_path: Path, monkeypatch: pytest.Monkey
     assert sources(output, "mean_x") == {("published", c) for c in ("x", "place", "seen_at")}
     assert ("labels", "label") in sources(output, "share_y")
     assert sources(output, "place") == {("published", "place")}
+    reads_file = table.from_parts(table, "SELECT * FROM read_text('/nowhere')", table._sources)
+    with pytest.raises(duckdb.PermissionException):
+        column_origins.table_origins(reads_file)
 
 
 PLANTED = {
@@ -218,6 +236,7 @@ def test_a_missing_field_is_an_invalid_event(world: Trained, emit: Any) -> None:
             openlineage.check(broken)
 
 
+@pytest.mark.usefixtures("without_data_docs", "without_data_profile")
 def test_no_personal_value_is_in_an_event(tmp_path: Path, home: Path, monkeypatch: Any, emit: Any) -> None:
     monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
     columns = toys.content("toy")["data"]["columns"] | {"mail": "string", "salary": "number"}
@@ -286,6 +305,17 @@ def test_where_the_source_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     linked.mkdir()
     of_linked = _lineage_facets.source_location(linked)
     assert of_linked is not None and (of_linked.version, of_linked.path) == (head, "toy")
+    git("pack-refs", "--all")
+    assert _lineage_facets.source_location(linked) == of_linked
+    git("checkout", "--detach")
+    assert _lineage_facets.source_location(folder) == location
+    monkeypatch.delenv("PERENNIAL_COMMIT")
+    for checkout, version in ((tmp_path, head), (linked.parent, head), (folder, "")):
+        monkeypatch.setattr(runtime, "CHECKOUT", checkout)
+        commit = runtime.code_version.__wrapped__().partition("+")[2]
+        assert commit == version[:12], "the copy within another repository has no commit"
+    (linked.parent / ".git").write_bytes(b"\xff")
+    assert _lineage_facets.source_location(linked) is None
 
 
 @pytest.mark.parametrize(
@@ -304,18 +334,48 @@ def test_web_addresses_of_remotes(remote: str, address: str) -> None:
     assert _lineage_facets.web_address(remote) == address
 
 
+@pytest.mark.parametrize(
+    ("module", "name", "error"),
+    [
+        (lineage, "task_lineage", ValueError),
+        (lineage, "task_lineage", AirflowTaskTimeout),
+        (conf, "is_disabled", OSError),
+    ],
+)
 def test_a_task_ends_as_it_does_whatever_its_lineage(
-    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, module: Any, name: str, error: type[BaseException]
 ) -> None:
-    from airflow.providers.openlineage import conf
-
-    from perennial_airflow.execution.operators import StageTask
-
     def broken(*_: Any, **__: Any) -> None:
-        raise ValueError
+        raise error
 
-    monkeypatch.setattr(lineage, "task_lineage", broken)
     monkeypatch.setattr(conf, "is_disabled", lambda: False)
+    monkeypatch.setattr(module, name, broken)
     task = StageTask(task_id="decide", spec=spec, call=lambda *_: {"retrain": False})
     assert task.execute({}) == {"retrain": False}
     assert task.get_openlineage_facets_on_complete(None) is None
+
+
+def test_a_lake_that_does_not_answer_is_asked_once(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    asked, answer = list[str](), threading.Event()
+
+    def hangs(uri: str, version: object = None) -> None:
+        asked.append(uri)
+        answer.wait(60)
+
+    monkeypatch.setattr(delta_tables, "open_table", hangs)
+    monkeypatch.setattr(lineage, "LOOKUP_SECONDS", 0.1)
+    facts = lineage.task_lineage(spec, "score", {"rows_out": 9})
+    answer.set()
+    assert len(asked) == 1 and len(facts.outputs) == 2
+    assert "0.1 seconds were over" in caplog.text
+
+
+def test_what_a_failed_task_would_have_written_is_not_looked_up(
+    spec: ModelSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    opened = list[str]()
+    monkeypatch.setattr(delta_tables, "open_table", lambda uri, version=None: opened.append(uri))
+    facts = lineage.failure_lineage(spec, "data")
+    assert (len(facts.inputs), facts.outputs, opened) == (2, [], [])
