@@ -84,14 +84,23 @@ def hold(model: _Model, reason: _Reason, actor: _Actor = "") -> None:
     terminal.console().print(Text(f"{model} is held until perennial release {model}."))
 
 
-def release(model: _Model, reason: _Reason, actor: _Actor = "") -> None:
-    """End the hold on a model."""
+def release(
+    model: _Model,
+    reason: _Reason,
+    hold: Annotated[
+        int | None, typer.Option(help="Number of the hold's record in the ledger, if there are several.")
+    ] = None,
+    actor: _Actor = "",
+) -> None:
+    """End a hold on a model; others go on."""
     from perennial.governance import holds
     from perennial.spec import catalog
 
     catalog.load_model_by_name(model)
-    holds.release(model, reason=reason, actor=actor or terminal.user())
-    terminal.console().print(Text(f"{model} is no longer held."))
+    holds.release(model, reason=reason, actor=actor or terminal.user(), number=hold)
+    others = holds.open_holds(model)
+    text = f"still held by {holds.describe(others[0])}" if others else "no longer held"
+    terminal.console().print(Text(f"{model} is {text}."))
 
 
 def retention(

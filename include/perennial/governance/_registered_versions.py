@@ -1,39 +1,108 @@
-"""Versions of a model in MLflow: which have an alias, and the deletion of those that nothing uses."""
+"""Versions of a model: which are in use, what their trainings read, and the deletion of those that nothing uses."""
 
 from __future__ import annotations
 
-import json
+from collections.abc import Iterator
+from typing import NamedTuple
 
-from perennial.modeling import mlflow_api
+from perennial.core.errors import RegistryRequestError
+from perennial.core.partitions import PartitionRange
+from perennial.features import feature_tables
+from perennial.lifecycle import champion, trials
+from perennial.modeling import mlflow_api, registry, training_records
 from perennial.modeling.registry import ModelVersion
+from perennial.modeling.training_records import TrainingRecord
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables
+from perennial.training.runs import recipe as recipes
+from perennial.training.runs.recipe import Recipe
 
-_MODEL_PATH = "/api/2.0/mlflow/registered-models/get"
+
+class VersionInUse(NamedTuple):
+    """A version of which nothing that it needs is deleted.
+
+    Attributes:
+        record: what the ledger recorded of its training: tags in MLflow can be edited.
+        version: the version; None if MLflow does not have it any more.
+    """
+
+    record: TrainingRecord
+    version: ModelVersion | None
+
+    @property
+    def ranges(self) -> list[PartitionRange]:
+        """The partitions that it was fitted and evaluated on."""
+        return self.record.ranges
 
 
-def aliased(model: str) -> set[str]:
-    """Numbers of the versions that an alias points to, whoever set it.
+def in_use(spec: ModelSpec) -> dict[str, VersionInUse]:
+    """The versions in use, by number: champion, its predecessor, a challenger on trial, and each with an alias.
+
+    Raises:
+        RegistryError: MLflow cannot be reached, or lost the champion.
+        ArtifactError: the ledger has no training of one that MLflow has.
+    """
+    state, trial = champion.read_state(spec), trials.active_trial(spec)
+    numbers = {state.champion, state.recorded, champion.predecessor(state.changes, state.recorded)}
+    numbers |= {str(trial["model_version"])} if trial else set()
+    numbers |= registry.aliased(spec.name)
+    records = {record.version: record for record in training_records.all_records(spec.name)}
+    used = {}
+    for number in sorted(filter(None, numbers), key=int):
+        version = registry.find_version(spec.name, number)
+        if version is not None:
+            used[number] = VersionInUse(registry.recorded(version), version)
+        elif number == state.recorded:
+            raise RegistryRequestError(
+                f"MLflow does not have version {number}, the champion of the ledger: what is in use is not known",
+                "restore MLflow from a backup, or roll back to a version that it has",
+                model=spec.name,
+            )
+        elif number in records:
+            used[number] = VersionInUse(records[number], None)
+    return used
+
+
+def tables_read(spec: ModelSpec, version: ModelVersion) -> Iterator[tuple[str, int]]:
+    """The tables that a version's training read, by URI, with their versions; none if it has no recipe.
+
+    Raises:
+        ArtifactError: the recipe is not what was recorded.
+    """
+    if recipes.ARTIFACT not in registry.recorded(version).digests:
+        return
+    recipe = Recipe.from_dict(registry.load_json_artifact(version, recipes.ARTIFACT))
+    yield delta_tables.table_uri("published", spec.name), recipe.published
+    if recipe.labels is not None:
+        yield delta_tables.table_uri("labels", spec.name), recipe.labels
+    for _, table in registry.load_spec(version).feature_tables:
+        if table.name in recipe.tables:
+            yield feature_tables.uri(table), recipe.tables[table.name]
+
+
+def present(model: str) -> list[ModelVersion]:
+    """The versions that were trained here and that MLflow has, in order of their trainings."""
+    records = {(record.version, record.run_id): record for record in training_records.all_records(model)}
+    versions = ((registry.find_version(model, number), run_id) for number, run_id in records)
+    # a number is used again if somebody deletes the model in MLflow
+    return [version for version, run_id in versions if version is not None and version.run_id == run_id]
+
+
+def delete(version: ModelVersion) -> bool:
+    """Delete a version, and its run; ``mlflow gc`` then frees the space of its files.
+
+    Returns:
+        Whether MLflow did: it may let administrators only.
 
     Raises:
         RegistryError: MLflow cannot be reached.
     """
-    answer = mlflow_api.call("GET", _MODEL_PATH, params={"name": model}, missing_ok=True)
-    if answer is None:
-        return set()
-    try:
-        return {str(alias["version"]) for alias in answer["registered_model"].get("aliases", [])}
-    except (KeyError, TypeError, AttributeError):
-        raise mlflow_api.unexpected_answer(_MODEL_PATH, json.dumps(answer)) from None
-
-
-def delete(version: ModelVersion) -> None:
-    """Delete a version, and its run; ``mlflow gc`` then frees the space of its files.
-
-    Raises:
-        RegistryError: MLflow cannot be reached, or refuses it.
-    """
     body = {"name": version.name, "version": version.version}
-    mlflow_api.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json=body, missing_ok=True)
-    if version.run_id:
-        mlflow_api.call(
-            "POST", "/api/2.0/mlflow/runs/delete", json={"run_id": version.run_id}, missing_ok=True
-        )
+    try:
+        mlflow_api.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json=body, missing_ok=True)
+        if version.run_id:
+            run = {"run_id": version.run_id}
+            mlflow_api.call("POST", "/api/2.0/mlflow/runs/delete", json=run, missing_ok=True)
+    except RegistryRequestError:
+        return False
+    return True

@@ -11,7 +11,7 @@ import io
 import json
 import time
 from collections import Counter
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
 
@@ -21,6 +21,7 @@ import pyarrow.parquet as pq
 
 from perennial.core.errors import StorageError
 from perennial.core.sql import quote_identifier, row_group_rows, text_literal
+from perennial.ingestion import erasure_requests
 from perennial.storage import delta_tables, duckdb_session, file_digests, object_store, storage_errors
 
 if TYPE_CHECKING:
@@ -36,25 +37,22 @@ _ROUNDS = 3
 _ABANDONED_SECONDS = 3600.0
 
 
-class RemovedRows(NamedTuple):
-    """What was removed from a table.
+class MatchingRows(NamedTuple):
+    """The rows of a table that match.
 
     Attributes:
-        rows: number of rows by partition and the values that they were counted by.
-        files: number of files of older versions that had such rows, and were deleted.
+        rows: number of rows of the latest version by partition and the values that they were counted by.
+        files: number of data files that have such rows, in all versions.
+        partitions: the partitions of these files.
     """
 
     rows: Counter[tuple[str, ...]]
     files: int
-
-    @property
-    def partitions(self) -> list[str]:
-        """The partitions that had such rows, in order."""
-        return sorted({group[0] for group in self.rows})
+    partitions: set[str]
 
 
-def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> RemovedRows:
-    """Remove rows from a table; it is repeated if that was interrupted.
+def search(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> MatchingRows:
+    """Find the rows that match, in all versions of a table.
 
     Args:
         uri: the table.
@@ -62,12 +60,35 @@ def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Remo
         count_by: columns by whose values the rows are counted.
 
     Raises:
+        StorageError: the table cannot be read.
+    """
+    if delta_tables.open_table(uri) is None:
+        return MatchingRows(Counter(), 0, set())
+    with _connect() as con:
+        paths = list(_matching_files(con, uri, condition, _data_files(uri)))
+        return MatchingRows(_count(con, uri, condition, count_by), len(paths), set(map(_partition, paths)))
+
+
+def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Counter[tuple[str, ...]]:
+    """Remove rows from a table, and the files of its older versions that have any.
+
+    It is repeated if that was interrupted.
+
+    Args:
+        uri: the table.
+        condition: which rows.
+        count_by: columns by whose values the rows are counted.
+
+    Returns:
+        The number of rows by partition and the values that they were counted by.
+
+    Raises:
         StorageError: the table cannot be read or written, or another run publishes such rows again and again.
     """
     removed: Counter[tuple[str, ...]] = Counter()
     if delta_tables.open_table(uri) is None:
-        return RemovedRows(removed, 0)
-    with duckdb_session.connect() as con:
+        return removed
+    with _connect() as con:
         for _ in range(_ROUNDS):
             matches = _count(con, uri, condition, count_by)
             for day in sorted({group[0] for group in matches}):
@@ -79,29 +100,54 @@ def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Remo
             raise StorageError(
                 f"{uri}: other runs write rows that are to be erased", "run it again when they have ended"
             )
-        files = _delete_old_files(con, uri, condition)
+        _delete_old_files(con, uri, condition)
     _remove_statistics(uri)
-    return RemovedRows(removed, files)
+    return removed
 
 
-def matching(uri: str, condition: Condition, expression: str) -> set[str]:
+def matching(uri: str, condition: Condition, expression: str, *, latest: bool = False) -> set[str]:
     """The values of an expression in the rows that match, in all versions of a table.
 
     Args:
         uri: the table.
         condition: which rows.
         expression: SQL of a text.
+        latest: only in the latest version.
     """
     values: set[str] = set()
     if delta_tables.open_table(uri) is None:
         return values
-    with duckdb_session.connect() as con, storage_errors.reading(uri):
-        for path in _data_files(uri):
+    with _connect() as con, storage_errors.reading(uri):
+        for path in delta_tables.file_paths(uri) if latest else _data_files(uri):
             source, columns = _relation(con, uri, path)
             if sql := condition(columns):
                 rows = con.sql(f"SELECT DISTINCT {expression} FROM {source} WHERE {sql}").fetchall()
                 values |= {str(value) for (value,) in rows if value is not None}
     return values
+
+
+def _connect() -> duckdb.DuckDBPyConnection:
+    con = duckdb_session.connect()
+    erasure_requests.provide_secret(con)
+    return con
+
+
+def _matching_files(
+    con: duckdb.DuckDBPyConnection, uri: str, condition: Condition, paths: Iterable[str]
+) -> Iterator[str]:
+    """The data files that have a row that matches."""
+    with storage_errors.reading(uri):
+        for path in paths:
+            source, columns = _relation(con, uri, path)
+            sql = condition(columns)
+            if sql and con.sql(f"SELECT 1 FROM {source} WHERE {sql} LIMIT 1").fetchall():
+                yield path
+
+
+def _partition(path: str) -> str:
+    """The partition of a data file."""
+    folder = path.rpartition("/")[0]
+    return unquote(folder.removeprefix(f"{delta_tables.PARTITION}="))
 
 
 def _data_files(uri: str) -> list[str]:
@@ -111,7 +157,7 @@ def _data_files(uri: str) -> list[str]:
 
 
 def _relation(con: duckdb.DuckDBPyConnection, uri: str, path: str) -> tuple[str, list[str]]:
-    """SQL of a data file, and its columns."""
+    """SQL of a data file, and its columns, the partition's among them."""
     if object_store.is_remote(uri) or set("*?[") & set(f"{uri}/{path}"):
         name = f"{uri.removeprefix('s3://')}/{path}"
         filesystem = object_store.filesystem() if object_store.is_remote(uri) else None
@@ -119,6 +165,7 @@ def _relation(con: duckdb.DuckDBPyConnection, uri: str, path: str) -> tuple[str,
         source = "__data_file"
     else:
         source = f"read_parquet({text_literal(f'{uri}/{path}')}, hive_partitioning=false)"
+    source = f"(SELECT *, {text_literal(_partition(path))} AS {delta_tables.PARTITION} FROM {source})"
     return source, con.sql(f"SELECT * FROM {source} LIMIT 0").columns
 
 
@@ -141,34 +188,33 @@ def _count(
 def _write_without(con: duckdb.DuckDBPyConnection, uri: str, day: str, condition: Condition) -> None:
     """Write a partition again without the rows that match."""
 
+    writer = delta_tables.Writer(uri)
+
     def rows() -> pa.RecordBatchReader:
-        duckdb_session.create_view(con, "__partition", uri, None, day, day)
+        table = writer.open()  # the version that the commit follows: another run's rows are not lost
+        assert table is not None, uri
+        if not duckdb_session.create_view(con, "__partition", uri, table.version(), day, day):
+            return delta_tables.arrow_schema(table).empty_table().to_reader()
         columns = con.sql("SELECT * FROM __partition LIMIT 0").columns
         sql = condition(columns)
         relation = con.sql(f"SELECT * FROM __partition WHERE NOT ({sql or 'FALSE'})")
         reader = relation.to_arrow_reader(min(_BATCH_ROWS, row_group_rows(len(columns))))
         return cast("pa.RecordBatchReader", reader)
 
-    delta_tables.Writer(uri).replace(rows, day)
+    writer.replace(rows, day)
 
 
-def _delete_old_files(con: duckdb.DuckDBPyConnection, uri: str, condition: Condition) -> int:
-    """Delete the files of older versions that have such rows; returns their number."""
-    current = set(delta_tables.file_paths(uri))
-    removed, deleted = _removed_files(uri), 0
-    files = object_store.list_files(uri, recursive=True)
-    with storage_errors.reading(uri):
-        for path in _data_files(uri):
-            age = time.time() - files[path].modified_ns / 1e9 if path in files else 0.0
-            if path in current or (path not in removed and age < _ABANDONED_SECONDS):
-                continue  # the second is of a commit that is being made
-            source, columns = _relation(con, uri, path)
-            sql = condition(columns)
-            if sql and con.sql(f"SELECT 1 FROM {source} WHERE {sql} LIMIT 1").fetchall():
-                object_store.delete_file(f"{uri}/{path}")
-                file_digests.forget(uri, path)
-                deleted += 1
-    return deleted
+def _delete_old_files(con: duckdb.DuckDBPyConnection, uri: str, condition: Condition) -> None:
+    """Delete the files of older versions that have such rows."""
+    current, files = set(delta_tables.file_paths(uri)), object_store.list_files(uri, recursive=True)
+    older = [path for path in _data_files(uri) if path not in current]
+    begin = (time.time() - _ABANDONED_SECONDS) * 1e9
+    young = {path for path in older if path in files and files[path].modified_ns > begin}
+    # A young file may be of a commit that is being made.
+    pending = young - _removed_files(uri, begin) if young else set()
+    for path in list(_matching_files(con, uri, condition, (p for p in older if p not in pending))):
+        object_store.delete_file(f"{uri}/{path}")
+        file_digests.forget(uri, path)
 
 
 def _log_files(uri: str, ending: str) -> list[str]:
@@ -176,11 +222,18 @@ def _log_files(uri: str, ending: str) -> list[str]:
     return sorted(name for name in object_store.list_files(f"{uri}/_delta_log") if name.endswith(ending))
 
 
-def _removed_files(uri: str) -> set[str]:
-    """The files that the log says were removed."""
+def _removed_files(uri: str, begin: float) -> set[str]:
+    """The files that the log says were removed.
+
+    Args:
+        uri: the table.
+        begin: only the log since this moment is read, in nanoseconds since 1970.
+    """
+    log = object_store.list_files(f"{uri}/_delta_log")
     return {
         unquote(action["remove"]["path"])
-        for name in _log_files(uri, ".json")
+        for name in sorted(log)
+        if name.endswith(".json") and log[name].modified_ns > begin
         for action in _actions(object_store.read_text(f"{uri}/_delta_log/{name}"))
         if "remove" in action
     }

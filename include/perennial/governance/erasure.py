@@ -9,37 +9,25 @@ named, too: it has to be trained again, and then to be deleted.
 from __future__ import annotations
 
 import logging
-from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any, TypedDict
+from typing import NamedTuple, TypedDict
 
-import pyarrow as pa
-
-from perennial.core.errors import DataError, PerennialError, SpecError
-from perennial.core.partitions import PartitionRange
+from perennial.core.errors import DataError, PerennialError
 from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
-from perennial.features import reference_tables, serving_log
-from perennial.governance import erased_rows, holds
-from perennial.governance.erased_rows import Condition, RemovedRows
+from perennial.features import feature_tables, reference_tables
+from perennial.governance import _manifest_corrections, erased_rows, holds
+from perennial.governance.erased_rows import Condition
 from perennial.ingestion import erasure_requests
-from perennial.ingestion.erasure_requests import ErasureRequest
-from perennial.ingestion.run import LABELS_STEP, STEP
+from perennial.ingestion.erasure_requests import Attempt, ErasureRequest, RemovedCounts
 from perennial.lifecycle import champion
-from perennial.modeling.training_records import TrainingRecord
+from perennial.modeling import training_records
 from perennial.spec import catalog
-from perennial.spec.model_spec import ModelSpec, source_specs
-from perennial.storage import (
-    delta_tables,
-    duckdb_session,
-    landing,
-    ledger,
-    locks,
-    manifests,
-    object_store,
-)
+from perennial.spec.feature_table import FeatureTable
+from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables, duckdb_session, landing, ledger, locks, object_store
 from perennial.storage.ledger import Decision, LedgerKind
-from perennial.storage.manifests import Manifest
 
 #: Tables of a model with rows of its keys, in the order in which they are searched.
 TABLES = ("published", "labels", "quarantine", "predictions", "served")
@@ -51,12 +39,12 @@ log = logging.getLogger("perennial")
 
 
 class ErasureResult(TypedDict):
-    """What `erase` did.
+    """What `erase` did, in all runs of the request, those that were interrupted included.
 
     Attributes:
         request: name of the request.
         rows: number of rows that were removed, by table.
-        files: number of files of older table versions that were deleted.
+        files: number of files of all table versions that had such rows, and were deleted.
         reports: number of data docs and profiles that were deleted, because they may quote columns that are not
             declared personal.
         partitions: the partitions that had such rows, in order.
@@ -65,7 +53,8 @@ class ErasureResult(TypedDict):
         landed: files of the landing area that hold such rows, or did when they were published.
         hidden: records of quarantine that hide a column of the request, and may be of its keys.
         references: reference tables that have such rows: land them without.
-        other_models: models whose own rows the feature tables read: erase there, too.
+        other_models: models whose own rows the feature tables read, or have the same columns: erase there, too.
+        remaining: what else may have such values, and is not searched.
     """
 
     request: str
@@ -79,6 +68,7 @@ class ErasureResult(TypedDict):
     hidden: int
     references: list[str]
     other_models: list[str]
+    remaining: list[str]
 
 
 def erase(spec: ModelSpec, *, request: str, actor: str = "", hidden: bool = False) -> ErasureResult:
@@ -93,13 +83,14 @@ def erase(spec: ModelSpec, *, request: str, actor: str = "", hidden: bool = Fals
 
     Raises:
         PerennialError: there is no such request, or the model's rows are held for an audit.
+        SpecError: a feature table or a model that may read such rows is invalid; nothing was removed.
         StorageError: the lake cannot be read or written; repeat it.
     """
-    with locks.hold(f"erase-{spec.name}"):
+    with locks.hold(holds.lock(spec.name)):
         wanted = erasure_requests.load(spec.name, request)
         holds.refuse(spec.name, "rows are erased")
-        erasure = _Erasure(spec, wanted)
-        result = erasure.run(hidden)
+        erasure = _Erasure(spec, wanted, hidden)
+        result = erasure.run()
         erasure_requests.completed(erasure.request)
         ledger.append(
             spec.name,
@@ -144,103 +135,191 @@ def _span(partitions: Sequence[str]) -> str | None:
     return first if first == last else f"{first}..{last}"
 
 
+class _Table(NamedTuple):
+    """A table that is searched.
+
+    Attributes:
+        name: its name in results: ``published``, or ``features.weather`` for each definition of one.
+        uri: the table.
+        condition: which of its rows go.
+        count_by: columns by whose values they are counted.
+        lock: name of the lock of whoever computes it; empty if there is none.
+    """
+
+    name: str
+    uri: str
+    condition: Condition
+    count_by: tuple[str, ...] = ()
+    lock: str = ""
+
+    def locked(self) -> AbstractContextManager[None]:
+        """Wait for a run that computes it from rows that it read before, and keep others from doing so."""
+        return locks.hold(self.lock, timeout=feature_tables.LOCK_SECONDS) if self.lock else nullcontext()
+
+
 @dataclass
 class _Erasure:
     """One request, carried out.
 
     Attributes:
         spec: the model.
-        request: the request, which gets the hashes of the row keys.
+        request: the request, which gets what is found before it is removed.
+        hidden: whether also those records of quarantine go of which is not known whose they are.
     """
 
     spec: ModelSpec
     request: ErasureRequest
+    hidden: bool
 
     @property
     def _key(self) -> dict[str, str]:
         return {column: self.spec.data.columns[column] for column in self.spec.data.key}
 
-    def run(self, hidden: bool) -> ErasureResult:
+    def run(self) -> ErasureResult:
         """Remove the rows, and all that was made of them and can be removed."""
-        spec, published = self.spec, delta_tables.table_uri("published", self.spec.name)
-        rows = self._row_keys(published, self._condition)
-        rows |= self._row_keys(delta_tables.table_uri("quarantine", spec.name), self._in_quarantine)
-        self.request = replace(self.request, rows=sorted({*self.request.rows, *rows}))
-        erasure_requests.store(self.request)  # before rows are removed, by which others are found
-        before, unpublished = _digests(published), self._unpublished_keys() if hidden else []
-        removed = {kind: self._remove(kind, hidden, unpublished) for kind in TABLES}
-        affected = sorted(_days(removed))
-        self._correct_manifests(removed, before)
-        tables, others = self._remove_features()
-        removed |= tables
-        versions = _trained_on(spec, affected)
+        readers = catalog.load_feature_tables_of(self.spec.name)
+        others = [*_other_sources(self.spec, readers), *self._same_columns()]
+        self.request = replace(self.request, rows=self._row_keys())
+        tables = [*self._tables(), *self._features(readers)]
+        self._store_plan(tables)
+        for table in tables:
+            with table.locked():
+                erased_rows.remove(table.uri, table.condition, table.count_by)
+        attempt = self.request.attempt
+        assert attempt is not None
+        _manifest_corrections.correct(self.spec, self.request.partitions, attempt.published)
+        for uri in self._reports():
+            object_store.delete_file(uri)
+        return self._result(readers, list(dict.fromkeys(others)))
+
+    def _store_plan(self, tables: Sequence[_Table]) -> None:
+        """Find the rows, and store what is about to be removed: a run after an interruption does not find it again."""
+        rows: dict[str, dict[str, int]] = {table.name: {} for table in tables}
+        files: dict[str, int] = {}
+        partitions = set(self.request.partitions)
+        for table in tables:
+            found_rows = erased_rows.search(table.uri, table.condition, table.count_by)
+            for group, count in found_rows.rows.items():
+                rows[table.name][group[-1]] = rows[table.name].get(group[-1], 0) + count
+            files[table.name] = files.get(table.name, 0) + found_rows.files
+            if table.name in ("published", "labels", "predictions", "served"):
+                partitions |= found_rows.partitions
+        partitions |= set(rows["quarantine"])  # of their files
+        self.request = replace(self.request, partitions=sorted(partitions))
+        counts = RemovedCounts(rows, files, len(self._reports()))
+        published = _digests(delta_tables.table_uri("published", self.spec.name))
+        attempt = Attempt(counts, {day: published.get(day, "") for day in sorted(partitions)})
+        if interrupted := self.request.attempt:
+            attempt = Attempt(
+                interrupted.counts.at_least(counts), {**attempt.published, **interrupted.published}
+            )
+        self.request = replace(self.request, attempt=attempt)
+        erasure_requests.store(self.request)
+
+    def _result(self, readers: Sequence[FeatureTable], others: list[str]) -> ErasureResult:
+        spec, removed, partitions = self.spec, self.request.total, self.request.partitions
+        versions = _trained_on(spec, partitions)
         state = champion.read_state(spec) if versions else None
         return ErasureResult(
             request=self.request.identifier,
-            rows={name: parts.rows.total() for name, parts in removed.items()},
-            files=sum(parts.files for parts in removed.values()),
-            reports=self._delete_reports(affected),
-            partitions=affected,
+            rows={table: sum(counts.values()) for table, counts in removed.rows.items()},
+            files=sum(removed.files.values()),
+            reports=removed.reports,
+            partitions=partitions,
             versions=versions,
             champion=bool(state and state.recorded in versions),
-            landed=_landed(spec, affected)[:MAX_NAMED_FILES],
-            hidden=0 if hidden else self._hidden_records(),
+            landed=_landed(spec, partitions)[:MAX_NAMED_FILES],
+            hidden=0 if self.hidden else self._hidden_records(),
             references=self._references(),
             other_models=others,
+            remaining=[*self._other_entities(readers), *_without_folder(), *self._other_reports()],
         )
 
-    def _condition(self, present: Collection[str]) -> str:
-        return erasure_requests.condition_sql(self.request, present, self._key)
+    def _condition(self, present: Collection[str], partition: str = delta_tables.PARTITION) -> str:
+        return erasure_requests.condition_sql([self.request], present, self._key, quote_identifier(partition))
 
-    def _row_keys(self, uri: str, condition: Condition) -> set[str]:
-        """Hashes of the row keys of a table's rows, in all of its versions."""
-        return erased_rows.matching(uri, condition, erasure_requests.hash_sql(self._key))
+    def _condition_of_values(self, present: Collection[str]) -> str:
+        """SQL of the rows of a table whose rows are not those of the model, by the columns of the request."""
+        return erasure_requests.condition_sql([self.request], present, {})
 
-    def _remove(self, kind: str, hidden: bool, unpublished: list[str]) -> RemovedRows:
-        """Remove the rows from one of the model's tables.
+    def _row_keys(self) -> list[str]:
+        """Hashes of the rows that have, or had, the keys; not of those that are of somebody else by now."""
+        key, columns, name = self._key, self.request.columns, self.spec.lake_column
+        published = delta_tables.table_uri("published", self.spec.name)
+        digest = _row_hash(key, delta_tables.PARTITION)
+        rows = {*self.request.rows} | erased_rows.matching(published, self._condition, digest)
+        quarantine = delta_tables.table_uri("quarantine", self.spec.name)
+        rows |= erased_rows.matching(quarantine, self._in_quarantine, _row_hash(key, name(_FEED_DATE)))
 
-        Args:
-            kind: kind of the table.
-            hidden: also those records of quarantine of which is not known whose they are.
-            unpublished: hashes of row keys whose labels go with these records.
-        """
-        uri, name = delta_tables.table_uri(kind, self.spec.name), self.spec.lake_column
-        if kind == "labels" and unpublished:
-            also = _among(erasure_requests.hash_sql(self._key), unpublished)
-            return erased_rows.remove(uri, lambda columns: f"{self._condition(columns) or 'FALSE'} OR {also}")
-        if kind != "quarantine":
-            return erased_rows.remove(uri, self._condition)
-        condition = self._in_quarantine
-        if hidden and self._hidden_columns():
-            condition = self._with_cells
-        return erased_rows.remove(uri, condition, (name(_FEED), name(_FEED_DATE)))
+        def of_others(present: Collection[str]) -> str:
+            if not set(columns) <= set(present):
+                return ""
+            among = erasure_requests.among_sql(key, rows, delta_tables.PARTITION)
+            known, wanted = (
+                erasure_requests.known_sql(columns),
+                erasure_requests.among_sql(columns, self.request.hashes),
+            )
+            return f"{among} AND {known} AND NOT {wanted}"
+
+        return sorted(rows - erased_rows.matching(published, of_others, digest, latest=True))
+
+    def _tables(self) -> Iterator[_Table]:
+        """The tables of the model."""
+        name, unpublished = self.spec.lake_column, self._unpublished_rows()
+        for kind in TABLES:
+            uri = delta_tables.table_uri(kind, self.spec.name)
+            if kind == "quarantine":
+                condition = (
+                    self._with_cells if self.hidden and self._hidden_columns() else self._in_quarantine
+                )
+                yield _Table(kind, uri, condition, (name(_FEED), name(_FEED_DATE)))
+            elif kind == "labels" and unpublished:
+                also = erasure_requests.among_sql(self._key, unpublished, delta_tables.PARTITION)
+                yield _Table(
+                    kind, uri, lambda present, also=also: f"{self._condition(present) or 'FALSE'} OR {also}"
+                )  # type: ignore[misc]
+            else:
+                yield _Table(kind, uri, self._condition)
+
+    def _features(self, readers: Sequence[FeatureTable]) -> Iterator[_Table]:
+        """All definitions of the feature tables that have rows of the keys."""
+        for table in readers:
+            for name in _definitions():
+                if name.rpartition("-")[0] == table.name:
+                    uri = delta_tables.table_uri("features", name)
+                    yield _Table(
+                        f"features.{table.name}", uri, self._condition_of_values, lock=f"features-{name}"
+                    )
 
     def _in_quarantine(self, present: Collection[str]) -> str:
         """SQL of the records of quarantine: by key, and by the cells that they show as JSON."""
         cells = quote_identifier(self.spec.lake_column("row_values"))
-        parts = [self._condition(present)]
+        parts = [self._condition(present, self.spec.lake_column(_FEED_DATE))]
         if not self._hidden_columns():
             shown = ", ".join(
                 f"TRY_CAST(json_extract_string({cells}, {text_literal(_json_path(c))}) AS {SQL_TYPES[kind]}) "
                 f"AS {quote_identifier(c)}"
                 for c, kind in self.request.columns.items()
             )
-            digest = erasure_requests.hash_sql(self.request.columns)
-            parts.append(_among(f"(SELECT {digest} FROM (SELECT {shown}))", self.request.hashes))
+            among = erasure_requests.among_sql(self.request.columns, self.request.hashes)
+            parts.append(f"(SELECT {among} FROM (SELECT {shown}))")
         return " OR ".join(filter(None, parts))
 
     def _with_cells(self, present: Collection[str]) -> str:
         """SQL of the records of quarantine that are of a row, not of a partition."""
         return f"{quote_identifier(self.spec.lake_column('row_values'))} IS NOT NULL"
 
-    def _unpublished_keys(self) -> list[str]:
-        """Hashes of the row keys that are in quarantine only, where it hides a column of the request."""
-        if not self._hidden_columns():
+    def _unpublished_rows(self) -> list[str]:
+        """Hashes of the rows that are in quarantine only, where it hides a column of the request and is emptied."""
+        if not self.hidden or not self._hidden_columns():
             return []
-        digest = erasure_requests.hash_sql(self._key)
-        keys = self._row_keys(delta_tables.table_uri("quarantine", self.spec.name), self._with_cells)
+        quarantine = delta_tables.table_uri("quarantine", self.spec.name)
+        digest = _row_hash(self._key, self.spec.lake_column(_FEED_DATE))
+        rows = erased_rows.matching(quarantine, self._with_cells, digest)
+        among = erasure_requests.among_sql(self._key, rows, delta_tables.PARTITION)
         published = delta_tables.table_uri("published", self.spec.name)
-        return sorted(keys - self._row_keys(published, lambda _: _among(digest, sorted(keys))))
+        digest = _row_hash(self._key, delta_tables.PARTITION)
+        return sorted(rows - erased_rows.matching(published, lambda _: among, digest))
 
     def _hidden_columns(self) -> list[str]:
         """Columns of the request whose values quarantine hides, unless they are all of the row key."""
@@ -260,95 +339,68 @@ class _Erasure:
             cells = quote_identifier(self.spec.lake_column("row_values"))
             return int(con.sql(f"SELECT count({cells}) FROM __quarantine").fetchall()[0][0])
 
-    def _correct_manifests(self, removed: Mapping[str, RemovedRows], before: Mapping[str, str]) -> None:
-        """Let the manifests say what the tables hold: otherwise what is finished would be done again."""
-        spec = self.spec
-        tables = {kind: _digests(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels")}
-        quarantined: Counter[tuple[str, str]] = Counter()
-        for (_, feed, day), count in removed["quarantine"].rows.items():
-            quarantined[LABELS_STEP if feed == "labels" else STEP, day] += count
-        for step, kind in ((STEP, "published"), (LABELS_STEP, "labels")):
-            gone = Counter({group[0]: n for group, n in removed[kind].rows.items()})
-            days = {*gone, *(day for of_step, day in quarantined if of_step == step)}
-            for manifest in manifests.read_all(spec.name, step, sorted(days)).values():
-                day = manifest.key
-                manifests.rewrite(_without_rows(manifest, gone[day], quarantined[step, day], tables))
-        self._correct_scores(removed, before, tables["published"])
-
-    def _correct_scores(
-        self, removed: Mapping[str, RemovedRows], before: Mapping[str, str], after: Mapping[str, str]
-    ) -> None:
-        """Let the manifests of scoring, and the logged features, name the rows that are left."""
-        spec, gone = self.spec, Counter({g[0]: n for g, n in removed["predictions"].rows.items()})
-        days = {*gone, *removed["published"].partitions}
-        for day, manifest in manifests.read_all(spec.name, "score", sorted(days)).items():
-            if manifest.inputs.get("rows") != before.get(day, ""):
-                continue  # scored from other rows: it is scored again
-            inputs = {**manifest.inputs, "rows": after.get(day, "")}
-            rows = manifest.rows_out - gone[day]
-            result = {**manifest.result, "rows": rows}
-            manifests.rewrite(replace(manifest, inputs=inputs, rows_in=rows, rows_out=rows, result=result))
-            _relabel_log(spec, day, serving_log.inputs_digest(inputs))
-
-    def _remove_features(self) -> tuple[dict[str, RemovedRows], list[str]]:
-        """Remove the rows of entities from feature tables; returns also the other models that these tables read."""
-        removed: dict[str, RemovedRows] = {}
-        others: set[str] = set()
-        for name in sorted(self._feature_tables()):
-            tables = _definitions(name)
-            parts = [erased_rows.remove(uri, self._condition_of_entities) for uri in tables]
-            total: Counter[tuple[str, ...]] = Counter()
-            for part in parts:
-                total += part.rows
-            removed[f"features.{name}"] = RemovedRows(total, sum(part.files for part in parts))
-            if removed[f"features.{name}"].rows:
-                others |= {source.name for source in source_specs(catalog.load_feature_table(name))}
-        return removed, sorted(others - {self.spec.name})
-
-    def _condition_of_entities(self, present: Collection[str]) -> str:
-        return erasure_requests.condition_sql(replace(self.request, rows=[]), present, self._key)
-
-    def _feature_tables(self) -> set[str]:
-        """Names of the feature tables that read this model's rows."""
-        names = set()
-        for name in catalog.find_folders(catalog.TABLE_FILE):
-            try:
-                table = catalog.load_feature_table(name)
-            except SpecError as error:
-                raise PerennialError(
-                    f"feature table {name}, which may have such rows, is invalid: {error.cause}",
-                    "correct it; then repeat the erasure",
-                    model=self.spec.name,
-                ) from error
-            if any(source.name == self.spec.name for source in source_specs(table)):
-                names.add(name)
-        return names
-
     def _references(self) -> list[str]:
         """Reference tables of which a version has such rows; those of older versions are not read again."""
         return [
             reference.name
             for reference in self.spec.references
-            if erased_rows.matching(reference_tables.uri(reference), self._condition_of_entities, "''")
+            if erased_rows.matching(reference_tables.uri(reference), self._condition_of_values, "''")
         ]
 
-    def _delete_reports(self, partitions: Sequence[str]) -> int:
-        """Delete the data docs and profiles of partitions, if a column of the request is not declared personal."""
-        if set(self.request.columns) <= set(self.spec.personal_columns):
-            return 0
-        deleted = 0
-        for kind in ("validation", "profile"):
-            folder = delta_tables.table_uri("reports", self.spec.name) + f"/{kind}"
-            for name in object_store.list_files(folder):
-                if any(_covers(name.partition(".html")[0].partition(".json")[0], day) for day in partitions):
-                    object_store.delete_file(f"{folder}/{name}")
-                    deleted += 1
-        return deleted
+    def _may_be_quoted(self) -> bool:
+        """Whether reports may quote a column of the request: one that is not declared personal."""
+        return not set(self.request.columns) <= set(self.spec.personal_columns)
+
+    def _reports(self) -> list[str]:
+        """The data docs and profiles of the partitions, if they may quote a column of the request."""
+        if not self._may_be_quoted():
+            return []
+        root = delta_tables.table_uri("reports", self.spec.name)
+        return [
+            f"{root}/{kind}/{name}"
+            for kind in ("validation", "profile")
+            for name in object_store.list_files(f"{root}/{kind}")
+            if any(
+                _covers(name.partition(".html")[0].partition(".json")[0], day)
+                for day in self.request.partitions
+            )
+        ]
+
+    def _other_reports(self) -> list[str]:
+        """The folders of other reports, if they may quote a column of the request."""
+        if not self._may_be_quoted():
+            return []
+        root = delta_tables.table_uri("reports", self.spec.name)
+        kinds = sorted({*object_store.list_folders(root)} - {"validation", "profile"})
+        return [f"reports, which may quote frequent values ({root}/{kind})" for kind in kinds]
+
+    def _other_entities(self, readers: Sequence[FeatureTable]) -> list[str]:
+        """The feature tables that read such rows, and have features of another entity."""
+        return [
+            f"feature table {table.name}, of {', '.join(table.entity)}, until it is computed again"
+            for table in readers
+            if not set(self.request.columns) <= set(table.entity)
+        ]
+
+    def _same_columns(self) -> list[str]:
+        """Other models whose rows have the columns of the request.
+
+        Raises:
+            SpecError: the folder of a model is invalid.
+        """
+        models, errors = catalog.load_models()
+        if errors:
+            raise errors[0]
+        wanted = self.request.columns.items()
+        return sorted(
+            n for n, s in models.items() if n != self.spec.name and wanted <= s.data.columns.items()
+        )
 
 
-def _among(digest: str, hashes: Sequence[str]) -> str:
-    """SQL condition that a hash is one of some."""
-    return f"coalesce({digest} IN ({', '.join(map(text_literal, hashes))}), FALSE)" if hashes else "FALSE"
+def _row_hash(key: dict[str, str], partition: str) -> str:
+    """SQL of the hash of a row; null without a key, which all such rows would share."""
+    digest = erasure_requests.hash_sql(key, quote_identifier(partition))
+    return f"CASE WHEN {erasure_requests.known_sql(key)} THEN {digest} END"
 
 
 def _covers(name: str, day: str) -> bool:
@@ -368,64 +420,33 @@ def _digests(uri: str) -> dict[str, str]:
     return {day: delta_tables.files_digest(listed) for day, listed in files.items()}
 
 
-def _days(removed: Mapping[str, RemovedRows]) -> set[str]:
-    """The partitions of the rows that were removed; records in quarantine count for the one of their file."""
-    days = {day for kind in TABLES if kind != "quarantine" for day in removed[kind].partitions}
-    return days | {day for _, _, day in removed["quarantine"].rows}
+def _definitions() -> list[str]:
+    """The definitions of feature tables in the lake, by name."""
+    return sorted(object_store.list_folders(delta_tables.table_uri("features", "").rstrip("/")))
 
 
-def _without_rows(
-    manifest: Manifest, gone: int, quarantined: int, tables: Mapping[str, Mapping[str, str]]
-) -> Manifest:
-    """The manifest of the rows, or labels, that are left of a partition."""
-    files = manifest.outputs.get("files") or {}
-    rows_out = manifest.rows_out - gone
-    in_quarantine = max(0, manifest.quarantined - quarantined)
-    counts: dict[str, Any] = {"rows_in": rows_out + in_quarantine, "rows_out": rows_out,
-                              "quarantined": in_quarantine, "labels": manifest.result.get("labels", 0) - gone,
-                              "labels_quarantined": in_quarantine}  # fmt: skip
-    if manifest.step == STEP and not manifest.result.get("labels"):
-        counts["labels"] = 0  # they have a feed of their own
-    present = {kind: tables[kind].get(manifest.key, "") for kind in files if kind in tables}
-    return replace(
-        manifest,
-        rows_in=counts["rows_in"],
-        rows_out=rows_out,
-        quarantined=in_quarantine,
-        result={**manifest.result, **{k: n for k, n in counts.items() if k in manifest.result}},
-        outputs={**manifest.outputs, "files": {**files, **present}},
-    )
+def _without_folder() -> list[str]:
+    """Definitions of feature tables whose folder is gone: nothing says whose rows they were computed from."""
+    folders = catalog.find_folders(catalog.TABLE_FILE)
+    return [
+        f"feature table {n}, whose folder is gone"
+        for n in _definitions()
+        if n.rpartition("-")[0] not in folders
+    ]
 
 
-def _relabel_log(spec: ModelSpec, day: str, digest: str) -> None:
-    """Let the logged features of a partition name the scoring as its manifest has it now."""
-    with duckdb_session.connect(threads=1) as con:
-        if not duckdb_session.create_view(con, "__log", serving_log.uri(spec.name), None, day, day):
-            return
-        rows: pa.Table = con.sql("SELECT * FROM __log").to_arrow_table()
-    name = spec.lake_column("scored_from")
-    column = pa.array([digest] * len(rows), rows.schema.field(name).type)
-    rows = rows.set_column(rows.schema.get_field_index(name), name, column)
-    delta_tables.replace(serving_log.uri(spec.name), rows, day)
-
-
-def _definitions(name: str) -> list[str]:
-    """The lake tables of all definitions of a feature table."""
-    folder = f"{delta_tables.table_uri('features', '')}".rstrip("/")
-    return [f"{folder}/{n}" for n in object_store.list_folders(folder) if n.rpartition("-")[0] == name]
+def _other_sources(spec: ModelSpec, readers: Sequence[FeatureTable]) -> list[str]:
+    """The other models whose rows feature tables read."""
+    return sorted({source.model for table in readers for source in table.sources} - {spec.name})
 
 
 def _trained_on(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:
     """Numbers of the versions that were fitted or evaluated on some partitions, by the ledger."""
-    numbers = []
-    for record in ledger.records(spec.name, LedgerKind.TRAINING):
-        if not record["model_version"]:
-            continue
-        tags = TrainingRecord.parse(record).tags
-        ranges = [tags.get(name) for name in ("trained_range", "refit_range", "holdout_range")]
-        spans = [PartitionRange.parse(text) for text in ranges if text]
-        if any(span.start <= day <= span.end for span in spans for day in partitions):
-            numbers.append(record["model_version"])
+    numbers = [
+        record.version
+        for record in training_records.all_records(spec.name)
+        if any(span.start <= day <= span.end for span in record.ranges for day in partitions)
+    ]
     return list(dict.fromkeys(numbers))
 
 

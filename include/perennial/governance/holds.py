@@ -3,14 +3,27 @@
 from __future__ import annotations
 
 from perennial.core.errors import PerennialError
-from perennial.storage import ledger
+from perennial.lifecycle import ledger_anchors
+from perennial.storage import ledger, locks
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
 
-def open_hold(model: str) -> LedgerRecord | None:
-    """The ledger's record of the hold on a model; None if it is not held."""
-    records = ledger.records(model, LedgerKind.HOLD)
-    return records[-1] if records and records[-1]["decision"] == Decision.STARTED else None
+def lock(model: str) -> str:
+    """Name of the lock of whatever deletes something of a model, or holds it: a hold waits for a deletion to end."""
+    return f"delete-{model}"
+
+
+def open_holds(model: str) -> list[LedgerRecord]:
+    """The ledger's records of the holds on a model that have not ended, in order."""
+    started: dict[int, LedgerRecord] = {}
+    for record in ledger.records(model, LedgerKind.HOLD):
+        if record["decision"] == Decision.STARTED:
+            started[record["sequence"]] = record
+        else:  # a record without the number ends them all
+            ended = record["evidence"].get("hold")
+            for number in list(started) if ended is None else [ended]:
+                started.pop(number, None)
+    return list(started.values())
 
 
 def hold(model: str, *, reason: str, actor: str) -> LedgerRecord:
@@ -23,19 +36,43 @@ def hold(model: str, *, reason: str, actor: str) -> LedgerRecord:
 
     Raises:
         PerennialError: no reason is given.
+        LockHeldError: something of the model is being deleted.
     """
-    return _record(model, Decision.STARTED, reason, actor)
+    with ledger_anchors.anchored(model), locks.hold(lock(model)):
+        return _record(model, Decision.STARTED, reason, actor, {})
 
 
-def release(model: str, *, reason: str, actor: str) -> LedgerRecord:
-    """End the hold on a model.
+def release(model: str, *, reason: str, actor: str, number: int | None = None) -> LedgerRecord:
+    """End a hold on a model; others go on.
+
+    Args:
+        model: name of the model.
+        reason: why.
+        actor: who asks for it.
+        number: the hold, by the number of its record; not needed if there is one only.
 
     Raises:
-        PerennialError: it is not held, or no reason is given.
+        PerennialError: it is not held, or several times and no number is given; or no reason is given.
     """
-    if open_hold(model) is None:
-        raise PerennialError("it is not held", "perennial ledger shows its holds", model=model)
-    return _record(model, Decision.RELEASED, reason, actor)
+    with ledger_anchors.anchored(model), locks.hold(lock(model)):
+        numbers = [record["sequence"] for record in open_holds(model)]
+        if not numbers:
+            raise PerennialError("it is not held", "perennial ledger shows its holds", model=model)
+        if number not in numbers if number is not None else len(numbers) > 1:
+            several = ", ".join(map(str, numbers))
+            raise PerennialError(
+                f"hold {number} is none that goes on"
+                if number is not None
+                else f"it is held {len(numbers)} times",
+                f"name one of its records in the ledger by --hold: {several}",
+                model=model,
+            )
+        return _record(model, Decision.RELEASED, reason, actor, {"hold": number or numbers[0]})
+
+
+def describe(record: LedgerRecord) -> str:
+    """Who holds a model since when, and why."""
+    return f"{record['actor']} since {record['recorded_at']}: {record['reason']}"
 
 
 def refuse(model: str, what: str) -> None:
@@ -48,8 +85,7 @@ def refuse(model: str, what: str) -> None:
     Raises:
         PerennialError: it is held.
     """
-    record = open_hold(model)
-    if record is not None:
+    for record in open_holds(model):
         raise PerennialError(
             f"no {what}: {record['actor']} holds the model since {record['recorded_at']}: {record['reason']}",
             f"end the hold first: perennial release {model} --reason …",
@@ -57,7 +93,11 @@ def refuse(model: str, what: str) -> None:
         )
 
 
-def _record(model: str, decision: Decision, reason: str, actor: str) -> LedgerRecord:
+def _record(
+    model: str, decision: Decision, reason: str, actor: str, evidence: dict[str, int]
+) -> LedgerRecord:
     if not reason.strip():
         raise PerennialError("no reason is given", "say why with --reason", model=model)
-    return ledger.append(model, kind=LedgerKind.HOLD, decision=decision, reason=reason.strip(), actor=actor)
+    return ledger.append(
+        model, kind=LedgerKind.HOLD, decision=decision, reason=reason.strip(), actor=actor, evidence=evidence
+    )

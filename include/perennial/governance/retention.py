@@ -9,23 +9,24 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Collection, Iterator, Mapping
+from contextlib import nullcontext
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
 from typing import TypedDict
 
+from perennial.core.durations import Duration
 from perennial.core.errors import PerennialError
-from perennial.core.partitions import PartitionRange
 from perennial.features import feature_tables
 from perennial.governance import _registered_versions, disk_usage, holds
+from perennial.governance._registered_versions import VersionInUse
 from perennial.governance.disk_usage import DiskUse
-from perennial.lifecycle import backlog, champion, trials
-from perennial.modeling import registry, training_records
-from perennial.modeling.registry import ModelVersion
+from perennial.lifecycle import backlog, ledger_anchors
+from perennial.spec import catalog
+from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, file_digests, ledger, object_store, storage_errors
+from perennial.storage import delta_tables, file_digests, ledger, locks, object_store, storage_errors
 from perennial.storage.ledger import Decision, LedgerKind
-from perennial.training.runs import recipe as recipes
-from perennial.training.runs.recipe import Recipe
 
 #: Tables by the key of `retention` that their partitions are kept by.
 _TABLES = {
@@ -35,6 +36,8 @@ _TABLES = {
 }
 #: The partitions in the name of a report: ``2024-01-02.html``, ``2024-01-02..2024-01-05.json``.
 _REPORT = re.compile(r"(?P<first>\d{4}-\d{2}[-\dT]*)(?:\.\.(?P<last>\d{4}-\d{2}[-\dT]*))?\.")
+#: Feature tables that read the rows of a model, each with the models that join it.
+Readers = list[tuple[FeatureTable, list[ModelSpec]]]
 log = logging.getLogger("perennial")
 
 
@@ -46,6 +49,7 @@ class RetentionResult(TypedDict):
         partitions: number of partitions that were emptied, by table.
         reports: number of reports.
         versions: numbers of the model versions.
+        refused: numbers of the model versions that MLflow did not let this user delete.
         files: number of files of older table versions.
         bytes: their bytes.
         in_use: numbers of the versions in use, which nothing they need was deleted of.
@@ -57,6 +61,7 @@ class RetentionResult(TypedDict):
     partitions: dict[str, int]
     reports: int
     versions: list[str]
+    refused: list[str]
     files: int
     bytes: int
     in_use: list[str]
@@ -74,33 +79,43 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
         dry_run: delete nothing, and say what would be deleted.
 
     Raises:
-        RegistryError: MLflow cannot be reached: it is then not known what is in use, and nothing is deleted.
+        PerennialError: ``as_of`` is in the future.
+        RegistryError: MLflow cannot be reached, or lost the champion: it is then not known what is in use, and nothing
+            is deleted.
+        ArtifactError: what a version in use was trained on is not known; nothing is deleted.
+        SpecError: the folder of another model or of a feature table, which may need the rows, is invalid.
         StorageError: the lake cannot be read or written.
     """
-    hold = holds.open_hold(spec.name)
-    in_use = _versions_in_use(spec)
-    plan = _Plan(spec, as_of, in_use, dry_run)
-    result = RetentionResult(
-        as_of=as_of, partitions={}, reports=0, versions=[], files=0, bytes=0, in_use=sorted(in_use, key=int),
-        hold=f"{hold['actor']} since {hold['recorded_at']}: {hold['reason']}" if hold else "", disk=[],
-    )  # fmt: skip
-    if not hold:
-        result["partitions"] = plan.empty_partitions()
-        result["reports"] = plan.delete_reports()
-        result["versions"] = plan.delete_versions()
-        result["files"], result["bytes"] = plan.delete_history()
-    result["disk"] = disk_usage.of_model(spec)
-    if not dry_run and any(result[name] for name in ("partitions", "reports", "versions", "files")):
+    newest = spec.cadence.key_of(datetime.now(UTC))
+    if as_of > newest:
+        raise PerennialError(
+            f"{as_of} is in the future", f"name {newest} or an earlier partition", model=spec.name
+        )
+    with ledger_anchors.anchored(spec.name), nullcontext() if dry_run else locks.hold(holds.lock(spec.name)):
+        held = holds.open_holds(spec.name)
+        plan = _Plan(spec, as_of, _registered_versions.in_use(spec), dry_run)
+        plan.result["hold"] = "; ".join(map(holds.describe, held))
+        try:
+            if not held:
+                plan.carry_out()
+        finally:  # what was deleted before an error, too
+            _record(plan, actor)
+        plan.result["disk"] = disk_usage.of_model(spec)
+    return plan.result
+
+
+def _record(plan: _Plan, actor: str) -> None:
+    result, spec = plan.result, plan.spec
+    if not plan.dry_run and any(result[name] for name in ("partitions", "reports", "versions", "files")):  # type: ignore[literal-required]
         ledger.append(
             spec.name,
             kind=LedgerKind.RETENTION,
             decision=Decision.DELETED,
             reason=summarise(result),
             actor=actor,
-            partition=as_of,
+            partition=plan.as_of,
             evidence={**result, "retention": spec.retention.model_dump(mode="json")},
         )
-    return result
 
 
 def summarise(result: RetentionResult) -> str:
@@ -110,24 +125,29 @@ def summarise(result: RetentionResult) -> str:
     parts = [f"{count} partitions of {table}" for table, count in result["partitions"].items()]
     parts += [f"{result['reports']} reports"] if result["reports"] else []
     parts += [f"versions {', '.join(result['versions'])}"] if result["versions"] else []
+    if result["refused"]:
+        parts.append(
+            f"not versions {', '.join(result['refused'])}, which only an administrator of MLflow deletes"
+        )
     parts += [f"{result['files']} files of older table versions ({result['bytes']:,} bytes)"] * bool(
         result["files"]
     )
     return f"older than the spec keeps as of {result['as_of']}: {'; '.join(parts) or 'nothing'}"
 
 
-def _versions_in_use(spec: ModelSpec) -> dict[str, ModelVersion]:
-    """The versions of which nothing that they need is deleted, by number.
+@dataclass(frozen=True)
+class _History:
+    """What is deleted of the older versions of a table.
 
-    Raises:
-        RegistryError: MLflow cannot be reached.
+    Attributes:
+        uri: the table.
+        age: age of the files that go.
+        pinned: versions that are kept.
     """
-    state, trial = champion.read_state(spec), trials.active_trial(spec)
-    numbers = {state.champion, state.recorded, champion.predecessor(state.changes, state.recorded)}
-    numbers |= {str(trial["model_version"])} if trial else set()
-    numbers |= _registered_versions.aliased(spec.name)
-    versions = (registry.find_version(spec.name, number) for number in sorted(filter(None, numbers)))
-    return {version.version: version for version in versions if version is not None}
+
+    uri: str
+    age: timedelta
+    pinned: Collection[int]
 
 
 @dataclass
@@ -139,136 +159,188 @@ class _Plan:
         as_of: the partition from which ages are counted.
         in_use: the versions in use, by number.
         dry_run: whether nothing is deleted.
+        result: what was deleted so far.
     """
 
     spec: ModelSpec
     as_of: str
-    in_use: dict[str, ModelVersion]
+    in_use: dict[str, VersionInUse]
     dry_run: bool
+    result: RetentionResult = field(init=False)
 
-    def empty_partitions(self) -> dict[str, int]:
-        """Remove the rows of old partitions; returns their number by table, of tables that have any."""
-        counts = {}
+    def __post_init__(self) -> None:
+        self.result = RetentionResult(
+            as_of=self.as_of, partitions={}, reports=0, versions=[], refused=[], files=0, bytes=0,
+            in_use=list(self.in_use), hold="", disk=[],
+        )  # fmt: skip
+
+    def carry_out(self) -> None:
+        """Delete what is old; what is in use is known before the first file goes."""
+        readers = _readers(self.spec)
+        history, needed = _history(self.spec, self.in_use), self._needed(readers)
+        self._empty_partitions(needed, max((_lookback(self.spec, table) for table, _ in readers), default=0))
+        self._delete_reports()
+        self._delete_versions()
+        for table_history in history:
+            self._delete_history(table_history)
+
+    def _needed(self, readers: Readers) -> set[tuple[str, str]]:
+        """First and last partitions of the rows that versions in use depend on, of this model and of others."""
+        needed = {(span.start, span.end) for used in self.in_use.values() for span in used.ranges}
+        cadence = self.spec.cadence
+        for table, models in readers:
+            for model in models:
+                own = model.name == self.spec.name
+                for used in (self.in_use if own else _registered_versions.in_use(model)).values():
+                    for span in used.ranges:
+                        first = cadence.key_of(model.cadence.start_of(span.start))
+                        last = cadence.key_of(model.cadence.end_of(span.end) - timedelta(microseconds=1))
+                        needed.add((cadence.shift(first, -_lookback(self.spec, table)), last))
+        return needed
+
+    def _empty_partitions(self, needed: Collection[tuple[str, str]], lookback: int) -> None:
+        """Remove the rows of old partitions.
+
+        Args:
+            needed: first and last partitions of what versions in use were fitted and evaluated on.
+            lookback: how many partitions longer rows are kept than the spec says, because feature tables read them.
+        """
         for key, kinds in _TABLES.items():
+            as_of = self.spec.cadence.shift(self.as_of, -lookback if key == "rows" else 0)
             for kind in kinds:
                 uri = delta_tables.table_uri(kind, self.spec.name)
-                days = [day for day in delta_tables.partitions(uri) if self._is_old(key, day)]
+                days = [d for d in delta_tables.partitions(uri) if self._is_old(key, d, as_of)]
                 if key == "rows":
-                    days = [day for day in days if not self._is_needed(day)]
+                    days = [d for d in days if not any(first <= d <= last for first, last in needed)]
                 if days and not self.dry_run:
                     delta_tables.remove_rows(uri, days)
                 if days:
-                    counts[kind] = len(days)
-        return counts
+                    self.result["partitions"][kind] = len(days)
 
-    def _is_old(self, key: str, day: str) -> bool:
-        return not backlog.is_kept(self.spec, key, day, self.as_of)  # type: ignore[arg-type]
+    def _is_old(self, key: str, day: str, as_of: str) -> bool:
+        return not backlog.is_kept(self.spec, key, day, as_of)  # type: ignore[arg-type]
 
-    def _is_needed(self, day: str) -> bool:
-        """Whether a version in use was fitted or evaluated on a partition."""
-        return any(span.start <= day <= span.end for v in self.in_use.values() for span in _ranges(v))
-
-    def delete_reports(self) -> int:
-        """Delete old reports; returns their number."""
-        needed, deleted = {version.as_of for version in self.in_use.values()}, 0
+    def _delete_reports(self) -> None:
+        """Delete old reports."""
+        needed = {used.record.tags.get("as_of", "") for used in self.in_use.values()}
         root = delta_tables.table_uri("reports", self.spec.name)
         for path in sorted(object_store.list_files(root, recursive=True)):
             match = _REPORT.match(path.rpartition("/")[2])
             last = match and (match["last"] or match["first"])
-            if not last or not self._is_old("reports", last) or (path.startswith("train") and last in needed):
+            old = last and self._is_old("reports", last, self.as_of)
+            if not old or (path.startswith("train") and last in needed):
                 continue
             if not self.dry_run:
                 object_store.delete_file(f"{root}/{path}")
-            deleted += 1
-        return deleted
+            self.result["reports"] += 1
 
-    def delete_versions(self) -> list[str]:
-        """Delete old versions, with their runs, in MLflow; returns their numbers."""
+    def _delete_versions(self) -> None:
+        """Delete old versions, with their runs, in MLflow."""
         if self.spec.retention.versions is None:
-            return []
-        numbers = dict.fromkeys(r.version for r in training_records.all_records(self.spec.name))
-        present = [v for v in (registry.find_version(self.spec.name, n) for n in numbers) if v is not None]
-        old = present[: -self.spec.retention.versions]
-        deleted = [
-            version for version in old if version.version not in self.in_use and registry.is_ours(version)
-        ]
-        for version in deleted if not self.dry_run else ():
-            _registered_versions.delete(version)
-        return [version.version for version in deleted]
-
-    def delete_history(self) -> tuple[int, int]:
-        """Delete files that only old versions of the tables have; returns their number and bytes."""
-        pinned, count, size = self._pinned_versions(), 0, 0
-        for uri in self._tables():
-            for path, length in self._unneeded_files(uri, pinned.get(uri, set())):
-                if not self.dry_run:
-                    object_store.delete_file(f"{uri}/{path}")
-                    file_digests.forget(uri, path)
-                count, size = count + 1, size + length
-        return count, size
-
-    def _tables(self) -> list[str]:
-        tables = [delta_tables.table_uri(kind, self.spec.name) for kind in delta_tables.KINDS]
-        tables += [feature_tables.uri(table) for _, table in self.spec.feature_tables]
-        return [uri for uri in tables if delta_tables.open_table(uri) is not None]
-
-    def _unneeded_files(self, uri: str, pinned: Collection[int]) -> Iterator[tuple[str, int]]:
-        """The files that were removed long ago, and that no pinned version has; with their bytes."""
-        table = delta_tables.open_table(uri)
-        assert table is not None, uri
-        properties = table.metadata().configuration
-        missing = {k: v for k, v in delta_tables.TABLE_PROPERTIES.items() if properties.get(k) != v}
-        with storage_errors.writing(uri):
-            if (
-                missing and not self.dry_run
-            ):  # of an earlier release, whose log would be deleted after 30 days
-                table.alter.set_table_properties(missing, raise_if_not_exists=False)
-            hours = int(self.spec.retention.table_history.length(self.spec.cadence).total_seconds() // 3600)
-            unneeded = table.vacuum(
-                retention_hours=hours,
-                dry_run=True,  # a commit for it would be no version that anybody pins
-                enforce_retention_duration=False,
-                keep_versions=sorted(set(pinned)) or None,
-            )
-        files = object_store.list_files(uri, recursive=True)
-        return ((path, files[path].size) for path in sorted(unneeded) if path in files)
-
-    def _pinned_versions(self) -> dict[str, set[int]]:
-        """The versions of each table, by URI, that the versions in use were trained on.
-
-        Raises:
-            ArtifactError: the recipe of one is not what was recorded: nothing is deleted.
-        """
-        pinned: dict[str, set[int]] = {}
-        for version in self.in_use.values():
-            for uri, number in self._read_by(version):
-                if _can_be_opened(uri, number):
-                    pinned.setdefault(uri, set()).add(number)
-        return pinned
-
-    def _read_by(self, version: ModelVersion) -> Iterable[tuple[str, int]]:
-        """The tables that a version's training read, with their versions; none if it has no recipe."""
-        recorded = registry.recorded(registry.as_recorded(version))
-        if recipes.ARTIFACT not in recorded.digests:
             return
-        recipe = Recipe.from_dict(registry.load_json_artifact(version, recipes.ARTIFACT))
-        yield delta_tables.table_uri("published", self.spec.name), recipe.published
-        if recipe.labels is not None:
-            yield delta_tables.table_uri("labels", self.spec.name), recipe.labels
-        for _, table in registry.load_spec(version).feature_tables:
-            if table.name in recipe.tables:
-                yield feature_tables.uri(table), recipe.tables[table.name]
+        for version in _registered_versions.present(self.spec.name)[: -self.spec.retention.versions]:
+            if version.version not in self.in_use:
+                deleted = self.dry_run or _registered_versions.delete(version)
+                self.result["versions" if deleted else "refused"].append(version.version)
+
+    def _delete_history(self, history: _History) -> None:
+        """Delete files that only old versions of a table have."""
+        for path, length in _unneeded_files(history, self.dry_run):
+            if not self.dry_run:
+                object_store.delete_file(f"{history.uri}/{path}")
+                file_digests.forget(history.uri, path)
+            self.result["files"] += 1
+            self.result["bytes"] += length
 
 
-def _ranges(version: ModelVersion) -> list[PartitionRange]:
-    """The partitions that a version was fitted and evaluated on."""
-    names = ("trained_range", "refit_range", "holdout_range")
-    return [PartitionRange.parse(version.tags[name]) for name in names if version.tags.get(name)]
+def _readers(spec: ModelSpec) -> Readers:
+    """The feature tables that read the rows of a model, each with the models that join it."""
+    tables = catalog.load_feature_tables_of(spec.name)
+    models = catalog.load_models_joining([t.name for t in tables])
+    return [(t, [m for m in models if any(j.table == t.name for j in m.features.tables)]) for t in tables]
 
 
-def _can_be_opened(uri: str, version: int) -> bool:
-    """Whether a table's log still has a version; one that it has not cannot be kept."""
-    try:
-        return delta_tables.open_table(uri, version) is not None
-    except PerennialError:
-        return False
+def _lookback(spec: ModelSpec, table: FeatureTable) -> int:
+    """The partitions of a model before a row's that the features of the row depend on."""
+    length = table.lookback.length(table.cadence) + table.age_limit.length(table.cadence)
+    return -(-length // Duration(1, "partition").length(spec.cadence))
+
+
+def _history(spec: ModelSpec, in_use: dict[str, VersionInUse]) -> list[_History]:
+    """What is deleted of older versions of tables: nothing while it is not known what a version in use was trained on.
+
+    The history of a feature table is deleted with the first of the models that join it, for all of them.
+    """
+    uris = [delta_tables.table_uri(kind, spec.name) for kind in delta_tables.KINDS]
+    uses = [(spec, in_use)]
+    ages = dict.fromkeys(uris, spec.retention.table_history.length(spec.cadence))
+    if spec.features.tables:
+        models = {m.name: m for m in catalog.load_models_joining({j.table for j in spec.features.tables})}
+        models[spec.name] = spec
+        uses += [(m, _registered_versions.in_use(m)) for name, m in models.items() if name != spec.name]
+        for _, table in spec.feature_tables:
+            joining = [
+                models[n]
+                for n in sorted(models)
+                if any(j.table == table.name for j in models[n].features.tables)
+            ]
+            if joining[0].name == spec.name and not any(holds.open_holds(model.name) for model in joining):
+                ages[feature_tables.uri(table)] = max(
+                    model.retention.table_history.length(model.cadence) for model in joining
+                )
+    pinned: dict[str, set[int]] = {}
+    for model, versions in uses:
+        for number, used in versions.items():
+            if used.version is None:
+                log.warning("Model %s: MLflow does not have version %s, so that it is not known which table versions "
+                            "it was trained on: none is deleted", model.name, number)  # fmt: skip
+                return []
+            for uri, version in _registered_versions.tables_read(model, used.version):
+                pinned.setdefault(uri, set()).add(version)
+    present = [uri for uri in ages if delta_tables.open_table(uri) is not None]
+    return [_History(uri, ages[uri], _in_log(uri, pinned.get(uri, ()))) for uri in present]
+
+
+def _in_log(uri: str, versions: Collection[int]) -> list[int]:
+    """The versions that a table's log still has; one that it has not cannot be kept."""
+    if not versions:
+        return []
+    names = [name for name in object_store.list_files(f"{uri}/_delta_log") if name[:20].isdigit()]
+    commits = {int(name[:20]) for name in names if name[20:] == ".json"}
+    checkpoints = {int(name[:20]) for name in names if name[20:].startswith(".checkpoint")}
+
+    def has(version: int) -> bool:
+        first = max((number for number in checkpoints if number <= version), default=-1)
+        return all(number in commits for number in range(first + 1, version + 1))
+
+    return sorted(filter(has, versions))
+
+
+def _unneeded_files(history: _History, dry_run: bool) -> Iterator[tuple[str, int]]:
+    """The files that were removed long ago, and that no pinned version has; with their bytes."""
+    table = delta_tables.open_table(history.uri)
+    assert table is not None, history.uri
+    missing = _missing_properties(table.metadata().configuration, history.age)
+    with storage_errors.writing(history.uri):
+        if missing and not dry_run:
+            table.alter.set_table_properties(missing, raise_if_not_exists=False)
+        unneeded = table.vacuum(
+            retention_hours=int(history.age.total_seconds() // 3600),
+            dry_run=True,  # a commit for it would be no version that anybody pins
+            enforce_retention_duration=False,
+            keep_versions=list(history.pinned) or None,
+        )
+    files = object_store.list_files(history.uri, recursive=True)
+    return ((path, files[path].size) for path in sorted(unneeded) if path in files)
+
+
+def _missing_properties(properties: Mapping[str, str], age: timedelta) -> dict[str, str]:
+    """Properties that a table needs: its log, without which no version can be read, must stay as long as versions do.
+
+    Tables of an earlier release have none, and would lose their log after 30 days.
+    """
+    wanted = dict(delta_tables.TABLE_PROPERTIES)
+    for name in (n for n, value in wanted.items() if value.startswith("interval")):
+        days = [re.findall(r"\d+", text) for text in (wanted[name], properties.get(name, ""))]
+        wanted[name] = f"interval {max(age.days, *(int(numbers[0]) for numbers in days if numbers))} days"
+    return {name: value for name, value in wanted.items() if properties.get(name) != value}

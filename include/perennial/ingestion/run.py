@@ -17,16 +17,19 @@ from perennial import __version__
 from perennial.core.errors import PerennialError
 from perennial.core.progress import Progress
 from perennial.core.redaction import error_text
+from perennial.core.sql import text_literal
 from perennial.feeds.feed_schema import FeedSchema, translate_read_error
 from perennial.feeds.text_casts import TextFormat
 from perennial.ingestion import erasure_requests, publishing, typed_rows
 from perennial.ingestion._label_values import impossible_label_conditions, stop_too_many_classes
+from perennial.ingestion.erasure_requests import ErasureRequest
 from perennial.ingestion.publishing import UnreadableError, ValidatedBatch
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.sources import QuerySource
 from perennial.spec.text_format import TextFormatSpec
 from perennial.storage import duckdb_session, landing
 from perennial.storage.landing import Fingerprint, LandedFile
+from perennial.storage.object_store import FileStat
 from perennial.storage.part_folders import IncompleteFolderError
 from perennial.validation import check_builder, validator
 from perennial.validation.gx_evaluator import ValidationOutcome
@@ -117,6 +120,8 @@ class PartitionRun:
         labels: state of each label file that is not published yet, by the date of its rows.
         versions: version of each table written, by its kind.
         undeclared: type of each column that files of rows have and the spec does not declare, by its name.
+        requests: the requests to erase rows, as `erasure_requests` read them last.
+        request_files: their files then.
     """
 
     spec: ModelSpec
@@ -127,6 +132,23 @@ class PartitionRun:
     labels: dict[str, FileState]
     versions: dict[str, int] = field(default_factory=dict)
     undeclared: dict[str, str] = field(default_factory=dict)
+    requests: list[ErasureRequest] = field(default_factory=list)
+    request_files: dict[str, FileStat] = field(default_factory=dict)
+
+    def erasure_requests(self) -> list[ErasureRequest]:
+        """The requests whose rows are not published again; the connection gets the secret of their hashes.
+
+        They are read again when one was made or carried out since: a run of a range takes hours.
+
+        Raises:
+            PerennialError: the secret of a request is not the one of this environment.
+        """
+        files = erasure_requests.files(self.spec.name)
+        if files != self.request_files:
+            self.requests = list(erasure_requests.load_all(self.spec.name))
+            self.request_files = files
+            erasure_requests.provide_secret(self.con)
+        return self.requests
 
     def state(self, feed: FeedSchema, day: str) -> FileState:
         """The state of the file of a feed for a date."""
@@ -345,7 +367,8 @@ def _validate(
     try:
         typed = run.folder / f"{feed.kind}.typed.parquet"
         key = {column: spec.data.columns[column] for column in spec.data.key}
-        erased = erasure_requests.suppression_sql(spec.name, feed.columns, key)
+        days = f"[{', '.join(text_literal(file.day) for file in files)}][__file + 1]"
+        erased = erasure_requests.condition_sql(run.erasure_requests(), feed.columns, key, days)
         cast_failures = typed_rows.create_landed_view(run.con, feed, files, view, typed, erased)
         checks = check_builder.build_checks(
             suite,

@@ -164,6 +164,18 @@ def set_model_tag(model: str, name: str, value: str) -> None:
     mlflow_api.call("POST", "/api/2.0/mlflow/registered-models/set-tag", json=body, missing_ok=True)
 
 
+def aliased(model: str) -> set[str]:
+    """Numbers of the versions that an alias points to, whoever set it.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    try:
+        return {str(alias["version"]) for alias in _registered_model(model, "aliases")}
+    except (KeyError, TypeError):
+        raise mlflow_api.unexpected_answer(_MODEL_PATH, "aliases without versions") from None
+
+
 def _registered_model(model: str, field: str) -> list[Any]:
     """A list that MLflow has of a registered model; empty if it is not registered."""
     answer = mlflow_api.call("GET", _MODEL_PATH, params={"name": model}, missing_ok=True)

@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
 from perennial.storage import ledger
 from perennial.storage.ledger import LedgerKind, LedgerRecord
@@ -60,6 +61,12 @@ class TrainingRecord:
     def digest(self) -> str:
         """SHA-256 of the model file; empty if none was recorded."""
         return self.digests.get(MODEL_FILE, "")
+
+    @property
+    def ranges(self) -> list[PartitionRange]:
+        """The partitions that it was fitted on, fitted on once more, and evaluated on."""
+        texts = (self.tags.get(name) for name in ("trained_range", "refit_range", "holdout_range"))
+        return [PartitionRange.parse(text) for text in texts if text]
 
 
 #: Records found by this process, by lake, model, version and run; they never change.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+from collections.abc import Collection
 from pathlib import Path
 from typing import NoReturn, TypeVar
 
@@ -20,9 +21,11 @@ __all__ = [
     "find_folders",
     "load_feature_set",
     "load_feature_table",
+    "load_feature_tables_of",
     "load_model",
     "load_model_by_name",
     "load_models",
+    "load_models_joining",
 ]
 
 _Named = TypeVar("_Named", ModelSpec, FeatureSet, FeatureTable)
@@ -221,6 +224,33 @@ def load_feature_table(name: str, model: str | None = None, where: str = "") -> 
     return FeatureTable.from_parts(
         table, read_text(folders[name] / "features.sql", model), tuple(sources), folders[name]
     )
+
+
+def load_feature_tables_of(model: str) -> list[FeatureTable]:
+    """Read the feature tables that read the rows of a model.
+
+    Raises:
+        SpecError: the folder of a feature table is invalid: it may read them.
+    """
+    tables = [load_feature_table(name) for name in sorted(find_folders(TABLE_FILE))]
+    return [table for table in tables if any(source.model == model for source in table.sources)]
+
+
+def load_models_joining(tables: Collection[str]) -> list[ModelSpec]:
+    """Read the models whose features join one of some feature tables.
+
+    Args:
+        tables: names of the tables; where there are none, no model is read.
+
+    Raises:
+        SpecError: the folder of a model is invalid: it may join one.
+    """
+    if not tables:
+        return []
+    models, errors = load_models()
+    if errors:
+        raise errors[0]
+    return [spec for spec in models.values() if any(join.table in tables for join in spec.features.tables)]
 
 
 def _check_joins(spec: ModelSpec) -> None:

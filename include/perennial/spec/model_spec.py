@@ -327,13 +327,12 @@ class ModelSpec(FolderSpec):
                     if (value := getattr(section, key)) is not None:
                         bounds.check(f"{name}.{key}", value, self.cadence)
         rows, window = self.retention.rows, self.training.window
-        needed = (window.partitions(self.cadence) if window else 0) + self.training.holdout.partitions(
-            self.cadence
-        )
+        read = (window.partitions(self.cadence) if window else 0) + self.training.holdout.partitions(self.cadence)
+        needed = max(read, self.retraining.trial.partitions(self.cadence)) + self.label_delay
         if rows is not None and rows.partitions(self.cadence) < needed:
             raise ValueError(
-                f"retention.rows is {rows}, which is less than a training reads: training.window and training.holdout "
-                f"are {needed} partitions"
+                f"retention.rows is {rows}, which is less than a training reads, or a trial: training.window and "
+                f"training.holdout, or retraining.trial, and label.arrives_after are {needed} partitions"
             )
         policy = self.retraining
         if policy.ab_share and policy.trial.partitions(self.cadence) < MIN_BASELINE_PARTITIONS:

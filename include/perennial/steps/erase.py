@@ -23,7 +23,8 @@ class ErasedRows(TypedDict):
         landed: landed files that may still hold such rows.
         hidden: records of quarantine that may be of the keys.
         references: reference tables that have such rows.
-        other_models: models from whose rows feature tables may compute such rows again.
+        other_models: models from whose rows feature tables may compute such rows again, or with the same columns.
+        remaining: what else may have such values, and is not searched.
     """
 
     request: str
@@ -37,6 +38,7 @@ class ErasedRows(TypedDict):
     hidden: int
     references: list[str]
     other_models: list[str]
+    remaining: list[str]
 
 
 def erase(
@@ -69,4 +71,5 @@ def erase(
         hidden=result["hidden"],
         references=result["references"],
         other_models=result["other_models"],
+        remaining=result["remaining"],
     )

@@ -324,8 +324,10 @@ def _erase(model: str, result: ErasedRows) -> Summary:
     if result["other_models"]:
         others = _listed(result["other_models"])
         lines.append(
-            f"Feature tables also read {others}: erase there, too, or their rows compute them again."
+            f"Erase there, too, since feature tables read their rows or they have the same columns: {others}."
         )
+    if result["remaining"]:
+        lines.append(f"Not searched, and may have such values: {_listed(result['remaining'])}.")
     return Summary(tuple(lines))
 
 

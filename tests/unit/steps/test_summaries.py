@@ -48,6 +48,7 @@ ERASED = {
     "request": "0" * 16, "rows": {"published": 3, "labels": 0}, "files": 2, "reports": 0,
     "published_again": ["2024-01-20"], "versions": ["1", "2"], "champion": True, "landed": ["/landing/a.csv"],
     "hidden": 1, "references": ["places"], "other_models": ["other"],
+    "remaining": ["feature table gone, whose folder is gone"],
 }  # fmt: skip
 PROMOTED = {"promoted": True, "version": "3", "previous": "2", "reason": "better"}
 
@@ -164,7 +165,8 @@ OUTCOMES: list[tuple[str, dict[str, Any], list[str]]] = [
         "1 record of quarantine may be of the keys: a column of them is hidden there. With --hidden (hidden in the "
         "form) all of these are removed.",
         "Land these reference tables without such rows: places.",
-        "Feature tables also read other: erase there, too, or their rows compute them again.",
+        "Erase there, too, since feature tables read their rows or they have the same columns: other.",
+        "Not searched, and may have such values: feature table gone, whose folder is gone.",
     ]),
     ("publish_predictions", WRITTEN | {"status": "unchanged"}, [
         "Nothing to do: the table scores has the same predictions of 2024-01-20 of toy.",
