@@ -50,6 +50,12 @@ def correct(spec: ModelSpec, days: Collection[str], before: Mapping[str, str]) -
         _relabel_log(spec, day, serving_log.inputs_digest(inputs))
 
 
+def digests(uri: str) -> dict[str, str]:
+    """The `delta_tables.files_digest` of each partition of a table."""
+    files = delta_tables.files_by_partition(uri)
+    return {day: delta_tables.files_digest(listed) for day, listed in files.items()}
+
+
 def _quarantined(spec: ModelSpec) -> dict[tuple[str, str], int]:
     """The number of rows in quarantine, by step and the partition of their file."""
     feed, day, cells = (spec.lake_column(name) for name in ("feed", "feed_date", "row_values"))

@@ -8,7 +8,9 @@ named, too: it has to be trained again, and then to be deleted.
 
 from __future__ import annotations
 
+import functools
 import logging
+from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
@@ -31,6 +33,8 @@ from perennial.storage.ledger import Decision, LedgerKind
 
 #: Tables of a model with rows of its keys, in the order in which they are searched.
 TABLES = ("published", "labels", "quarantine", "predictions", "served")
+#: Of these, those whose rows are of the partition that they are stored in.
+_OF_PARTITIONS = ("published", "labels", "predictions", "served")
 #: Columns by which records in quarantine are counted, by their usual names.
 _FEED, _FEED_DATE = "feed", "feed_date"
 #: Landed files that a record names.
@@ -182,38 +186,49 @@ class _Erasure:
         self.request = replace(self.request, rows=self._row_keys())
         tables = [*self._tables(), *self._features(readers)]
         self._store_plan(tables)
+        removed: dict[str, dict[str, int]] = {}
         for table in tables:
             with table.locked():
-                erased_rows.remove(table.uri, table.condition, table.count_by)
-        attempt = self.request.attempt
-        assert attempt is not None
-        _manifest_corrections.correct(self.spec, self.request.partitions, attempt.published)
+                rows = erased_rows.remove(table.uri, table.condition, table.count_by)
+            _add(removed.setdefault(table.name, {}), rows)
+        self._store(RemovedCounts(removed), self.request.partitions)  # other runs may have written more
+        assert self.request.attempt is not None
+        _manifest_corrections.correct(self.spec, self.request.partitions, self.request.attempt.published)
         for uri in self._reports():
             object_store.delete_file(uri)
         return self._result(readers, list(dict.fromkeys(others)))
 
     def _store_plan(self, tables: Sequence[_Table]) -> None:
         """Find the rows, and store what is about to be removed: a run after an interruption does not find it again."""
-        rows: dict[str, dict[str, int]] = {table.name: {} for table in tables}
+        rows: dict[str, dict[str, int]] = {}
         files: dict[str, int] = {}
-        partitions = set(self.request.partitions)
+        partitions: set[str] = set()
         for table in tables:
-            found_rows = erased_rows.search(table.uri, table.condition, table.count_by)
-            for group, count in found_rows.rows.items():
-                rows[table.name][group[-1]] = rows[table.name].get(group[-1], 0) + count
-            files[table.name] = files.get(table.name, 0) + found_rows.files
-            if table.name in ("published", "labels", "predictions", "served"):
-                partitions |= found_rows.partitions
-        partitions |= set(rows["quarantine"])  # of their files
-        self.request = replace(self.request, partitions=sorted(partitions))
-        counts = RemovedCounts(rows, files, len(self._reports()))
-        published = _digests(delta_tables.table_uri("published", self.spec.name))
-        attempt = Attempt(counts, {day: published.get(day, "") for day in sorted(partitions)})
-        if interrupted := self.request.attempt:
-            attempt = Attempt(
-                interrupted.counts.at_least(counts), {**attempt.published, **interrupted.published}
-            )
-        self.request = replace(self.request, attempt=attempt)
+            matching = erased_rows.search(table.uri, table.condition, table.count_by)
+            _add(rows.setdefault(table.name, {}), matching.rows)
+            files[table.name] = files.get(table.name, 0) + matching.files
+            if table.name in _OF_PARTITIONS:
+                partitions |= matching.partitions
+        self._store(RemovedCounts(rows, files), partitions)
+        reports = RemovedCounts(reports=len(self._reports()))  # of these partitions
+        self._store(reports, self.request.partitions)
+
+    def _store(self, counts: RemovedCounts, partitions: Collection[str]) -> None:
+        """Add to the request what this run removes."""
+        days = {*self.request.partitions, *partitions}
+        for table in _OF_PARTITIONS:
+            days |= {*counts.rows.get(table, ())}
+        days |= {*counts.rows.get("quarantine", ())}  # of the records' files
+        attempt = self.request.attempt or Attempt()
+        published = (
+            _manifest_corrections.digests(delta_tables.table_uri("published", self.spec.name)) if days else {}
+        )
+        before = {day: published.get(day, "") for day in sorted(days)} | attempt.published
+        self.request = replace(
+            self.request,
+            partitions=sorted(days),
+            attempt=Attempt(attempt.counts.at_least(counts), before),
+        )
         erasure_requests.store(self.request)
 
     def _result(self, readers: Sequence[FeatureTable], others: list[str]) -> ErasureResult:
@@ -237,6 +252,9 @@ class _Erasure:
 
     def _condition(self, present: Collection[str], partition: str = delta_tables.PARTITION) -> str:
         return erasure_requests.condition_sql([self.request], present, self._key, quote_identifier(partition))
+
+    def _condition_or(self, also: str, present: Collection[str]) -> str:
+        return f"{self._condition(present) or 'FALSE'} OR {also}"
 
     def _condition_of_values(self, present: Collection[str]) -> str:
         """SQL of the rows of a table whose rows are not those of the model, by the columns of the request."""
@@ -275,9 +293,7 @@ class _Erasure:
                 yield _Table(kind, uri, condition, (name(_FEED), name(_FEED_DATE)))
             elif kind == "labels" and unpublished:
                 also = erasure_requests.among_sql(self._key, unpublished, delta_tables.PARTITION)
-                yield _Table(
-                    kind, uri, lambda present, also=also: f"{self._condition(present) or 'FALSE'} OR {also}"
-                )  # type: ignore[misc]
+                yield _Table(kind, uri, functools.partial(self._condition_or, also))
             else:
                 yield _Table(kind, uri, self._condition)
 
@@ -397,6 +413,12 @@ class _Erasure:
         )
 
 
+def _add(counts: dict[str, int], rows: Counter[tuple[str, ...]]) -> None:
+    """Add numbers of rows, by the last value that they were counted by."""
+    for group, count in rows.items():
+        counts[group[-1]] = counts.get(group[-1], 0) + count
+
+
 def _row_hash(key: dict[str, str], partition: str) -> str:
     """SQL of the hash of a row; null without a key, which all such rows would share."""
     digest = erasure_requests.hash_sql(key, quote_identifier(partition))
@@ -412,12 +434,6 @@ def _covers(name: str, day: str) -> bool:
 def _json_path(column: str) -> str:
     quoted = column.replace("\\", "\\\\").replace('"', '\\"')
     return f'$."{quoted}"'
-
-
-def _digests(uri: str) -> dict[str, str]:
-    """The `delta_tables.files_digest` of each partition of a table."""
-    files = delta_tables.files_by_partition(uri)
-    return {day: delta_tables.files_digest(listed) for day, listed in files.items()}
 
 
 def _definitions() -> list[str]:

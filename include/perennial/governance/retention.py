@@ -106,7 +106,7 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
 
 def _record(plan: _Plan, actor: str) -> None:
     result, spec = plan.result, plan.spec
-    if not plan.dry_run and any(result[name] for name in ("partitions", "reports", "versions", "files")):  # type: ignore[literal-required]
+    if not plan.dry_run and any(result[name] for name in ("partitions", "reports", "versions", "files")):
         ledger.append(
             spec.name,
             kind=LedgerKind.RETENTION,

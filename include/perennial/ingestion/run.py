@@ -367,8 +367,8 @@ def _validate(
     try:
         typed = run.folder / f"{feed.kind}.typed.parquet"
         key = {column: spec.data.columns[column] for column in spec.data.key}
-        days = f"[{', '.join(text_literal(file.day) for file in files)}][__file + 1]"
-        erased = erasure_requests.condition_sql(run.erasure_requests(), feed.columns, key, days)
+        partition = f"[{', '.join(text_literal(file.day) for file in files)}][__file + 1]"
+        erased = erasure_requests.condition_sql(run.erasure_requests(), feed.columns, key, partition)
         cast_failures = typed_rows.create_landed_view(run.con, feed, files, view, typed, erased)
         checks = check_builder.build_checks(
             suite,

@@ -327,7 +327,9 @@ class ModelSpec(FolderSpec):
                     if (value := getattr(section, key)) is not None:
                         bounds.check(f"{name}.{key}", value, self.cadence)
         rows, window = self.retention.rows, self.training.window
-        read = (window.partitions(self.cadence) if window else 0) + self.training.holdout.partitions(self.cadence)
+        read = (window.partitions(self.cadence) if window else 0) + self.training.holdout.partitions(
+            self.cadence
+        )
         needed = max(read, self.retraining.trial.partitions(self.cadence)) + self.label_delay
         if rows is not None and rows.partitions(self.cadence) < needed:
             raise ValueError(

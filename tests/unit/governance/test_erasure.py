@@ -13,8 +13,8 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.core import dates
-from perennial.core.errors import DataError, PerennialError
-from perennial.governance import erasure, erasure_keys, holds
+from perennial.core.errors import DataError, PerennialError, StorageError
+from perennial.governance import erased_rows, erasure, erasure_keys, holds
 from perennial.governance.reproduction import reproduce
 from perennial.ingestion import erasure_requests
 from perennial.lifecycle import verification
@@ -24,7 +24,7 @@ from perennial.storage import delta_tables, ledger, manifests
 from perennial.storage.ledger import LedgerKind
 from support import canary, lake, toys
 from support.canary import TEXT
-from support.small_model import DAY, SmallModel, rows
+from support.small_model import COLUMNS, DAY, SmallModel, rows
 
 PHONE = "+49 170 7654321"
 NEXT = "2020-03-02"
@@ -50,21 +50,28 @@ def holding(folder: Path, *values: str) -> list[str]:
 
 @pytest.fixture(scope="module")
 def published(tmp_path_factory: pytest.TempPathFactory) -> SmallModel:
-    """Two partitions, published twice; one person has a good row and a bad one in the first, and two labels."""
+    """Two partitions, published twice; one person has two good rows and a bad one in the first, and three labels.
+
+    A third row was of that person when it was published first; a row of the second partition has the key of another.
+    """
     model = SmallModel(tmp_path_factory.mktemp("published"))
-    phones = [PHONE, *["+49 1"] * 39]
+    phones = [PHONE, PHONE, *["+49 1"] * 38]
     table = rows(id=[TEXT, *(f"{DAY}-{i}" for i in range(1, 40))], phone=phones)
+    before = table.set_column(7, "phone", [[PHONE] * 3 + ["+49 1"] * 37])
+    recurring = rows(NEXT, id=[f"{DAY}-1", *(f"{NEXT}-{i}" for i in range(1, 40))])
     bad = rows(n=41, id=[f"bad {TEXT}", *table.column("id").to_pylist()], amount=[-1.0] + [1.0] * 40,
                phone=[PHONE, *phones])  # fmt: skip
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("perennial.ingestion.data_profile.write_profile", lambda *_: None)
         for name, folder in (("HOME", "home"), ("LAKE", "lake"), ("LANDING", "landing")):
             patch.setenv(f"PERENNIAL_{name}", str(model.folder / folder))
-        model.land(table)
-        model.land(rows(NEXT), NEXT)
+        model.land(before)
+        model.land(recurring, NEXT)
         model.run(DAY, NEXT)
         model.land(bad)
-        model.land(bad.select(["id"]).append_column("value", [[1.0] * 41]), feed="labels")
+        for day, content in ((DAY, bad), (NEXT, recurring)):
+            labels = content.select(["id"]).append_column("value", [[1.0] * len(content)])
+            model.land(labels, day, feed="labels")
         model.run(DAY, NEXT)
     return model
 
@@ -85,18 +92,41 @@ def test_a_key_leaves_every_table_version_and_log(small: SmallModel) -> None:
     name = request(small, phone=PHONE)
     result = erasure.erase(small.spec, request=name, hidden=True)
     assert holding(small.lake, TEXT, PHONE) == []
-    assert result["rows"] == {"published": 1, "labels": 2, "quarantine": 1, "predictions": 0, "served": 0}
+    assert result["rows"] == {"published": 2, "labels": 3, "quarantine": 1, "predictions": 0, "served": 0}
     assert result["partitions"] == [DAY] and result["files"] >= 1 and result["versions"] == []
     assert [Path(uri).parent.name for uri in result["landed"]] == ["rows", "labels"], "both still hold it"
-    assert {r["partition_date"] for r in small.table()} == {DAY, NEXT} and len(small.table()) == 79
+    assert {r["partition_date"] for r in small.table()} == {DAY, NEXT} and len(small.table()) == 78
+    labelled = [(r["partition_date"], r["id"]) for r in small.table("labels")]
+    assert (NEXT, f"{DAY}-1") in labelled, "a key identifies a row within its partition"
+    assert (DAY, f"{DAY}-2") in labelled, "the row is of somebody else by now"
+    assert len(labelled) == 78
     (record,) = ledger.records("small", LedgerKind.ERASURE)
     assert record["evidence"]["rows"] == result["rows"] and record["actor"] == "ada"
     findings = verification.verify_model(small.spec, actor="test")["findings"]
     assert [finding for finding in findings if "MLflow" not in finding] == []
 
 
-def test_what_the_landed_files_still_hold_is_not_published_again(small: SmallModel) -> None:
-    erasure.erase(small.spec, request=request(small, id=TEXT))
+def test_an_interrupted_erasure_goes_on_and_what_landed_is_not_published_again(
+    small: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, remove = request(small, id=TEXT), erased_rows.remove
+
+    def interrupted(uri: str, *args: Any) -> Any:
+        if "predictions" in uri:
+            raise StorageError("the disk is full", "")
+        return remove(uri, *args)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(erased_rows, "remove", interrupted)
+        with pytest.raises(StorageError):
+            erasure.erase(small.spec, request=name)
+    assert not any(r["id"] == TEXT for r in small.table()), "some of it was removed"
+    for _ in range(2):  # one that is repeated says the same
+        result = erasure.erase(small.spec, request=name)
+        assert result["partitions"] == [DAY] and result["files"] >= 2 and result["landed"]
+        assert result["rows"] == {"published": 1, "labels": 1, "quarantine": 0, "predictions": 0, "served": 0}
+        (*_, record) = ledger.records("small", LedgerKind.ERASURE)
+        assert record["evidence"]["rows"] == result["rows"] and record["partition"] == DAY
     before = small.table()
     assert small.run(DAY, NEXT)["status"] == "unchanged", "the manifests say what the tables hold"
     again = small.run(DAY, NEXT, force=True)
@@ -111,21 +141,30 @@ def test_quarantine_that_hides_whose_a_row_is_is_counted(small: SmallModel) -> N
     assert result["hidden"] == 1 and result["rows"]["quarantine"] == 0
     again = erasure.erase(small.spec, request=result["request"], hidden=True)
     assert again["hidden"] == 0 and again["rows"]["quarantine"] == 1 and small.table("quarantine") == []
+    assert again["rows"]["published"] == 2, "all that the request removed"
 
 
-def test_cells_that_quarantine_shows_are_compared(small: SmallModel) -> None:
+def test_cells_that_quarantine_shows_are_compared(
+    small: SmallModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
+    toys.model(tmp_path / "models", "other", data={"columns": COLUMNS | {"seen_at": "timestamp"}})
+    (small.lake / "features" / "gone-0123abcd").mkdir(parents=True)
+    (small.lake / "reports" / "small" / "monitor").mkdir()
     result = erasure.erase(small.spec, request=request(small, amount="-1"))
     assert result["rows"]["quarantine"] == 1 and result["rows"]["published"] == 0
     assert result["reports"] > 0 and small.table("quarantine") == [], "data docs may quote such a column"
+    assert result["other_models"] == ["other"]
+    gone, reports = result["remaining"]
+    assert gone == "feature table gone-0123abcd, whose folder is gone" and "reports/small/monitor" in reports
 
 
 def test_the_log_of_an_earlier_release_loses_its_statistics(
     small_model: SmallModel, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(delta_tables, "TABLE_PROPERTIES", {})
-    small_model.land(rows(id=[TEXT] * 40))
-    small_model.changes = {"quarantine_limit": 1}
-    small_model.run()
+    content = rows(id=[TEXT] * 40).append_column(delta_tables.PARTITION, [[DAY] * 40])
+    delta_tables.replace(delta_tables.table_uri("published", "small"), content, DAY)
     table = delta_tables.open_table(delta_tables.table_uri("published", "small"))
     assert table is not None
     table.create_checkpoint()
@@ -176,10 +215,18 @@ def test_nothing_is_erased_while_the_model_is_held(small: SmallModel) -> None:
     name = request(small, id=TEXT)
     with pytest.raises(PerennialError, match="no reason"):
         holds.hold("small", reason=" ", actor="ada")
-    holds.hold("small", reason="audit of 2020", actor="ada")
+    first = holds.hold("small", reason="audit of 2020", actor="ada")
+    holds.hold("small", reason="audit of 2021", actor="grace")
     with pytest.raises(PerennialError, match=r"ada holds the model .*: audit of 2020"):
         erasure.erase(small.spec, request=name)
-    holds.release("small", reason="audit ended", actor="ada")
+    with pytest.raises(PerennialError, match="it is held 2 times"):
+        holds.release("small", reason="audit ended", actor="ada")
+    holds.release("small", reason="audit ended", actor="ada", number=first["sequence"])
+    with pytest.raises(PerennialError, match=r"grace holds the model .*: audit of 2021"):
+        erasure.erase(small.spec, request=name)
+    with pytest.raises(PerennialError, match=f"hold {first['sequence']} is none that goes on"):
+        holds.release("small", reason="audit ended", actor="ada", number=first["sequence"])
+    holds.release("small", reason="audit ended", actor="grace")
     assert erasure.erase(small.spec, request=name)["rows"]["published"] == 1
     with pytest.raises(PerennialError, match="not held"):
         holds.release("small", reason="again", actor="ada")
@@ -221,9 +268,18 @@ def test_the_hash_of_duckdb_is_hmac(small: SmallModel) -> None:
     secret = hashlib.sha256((small.lake / "erasures" / "secret").read_bytes()).digest() if request(
         small, id="x") else b""  # fmt: skip
     columns = {"id": "string", "count": "integer"}
-    ((digest,),) = duckdb.sql(
-        f"SELECT {erasure_requests.hash_sql(columns)} FROM (SELECT 'ä' AS id, 7.0 AS count)"
-    ).fetchall()
+    with duckdb.connect() as con:
+        erasure_requests.provide_secret(con)
+        ((digest,),) = con.sql(
+            f"SELECT {erasure_requests.hash_sql(columns)} FROM (SELECT 'ä' AS id, 7.0 AS count)"
+        ).fetchall()
+        ((null,),) = con.sql(
+            f"SELECT {erasure_requests.hash_sql({'id': 'string'})} FROM (SELECT NULL AS id)"
+        ).fetchall()
+        condition = erasure_requests.among_sql({"id": "string"}, [null])
+        assert con.sql(f"SELECT {condition} FROM (SELECT NULL AS id)").fetchall() == [(False,)], "no key"
+    padded = bytes(byte ^ 0x36 for byte in secret.ljust(64, b"\0"))
+    assert padded.hex() not in condition, "text of SQL may be in an error's message"
     message = json.dumps(["count", "id"]) + '["7","ä"]'
     assert digest == hmac.new(secret, message.encode(), "sha256").hexdigest()
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -11,16 +13,21 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.core import dates
-from perennial.core.errors import RegistryError
-from perennial.governance import disk_usage, holds, retention
+from perennial.core.durations import Duration
+from perennial.core.errors import PerennialError, RegistryError, RegistryRequestError, StorageError
+from perennial.features import feature_tables
+from perennial.governance import _registered_versions, disk_usage, holds, retention
 from perennial.governance.reproduction import reproduce
+from perennial.ingestion.run import STEP
 from perennial.lifecycle import backlog
-from perennial.modeling import registry
+from perennial.modeling import mlflow_api, registry
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, ledger, object_store
-from perennial.storage.ledger import LedgerKind
+from perennial.storage import delta_tables, ledger, manifests, object_store
+from perennial.storage.ledger import Decision, LedgerKind
+from perennial.storage.manifests import Manifest
 from support import toys
+from support.feeds import history_table
 from support.small_model import DAY, SmallModel, rows
 
 LATER = dates.add_days(toys.LAST, 40)
@@ -37,13 +44,33 @@ def days_of(spec: ModelSpec, kind: str) -> list[str]:
     return delta_tables.partitions(delta_tables.table_uri(kind, spec.name))
 
 
-def test_old_partitions_reports_and_history_go_and_what_is_in_use_stays(world: Any) -> None:
+def register_copies(spec: ModelSpec, of: str, count: int) -> list[str]:
+    """Register versions, each with a run, and record a training of each as that of another version was recorded."""
+    (trained,) = (r for r in ledger.records(spec.name, LedgerKind.TRAINING) if r["model_version"] == of)
+    numbers = []
+    for _ in range(count):
+        run = mlflow_api.call("POST", "/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
+        run_id = run["run"]["info"]["run_id"]
+        body = {"name": spec.name, "source": "models:/none", "run_id": run_id}
+        made = mlflow_api.call("POST", "/api/2.0/mlflow/model-versions/create", json=body)
+        numbers.append(str(made["model_version"]["version"]))
+        ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="a copy", actor="test",
+                      model_version=numbers[-1], evidence=trained["evidence"] | {"run_id": run_id})  # fmt: skip
+    return numbers
+
+
+def test_what_is_old_goes_and_what_is_in_use_stays(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = keeping(
         world.spec, rows="20 days", predictions="20 days", reports="20 days", table_history="1 day"
     )
+    uri = delta_tables.table_uri("published", spec.name)
     version = registry.get_version(spec.name, world.result["version"])
     needed = set(dates.dates(version.trained_range.start, version.holdout_range.end))
     before = days_of(spec, "published")
+    # the first replaces a file that the champion was trained on, the second one that no version was
+    for n in (30, 31):
+        toys.publish(world.spec, dates.add_days(toys.FIRST, 1), 1, n=n)
+    files = set(Path(uri).rglob("*.parquet"))
     toys.publish(world.spec, LATER, 1)
     old = dates.add_days(toys.FIRST, -1)
     toys.publish(world.spec, old, 1)
@@ -52,73 +79,143 @@ def test_old_partitions_reports_and_history_go_and_what_is_in_use_stays(world: A
     for file in (report, trained):
         object_store.write_text(file, "a report")
     planned = retention.apply(spec, as_of=LATER, dry_run=True)
-    assert old in days_of(spec, "published"), "nothing is deleted"
+    assert old in days_of(spec, "published") and planned["files"] == 0, "nothing is deleted, or a day old"
+    find = registry.find_version
+    edited = {"trained_range": LATER, "holdout_range": LATER}
+    monkeypatch.setattr(
+        registry, "find_version",
+        lambda *of: (v := find(*of)) and dataclasses.replace(v, tags=v.tags | edited),
+    )  # fmt: skip
+    monkeypatch.setattr(type(spec.retention.table_history), "length", lambda *_: timedelta(0))
     done = retention.apply(spec, as_of=LATER, actor="ada")
     assert done["partitions"] == planned["partitions"] and done["reports"] == planned["reports"] >= 1
     left = days_of(spec, "published")
     assert old not in left and LATER in left and set(left) >= needed & set(before)
     assert not Path(report).exists() and Path(trained).exists()
+    assert len(files - set(Path(uri).rglob("*.parquet"))) == 1 and done["bytes"] > 0
     (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
     assert record["actor"] == "ada" and record["evidence"]["in_use"] == [version.version]
     assert retention.apply(spec, as_of=LATER)["partitions"] == {}, "there is nothing left"
+    monkeypatch.setattr(registry, "find_version", find)
     assert reproduce(spec)["outcome"] == "identical", "all that the champion was trained on is there"
 
 
-def test_files_of_old_versions_are_deleted_unless_a_version_in_use_pins_them(
-    world: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    spec, uri = (
-        keeping(world.spec, table_history="1 day"),
-        delta_tables.table_uri("published", world.spec.name),
-    )
-    # the first replaces a file that the champion was trained on, the second one that no version was
-    for n in (30, 31):
-        toys.publish(world.spec, dates.add_days(toys.FIRST, 1), 1, n=n)
-    assert retention.apply(spec, as_of=LATER, dry_run=True)["files"] == 0, "they are not a day old"
-    monkeypatch.setattr(type(spec.retention.table_history), "length", lambda *_: timedelta(0))
-    before = set(Path(uri).rglob("*.parquet"))
-    result = retention.apply(spec, as_of=LATER)
-    gone = before - set(Path(uri).rglob("*.parquet"))
-    assert len(gone) == 1 and result["files"] >= 1 and result["bytes"] > 0
-    assert reproduce(spec)["outcome"] == "identical"
-
-
 def test_versions_that_nothing_uses_are_deleted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
-    from perennial.steps.train import train
-
-    spec = keeping(world.spec, versions=1)
-    first = world.result["version"]
-    second, third = (str(train(world.spec, as_of=toys.LAST, force=True)["version"]) for _ in range(2))
+    spec, first = keeping(world.spec, versions=1), world.result["version"]
+    second, third = register_copies(spec, first, 2)
     assert retention.apply(spec, as_of=LATER, dry_run=True)["versions"] == [second]
+    call = mlflow_api.call
+
+    def refusing(method: str, path: str, **options: Any) -> Any:
+        if "delete" in path:
+            raise RegistryRequestError("403", "")
+        return call(method, path, **options)
+
+    monkeypatch.setattr(mlflow_api, "call", refusing)
+    refused = retention.apply(spec, as_of=LATER)
+    assert (refused["versions"], refused["refused"]) == ([], [second])
+    assert f"not versions {second}, which only an administrator" in retention.summarise(refused)
+    monkeypatch.setattr(mlflow_api, "call", call)
     assert retention.apply(spec, as_of=LATER)["versions"] == [second]
     assert registry.find_version(spec.name, second) is None
     assert registry.find_version(spec.name, first) and registry.find_version(spec.name, third)
 
 
-def test_a_held_model_keeps_everything(world: Any) -> None:
-    spec = keeping(world.spec, rows="6 days")
+def test_a_held_model_keeps_everything(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = keeping(world.spec, rows="6 days", versions=1, table_history="120 months")
     toys.publish(world.spec, dates.add_days(toys.FIRST, -1), 1)
     holds.hold(spec.name, reason="audit", actor="ada")
     result = retention.apply(spec, as_of=LATER)
     assert "ada" in result["hold"] and result["partitions"] == {}
     assert retention.summarise(result).startswith("nothing is deleted: held by ada since ")
     holds.release(spec.name, reason="ended", actor="ada")
-    assert retention.apply(spec, as_of=LATER)["partitions"]
+    with pytest.raises(PerennialError, match="is in the future"):
+        retention.apply(spec, as_of="2999-01-01")
+
+    def fail(*_: object) -> None:
+        raise RegistryError("MLflow ended", "")
+
+    monkeypatch.setattr(_registered_versions, "present", fail)
+    with pytest.raises(RegistryError):
+        retention.apply(spec, as_of=LATER)
+    (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
+    assert record["evidence"]["partitions"]["published"] == 1, "what was deleted before the error is recorded"
+    retention.apply(keeping(world.spec, table_history="120 months"), as_of=LATER)
+    table = delta_tables.open_table(delta_tables.table_uri("published", spec.name))
+    assert table is not None
+    assert table.metadata().configuration["delta.logRetentionDuration"] == "interval 3720 days"
 
 
-def test_without_mlflow_nothing_is_deleted(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_shared_feature_table_is_kept_for_all_models_that_join_it(
+    mlflow_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, other = (toys.unique(prefix) for prefix in ("a", "b"))
+    toys.model(tmp_path / "models", source)
+    history_table.write(tmp_path / "models", source=source)
+
+    def joining(name: str, **retention: Any) -> ModelSpec:
+        return toys.model(
+            tmp_path / "models", name, sql=history_table.MODEL_SQL, retention=retention,
+            features={"tables": ["place_history"], "references": []},
+        )  # fmt: skip
+
+    spec = joining(source, table_history="1 day", rows="7 days")
+    toys.publish(spec)
+    ((_, table),) = spec.feature_tables
+    for _ in range(2):
+        feature_tables.build(table, toys.LAST, force=True)
+    length = Duration.length
+    monkeypatch.setattr(
+        Duration, "length",
+        lambda self, cadence: timedelta(0) if str(self) == "1 day" else length(self, cadence),
+    )  # fmt: skip
+
+    def deleted(of: ModelSpec) -> int:
+        """Files of the feature table: the rows were written once."""
+        return retention.apply(of, as_of=toys.LAST, dry_run=True)["files"]
+
+    joining(other)
+    assert deleted(spec) == 0, "the other model keeps older versions for two years"
+    of_other = joining(other, table_history="1 day")
+    assert (deleted(spec), deleted(of_other)) == (1, 0), "it is deleted once"
+    holds.hold(other, reason="audit", actor="ada")
+    assert deleted(spec) == 0
+    rows = retention.apply(spec, as_of=toys.LAST, dry_run=True)["partitions"]
+    assert rows == {"published": 5, "labels": 5}, (
+        "7 days, and the 8 that the features of their rows depend on"
+    )
+
+
+def fail(uri: str) -> Any:
+    raise StorageError(f"{uri} cannot be read", "")
+
+
+def test_nothing_is_deleted_while_it_is_not_known_what_is_in_use(
+    world: Any, mlflow_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     spec, before = keeping(world.spec, rows="6 days"), days_of(world.spec, "published")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
     with pytest.raises(RegistryError):
+        retention.apply(spec, as_of=LATER)
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", mlflow_url)
+    lists = object_store.list_files
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            object_store, "list_files", lambda f, **o: fail(f) if "_delta_log" in f else lists(f, **o)
+        )
+        with pytest.raises(StorageError):
+            retention.apply(spec, as_of=LATER)
+    monkeypatch.setattr(registry, "find_version", lambda *_: None)
+    with pytest.raises(RegistryError, match=r"does not have version \d+, the champion"):
         retention.apply(spec, as_of=LATER)
     assert days_of(spec, "published") == before
 
 
 def test_what_was_deleted_is_not_published_again(small_model: SmallModel) -> None:
     small_model.land(rows())
-    small_model.run()
     spec = small_model.spec
-    delta_tables.remove_rows(delta_tables.table_uri("published", "small"), [DAY])
+    done = {"rows": 40}
+    manifests.write(Manifest("small", STEP, DAY, {}, done, rows_in=40, rows_out=40), time.monotonic())
     later = dates.add_days(DAY, 90)
     assert backlog.unpublished(spec, later).overdue == [DAY]
     kept = keeping(spec, rows="60 days")
