@@ -92,11 +92,11 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
             f"{as_of} is in the future", f"name {newest} or an earlier partition", model=spec.name
         )
     with ledger_anchors.anchored(spec.name), nullcontext() if dry_run else locks.hold(holds.lock(spec.name)):
-        held = holds.open_holds(spec.name)
+        open_records = holds.open_holds(spec.name)
         plan = _Plan(spec, as_of, _registered_versions.in_use(spec), dry_run)
-        plan.result["hold"] = "; ".join(map(holds.describe, held))
+        plan.result["hold"] = "; ".join(map(holds.describe, open_records))
         try:
-            if not held:
+            if not open_records:
                 plan.carry_out()
         finally:  # what was deleted before an error, too
             _record(plan, actor)
@@ -190,8 +190,8 @@ class _Plan:
         cadence = self.spec.cadence
         for table, models in readers:
             for model in models:
-                own = model.name == self.spec.name
-                for used in (self.in_use if own else _registered_versions.in_use(model)).values():
+                is_same = model.name == self.spec.name
+                for used in (self.in_use if is_same else _registered_versions.in_use(model)).values():
                     for span in used.ranges:
                         first = cadence.key_of(model.cadence.start_of(span.start))
                         last = cadence.key_of(model.cadence.end_of(span.end) - timedelta(microseconds=1))
