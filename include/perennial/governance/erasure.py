@@ -19,9 +19,9 @@ from typing import NamedTuple, TypedDict
 from perennial.core.errors import DataError, PerennialError
 from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
 from perennial.features import feature_tables, reference_tables
-from perennial.governance import _manifest_corrections, erased_rows, holds
+from perennial.governance import erased_rows, holds
 from perennial.governance.erased_rows import Condition
-from perennial.ingestion import erasure_requests
+from perennial.ingestion import erasure_requests, manifest_corrections
 from perennial.ingestion.erasure_requests import Attempt, ErasureRequest, RemovedCounts
 from perennial.lifecycle import champion
 from perennial.modeling import training_records
@@ -193,7 +193,7 @@ class _Erasure:
             _add(removed.setdefault(table.name, {}), rows)
         self._store(RemovedCounts(removed), self.request.partitions)  # other runs may have written more
         assert self.request.attempt is not None
-        _manifest_corrections.correct(self.spec, self.request.partitions, self.request.attempt.published)
+        manifest_corrections.correct(self.spec, self.request.partitions, self.request.attempt.published)
         for uri in self._reports():
             object_store.delete_file(uri)
         return self._result(readers, list(dict.fromkeys(others)))
@@ -221,7 +221,7 @@ class _Erasure:
         days |= {*counts.rows.get("quarantine", ())}  # of the records' files
         attempt = self.request.attempt or Attempt()
         published = (
-            _manifest_corrections.digests(delta_tables.table_uri("published", self.spec.name)) if days else {}
+            manifest_corrections.digests(delta_tables.table_uri("published", self.spec.name)) if days else {}
         )
         before = {day: published.get(day, "") for day in sorted(days)} | attempt.published
         self.request = replace(

@@ -8,6 +8,7 @@ __all__ = [
     "data_profile",
     "erasure_requests",
     "labels",
+    "manifest_corrections",
     "model_tables",
     "publishing",
     "query_feed",
