@@ -50,8 +50,8 @@ def register_copies(spec: ModelSpec, of: str, count: int) -> list[str]:
     numbers = []
     for _ in range(count):
         run = mlflow_api.call("POST", "/api/2.0/mlflow/runs/create", json={"experiment_id": "0"})
-        run_id = run["run"]["info"]["run_id"]
-        body = {"name": spec.name, "source": "models:/none", "run_id": run_id}
+        run_id, folder = (run["run"]["info"][name] for name in ("run_id", "artifact_uri"))
+        body = {"name": spec.name, "source": f"{folder}/model", "run_id": run_id}
         made = mlflow_api.call("POST", "/api/2.0/mlflow/model-versions/create", json=body)
         numbers.append(str(made["model_version"]["version"]))
         ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="a copy", actor="test",
