@@ -333,7 +333,7 @@ def resolve(spec: ModelSpec, state: ChampionState, *, partition: str | None, act
                 RegistryRequestError
             ) as error:  # MLflow may let only the identity of promotions move the alias
                 log.warning("The champion was not put back: %s", error)
-                return state
+                return replace(state, deviation=f"{state.deviation}; it was not put back: {error.cause}")
             _append(spec, state, Decision.RESTORED, "put back", partition, actor, state.recorded, {})
             return read_state(spec)
     return state

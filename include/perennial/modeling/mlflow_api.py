@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 #: Seconds that one request may take.
 TIMEOUT = 30
+_CREDENTIALS = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
 
 
 def request_credentials() -> dict[str, Any]:
@@ -86,14 +87,18 @@ def _json(answer: requests.Response) -> Any:
         return None
 
 
+def login_remedy() -> str:
+    """What to do if MLflow asks for a log-in."""
+    return f"{'correct' if has_credentials() else 'set'} {_CREDENTIALS}"
+
+
 def _remedy_for_status(status: int) -> str:
     """What to do about an answer of MLflow, by its HTTP status."""
-    credentials = "MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN"
     if status == 401:
-        return f"set {credentials}"
+        return login_remedy()
     if status == 403:
         return (
-            f"add this host to MLflow's --allowed-hosts; or give the user of {credentials} access to the model; only "
+            f"add this host to MLflow's --allowed-hosts; or give the user of {_CREDENTIALS} access to the model; only "
             "MLflow's role promotion moves the champion: in Airflow, check connection perennial_mlflow_promotion"
         )
     if status in (404, 405):

@@ -293,7 +293,7 @@ def _mlflow(uri: str) -> Iterator[Finding]:
         return
     if not answer.ok or "json" not in answer.headers.get("Content-Type", ""):
         hints = {
-            401: "set MLFLOW_TRACKING_USERNAME and MLFLOW_TRACKING_PASSWORD, or MLFLOW_TRACKING_TOKEN",
+            401: mlflow_api.login_remedy(),
             403: "add this host to MLFLOW_SERVER_ALLOWED_HOSTS of the server",
         }
         yield Finding("MLflow", "missing", f"{uri} answered {answer.status_code}: {answer.text[:120]!r}",
