@@ -345,13 +345,14 @@ def test_doctor_says_that_this_user_may_not_write_where_it_looks(spec: ModelSpec
 
 
 def test_a_password_that_changed_is_set_again_and_a_short_one_refused(
-    server: Server, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    ensure = runpy.run_path(str(DOCKER / "users.py"))["ensure"]
-    for name, value in server.environ.items():
-        monkeypatch.setenv(name, value)
+    ensure, database = runpy.run_path(str(DOCKER / "users.py"))["ensure"], f"sqlite:///{tmp_path}/users.db"
+    for user in ("admin", "steps", "promotion", "console"):
+        monkeypatch.setenv(f"MLFLOW_{user.upper()}_PASSWORD", PASSWORDS[user])
+    ensure(database)
     monkeypatch.setenv("MLFLOW_CONSOLE_PASSWORD", "another password")
-    ensure(server.environ["MLFLOW_AUTH_DATABASE_URI"])
+    ensure(database)
     printed = capsys.readouterr().out
     assert "MLflow's user console: has a new password\n" in printed
     assert "MLflow's user steps: as before\n" in printed
@@ -359,7 +360,7 @@ def test_a_password_that_changed_is_set_again_and_a_short_one_refused(
     with pytest.raises(
         SystemExit, match="set MLFLOW_CONSOLE_PASSWORD to a password of at least 12 characters"
     ):
-        ensure(server.environ["MLFLOW_AUTH_DATABASE_URI"])
+        ensure(database)
 
 
 @pytest.mark.parametrize("user", ["console", "steps", "promotion"])
