@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -133,6 +134,13 @@ def test_a_team_sees_and_runs_its_own_models_and_another_team_none_of_them(log_i
     assert set(refused.values()) == {403}, refused
     for action, choices in CHOICES.items():
         assert log_in("eve").get(f"{ACTIONS}/{action}", params=choices).status_code == 403, action
+    # an event of an asset would start another team's DAGs, and could name somebody else as its maker
+    for path in ("/assets/events", "/assets/1/materialize"):
+        assert log_in("eve").post(f"/api/v2{path}", json={"asset_id": 1}).status_code == 403, path
+    backfill = {"from_date": "2020-01-01", "to_date": "perhaps"}
+    for dag, expected in ((f"{MODEL}.score", 403), ("flight_late.score", 422), (None, 403)):
+        answer = log_in("eve").post("/api/v2/backfills", json=backfill | {"dag_id": dag})
+        assert answer.status_code == expected, (dag, answer.text)
 
 
 #: Requests for each action on a DAG that Airflow refuses for their content, if it does not refuse the user before.
@@ -188,16 +196,21 @@ def test_a_model_with_another_owner_leaves_the_role_of_its_first_team(
 ) -> None:
     code = (
         "from perennial_airflow.dag_factory import team_roles\n"
-        "owned, _ = team_roles.dags_by_owner()\n"
-        "owned['digits'] |= {dag for dag in owned['flights'] if dag.startswith('flight_delay.')}\n"
-        "owned['flights'] -= owned['digits']\n"
-        "print(team_roles.sync_roles(owned))"
+        "owned = team_roles.dags_by_owner().by_owner\n"
+        "delay = {dag for dag in owned['flights'] if dag.startswith('flight_delay.')}\n"
+        "late = {dag for dag in owned['flights'] if dag.startswith('flight_late.')}\n"
+        "owned['digits'] |= delay\n"
+        "owned['flights'] -= late | delay\n"  # as if the folder of flight_late could not be read
+        "print(team_roles.sync_roles(team_roles.OwnedDags({**owned, 'a' * 100: set()}, late, [])))"
     )
     done = subprocess.run(
         [sys.executable, "-c", code], env=os.environ | server.environment, capture_output=True, text=True,
         timeout=300, check=False,
     )  # fmt: skip
     assert done.returncode == 0 and "'team:flights'" in done.stdout, done.stderr[-2000:]
+    assert re.search(f"'team:{'a' * 50}~[0-9a-f]{{8}}'", done.stdout), (
+        "no role has a name that is longer than 64"
+    )
     details = "/api/v2/dags/flight_{}.train"
     assert [log_in("eve").get(details.format(name)).status_code for name in ("late", "delay")] == [200, 403]
 
