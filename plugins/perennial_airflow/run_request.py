@@ -19,10 +19,14 @@ if TYPE_CHECKING:
 
 #: The actor of runs that no person started.
 SCHEDULER = "scheduler"
+#: The requester of runs that somebody started with an asset event of Airflow's REST API, which does not say who did.
+REST_API = "REST API"
 #: The user whom Airflow names in the runs of ``airflow dags test``.
 _TEST_USER = "dag_test"
 #: Fields that say which partitions a run is for; the runs of a backfill have a partition key instead.
 DATE_FIELDS = ("start", "end", "as_of")
+#: Field that Airflow sets in the events that its REST API makes.
+_FROM_REST_API = "from_rest_api"
 #: Prefix of keys in a run's configuration that are Airflow's own.
 _AIRFLOW_PREFIX = "airflow/"
 
@@ -229,8 +233,23 @@ def is_test(context: Context | None = None) -> bool:
 
 
 def requested_by(context: Context) -> str:
-    """Who requested a retraining: the policy or person of the asset events that started the run, or else its user."""
+    """Who requested a retraining: the policy or person of the asset events that started the run, or else its user.
+
+    Raises:
+        PerennialError: an event of Airflow's REST API started it, and the model's promotions need an approval: the
+            event does not say who made it, and its maker must not approve.
+    """
     names = [str(e.extra["requested_by"]) for e in _events(context) if e.extra.get("requested_by")]
+    if _has_rest_event(context):
+        spec: ModelSpec | None = getattr(context.get("task"), "spec", None)
+        if spec and spec.gate.approval:
+            raise PerennialError(
+                "the training was requested by an asset event of Airflow's REST API, which does not say who made it; "
+                "whoever requests a training of this model must not approve it",
+                f"trigger {spec.name}.train itself",
+                model=spec.name,
+            )
+        names.append(REST_API)
     return ", ".join(dict.fromkeys(names)) or actor(context)
 
 
@@ -257,9 +276,20 @@ def _run_type(context: Context) -> str:
 def reason(context: Context) -> str:
     """Why a retraining was requested: from the asset events that started the run, or else from the trigger form."""
     reasons = [str(event.extra["reason"]) for event in _events(context) if event.extra.get("reason")]
+    if _has_rest_event(context):
+        reasons.append("an asset event of Airflow's REST API")
     return "; ".join(dict.fromkeys(reasons)) or str(param(context, "reason") or "")
 
 
 def _events(context: Context) -> list[Any]:
-    """The asset events that started the run."""
+    """The asset events of tasks that started the run; what one of the REST API says, its maker may have invented."""
+    return [event for event in _all_events(context) if not event.extra.get(_FROM_REST_API)]
+
+
+def _has_rest_event(context: Context) -> bool:
+    """Whether an asset event of Airflow's REST API started the run, too."""
+    return any(event.extra.get(_FROM_REST_API) for event in _all_events(context))
+
+
+def _all_events(context: Context) -> list[Any]:
     return [event for group in context["triggering_asset_events"].values() for event in group]

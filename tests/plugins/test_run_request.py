@@ -14,6 +14,7 @@ from perennial.core import dates
 from perennial.core.errors import PerennialError
 from perennial.core.partitions import DAILY
 from perennial.spec.model_spec import ModelSpec
+from perennial.spec.policies import ApprovalSpec
 from perennial_airflow import run_request
 from perennial_airflow.dag_factory import params
 from perennial_airflow.run_request import PartitionRange
@@ -116,6 +117,26 @@ def test_a_retraining_is_requested_by_the_policy_or_person_of_the_event_and_not_
     extras = ({"requested_by": "retraining policy"}, {"requested_by": "bob"}, {}, {"requested_by": "bob"})
     run["triggering_asset_events"] = {"retraining/x": [SimpleNamespace(extra=e) for e in extras]}
     assert run_request.requested_by(run) == "retraining policy, bob"
+
+
+def test_what_an_event_of_the_rest_api_says_is_not_believed(spec: ModelSpec) -> None:
+    """Whoever requests a training could otherwise name somebody else, and approve the promotion."""
+    run = context()
+    extras = ({"requested_by": "bob", "reason": "drift", "from_rest_api": True}, {"reason": "age"})
+    events = [SimpleNamespace(extra=extra) for extra in extras]
+    run["triggering_asset_events"] = {"retraining/x": events[:1]}
+    assert run_request.requested_by(run) == "REST API"
+    assert run_request.reason(run) == "an asset event of Airflow's REST API"
+    run["triggering_asset_events"] = {"retraining/x": events}
+    assert run_request.reason(run) == "age; an asset event of Airflow's REST API"
+    run["task"] = SimpleNamespace(spec=spec)
+    assert run_request.requested_by(run) == "REST API"
+    gate = spec.gate.model_copy(update={"approval": ApprovalSpec(who=["ada"])})
+    run["task"] = SimpleNamespace(spec=spec.model_copy(update={"gate": gate}))
+    with pytest.raises(PerennialError, match="does not say who made it"):
+        run_request.requested_by(run)
+    run["triggering_asset_events"] = {"retraining/x": events[1:]}
+    assert run_request.requested_by(run) == "scheduler"
 
 
 FIELDS = ("start", "end", "force")

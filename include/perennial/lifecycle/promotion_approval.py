@@ -180,7 +180,10 @@ def check_answer(
     cause = ""
     if not {actor, *names} & set(policy.who):
         cause = f"{actor} is not among those who may approve: {', '.join(policy.who)}"
-    elif asked.requested_by and asked.requested_by in {actor, *names}:
+    elif asked.requested_by and {*asked.requested_by.split(", ")} & {
+        actor,
+        *names,
+    }:  # several may have asked for it
         cause = f"{actor} requested this training, and somebody else must approve it"
     elif not reason.strip():
         cause = "the answer has no reason"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -98,6 +99,10 @@ def test_who_may_not_answer_is_refused(
     assert asked is not None
     with pytest.raises(DataError, match=cause):
         check_answer(trained, asked, actor=actor, names=names, reason=reason)
+    if "requested" in cause:
+        together = replace(asked, requested_by="retraining policy, grace")
+        with pytest.raises(DataError, match=cause):
+            check_answer(trained, together, actor=actor, names=names, reason=reason)
     check_answer(trained, asked, actor="Ada L.", names=("Ada L.", "ada"), reason="because")
     chosen = {"who": ["ada"], "reasons": ["reviewed"]}
     policy = trained.gate.model_copy(update={"approval": type(trained.gate.approval)(**chosen)})
