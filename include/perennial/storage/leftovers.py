@@ -31,7 +31,7 @@ _TEMPORARY_FILE = re.compile(r"\..+\.[0-9a-f]{32}")
 #: Files of the working folder that have no lock: rendezvous files, and what DuckDB spills.
 _UNLOCKED_FILE = re.compile(r".+\.rendezvous\.json|duckdb_temp_.+")
 #: Prefixes of the temporary folders below ``tmp`` of the working folder.
-_PREFIXES = ("data-", "reproduce-", "train-")
+_PREFIXES = ("data-", "perennial-sample-", "reproduce-", "sign-", "sorted-", "train-")
 
 
 def temporary_file(target: Path) -> Path:
@@ -45,8 +45,13 @@ def temporary_folder(prefix: str, root: Path | None = None) -> Iterator[Path]:
 
     Args:
         prefix: begins the folder's name, and those of its kind.
-        root: the folder above; ``tmp`` of the working folder when not given.
+        root: the folder above; ``tmp`` of the working folder when not given, where `sweep_daily` knows the prefixes.
+
+    Raises:
+        ValueError: nothing would ever remove such a folder of a killed run.
     """
+    if root is None and prefix not in _PREFIXES:
+        raise ValueError(f"leftovers._PREFIXES has no {prefix!r}")
     root = root or settings().home / "tmp"
     root.mkdir(parents=True, exist_ok=True)
     _remove_folders(root, prefix)

@@ -45,6 +45,11 @@ def test_a_folder_is_removed_after_its_run_and_after_a_killed_one(tmp: Path) -> 
     assert not used.exists()
 
 
+def test_a_folder_that_no_sweep_would_remove_is_not_made(tmp: Path) -> None:
+    with pytest.raises(ValueError, match="'other-'"), leftovers.temporary_folder("other-"):
+        pass
+
+
 def test_a_folder_that_another_process_uses_is_not_removed(tmp: Path) -> None:
     code = (
         "import sys; from perennial.storage import leftovers\n"
@@ -76,7 +81,7 @@ def test_everything_old_that_only_a_killed_run_can_have_left_is_removed(tmp: Pat
         age(tmp / hidden, 1.1),
         age(tmp / "a.rendezvous.json", 3.1),
         age(tmp / "spill" / "duckdb_temp_storage_DEFAULT-0.tmp", 3.1),
-        folder(tmp / "data-x", 1.1),
+        *(folder(tmp / f"{prefix}x", 1.1) for prefix in ("data-", "sign-", "sorted-", "perennial-sample-")),
     ]
     kept = [
         age(lake / "reports" / "toy" / "2024-01-01.html", 99),
