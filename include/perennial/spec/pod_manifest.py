@@ -226,7 +226,11 @@ def pod(
     manifest["spec"]["containers"].sort(key=lambda container: container["name"] != CONTAINER)
     if step != "train" or role == "worker":
         for container in manifest["spec"]["containers"]:
-            container["env"] = [e for e in container.get("env", []) if e["name"] != signing_keys.SIGNING_KEY]
+            container["env"] = [
+                e
+                for e in container.get("env", [])
+                if e["name"] not in (signing_keys.SIGNING_KEY, signing_keys.SIGNING_CERTIFICATE)
+            ]
     return manifest
 
 
@@ -324,12 +328,16 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
         values[signing_keys.TRUSTED_KEYS] = trusted.pem
         if trusted.since:
             values[signing_keys.SIGNED_SINCE] = trusted.since
+    if certificates := signing_keys.signing_certificates():
+        values[signing_keys.SIGNING_CERTIFICATE] = "\n".join(certificates)  # of the key that is a secret
     values |= profile.env
     secrets = [
         {"name": s.env, "valueFrom": {"secretKeyRef": {"name": s.secret, "key": s.key}}}
         for s in profile.secrets
     ]
-    return [{"name": k, "value": v} for k, v in sorted(values.items())] + secrets
+    by_secret = {s.env for s in profile.secrets}
+    plain = [{"name": k, "value": v} for k, v in sorted(values.items()) if k not in by_secret]
+    return plain + secrets
 
 
 def merge(low: Any, high: Any) -> Any:
