@@ -58,7 +58,7 @@ def make_ledger(records: int) -> dict[str, Any]:
     from perennial.storage import delta_tables, ledger, object_store
     from perennial.storage.ledger_table import table_files
 
-    delta_tables.create(ledger.uri(), table_files.schema(), {}, partition_by=["model"])
+    delta_tables.create(ledger.uri(), table_files.schema(), table_files.PROPERTIES, partition_by=["model"])
     batch: list[dict[str, Any]] = []
     for row in _rows(records):
         batch.append(row)

@@ -6,6 +6,7 @@ import csv
 import io
 import json
 from collections.abc import Callable, Iterable, Iterator
+from enum import StrEnum
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,18 @@ def to_html(model: str, records: Iterable[LedgerRecord]) -> Iterator[str]:
     yield "</tbody></table></body></html>\n"
 
 
+class ExportFormat(StrEnum):
+    """Formats of an export."""
+
+    CSV = "csv"
+    JSON = "json"
+    HTML = "html"
+
+
 FORMATS: dict[str, Callable[[str, Iterable[LedgerRecord]], Iterator[str]]] = {
-    "csv": to_csv,
-    "json": to_json,
-    "html": to_html,
+    ExportFormat.CSV: to_csv,
+    ExportFormat.JSON: to_json,
+    ExportFormat.HTML: to_html,
 }
 
 
@@ -93,12 +102,14 @@ def verify_file(path: Path) -> tuple[str, int, str]:
     """
     try:
         records: list[LedgerRecord] = json.loads(path.read_text("utf-8"))
-        model = str(records[0]["model"]) if records else ""
-        if records and not all(record.keys() == {*FIELDS, "hash"} for record in records):
+        if not records:
+            raise ValueError("no record")
+        model = str(records[0]["model"])
+        if not all(record.keys() == {*FIELDS, "hash"} for record in records):
             raise ValueError("a record has other fields")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise LedgerError(
-            f"{path} is no JSON export of a ledger ({type(error).__name__})",
+            f"{path} is no JSON export of a ledger with records ({type(error).__name__})",
             "make one with `perennial ledger export MODEL --format json`",
         ) from None
     count, digest = chain.check_chain(model, records, len(records))

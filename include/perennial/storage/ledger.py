@@ -37,7 +37,9 @@ __all__ = [
     "head_uri",
     "iterate",
     "last",
+    "last_records",
     "merge_files",
+    "models",
     "reading_once",
     "records",
     "unanswered_proposals",
@@ -65,6 +67,7 @@ class LedgerKind(StrEnum):
     ERASURE = "erasure"
     HOLD = "hold"
     RETENTION = "retention"
+    SIGNATURE = "signature"
 
 
 class Decision(StrEnum):
@@ -113,6 +116,8 @@ class Decision(StrEnum):
     RELEASED = "released"
     # retention: what was older than the spec keeps was deleted
     DELETED = "deleted"
+    # signature: a version that was registered without one was signed
+    SIGNED = "signed"
 
 
 class Policy(StrEnum):
@@ -139,6 +144,17 @@ _snapshot: ContextVar[dict[tuple[str, str], list[LedgerRecord]] | None] = Contex
 def head_uri(model: str) -> str:
     """The file with the number and the hash of a model's last record."""
     return f"{settings().lake}/ledger_heads/{model}.json"
+
+
+def models() -> list[str]:
+    """Names of the models that have records, or had some before they were deleted, in order.
+
+    Raises:
+        StorageError: the lake cannot be read.
+    """
+    heads = object_store.list_files(f"{settings().lake}/ledger_heads")
+    known = {name.removesuffix(".json") for name in heads if name.endswith(".json")}
+    return sorted(known | table_files.models())
 
 
 def append(
@@ -199,6 +215,11 @@ def append(
 def last(model: str) -> tuple[int, str]:
     """Number and hash of a model's last record, without reading all records; 0 and `GENESIS` before the first."""
     return _last(model)[:2]
+
+
+def last_records() -> dict[str, tuple[int, str]]:
+    """Number and hash of the last record of each model that has one."""
+    return {model: (number, digest) for model in models() for number, digest in [last(model)] if number}
 
 
 def _last(model: str) -> tuple[int, str, bool]:

@@ -23,7 +23,7 @@ from perennial.lifecycle import ledger_anchors
 from perennial.modeling import registry, training_records
 from perennial.spec import catalog
 from perennial.steps.score import score
-from perennial.storage import ledger
+from perennial.storage import delta_tables, ledger
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 from perennial.storage.ledger_table import chain, table_files
 from support import toys
@@ -177,6 +177,71 @@ def test_many_small_files_are_merged_and_the_chain_goes_on(
     monkeypatch.setattr(ledger, "_read", lambda *_: pytest.fail("all records were read"))
     ledger.append("toy", kind=LedgerKind.ALERTING, decision=Decision.MUTED, reason="", actor="ada")
     assert ledger.verify("toy") == 13
+
+
+def test_a_merge_deletes_merged_files_later_and_gives_an_earlier_table_its_properties(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Deltalake creates a table with none, whose log it would delete after 30 days."""
+    from deltalake import DeltaTable
+
+    monkeypatch.setattr(table_files, "MERGED_FILES", 4)
+    store(RIGHT[:3], 1)
+    assert DeltaTable(ledger.uri()).metadata().configuration == {}
+    assert not ledger.merge_files("toy")
+    assert DeltaTable(ledger.uri()).metadata().configuration == {
+        **delta_tables.TABLE_PROPERTIES,
+        **table_files.PROPERTIES,
+    }
+    store(RIGHT[3:], 1)
+    assert ledger.merge_files("toy") and ledger.verify("toy") == 12
+
+    def stored() -> int:
+        return len(list(Path(ledger.uri()).rglob("*.parquet")))
+
+    assert stored() == 13, "who has begun to read the merged files can go on"
+    monkeypatch.setattr(table_files, "MERGED_HOURS", 0)
+    store(make_chain(16)[12:], 1)
+    assert ledger.merge_files("toy") and stored() == 1
+    assert ledger.verify("toy") == 16
+    version = DeltaTable(ledger.uri()).version()
+    assert not ledger.merge_files("toy") and DeltaTable(ledger.uri()).version() == version
+
+
+def test_verify_looks_at_every_ledger_and_says_if_there_is_none(
+    empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_anchors, "contradictions", lambda _: [])
+    (tmp_path / "models" / "faulty").mkdir(parents=True)
+    (tmp_path / "models" / "faulty" / "model.yaml").write_text("owner: [")
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
+    store(make_chain(3, "removed"), 3)
+    changed = make_chain(3, "faulty")
+    store([changed[0], edited(changed[1], "reason"), changed[2]], 3)
+    printed = run("ledger", "verify", "--json")
+    results = json.loads(printed.stdout)
+    assert printed.exit_code == 1
+    assert [name for name, result in results.items() if result["findings"]] == ["faulty"]
+    assert "record 2 of the ledger was changed" in results["faulty"]["findings"][0]
+    assert (results["removed"]["records"], results["removed"]["hash"]) == (
+        3,
+        make_chain(3, "removed")[-1]["hash"],
+    )
+    assert results["flight_late"] == {"records": 0, "hash": "", "findings": []}
+    printed = run("ledger", "verify", "flight_lat", "--json")
+    assert printed.exit_code == 1
+    assert (
+        "its ledger has no records: check the name" in json.loads(printed.stdout)["flight_lat"]["findings"][0]
+    )
+
+
+def test_an_export_without_records_or_of_another_model_is_not_good(tmp_path: Path) -> None:
+    (tmp_path / "l.json").write_text("[]")
+    with pytest.raises(LedgerError, match="is no JSON export of a ledger with records"):
+        ledger_export.verify_file(tmp_path / "l.json")
+    (tmp_path / "l.json").write_text("".join(ledger_export.to_json("toy", RIGHT)))
+    answer = run("ledger", "verify", "flights", "--file", str(tmp_path / "l.json"))
+    assert "is the ledger of toy, not of flights" in str(answer.exception)
 
 
 def test_exports_hold_every_record_and_json_can_be_verified_without_the_lake(

@@ -52,6 +52,11 @@ def files(kind: str, spec: ModelSpec) -> list[Path]:
     return [Path(uri, path) for path in delta_tables.file_paths(uri)]
 
 
+def _refuse_to_merge(model: str) -> bool:
+    """As with an identity that may only read the lake: nothing is wrong with the ledger."""
+    raise StorageError("the ledger cannot be written", "allow it", model=model)
+
+
 def damage(path: Path) -> None:
     """Flip a bit in the middle of a file, as a disk does: its time stays."""
     before = path.stat()
@@ -61,7 +66,8 @@ def damage(path: Path) -> None:
     os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
-def test_what_was_written_is_verified(world: Any) -> None:
+def test_what_was_written_is_verified(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ledger, "merge_files", _refuse_to_merge)
     score(world.spec, start=toys.FIRST)
     result = verify_model(world.spec, actor="test")
     assert result["findings"] == []

@@ -6,7 +6,6 @@ import json
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict
-from enum import StrEnum
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -17,6 +16,8 @@ from typer.core import TyperGroup
 
 from perennial.cli import terminal
 from perennial.core.errors import PerennialError
+from perennial.governance import ledger_export
+from perennial.governance.ledger_export import ExportFormat
 from perennial.spec import catalog
 from perennial.storage import ledger
 from perennial.storage.ledger import LedgerKind, LedgerRecord
@@ -38,14 +39,6 @@ class _ShowByDefault(TyperGroup):
         if args and args[0] not in self.commands and args[0] not in ctx.help_option_names:
             args = [_DEFAULT, *args]
         return super().parse_args(ctx, args)
-
-
-class ExportFormat(StrEnum):
-    """Formats of an export."""
-
-    CSV = "csv"
-    JSON = "json"
-    HTML = "html"
 
 
 app = typer.Typer(
@@ -163,10 +156,8 @@ def verify(
 ) -> None:
     """Verify the chain of records and its anchors. Exit status 1 if any was edited, removed, added or moved."""
     if file:
-        from perennial.governance import ledger_export
-
         name, count, digest = ledger_export.verify_file(file)
-        if model and name and model != name:
+        if model and model != name:
             raise PerennialError(f"{file} is the ledger of {name}, not of {model}", "name the right file")
         print(  # noqa: T201
             json.dumps({"model": name, "records": count, "hash": digest})
@@ -174,7 +165,11 @@ def verify(
             else f"{count} records of {name}; the chain of hashes is intact. The last hash is {digest}."
         )
         return
-    results = {name: _verify(name) for name in ([model] if model else catalog.load_models()[0])}
+    # a model whose folder is broken, or was removed, has a ledger all the same
+    names = [model] if model else sorted({*catalog.find_folders(), *ledger.models()})
+    results = {name: verify_ledger(name) for name in names}
+    if model and not any(results[model].values()):
+        results[model]["findings"].append("its ledger has no records: check the name, and PERENNIAL_LAKE")
     findings = [(name, finding) for name, result in results.items() for finding in result["findings"]]
     if as_json:
         print(json.dumps(results))  # noqa: T201
@@ -192,17 +187,25 @@ def verify(
         raise typer.Exit(1)  # fmt: skip
 
 
-def _verify(model: str) -> dict[str, Any]:
-    """Verify one ledger, and compare it with its anchors; writes nothing."""
+def verify_ledger(model: str) -> dict[str, Any]:
+    """Verify one ledger, and compare it with its anchors; writes nothing.
+
+    Args:
+        model: name of the model.
+
+    Returns:
+        How many records there are, the hash of the last one (empty without any), and the findings.
+    """
     from perennial.lifecycle import ledger_anchors
 
-    count, findings = 0, []
+    count, digest, findings = 0, "", []
     try:
         count = ledger.verify(model)
+        digest = ledger.last(model)[1] if count else ""
         findings = ledger_anchors.contradictions(model)
     except PerennialError as error:
         findings.append(f"{error.cause}: {error.remedy}")
-    return {"records": count, "findings": findings}
+    return {"records": count, "hash": digest, "findings": findings}
 
 
 @app.command()
@@ -218,7 +221,6 @@ def export(
 ) -> None:
     """Write the records to a file for an auditor. Only a JSON export of all records can be verified."""
     from perennial.core import dates
-    from perennial.governance import ledger_export
     from perennial.storage import leftovers
 
     end = dates.add_days(until, 1) if until else "~"

@@ -21,9 +21,11 @@ if TYPE_CHECKING:
 
 #: Small files of a model from which they are merged, and the size that merged files grow to.
 MERGED_FILES, MERGED_BYTES = 100, 4 << 20
+#: Hours for which files that were merged stay, for those who have begun to read them.
+MERGED_HOURS = 7 * 24
 #: Properties of the table: its log, which shows how it was changed, is kept; and has statistics of all columns, by
 #: which the files of some records are found.
-_PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.dataSkippingNumIndexedCols": "-1"}
+PROPERTIES = {"delta.enableExpiredLogCleanup": "false", "delta.dataSkippingNumIndexedCols": "-1"}
 
 
 class LedgerFile(NamedTuple):
@@ -62,7 +64,7 @@ def append(row: dict[str, Any]) -> None:
 
     with storage_errors.writing(uri(), model=row["model"], partition=row["partition"] or None):
         if delta_tables.open_table(uri()) is None:
-            delta_tables.create(uri(), schema(), _PROPERTIES, partition_by=["model"])
+            delta_tables.create(uri(), schema(), PROPERTIES, partition_by=["model"])
         write_deltalake(
             uri(),
             pa.Table.from_pylist([row], schema()),
@@ -77,6 +79,12 @@ def schema() -> pa.Schema:
     import pyarrow as pa
 
     return pa.schema([pa.field(f, pa.int64() if f == "sequence" else pa.string()) for f in (*FIELDS, "hash")])
+
+
+def models() -> set[str]:
+    """Names of the models that have records."""
+    table = delta_tables.open_table(uri())
+    return {part["model"] for part in table.partitions()} if table else set()
 
 
 def of_model(model: str, kinds: Collection[str] = ()) -> list[LedgerFile]:
@@ -144,6 +152,9 @@ def read_columns(
 def merge(model: str) -> bool:
     """Make larger files of a model's small ones, if there are many; the records stay as they are.
 
+    Files that were merged a week ago are deleted: nobody reads an older version of the table. A table of an earlier
+    release gets the properties that it lacks; Deltalake would delete its log after 30 days.
+
     Returns:
         Whether it was done.
 
@@ -151,10 +162,17 @@ def merge(model: str) -> bool:
         StorageError: the lake cannot be read or written.
     """
     table = delta_tables.open_table(uri())
-    if table is None or sum(file.rows == 1 for file in of_model(model)) < MERGED_FILES:
+    if table is None:
         return False
+    wanted, present = {**delta_tables.TABLE_PROPERTIES, **PROPERTIES}, table.metadata().configuration
+    missing = {name: value for name, value in wanted.items() if present.get(name) != value}
     with storage_errors.writing(uri(), model=model):
+        if missing:
+            table.alter.set_table_properties(missing, raise_if_not_exists=False)
+        if sum(file.rows == 1 for file in of_model(model)) < MERGED_FILES:
+            return False
         table.optimize.compact(partition_filters=[("model", "=", model)], target_size=MERGED_BYTES)
+        table.vacuum(retention_hours=MERGED_HOURS, dry_run=False, enforce_retention_duration=False)
     return True
 
 
@@ -177,7 +195,12 @@ def other_changes() -> list[str]:
 def _only_adds_rows(commit: dict[str, Any]) -> bool:
     """Whether a commit of the table removed no rows."""
     mode = str(commit.get("operationParameters", {}).get("mode", "")).lower()
-    return commit.get("operation") in ("OPTIMIZE", "VACUUM START", "VACUUM END") or mode in (
+    return commit.get("operation") in (
+        "OPTIMIZE",
+        "SET TBLPROPERTIES",
+        "VACUUM START",
+        "VACUUM END",
+    ) or mode in (
         "append",
         "errorifexists",
         "ignore",  # creates the table where there is none
