@@ -337,11 +337,10 @@ def sign(
     model: ModelName,
     version: Annotated[str, typer.Argument(help="Number of the version.")],
 ) -> None:
-    """Sign a version that was registered without a key, after comparing its files with the ledger's digests."""
-    from perennial.training.runs import signature
+    """Sign a version that was registered without a key, after verifying the ledger and comparing the files with it."""
+    from perennial.cli.governance import signing
 
-    signed = signature.sign_version(model, version)
-    terminal.console().print(Text(f"version {signed.version} of {model} is signed"))
+    signing.sign(model, version)
 
 
 @app.command()

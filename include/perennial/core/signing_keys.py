@@ -5,24 +5,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 
-from perennial.core.dates import utc_now, utc_timestamp
 from perennial.core.errors import PerennialError
 from perennial.core.settings import settings
 
 __all__ = [
+    "SIGNED_SINCE",
+    "SIGNING_CERTIFICATE",
     "SIGNING_KEY",
     "TRUSTED_KEYS",
     "SigningKey",
     "TrustedKeys",
     "make_local_keys",
+    "signing_certificates",
     "signing_key",
     "trusted_keys",
 ]
@@ -33,10 +35,13 @@ SIGNING_KEY = "PERENNIAL_SIGNING_KEY"
 SIGNING_CERTIFICATE = "PERENNIAL_SIGNING_CERTIFICATE"
 #: Environment variable with the public keys and the certificates that are trusted: files, or their content.
 TRUSTED_KEYS = "PERENNIAL_TRUSTED_KEYS"
-#: Environment variable with the time before which versions may be without a signature.
+#: Environment variable with the last record of each model's ledger up to which versions may be without a signature.
 SIGNED_SINCE = "PERENNIAL_SIGNED_SINCE"
 #: Scheme of the URIs that name a key in a hardware security module or a key management service.
 PKCS11 = "pkcs11:"
+_LAST_RECORD = re.compile(r"([A-Za-z0-9_]+)=([1-9][0-9]*):([0-9a-f]{64})")
+#: A time, which this file had at first: any record with an earlier one was accepted.
+_OLD_SINCE = re.compile(r"[0-9]{4}-")
 _BLOCK = re.compile(r"-----BEGIN ([A-Z0-9 ]+)-----.*?-----END \1-----", re.DOTALL)
 
 
@@ -48,11 +53,13 @@ class SigningKey:
         uri: PKCS #11 URI of the key; empty if it is a file's content.
         private_key: the private key in PEM; empty with a URI.
         certificates: the signing certificate, and intermediate ones, each in PEM; empty without a certificate.
+        path: the file of the private key, if it has nothing else; no copy of it is needed then.
     """
 
     uri: str
     private_key: str
     certificates: tuple[str, ...]
+    path: str = ""
 
     def __repr__(self) -> str:
         return f"SigningKey(certificates={len(self.certificates)})"
@@ -65,16 +72,23 @@ class TrustedKeys:
     Attributes:
         public_keys: public keys in PEM.
         certificates: certificates of authorities in PEM.
-        since: time in UTC before which a version may have been registered without a signature; empty: none.
+        since: last records of ledgers, as `SIGNED_SINCE`; versions that were recorded later must have a signature.
     """
 
     public_keys: tuple[str, ...]
     certificates: tuple[str, ...]
     since: str
 
+    def last_unsigned(self, model: str) -> tuple[int, str] | None:
+        """Number and hash of the last record of a model up to which versions may be without a signature."""
+        for name, sequence, digest in _LAST_RECORD.findall(self.since):
+            if name == model:
+                return int(sequence), digest
+        return None
+
     @property
     def fingerprint(self) -> str:
-        """A digest of the keys and the time."""
+        """A digest of the keys and the records."""
         parts = [*sorted(self.public_keys), *sorted(self.certificates), self.since]
         return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
@@ -84,6 +98,17 @@ class TrustedKeys:
         return "\n".join([*self.public_keys, *self.certificates])
 
 
+def signing_certificates() -> tuple[str, ...]:
+    """The certificate of the signing key, and intermediate ones after it, in PEM; empty without one.
+
+    Raises:
+        PerennialError: what is configured cannot be used.
+    """
+    return tuple(
+        _blocks(SIGNING_CERTIFICATE, os.environ.get(SIGNING_CERTIFICATE, "").strip(), ("CERTIFICATE",))
+    )
+
+
 def signing_key() -> SigningKey | None:
     """The key that versions are signed with; None if none is configured.
 
@@ -91,8 +116,7 @@ def signing_key() -> SigningKey | None:
         PerennialError: what is configured cannot be used.
     """
     text = os.environ.get(SIGNING_KEY, "").strip()
-    certificate = os.environ.get(SIGNING_CERTIFICATE, "").strip()
-    certificates = tuple(_blocks(SIGNING_CERTIFICATE, certificate, ("CERTIFICATE",)))
+    certificates = signing_certificates()
     if text.startswith(PKCS11):
         return SigningKey(text, "", certificates)
     default = _folder() / "private.pem"
@@ -110,7 +134,8 @@ def signing_key() -> SigningKey | None:
         raise PerennialError(
             f"{SIGNING_KEY} has {len(keys)} private keys; one is needed", f"set {SIGNING_KEY} to one key"
         )
-    return SigningKey("", keys[0], certificates)
+    is_file = "-----BEGIN" not in text and _read(SIGNING_KEY, text).strip() == keys[0]
+    return SigningKey("", keys[0], certificates, text if is_file else "")
 
 
 def trusted_keys() -> TrustedKeys | None:
@@ -124,27 +149,20 @@ def trusted_keys() -> TrustedKeys | None:
     if not text:
         if not default.is_file():
             return None
-        text, since = str(default), since or (_folder() / "since.txt").read_text().strip()
+        text = str(default)
+        with contextlib.suppress(FileNotFoundError):
+            since = since or (_folder() / "since.txt").read_text().strip()
+    if any(not _LAST_RECORD.fullmatch(record) for record in since.split()):
+        raise PerennialError(
+            f"{SIGNED_SINCE} is not a list of last records, MODEL=NUMBER:HASH each",
+            f"set {SIGNED_SINCE} to what docs/governance.md makes of perennial ledger verify --json, or unset it",
+        )
     blocks = list(_blocks(TRUSTED_KEYS, text, ("PUBLIC KEY", "CERTIFICATE")))
     return TrustedKeys(
         tuple(block for block in blocks if "BEGIN PUBLIC KEY" in block),
         tuple(block for block in blocks if "BEGIN CERTIFICATE" in block),
-        _timestamp(since) if since else "",
+        since,
     )
-
-
-def _timestamp(text: str) -> str:
-    """A time as the ledger writes it."""
-    try:
-        moment = datetime.fromisoformat(text)
-        if moment.tzinfo is None:
-            raise ValueError(text)
-        return utc_timestamp(moment)
-    except ValueError:
-        raise PerennialError(
-            f"{SIGNED_SINCE} is not a time with a time zone",
-            f"set {SIGNED_SINCE} to one such as 2026-01-31T12:00:00+00:00",
-        ) from None
 
 
 def _folder() -> Path:
@@ -187,13 +205,13 @@ def _read(variable: str, path: str) -> str:
         ) from None
 
 
-def make_local_keys(home: Path) -> bool:
+def make_local_keys(home: Path, last_records: Callable[[], Mapping[str, tuple[int, str]]] = dict) -> bool:
     """Make the key pair of a local stack, unless it is there; only its owner can read the private key.
-
-    Versions that the ledger recorded before are accepted without a signature.
 
     Args:
         home: working folder of the stack.
+        last_records: returns number and hash of the last record of each model's ledger: versions that these ledgers
+            have are accepted without a signature.
 
     Returns:
         Whether it was made.
@@ -203,6 +221,9 @@ def make_local_keys(home: Path) -> bool:
 
     folder = home / "signing"
     if (folder / "public.pem").is_file():
+        with contextlib.suppress(FileNotFoundError):
+            if _OLD_SINCE.match((folder / "since.txt").read_text()):
+                _write_since(folder, last_records())
         return False
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())
@@ -212,14 +233,21 @@ def make_local_keys(home: Path) -> bool:
     public = private.public_key().public_bytes(
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
-    # The public key is written last: with it the pair is complete.
-    for name, content in {
-        "private.pem": pem,
-        "since.txt": utc_now().encode(),
-        "public.pem": public,
-    }.items():
-        part = folder / f"{name}.part"
-        with open(part, "wb", opener=lambda path, flags: os.open(path, flags, 0o600)) as file:
-            file.write(content)
-        part.replace(folder / name)
+    _write(folder / "private.pem", pem)
+    _write_since(folder, last_records())
+    _write(folder / "public.pem", public)  # written last: with it the pair is complete
     return True
+
+
+def _write_since(folder: Path, last_records: Mapping[str, tuple[int, str]]) -> None:
+    """Write the last records of ledgers, as `SIGNED_SINCE` has them."""
+    lines = [f"{model}={number}:{digest}" for model, (number, digest) in last_records.items() if number]
+    _write(folder / "since.txt", "\n".join(lines).encode())
+
+
+def _write(path: Path, content: bytes) -> None:
+    """Write a file that only its owner can read, whole or not at all."""
+    part = path.with_name(f"{path.name}.part")
+    with open(part, "wb", opener=lambda name, flags: os.open(name, flags, 0o600)) as file:
+        file.write(content)
+    part.replace(path)

@@ -18,6 +18,7 @@ from perennial.local_stack.airflow_client import Airflow
 from perennial.local_stack.config import FOLDERS, LOOPBACK, Stack, check_disk, environment, password, protect
 from perennial.local_stack.progress import ProgressDisplay
 from perennial.local_stack.supervisor import RETRY_NOW, Plan
+from perennial.storage import ledger
 
 #: Seconds that an MLflow of the user's may take to answer.
 TRACKING_TIMEOUT = 10.0
@@ -44,7 +45,8 @@ def start_all(config: Stack, progress: ProgressDisplay, meanwhile: Callable[[], 
     """
     protect(config.home)
     if not any(os.environ.get(name) for name in (signing_keys.SIGNING_KEY, signing_keys.TRUSTED_KEYS)):
-        signing_keys.make_local_keys(config.home)
+        # what the ledger has needs no signature
+        signing_keys.make_local_keys(config.home, ledger.last_records)
     _check_tracking(config)
     if supervisor := processes.find_server(components.SUPERVISOR, config.state):
         config, restarts = _planned(config), _restarts(config)

@@ -392,13 +392,13 @@ def check_signature(
     Raises:
         ArtifactError: there is none, or it is refused.
     """
-    record = training_records.find(version.name, version.version, version.run_id)
     if digests is None:
         record = recorded(version)
-        digests = record.digests
-    files = versions.SignedFiles(
-        version.name, version.version, version.run_id, digests, record.recorded_at if record else ""
-    )
+        digests, recorded_at = record.digests, record.recorded_at
+    else:
+        known = training_records.find(version.name, version.version, version.run_id)
+        recorded_at = known.recorded_at if known else ""
+    files = versions.SignedFiles(version.name, version.version, version.run_id, digests, recorded_at)
     versions.verify(files, lambda fresh: _download_signature(version, again=fresh), again=again)
 
 

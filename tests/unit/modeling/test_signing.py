@@ -7,23 +7,31 @@ import hashlib
 import json
 import os
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from cryptography import x509
 from cryptography.hazmat.primitives import hashes, serialization
 from cryptography.hazmat.primitives.asymmetric import ec
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from typer.testing import CliRunner
 
+from perennial.cli import terminal
+from perennial.cli.app import app
 from perennial.core import signing_keys
-from perennial.core.errors import ArtifactError, PerennialError
+from perennial.core.errors import ArtifactError, LedgerError, PerennialError
 from perennial.lifecycle import verification
 from perennial.modeling import registry, training_records
 from perennial.modeling.signing import _bundles, versions
 from perennial.modeling.signing.versions import SignedFiles
+from perennial.storage import ledger
+from perennial.storage.ledger import Decision, LedgerKind
+from perennial.storage.ledger_table import chain
 from perennial.training.runs import signature
 
 FILES = {"model.ubj": "ab" * 32, "spec.json": "cd" * 32}
@@ -39,7 +47,6 @@ def local_keys(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     ):  # fmt: skip
         monkeypatch.delenv(name, raising=False)
     assert signing_keys.make_local_keys(empty_home)
-    (empty_home / "signing" / "since.txt").write_text("")
     return empty_home / "signing"
 
 
@@ -134,15 +141,89 @@ def test_the_signature_of_another_version_is_refused(local_keys: Path) -> None:
     assert refusal(signed(), model="toy", run_id="r3").endswith("it is the signature of another version")
 
 
-def test_a_missing_signature_is_refused_unless_the_version_is_older_than_the_key(
-    local_keys: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert "version 7 has no signature (model.sig)" in refusal(None)
-    (local_keys / "since.txt").write_text(RECORDED)
-    assert "no signature" in refusal(None)
-    assert "no signature" in refusal(None, recorded_at="")
-    versions.verify(files(recorded_at="2026-05-31T23:59:59Z"), lambda _: None)
-    assert "another version" in refusal(signed("r2"), recorded_at="2026-05-31T23:59:59Z")
+def record(version: str, run_id: str) -> None:
+    """Record a training, and a decision after it."""
+    evidence = {"run_id": run_id, **training_records.evidence("m-1", {}, FILES)}
+    for kind in (LedgerKind.TRAINING, LedgerKind.PROMOTION):
+        ledger.append("toy", kind=kind, decision=Decision.ACCEPTED, reason="", actor="gate", model_version=version,
+                      evidence=evidence)  # fmt: skip
+
+
+@pytest.fixture
+def earlier_version(empty_home: Path) -> Iterator[None]:
+    """Version 7, recorded before the keys were made."""
+    record("7", "r1")
+    assert signing_keys.make_local_keys(empty_home, ledger.last_records)
+    yield
+    versions._verified.clear()
+
+
+def test_a_version_that_the_ledger_had_before_the_keys_needs_no_signature(earlier_version: None) -> None:
+    versions.verify(files(), lambda _: None)
+    versions._verified.clear()
+    versions.verify(files(), lambda _: pytest.fail("it was asked for twice"))
+    assert "no signature" in refusal(None, digests=FILES | {"spec.json": "ee" * 32})
+    assert "no signature" in refusal(None, run_id="r2")
+    assert "another version" in refusal(signed("r2"), run_id="r3")
+
+
+def test_a_backdated_record_needs_a_signature(earlier_version: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As by somebody who may write the lake, whose record has right hashes and a time before the keys."""
+    monkeypatch.setattr(ledger, "utc_now", lambda: "2000-01-01T00:00:00Z")
+    record("8", "r8")
+    assert ledger.verify("toy") == 4
+    with pytest.raises(ArtifactError, match="version 8 has no signature"):
+        versions.verify(files(version="8", run_id="r8", recorded_at="2000-01-01T00:00:00Z"), lambda _: None)
+    versions.verify(files(), lambda _: None)
+
+
+@pytest.mark.parametrize("repaired", [False, True], ids=["edited", "with right hashes"])
+def test_an_earlier_record_that_was_changed_needs_a_signature(earlier_version: None, repaired: bool) -> None:
+    from deltalake import DeltaTable, write_deltalake
+
+    table = DeltaTable(ledger.uri()).to_pyarrow_table()
+    rows = sorted(table.to_pylist(), key=lambda row: row["sequence"])
+    rows[0]["evidence"] = rows[0]["evidence"].replace("r1", "r9")
+    for row, earlier in zip(rows, [None, *rows], strict=False) if repaired else ():
+        row["previous"] = earlier["hash"] if earlier else ledger.GENESIS
+        row["hash"] = chain.row_hash(row)
+    changed = pa.Table.from_pylist(rows, table.schema)
+    write_deltalake(ledger.uri(), changed, mode="overwrite", partition_by=["model"])
+    assert "no signature" in refusal(None, run_id="r9")
+
+
+def test_without_a_ledger_before_the_keys_each_version_needs_a_signature(local_keys: Path) -> None:
+    assert (local_keys / "since.txt").read_text() == ""
+    record("7", "r1")
+    assert "version 7 has no signature (model.sig)" in refusal(None, recorded_at="2000-01-01T00:00:00Z")
+
+
+def test_a_time_of_an_earlier_release_becomes_the_last_records(local_keys: Path) -> None:
+    record("7", "r1")
+    (local_keys / "since.txt").write_text("2026-11-30T00:00:00Z")
+    assert not signing_keys.make_local_keys(local_keys.parent, ledger.last_records)
+    assert (local_keys / "since.txt").read_text() == "toy={}:{}".format(*ledger.last("toy"))
+    versions.verify(files(), lambda _: None)
+    record("8", "r8")
+    assert not signing_keys.make_local_keys(local_keys.parent, ledger.last_records)
+    with pytest.raises(ArtifactError, match="version 8 has no signature"):
+        versions.verify(files(version="8", run_id="r8"), lambda _: None)
+
+
+def test_a_key_that_is_a_file_is_not_copied(local_keys: Path, tmp_path: Path) -> None:
+    key = signing_keys.signing_key()
+    assert key is not None and key.path == str(local_keys / "private.pem")
+    _bundles.sign("toy:r1", FILES, key, datetime.now(UTC), tmp_path)
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == ["bundle.json"]
+    _bundles.sign("toy:r1", FILES, replace(key, path=""), datetime.now(UTC), tmp_path)
+    assert (tmp_path / "private.pem").stat().st_mode & 0o777 == 0o600
+
+
+def test_the_list_of_verified_versions_grows_only_with_versions(local_keys: Path) -> None:
+    bundle = signed()
+    for _ in range(3):
+        versions.verify(files(), lambda _: bundle, again=True)
+    assert len((local_keys.parent / "cache" / "verified" / "signatures.txt").read_text().split()) == 1
 
 
 @settings(
@@ -216,6 +297,15 @@ def test_a_certificate_of_a_trusted_authority_is_accepted_while_it_was_valid(
     assert "its certificate is valid from" in refusal(bundle, recorded_at=stamp(-11))
 
 
+def test_a_certificate_that_is_younger_than_the_version_signs_nothing(authority: Callable[..., None]) -> None:
+    """It would be refused by each load: the champion could not be used any more."""
+    authority(days=(-10, 10))
+    with pytest.raises(PerennialError, match="cannot be signed: its certificate is valid from") as caught:
+        signature.store(None, "toy", "r1", FILES, stamp(-11))  # type: ignore[arg-type]  # is not reached
+    assert "a key without a certificate" in caught.value.remedy
+    assert versions.sign("toy", "r1", FILES, stamp(-9))
+
+
 @pytest.mark.parametrize(
     ("problem", "message"),
     [
@@ -262,13 +352,12 @@ def test_keys_may_be_several_files_or_their_content(
         ({"PERENNIAL_SIGNING_KEY": "-----BEGIN X"}, "PERENNIAL_SIGNING_KEY is not in PEM format"),
         ({"PERENNIAL_SIGNING_CERTIFICATE": block("CERTIFICATE")},
          "PERENNIAL_SIGNING_CERTIFICATE is set, and PERENNIAL_SIGNING_KEY is not"),
-        ({"PERENNIAL_SIGNED_SINCE": "yesterday"}, "PERENNIAL_SIGNED_SINCE is not a time with a time zone"),
-        ({"PERENNIAL_SIGNED_SINCE": "2026-01-01"}, "PERENNIAL_SIGNED_SINCE is not a time with a time zone"),
-        ({"PERENNIAL_SIGNING_KEY": block("PRIVATE KEY")},
-         "the version cannot be signed"),
-        ({"PERENNIAL_SIGNING_KEY":
-          block("ENCRYPTED PRIVATE KEY")},
-         "encrypted keys cannot be used"),
+        ({"PERENNIAL_SIGNED_SINCE": "2026-01-01"}, "PERENNIAL_SIGNED_SINCE is not a list of last records"),
+        ({"PERENNIAL_SIGNED_SINCE": "toy=3:abc"}, "PERENNIAL_SIGNED_SINCE is not a list of last records"),
+        *(({"PERENNIAL_TRUSTED_KEYS": block(kind)}, "PERENNIAL_TRUSTED_KEYS has a key or a certificate that cannot be")
+          for kind in ("PUBLIC KEY", "CERTIFICATE")),
+        ({"PERENNIAL_SIGNING_KEY": block("PRIVATE KEY")}, "the version cannot be signed"),
+        ({"PERENNIAL_SIGNING_KEY": block("ENCRYPTED PRIVATE KEY")}, "encrypted keys cannot be used"),
         ({"PERENNIAL_SIGNING_KEY": "pkcs11:token=t?pin-value=4711"}, "the version cannot be signed"),
     ],
 )  # fmt: skip
@@ -303,7 +392,6 @@ def test_a_key_that_is_not_trusted_fails_before_the_training(
 def signed_version(world: Any, mlflow_folder: Path) -> Iterator[tuple[registry.ModelVersion, Path]]:
     """The champion with a signature, and the folder of its files in MLflow's store; both are restored afterwards."""
     signing_keys.make_local_keys(world.home)
-    (world.home / "signing" / "since.txt").write_text("")
     champion = registry.get_champion(world.spec)
     assert champion is not None
     folder = next((mlflow_folder / "artifacts").rglob(f"{champion.run_id}/artifacts/perennial"))
@@ -382,6 +470,25 @@ def test_a_version_whose_file_was_changed_is_not_signed(
             signature.sign_version(world.spec.name, version.version)
     finally:
         (folder / "spec.json").write_bytes(before)
+    assert not (folder / "model.sig").exists()
+
+
+def test_the_command_signs_what_a_whole_ledger_says_and_records_who_did(
+    signed_version: tuple[registry.ModelVersion, Path], world: Any
+) -> None:
+    version, folder = signed_version
+    (folder / "model.sig").unlink()
+    done = CliRunner().invoke(app, ["sign", version.name, version.version])
+    assert done.exit_code == 0, done.output
+    last = ledger.records(version.name)[-1]
+    assert (last["kind"], last["decision"], last["model_version"]) == ("signature", "signed", version.version)
+    assert last["actor"] == terminal.user() and last["evidence"]["run_id"] == version.run_id
+    (folder / "model.sig").unlink()
+    head = Path(ledger.head_uri(version.name))
+    head.write_text(json.dumps({"sequence": last["sequence"] + 1, "hash": "0" * 64}))
+    refused = CliRunner().invoke(app, ["sign", version.name, version.version])
+    assert isinstance(refused.exception, LedgerError), refused.output
+    assert "was not signed, because its ledger cannot be believed" in refused.exception.cause
     assert not (folder / "model.sig").exists()
 
 

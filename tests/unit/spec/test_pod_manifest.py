@@ -65,7 +65,11 @@ def test_every_step_gets_the_trusted_keys_and_only_the_training_the_private_one(
     public = "-----BEGIN PUBLIC KEY-----\nabc\n-----END PUBLIC KEY-----"
     (tmp_path / "public.pem").write_text(public)
     monkeypatch.setenv("PERENNIAL_TRUSTED_KEYS", str(tmp_path / "public.pem"))
-    monkeypatch.setenv("PERENNIAL_SIGNED_SINCE", "2026-11-30T00:00:00Z")
+    since = f"toy=12:{'0a' * 32}"
+    monkeypatch.setenv("PERENNIAL_SIGNED_SINCE", since)
+    certificate = "-----BEGIN CERTIFICATE-----\nabc\n-----END CERTIFICATE-----"
+    (tmp_path / "certificate.pem").write_text(f"{certificate}\n{certificate}\n")
+    monkeypatch.setenv("PERENNIAL_SIGNING_CERTIFICATE", str(tmp_path / "certificate.pem"))
     monkeypatch.setenv("PERENNIAL_SIGNING_KEY", "very secret")
     secret = {"env": "PERENNIAL_SIGNING_KEY", "secret": "perennial-signing", "key": "private.pem"}
     profile = ComputeProfile.model_validate({"name": "p", "kind": "kubernetes", "secrets": [secret]})
@@ -81,8 +85,12 @@ def test_every_step_gets_the_trusted_keys_and_only_the_training_the_private_one(
     for step, role in (("train", None), ("train", "trainer"), ("train", "worker"), ("score", None)):
         variables = environment(step, role)
         assert variables["PERENNIAL_TRUSTED_KEYS"] == public
-        assert variables["PERENNIAL_SIGNED_SINCE"] == "2026-11-30T00:00:00Z"
-        assert ("PERENNIAL_SIGNING_KEY" in variables) == (step == "train" and role != "worker")
+        assert variables["PERENNIAL_SIGNED_SINCE"] == since
+        signs = step == "train" and role != "worker"
+        assert ("PERENNIAL_SIGNING_KEY" in variables) == signs
+        assert variables.get("PERENNIAL_SIGNING_CERTIFICATE") == (
+            f"{certificate}\n{certificate}" if signs else None
+        )
 
 
 def test_the_profile_decides(remote_lake: Path, tmp_path: Path) -> None:

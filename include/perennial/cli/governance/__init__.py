@@ -1,3 +1,3 @@
-"""Commands for those who answer for a model: card, explain, ledger, rollback-drill, verify."""
+"""Commands for those who answer for a model: card, explain, ledger, rollback-drill, sign, verify."""
 
-__all__ = ["card", "drills", "explain", "ledger_commands", "verification"]
+__all__ = ["card", "drills", "explain", "ledger_commands", "signing", "verification"]

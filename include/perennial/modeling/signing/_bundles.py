@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,8 @@ from cryptography.hazmat.primitives import serialization
 from model_signing import hashing, manifest, signing, verifying
 from model_signing._hashing.hashing import Digest
 
-from perennial.core.signing_keys import SigningKey, TrustedKeys
+from perennial.core.errors import PerennialError
+from perennial.core.signing_keys import TRUSTED_KEYS, SigningKey, TrustedKeys
 
 
 class RefusedSignatureError(Exception):
@@ -53,19 +54,21 @@ class _RecordedDigests(hashing.Config):
         return manifest.Manifest(self._name, items, kind)
 
 
-def sign(name: str, digests: Mapping[str, str], key: SigningKey, folder: Path) -> str:
+def sign(name: str, digests: Mapping[str, str], key: SigningKey, moment: datetime, folder: Path) -> str:
     """Sign files.
 
     Args:
         name: what the bundle calls them.
         digests: SHA-256 of each file, by name.
         key: the key.
+        moment: of what `verify` will be told that it was signed then.
         folder: a folder of this user only, for the key while it is used.
 
     Returns:
         The bundle, JSON.
 
     Raises:
+        RefusedSignatureError: the certificate is not valid today, or was not then.
         ValueError: the key, or its certificate, cannot be used.
         Exception: the module of PKCS #11 refuses, or cannot be loaded.
     """
@@ -75,7 +78,9 @@ def sign(name: str, digests: Mapping[str, str], key: SigningKey, folder: Path) -
         chain.append(folder / f"certificate-{number}.pem")
         chain[-1].write_text(certificate)
     if chain:
-        _refuse_invalid(x509.load_pem_x509_certificate(chain[0].read_bytes()), datetime.now(UTC))
+        signing_certificate = x509.load_pem_x509_certificate(chain[0].read_bytes())
+        for valid_on in (datetime.now(UTC), moment):
+            _refuse_invalid(signing_certificate, valid_on)
     # The library cannot read no certificate at all; a certificate is no intermediate of itself.
     intermediates = chain[1:] or chain
     if key.uri and chain:
@@ -85,9 +90,10 @@ def sign(name: str, digests: Mapping[str, str], key: SigningKey, folder: Path) -
     elif key.uri:
         config.use_pkcs11_signer(pkcs11_uri=key.uri)
     else:
-        private_key = folder / "private.pem"
-        private_key.touch(mode=0o600)
-        private_key.write_text(key.private_key)
+        private_key = Path(key.path or folder / "private.pem")
+        if not key.path:
+            private_key.touch(mode=0o600)
+            private_key.write_text(key.private_key)
         if chain:
             config.use_certificate_signer(
                 private_key=private_key, signing_certificate=chain[0], certificate_chain=intermediates
@@ -113,11 +119,15 @@ def verify(
 
     Raises:
         RefusedSignatureError: it is not such a signature.
+        PerennialError: a trusted key or certificate cannot be used.
     """
+    public_keys = _named_keys(trusted)
     try:
         content = json.loads(bundle)
         config = verifying.Config().set_hashing_config(_RecordedDigests(name, digests))
-        _use_verifier(config, content["verificationMaterial"], trusted, moment, folder)
+        _use_verifier(
+            config, content["verificationMaterial"], public_keys, trusted.certificates, moment, folder
+        )
         (folder / "bundle.json").write_text(bundle, "utf-8")
         config.verify(Path(name), folder / "bundle.json")
         statement = json.loads(base64.b64decode(content["dsseEnvelope"]["payload"]))
@@ -133,26 +143,27 @@ def verify(
 def _use_verifier(
     config: verifying.Config,
     material: dict[str, Any],
-    trusted: TrustedKeys,
+    public_keys: Mapping[str, str],
+    authorities: Collection[str],
     moment: datetime,
     folder: Path,
 ) -> None:
     """Choose the trusted key that the bundle names, or the trusted certificates if it has a certificate."""
     if "publicKey" in material:
         path = folder / "public.pem"
-        for public_key in trusted.public_keys:
-            if _key_digest(public_key) == material["publicKey"]["hint"]:
-                path.write_text(public_key)
-                config.use_elliptic_key_verifier(public_key=path)
-                return
-        raise RefusedSignatureError("it was made with another key than those that are trusted")
+        public_key = public_keys.get(material["publicKey"]["hint"])
+        if public_key is None:
+            raise RefusedSignatureError("it was made with another key than those that are trusted")
+        path.write_text(public_key)
+        config.use_elliptic_key_verifier(public_key=path)
+        return
     chain = material["x509CertificateChain"]["certificates"]
-    if not trusted.certificates:
+    if not authorities:
         raise RefusedSignatureError("it was made with a certificate, and no certificate is trusted")
     # The library looks at the certificates as of the first moment at which the signing one is valid.
     _refuse_invalid(x509.load_der_x509_certificate(base64.b64decode(chain[0]["rawBytes"])), moment)
     path = folder / "authorities.pem"
-    path.write_text("\n".join(trusted.certificates))
+    path.write_text("\n".join(authorities))
     config.use_certificate_verifier(certificate_chain=[path])
 
 
@@ -163,6 +174,23 @@ def _refuse_invalid(certificate: x509.Certificate, moment: datetime) -> None:
             f"its certificate is valid from {first:%Y-%m-%d %H:%M} to {last:%Y-%m-%d %H:%M} UTC, "
             f"and not on {moment:%Y-%m-%d %H:%M}"
         )
+
+
+def _named_keys(trusted: TrustedKeys) -> dict[str, str]:
+    """The trusted public keys, by the digest that bundles name them by.
+
+    Raises:
+        PerennialError: one of them, or a trusted certificate, cannot be read.
+    """
+    try:
+        for certificate in trusted.certificates:
+            x509.load_pem_x509_certificate(certificate.encode())
+        return {_key_digest(public_key): public_key for public_key in trusted.public_keys}
+    except ValueError as error:
+        raise PerennialError(
+            f"{TRUSTED_KEYS} has a key or a certificate that cannot be read ({type(error).__name__})",
+            f"set {TRUSTED_KEYS} to public keys and certificates as their owners gave them (docs/governance.md)",
+        ) from error
 
 
 def _key_digest(pem: str) -> str:

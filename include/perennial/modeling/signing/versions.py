@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
 from perennial.core import signing_keys
-from perennial.core.errors import ArtifactError, PerennialError
+from perennial.core.errors import ArtifactError, LedgerError, PerennialError
 from perennial.core.settings import settings
 from perennial.core.signing_keys import SIGNING_KEY, TRUSTED_KEYS, TrustedKeys
-from perennial.storage import leftovers
+from perennial.modeling.training_records import TrainingRecord
+from perennial.storage import ledger, leftovers
+from perennial.storage.ledger import LedgerKind, LedgerRecord
+from perennial.storage.ledger_table import chain
 
 #: Name of the file with the signature, among those that training stores with the model.
 SIGNATURE_FILE = "model.sig"
@@ -37,6 +40,11 @@ class SignedFiles:
     run_id: str
     digests: Mapping[str, str]
     recorded_at: str = ""
+
+    @property
+    def moment(self) -> datetime:
+        """When its training was recorded, at the latest; a certificate must have been valid then."""
+        return datetime.fromisoformat(self.recorded_at) if self.recorded_at else datetime.now(UTC)
 
     @property
     def name(self) -> str:
@@ -68,13 +76,14 @@ def require_key(model: str) -> None:
         sign(model, "trial", _TRIAL)
 
 
-def sign(model: str, run_id: str, digests: Mapping[str, str]) -> str | None:
-    """Sign the files of a version that is being registered.
+def sign(model: str, run_id: str, digests: Mapping[str, str], recorded_at: str = "") -> str | None:
+    """Sign the files of a version.
 
     Args:
         model: name of the model.
         run_id: MLflow run that trains it.
         digests: SHA-256 of each of its files, by name.
+        recorded_at: when the ledger recorded its training; empty: that is being done.
 
     Returns:
         The content of `SIGNATURE_FILE`; None if no key is configured.
@@ -87,11 +96,18 @@ def sign(model: str, run_id: str, digests: Mapping[str, str]) -> str | None:
         return None
     from perennial.modeling.signing import _bundles
 
-    files = SignedFiles(model, "", run_id, digests)
+    files = SignedFiles(model, "", run_id, digests, recorded_at)
     with leftovers.temporary_folder("sign-") as folder:
         folder.chmod(0o700)
         try:
-            bundle = _bundles.sign(files.name, digests, key, folder)
+            bundle = _bundles.sign(files.name, digests, key, files.moment, folder)
+        except _bundles.RefusedSignatureError as error:
+            raise PerennialError(
+                f"the version cannot be signed: {error}",
+                f"set {signing_keys.SIGNING_CERTIFICATE} to a valid one; or, for an older version, unset it, set "
+                f"{SIGNING_KEY} to a key without a certificate, and add its public key to {TRUSTED_KEYS}",
+                model=model,
+            ) from None
         except Exception as error:  # a module of PKCS #11 raises its own, and PKCS #11 may not be installed
             raise PerennialError(
                 f"the version cannot be signed: {_without_pin(str(error), key.uri)}",
@@ -138,7 +154,8 @@ def verify(files: SignedFiles, fetch: Callable[[bool], str | None], *, again: bo
         bundle = fetch(True)
         refusal = bundle is not None and _refusal(files, bundle, trusted)
     if bundle is None:
-        if files.recorded_at and files.recorded_at < trusted.since:
+        if _may_be_unsigned(files, trusted):
+            _add_mark(mark)
             return
         raise ArtifactError(
             f"version {files.version} has no signature ({SIGNATURE_FILE})",
@@ -156,14 +173,42 @@ def verify(files: SignedFiles, fetch: Callable[[bool], str | None], *, again: bo
     _add_mark(mark)
 
 
+def _may_be_unsigned(files: SignedFiles, trusted: TrustedKeys) -> bool:
+    """Whether the ledger has had the version since before signatures were required.
+
+    The chain up to the last such record is checked, not only its number and hash: these alone would not show a record
+    that somebody changed before it. A version that is accepted is remembered, as a signature is.
+    """
+    last = trusted.last_unsigned(files.model)
+    if last is None:
+        return False
+    number, expected = last
+    is_there = False
+
+    def earlier() -> Iterator[LedgerRecord]:
+        nonlocal is_there
+        for record in ledger.iterate(files.model):
+            if record["sequence"] > number:
+                return
+            if record["kind"] == LedgerKind.TRAINING and record["model_version"] == files.version:
+                training = TrainingRecord.parse(record)
+                is_there |= (training.run_id, training.digests) == (files.run_id, files.digests)
+            yield record
+
+    try:
+        _, digest = chain.check_chain(files.model, earlier(), number)
+    except LedgerError:
+        return False
+    return is_there and digest == expected
+
+
 def _refusal(files: SignedFiles, bundle: str, trusted: TrustedKeys) -> str:
     """Why a signature is not accepted; empty if it is."""
     from perennial.modeling.signing import _bundles
 
-    moment = datetime.fromisoformat(files.recorded_at) if files.recorded_at else datetime.now(UTC)
     with leftovers.temporary_folder("sign-") as folder:
         try:
-            _bundles.verify(bundle, files.name, files.digests, trusted, moment, folder)
+            _bundles.verify(bundle, files.name, files.digests, trusted, files.moment, folder)
         except _bundles.RefusedSignatureError as error:
             return str(error)
     return ""
@@ -187,6 +232,8 @@ def _add_mark(mark: str) -> None:
     """Remember a verified signature; if that cannot be written, only this process does."""
     _verified.add(mark)
     path = settings().home / "cache" / "verified" / "signatures.txt"
+    if mark in _load_marks():
+        return
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with path.open("a") as file:

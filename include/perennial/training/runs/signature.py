@@ -18,7 +18,9 @@ if TYPE_CHECKING:
     from mlflow import MlflowClient
 
 
-def store(client: MlflowClient, model: str, run_id: str, digests: Mapping[str, str]) -> None:
+def store(
+    client: MlflowClient, model: str, run_id: str, digests: Mapping[str, str], recorded_at: str = ""
+) -> None:
     """Sign the files of a version, and store the signature with them; nothing happens without a key.
 
     Args:
@@ -26,11 +28,12 @@ def store(client: MlflowClient, model: str, run_id: str, digests: Mapping[str, s
         model: name of the model.
         run_id: MLflow run that trains it.
         digests: SHA-256 of each of its files, by name.
+        recorded_at: when the ledger recorded its training; empty: that is being done.
 
     Raises:
-        PerennialError: the key cannot be used, or is not trusted.
+        PerennialError: the key cannot be used, or is not trusted: nothing was stored.
     """
-    bundle = versions.sign(model, run_id, digests)
+    bundle = versions.sign(model, run_id, digests, recorded_at)
     if bundle is None:
         return
     with leftovers.temporary_folder("sign-") as folder:
@@ -61,14 +64,15 @@ def sign_version(model: str, number: str) -> ModelVersion:
             model=model,
         )
     version = registry.get_recorded_version(model, number)
-    registry.compare_files(version, registry.recorded(version).digests)
+    record = registry.recorded(version)
+    registry.compare_files(version, record.digests)
     import mlflow
     import requests
     from mlflow.exceptions import MlflowException
 
     try:
         client = mlflow.MlflowClient(settings().mlflow_uri)
-        store(client, model, version.run_id, registry.recorded(version).digests)
+        store(client, model, version.run_id, record.digests, record.recorded_at)
     except (MlflowException, requests.RequestException) as error:
         raise unexpected_errors.registry_error_kind(error)(
             f"MLflow did not store the signature ({type(error).__name__})",
