@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 import licences
@@ -18,12 +18,21 @@ ROOT = Path(__file__).resolve().parents[2]
 SOURCES = ("bench", "dags", "docker", "include", "plugins", "tools")
 
 
-def _tool(command: list[str], repository: Path, looked_at: str) -> tuple[list[str], str]:
-    """Findings of a program that lists them on standard output and exits with another code than 0."""
+def _tool(
+    command: list[str], repository: Path, looked_at: str, with_findings: Container[int]
+) -> tuple[list[str], str]:
+    """Findings of a program that lists them on standard output and then exits with one of some codes.
+
+    Raises:
+        ChildProcessError: it ended in another way, so that it may not have looked at everything.
+    """
     done = subprocess.run(command, cwd=repository, capture_output=True, text=True)
     if done.returncode == 0:
         return [], looked_at
-    return (done.stdout.strip() or done.stderr.strip()).splitlines(), ""
+    findings = done.stdout.strip().splitlines()
+    if done.returncode not in with_findings or not findings:
+        raise ChildProcessError(f"it ended with code {done.returncode}: {done.stderr.strip()[-500:]}")
+    return findings, ""
 
 
 def sources(repository: Path) -> tuple[list[str], str]:
@@ -31,13 +40,20 @@ def sources(repository: Path) -> tuple[list[str], str]:
     folders = [folder for folder in SOURCES if (repository / folder).is_dir()]
     command = [sys.executable, "-m", "bandit", "--quiet", "--recursive", *folders, "--format", "custom",
                "--msg-template", "{relpath}:{line}: {test_id}: {msg}"]  # fmt: skip
-    return _tool([*command, "--configfile", str(ROOT / "pyproject.toml")], repository, ", ".join(folders))
+    command += ["--configfile", str(ROOT / "pyproject.toml")]
+    return _tool(command, repository, ", ".join(folders), {1})
 
 
 def workflows(repository: Path) -> tuple[list[str], str]:
-    """Weaknesses in the workflows of continuous integration, by zizmor."""
-    zizmor = Path(sys.executable).with_name("zizmor")
-    return _tool([str(zizmor), "--offline", "--quiet", "--color=never", ".github"], repository, ".github")
+    """Weaknesses in the workflows of continuous integration, by zizmor, whose code says how severe the worst is."""
+    command = [
+        str(Path(sys.executable).with_name("zizmor")),
+        "--offline",
+        "--quiet",
+        "--color=never",
+        ".github",
+    ]
+    return _tool(command, repository, ".github", range(10, 15))
 
 
 CHECKS: dict[str, Callable[[Path], tuple[list[str], str]]] = {

@@ -52,11 +52,13 @@ def licences(python: str = sys.executable) -> dict[str, str]:
 def check(repository: Path) -> tuple[list[str], str]:
     """Packages whose licence is refused or unknown and not waived, and what was looked at."""
     stated = licences()
-    packages = locked(repository / "requirements.txt") & set(stated)
+    wanted = locked(repository / "requirements.txt")
+    packages, missing = wanted & set(stated), sorted(wanted - set(stated))
     findings = [
         f"{name}: {stated[name] or 'states no licence'}. What to do: replace it, or give a reason in waivers.toml"
         for name in sorted(packages)
         if (name,) not in waived("licence")
         and (REFUSED.search(stated[name]) or not ALLOWED.search(stated[name]))
     ]
-    return findings, f"{len(packages)} packages"
+    elsewhere = f"; not installed here, and not looked at: {', '.join(missing)}" if missing else ""
+    return findings, f"{len(packages)} packages{elsewhere}"

@@ -19,32 +19,38 @@ FORMS = (
     "SlackDetector", "SoftlayerDetector", "SquareOAuthDetector", "StripeDetector", "TelegramBotTokenDetector",
     "TwilioKeyDetector",
 )  # fmt: skip
-#: Detectors of whatever is called a password. Tests are full of made-up ones.
+#: Detectors of whatever is called a password. They do not look at tests.
 NAMED = ("BasicAuthDetector", "KeywordDetector")
+#: Where passwords are made up.
+TESTS = "tests/"
 #: Locks hold names, versions and digests; nobody writes them by hand.
 _LEFT_OUT = (":(exclude)*requirements*.txt",)
 
 
-def added_lines(repository: Path) -> tuple[int, dict[str, list[str]]]:
-    """How many commits there are, and the lines that they added, by file; a line that several files of one kind have,
-    or had at several times, is listed once."""
+def added_lines(repository: Path) -> tuple[str, dict[str, list[str]]]:
+    """What commits there are, and the lines that they added, by file; a line that several files of one kind have, or
+    had at several times, is listed once."""
     git = ["git", "-C", str(repository)]
-    commits = subprocess.run(
-        [*git, "rev-list", "--count", "HEAD"], check=True, capture_output=True, text=True
-    ).stdout
-    log = [*git, "log", "--patch", "--unified=0", "--no-color", "--no-ext-diff", "--no-renames", "--diff-merges=off",
-           "--diff-filter=AM", "--format=", "HEAD", "--", ".", *_LEFT_OUT]  # fmt: skip
+
+    def answer(*arguments: str) -> str:
+        return subprocess.run([*git, *arguments], check=True, capture_output=True, text=True).stdout.strip()
+
+    commits = f"{answer('rev-list', '--count', 'HEAD')} commits"
+    if answer("rev-parse", "--is-shallow-repository") == "true":
+        commits += ", NONE OF THOSE BEFORE THEM, WHICH THIS CLONE LACKS (git fetch --unshallow)"
+    log = [*git, "log", "--patch", "--unified=0", "--no-color", "--no-ext-diff", "--no-renames",
+           "--diff-merges=first-parent", "--diff-filter=AM", "--format=", "HEAD", "--", ".", *_LEFT_OUT]  # fmt: skip
     patch = subprocess.run(log, check=True, capture_output=True).stdout.decode(errors="replace")
     lines: dict[str, list[str]] = {}
-    known: set[tuple[str, str]] = set()
+    known: set[tuple[str, bool, str]] = set()
     file = ""
     for line in patch.split("\n"):
         if line.startswith("+++ "):
             file = line.removeprefix("+++ b/")
-        elif line.startswith("+") and (Path(file).suffix, line) not in known:
-            known.add((Path(file).suffix, line))
+        elif line.startswith("+") and (key := (Path(file).suffix, file.startswith(TESTS), line)) not in known:
+            known.add(key)
             lines.setdefault(file, []).append(line)
-    return int(commits), lines
+    return commits, lines
 
 
 def secrets(added: dict[str, list[str]], detectors: tuple[str, ...]) -> dict[tuple[str, str], str]:
@@ -75,7 +81,7 @@ def check(repository: Path) -> tuple[list[str], str]:
     The value itself is never printed: only its SHA-1, by which a waiver names it.
     """
     commits, added = added_lines(repository)
-    tests = {file: lines for file, lines in added.items() if file.startswith("tests/")}
+    tests = {file: lines for file, lines in added.items() if file.startswith(TESTS)}
     others = {file: lines for file, lines in added.items() if file not in tests}
     candidates = secrets(tests, FORMS) | secrets(others, FORMS + NAMED)
     known = waived("secret")
@@ -84,4 +90,4 @@ def check(repository: Path) -> tuple[list[str], str]:
         for (digest, file), kind in sorted(candidates.items(), key=lambda item: item[0][1])
         if (digest,) not in known
     ]
-    return findings, f"{commits} commits; {len(candidates) - len(findings)} waived"
+    return findings, f"{commits}; {len(candidates) - len(findings)} waived"

