@@ -87,6 +87,9 @@ def page(items: list[Item], passed: Mapping[str, bool]) -> str:
         "by checks that run by themselves, half a point by what a page says that a person does. The score is the",
         "lowest of the four sums.",
         "",
+        "It says what Perennial does where a spec asks for it: the gate of fairness (`gate.fairness`), approval",
+        "(`gate.approval`) and trials (`retraining.trial`) are off by default, and no model of the sample has them.",
+        "",
         f"**Score: {min(sums.values()):g} of 7** ({', '.join(f'{name} {value:g}' for name, value in sums.items())}).",
     ]
     for section, value in sums.items():

@@ -59,7 +59,9 @@ def test_build_then_list_and_show(models: Path) -> None:
     assert listed["rows"] == 6 * toys.ROWS
     shown = json.loads(run("show", "place_history", "--json"))
     assert [c["rows"] for c in shown["newest_partitions"]] == [toys.ROWS] * 5
-    assert all(c["seconds"] > 0 and c["cpu_seconds"] > 0 for c in shown["newest_partitions"])
+    costs = ("seconds", "cpu_seconds", "memory_mb")
+    assert all(c[name] > 0 for c in shown["newest_partitions"] for name in costs)
+    assert shown["usefulness"] == {"toy": []}  # no training has measured it
     table = catalog.load_feature_table("place_history")
     files = Path(feature_tables.uri(table)).glob(f"partition_date={last}/*.parquet")
     assert shown["newest_partitions"][-1]["bytes"] == max(files, key=os.path.getmtime).stat().st_size
