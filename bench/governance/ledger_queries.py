@@ -80,8 +80,8 @@ def _rows(records: int) -> Iterator[dict[str, Any]]:
 
     previous = chain.GENESIS
     for number in range(1, records + 1):
-        version, place = divmod(number - 1, RECORDS_PER_VERSION)
-        kind, decision = _KINDS.get(place, ("retraining", "declined"))
+        version, in_version = divmod(number - 1, RECORDS_PER_VERSION)
+        kind, decision = _KINDS.get(in_version, ("retraining", "declined"))
         row: dict[str, Any] = {
             "model": MODEL,
             "sequence": number,
@@ -92,7 +92,7 @@ def _rows(records: int) -> Iterator[dict[str, Any]]:
             "evidence": chain.evidence_text(_evidence(kind, version)),
             "actor": "gate",
             "partition": (START + timedelta(days=version)).date().isoformat(),
-            "model_version": str(version) if place in _KINDS else "",
+            "model_version": str(version) if in_version in _KINDS else "",
             "previous": previous,
         }
         row["hash"] = previous = chain.row_hash(row)
@@ -158,8 +158,8 @@ def measure_queries(records: int) -> dict[str, Any]:
         assert answer.change and answer.change["recorded_at"] < answer.until
 
     def origin(n: int) -> None:
-        found = prediction_origin.find_origin(spec, spec.first_partition, key)
-        assert found.approval and found.promotion
+        answer = prediction_origin.find_origin(spec, spec.first_partition, key)
+        assert answer.approval and answer.promotion
 
     def append(n: int) -> None:
         ledger.append(MODEL, kind=LedgerKind.ALERTING, decision=Decision.MUTED, reason="r", actor="bench")

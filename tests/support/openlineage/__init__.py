@@ -98,9 +98,9 @@ def _facet_class(kind: type, value: dict[str, Any], path: str, checked: list[str
     elif url not in _facets():
         return kind
     checked.append(path.rpartition(".")[2])
-    found = _facets().get(url, kind)
-    _require(issubclass(found, kind), path, f"is no {kind.__name__}")
-    return found
+    facet = _facets().get(url, kind)
+    _require(issubclass(facet, kind), path, f"is no {kind.__name__}")
+    return facet
 
 
 def _check_object(kind: type, value: dict[str, Any], path: str, checked: list[str]) -> None:
