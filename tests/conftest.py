@@ -21,6 +21,9 @@ if TYPE_CHECKING:
 # `support` is imported by tests and, by name, by the processes that they start.
 sys.path.append(str(Path(__file__).parent))
 os.environ.setdefault("DO_NOT_TRACK", "true")
+# Tests share the cores with the servers that they use: OpenMP's waiting threads must not spin on them.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 pytest.register_assert_rewrite("support.lock_contract")
 # Each run draws the same examples, so that a failure is seen where it was made; `--hypothesis-profile random` looks for
 # others.

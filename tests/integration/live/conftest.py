@@ -63,9 +63,12 @@ def models(root: Path, hook: str) -> dict[str, ModelSpec]:
     return {spec.name: spec for spec in found}
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def live_stack(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Live]:
-    """Both servers, with toy models and one broken model in addition to the sample's; always stopped at the end."""
+    """Both servers, with toy models and one broken model in addition to the sample's.
+
+    They are stopped after the last test of this folder, not of the session: idle, they take a part of a core.
+    """
     root = tmp_path_factory.mktemp("live stack")  # with a space, as users' folders may have
     home, user, folder = root / "home", root / "user", root / "models"
     for made in (home, user, folder / BROKEN):

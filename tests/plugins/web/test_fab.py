@@ -12,7 +12,6 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
-from urllib.parse import urlsplit
 
 import httpx
 import pytest
@@ -216,17 +215,21 @@ def test_a_model_with_another_owner_leaves_the_role_of_its_first_team(
 
 
 @pytest.mark.skipif(not chromium.PROGRAM, reason=chromium.REASON)
-def test_the_navigation_shows_the_console_to_roles_that_may_read_plugins(server: FabServer) -> None:
+def test_the_navigation_shows_the_console_to_roles_that_may_read_plugins(
+    server: FabServer, log_in: LogIn
+) -> None:
     with chromium.launched() as browser:
 
         def home(user: str) -> Page:
-            """Airflow's home page after a log-in."""
+            """A small page of Airflow after a log-in."""
             page = chromium.new_context(browser).new_page()
-            page.goto(server.url)
-            page.locator("#username").fill(user)
-            page.locator("#password").fill(fab_server.PASSWORD)
-            page.locator("[type=submit]").click()
-            page.wait_for_url(lambda url: urlsplit(url).path == "/")
+            page.context.add_cookies(
+                [
+                    {"name": c.name, "value": c.value or "", "url": server.url}
+                    for c in log_in(user).cookies.jar
+                ]
+            )
+            page.goto(f"{server.url}/pools")
             page.get_by_role("link", name="Dags", exact=True).first.wait_for()
             page.wait_for_load_state("networkidle")
             return page

@@ -25,7 +25,7 @@ class SampleFile:
         label: the column to predict, as ``perennial new`` names it.
         shape: what is special about the file.
         convert: writes a table into a folder in another format, and returns the file; None: the file as it is.
-        large: whether it has so many rows, or partitions, that only ``make bench PART=files`` uses it.
+        large: whether it has so many rows, partitions or classes that only ``make bench PART=files`` uses it.
     """
 
     name: str
@@ -96,20 +96,23 @@ FILES = (
     SampleFile("counties", "plotnine", "data/midwest.csv", "inmetro", "an Excel sheet, 28 columns", _excel),
     SampleFile(
         "houses", "plotnine", "data/txhousing.csv", "Preis (Median) für Häuser",
-        "monthly; ;, decimal comma, dd.mm.yyyy, Latin-1", _german,
+        "monthly; ;, decimal comma, dd.mm.yyyy, Latin-1", _german, large=True,
     ),
     SampleFile(
         "penguins", "palmerpenguins", "data/penguins-raw.csv", "Body Mass (g)",
-        "units in the names of columns, NA, free text, 50 days over 3 years",
+        "units in the names of columns, NA, free text, 50 days over 3 years", large=True,
     ),
     SampleFile("phishing", "river", "datasets/phishing.csv.gz", "is_phishing", "gzip, no time, whole numbers as 1.0"),
-    SampleFile("segments", "river", "datasets/segment.csv.zip", "category", "zip, - in names, 7 classes as texts"),
+    SampleFile(
+        "segments", "river", "datasets/segment.csv.zip", "category", "zip, - in names, 7 classes as texts", large=True
+    ),
     SampleFile(
         "wines", "sklearn", "datasets/data/wine_data.csv", "column_14",
         "no header, a first line that is no row, 3 classes as numbers",
     ),
     SampleFile(
         "countries", "plotly", "package_data/datasets/gapminder.csv.gz", "lifeExp", "142 countries every five years",
+        large=True,
     ),
     SampleFile(
         "approval", "river", "datasets/trump_approval.csv.gz", "five_thirty_eight",

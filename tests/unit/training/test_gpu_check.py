@@ -34,7 +34,7 @@ def test_a_rehearsal_on_the_cpu_runs_every_check(
     script: ModuleType, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "gpu.json"
-    options = ["--device", "cpu", "--rows", "6000", "--rounds", "8", "--out", str(out)]
+    options = ["--device", "cpu", "--rows", "2000", "--rounds", "4", "--out", str(out)]
     assert script.main(options) == 0
     content = json.loads(out.read_text())
     assert (content["device"], content["cuda_tested"], content["passed"]) == ("cpu", False, True)
@@ -45,7 +45,7 @@ def test_a_rehearsal_on_the_cpu_runs_every_check(
     assert len({json.dumps(run["metrics"]) for run in runs.values()}) == 1, (
         "the same rows give the same model"
     )
-    assert content["score"]["rows"] == 1200 and content["score"]["difference"] == 0
+    assert content["score"]["rows"] == 400 and content["score"]["difference"] == 0
     for storage in ("memory", "disk"):
         cpu, card = runs["cpu", storage]["seconds"], runs["card", storage]["seconds"]
         assert content["speed_up"][storage]["seconds"] == pytest.approx(cpu / card, rel=0.01)
