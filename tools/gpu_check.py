@@ -33,7 +33,7 @@ from perennial.modeling.trained_model import TrainedModel, load_model_file
 from perennial.spec.catalog import load_model
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.training import search
+from perennial.training import _boosting
 from perennial.training.candidates import Candidate, TrainingJob, fit_best_candidate
 from perennial.training.challenger_evaluation import TrainingSource
 from perennial.training.checkpoint import Checkpoint
@@ -267,7 +267,7 @@ def usable_card() -> str:
     import xgboost
 
     try:
-        search.resolve_device("cuda")
+        _boosting.resolve_device("cuda")
     except (PerennialError, xgboost.core.XGBoostError) as error:
         return str(error).split("\n")[0]
     return ""

@@ -13,6 +13,7 @@ from types import ModuleType
 import pytest
 
 from perennial.core.settings import ROOT
+from perennial.training import _boosting
 
 
 @pytest.fixture
@@ -50,6 +51,11 @@ def test_a_rehearsal_on_the_cpu_runs_every_check(
         cpu, card = runs["cpu", storage]["seconds"], runs["card", storage]["seconds"]
         assert content["speed_up"][storage]["seconds"] == pytest.approx(cpu / card, rel=0.01)
     assert "nothing of CUDA was tested" in capsys.readouterr().out
+
+
+def test_a_machine_without_a_card_is_known(script: ModuleType) -> None:
+    there = _boosting.resolve_device("auto") == "cuda"
+    assert (script.usable_card() == "") == there
 
 
 def test_a_difference_between_the_devices_is_a_failure(script: ModuleType) -> None:
