@@ -25,8 +25,6 @@ from perennial.training.checkpoint import Checkpoint
 if TYPE_CHECKING:
     import xgboost
 
-    from perennial.training._dataset import TrainingData
-
 #: Most points of a learning curve.
 MAX_CURVE_POINTS = 50
 #: XGBoost's default of ``max_bin``, and the fewest bins of a column of a very wide table.
@@ -280,16 +278,19 @@ def resolve_device(requested: str) -> str:
     return device
 
 
-def common_device(data: TrainingData, requested: str) -> str:
+def common_device(of_processes: Iterable[str]) -> str:
     """The device that all processes use.
+
+    Args:
+        of_processes: the device of each process.
 
     Raises:
         PerennialError: some have a GPU and some have none.
     """
-    devices = sorted(set(data.run_everywhere(resolve_device, requested)))
+    devices = sorted(set(of_processes))
     if len(devices) > 1:
         raise PerennialError(
             f"some workers have a GPU and some have none ({', '.join(devices)})",
             "give all of them one in the compute profile, or set training.device to cpu",
         )
-    return str(devices[0])
+    return devices[0]

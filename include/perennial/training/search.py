@@ -23,6 +23,7 @@ from perennial.training._boosting import (
     common_device,
     curve_rounds,
     mean_curve,
+    resolve_device,
     stopping_cuts,
     xgboost_parameters,
 )
@@ -101,7 +102,7 @@ def search_and_fit(
         PerennialError: cuda was requested and there is none.
     """
     validated = None
-    device = common_device(data, spec.training.device)
+    device = common_device(data.run_everywhere(resolve_device, spec.training.device))
     checkpoint = checkpoint or Checkpoint(None)
     base = xgboost_parameters(spec, device, len(data.classes), len(data.encoding.columns))
     external = not data.fits_in_memory()
