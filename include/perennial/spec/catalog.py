@@ -13,7 +13,7 @@ from perennial.core.sql import fold_identifier
 from perennial.spec import compute_profile
 from perennial.spec.constraints import check_columns
 from perennial.spec.feature_table import SOURCE_SECTIONS, FeatureTable
-from perennial.spec.model_spec import MAX_README, FeatureSet, ModelSpec
+from perennial.spec.model_spec import CUT, MAX_README, FeatureSet, ModelSpec
 from perennial.spec.yaml_reader import display_path, key_location, parse_yaml, read_text
 
 __all__ = [
@@ -101,8 +101,7 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
     spec._folder = folder
     spec._sql = read_text(folder / "features.sql", spec.name)
     spec._suite = read_text(folder / "expectations.json", spec.name)
-    readme = folder / "README.md"
-    spec._readme = read_text(readme, spec.name)[:MAX_README] if readme.is_file() else ""
+    spec._readme = _read_readme(folder / "README.md")
     sets = {} if sets is None else sets
     for name in spec.features.sets:
         if name not in sets:
@@ -134,6 +133,21 @@ def load_model(folder: Path, sets: dict[str, FeatureSet] | None = None) -> Model
             model=spec.name,
         )
     return spec
+
+
+def _read_readme(path: Path) -> str:
+    """The beginning of a README, with `CUT` at the end if there is more.
+
+    No step depends on it: what is no UTF-8 is replaced, and one that cannot be read is as good as none.
+    """
+    if not path.is_file():
+        return ""
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            text = file.read(MAX_README + 1)
+    except OSError:
+        return ""
+    return text if len(text) <= MAX_README else text[: MAX_README - len(CUT)] + CUT
 
 
 def _parse(path: Path, kind: type[_Named], model: str | None) -> _Named:

@@ -49,6 +49,7 @@ from perennial.spec.sections import (
 from perennial.spec.sources import PredictionsSpec, QuerySource
 
 __all__ = [
+    "CUT",
     "GATE_METRICS",
     "MAX_README",
     "FeatureSet",
@@ -81,6 +82,8 @@ _NOT_IN_DIGEST: Any = {
 }
 #: Characters of a README that the model's card shows.
 MAX_README = 8000
+#: Ends a README of which only the beginning is kept.
+CUT = "…"
 #: Defaults where partitions are long, so that each is several of them; otherwise those of the sections hold.
 _LONG_PARTITIONS: dict[str, dict[str, dict[str, Duration]]] = {
     "week": {
@@ -162,7 +165,7 @@ class ModelSpec(FolderSpec):
 
     @property
     def readme(self) -> str:
-        """The text of ``README.md``, at most its first `MAX_README` characters; empty if there is none."""
+        """The text of ``README.md``, or its beginning of `MAX_README` characters that ends with `CUT`."""
         return self._readme
 
     @property

@@ -74,6 +74,22 @@ def test_two_of_one_name(roots: tuple[Path, Path]) -> None:
     assert str(first) in str(errors[0])
 
 
+@pytest.mark.parametrize(
+    ("content", "expected"),
+    [
+        (b"caf\xe9 \xc3\xa9\r\n", "caf\N{REPLACEMENT CHARACTER} \xe9\n"),
+        (b"\xef\xbb\xbfA toy.", "A toy."),
+        (b"ab" * 500_000, "ab" * 3999 + "a…"),
+        ("é".encode() * 8000, "é" * 8000),
+    ],
+    ids=["latin-1", "mark", "large", "just fits"],
+)
+def test_no_readme_breaks_a_model(roots: tuple[Path, Path], content: bytes, expected: str) -> None:
+    (write(roots[0]) / "README.md").write_bytes(content)
+    models, errors = catalog.load_models()
+    assert errors == [] and models["toy"].readme == expected
+
+
 def test_unknown_model(roots: tuple[Path, Path]) -> None:
     with pytest.raises(SpecError, match="did you mean flight_late"):
         catalog.load_model_by_name("flight_lat")

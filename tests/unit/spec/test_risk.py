@@ -39,3 +39,8 @@ def test_a_high_risk_demands_parts_of_the_gate_and_retention_or_reasons(
     ] * len(lacking)
     assert problems({"level": "high", "without": dict.fromkeys(lacking, REASON)}) == []
     assert problems({"level": "low"}) == []
+    for name in {*GATE, "retention"} - {*lacking}:  # a reason for what is there, or is not demanded
+        risk = {"level": "high", "without": dict.fromkeys([*lacking, name], REASON)}
+        (needless,) = problems(risk)
+        assert f"risk.without.{name} gives a reason for something that " in needless
+    assert len(problems({"level": "low", "without": dict.fromkeys(GATE, REASON)})) == len(GATE)

@@ -237,7 +237,7 @@ def _label(spec: ModelSpec, report: Report) -> None:
 
 
 def _risk_problems(spec: ModelSpec) -> list[str]:
-    """What a high risk demands and the spec lacks."""
+    """What a high risk demands and the spec lacks, and reasons for what it does not lack."""
     if spec.risk is None:
         return []
     given = [name for name in DEMANDS if getattr(spec.gate, name, None) is not None]
@@ -248,6 +248,10 @@ def _risk_problems(spec: ModelSpec) -> list[str]:
         f"{where}: risk.level is high, which demands {DEMANDS[name]}: add it, or say in risk.without.{name} why the "
         "model does without"
         for name in spec.risk.unmet(spec.task, given)
+    ] + [
+        f"{where}: risk.without.{name} gives a reason for something that "
+        f"{'is there' if name in given else 'is not demanded'}: remove it"
+        for name in spec.risk.needless(spec.task, given)
     ]
 
 

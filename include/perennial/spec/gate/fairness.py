@@ -113,6 +113,11 @@ class FairnessGate(StrictModel):
                 f"gate.fairness is not defined for task {task}: the scores of a list have a meaning within it only, so "
                 "groups cannot be compared by them; remove it, and use gate.slices to compare the loss of each group"
             )
+        if task != "binary" and self.threshold != type(self).model_fields["threshold"].default:
+            raise ValueError(
+                f"gate.fairness.threshold is {self.threshold:g}, and task {task} predicts no probability that it would "
+                "divide: remove it"
+            )
         self._check_bounds(task)
         for column in self.columns:
             if column not in declared:

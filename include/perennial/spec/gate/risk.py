@@ -41,7 +41,18 @@ class RiskSpec(StrictModel):
             task: of the model.
             given: names of the demands that the spec meets.
         """
+        return [name for name in self._demanded(task) if name not in given and name not in self.without]
+
+    def needless(self, task: str, given: Collection[str]) -> list[str]:
+        """The names in ``without`` that are not demanded, or that the spec meets.
+
+        Args:
+            task: of the model.
+            given: names of the demands that the spec meets.
+        """
+        return [name for name in self.without if name in given or name not in self._demanded(task)]
+
+    def _demanded(self, task: str) -> list[str]:
         if self.level != "high":
             return []
-        demanded = [name for name in DEMANDS if not (name == "fairness" and task == "ranking")]
-        return [name for name in demanded if name not in given and name not in self.without]
+        return [name for name in DEMANDS if not (name == "fairness" and task == "ranking")]
