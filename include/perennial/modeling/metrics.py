@@ -58,12 +58,12 @@ def losses(
         chosen = np.where(wrong, 0.0, predicted[np.arange(len(y)), index].astype(np.float64))
         return np.asarray(-np.log(np.clip(chosen, tiny, 1)))
     if task == "regression":
-        error = _finite(predicted) - y
+        error = finite(predicted) - y
         return np.asarray(np.abs(error) if metric == "absolute_error" else error**2)
-    return _ndcg_losses(y, _finite(predicted), group)
+    return _ndcg_losses(y, finite(predicted), group)
 
 
-def _finite(predicted: np.ndarray) -> np.ndarray:
+def finite(predicted: np.ndarray) -> np.ndarray:
     """Predictions in double precision, with a finite number for those that are none."""
     largest = LARGEST_PREDICTION
     return np.nan_to_num(predicted.astype(np.float64), nan=largest, posinf=largest, neginf=-largest)
@@ -131,7 +131,7 @@ def metrics(
         values["accuracy"] = 1 - values["error_rate"]
     elif task == "regression":
         values["rmse"] = float(np.sqrt(values["squared_error"]))
-        values["r2"] = float(sk.r2_score(y, _finite(predicted))) if len(y) > 1 else float("nan")
+        values["r2"] = float(sk.r2_score(y, finite(predicted))) if len(y) > 1 else float("nan")
     elif task == "ranking":
         values["ndcg"] = 1 - values["ndcg_loss"]
     return {k: v for k, v in values.items() if np.isfinite(v)}

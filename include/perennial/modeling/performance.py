@@ -7,19 +7,19 @@ as `ARTIFACT`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from perennial.charts.markup import number
-from perennial.core.errors import ArtifactError
 from perennial.core.html import printable
 from perennial.modeling import metrics
 from perennial.modeling._rank_statistics import rank_statistics
 from perennial.modeling.grouped_bootstrap import GroupedRows, UnitBootstrap, simultaneous_intervals
+from perennial.modeling.training_records import reading
 from perennial.spec.constraints import GATE_METRICS, MIN_BOOTSTRAP_PARTITIONS, MIN_SLICE_ROWS
 
 #: Name of the file, and version of its format.
@@ -113,6 +113,14 @@ class Performance:
         compared = [(s.improvement.value, s) for s in self.slices if s.improvement and s.improvement.high < 0]
         return [s for _, s in sorted(compared, key=lambda pair: pair[0])]
 
+    def without_columns(self, columns: Collection[str]) -> Performance:
+        """The performance without the slices by some columns."""
+        return replace(
+            self,
+            slices=[s for s in self.slices if s.column not in columns],
+            other_rows={column: n for column, n in self.other_rows.items() if column not in columns},
+        )
+
     def as_dict(self) -> dict[str, Any]:
         """The content of `ARTIFACT`; an estimate is a list of value, low and high."""
         return {
@@ -144,9 +152,7 @@ def parse(content: Any) -> Performance:
     Raises:
         ArtifactError: it is of another format.
     """
-    try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
+    with reading(ARTIFACT, content, FORMAT):
         return Performance(
             content["confidence"],
             content["unit"],
@@ -167,10 +173,6 @@ def parse(content: Any) -> Performance:
             ],
             content["other_rows"],
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{ARTIFACT} cannot be used: {error}", "train again: training computes it"
-        ) from error
 
 
 def _as_list(estimate: Estimate) -> list[float]:

@@ -6,10 +6,12 @@ ledger: `perennial.modeling.registry` loads no file whose digest differs from th
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+from perennial.core.errors import ArtifactError
 from perennial.core.partitions import PartitionRange
 from perennial.core.settings import settings
 from perennial.storage import ledger
@@ -91,6 +93,28 @@ def find(model: str, version: str, run_id: str) -> TrainingRecord | None:
         for record in all_records(model):
             _records[settings().lake, model, record.version, record.run_id] = record
     return _records.get(key)
+
+
+@contextmanager
+def reading(artifact: str, content: Any, version: int) -> Iterator[None]:
+    """While the block reads the content of a stored JSON file: what is not as it expects is an error about the file.
+
+    Args:
+        artifact: name of the file.
+        content: of it.
+        version: of the format that the block reads.
+
+    Raises:
+        ArtifactError: it is of another format.
+    """
+    try:
+        if content["format"] != version:
+            raise ValueError(f"format {content['format']}")
+        yield
+    except (KeyError, TypeError, ValueError) as error:
+        raise ArtifactError(
+            f"{artifact} cannot be used: {error}", "train again: training writes it"
+        ) from error
 
 
 def all_records(model: str) -> list[TrainingRecord]:

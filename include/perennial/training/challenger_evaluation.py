@@ -286,7 +286,19 @@ def _predict_holdout(
     challenger: TrainedModel,
     baselines: Mapping[str, Predictor],
     champion: ModelVersion | None,
+    *,
+    by_group: bool = True,
 ) -> _HoldoutRows:
+    """Predict the held-out rows by all models.
+
+    Args:
+        source: the data of the training.
+        windows: dates of the training.
+        challenger: the model.
+        baselines: baseline models, by name.
+        champion: the champion; None if there is none.
+        by_group: whether to collect the values that form slices and groups.
+    """
     spec, features = source.spec, source.features
     classes, predict_champion = challenger.classes, None
     champion_classes: tuple[str, ...] = ()
@@ -308,8 +320,9 @@ def _predict_holdout(
         if spec.gate.bootstrap_unit == "partitions":
             days = table.column(delta_tables.PARTITION).cast(pa.date32()).cast(pa.int32()).to_numpy()
             rows.days.append(days)
-        rows.slices.add(table)
-        rows.groups.add(table)
+        if by_group:
+            rows.slices.add(table)
+            rows.groups.add(table)
         if spec.group:
             rows.lists.append(numbering.number(table))
         if predict_champion:
@@ -338,7 +351,7 @@ def losses_on(
     source: TrainingSource, windows: Windows, dates: tuple[str, ...], model: TrainedModel
 ) -> np.ndarray:
     """The loss of a model on each labelled row of some dates, or on each list that has one; shape (rows,)."""
-    rows = _predict_holdout(source, replace(windows, holdout=dates), model, {}, None)
+    rows = _predict_holdout(source, replace(windows, holdout=dates), model, {}, None, by_group=False)
     if not rows.y:
         return np.zeros(0)
     y, predicted = np.concatenate(rows.y), np.concatenate(rows.challenger)

@@ -16,11 +16,18 @@ from perennial.modeling import registry
 from perennial.modeling.comparison import Comparison
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.metrics import metrics
+from perennial.modeling.performance import SliceValues
 from perennial.modeling.trained_model import TrainedModel
 from perennial.spec.constraints import HOLDOUT_METRICS, direction
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from perennial.training.challenger_evaluation import TrainingSource, evaluate_challenger, gate_decision
+from perennial.training.challenger_evaluation import (
+    TrainingSource,
+    evaluate_challenger,
+    gate_decision,
+    losses_on,
+)
+from perennial.training.gate.group_values import GroupValues
 from perennial.training.windows import Windows
 from support import lake, toys
 
@@ -161,7 +168,8 @@ def test_a_class_that_a_model_does_not_know_counts_as_wrong_for_that_model(
     monkeypatch.setattr(registry, "load_spec", lambda version: spec)
     source = TrainingSource(spec, FeatureQuery(spec), None, None)
     champion: Any = object()
-    result = evaluate_challenger(source, Windows((), (), days), models["challenger"], {}, champion)
+    windows = Windows((), (), days)
+    result = evaluate_challenger(source, windows, models["challenger"], {}, champion)
 
     labels = np.asarray(toys.labels("multiclass", table)["y"].to_pylist())
     rows = FeatureQuery(spec).compute(table)
@@ -177,6 +185,9 @@ def test_a_class_that_a_model_does_not_know_counts_as_wrong_for_that_model(
     count = int((labels == unseen).sum()) if unseen_by == "both" else 0
     assert result.coverage.counted_wrong == {"of a class unseen at training": count}
     assert wrong["challenger"] != wrong["champion"] or unseen_by == "both"
+    for values in (SliceValues, GroupValues):  # losses alone need none
+        monkeypatch.setattr(values, "add", None)
+    assert losses_on(source, windows, days, models["challenger"]).mean() == pytest.approx(wrong["challenger"])
 
 
 def test_rows_without_a_label_and_lists_of_one_grade_are_counted(make: Any) -> None:

@@ -11,19 +11,19 @@ same result follows from the counts as weights. It is imported in the function t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
 import numpy as np
 
 from perennial.charts.markup import number
-from perennial.core.errors import ArtifactError
 from perennial.core.html import printable
+from perennial.modeling import metrics
 from perennial.modeling.comparison import expanded_confidence
 from perennial.modeling.grouped_bootstrap import GroupedRows, UnitBootstrap
-from perennial.modeling.metrics import LARGEST_PREDICTION
 from perennial.modeling.performance import EvaluatedRows
+from perennial.modeling.training_records import reading
 from perennial.spec.gate.fairness import FairnessGate
 from perennial.training.gate.group_values import Grouping, GroupValues
 
@@ -40,6 +40,10 @@ _RATES = {
     "mean_error": ("mean error",),
     "absolute_error": ("mean absolute error",),
 }
+#: The rates of which the highest is the worst.
+_HARMS = ("false positive rate", "error rate", "mean absolute error")
+#: Most rates that documents list.
+MAX_COMPARED = 100
 #: By how much the rounding of numbers may miss a bound.
 _ROUNDING = 1e-9
 #: What is to be done where a bound is not kept, continuing a sentence.
@@ -129,6 +133,7 @@ class FairnessVerdict:
         lowest: group with the lowest rate; empty if it cannot be judged.
         highest: group with the highest rate.
         sentence: all of it in words.
+        at_risk: the one of these two groups that fares worse; empty likewise.
     """
 
     columns: tuple[str, ...]
@@ -140,6 +145,7 @@ class FairnessVerdict:
     lowest: str
     highest: str
     sentence: str
+    at_risk: str = ""
 
 
 @dataclass(frozen=True)
@@ -160,6 +166,23 @@ class Fairness:
     verdicts: Sequence[FairnessVerdict]
     declared: Sequence[str] = field(default_factory=tuple)
 
+    def without_columns(self, columns: Collection[str]) -> Fairness:
+        """The fairness without groups by some columns, but for `declared` ones."""
+        hidden = {*columns} - {*self.declared}
+        return replace(
+            self,
+            disparities=[d for d in self.disparities if not hidden & {*d.columns}],
+            verdicts=[v for v in self.verdicts if not hidden & {*v.columns}],
+        )
+
+    @property
+    def compared(self) -> list[Disparity]:
+        """The rates that could be compared, the largest differences of many."""
+        known = [d for d in self.disparities if d.difference is not None]
+        if len(known) <= MAX_COMPARED:
+            return known
+        return sorted(known, key=lambda d: d.difference or 0.0, reverse=True)[:MAX_COMPARED]
+
     def as_dict(self) -> dict[str, Any]:
         """The content of `ARTIFACT`."""
         return {"format": FORMAT, **_rounded(asdict(self))}
@@ -171,9 +194,7 @@ def parse(content: Any) -> Fairness:
     Raises:
         ArtifactError: it is of another format.
     """
-    try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
+    with reading(ARTIFACT, content, FORMAT):
         return Fairness(
             content["confidence"],
             content["min_rows"],
@@ -190,10 +211,6 @@ def parse(content: Any) -> Fairness:
             [FairnessVerdict(**{**v, "columns": tuple(v["columns"])}) for v in content["verdicts"]],
             tuple(content["declared"]),
         )
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{ARTIFACT} cannot be used: {error}", "train again: training computes it"
-        ) from error
 
 
 def _rounded(value: Any) -> Any:
@@ -250,14 +267,14 @@ def estimate_fairness(
     bootstrap = UnitBootstrap(units, samples, seed, whole=rows.partitions is not None)
     needed = {rate for metric in policy.bounds for rate in _RATES[metric]}
     predictions = [rows.challenger, *([rows.champion] if rows.champion is not None else [])]
-    rates = [list(_rates(rows, predicted, classes, policy.threshold, needed)) for predicted in predictions]
+    rates = [_rates(rows, predicted, classes, policy.threshold, needed) for predicted in predictions]
+    by_columns: list[tuple[Grouping, list[Disparity]]] = [(g, []) for g in values.groupings()]
+    for same_rate in zip(*rates, strict=True):  # one at a time: of many classes and rows they are large
+        for grouping, of_columns in by_columns:
+            of_columns.append(_disparity(same_rate, grouping, bootstrap, policy.min_rows, confidence))
     disparities: list[Disparity] = []
     verdicts: list[FairnessVerdict] = []
-    for grouping in values.groupings():
-        of_columns = [
-            _disparity(same_rate, grouping, bootstrap, policy.min_rows, confidence)
-            for same_rate in zip(*rates, strict=True)
-        ]
+    for grouping, of_columns in by_columns:
         for metric in policy.bounds:
             judged = [d for d in of_columns if d.rate in _RATES[metric]]
             verdicts += _verdicts(policy, metric, grouping.title, judged)
@@ -272,8 +289,7 @@ def _rates(
     """The rates of a model's predictions that the bounds need; a missing prediction counts as wrong."""
     y, every = rows.y, np.ones(len(rows.y), bool)
     if rows.task == "regression":
-        largest = LARGEST_PREDICTION
-        values = np.nan_to_num(predicted.astype(np.float64), nan=largest, posinf=largest, neginf=-largest)
+        values = metrics.finite(predicted)
         error = values - y
         quantities = {
             "mean prediction": values,
@@ -285,7 +301,7 @@ def _rates(
     if rows.task == "multiclass":
         chosen = np.where(np.isnan(predicted).any(axis=1), len(classes), predicted.argmax(axis=1))
         if "error rate" in needed:
-            wrong = (chosen != y) | (y < 0)
+            wrong = rows.losses("error_rate", predicted) > 0
             yield _Rate("error rate", "", every, wrong * 1.0, every, ~wrong)
         for j, name in enumerate(classes):
             yield from _decision_rates(y == j, chosen == j, needed - {"error rate"}, name)
@@ -439,7 +455,17 @@ def _verdicts(
             f"{_interval(worst) if kind == 'difference' else ''}, {rule} {limit:g}"
             f"{_omitted(worst, policy.min_rows, len(judged) - len(known))}{'' if met else _REMEDY}"
         )
-        yield FairnessVerdict(columns, metric, kind, limit, value, met, low.group, high.group, sentence)
+        at_risk = _at_risk(worst.rate, low, high).group
+        yield FairnessVerdict(
+            columns, metric, kind, limit, value, met, low.group, high.group, sentence, at_risk
+        )
+
+
+def _at_risk(rate: str, low: GroupRate, high: GroupRate) -> GroupRate:
+    """The group that fares worse: the one with more errors, or with fewer positive or lower predictions."""
+    if rate == "mean error":
+        return max(low, high, key=lambda group: abs(group.value))
+    return high if rate in _HARMS else low
 
 
 def _interval(disparity: Disparity) -> str:

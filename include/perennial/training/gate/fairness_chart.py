@@ -10,6 +10,8 @@ from perennial.training.gate.fairness import Disparity, Fairness
 
 #: Most groups of a chart: those of the highest and the lowest rates.
 MAX_GROUPS = 30
+#: Of `verdict_rows`.
+VERDICT_HEADS = ("groups", "metric", "gap", "value", "bound", "lowest", "highest", "")
 
 
 def draw_disparity(disparity: Disparity) -> IntervalChart:
@@ -30,10 +32,19 @@ def figures(fairness: Fairness) -> list[Markup]:
     return [draw_disparity(d).figure() for d in fairness.disparities if d.difference is not None]
 
 
-def verdict_table(fairness: Fairness) -> Markup:
+def verdict_table(fairness: Fairness, css_class: str = "") -> Markup:
+    """`verdict_rows` as a table.
+
+    Args:
+        fairness: of the challenger.
+        css_class: of the table.
+    """
+    return table(VERDICT_HEADS, verdict_rows(fairness), css_class=css_class)
+
+
+def verdict_rows(fairness: Fairness) -> list[tuple[str, ...]]:
     """A row for each bound: the gap, the bound, and the groups that are furthest apart."""
-    heads = ["groups", "metric", "gap", "value", "bound", "lowest", "highest", ""]
-    rows = [
+    return [
         (
             " × ".join(v.columns),
             v.metric.replace("_", " "),
@@ -46,7 +57,6 @@ def verdict_table(fairness: Fairness) -> Markup:
         )
         for v in fairness.verdicts
     ]
-    return table(heads, rows)
 
 
 def describe(fairness: Fairness) -> Markup:

@@ -96,8 +96,10 @@ class GroupValues:
             order = [*_ranges(edges), NO_VALUE]
         else:
             order = [*self._policy.values.get(column, sorted(names)), NO_VALUE]
-        ordered = [name for name in dict.fromkeys(order) if name in names]
-        rank = np.array([ordered.index(n) if n != _UNDECLARED else -1 for n in names] or [-1])
+        present = set(names)
+        ordered = [name for name in dict.fromkeys(order) if name in present]
+        positions = {name: position for position, name in enumerate(ordered)} | {_UNDECLARED: -1}
+        rank = np.array([positions[name] for name in names] or [-1])
         return ordered, rank[codes]
 
 

@@ -195,7 +195,7 @@ def train_result(
         "gate": _gate_result(pinned, candidate),
         "refit": candidate.refit.sentence if candidate.refit else "",
         "candidates": {"window": candidate.window_losses, "algorithm": candidate.algorithm_losses},
-        "rows": _row_counts(candidate),
+        "rows": row_counts(candidate),
     }
     if useful := candidate.studies.get(usefulness.ARTIFACT):
         result["usefulness"] = useful
@@ -211,7 +211,8 @@ def _worse_slices(evaluation: Evaluation) -> list[str]:
     ]
 
 
-def _row_counts(candidate: Candidate) -> RowCounts:
+def row_counts(candidate: Candidate) -> RowCounts:
+    """Numbers of rows by what they were used for."""
     valid = candidate.rows - candidate.fit_rows
     return {"fit": candidate.fit_rows, "valid": valid, "holdout": candidate.evaluation.rows}
 
@@ -223,14 +224,17 @@ def _intervals(evaluation: Evaluation) -> dict[str, dict[str, list[float]]]:
 
 
 def _importance_changes(pinned: PinnedData, candidate: Candidate) -> list[ImportanceChange]:
-    """The features whose importance differs most from the champion's, the largest difference first."""
+    """The features whose importance differs most from the champion's, the largest difference first.
+
+    Both are those of the models that were evaluated, and not of those that were fitted once more.
+    """
     champion = pinned.champion
     if champion is None:
         return []
     # It decides nothing: a champion that cannot be read is named by the gate.
     before, _ = pages.attempt(
         f"the importance of features in version {champion.version}",
-        lambda: registry.load_model(champion).importance(),
+        lambda: dict[str, float](registry.load_json_artifact(champion, "importance.json")),
     )
     if before is None:
         return []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import weakref
 from typing import Any
 
 import numpy as np
@@ -65,13 +66,15 @@ DIRECT = {
 
 @pytest.mark.parametrize("metric", [*DIRECT, "equalized_odds"])
 def test_the_gap_is_that_of_a_direct_computation(metric: str) -> None:
-    p = unfair()
+    invited = (SEX == "m") & (LABELS == 0) & (np.random.default_rng(2).random(N) < 0.2)
+    p = np.where(invited, 0.9, unfair())
     chosen = ("equal_opportunity", "false_positive_rate") if metric == "equalized_odds" else (metric,)
     gaps = [abs(DIRECT[m](p, SEX == "f") - DIRECT[m](p, SEX == "m")) for m in chosen]
     verdict = only(judge("binary", LABELS, p, groups=["sex"], bounds={metric: {"max_difference": 0.1}}))
-    assert verdict.value == pytest.approx(max(gaps), abs=1e-12)
+    assert verdict.value == pytest.approx(max(gaps), abs=1e-12) and max(gaps) > 0.01
     assert verdict.met is (max(gaps) <= 0.1)
-    assert {verdict.lowest, verdict.highest} == {"f", "m"} if max(gaps) else True
+    assert {verdict.lowest, verdict.highest} == {"f", "m"}
+    assert verdict.at_risk == ("m" if metric == "false_positive_rate" else "f")
 
 
 def test_a_model_unfair_to_a_group_is_refused_and_names_group_metric_value_bound_and_rows() -> None:
@@ -178,6 +181,32 @@ def test_classes_are_compared_one_by_one_and_the_worst_counts() -> None:
     assert by_metric["equalized_odds"].value == pytest.approx(odds) and not by_metric["equalized_odds"].met
     assert "true positive rate of class z" in by_metric["equalized_odds"].sentence
     assert by_metric["error_rate"].value == pytest.approx(rate(chosen != y, women) - rate(chosen != y, men))
+
+
+def test_the_rates_of_many_classes_are_not_in_memory_together(monkeypatch: pytest.MonkeyPatch) -> None:
+    compare, earlier = fairness._disparity, list[Any]()
+
+    def watched(models: Any, *arguments: Any) -> Any:
+        earlier.append([weakref.ref(rate) for rate in models])
+        alive = {id(rate()) for rates in earlier for rate in rates if rate() is not None}
+        assert len(alive) <= 4, "those of two models, and the first ones, which zip keeps"
+        return compare(models, *arguments)
+
+    monkeypatch.setattr(fairness, "_disparity", watched)
+    y = RANDOM.integers(0, 3, N).astype(float)
+    predicted = np.eye(3)[y.astype(int)]
+    bounds = {"equalized_odds": {"max_difference": 0.2}}
+    judge("multiclass", y, predicted, predicted, groups=["sex", "region"], bounds=bounds)
+    assert len(earlier) == 3 * 2 * 2, "of each class, rate and entry of groups"
+
+
+def test_groups_of_many_values_are_in_order() -> None:
+    values = GroupValues(FairnessGate(groups=["k"], bounds={"error_rate": {"max_difference": 0.1}}))
+    names = [f"{n:04}" for n in RANDOM.permutation(3000)]
+    values.add(pa.table({"k": names}))
+    (grouping,) = values.groupings()
+    assert grouping.names == tuple(sorted(names))
+    assert [grouping.names[code] for code in grouping.codes] == names
 
 
 def test_a_class_that_no_model_knows_and_a_missing_prediction_are_errors() -> None:
