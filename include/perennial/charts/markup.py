@@ -44,7 +44,9 @@ def join(parts: Iterable[Markup]) -> Markup:
     return Markup("".join(parts))
 
 
-def table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "") -> Markup:
+def table(
+    heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str = "", css_class: str = ""
+) -> Markup:
     """A table of plain values or elements; the first cell of a row is its heading."""
     top = join(element("th", text(head), scope="col") for head in heads)
     body = join(
@@ -56,7 +58,8 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[object]], caption: str =
         for row in rows
     )
     title = [element("caption", text(caption))] if caption else []
-    return element("table", *title, element("thead", element("tr", top)), element("tbody", body))
+    head = element("thead", element("tr", top))
+    return element("table", *title, head, element("tbody", body), class_=css_class or None)
 
 
 def _content(cell: object) -> Markup:

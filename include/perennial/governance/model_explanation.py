@@ -18,12 +18,12 @@ from perennial.charts.bar_chart import BarChart
 from perennial.charts.interval_chart import Interval, IntervalChart, IntervalRow
 from perennial.charts.line_chart import LineChart, Series
 from perennial.charts.markup import Markup, element, number, table, text
-from perennial.core.errors import ArtifactError
+from perennial.governance.model_card.stored_documents import load_document
 from perennial.governance.prediction_explanation import score_scale
-from perennial.modeling import registry
 from perennial.modeling.encoding import Encoding
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.trained_model import TrainedModel
+from perennial.modeling.training_records import reading
 from perennial.monitoring.partition_sample import PartitionSample
 from perennial.spec.model_spec import ModelSpec
 
@@ -127,19 +127,13 @@ def parse(content: Any) -> GlobalExplanation:
     Raises:
         ArtifactError: it is of another format.
     """
-    try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
+    with reading(ARTIFACT, content, FORMAT):
         values = {name: content[name] for name in GlobalExplanation.__dataclass_fields__}
         values["importance"] = [Importance(**item) for item in values["importance"]]
         values["dependence"] = [
             Dependence(item["feature"], [Bin(**b) for b in item["bins"]]) for item in values["dependence"]
         ]
         return GlobalExplanation(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{ARTIFACT} cannot be used: {error}", "train again: training computes it"
-        ) from error
 
 
 def read(version: ModelVersion, present: ModelSpec) -> GlobalExplanation:
@@ -152,14 +146,7 @@ def read(version: ModelVersion, present: ModelSpec) -> GlobalExplanation:
     Raises:
         ArtifactError: it has none, or the file is not what was recorded.
     """
-    if not registry.has_artifact(version, ARTIFACT):
-        raise ArtifactError(
-            f"version {version.version} has no explanation: it was trained before explanations were stored, or the log "
-            "of its training says why it could not be computed",
-            "read that of a later version",
-            model=version.name,
-        )
-    return without_features(parse(registry.load_json_artifact(version, ARTIFACT)), present.personal_names)
+    return without_features(parse(load_document(version, ARTIFACT, "explanation")), present.personal_names)
 
 
 def without_features(explanation: GlobalExplanation, hidden: Collection[str]) -> GlobalExplanation:

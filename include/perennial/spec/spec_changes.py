@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import re
+from collections.abc import Iterator, Mapping
 from enum import StrEnum
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from perennial.core.sql import fold_identifier
 from perennial.spec.model_spec import ModelSpec
@@ -275,6 +277,36 @@ CHANGES: dict[str, SpecChange] = {
         Effect.BACKFILL, "Manifests of earlier partitions do not count: a backfill evaluates them again.", _NO_CHAMPION
     ),
 }  # fmt: skip
+
+
+def changed_keys(then: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, tuple[str, str]]:
+    """The keys of two `ModelSpec.bundle` whose values differ, in order, with both values as text; without alerts.
+
+    Args:
+        then: the earlier bundle.
+        after: the later one.
+    """
+    earlier, later = (dict(_flat("", _without_alerts(bundle))) for bundle in (then, after))
+    return {
+        key.removeprefix("model."): values
+        for key in sorted({*earlier, *later})
+        if (values := (earlier.get(key, ""), later.get(key, "")))[0] != values[1]
+    }
+
+
+def _without_alerts(bundle: Mapping[str, Any]) -> dict[str, Any]:
+    return {**bundle, "model": {key: value for key, value in bundle["model"].items() if key != "alerts"}}
+
+
+def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
+    """Keys with dots, and their values as text."""
+    if isinstance(value, Mapping) and value:
+        for key, item in value.items():
+            yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
+    elif isinstance(value, str):
+        yield prefix, value
+    elif value not in (None, [], {}):
+        yield prefix, json.dumps(value)
 
 
 def prediction_difference(trained: ModelSpec, spec: ModelSpec) -> str:

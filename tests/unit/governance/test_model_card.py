@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
@@ -33,6 +34,7 @@ from perennial.modeling.registry import ModelVersion
 from perennial.spec.policies import CardSpec
 from perennial.storage import ledger
 from perennial.storage.ledger import Decision, LedgerKind
+from perennial.training.gate.fairness import Disparity, Fairness, FairnessVerdict, GroupRate
 from perennial.training.tracking import RegisteredVersion
 
 SCHEMA = JsonStrictValidator(SchemaVersion.V1_7)
@@ -59,6 +61,24 @@ def card_of(world: Any) -> ModelCard:
 
 def front_matter(text: str) -> Any:
     return yaml.safe_load(text.split("---\n")[1])
+
+
+def compared(columns: dict[str, tuple[str, str]], declared: tuple[str, ...] = ()) -> Fairness:
+    """The fairness of two groups of each column; that of the first column is within its bound."""
+    disparities, verdicts = [], []
+    for number, (column, (low, high)) in enumerate(columns.items()):
+        groups = (GroupRate(low, 90, 0.1, 0.05, 0.15), GroupRate(high, 80, 0.4, 0.3, 0.5))
+        disparities.append(
+            Disparity((column,), "error rate", "", groups, difference=0.3, low=0.2, high=0.4, ratio=0.25)
+        )
+        sentence = f"fairness by {column}, error rate: 0.1 of {low}, 0.4 of {high}"
+        bound = 0.2 if number else 0.35
+        verdicts.append(
+            FairnessVerdict(
+                (column,), "error_rate", "difference", bound, 0.3, not number, low, high, sentence, high
+            )
+        )
+    return Fairness(0.95, 50, disparities, verdicts, declared)
 
 
 def problems(card: ModelCard) -> Any:
@@ -144,7 +164,7 @@ def test_a_gap_is_marked_until_somebody_fills_it(world: Any) -> None:
         key for gap in document.gaps(card_sections(card)) for key in re.findall(r"card\.(\w+)", gap.text)
     }
     assert keys | asked == set(CardSpec.model_fields), "each key fills a gap"
-    filled = replace(card, statements=STATED, approvers=["ada"], fairness=["no difference"])
+    filled = replace(card, statements=STATED, approvers=["ada"], fairness=compared({}))
     left = [*document.gaps(annex_iv.annex_sections(filled)), *document.gaps(card_sections(filled))]
     assert [gap.remedy[:25] for gap in left] == ["add to card.deployment in"]
     assert problems(filled) is None and front_matter(stored.markdown(filled))["license"] == "apache-2.0"
@@ -181,6 +201,7 @@ def test_unusual_names_break_no_format(world: Any, owner: str, value: str, name:
         features=[Feature(name + mark, "number", 0.5, [name], mark)],
         personal_columns=[name + mark],
         statements=STATED.model_copy(update={"limitations": [value + mark]}),
+        fairness=compared({"k": ("a", "b"), mark + name: (value + mark, mark)}),
     )
     assert problems(odd) is None
     assert front_matter(metadata_block(odd))["model-index"][0]["results"][1]["metrics"][0]["value"] == 0.5
@@ -204,6 +225,79 @@ def test_slices_of_what_is_personal_by_now_are_left_out(world: Any) -> None:
     shown = without_columns(card, ["who"])
     assert shown.performance is not None and [s.column for s in shown.performance.slices] == ["k"]
     assert "who" not in json.dumps(shown.as_dict()) and shown.criteria == ["ok: all"]
+
+
+def test_groups_of_what_is_personal_by_now_are_left_out_unless_the_spec_named_them(world: Any) -> None:
+    fairness = compared({"k": ("x who", "y"), "who": ("Ada", "Bob"), "sex": ("f", "m")}, ("sex",))
+    criteria = ["ok: all", *(f"{'ok' if v.met else 'FAILED'}: {v.sentence}" for v in fairness.verdicts)]
+    card = replace(card_of(world), performance=None, fairness=fairness, criteria=criteria)
+    shown = without_columns(card, ["who", "sex"])
+    assert shown.criteria == [criteria[0], criteria[1], criteria[3]], "and what only resembles one stays"
+    assert shown.fairness is not None and [d.columns for d in shown.fairness.compared] == [("k",), ("sex",)]
+    assert [v.columns for v in shown.fairness.verdicts] == [("k",), ("sex",)]
+    for text in (*stored.files(shown).values(), stored.html(shown)):
+        assert "Ada" not in text and "Bob" not in text
+    assert all("Ada" in text for text in stored.files(card).values())
+
+
+def test_gaps_between_groups_are_figures_in_every_form(world: Any) -> None:
+    card = replace(card_of(world), fairness=compared({"k": ("a", "b"), "sex": ("f", "m")}), criteria=[])
+    model = bill_of_materials(card)["metadata"]["component"]["modelCard"]
+    metrics = model["quantitativeAnalysis"]["performanceMetrics"]
+    by_slice = {(m.get("slice"), m["type"]): m for m in metrics}
+    rate, gap = by_slice["sex = m", "error rate"], by_slice["sex", "difference of error rate"]
+    assert (float(rate["value"]), float(gap["value"])) == (0.4, 0.3)
+    assert rate["confidenceInterval"] == {"lowerBound": "0.3", "upperBound": "0.5"}
+    assert float(by_slice["k", "ratio of error rate"]["value"]) == 0.25
+    (unmet,) = model["considerations"]["fairnessAssessments"]
+    assert unmet["groupAtRisk"] == "sex = m" and unmet["harms"].startswith(
+        "fairness by sex, error rate: 0.1 of f"
+    )
+    assert problems(card) is None
+    (index,) = front_matter(metadata_block(card))["model-index"]
+    (women,) = [r for r in index["results"] if r["dataset"].get("config") == "sex = f"]
+    (metric,) = women["metrics"]
+    assert (metric["type"], metric["value"]) == ("error rate", 0.1)
+    assert metric["args"] == {"confidence": 0.95, "interval": [0.05, 0.15]}
+    for text in (stored.markdown(card), stored.annex(card)):
+        assert text.count("| sex | error rate | difference | 0.3 | at most 0.2 | f | m | exceeded |") == 1
+        assert "| error rate | m | 80 | 0.4 (0.3 to 0.5) |" in text and "fairness by sex" not in text
+
+
+def test_what_was_done_is_said_and_nothing_else(world: Any) -> None:
+    card = card_of(world)
+    one = replace(card, parameters={**card.parameters, "search_trials": "0"}, comparisons=[])
+    text = stored.annex(one)
+    assert "no others were tried. It was compared with no other model." in text and "best of" not in text
+    seven = stored.annex(replace(card, parameters={**card.parameters, "search_trials": "7"}))
+    assert "Its parameters are the best of 7 that were tried" in seven
+    assert "it was compared with: baseline: constant" in seven
+
+
+@pytest.mark.parametrize(
+    ("readme", "ends"),
+    [
+        ("````md\n```\n# code", ["# code", "````"]),
+        ("~~~\n# code\n~~~\n# Title", ["# code", "~~~", "### Title"]),
+        ("<!-- cut\n# comment", ["# comment", "-->"]),
+        ("``` `x` \n# Title", ["### Title"]),
+    ],
+)
+def test_a_readme_ends_what_it_begins(readme: str, ends: list[str]) -> None:
+    section = document.Section("README", [document.Authored(readme)])
+    lines = [line for line in document.to_markdown("Card", [section]).splitlines() if line]
+    assert lines[-len(ends) :] == ends
+
+
+def test_changes_since_the_version_before_are_those_of_keys_and_files(world: Any) -> None:
+    later = replace(version_of(world), version="2")
+    assert collection._previous(world.spec, later) == ("1", [])
+    content = world.spec.model_dump(mode="json")
+    content["alerts"] = {"mute": [{"signals": ["*"], "until": "2024-03-01", "reason": "a strike"}]}
+    content["training"]["rounds"] += 1
+    changed = type(world.spec).model_validate(content)
+    changed._sql, changed._suite, changed._readme = world.spec.sql + " ", world.spec.suite, "Another."
+    assert collection._previous(changed, later) == ("1", ["README.md", "features.sql", "training.rounds"])
 
 
 def test_the_command_prints_every_form_with_what_was_decided_since(
@@ -271,4 +365,17 @@ def test_a_card_that_cannot_be_written_stops_nothing(
         stored.read(version, world.spec)
     with pytest.raises(Exception, match="has no explanation"):
         model_explanation.read(version, world.spec)
-    assert collection.MAX_FEATURES < 1000
+
+
+def test_of_many_features_the_most_important_ones_are_listed(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(collection, "MAX_FEATURES", 2)
+    monkeypatch.setattr(collection, "MAX_TRACED", 3)
+    version, absent = version_of(world), cast("Any", None)
+    importance = registry.load_json_artifact(version, "importance.json")
+    candidate = cast("Any", SimpleNamespace(model=registry.load_model(version)))
+    documents = {"importance.json": importance}
+    listed = collection._features(Training(world.spec, absent, absent, candidate, absent, documents))
+    most = sorted(importance, key=lambda name: -importance[name])[:2]
+    assert len(importance) > 3 and [(f.name, f.sources) for f in listed] == [(name, None) for name in most]

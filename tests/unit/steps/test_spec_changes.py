@@ -23,7 +23,7 @@ from perennial.spec.gate.fairness import FairnessGate
 from perennial.spec.gate.risk import RiskSpec
 from perennial.spec.model_spec import ModelSpec
 from perennial.spec.policies import ApprovalSpec, QuietHours, SliceGate
-from perennial.spec.spec_changes import CHANGES, Effect, as_trained, target_difference
+from perennial.spec.spec_changes import CHANGES, Effect, as_trained, changed_keys, target_difference
 from perennial.spec.text_format import TextFormatSpec
 from perennial.steps.data import data
 from perennial.steps.decide import decide
@@ -205,6 +205,22 @@ def has_effect(key: str, influences: set[str]) -> bool:
 def test_a_change_of_each_key_has_the_effect_that_its_row_names(world: Trained) -> None:
     observed = {key: influence(world.spec, other(world.spec, key)) for key in OTHER}
     assert not {k: (CHANGES[k].effect, v) for k, v in observed.items() if not has_effect(k, v)}
+
+
+def test_a_key_that_differs_is_named_with_both_values(world: Trained) -> None:
+    before = world.spec.bundle()
+    assert changed_keys(before, other(world.spec, "alerts.mute").bundle()) == {}, "they are of no version"
+    assert changed_keys(before, other(world.spec, "label.expression").bundle()) == {
+        "label.expression": ("y", "y + 1")
+    }
+    table = {"table": {"name": "t"}, "sql": "SELECT 1", "sources": []}
+    with_sets = {**before, "sets": [{"set": {"name": "s"}, "sql": "SELECT 1"}], "tables": [table]}
+    other_sql = {
+        **with_sets,
+        "sets": [{"set": {"name": "s"}, "sql": "SELECT 2"}],
+        "tables": [table | {"sql": ""}],
+    }
+    assert [*changed_keys(with_sets, other_sql)] == ["sets", "tables"]
 
 
 def test_every_row_is_tried() -> None:

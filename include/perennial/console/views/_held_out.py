@@ -36,7 +36,9 @@ def read(parts: Parts, model: str, recorded: TrainingRecord) -> Performance | No
     if stored is None or not stored.slices:
         return stored
     without = replace(stored, slices=[], other_rows={})
-    return parts.read("slices", lambda: _without_personal(model, stored), without)
+    return parts.read(
+        "slices", lambda: stored.without_columns(overview.load_spec(model).personal_names), without
+    )
 
 
 def read_fairness(parts: Parts, model: str, recorded: TrainingRecord) -> Fairness | None:
@@ -49,22 +51,25 @@ def read_fairness(parts: Parts, model: str, recorded: TrainingRecord) -> Fairnes
 
     def load() -> Fairness:
         stored = fairness.parse(_load(model, recorded, fairness.ARTIFACT, "the fairness"))
-        hidden = {*overview.load_spec(model).personal_names} - {*stored.declared}
-        return replace(
-            stored,
-            disparities=[d for d in stored.disparities if not hidden & {*d.columns}],
-            verdicts=[v for v in stored.verdicts if not hidden & {*v.columns}],
-        )
+        return stored.without_columns(overview.load_spec(model).personal_names)
 
     return parts.read("fairness", load, None)
 
 
 def fairness_figures(stored: Fairness | None) -> Markup:
-    """Charts of the fairness of a version, and what they rest on; empty if it has none."""
+    """The verdicts on the fairness of a version, its charts, and what they rest on; empty if it has none."""
     if stored is None or not stored.verdicts:
         return Markup("")
+    verdicts = element(
+        "div",
+        fairness_chart.verdict_table(stored, "grid"),
+        class_="scroll",
+        tabindex=0,
+        role="region",
+        aria_label="Fairness",
+    )
     charts = element("div", *fairness_chart.figures(stored), class_="charts of-slices")
-    return join([charts, fairness_chart.describe(stored)])
+    return join([verdicts, charts, fairness_chart.describe(stored)])
 
 
 def _load(model: str, recorded: TrainingRecord, artifact: str, words: str) -> Any:
@@ -74,15 +79,6 @@ def _load(model: str, recorded: TrainingRecord, artifact: str, words: str) -> An
         time_limit.MLFLOW_SECONDS,
         f"MLflow, which has {words} of versions,",
         lambda: registry.load_json_artifact(version, artifact),
-    )
-
-
-def _without_personal(model: str, stored: Performance) -> Performance:
-    personal = overview.load_spec(model).personal_names
-    return replace(
-        stored,
-        slices=[s for s in stored.slices if s.column not in personal],
-        other_rows={c: n for c, n in stored.other_rows.items() if c not in personal},
     )
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -14,6 +13,7 @@ from perennial.console.views.version import Metric, VersionPage
 from perennial.modeling import registry, training_records
 from perennial.modeling.performance import Estimate, SlicePerformance
 from perennial.modeling.registry import ModelVersion
+from perennial.spec import spec_changes
 from perennial.spec.constraints import metric_in_words
 
 #: Characters of a value of a spec that are shown.
@@ -182,29 +182,14 @@ def _spec_changes(first: VersionPage, second: VersionPage) -> list[Row]:
     specs = time_limit.within(
         time_limit.MLFLOW_SECONDS, what, lambda: [_spec(p.model, p.version) for p in (first, second)]
     )
-    rows = []
-    for key in sorted({*specs[0], *specs[1]}):
-        a, b = specs[0].get(key, ""), specs[1].get(key, "")
-        if a != b:
-            rows.append(Row("Spec", key, (a[:_MAX_VALUE], b[:_MAX_VALUE]), differs=True))
-    return rows
+    return [
+        Row("Spec", key, (a[:_MAX_VALUE], b[:_MAX_VALUE]), differs=True)
+        for key, (a, b) in spec_changes.changed_keys(*specs).items()
+    ]
 
 
-def _spec(model: str, number_: str) -> dict[str, str]:
-    """The values of a version's spec by key, as it was stored and checked against the ledger's digest."""
+def _spec(model: str, number_: str) -> dict[str, Any]:
+    """The bundle of a version's spec, as it was stored and checked against the ledger's digest."""
     record = next(r for r in reversed(training_records.all_records(model)) if r.version == number_)
     version_ = ModelVersion(model, record.version, record.run_id, record.model_id, record.tags)
-    bundle = registry.load_json_artifact(version_, "spec.json")
-    bundle["model"].pop("alerts", None)
-    return {key.removeprefix("model."): value for key, value in _flat("", bundle)}
-
-
-def _flat(prefix: str, value: Any) -> Iterator[tuple[str, str]]:
-    """Keys with dots, and their values as text."""
-    if isinstance(value, Mapping) and value:
-        for key, item in value.items():
-            yield from _flat(f"{prefix}.{key}" if prefix else str(key), item)
-    elif isinstance(value, str):
-        yield prefix, value
-    elif value not in (None, [], {}):
-        yield prefix, json.dumps(value)
+    return dict(registry.load_json_artifact(version_, "spec.json"))

@@ -15,4 +15,5 @@ __all__ = [
     "metadata",
     "sections",
     "stored",
+    "stored_documents",
 ]

@@ -42,17 +42,13 @@ def _part(letter: str, title: str, *blocks: Block) -> Section:
     return Section(f"({letter}) {title}", blocks)
 
 
-def _text(value: str | None, key: str, what: str = "") -> Block:
-    return statement(value, key, what)
-
-
 def _general(card: ModelCard) -> Iterable[Section]:
     stated = card.statements
     yield _part(
         "a",
         "Intended purpose, provider, version",
         statement(stated.intended_use, "intended_use", "Intended purpose"),
-        _text(stated.provider, "provider", "Provider"),
+        statement(stated.provider, "provider", "Provider"),
         Facts(
             [
                 ("Name", card.model),
@@ -64,11 +60,11 @@ def _general(card: ModelCard) -> Iterable[Section]:
             ]
         ),
     )
-    yield _part("b", "Interaction with other systems", _text(stated.deployment, "deployment"))
+    yield _part("b", "Interaction with other systems", statement(stated.deployment, "deployment"))
     yield _part(
         "c", "Versions of software", Facts([*card.environment.items(), ("library and commit", card.code)])
     )
-    yield _part("d", "Form in which it is put into service", _text(stated.deployment, "deployment"))
+    yield _part("d", "Form in which it is put into service", statement(stated.deployment, "deployment"))
     yield _part(
         "e",
         "Hardware",
@@ -90,7 +86,7 @@ def _general(card: ModelCard) -> Iterable[Section]:
         Paragraph("Predictions are rows of a table, with key, prediction and version. People see models, verdicts and "
                   "decisions in the console."),
     )  # fmt: skip
-    yield _part("h", "Instructions for use", _text(stated.instructions, "instructions"))
+    yield _part("h", "Instructions for use", statement(stated.instructions, "instructions"))
 
 
 def _development(card: ModelCard) -> Iterable[Section]:
@@ -98,11 +94,7 @@ def _development(card: ModelCard) -> Iterable[Section]:
     yield _part(
         "a",
         "Methods and steps of development",
-        Paragraph(
-            "Each version is trained from scratch on the latest labelled partitions, without any pre-trained model. "
-            "Parameters are searched on partitions for early stopping, and the result is compared with the champion "
-            "and with baseline models on later partitions that are held out."
-        ),
+        Paragraph(_method(card)),
         *sections.training(card),
     )
     yield _part(
@@ -130,6 +122,25 @@ def _development(card: ModelCard) -> Iterable[Section]:
         Facts([("Device", card.environment.get("device")), ("Threads", card.environment.get("threads"))]),
     )
     yield from _process(card)
+
+
+def _method(card: ModelCard) -> str:
+    """How it was trained and compared, in sentences."""
+    trials = int(card.parameters.get("search_trials", "1"))
+    others = ", ".join(c.other for c in card.comparisons)
+    return (
+        "It was trained from scratch on labelled partitions, without any pre-trained model. "
+        + (
+            f"Its parameters are the best of {trials:,} that were tried on partitions for early stopping. "
+            if trials > 1
+            else "Its parameters are those of model.yaml and defaults; no others were tried. "
+        )
+        + (
+            f"On later partitions, which were held out, it was compared with: {others}."
+            if others
+            else "It was compared with no other model."
+        )
+    )
 
 
 def _process(card: ModelCard) -> Iterable[Section]:
@@ -162,7 +173,7 @@ def _process(card: ModelCard) -> Iterable[Section]:
 
 
 def _oversight(card: ModelCard) -> Iterable[Block]:
-    yield _text(card.statements.oversight, "oversight")
+    yield statement(card.statements.oversight, "oversight")
     yield from _approval(card)
     yield Paragraph(
         f"perennial explain {card.model} PARTITION KEY says what each feature added to a prediction, and what would "
@@ -182,7 +193,7 @@ def _security(card: ModelCard) -> Iterable[Block]:
         "No model file is unpickled; each file of a version is compared with the digest in the ledger before it is "
         "used."
     )
-    yield _text(card.statements.security, "security", "Other measures")
+    yield statement(card.statements.security, "security", "Other measures")
 
 
 def _control(card: ModelCard) -> Iterable[Section]:
@@ -194,15 +205,24 @@ def _control(card: ModelCard) -> Iterable[Section]:
     measured = card.performance
     for column in dict.fromkeys(s.column for s in measured.slices) if measured else ():
         yield Section(f"Accuracy by {column}", [sections.slice_table(card, column)])
-    yield Section("Accuracy for groups of persons", [*sections.fairness(card)])
+    yield Section("Accuracy for groups of persons", [*_groups(card)], [*sections.group_rates(card)])
     yield Section("Foreseeable unintended outcomes and risks", [sections.risks(card)])
     yield Section("Human oversight", [*_oversight(card)])
     yield Section("Input data", [Bullets([f"{name}: {kind}" for name, kind in [*card.inputs.items()][:200]])])
 
 
+def _groups(card: ModelCard) -> Iterable[Block]:
+    if card.fairness and card.fairness.compared:
+        yield Paragraph("How far apart they may be is in the second section, (g).")
+    elif card.fairness:
+        yield Paragraph("No groups could be compared: the second section, (g), says why.")
+    else:
+        yield Gap("Accuracy for groups", "add gate.fairness to model.yaml, with the columns of the groups")
+
+
 def _metric_choice(card: ModelCard) -> Iterable[Block]:
     yield Paragraph(f"Versions are compared by {metric_in_words(card.metric)} on held-out rows.")
-    yield _text(card.statements.metric_choice, "metric_choice", "Why it is appropriate")
+    yield statement(card.statements.metric_choice, "metric_choice", "Why it is appropriate")
 
 
 def _changes(card: ModelCard) -> Iterable[Block]:
@@ -212,10 +232,10 @@ def _changes(card: ModelCard) -> Iterable[Block]:
         yield Paragraph(f"The spec differs from that of version {card.previous} in:")
         yield Bullets(card.changes)
     else:
-        yield Paragraph(f"The spec is that of version {card.previous}; the data are later.")
+        yield Paragraph(f"The spec is that of version {card.previous}.")
     yield Paragraph(f"perennial ledger {card.model} lists all versions and decisions, with reasons.")
 
 
 def _post_market(card: ModelCard) -> Iterable[Block]:
     yield Facts([*card.monitoring.items()])
-    yield _text(card.statements.post_market, "post_market", "Post-market monitoring plan (Article 72(3))")
+    yield statement(card.statements.post_market, "post_market", "Post-market monitoring plan (Article 72(3))")

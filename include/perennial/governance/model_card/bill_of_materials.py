@@ -14,6 +14,7 @@ from perennial import __version__
 from perennial.charts.markup import number
 from perennial.core.html import printable
 from perennial.governance.model_card.content import Dataset, ModelCard
+from perennial.governance.model_card.metadata import group_rates
 from perennial.modeling.performance import Estimate, Performance
 from perennial.modeling.training_records import MODEL_FILE
 
@@ -124,6 +125,9 @@ def _metrics(card: ModelCard) -> Iterator[dict[str, Any]]:
         estimate = measured.metrics.get(name) if measured else None
         yield _metric(name, estimate or value)
     yield from _slices(measured)
+    for part, rates in group_rates(card):
+        for name, rate in rates.items():
+            yield _metric(_line(name), rate) | {"slice": _line(part)}
 
 
 def _slices(measured: Performance | None) -> Iterator[dict[str, Any]]:
@@ -140,11 +144,15 @@ def _metric(name: str, value: Estimate | float) -> dict[str, Any]:
 
 
 def _considerations(card: ModelCard) -> dict[str, Any]:
-    stated = card.statements
+    stated, verdicts = card.statements, card.fairness.verdicts if card.fairness else ()
     content: dict[str, Any] = {
         "users": stated.users,
         "useCases": [*stated.intended_use, *(f"Not for: {use}" for use in stated.out_of_scope)],
-        "technicalLimitations": [*stated.limitations, *card.findings],
+        "technicalLimitations": [
+            *stated.limitations,
+            *card.findings,
+            *(_line(v.sentence) for v in verdicts if v.value is None),
+        ],
         "performanceTradeoffs": stated.tradeoffs,
         "ethicalConsiderations": [
             {"name": r.risk} | ({"mitigationStrategy": r.mitigation} if r.mitigation else {})
@@ -163,7 +171,14 @@ def _considerations(card: ModelCard) -> dict[str, Any]:
             }
             for g in stated.groups
         ]
-        + [{"groupAtRisk": "groups of the held-out rows", "harms": sentence} for sentence in card.fairness],
+        + [
+            {
+                "groupAtRisk": _line(f"{' × '.join(v.columns)} = {v.at_risk or v.lowest}"),
+                "harms": _line(v.sentence),
+            }
+            for v in verdicts
+            if v.value is not None and not v.met
+        ],
     }
     return {name: value for name, value in content.items() if value}
 

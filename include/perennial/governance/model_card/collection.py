@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 from perennial.core import dates
 from perennial.core.errors import PerennialError
@@ -13,17 +13,25 @@ from perennial.features.engine import FeatureQuery
 from perennial.governance.model_card.content import Compared, Dataset, Feature, ModelCard
 from perennial.modeling import registry, training_records
 from perennial.modeling.registry import ModelVersion
+from perennial.spec import spec_changes
 from perennial.spec.model_spec import ModelSpec
 from perennial.training.candidates import Candidate
 from perennial.training.runs.recipe import Recipe
+from perennial.training.runs.train_result import row_counts
 from perennial.training.runs.training_inputs import TrainingRequest
 from perennial.training.studies import staleness, usefulness
 from perennial.training.tracking import RegisteredVersion
 
 #: Most features that a card lists, and those of a version whose columns are traced.
 MAX_FEATURES, MAX_TRACED = 200, 500
-#: File of the comparison of groups of people, where the gate makes one.
-_FAIRNESS = "fairness.json"
+#: What the parts of `ModelSpec.bundle` are, besides the keys of model.yaml.
+_FILES = {
+    "sql": "features.sql",
+    "suite": "expectations.json",
+    "readme": "README.md",
+    "sets": "feature sets",
+    "tables": "feature tables",
+}
 
 
 @dataclass(frozen=True)
@@ -79,7 +87,7 @@ def collect(training: Training, registered: RegisteredVersion) -> ModelCard:
             for part in ("trained", "holdout", "refit")
             if tags.get(f"{part}_range")
         },
-        rows=_rows(candidate),
+        rows=cast("dict[str, int]", row_counts(candidate)),
         coverage=str(evaluation.coverage),
         datasets=_datasets(spec, recipe),
         inputs={**spec.data.columns, **spec.table_columns},
@@ -92,9 +100,7 @@ def collect(training: Training, registered: RegisteredVersion) -> ModelCard:
         champion=str(recipe.champion or ""),
         passed=evaluation.passed,
         criteria=candidate.reasons,
-        fairness=[
-            verdict["sentence"] for verdict in training.documents.get(_FAIRNESS, {}).get("verdicts", ())
-        ],
+        fairness=evaluation.fairness,
         findings=_findings(training),
         monitoring=_monitoring(spec),
         approvers=list(spec.gate.approval.who) if spec.gate.approval else [],
@@ -126,12 +132,6 @@ def _parameters(spec: ModelSpec, candidate: Candidate) -> dict[str, str]:
 
 def _text(value: Any) -> str:
     return f"{value:g}" if isinstance(value, float) else str(value)
-
-
-def _rows(candidate: Candidate) -> dict[str, int]:
-    """Numbers of rows by what they were used for."""
-    for_fit, held_out = candidate.fit_rows, candidate.evaluation.rows
-    return {"fit": for_fit, "valid": candidate.rows - for_fit, "holdout": held_out}
 
 
 def _datasets(spec: ModelSpec, recipe: Recipe) -> list[Dataset]:
@@ -243,16 +243,5 @@ def _previous(spec: ModelSpec, version: ModelVersion) -> tuple[str, list[str]]:
         trained = registry.load_spec(before)
     except (PerennialError, ValueError, KeyError, TypeError):  # of another format, or gone
         return record.version, ["(its spec cannot be read any more)"]
-    old, new = _flat(trained.model_dump(mode="json")), _flat(spec.model_dump(mode="json"))
-    changed = [key for key in {**old, **new} if old.get(key) != new.get(key)]
-    files = {"features.sql": (trained.sql, spec.sql), "expectations.json": (trained.suite, spec.suite)}
-    changed += [name for name, (then, here) in files.items() if then != here]
-    return record.version, sorted(changed)
-
-
-def _flat(content: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """The keys of a spec's sections as paths."""
-    flat: dict[str, Any] = {}
-    for key, value in content.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
-    return flat
+    changed = spec_changes.changed_keys(trained.bundle(), spec.bundle())
+    return record.version, sorted(_FILES.get(key, key) for key in changed)

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from typing import Any
 
-from perennial.core.errors import ArtifactError
 from perennial.modeling import performance
 from perennial.modeling.performance import Performance
-from perennial.modeling.training_records import CARD_FILE
+from perennial.modeling.training_records import CARD_FILE, reading
 from perennial.spec.policies import CardSpec
+from perennial.training.gate import fairness
+from perennial.training.gate.fairness import Fairness
 
 #: Version of the format of `training_records.CARD_FILE`.
-FORMAT = 1
+FORMAT = 2
 
 
 @dataclass(frozen=True)
@@ -108,7 +110,7 @@ class ModelCard:
         champion: version of the champion that it was compared with; empty if there was none.
         passed: whether it passed the gate.
         criteria: of the gate, a sentence each.
-        fairness: sentences about groups of people, as far as they were compared.
+        fairness: how far apart the gate saw groups of the held-out rows; None if it compared none.
         findings: what studies of the training say, a sentence each.
         monitoring: how its successors are monitored and retrained, by name.
         approvers: who may approve that it becomes champion; none if nobody has to.
@@ -151,7 +153,7 @@ class ModelCard:
     champion: str
     passed: bool
     criteria: list[str]
-    fairness: list[str]
+    fairness: Fairness | None
     findings: list[str]
     monitoring: Mapping[str, str]
     approvers: list[str]
@@ -179,6 +181,7 @@ class ModelCard:
             "features": [asdict(feature) for feature in self.features],
             "comparisons": [asdict(compared) for compared in self.comparisons],
             "performance": self.performance.as_dict() if self.performance else None,
+            "fairness": self.fairness.as_dict() if self.fairness else None,
         }
 
 
@@ -188,41 +191,35 @@ def parse(content: Any) -> ModelCard:
     Raises:
         ArtifactError: it is of another format.
     """
-    try:
-        if content["format"] != FORMAT:
-            raise ValueError(f"format {content['format']}")
+    with reading(CARD_FILE, content, FORMAT):
         values = {name: content[name] for name in ModelCard.__dataclass_fields__}
-        measured = values["performance"]
+        measured, compared = values["performance"], values["fairness"]
         values |= {
             "statements": CardSpec.model_validate(values["statements"]),
             "datasets": [Dataset(**item) for item in values["datasets"]],
             "features": [Feature(**item) for item in values["features"]],
             "comparisons": [Compared(**item) for item in values["comparisons"]],
             "performance": performance.parse(measured) if measured else None,
+            "fairness": fairness.parse(compared) if compared else None,
         }
         return ModelCard(**values)
-    except (KeyError, TypeError, ValueError) as error:
-        raise ArtifactError(
-            f"{CARD_FILE} cannot be used: {error}", "train again: training writes it"
-        ) from error
 
 
 def without_columns(card: ModelCard, columns: Collection[str]) -> ModelCard:
-    """The card without what it says of slices by some columns."""
-    measured = card.performance
-    if measured is None or not any(s.column in columns for s in measured.slices):
-        return card
-    shown = [s for s in measured.slices if s.column not in columns]
-    hidden = [s.name for s in measured.slices if s.column in columns]
-    others = {column: n for column, n in measured.other_rows.items() if column not in columns}
-
-    def keep(sentences: list[str]) -> list[str]:
-        return [text for text in sentences if not any(name in text for name in hidden)]
-
-    return replace(
-        card,
-        performance=replace(measured, slices=shown, other_rows=others),
-        criteria=keep(card.criteria),
-        findings=keep(card.findings),
-        fairness=[text for text in card.fairness if not any(column in text for column in columns)],
-    )
+    """The card without what it says of slices and groups by some columns, but for groups that the spec named."""
+    measured, compared = card.performance, card.fairness
+    if measured:
+        hidden = [s.name for s in measured.slices if s.column in columns]
+        named = re.compile("|".join(rf"(?<!\S){re.escape(name)}:" for name in hidden) or "(?!)")
+        card = replace(
+            card,
+            performance=measured.without_columns(columns),
+            criteria=[text for text in card.criteria if not named.search(text)],
+            findings=[text for text in card.findings if not named.search(text)],
+        )
+    if compared:
+        shown = compared.without_columns(columns)
+        removed = {v.sentence for v in compared.verdicts} - {v.sentence for v in shown.verdicts}
+        criteria = [text for text in card.criteria if text.partition(": ")[2] not in removed]
+        card = replace(card, fairness=shown, criteria=criteria)
+    return card

@@ -12,6 +12,8 @@ from perennial.core.html import printable
 
 #: Characters with a meaning anywhere in Markdown, or in HTML, which Markdown lets through.
 _SPECIAL = re.compile(r"([\\`*\[\]<>|~&$])|(?<!\w)(_)|(_)(?!\w)")
+#: What begins or ends a block of code, and a heading.
+_FENCE, _HEADING = re.compile(r" {0,3}(`{3,}|~{3,})(.*)$"), re.compile(r"^(#{1,5}) ")
 #: What begins a list, a heading or a line.
 _LEADING = re.compile(r"^(\d*)([-+#.)=]+)(?=\s|$)")
 
@@ -170,9 +172,26 @@ def _markdown(block: Block, level: int) -> list[str]:
         cells = [block.heads, *block.rows]
         lines = [f"| {' | '.join(_plain(cell) for cell in row)} |" for row in cells]
         return [lines[0], f"|{' --- |' * len(block.heads)}", *lines[1:]]
-    # headings of a README are those of a part of this document
-    return [re.sub(r"^(#{1,5}) ", lambda m: f"{'#' * min(6, len(m[1]) + level)} ", line) for line in
-            block.text.strip().splitlines()]  # fmt: skip
+    return _authored(block.text, level)
+
+
+def _authored(markdown: str, level: int) -> list[str]:
+    """Lines of a README, whose headings are those of a part of this document, and which end what they begin."""
+    lines: list[str] = []
+    fence, comment = "", False
+    for line in markdown.strip().splitlines():
+        if fence:
+            closing = _FENCE.match(line)
+            ends = closing and closing[1].startswith(fence) and not closing[2].strip()
+            lines, fence = [*lines, line], "" if ends else fence
+            continue
+        if opening := _FENCE.match(line):
+            fence = "" if comment or (opening[1][0] == "`" and "`" in opening[2]) else opening[1]
+        elif not comment:
+            line = _HEADING.sub(lambda m: f"{'#' * min(6, len(m[1]) + level)} ", line)
+        comment = line.rfind("<!--") > line.rfind("-->") or (comment and "-->" not in line)
+        lines.append(line)
+    return [*lines, *([fence] if fence else []), *(["-->"] if comment else [])]
 
 
 def _html_section(section: Section, level: int) -> Markup:

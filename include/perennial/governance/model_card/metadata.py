@@ -38,18 +38,40 @@ def metadata_block(card: ModelCard) -> str:
 
 
 def _results(card: ModelCard) -> list[dict[str, Any]]:
-    """The metrics on the held-out rows, and of each slice."""
+    """The metrics on the held-out rows, of each slice, and the rates of groups."""
     measured = card.performance
     if measured is None:
-        return [_result(card, "", {name: Estimate(v, v, v) for name, v in card.metrics.items()}, None)]
-    results = [_result(card, "", measured.metrics, measured.confidence)]
-    return results + [
-        _result(card, s.name, s.metrics, measured.confidence) for s in measured.slices if s.metrics
-    ]
+        results = [_result(card, "", card.metrics, None)]
+    else:
+        results = [_result(card, "", measured.metrics, measured.confidence)]
+        results += [
+            _result(card, s.name, s.metrics, measured.confidence) for s in measured.slices if s.metrics
+        ]
+    confidence = card.fairness.confidence if card.fairness else None
+    return results + [_result(card, part, rates, confidence) for part, rates in group_rates(card)]
+
+
+def group_rates(card: ModelCard) -> list[tuple[str, dict[str, Estimate | float]]]:
+    """The rates of each group that the gate compared, then the gaps between groups, by name; each with its rows.
+
+    The rows of a group are written as ``sex = f``, those of all groups of a column as its name.
+    """
+    groups: dict[str, dict[str, Estimate | float]] = {}
+    gaps: dict[str, dict[str, Estimate | float]] = {}
+    for d in card.fairness.compared if card.fairness else ():
+        columns = " × ".join(d.columns)
+        for group in d.groups:
+            rates = groups.setdefault(f"{columns} = {group.group}", {})
+            rates[d.title] = Estimate(group.value, group.low, group.high)
+        gap = gaps.setdefault(columns, {})
+        assert d.difference is not None and d.low is not None and d.high is not None and d.ratio is not None
+        gap[f"difference of {d.title}"] = Estimate(d.difference, d.low, d.high)
+        gap[f"ratio of {d.title}"] = d.ratio
+    return [*groups.items(), *gaps.items()]
 
 
 def _result(
-    card: ModelCard, part: str, metrics: Mapping[str, Estimate], confidence: float | None
+    card: ModelCard, part: str, metrics: Mapping[str, Estimate | float], confidence: float | None
 ) -> dict[str, Any]:
     dataset = {
         "type": card.model,
@@ -59,13 +81,10 @@ def _result(
         "revision": f"{card.datasets[0].name}@{card.datasets[0].version}" if card.datasets else "",
     }
 
-    def metric(name: str, estimate: Estimate) -> dict[str, Any]:
-        content: dict[str, Any] = {
-            "type": name,
-            "name": metric_in_words(name),
-            "value": float(estimate.value),
-        }
-        if confidence is not None:
+    def metric(name: str, estimate: Estimate | float) -> dict[str, Any]:
+        value = estimate.value if isinstance(estimate, Estimate) else estimate
+        content: dict[str, Any] = {"type": name, "name": metric_in_words(name), "value": float(value)}
+        if confidence is not None and isinstance(estimate, Estimate):
             content["args"] = {
                 "confidence": confidence,
                 "interval": [round(float(estimate.low), 6), round(float(estimate.high), 6)],

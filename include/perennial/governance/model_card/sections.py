@@ -16,8 +16,11 @@ from perennial.governance.model_card.document import (
     Section,
     Table,
 )
-from perennial.modeling.performance import SlicePerformance
+from perennial.modeling.performance import Estimate, SlicePerformance
 from perennial.spec.constraints import direction, metric_in_words
+from perennial.spec.model_spec import CUT, MAX_README
+from perennial.training.gate import fairness_chart
+from perennial.training.gate.fairness import Disparity
 
 #: Most files of which the digest is listed first, and rows that a table of a card has.
 MAX_ROWS = 60
@@ -34,11 +37,11 @@ def card_sections(card: ModelCard) -> list[Section]:
     """The card, from what a reader asks first to what an engineer does."""
     return [
         Section("What it does", [*_summary(card)]),
-        *([Section("From the README", [Authored(card.readme)])] if card.readme.strip() else []),
+        *([Section("From the README", [*_readme(card)])] if card.readme.strip() else []),
         Section("Use", [], [*_use(card)]),
         Section("How good it is", [*_results(card)], [*_slices(card)]),
         Section("Limits and risks", [], [*_limits(card)]),
-        Section("Fairness", [*fairness(card)]),
+        Section("Fairness", [*fairness(card)], [*group_rates(card)]),
         Section("Data", [*data(card)], [Section("Features", [*features(card)])]),
         Section("How it was made", [*training(card)]),
         Section("How it is watched", [Facts([*card.monitoring.items()])]),
@@ -79,6 +82,12 @@ def _summary(card: ModelCard) -> Iterable[Block]:
     )
     if not card.statements.license:
         yield statement(None, "license", "License")
+
+
+def _readme(card: ModelCard) -> Iterable[Block]:
+    yield Authored(card.readme)
+    if len(card.readme) == MAX_README and card.readme.endswith(CUT):
+        yield Paragraph("(cut)")
 
 
 def _approval(card: ModelCard) -> str:
@@ -195,13 +204,33 @@ def fairness(card: ModelCard) -> Iterable[Block]:
         yield Table(["group", "benefits", "harms", "what is done about it"], rows)
     else:
         yield statement(None, "groups", "Groups of people at risk")
-    if card.fairness:
-        yield Bullets(card.fairness)
-    else:
+    compared = card.fairness
+    if compared is None:
         yield Gap(
             "Differences between groups on held-out rows",
             "add gate.fairness to model.yaml, with the columns of the groups",
         )
+    elif compared.verdicts:
+        yield Table(fairness_chart.VERDICT_HEADS, fairness_chart.verdict_rows(compared))
+    else:
+        yield Paragraph(
+            "The groups that the gate compared are left out: their columns are personal data by now."
+        )
+
+
+def group_rates(card: ModelCard) -> Iterable[Section]:
+    """The rates of the groups that the gate compared, by the columns of the groups."""
+    by_columns: dict[str, list[Disparity]] = {}
+    for disparity in card.fairness.compared if card.fairness else ():
+        by_columns.setdefault(" × ".join(disparity.columns), []).append(disparity)
+    heads = ["rate", "group", "rows", "value (interval)"]
+    for columns, disparities in by_columns.items():
+        rows = [
+            (d.title, g.group, f"{g.rows:,}", Estimate(g.value, g.low, g.high))
+            for d in disparities
+            for g in d.groups
+        ]
+        yield Section(f"Groups by {columns}", [Table(heads, rows[:MAX_ROWS])])
 
 
 def data(card: ModelCard) -> Iterable[Block]:

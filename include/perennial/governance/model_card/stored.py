@@ -6,7 +6,6 @@ import json
 from collections.abc import Sequence
 
 from perennial.charts.markup import Markup
-from perennial.core.errors import ArtifactError
 from perennial.governance.model_card import annex_iv, content, document
 from perennial.governance.model_card.bill_of_materials import bill_of_materials
 from perennial.governance.model_card.content import ModelCard
@@ -14,7 +13,7 @@ from perennial.governance.model_card.decisions import decision_sections
 from perennial.governance.model_card.document import Section
 from perennial.governance.model_card.metadata import metadata_block
 from perennial.governance.model_card.sections import card_sections
-from perennial.modeling import registry
+from perennial.governance.model_card.stored_documents import load_document
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import CARD_FILE
 from perennial.spec.model_spec import ModelSpec
@@ -39,7 +38,8 @@ def files(card: ModelCard) -> dict[str, str]:
 def read(version: ModelVersion, present: ModelSpec) -> ModelCard:
     """The card of a version, checked against the ledger's digest.
 
-    Slices of a column that is personal data by now are left out, also if it was not when the version was trained.
+    Slices and groups by a column that is personal data by now are left out, also if it was not when the version was
+    trained; not groups that the spec named then.
 
     Args:
         version: the version.
@@ -48,14 +48,7 @@ def read(version: ModelVersion, present: ModelSpec) -> ModelCard:
     Raises:
         ArtifactError: it has none, or the file is not what was recorded.
     """
-    if not registry.has_artifact(version, CARD_FILE):
-        raise ArtifactError(
-            f"version {version.version} has no card: it was trained before cards were stored, or the log of its "
-            "training says why it could not be written",
-            "read that of a later version",
-            model=version.name,
-        )
-    card = content.parse(registry.load_json_artifact(version, CARD_FILE))
+    card = content.parse(load_document(version, CARD_FILE, "card"))
     return content.without_columns(card, present.personal_names)
 
 
