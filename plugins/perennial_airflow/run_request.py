@@ -25,8 +25,6 @@ REST_API = "REST API"
 _TEST_USER = "dag_test"
 #: Fields that say which partitions a run is for; the runs of a backfill have a partition key instead.
 DATE_FIELDS = ("start", "end", "as_of")
-#: Field that Airflow sets in the events that its REST API makes.
-_FROM_REST_API = "from_rest_api"
 #: Prefix of keys in a run's configuration that are Airflow's own.
 _AIRFLOW_PREFIX = "airflow/"
 
@@ -283,12 +281,17 @@ def reason(context: Context) -> str:
 
 def _events(context: Context) -> list[Any]:
     """The asset events of tasks that started the run; what one of the REST API says, its maker may have invented."""
-    return [event for event in _all_events(context) if not event.extra.get(_FROM_REST_API)]
+    return [event for event in _all_events(context) if _is_of_task(event)]
 
 
 def _has_rest_event(context: Context) -> bool:
     """Whether an asset event of Airflow's REST API started the run, too."""
-    return any(event.extra.get(_FROM_REST_API) for event in _all_events(context))
+    return any(not _is_of_task(event) for event in _all_events(context))
+
+
+def _is_of_task(event: Any) -> bool:
+    """Whether a task made an event: Airflow notes which. (``from_rest_api`` is missing where a request has no extra.)"""
+    return bool(event.source_dag_id and event.source_task_id)
 
 
 def _all_events(context: Context) -> list[Any]:

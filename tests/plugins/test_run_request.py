@@ -99,13 +99,21 @@ def test_who_and_how() -> None:
     assert run_request.forced(context(force=True)) and not run_request.forced(context())
 
 
+def of_task(**extra: Any) -> SimpleNamespace:
+    """An asset event of a task."""
+    return SimpleNamespace(extra=extra, source_dag_id="x.monitor", source_task_id="request_retraining")
+
+
+def of_rest_api(**extra: Any) -> SimpleNamespace:
+    """An asset event of Airflow's REST API, which adds ``from_rest_api`` only to an extra that the request has."""
+    return SimpleNamespace(extra=extra, source_dag_id=None, source_task_id=None)
+
+
 def test_the_reason_comes_from_the_event_first() -> None:
     by_hand = context(reason="I want one")
     assert run_request.reason(by_hand) == "I want one"
     assert run_request.reason(context()) == ""
-    events = [
-        SimpleNamespace(extra=e) for e in ({"reason": "drift"}, {"reason": "drift"}, {}, {"reason": "age"})
-    ]
+    events = [of_task(**e) for e in ({"reason": "drift"}, {"reason": "drift"}, {}, {"reason": "age"})]
     by_hand["triggering_asset_events"] = {"retraining/x": events}
     assert run_request.reason(by_hand) == "drift; age"
     assert run_request.reason(context(reason=" \t ")) == ""
@@ -115,18 +123,18 @@ def test_a_retraining_is_requested_by_the_policy_or_person_of_the_event_and_not_
     run = context(user="ann")
     assert run_request.requested_by(run) == "ann"
     extras = ({"requested_by": "retraining policy"}, {"requested_by": "bob"}, {}, {"requested_by": "bob"})
-    run["triggering_asset_events"] = {"retraining/x": [SimpleNamespace(extra=e) for e in extras]}
+    run["triggering_asset_events"] = {"retraining/x": [of_task(**e) for e in extras]}
     assert run_request.requested_by(run) == "retraining policy, bob"
 
 
 def test_what_an_event_of_the_rest_api_says_is_not_believed(spec: ModelSpec) -> None:
     """Whoever requests a training could otherwise name somebody else, and approve the promotion."""
     run = context()
-    extras = ({"requested_by": "bob", "reason": "drift", "from_rest_api": True}, {"reason": "age"})
-    events = [SimpleNamespace(extra=extra) for extra in extras]
-    run["triggering_asset_events"] = {"retraining/x": events[:1]}
-    assert run_request.requested_by(run) == "REST API"
-    assert run_request.reason(run) == "an asset event of Airflow's REST API"
+    events = [of_rest_api(requested_by="bob", reason="drift", from_rest_api=True), of_task(reason="age")]
+    for event in (events[0], of_rest_api()):
+        run["triggering_asset_events"] = {"retraining/x": [event]}
+        assert run_request.requested_by(run) == "REST API"
+        assert run_request.reason(run) == "an asset event of Airflow's REST API"
     run["triggering_asset_events"] = {"retraining/x": events}
     assert run_request.reason(run) == "age; an asset event of Airflow's REST API"
     run["task"] = SimpleNamespace(spec=spec)

@@ -87,7 +87,7 @@ def find_git_checkout(folder: Path) -> GitCheckout | None:
             directory = root / directory.read_text().removeprefix("gitdir:").strip()
         common = directory / "commondir"  # of a linked working tree, whose branches are elsewhere
         shared = directory / common.read_text().strip() if common.is_file() else directory
-        config = configparser.RawConfigParser(strict=False)
+        config = configparser.RawConfigParser(strict=False, allow_no_value=True)
         config.read(shared / "config")
         remote = config.get('remote "origin"', "url", fallback="")
         return GitCheckout(root, _git_head(directory, shared), remote)

@@ -180,10 +180,7 @@ def check_answer(
     cause = ""
     if not {actor, *names} & set(policy.who):
         cause = f"{actor} is not among those who may approve: {', '.join(policy.who)}"
-    elif asked.requested_by and {*asked.requested_by.split(", ")} & {
-        actor,
-        *names,
-    }:  # several may have asked for it
+    elif _is_among({actor, *names}, asked.requested_by or ""):
         cause = f"{actor} requested this training, and somebody else must approve it"
     elif not reason.strip():
         cause = "the answer has no reason"
@@ -191,6 +188,11 @@ def check_answer(
         cause = f"the reason is none of gate.approval.reasons: {', '.join(policy.reasons)}"
     if cause:
         raise DataError(cause, "nothing was decided: answer again", model=spec.name, partition=asked.as_of)
+
+
+def _is_among(names: set[str], requested_by: str) -> bool:
+    """Whether a person has one of the names of those who requested a training; a name may have a comma, too."""
+    return any(f", {name}, " in f", {requested_by}, " for name in names if name)
 
 
 def record_answer(

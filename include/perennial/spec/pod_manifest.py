@@ -219,12 +219,13 @@ def pod(
         },
         "spec": {"containers": [{"name": CONTAINER, "args": arguments}]},
     }  # fmt: skip
+    signs = step == "train" and role != "worker"
     manifest: dict[str, Any] = merge(
-        merge(compute_profile.load_template(profile), _profile_part(profile, memory)), step_part
+        merge(compute_profile.load_template(profile), _profile_part(profile, memory, signs)), step_part
     )
     # The operator sets its own fields on the first container, whatever its name.
     manifest["spec"]["containers"].sort(key=lambda container: container["name"] != CONTAINER)
-    if step != "train" or role == "worker":
+    if not signs:
         for container in manifest["spec"]["containers"]:
             container["env"] = [
                 e
@@ -234,8 +235,8 @@ def pod(
     return manifest
 
 
-def _profile_part(profile: ComputeProfile, memory: str) -> dict[str, Any]:
-    """The part of the manifest that the profile decides."""
+def _profile_part(profile: ComputeProfile, memory: str, signs: bool) -> dict[str, Any]:
+    """The part of the manifest that the profile decides; ``signs``: whether the pod signs a version."""
     labels = MANAGED_BY_LABEL | {"perennial/profile": profile.name}
     labels |= {k: label_value(v) for k, v in profile.labels.items()}
     if profile.queue:
@@ -248,7 +249,7 @@ def _profile_part(profile: ComputeProfile, memory: str) -> dict[str, Any]:
             "runAsNonRoot": True, "runAsUser": USER_ID, "runAsGroup": USER_ID, "fsGroup": USER_ID,
             "seccompProfile": {"type": "RuntimeDefault"},
         },
-        "containers": [_container(profile, memory)],
+        "containers": [_container(profile, memory, signs)],
         "volumes": [{"name": "scratch", "emptyDir": {"sizeLimit": profile.scratch}}],
         "imagePullSecrets": [{"name": name} for name in profile.pull_secrets],
     }  # fmt: skip
@@ -264,7 +265,7 @@ def _profile_part(profile: ComputeProfile, memory: str) -> dict[str, Any]:
     }
 
 
-def _container(profile: ComputeProfile, memory: str) -> dict[str, Any]:
+def _container(profile: ComputeProfile, memory: str, signs: bool) -> dict[str, Any]:
     amounts = {"cpu": profile.cpu, "memory": memory, "ephemeral-storage": profile.scratch}
     if profile.gpu:
         amounts[profile.gpu.resource] = str(profile.gpu.count)
@@ -273,7 +274,7 @@ def _container(profile: ComputeProfile, memory: str) -> dict[str, Any]:
         "name": CONTAINER,
         "image": profile.image_name,
         "imagePullPolicy": "IfNotPresent",
-        "env": _environment(profile),
+        "env": _environment(profile, signs),
         "envFrom": [{"secretRef": {"name": name}} for name in profile.secret_env],
         "resources": {"requests": dict(amounts), "limits": limits},
         "securityContext": {
@@ -305,7 +306,7 @@ def _scheduling(profile: ComputeProfile) -> dict[str, Any]:
     return fields
 
 
-def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
+def _environment(profile: ComputeProfile, signs: bool) -> list[dict[str, Any]]:
     paths = settings()
     # Based on the profile's first memory limit, so that an attempt with more memory works in the same way.
     planned = int(compute_profile.quantity_bytes(profile.memory) * PLANNED_MEMORY_FRACTION / 2**20)
@@ -328,7 +329,7 @@ def _environment(profile: ComputeProfile) -> list[dict[str, Any]]:
         values[signing_keys.TRUSTED_KEYS] = trusted.pem
         if trusted.since:
             values[signing_keys.SIGNED_SINCE] = trusted.since
-    if certificates := signing_keys.signing_certificates():
+    if signs and (certificates := signing_keys.signing_certificates()):
         values[signing_keys.SIGNING_CERTIFICATE] = "\n".join(certificates)  # of the key that is a secret
     values |= profile.env
     secrets = [

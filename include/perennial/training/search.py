@@ -314,6 +314,7 @@ class _TrialRunner:
         """The trial if an interrupted training has finished it; else None."""
         trial = self._checkpoint.find_trial(number, params)
         if trial:
+            self.losses.pop(number, None)  # of a trial that was left out, whose number this one has
             self._count(trial)
         return trial
 

@@ -160,8 +160,8 @@ def _reproduce(spec: ModelSpec, context: Context) -> dict[str, Any]:
         result = runner.run_as_training("reproduce", spec, context, version=version, actor=actor)
     except PerennialError as error:
         if not time_heals(error):  # such as a table version that is gone
-            reproduction.record_failure(spec, version, error, actor=actor)
             _report(spec, REPRODUCTION, "bad", f"it cannot be trained again: {error.cause}")
+            reproduction.record_failure(spec, version, error, actor=actor)
         raise
     state = "bad" if result["outcome"] == "different" else "ok"
     _report(

@@ -33,7 +33,7 @@ def asset(live: Live, kind: str) -> int:
 
 
 def emit(live: Live, kind: str, day: str, **extra: str) -> None:
-    body = {"asset_id": asset(live, kind), "partition_key": day, "extra": extra}
+    body = {"asset_id": asset(live, kind), "partition_key": day} | ({"extra": extra} if extra else {})
     live.airflow.call("POST", "/assets/events", json=body)
 
 
@@ -74,6 +74,8 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
     await_(lambda: quiet(live, days), 240, lambda: live.airflow.runs(TRAIN))
     assert {day: reasons(live, day) for day in days} == sent
     assert sorted(trainings()) == [PLAN.trained_until, *days]
+    actors = [r["actor"] for r in ledger.records(NAME, LedgerKind.TRAINING)]
+    assert actors[1:] == ["REST API"] * 2
     versions = [str(n) for n in range(1, 4)]
     assert len({registry.get_version(spec.name, v).digest for v in versions}) == 3
     assert len(ledger.records(NAME, LedgerKind.PROMOTION)) == len(

@@ -296,6 +296,8 @@ def test_where_the_source_is(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     git("init", "-b", "main")
     git("commit", "--allow-empty", "-m", "First")
     git("remote", "add", "origin", "https://user:secret@git.example.com:8443/team/repo.git")
+    with (tmp_path / ".git" / "config").open("a") as config:
+        config.write("[alias]\n\tname-without-value\n")
     head = git("rev-parse", "HEAD")
     location = _lineage_facets.source_location(folder)
     assert location is not None and (location.version, location.path) == (head, "include/models/toy")

@@ -218,7 +218,11 @@ def test_train_passes_on_the_reason_of_the_event(fake: Steps, spec: ModelSpec) -
     run = context("2013-04-01", "asset_triggered")
     run["triggering_asset_events"] = {
         "retraining/flight_late": [
-            SimpleNamespace(extra={"reason": "drift", "requested_by": "retraining policy"})
+            SimpleNamespace(
+                extra={"reason": "drift", "requested_by": "retraining policy"},
+                source_dag_id="flight_late.monitor",
+                source_task_id="request_retraining",
+            )
         ]
     }
     train.train(spec, run)

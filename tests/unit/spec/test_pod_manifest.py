@@ -91,6 +91,10 @@ def test_every_step_gets_the_trusted_keys_and_only_the_training_the_private_one(
         assert variables.get("PERENNIAL_SIGNING_CERTIFICATE") == (
             f"{certificate}\n{certificate}" if signs else None
         )
+    (tmp_path / "certificate.pem").unlink()
+    environment("score")  # which does not need it
+    with pytest.raises(PerennialError, match="cannot be read"):
+        environment("train")
 
 
 def test_the_profile_decides(remote_lake: Path, tmp_path: Path) -> None:
