@@ -100,7 +100,7 @@ FILES = (
     ),
     SampleFile(
         "penguins", "palmerpenguins", "data/penguins-raw.csv", "Body Mass (g)",
-        "units in the names of columns, NA, free text, 50 days over 3 years", large=True,
+        "units in the names of columns, NA, free text, 50 days over 3 years",
     ),
     SampleFile("phishing", "river", "datasets/phishing.csv.gz", "is_phishing", "gzip, no time, whole numbers as 1.0"),
     SampleFile(
@@ -112,7 +112,6 @@ FILES = (
     ),
     SampleFile(
         "countries", "plotly", "package_data/datasets/gapminder.csv.gz", "lifeExp", "142 countries every five years",
-        large=True,
     ),
     SampleFile(
         "approval", "river", "datasets/trump_approval.csv.gz", "five_thirty_eight",
