@@ -290,7 +290,8 @@ def _has_rest_event(context: Context) -> bool:
 
 
 def _is_of_task(event: Any) -> bool:
-    """Whether a task made an event: Airflow notes which. (``from_rest_api`` is missing where a request has no extra.)"""
+    """Whether a task made an event: Airflow notes which, while the field ``from_rest_api`` is missing in an event whose
+    request has no ``extra``."""
     return bool(event.source_dag_id and event.source_task_id)
 
 
