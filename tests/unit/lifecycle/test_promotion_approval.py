@@ -105,7 +105,9 @@ def test_who_may_not_answer_is_refused(
             check_answer(trained, together, actor=actor, names=names, reason=reason)
         with_comma = replace(asked, requested_by="retraining policy, Doe, Grace")
         with pytest.raises(DataError, match="Doe, Grace requested this training"):
-            check_answer(trained, with_comma, actor="Doe, Grace", names=("Doe, Grace", "grace"), reason=reason)
+            check_answer(
+                trained, with_comma, actor="Doe, Grace", names=("Doe, Grace", "grace"), reason=reason
+            )
     check_answer(trained, asked, actor="Ada L.", names=("Ada L.", "ada"), reason="because")
     chosen = {"who": ["ada"], "reasons": ["reviewed"]}
     policy = trained.gate.model_copy(update={"approval": type(trained.gate.approval)(**chosen)})
