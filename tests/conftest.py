@@ -26,9 +26,9 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 os.environ.setdefault("GOMP_SPINCOUNT", "1000")
 pytest.register_assert_rewrite("support.lock_contract")
 # Each run draws the same examples, so that a failure is seen where it was made; `--hypothesis-profile random` looks for
-# others.
-hypothesis.settings.register_profile("random", derandomize=False)
-hypothesis.settings.register_profile("repeatable", derandomize=True)
+# others. An example may take its time: the machine does other things, too.
+hypothesis.settings.register_profile("random", derandomize=False, deadline=None)
+hypothesis.settings.register_profile("repeatable", derandomize=True, deadline=None)
 hypothesis.settings.load_profile("repeatable")
 
 from distribution import (  # noqa: E402 - `distribution` and `skips` are importable from here on

@@ -313,7 +313,6 @@ def test_a_point_may_separate_thousands_in_a_file_of_any_delimiter() -> None:
 
 @settings(
     max_examples=60,
-    deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.too_slow, HealthCheck.filter_too_much],
 )

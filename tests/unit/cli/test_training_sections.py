@@ -32,7 +32,7 @@ def feed(rows: list[int], gap: int) -> dict[str, int]:
     return {dates.add_days("2020-01-01", i * gap): count for i, count in enumerate(rows)}
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     rows=st.lists(st.integers(1, 100_000), min_size=1, max_size=300),
     gap=st.sampled_from([1, 7, 30, 365]),
@@ -52,7 +52,7 @@ def test_any_feed_gets_valid_sections(rows: list[int], gap: int, task: str) -> N
         assert len(rows) - training.holdout.partitions(DAILY) >= 2, "partitions remain to train on"
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(rows=st.integers(1, 5000), count=st.integers(2, 800), gap=st.sampled_from([1, 7]))
 def test_a_steady_feed_has_the_rows_that_monitoring_needs(rows: int, count: int, gap: int) -> None:
     window, min_rows = monitoring_window(feed([rows] * count, gap))

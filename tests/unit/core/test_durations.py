@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import get_args
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from perennial.core.durations import PATTERN, Duration, DurationUnit
@@ -19,7 +19,6 @@ durations = st.builds(Duration, st.integers(0, 3650), st.sampled_from(get_args(D
 cadences = st.sampled_from(CADENCES)
 
 
-@settings(deadline=None)
 @given(durations)
 def test_a_duration_is_read_as_it_is_written(duration: Duration) -> None:
     assert Duration.parse(str(duration)) == duration
@@ -29,7 +28,6 @@ def test_a_duration_is_read_as_it_is_written(duration: Duration) -> None:
     assert bool(duration) == (duration.count > 0)
 
 
-@settings(deadline=None)
 @given(durations, durations, cadences)
 def test_partitions_cover_a_duration_and_no_shorter_number_does(
     duration: Duration, other: Duration, cadence: Cadence
@@ -46,7 +44,6 @@ def test_partitions_cover_a_duration_and_no_shorter_number_does(
         assert other.partitions(cadence) >= count
 
 
-@settings(deadline=None)
 @given(durations, cadences)
 def test_a_duration_has_passed_after_as_many_partitions(duration: Duration, cadence: Cadence) -> None:
     first, count = FIRST[cadence.unit], duration.partitions(cadence)

@@ -35,7 +35,7 @@ def test_no_text_of_the_library_is_copied(sql: str) -> None:
     assert text.startswith(("Conversion Error", "Invalid Input Error", "Out of Range Error"))
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.text(min_size=1, max_size=40))
 def test_only_listed_words_are_shown(value: str) -> None:
     """The text about an error is the same whatever the value, apart from the listed meanings."""

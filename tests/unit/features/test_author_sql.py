@@ -311,7 +311,7 @@ PIECES = ["SELECT", "FROM", "rows", "(", ")", ",", "x", "*", "random()", "'/etc/
           "*/", ";", "WITH t AS", "t", "1", "lambda x:", "[", "]", ".", "read_text", "__published", "\n"]  # fmt: skip
 
 
-@hypothesis_settings(max_examples=100, deadline=None)
+@hypothesis_settings(max_examples=100)
 @given(st.lists(st.sampled_from(PIECES), max_size=12))
 def test_what_is_allowed_reads_only_the_tables_handed_to_it(pieces: list[str]) -> None:
     """Whatever passes runs, nested as the engine nests it, in a connection with these tables, or does not bind."""

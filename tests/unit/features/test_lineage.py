@@ -176,7 +176,7 @@ _JOINS = st.sampled_from(
 )  # fmt: skip
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(_VALUES, min_size=1, max_size=4), _JOINS, st.randoms(use_true_random=False))
 def test_other_features_do_not_change_with_personal_values(values: list[str], join: str, random: Any) -> None:
     """The meaning of the result: whatever persons are in the rows, a feature that is not personal is the same."""

@@ -206,7 +206,7 @@ def expected_cell(value: Any, arrow_type: pa.DataType, declared: str) -> Any:
     return value if isinstance(value, dt.datetime) else dt.datetime.combine(value, dt.time())
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(data=st.data())
 def test_any_column_of_any_writer(tmp_path: Path, data: st.DataObject) -> None:
     """Dictionaries, small and empty row groups, both format versions, bytes without statistics, no rows at all."""

@@ -51,7 +51,7 @@ def read(
         return rows, {column: n for column, n in counts.items() if n}
 
 
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(table=text_tables())
 def test_a_table_in_any_format_is_read_back(con: duckdb.DuckDBPyConnection, table: TextTable) -> None:
     feed = FeedSchema("m", "rows", table.kinds, text_format=table.text_format)

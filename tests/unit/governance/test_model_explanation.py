@@ -80,7 +80,7 @@ def test_missing_values_rare_categories_and_classes_are_shown_apart() -> None:
     assert model_explanation._bins(codes[:5], codes[:5, None], ["c0"]) == []
 
 
-@settings(max_examples=60, deadline=None, database=None)
+@settings(max_examples=60, database=None)
 @given(st.lists(st.sampled_from([*range(40), *[7] * 40, None]), max_size=150))
 def test_bins_divide_the_rows_whatever_their_values(drawn: list[int | None]) -> None:
     values = np.array([np.nan if v is None else v for v in drawn], np.float32)
@@ -120,7 +120,7 @@ def test_fewer_rows_of_a_large_model_are_explained(world: Any, monkeypatch: pyte
 CATEGORIES = st.lists(st.sampled_from("abcdef"), unique=True, min_size=1, max_size=6)
 
 
-@settings(max_examples=50, deadline=None, database=None)
+@settings(max_examples=50, database=None)
 @given(CATEGORIES, CATEGORIES, st.lists(st.sampled_from([*"abcdefg", None]), min_size=1, max_size=20))
 def test_recoded_rows_are_those_that_the_other_encoding_makes(
     first: list[str], second: list[str], values: list[str | None]

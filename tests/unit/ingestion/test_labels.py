@@ -258,7 +258,7 @@ def test_the_data_step_and_training_agree_on_which_labels_are_possible(
     feed, con = labels_feed(small_model.spec), duckdb.connect()
     (condition,) = _label_values.impossible_label_conditions(small_model.spec, feed).values()
 
-    @settings(max_examples=15, deadline=None)
+    @settings(max_examples=15)
     @given(st.lists(VALUES[kind], min_size=1, max_size=40))
     def agree(values: list[Any]) -> None:
         y = pa.array(values)

@@ -62,7 +62,7 @@ def plain(small_model: SmallModel) -> SmallModel:
     return small_model
 
 
-@settings(max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.data())
 def test_after_a_change_of_type_every_value_is_the_one_that_landed_or_nothing_is_written(
     plain: SmallModel, draw: st.DataObject

@@ -122,7 +122,7 @@ def equal(declared: str, cell: Any, value: Any) -> bool:
     return bool(value == (moment.astimezone(dt.UTC).replace(tzinfo=None) if moment.tzinfo else moment))
 
 
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(declared=st.sampled_from(DECLARED), cells=st.lists(CELLS, min_size=1, max_size=4))
 def test_any_cell_of_sqlite_is_read_or_refused(
     empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, declared: str, cells: list[Any]
@@ -144,7 +144,7 @@ def test_any_cell_of_sqlite_is_read_or_refused(
         assert any(equal(declared, cell, value) for cell in stored), (declared, stored, values)
 
 
-@settings(max_examples=15, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     numbers=st.lists(st.one_of(st.none(), st.decimals(allow_nan=False, allow_infinity=False, places=4,
                                                       min_value=-10**12, max_value=10**12)), min_size=1, max_size=6),

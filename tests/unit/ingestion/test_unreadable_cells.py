@@ -149,7 +149,7 @@ DATES = column(
 )
 
 
-@settings(max_examples=2, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=2, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(columns=st.lists(st.tuples(COUNTS, DATES), min_size=6, max_size=6))
 def test_each_cell_is_published_exactly_or_its_row_is_in_quarantine(
     small_model: SmallModel, columns: list[tuple[pa.Array, pa.Array]]

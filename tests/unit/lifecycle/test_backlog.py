@@ -199,7 +199,7 @@ def test_a_lake_of_a_thousand_nights_is_listed_not_read(
     assert calls["read_bytes"] == calls["stat"] == 0 and calls["list_files"] <= 9
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(
     template=st.lists(
         st.sampled_from(["{date}", "{year}", "{month}", "{day}", "/", "a", "-", "."]), min_size=1, max_size=8

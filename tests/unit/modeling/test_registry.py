@@ -146,9 +146,7 @@ def test_the_ledger_lists_every_file_of_a_version(world: Any, stored: dict[str, 
     assert record.digests == {n: hashlib.sha256(p.read_bytes()).hexdigest() for n, p in stored.items()}
 
 
-@settings(
-    max_examples=10, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
+@settings(max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(st.data())
 def test_a_flipped_bit_of_any_file_is_found(world: Any, stored: dict[str, Path], data: Any) -> None:
     """In MLflow the file is refused; in this machine's cache it is downloaded again."""

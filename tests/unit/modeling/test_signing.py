@@ -226,9 +226,7 @@ def test_the_list_of_verified_versions_grows_only_with_versions(local_keys: Path
     assert len((local_keys.parent / "cache" / "verified" / "signatures.txt").read_text().split()) == 1
 
 
-@settings(
-    max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None
-)
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture], database=None)
 @given(data=st.data())
 def test_a_changed_statement_or_signature_is_refused(local_keys: Path, data: Any) -> None:
     content = json.loads(signed())

@@ -52,9 +52,7 @@ def record_of(uri: str, path: Path) -> Path:
     return Path(file_digests._record_uri(uri, path.relative_to(uri).as_posix()))
 
 
-@settings(
-    max_examples=25, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=25, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.sampled_from(range(len(DAYS))), st.floats(0, 0.999), st.integers(0, 7), st.booleans())
 def test_a_flipped_bit_of_a_data_file_is_found(
     published: Table, index: int, position: float, bit: int, read_before: bool

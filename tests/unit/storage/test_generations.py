@@ -42,7 +42,7 @@ def digests(uri: str) -> dict[str, str]:
     return {str(f): hashlib.sha256(f.read_bytes()).hexdigest() for f in Path(uri).rglob("*") if f.is_file()}
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(st.data())
 def test_a_conversion_changes_no_value_or_nothing(draw: st.DataObject) -> None:
     strategy, before, after = KINDS[draw.draw(st.sampled_from(sorted(KINDS)))]

@@ -70,9 +70,7 @@ def test_another_content_is_an_error(empty_home: Path, text: str) -> None:
         manifests.read("toy", "data", "2024-01-01")
 
 
-@settings(
-    max_examples=40, deadline=None, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@settings(max_examples=40, database=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(st.floats(0, 0.999), st.integers(0, 7))
 def test_any_flipped_bit_is_found(empty_home: Path, position: float, bit: int) -> None:
     written = manifests.write(DONE, time.monotonic())

@@ -242,7 +242,6 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @hypothesis_settings(
     max_examples=15,
-    deadline=None,
     phases=[Phase.explicit, Phase.reuse, Phase.generate],
     suppress_health_check=list(HealthCheck),
 )

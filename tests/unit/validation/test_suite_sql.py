@@ -103,7 +103,7 @@ def test_columns_of_any_two_types_can_be_compared(a: str, b: str) -> None:
     assert rows == [({a, b} in ({"i", "n"}, {"s", list(COLUMNS)[-1]}),)]
 
 
-@hypothesis_settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
+@hypothesis_settings(max_examples=300, suppress_health_check=list(HealthCheck))
 @given(expectations())
 def test_a_suite_is_refused_or_becomes_names_and_literals(entry: dict[str, Any]) -> None:
     suite, problems = parse_suite(json.dumps({"name": "s", "expectations": [entry]}), COLUMNS)

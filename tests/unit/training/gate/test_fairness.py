@@ -258,7 +258,7 @@ def test_the_file_is_read_as_it_was_written() -> None:
             fairness.parse(broken)
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=15)
 @given(
     st.lists(
         st.tuples(st.sampled_from("ab"), st.booleans(), st.booleans(), st.integers(60, 90)),
