@@ -62,6 +62,16 @@ def write(model: str) -> None:
         registry.set_model_tag(model, TAG, f"{sequence}:{digest}")
 
 
+def models() -> list[str]:
+    """Names of the models that have anchors in the folder, whatever is left of their ledgers; none without a folder.
+
+    Raises:
+        StorageError: the folder cannot be read.
+    """
+    folder = settings().ledger_anchors
+    return object_store.list_folders(folder) if folder else []
+
+
 def write_quietly(model: str, head: str) -> None:
     """Anchor the ledger if its last record is another one than before; a failure is only logged.
 

@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import shutil
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +18,10 @@ from hypothesis import strategies as st
 from typer.testing import CliRunner, Result
 
 from perennial.cli.app import app
+from perennial.cli.governance import ledger_commands
 from perennial.core import dates
-from perennial.core.errors import DataError, LedgerError
+from perennial.core.errors import DataError, LedgerError, StorageError
+from perennial.core.settings import ROOT
 from perennial.governance import champion_history, ledger_export, prediction_origin
 from perennial.lifecycle import ledger_anchors
 from perennial.modeling import registry, training_records
@@ -208,10 +212,50 @@ def test_a_merge_deletes_merged_files_later_and_gives_an_earlier_table_its_prope
     assert not ledger.merge_files("toy") and DeltaTable(ledger.uri()).version() == version
 
 
+def test_a_merge_deletes_no_files_of_another_model(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its merged file may be damaged."""
+    monkeypatch.setattr(table_files, "MERGED_FILES", 4)
+    for model in ("good", "bad"):
+        store(make_chain(4, model), 1)
+
+    def files(model: str) -> list[Path]:
+        return list(Path(ledger.uri(), f"model={model}").iterdir())
+
+    originals = files("bad")
+    assert ledger.merge_files("bad")
+    (merged,) = {*files("bad")} - {*originals}
+    merged.write_bytes(b"x")
+    with pytest.raises(StorageError):
+        ledger.verify("bad")
+    monkeypatch.setattr(table_files, "MERGED_HOURS", 0)
+    assert ledger.merge_files("good") and ledger.verify("good") == 4
+    assert len(files("good")) == 1 and {*files("bad")} == {merged, *originals}
+
+
+def test_the_hash_is_that_of_the_last_record_that_was_verified(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger_anchors, "contradictions", lambda _: [])
+    store(RIGHT[:3], 3)
+    verify = ledger.verify
+
+    def verify_and_append(model: str) -> int:
+        count = verify(model)
+        ledger.append(model, kind=LedgerKind.ALERTING, decision=Decision.MUTED, reason="", actor="ada")
+        return count
+
+    monkeypatch.setattr(ledger, "verify", verify_and_append)
+    assert ledger_commands.verify_ledger("toy") == {"records": 3, "hash": RIGHT[2]["hash"], "findings": []}
+
+
 def test_verify_looks_at_every_ledger_and_says_if_there_is_none(
     empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(ledger_anchors, "contradictions", lambda _: [])
+    monkeypatch.setattr(registry, "model_tags", lambda _: {})
+    anchor = tmp_path / "anchors" / "gone" / f"{2:09d}-{'a' * 64}.json"
+    anchor.parent.mkdir(parents=True)
+    anchor.write_text("{}")
+    monkeypatch.setenv("PERENNIAL_LEDGER_ANCHORS", str(tmp_path / "anchors"))
     (tmp_path / "models" / "faulty").mkdir(parents=True)
     (tmp_path / "models" / "faulty" / "model.yaml").write_text("owner: [")
     monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
@@ -221,13 +265,21 @@ def test_verify_looks_at_every_ledger_and_says_if_there_is_none(
     printed = run("ledger", "verify", "--json")
     results = json.loads(printed.stdout)
     assert printed.exit_code == 1
-    assert [name for name, result in results.items() if result["findings"]] == ["faulty"]
+    assert [name for name, result in results.items() if result["findings"]] == ["faulty", "gone"]
+    assert results["gone"]["findings"][0].startswith("the ledger has 0 records and had 2")
     assert "record 2 of the ledger was changed" in results["faulty"]["findings"][0]
     assert (results["removed"]["records"], results["removed"]["hash"]) == (
         3,
         make_chain(3, "removed")[-1]["hash"],
     )
     assert results["flight_late"] == {"records": 0, "hash": "", "findings": []}
+    documented = (ROOT / "docs" / "governance.md").read_text()
+    (expression,) = re.findall(r"ledger verify --json \| jq -r '(.*?)'\n", documented, re.DOTALL)
+    if jq := shutil.which("jq"):
+        since = subprocess.run(
+            [jq, "-r", expression], input=printed.stdout, capture_output=True, text=True, check=True
+        )
+        assert since.stdout.split() == [f"removed=3:{results['removed']['hash']}"]
     printed = run("ledger", "verify", "flight_lat", "--json")
     assert printed.exit_code == 1
     assert (

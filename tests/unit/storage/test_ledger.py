@@ -181,6 +181,33 @@ def test_writers_at_once_keep_the_chain(empty_home: Path) -> None:
     assert ledger.verify("one") == ledger.verify("two") == 8
 
 
+def test_a_record_is_written_while_the_table_gets_other_properties(
+    empty_home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As by a merge of another model: Deltalake refuses a commit that began before."""
+    import deltalake
+
+    add()
+    write, refused = deltalake.write_deltalake, []
+
+    def write_late(uri: str, *rows: Any, **options: Any) -> None:
+        table = deltalake.DeltaTable(uri)
+        if not refused:
+            deltalake.DeltaTable(uri).alter.set_table_properties(
+                {"delta.logRetentionDuration": "interval 9 days"}
+            )
+        try:
+            write(table, *rows, **options)
+        except deltalake.exceptions.CommitFailedError as error:
+            refused.append(str(error))
+            raise
+
+    monkeypatch.setattr(deltalake, "write_deltalake", write_late)
+    add()
+    assert len(refused) == 1 and "Metadata changed" in refused[0]
+    assert ledger.verify("toy") == len(ledger.records("toy")) == 2
+
+
 def test_an_append_reads_no_records(empty_home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     add("other")
     add()

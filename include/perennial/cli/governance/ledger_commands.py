@@ -155,6 +155,8 @@ def verify(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Verify the chain of records and its anchors. Exit status 1 if any was edited, removed, added or moved."""
+    from perennial.lifecycle import ledger_anchors
+
     if file:
         name, count, digest = ledger_export.verify_file(file)
         if model and model != name:
@@ -165,8 +167,10 @@ def verify(
             else f"{count} records of {name}; the chain of hashes is intact. The last hash is {digest}."
         )
         return
-    # a model whose folder is broken, or was removed, has a ledger all the same
-    names = [model] if model else sorted({*catalog.find_folders(), *ledger.models()})
+    # a model whose folder is broken, or was removed, has a ledger all the same; or had one, as anchors show
+    names = (
+        [model] if model else sorted({*catalog.find_folders(), *ledger.models(), *ledger_anchors.models()})
+    )
     results = {name: verify_ledger(name) for name in names}
     if model and not any(results[model].values()):
         results[model]["findings"].append("its ledger has no records: check the name, and PERENNIAL_LAKE")
@@ -201,7 +205,8 @@ def verify_ledger(model: str) -> dict[str, Any]:
     count, digest, findings = 0, "", []
     try:
         count = ledger.verify(model)
-        digest = ledger.last(model)[1] if count else ""
+        # that of the last record that was verified: another one may be there by then
+        digest = ledger.hashes(model, [count]).get(count, "") if count else ""
         findings = ledger_anchors.contradictions(model)
     except PerennialError as error:
         findings.append(f"{error.cause}: {error.remedy}")

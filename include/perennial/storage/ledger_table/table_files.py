@@ -54,24 +54,35 @@ def uri() -> str:
 
 
 def append(row: dict[str, Any]) -> None:
-    """Append one row to the table.
+    """Append one row to the table; its model's lock is held.
 
     Raises:
         StorageError: the lake cannot be written.
     """
-    import pyarrow as pa
-    from deltalake import write_deltalake
+    from deltalake.exceptions import CommitFailedError
 
     with storage_errors.writing(uri(), model=row["model"], partition=row["partition"] or None):
         if delta_tables.open_table(uri()) is None:
             delta_tables.create(uri(), schema(), PROPERTIES, partition_by=["model"])
-        write_deltalake(
-            uri(),
-            pa.Table.from_pylist([row], schema()),
-            mode="append",
-            partition_by=["model"],
-            storage_options=settings().storage_options,
-        )
+        try:
+            _write(row)
+        except CommitFailedError:
+            # `merge`, of any model, gave the table its properties meanwhile: Deltalake does not try again then
+            if not any(file.last >= row["sequence"] for file in of_model(row["model"])):
+                _write(row)
+
+
+def _write(row: dict[str, Any]) -> None:
+    import pyarrow as pa
+    from deltalake import write_deltalake
+
+    write_deltalake(
+        uri(),
+        pa.Table.from_pylist([row], schema()),
+        mode="append",
+        partition_by=["model"],
+        storage_options=settings().storage_options,
+    )
 
 
 def schema() -> pa.Schema:
@@ -152,8 +163,9 @@ def read_columns(
 def merge(model: str) -> bool:
     """Make larger files of a model's small ones, if there are many; the records stay as they are.
 
-    Files that were merged a week ago are deleted: nobody reads an older version of the table. A table of an earlier
-    release gets the properties that it lacks; Deltalake would delete its log after 30 days.
+    Files of the model that were merged a week ago are deleted: nobody reads an older version of the table. Those of
+    other models stay: their chains may be broken, and these files the only whole copy. A table of an earlier release
+    gets the properties that it lacks; Deltalake would delete its log after 30 days.
 
     Returns:
         Whether it was done.
@@ -172,7 +184,10 @@ def merge(model: str) -> bool:
         if sum(file.rows == 1 for file in of_model(model)) < MERGED_FILES:
             return False
         table.optimize.compact(partition_filters=[("model", "=", model)], target_size=MERGED_BYTES)
-        table.vacuum(retention_hours=MERGED_HOURS, dry_run=False, enforce_retention_duration=False)
+        unneeded = table.vacuum(retention_hours=MERGED_HOURS, dry_run=True, enforce_retention_duration=False)
+        for path in unneeded:
+            if unquote(path).startswith(f"model={model}/"):
+                object_store.delete_file(f"{uri()}/{path}")
     return True
 
 
