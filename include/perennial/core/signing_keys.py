@@ -134,8 +134,9 @@ def signing_key() -> SigningKey | None:
         raise PerennialError(
             f"{SIGNING_KEY} has {len(keys)} private keys; one is needed", f"set {SIGNING_KEY} to one key"
         )
-    is_file = "-----BEGIN" not in text and _read(SIGNING_KEY, text).strip() == keys[0]
-    return SigningKey("", keys[0], certificates, text if is_file else "")
+    paths = [] if "-----BEGIN" in text else _paths(text)
+    is_file = len(paths) == 1 and _read(SIGNING_KEY, paths[0]).strip() == keys[0]
+    return SigningKey("", keys[0], certificates, paths[0] if is_file else "")
 
 
 def trusted_keys() -> TrustedKeys | None:
@@ -149,9 +150,7 @@ def trusted_keys() -> TrustedKeys | None:
     if not text:
         if not default.is_file():
             return None
-        text = str(default)
-        with contextlib.suppress(FileNotFoundError):
-            since = since or (_folder() / "since.txt").read_text().strip()
+        text, since = str(default), since or _local_since()
     if any(not _LAST_RECORD.fullmatch(record) for record in since.split()):
         raise PerennialError(
             f"{SIGNED_SINCE} is not a list of last records, MODEL=NUMBER:HASH each",
@@ -163,6 +162,28 @@ def trusted_keys() -> TrustedKeys | None:
         tuple(block for block in blocks if "BEGIN CERTIFICATE" in block),
         since,
     )
+
+
+def _local_since() -> str:
+    """The last records that a local stack has, as `SIGNED_SINCE`.
+
+    Raises:
+        PerennialError: the file has something else.
+    """
+    path = _folder() / "since.txt"
+    try:
+        since = path.read_text(errors="replace").strip()
+    except FileNotFoundError:
+        return ""
+    if any(not _LAST_RECORD.fullmatch(record) for record in since.split()):
+        raise PerennialError(
+            f"{path} is not a list of last records, MODEL=NUMBER:HASH each",
+            "run `make start`: it replaces the time that an earlier release wrote there by last records"
+            if _OLD_SINCE.match(since)
+            else "restore it from a backup, or delete it: versions that have no signature then need one "
+            "(perennial sign)",
+        )
+    return since
 
 
 def _folder() -> Path:
@@ -177,7 +198,7 @@ def _blocks(variable: str, text: str, kinds: tuple[str, ...]) -> Iterator[str]:
     """
     if not text:
         return
-    contents = [text] if "-----BEGIN" in text else [_read(variable, p) for p in text.split(os.pathsep) if p]
+    contents = [text] if "-----BEGIN" in text else [_read(variable, path) for path in _paths(text)]
     for content in contents:
         blocks = [(match[1], match[0]) for match in _BLOCK.finditer(content)]
         expected = " or ".join(f"BEGIN {kind}" for kind in kinds)
@@ -195,6 +216,11 @@ def _blocks(variable: str, text: str, kinds: tuple[str, ...]) -> Iterator[str]:
                 )
 
 
+def _paths(text: str) -> list[str]:
+    """The files that a variable names."""
+    return [path for path in text.split(os.pathsep) if path]
+
+
 def _read(variable: str, path: str) -> str:
     try:
         return Path(path).read_text("ascii", errors="replace")
@@ -205,13 +231,19 @@ def _read(variable: str, path: str) -> str:
         ) from None
 
 
-def make_local_keys(home: Path, last_records: Callable[[], Mapping[str, tuple[int, str]]] = dict) -> bool:
+def _no_records(_: str) -> Mapping[str, tuple[int, str]]:
+    return {}
+
+
+def make_local_keys(
+    home: Path, last_records: Callable[[str], Mapping[str, tuple[int, str]]] = _no_records
+) -> bool:
     """Make the key pair of a local stack, unless it is there; only its owner can read the private key.
 
     Args:
         home: working folder of the stack.
-        last_records: returns number and hash of the last record of each model's ledger: versions that these ledgers
-            have are accepted without a signature.
+        last_records: returns number and hash of the last record of each model's ledger before a time, of the very
+            last one for an empty text: versions that were recorded until then are accepted without a signature.
 
     Returns:
         Whether it was made.
@@ -222,9 +254,12 @@ def make_local_keys(home: Path, last_records: Callable[[], Mapping[str, tuple[in
     folder = home / "signing"
     if (folder / "public.pem").is_file():
         with contextlib.suppress(FileNotFoundError):
-            if _OLD_SINCE.match((folder / "since.txt").read_text()):
-                _write_since(folder, last_records())
+            since = (folder / "since.txt").read_text(errors="replace").strip()
+            if _OLD_SINCE.match(since):
+                _write_since(folder, last_records(since))
         return False
+    # if that fails, nothing is written: the next start would replace a key that had signed versions meanwhile
+    records = last_records("")
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     private = ec.generate_private_key(ec.SECP256R1())
     pem = private.private_bytes(
@@ -234,7 +269,7 @@ def make_local_keys(home: Path, last_records: Callable[[], Mapping[str, tuple[in
         serialization.Encoding.PEM, serialization.PublicFormat.SubjectPublicKeyInfo
     )
     _write(folder / "private.pem", pem)
-    _write_since(folder, last_records())
+    _write_since(folder, records)
     _write(folder / "public.pem", public)  # written last: with it the pair is complete
     return True
 

@@ -217,9 +217,28 @@ def last(model: str) -> tuple[int, str]:
     return _last(model)[:2]
 
 
-def last_records() -> dict[str, tuple[int, str]]:
-    """Number and hash of the last record of each model that has one."""
-    return {model: (number, digest) for model in models() for number, digest in [last(model)] if number}
+def last_records(until: str = "") -> dict[str, tuple[int, str]]:
+    """Number and hash of the last record of each model that has one.
+
+    Args:
+        until: time (UTC, as `recorded_at`); only the records before the first one of that time or a later one count, so
+            that no record that was added afterwards does, whatever its time.
+
+    Raises:
+        StorageError: as `records`.
+    """
+
+    def last_of(model: str) -> tuple[int, str]:
+        if not until:
+            return last(model)
+        earlier = (0, GENESIS)
+        for record in iterate(model):
+            if record["recorded_at"] >= until:
+                break
+            earlier = record["sequence"], record["hash"]
+        return earlier
+
+    return {model: (number, digest) for model in models() for number, digest in [last_of(model)] if number}
 
 
 def _last(model: str) -> tuple[int, str, bool]:

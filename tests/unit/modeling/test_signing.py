@@ -198,16 +198,13 @@ def test_without_a_ledger_before_the_keys_each_version_needs_a_signature(local_k
     assert "version 7 has no signature (model.sig)" in refusal(None, recorded_at="2000-01-01T00:00:00Z")
 
 
-def test_a_time_of_an_earlier_release_becomes_the_last_records(local_keys: Path) -> None:
-    record("7", "r1")
-    (local_keys / "since.txt").write_text("2026-11-30T00:00:00Z")
-    assert not signing_keys.make_local_keys(local_keys.parent, ledger.last_records)
-    assert (local_keys / "since.txt").read_text() == "toy={}:{}".format(*ledger.last("toy"))
-    versions.verify(files(), lambda _: None)
-    record("8", "r8")
-    assert not signing_keys.make_local_keys(local_keys.parent, ledger.last_records)
-    with pytest.raises(ArtifactError, match="version 8 has no signature"):
-        versions.verify(files(version="8", run_id="r8"), lambda _: None)
+def test_the_chain_before_the_keys_is_read_once_for_all_versions(
+    earlier_version: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    versions.verify(files(), lambda _: None, again=True)
+    monkeypatch.setattr(ledger, "iterate", lambda _: pytest.fail("the chain was read again"))
+    versions.verify(files(), lambda _: None, again=True)
+    assert "no signature" in refusal(None, run_id="r8")
 
 
 def test_a_key_that_is_a_file_is_not_copied(local_keys: Path, tmp_path: Path) -> None:

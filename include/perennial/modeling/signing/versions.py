@@ -54,6 +54,10 @@ class SignedFiles:
 
 #: Marks of the signatures that this process has verified.
 _verified: set[str] = set()
+#: A version's number, run, and files with their digests.
+_Recorded = tuple[str, str, frozenset[tuple[str, str]]]
+#: Versions that may be without a signature, by lake, model, and number and hash of the last such record.
+_exempt: dict[tuple[str, str, int, str], set[_Recorded]] = {}
 
 
 def require_key(model: str) -> None:
@@ -182,24 +186,33 @@ def _may_be_unsigned(files: SignedFiles, trusted: TrustedKeys) -> bool:
     last = trusted.last_unsigned(files.model)
     if last is None:
         return False
-    number, expected = last
-    is_there = False
+    key = (settings().lake, files.model, *last)
+    if key not in _exempt:
+        versions = _recorded_until(files.model, *last)
+        if versions is None:
+            return False
+        _exempt[key] = versions  # the hash of the last record stands for all of them
+    return (files.version, files.run_id, frozenset(files.digests.items())) in _exempt[key]
+
+
+def _recorded_until(model: str, number: int, expected: str) -> set[_Recorded] | None:
+    """The versions that a ledger has up to a record; None if the chain up to there is broken or has another hash."""
+    versions: set[_Recorded] = set()
 
     def earlier() -> Iterator[LedgerRecord]:
-        nonlocal is_there
-        for record in ledger.iterate(files.model):
+        for record in ledger.iterate(model):
             if record["sequence"] > number:
                 return
-            if record["kind"] == LedgerKind.TRAINING and record["model_version"] == files.version:
+            if record["kind"] == LedgerKind.TRAINING and record["model_version"]:
                 training = TrainingRecord.parse(record)
-                is_there |= (training.run_id, training.digests) == (files.run_id, files.digests)
+                versions.add((training.version, training.run_id, frozenset(training.digests.items())))
             yield record
 
     try:
-        _, digest = chain.check_chain(files.model, earlier(), number)
+        _, digest = chain.check_chain(model, earlier(), number)
     except LedgerError:
-        return False
-    return is_there and digest == expected
+        return None
+    return versions if digest == expected else None
 
 
 def _refusal(files: SignedFiles, bundle: str, trusted: TrustedKeys) -> str:
