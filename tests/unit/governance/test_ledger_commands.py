@@ -252,20 +252,22 @@ def test_verify_looks_at_every_ledger_and_says_if_there_is_none(
     empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(registry, "model_tags", lambda _: {})
-    anchor = tmp_path / "anchors" / "gone" / f"{2:09d}-{'a' * 64}.json"
-    anchor.parent.mkdir(parents=True)
-    anchor.write_text("{}")
+    for name in ("gone", "rewritten"):
+        anchor = tmp_path / "anchors" / name / f"{2:09d}-{'a' * 64}.json"
+        anchor.parent.mkdir(parents=True)
+        anchor.write_text("{}")
     monkeypatch.setenv("PERENNIAL_LEDGER_ANCHORS", str(tmp_path / "anchors"))
     (tmp_path / "models" / "faulty").mkdir(parents=True)
     (tmp_path / "models" / "faulty" / "model.yaml").write_text("owner: [")
     monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
-    store(make_chain(3, "removed"), 3)
+    for name in ("removed", "rewritten"):
+        store(make_chain(3, name), 3)
     changed = make_chain(3, "faulty")
     store([changed[0], edited(changed[1], "reason"), changed[2]], 3)
     printed = run("ledger", "verify", "--json")
     results = json.loads(printed.stdout)
     assert printed.exit_code == 1
-    assert [name for name, result in results.items() if result["findings"]] == ["faulty", "gone"]
+    assert [name for name, result in results.items() if result["findings"]] == ["faulty", "gone", "rewritten"]
     assert results["gone"]["findings"][0].startswith("the ledger has 0 records and had 2")
     assert "record 2 of the ledger was changed" in results["faulty"]["findings"][0]
     assert (results["removed"]["records"], results["removed"]["hash"]) == (
