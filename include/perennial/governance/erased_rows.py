@@ -22,7 +22,14 @@ import pyarrow.parquet as pq
 from perennial.core.errors import StorageError
 from perennial.core.sql import quote_identifier, row_group_rows, text_literal
 from perennial.ingestion import erasure_requests
-from perennial.storage import delta_tables, duckdb_session, file_digests, object_store, storage_errors
+from perennial.storage import (
+    delta_tables,
+    duckdb_session,
+    file_digests,
+    generations,
+    object_store,
+    storage_errors,
+)
 
 if TYPE_CHECKING:
     import duckdb
@@ -247,11 +254,7 @@ def _remove_statistics(uri: str) -> None:
     """Remove the values of columns from a table's log, and let it have none from now on."""
     table = delta_tables.open_table(uri)
     assert table is not None, uri
-    properties = table.metadata().configuration
-    missing = {k: v for k, v in delta_tables.TABLE_PROPERTIES.items() if properties.get(k) != v}
-    if missing:
-        with storage_errors.writing(uri):
-            table.alter.set_table_properties(missing, raise_if_not_exists=False)
+    generations.add_properties(uri, table)
     for name in _log_files(uri, ".json"):
         file = f"{uri}/_delta_log/{name}"
         text = object_store.read_text(file)

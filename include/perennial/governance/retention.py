@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -25,7 +25,15 @@ from perennial.lifecycle import backlog, ledger_anchors
 from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, file_digests, ledger, locks, object_store, storage_errors
+from perennial.storage import (
+    delta_tables,
+    file_digests,
+    generations,
+    ledger,
+    locks,
+    object_store,
+    storage_errors,
+)
 from perennial.storage.ledger import Decision, LedgerKind
 
 #: Tables by the key of `retention` that their partitions are kept by.
@@ -313,17 +321,20 @@ def _in_log(uri: str, versions: Collection[int]) -> list[int]:
         first = max((number for number in checkpoints if number <= version), default=-1)
         return all(number in commits for number in range(first + 1, version + 1))
 
-    return sorted(filter(has, versions))
+    lost = sorted(set(versions) - set(filter(has, versions)))
+    if lost:
+        log.warning("%s: the log does not have versions %s any more, which a model version in use was trained on: it "
+                    "cannot be reproduced", uri, ", ".join(map(str, lost)))  # fmt: skip
+    return sorted(set(versions) - set(lost))
 
 
 def _unneeded_files(history: _History, dry_run: bool) -> Iterator[tuple[str, int]]:
     """The files that were removed long ago, and that no pinned version has; with their bytes."""
     table = delta_tables.open_table(history.uri)
     assert table is not None, history.uri
-    missing = _missing_properties(table.metadata().configuration, history.age)
+    if not dry_run:
+        generations.add_properties(history.uri, table, history.age)
     with storage_errors.writing(history.uri):
-        if missing and not dry_run:
-            table.alter.set_table_properties(missing, raise_if_not_exists=False)
         unneeded = table.vacuum(
             retention_hours=int(history.age.total_seconds() // 3600),
             dry_run=True,  # a commit for it would be no version that anybody pins
@@ -332,15 +343,3 @@ def _unneeded_files(history: _History, dry_run: bool) -> Iterator[tuple[str, int
         )
     files = object_store.list_files(history.uri, recursive=True)
     return ((path, files[path].size) for path in sorted(unneeded) if path in files)
-
-
-def _missing_properties(properties: Mapping[str, str], age: timedelta) -> dict[str, str]:
-    """Properties that a table needs: its log, without which no version can be read, must stay as long as versions do.
-
-    Tables of an earlier release have none, and would lose their log after 30 days.
-    """
-    wanted = dict(delta_tables.TABLE_PROPERTIES)
-    for name in (n for n, value in wanted.items() if value.startswith("interval")):
-        days = [re.findall(r"\d+", text) for text in (wanted[name], properties.get(name, ""))]
-        wanted[name] = f"interval {max(age.days, *(int(numbers[0]) for numbers in days if numbers))} days"
-    return {name: value for name, value in wanted.items() if properties.get(name) != value}

@@ -34,11 +34,13 @@ os.environ.setdefault("TOKIO_WORKER_THREADS", "1")
 PARTITION = "partition_date"
 #: Property of a table: what its rows mean.
 DEFINITION = "perennial.definition"
-#: Properties of every table. Deltalake would forget versions after 30 days: it then deletes the log, not only files.
-#: And it would copy the least and the greatest value of each column to the log, where they stay after the rows.
+#: Properties of every table. Deltalake would forget versions after 30 days: it then deletes the log, without which no
+#: version can be read, not only files. And it would copy the least and the greatest value of each column to the log,
+#: where they stay after the rows.
 TABLE_PROPERTIES = {
     "delta.deletedFileRetentionDuration": "interval 730 days",
     "delta.logRetentionDuration": "interval 730 days",
+    "delta.enableExpiredLogCleanup": "false",
     "delta.dataSkippingNumIndexedCols": "0",
 }
 #: Kinds of tables that a model has.

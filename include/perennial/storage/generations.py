@@ -8,9 +8,11 @@ the table and gives it its new columns. In both cases the versions before stay r
 from __future__ import annotations
 
 import json
+import re
 import time
 import uuid
 from collections.abc import Callable, Collection, Iterable, Mapping
+from datetime import timedelta
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 from urllib.parse import unquote
@@ -27,10 +29,12 @@ if TYPE_CHECKING:
 __all__ = [
     "ColumnChange",
     "InexactError",
+    "add_properties",
     "adopt",
     "changes",
     "definition",
     "exact",
+    "lasting_properties",
     "number",
     "properties",
     "start",
@@ -51,6 +55,33 @@ def properties(definition: Mapping[str, Any], number: int = 1) -> dict[str, str]
         number: number of the generation, from 1.
     """
     return {delta_tables.DEFINITION: json.dumps(definition, sort_keys=True), _NUMBER: str(number)}
+
+
+def lasting_properties(present: Mapping[str, str], age: timedelta = timedelta(0)) -> dict[str, str]:
+    """The properties of every table, with intervals that are not shorter than those of a table.
+
+    Args:
+        present: the table's properties; those of an earlier release have none.
+        age: how long its versions are kept at least.
+    """
+    wanted = dict(delta_tables.TABLE_PROPERTIES)
+    for name in (n for n, value in wanted.items() if value.startswith("interval")):
+        days = [re.findall(r"\d+", text) for text in (wanted[name], present.get(name, ""))]
+        wanted[name] = f"interval {max(age.days, *(int(numbers[0]) for numbers in days if numbers))} days"
+    return wanted
+
+
+def add_properties(uri: str, table: DeltaTable, age: timedelta = timedelta(0)) -> None:
+    """Give a table the properties of `lasting_properties` that it lacks.
+
+    Raises:
+        StorageError: the lake cannot be written.
+    """
+    present = table.metadata().configuration
+    missing = {k: v for k, v in lasting_properties(present, age).items() if present.get(k) != v}
+    if missing:
+        with storage_errors.writing(uri):
+            table.alter.set_table_properties(missing, raise_if_not_exists=False)
 
 
 def number(table: DeltaTable | None) -> int:
@@ -96,8 +127,10 @@ def start(uri: str, schema: pa.Schema, definition: Mapping[str, Any], reason: st
     """
 
     def commit() -> int:
-        following = number(_open(uri)) + 1
-        delta_tables.create(uri, schema, properties(definition, following), reason=reason)
+        table = _open(uri)
+        following = number(table) + 1
+        lasting = lasting_properties(table.metadata().configuration)
+        delta_tables.create(uri, schema, {**lasting, **properties(definition, following)}, reason=reason)
         return following
 
     return _retry(uri, commit)

@@ -8,6 +8,7 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
 import pytest
 from typer.testing import CliRunner
 
@@ -237,6 +238,15 @@ def test_disk_use_is_given_by_table(world: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(catalog, "load_model_by_name", lambda _: spec)
     printed = CliRunner().invoke(app, ["retention", spec.name, "--as-of", LATER])
     assert printed.exit_code == 0 and "published" in printed.output and "To be deleted" in printed.output
+
+
+def test_a_version_whose_log_is_gone_is_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = f"{tmp_path}/published/toy"
+    for _ in range(2):
+        delta_tables.replace(uri, pa.table({"x": [1], delta_tables.PARTITION: [DAY]}), DAY)
+    Path(uri, "_delta_log", f"{1:020d}.json").unlink()
+    assert retention._in_log(uri, [0, 1]) == [0]
+    assert "the log does not have versions 1 any more" in caplog.text
 
 
 def test_rows_must_cover_a_training(world: Any) -> None:
