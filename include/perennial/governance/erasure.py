@@ -12,7 +12,7 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass, replace
 from typing import NamedTuple, TypedDict
 
@@ -21,14 +21,14 @@ from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
 from perennial.features import feature_tables, reference_tables
 from perennial.governance import erased_rows, holds
 from perennial.governance.erased_rows import Condition
-from perennial.ingestion import erasure_requests, manifest_corrections
+from perennial.ingestion import erasure_remains, erasure_requests, manifest_corrections
 from perennial.ingestion.erasure_requests import Attempt, ErasureRequest, RemovedCounts
 from perennial.lifecycle import champion
 from perennial.modeling import training_records
 from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, duckdb_session, landing, ledger, locks, object_store
+from perennial.storage import delta_tables, duckdb_session, ledger, locks, object_store
 from perennial.storage.ledger import Decision, LedgerKind
 
 #: Tables of a model with rows of its keys, in the order in which they are searched.
@@ -52,6 +52,7 @@ class ErasureResult(TypedDict):
         reports: number of data docs and profiles that were deleted, because they may quote columns that are not
             declared personal.
         partitions: the partitions that had such rows, in order.
+        emptied: those of which every prediction was of the keys.
         versions: numbers of the versions that were fitted or evaluated on these partitions, to be trained again.
         champion: whether the champion is one of them.
         landed: files of the landing area that hold such rows, or did when they were published.
@@ -66,6 +67,7 @@ class ErasureResult(TypedDict):
     files: int
     reports: int
     partitions: list[str]
+    emptied: list[str]
     versions: list[str]
     champion: bool
     landed: list[str]
@@ -86,13 +88,19 @@ def erase(spec: ModelSpec, *, request: str, actor: str = "", hidden: bool = Fals
             of the request.
 
     Raises:
-        PerennialError: there is no such request, or the model's rows are held for an audit.
+        PerennialError: there is no such request, or the model is held for an audit, or one that joins a feature table
+            that reads its rows.
         SpecError: a feature table or a model that may read such rows is invalid; nothing was removed.
         StorageError: the lake cannot be read or written; repeat it.
     """
-    with locks.hold(holds.lock(spec.name)):
+    tables = catalog.load_feature_tables_of(spec.name)
+    models = {spec.name} | {model.name for model in catalog.load_models_joining([t.name for t in tables])}
+    with ExitStack() as stack:
+        for name in sorted(models):  # in one order, or two erasures would wait for each other
+            stack.enter_context(locks.hold(holds.lock(name)))
         wanted = erasure_requests.load(spec.name, request)
-        holds.refuse(spec.name, "rows are erased")
+        for name in sorted(models):
+            holds.refuse(name, f"rows of {spec.name} are erased")
         erasure = _Erasure(spec, wanted, hidden)
         result = erasure.run()
         erasure_requests.completed(erasure.request)
@@ -182,7 +190,10 @@ class _Erasure:
     def run(self) -> ErasureResult:
         """Remove the rows, and all that was made of them and can be removed."""
         readers = catalog.load_feature_tables_of(self.spec.name)
-        others = [*_other_sources(self.spec, readers), *self._same_columns()]
+        others = [
+            *erasure_remains.other_sources(self.spec, readers),
+            *erasure_remains.same_columns(self.spec, self.request.columns),
+        ]
         self.request = replace(self.request, rows=self._row_keys())
         tables = [*self._tables(), *self._features(readers)]
         self._store_plan(tables)
@@ -191,7 +202,7 @@ class _Erasure:
             with table.locked():
                 rows = erased_rows.remove(table.uri, table.condition, table.count_by)
             _add(removed.setdefault(table.name, {}), rows)
-        self._store(RemovedCounts(removed), self.request.partitions)  # other runs may have written more
+        self._store(RemovedCounts(removed), ())  # other runs may have written more
         assert self.request.attempt is not None
         manifest_corrections.correct(self.spec, self.request.partitions, self.request.attempt.published)
         for uri in self._reports():
@@ -209,16 +220,29 @@ class _Erasure:
             files[table.name] = files.get(table.name, 0) + matching.files
             if table.name in _OF_PARTITIONS:
                 partitions |= matching.partitions
+        predictions = delta_tables.rows_by_partition(delta_tables.table_uri("predictions", self.spec.name))
+        erased = rows.get("predictions", {})
+        emptied = {*self.request.emptied, *erased} - {
+            d for d, n in predictions.items() if n > erased.get(d, 0)
+        }
+        self.request = replace(self.request, emptied=sorted(emptied))
         self._store(RemovedCounts(rows, files), partitions)
-        reports = RemovedCounts(reports=len(self._reports()))  # of these partitions
-        self._store(reports, self.request.partitions)
+        self._store(RemovedCounts(reports=len(self._reports())), ())  # of these partitions
 
     def _store(self, counts: RemovedCounts, partitions: Collection[str]) -> None:
-        """Add to the request what this run removes."""
-        days = {*self.request.partitions, *partitions}
+        """Add to the request what this run removes, and the versions that were trained on it.
+
+        Args:
+            counts: what is removed.
+            partitions: partitions of files that are removed.
+        """
+        removed = {*partitions}
         for table in _OF_PARTITIONS:
-            days |= {*counts.rows.get(table, ())}
-        days |= {*counts.rows.get("quarantine", ())}  # of the records' files
+            removed |= {*counts.rows.get(table, ())}
+        removed |= {*counts.rows.get("quarantine", ())}  # of the records' files
+        days = {*self.request.partitions, *removed}
+        # a version that is trained after the rows are gone is none of them when the erasure is repeated
+        versions = [*self.request.versions, *_trained_on(self.spec, sorted(removed))]
         attempt = self.request.attempt or Attempt()
         published = (
             manifest_corrections.digests(delta_tables.table_uri("published", self.spec.name)) if days else {}
@@ -227,13 +251,14 @@ class _Erasure:
         self.request = replace(
             self.request,
             partitions=sorted(days),
+            versions=list(dict.fromkeys(versions)),
             attempt=Attempt(attempt.counts.at_least(counts), before),
         )
         erasure_requests.store(self.request)
 
     def _result(self, readers: Sequence[FeatureTable], others: list[str]) -> ErasureResult:
         spec, removed, partitions = self.spec, self.request.total, self.request.partitions
-        versions = _trained_on(spec, partitions)
+        versions = self.request.versions
         state = champion.read_state(spec) if versions else None
         return ErasureResult(
             request=self.request.identifier,
@@ -241,13 +266,14 @@ class _Erasure:
             files=sum(removed.files.values()),
             reports=removed.reports,
             partitions=partitions,
+            emptied=self.request.emptied,
             versions=versions,
             champion=bool(state and state.recorded in versions),
-            landed=_landed(spec, partitions)[:MAX_NAMED_FILES],
+            landed=erasure_remains.landed(spec, partitions)[:MAX_NAMED_FILES],
             hidden=0 if self.hidden else self._hidden_records(),
             references=self._references(),
             other_models=others,
-            remaining=[*self._other_entities(readers), *_without_folder(), *self._other_reports()],
+            remaining=self._remaining(readers),
         )
 
     def _condition(self, present: Collection[str], partition: str = delta_tables.PARTITION) -> str:
@@ -300,7 +326,7 @@ class _Erasure:
     def _features(self, readers: Sequence[FeatureTable]) -> Iterator[_Table]:
         """All definitions of the feature tables that have rows of the keys."""
         for table in readers:
-            for name in _definitions():
+            for name in erasure_remains.definitions():
                 if name.rpartition("-")[0] == table.name:
                     uri = delta_tables.table_uri("features", name)
                     yield _Table(
@@ -363,54 +389,17 @@ class _Erasure:
             if erased_rows.matching(reference_tables.uri(reference), self._condition_of_values, "''")
         ]
 
-    def _may_be_quoted(self) -> bool:
-        """Whether reports may quote a column of the request: one that is not declared personal."""
-        return not set(self.request.columns) <= set(self.spec.personal_columns)
-
     def _reports(self) -> list[str]:
-        """The data docs and profiles of the partitions, if they may quote a column of the request."""
-        if not self._may_be_quoted():
-            return []
-        root = delta_tables.table_uri("reports", self.spec.name)
+        return erasure_remains.reports(self.spec, self.request.columns, self.request.partitions)
+
+    def _remaining(self, readers: Sequence[FeatureTable]) -> list[str]:
+        """What else may have such values."""
+        columns = self.request.columns
         return [
-            f"{root}/{kind}/{name}"
-            for kind in ("validation", "profile")
-            for name in object_store.list_files(f"{root}/{kind}")
-            if any(
-                _covers(name.partition(".html")[0].partition(".json")[0], day)
-                for day in self.request.partitions
-            )
+            *erasure_remains.other_entities(columns, readers),
+            *erasure_remains.without_folder(),
+            *erasure_remains.other_reports(self.spec, columns),
         ]
-
-    def _other_reports(self) -> list[str]:
-        """The folders of other reports, if they may quote a column of the request."""
-        if not self._may_be_quoted():
-            return []
-        root = delta_tables.table_uri("reports", self.spec.name)
-        kinds = sorted({*object_store.list_folders(root)} - {"validation", "profile"})
-        return [f"reports, which may quote frequent values ({root}/{kind})" for kind in kinds]
-
-    def _other_entities(self, readers: Sequence[FeatureTable]) -> list[str]:
-        """The feature tables that read such rows, and have features of another entity."""
-        return [
-            f"feature table {table.name}, of {', '.join(table.entity)}, until it is computed again"
-            for table in readers
-            if not set(self.request.columns) <= set(table.entity)
-        ]
-
-    def _same_columns(self) -> list[str]:
-        """Other models whose rows have the columns of the request.
-
-        Raises:
-            SpecError: the folder of a model is invalid.
-        """
-        models, errors = catalog.load_models()
-        if errors:
-            raise errors[0]
-        wanted = self.request.columns.items()
-        return sorted(
-            n for n, s in models.items() if n != self.spec.name and wanted <= s.data.columns.items()
-        )
 
 
 def _add(counts: dict[str, int], rows: Counter[tuple[str, ...]]) -> None:
@@ -425,35 +414,9 @@ def _row_hash(key: dict[str, str], partition: str) -> str:
     return f"CASE WHEN {erasure_requests.known_sql(key)} THEN {digest} END"
 
 
-def _covers(name: str, day: str) -> bool:
-    """Whether a report of this name is about a partition: ``day``, ``day.suffix`` or ``first..last``."""
-    first, separator, last = name.partition("..")
-    return first <= day <= last if separator else name.startswith(day)
-
-
 def _json_path(column: str) -> str:
     quoted = column.replace("\\", "\\\\").replace('"', '\\"')
     return f'$."{quoted}"'
-
-
-def _definitions() -> list[str]:
-    """The definitions of feature tables in the lake, by name."""
-    return sorted(object_store.list_folders(delta_tables.table_uri("features", "").rstrip("/")))
-
-
-def _without_folder() -> list[str]:
-    """Definitions of feature tables whose folder is gone: nothing says whose rows they were computed from."""
-    folders = catalog.find_folders(catalog.TABLE_FILE)
-    return [
-        f"feature table {n}, whose folder is gone"
-        for n in _definitions()
-        if n.rpartition("-")[0] not in folders
-    ]
-
-
-def _other_sources(spec: ModelSpec, readers: Sequence[FeatureTable]) -> list[str]:
-    """The other models whose rows feature tables read."""
-    return sorted({source.model for table in readers for source in table.sources} - {spec.name})
 
 
 def _trained_on(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:
@@ -464,17 +427,6 @@ def _trained_on(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:
         if any(span.start <= day <= span.end for span in record.ranges for day in partitions)
     ]
     return list(dict.fromkeys(numbers))
-
-
-def _landed(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:
-    """The landed files of some partitions that are still there."""
-    uris = [
-        landing.source_uri(source, day)
-        for source in (spec.data.source, spec.label.source)
-        if isinstance(source, str)
-        for day in partitions
-    ]
-    return [uri for uri in dict.fromkeys(uris) if landing.has_landed(uri)]
 
 
 def check_not_erased(model: str, version: str, error: PerennialError) -> None:

@@ -6,6 +6,7 @@ because together they take seconds and hundreds of megabytes, which only the dat
 
 __all__ = [
     "data_profile",
+    "erasure_remains",
     "erasure_requests",
     "labels",
     "manifest_corrections",

@@ -102,6 +102,8 @@ class ErasureRequest:
         requested_at: UTC, as `dates.utc_now` writes it.
         completed_at: when it was last carried out; empty before.
         partitions: the partitions that had such rows in any version of a table, in order.
+        emptied: those of which every prediction was of the keys, and is removed.
+        versions: numbers of the versions that were fitted or evaluated on rows that were removed.
         removed: what the runs removed that ended.
         attempt: of the run that has not ended, or was interrupted; None if there is none.
     """
@@ -115,6 +117,8 @@ class ErasureRequest:
     requested_at: str
     completed_at: str = ""
     partitions: list[str] = field(default_factory=list)
+    emptied: list[str] = field(default_factory=list)
+    versions: list[str] = field(default_factory=list)
     removed: RemovedCounts = field(default_factory=RemovedCounts)
     attempt: Attempt | None = None
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Collection, Iterable, Iterator
 from typing import Any, TypedDict, cast
 
 import pyarrow as pa
@@ -98,16 +98,21 @@ def publish_predictions(
     )
 
 
-def replace_written(spec: ModelSpec, partitions: Iterable[str], run_id: str = "") -> list[str]:
+def replace_written(
+    spec: ModelSpec, partitions: Iterable[str], run_id: str = "", *, emptied: Collection[str] = ()
+) -> tuple[list[str], list[str]]:
     """Write partitions again that the table has, after rows of them were erased from the lake.
+
+    One that the lake does not have any more is left as it is, since its retention may be shorter than the table's.
 
     Args:
         spec: the model.
         partitions: their dates.
         run_id: id of the Airflow run.
+        emptied: those of which every prediction was erased.
 
     Returns:
-        Those that were written.
+        Those that were written; and what the table may still have, in words.
 
     Raises:
         DatabaseError: the database does not answer, or refuses to be written.
@@ -116,9 +121,14 @@ def replace_written(spec: ModelSpec, partitions: Iterable[str], run_id: str = ""
     days = [day for day in partitions if day in written] if spec.predictions.table else []
     uri = delta_tables.table_uri("predictions", spec.name)
     files = delta_tables.files_by_partition(uri) if days else {}
-    for day in days:
+    replaced = [day for day in days if day in files or day in emptied]
+    for day in replaced:
         _write(spec, day, files.get(day, []), run_id, started)
-    return days
+    others = [day for day in days if day not in replaced]
+    return replaced, [
+        f"table {spec.predictions.table} of the database, {day}: delete there, as the lake has nothing of it any more"
+        for day in others
+    ]
 
 
 def _inputs(spec: ModelSpec, files: list[File]) -> dict[str, Any]:

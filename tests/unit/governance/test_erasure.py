@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
 import duckdb
+import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 import pytest
@@ -21,10 +23,11 @@ from perennial.ingestion import erasure_requests
 from perennial.lifecycle import verification
 from perennial.monitoring import train_serve_skew
 from perennial.steps.score import score
-from perennial.storage import delta_tables, ledger, manifests
-from perennial.storage.ledger import LedgerKind
+from perennial.storage import delta_tables, generations, ledger, manifests
+from perennial.storage.ledger import Decision, LedgerKind
 from support import canary, lake, toys
 from support.canary import TEXT
+from support.feeds import history_table
 from support.small_model import COLUMNS, DAY, SmallModel, rows
 
 PHONE = "+49 170 7654321"
@@ -184,6 +187,49 @@ def test_a_table_has_no_statistics_of_values_and_keeps_its_log(small: SmallModel
     table = delta_tables.open_table(delta_tables.table_uri("published", "small"))
     assert table is not None
     assert table.metadata().configuration["delta.logRetentionDuration"] == "interval 730 days"
+    generations.add_properties(table.table_uri, table, timedelta(days=3720))
+    erased_rows.remove(table.table_uri, lambda _: "")
+    generations.start(table.table_uri, delta_tables.arrow_schema(table), {"task": "other"}, "another task")
+    table.update_incremental()
+    properties = table.metadata().configuration
+    assert properties["delta.logRetentionDuration"] == "interval 3720 days", (
+        "as long as the spec keeps versions"
+    )
+    assert properties["delta.enableExpiredLogCleanup"] == "false"
+
+
+def test_partitions_of_which_every_prediction_is_erased_are_named(small: SmallModel) -> None:
+    uri = delta_tables.table_uri("predictions", "small")
+    for day, ids in ((DAY, [TEXT]), (NEXT, [TEXT, "b"])):
+        delta_tables.replace(uri, pa.table({"id": ids, delta_tables.PARTITION: [day] * len(ids)}), day)
+    name = request(small, id=TEXT)
+    for _ in range(2):
+        result = erasure.erase(small.spec, request=name)
+        assert (result["rows"]["predictions"], result["emptied"]) == (2, [DAY]), "b is somebody else"
+    delta_tables.remove_rows(uri, [NEXT])  # as retention does
+    assert erasure.erase(small.spec, request=name)["emptied"] == [DAY]
+
+
+def test_nothing_is_erased_that_a_held_model_joins(
+    empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models = tmp_path / "models"
+    monkeypatch.setenv("PERENNIAL_MODELS", str(models))
+    spec = toys.model(models, "source")
+    history_table.write(models, source="source")
+    toys.model(
+        models,
+        "joining",
+        sql=history_table.MODEL_SQL,
+        features={"tables": ["place_history"], "references": []},
+    )
+    name = erasure_keys.request_erasure(spec, [{"id": TEXT}], "ada").identifier
+    holds.hold("joining", reason="audit", actor="grace")
+    with pytest.raises(PerennialError, match=r"no rows of source are erased: grace holds.*release joining"):
+        erasure.erase(spec, request=name)
+    assert erasure_requests.load("source", name).attempt is None
+    holds.release("joining", reason="audit ended", actor="grace")
+    erasure.erase(spec, request=name)
 
 
 def test_requests_hold_no_key_and_name_their_secret(
@@ -299,6 +345,12 @@ def test_predictions_and_logged_features_go_and_versions_are_named(world: Any) -
     version = world.result["version"]
     assert result["versions"] == [version] and result["champion"]
     assert score(spec, start=day)["status"] == "unchanged", "what is left counts as scored"
+    (trained,) = (r for r in ledger.records(spec.name, LedgerKind.TRAINING) if r["model_version"] == version)
+    ledger.append(spec.name, kind=LedgerKind.TRAINING, decision=Decision.ACCEPTED, reason="trained again", actor="test",
+                  model_version="99", evidence=trained["evidence"])  # fmt: skip
+    assert erasure.erase(spec, request=name)["versions"] == [version], (
+        "the other was trained without the rows"
+    )
     from perennial.modeling import registry
 
     champion = registry.get_version(spec.name, version)

@@ -167,10 +167,15 @@ def test_a_range_without_predictions_and_a_spec_without_a_table(empty_home: Path
 
 def test_what_was_erased_from_the_lake_leaves_the_table(rows_of: Rows, tmp_path: Path) -> None:
     spec = made(tmp_path, "predictions")
-    for day in (DAY, NEXT):
+    unwritten = dates.add_days(DAY, 2)
+    days = [DAY, NEXT, unwritten]
+    for day in days:
         scored(spec, day)
-    publish_predictions(spec, start=DAY)
-    uri = delta_tables.table_uri("predictions", spec.name)
-    delta_tables.remove_rows(uri, [DAY, NEXT])
-    assert replace_written(spec, [DAY, NEXT]) == [DAY], "the other was never written"
-    assert rows_of("SELECT count(*) AS n FROM predictions")[0]["n"] == 0
+    publish_predictions(spec, start=DAY, end=NEXT)
+    delta_tables.remove_rows(delta_tables.table_uri("predictions", spec.name), days)
+    replaced, left = replace_written(spec, days, emptied=[DAY, unwritten])
+    assert replaced == [DAY], "the last was never written"
+    (text,) = left
+    assert text.startswith(f"table predictions of the database, {NEXT}: delete there")
+    kept = rows_of("SELECT partition_date FROM predictions")
+    assert [row["partition_date"] for row in kept] == [NEXT] * 5, "only the lake's retention deleted them"
