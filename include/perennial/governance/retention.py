@@ -321,7 +321,7 @@ def _in_log(uri: str, versions: Collection[int]) -> list[int]:
         first = max((number for number in checkpoints if number <= version), default=-1)
         return all(number in commits for number in range(first + 1, version + 1))
 
-    lost = sorted(set(versions) - set(filter(has, versions)))
+    lost = sorted(version for version in set(versions) if not has(version))
     if lost:
         log.warning("%s: the log does not have versions %s any more, which a model version in use was trained on: it "
                     "cannot be reproduced", uri, ", ".join(map(str, lost)))  # fmt: skip
