@@ -58,7 +58,7 @@ def erase(
         StorageError, DatabaseError: the lake or the database cannot be read or written; repeat it.
     """
     result = erasure.erase(spec, request=request, actor=actor, hidden=hidden)
-    replaced, kept = publish_predictions.replace_written(
+    replaced, untouched = publish_predictions.replace_written(
         spec, result["partitions"], run_id, emptied=result["emptied"]
     )
     return ErasedRows(
@@ -73,5 +73,5 @@ def erase(
         hidden=result["hidden"],
         references=result["references"],
         other_models=result["other_models"],
-        remaining=[*kept, *result["remaining"]],
+        remaining=[*untouched, *result["remaining"]],
     )
