@@ -187,9 +187,10 @@ def test_a_table_has_no_statistics_of_values_and_keeps_its_log(small: SmallModel
     table = delta_tables.open_table(delta_tables.table_uri("published", "small"))
     assert table is not None
     assert table.metadata().configuration["delta.logRetentionDuration"] == "interval 730 days"
-    generations.add_properties(table.table_uri, table, timedelta(days=3720))
-    erased_rows.remove(table.table_uri, lambda _: "")
-    generations.start(table.table_uri, delta_tables.arrow_schema(table), {"task": "other"}, "another task")
+    uri = delta_tables.table_uri("published", "small")
+    generations.add_properties(uri, table, timedelta(days=3720))
+    erased_rows.remove(uri, lambda _: "")
+    generations.start(uri, delta_tables.arrow_schema(table), {"task": "other"}, "another task")
     table.update_incremental()
     properties = table.metadata().configuration
     assert properties["delta.logRetentionDuration"] == "interval 3720 days", (
