@@ -95,10 +95,11 @@ def release(
     """End a hold on a model; others go on."""
     from perennial.governance import holds
     from perennial.spec import catalog
+    from perennial.storage import ledger
 
     catalog.load_model_by_name(model)
     holds.release(model, reason=reason, actor=actor or terminal.user(), number=hold)
-    others = holds.open_holds(model)
+    others = ledger.open_holds(model)
     text = f"still held by {holds.describe(others[0])}" if others else "no longer held"
     terminal.console().print(Text(f"{model} is {text}."))
 

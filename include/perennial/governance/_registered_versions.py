@@ -1,66 +1,17 @@
-"""Versions of a model: which are in use, what their trainings read, and the deletion of those that nothing uses."""
+"""Versions of a model: what their trainings read, and the deletion of those that nothing uses."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import NamedTuple
 
 from perennial.core.errors import RegistryRequestError
-from perennial.core.partitions import PartitionRange
 from perennial.features import feature_tables
-from perennial.lifecycle import champion, trials
 from perennial.modeling import mlflow_api, registry, training_records
 from perennial.modeling.registry import ModelVersion
-from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training.runs import recipe as recipes
 from perennial.training.runs.recipe import Recipe
-
-
-class VersionInUse(NamedTuple):
-    """A version of which nothing that it needs is deleted.
-
-    Attributes:
-        record: what the ledger recorded of its training: tags in MLflow can be edited.
-        version: the version; None if MLflow does not have it any more.
-    """
-
-    record: TrainingRecord
-    version: ModelVersion | None
-
-    @property
-    def ranges(self) -> list[PartitionRange]:
-        """The partitions that it was fitted and evaluated on."""
-        return self.record.ranges
-
-
-def in_use(spec: ModelSpec) -> dict[str, VersionInUse]:
-    """The versions in use, by number: champion, its predecessor, a challenger on trial, and each with an alias.
-
-    Raises:
-        RegistryError: MLflow cannot be reached, or lost the champion.
-        ArtifactError: the ledger has no training of one that MLflow has.
-    """
-    state, trial = champion.read_state(spec), trials.active_trial(spec)
-    numbers = {state.champion, state.recorded, champion.predecessor(state.changes, state.recorded)}
-    numbers |= {str(trial["model_version"])} if trial else set()
-    numbers |= registry.aliased(spec.name)
-    records = {record.version: record for record in training_records.all_records(spec.name)}
-    used = {}
-    for number in sorted(filter(None, numbers), key=int):
-        version = registry.find_version(spec.name, number)
-        if version is not None:
-            used[number] = VersionInUse(registry.recorded(version), version)
-        elif number == state.recorded:
-            raise RegistryRequestError(
-                f"MLflow does not have version {number}, the champion of the ledger: what is in use is not known",
-                "restore MLflow from a backup, or roll back to a version that it has",
-                model=spec.name,
-            )
-        elif number in records:
-            used[number] = VersionInUse(records[number], None)
-    return used
 
 
 def tables_read(spec: ModelSpec, version: ModelVersion) -> Iterator[tuple[str, int]]:
@@ -99,10 +50,10 @@ def delete(version: ModelVersion) -> bool:
     """
     body = {"name": version.name, "version": version.version}
     try:
-        mlflow_api.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json=body, missing_ok=True)
-        if version.run_id:
+        if version.run_id:  # first: without the version nothing would name the run after an interruption
             run = {"run_id": version.run_id}
             mlflow_api.call("POST", "/api/2.0/mlflow/runs/delete", json=run, missing_ok=True)
+        mlflow_api.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json=body, missing_ok=True)
     except RegistryRequestError:
         return False
     return True

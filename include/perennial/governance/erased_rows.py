@@ -12,6 +12,7 @@ import json
 import time
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 from urllib.parse import unquote
 
@@ -44,12 +45,24 @@ _ROUNDS = 3
 _ABANDONED_SECONDS = 3600.0
 
 
+class RemovedRows(NamedTuple):
+    """What was removed from a table.
+
+    Attributes:
+        rows: number of rows by partition and the values that they were counted by.
+        remaining: files that may have such rows and were not deleted, in words: a run may be about to commit them.
+    """
+
+    rows: Counter[tuple[str, ...]]
+    remaining: list[str]
+
+
 class MatchingRows(NamedTuple):
     """The rows of a table that match.
 
     Attributes:
         rows: number of rows of the latest version by partition and the values that they were counted by.
-        files: number of data files that have such rows, in all versions.
+        files: number of data files that have such rows, in all versions; without those that `remove` leaves.
         partitions: the partitions of these files.
     """
 
@@ -72,11 +85,12 @@ def search(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Matc
     if delta_tables.open_table(uri) is None:
         return MatchingRows(Counter(), 0, set())
     with _connect() as con:
-        paths = list(_matching_files(con, uri, condition, _data_files(uri)))
+        pending = _pending(uri)
+        paths = list(_matching_files(con, uri, condition, (p for p in _data_files(uri) if p not in pending)))
         return MatchingRows(_count(con, uri, condition, count_by), len(paths), set(map(_partition, paths)))
 
 
-def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Counter[tuple[str, ...]]:
+def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> RemovedRows:
     """Remove rows from a table, and the files of its older versions that have any.
 
     It is repeated if that was interrupted.
@@ -86,15 +100,12 @@ def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Coun
         condition: which rows.
         count_by: columns by whose values the rows are counted.
 
-    Returns:
-        The number of rows by partition and the values that they were counted by.
-
     Raises:
         StorageError: the table cannot be read or written, or another run publishes such rows again and again.
     """
     removed: Counter[tuple[str, ...]] = Counter()
     if delta_tables.open_table(uri) is None:
-        return removed
+        return RemovedRows(removed, [])
     with _connect() as con:
         for _ in range(_ROUNDS):
             matches = _count(con, uri, condition, count_by)
@@ -107,19 +118,38 @@ def remove(uri: str, condition: Condition, count_by: Sequence[str] = ()) -> Coun
             raise StorageError(
                 f"{uri}: other runs write rows that are to be erased", "run it again when they have ended"
             )
-        _delete_old_files(con, uri, condition)
+        remaining = _delete_old_files(con, uri, condition)
     _remove_statistics(uri)
-    return removed
+    return RemovedRows(removed, remaining)
 
 
-def matching(uri: str, condition: Condition, expression: str, *, latest: bool = False) -> set[str]:
+def record_unrecorded(uri: str, partitions: Collection[str]) -> None:
+    """Record the digests of files of partitions that have none: their writer was killed after its commit.
+
+    Without a record nobody could read the partitions.
+    """
+    paths = [path for path in delta_tables.file_paths(uri) if _partition(path) in partitions]
+    file_digests.record(uri, file_digests.unrecorded(uri, paths))
+
+
+def matching(
+    uri: str,
+    condition: Condition,
+    expression: str,
+    *,
+    needs: Collection[str] = (),
+    latest: bool = False,
+    unreadable: list[str] | None = None,
+) -> set[str]:
     """The values of an expression in the rows that match, in all versions of a table.
 
     Args:
         uri: the table.
         condition: which rows.
         expression: SQL of a text.
+        needs: the columns that it reads; a file without one of them, as of an earlier generation, has no value.
         latest: only in the latest version.
+        unreadable: gets the paths of such files that have a row that matches.
     """
     values: set[str] = set()
     if delta_tables.open_table(uri) is None:
@@ -127,7 +157,15 @@ def matching(uri: str, condition: Condition, expression: str, *, latest: bool = 
     with _connect() as con, storage_errors.reading(uri):
         for path in delta_tables.file_paths(uri) if latest else _data_files(uri):
             source, columns = _relation(con, uri, path)
-            if sql := condition(columns):
+            sql = condition(columns)
+            if not set(needs) <= set(columns):
+                if (
+                    sql
+                    and unreadable is not None
+                    and con.sql(f"SELECT 1 FROM {source} WHERE {sql} LIMIT 1").fetchall()
+                ):
+                    unreadable.append(f"{uri}/{path}")
+            elif sql:
                 rows = con.sql(f"SELECT DISTINCT {expression} FROM {source} WHERE {sql}").fetchall()
                 values |= {str(value) for (value,) in rows if value is not None}
     return values
@@ -211,17 +249,41 @@ def _write_without(con: duckdb.DuckDBPyConnection, uri: str, day: str, condition
     writer.replace(rows, day)
 
 
-def _delete_old_files(con: duckdb.DuckDBPyConnection, uri: str, condition: Condition) -> None:
-    """Delete the files of older versions that have such rows."""
-    current, files = set(delta_tables.file_paths(uri)), object_store.list_files(uri, recursive=True)
-    older = [path for path in _data_files(uri) if path not in current]
-    begin = (time.time() - _ABANDONED_SECONDS) * 1e9
-    young = {path for path in older if path in files and files[path].modified_ns > begin}
-    # A young file may be of a commit that is being made.
-    pending = young - _removed_files(uri, begin) if young else set()
-    for path in list(_matching_files(con, uri, condition, (p for p in older if p not in pending))):
+def _delete_old_files(con: duckdb.DuckDBPyConnection, uri: str, condition: Condition) -> list[str]:
+    """Delete the files of older versions that have such rows.
+
+    Returns:
+        Files that may have such rows and stay, in words.
+    """
+    pending, current = _pending(uri), set(delta_tables.file_paths(uri))
+    older = (path for path in _data_files(uri) if path not in current and path not in pending)
+    for path in list(_matching_files(con, uri, condition, older)):
         object_store.delete_file(f"{uri}/{path}")
         file_digests.forget(uri, path)
+    return [
+        f"{uri}/{path}, which a run may be writing: repeat this from {pending[path]} on"
+        for path in pending
+        if _may_match(con, uri, condition, path)
+    ]
+
+
+def _may_match(con: duckdb.DuckDBPyConnection, uri: str, condition: Condition, path: str) -> bool:
+    """Whether a file that may not be complete has a row that matches, or cannot be read."""
+    try:
+        return any(_matching_files(con, uri, condition, [path]))
+    except StorageError:
+        return True
+
+
+def _pending(uri: str) -> dict[str, str]:
+    """The young files that no commit added or removed, which a run may be about to commit: until when that may be."""
+    current, files = set(delta_tables.file_paths(uri)), object_store.list_files(uri, recursive=True)
+    begin = (time.time() - _ABANDONED_SECONDS) * 1e9
+    young = {p for p in _data_files(uri) if p not in current and p in files and files[p].modified_ns > begin}
+    return {
+        path: f"{datetime.fromtimestamp(files[path].modified_ns / 1e9 + _ABANDONED_SECONDS, UTC):%Y-%m-%d %H:%M} UTC"
+        for path in sorted(young - _removed_files(uri, begin) if young else ())
+    }
 
 
 def _log_files(uri: str, ending: str) -> list[str]:

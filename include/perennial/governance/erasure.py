@@ -13,7 +13,7 @@ import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, ExitStack, nullcontext
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypedDict
 
 from perennial.core.errors import DataError, PerennialError
@@ -177,11 +177,13 @@ class _Erasure:
         spec: the model.
         request: the request, which gets what is found before it is removed.
         hidden: whether also those records of quarantine go of which is not known whose they are.
+        remaining: files that this run does not delete, or whose rows it cannot follow to other tables.
     """
 
     spec: ModelSpec
     request: ErasureRequest
     hidden: bool
+    remaining: list[str] = field(default_factory=list)
 
     @property
     def _key(self) -> dict[str, str]:
@@ -196,18 +198,30 @@ class _Erasure:
         ]
         self.request = replace(self.request, rows=self._row_keys())
         tables = [*self._tables(), *self._features(readers)]
+        if self.request.attempt:  # a run that was killed may have committed files without their digests
+            for table in tables:
+                erased_rows.record_unrecorded(table.uri, self._attempted(table.name))
         self._store_plan(tables)
         removed: dict[str, dict[str, int]] = {}
         for table in tables:
             with table.locked():
-                rows = erased_rows.remove(table.uri, table.condition, table.count_by)
-            _add(removed.setdefault(table.name, {}), rows)
+                result = erased_rows.remove(table.uri, table.condition, table.count_by)
+            _add(removed.setdefault(table.name, {}), result.rows)
+            self.remaining += result.remaining
         self._store(RemovedCounts(removed), ())  # other runs may have written more
         assert self.request.attempt is not None
         manifest_corrections.correct(self.spec, self.request.partitions, self.request.attempt.published)
         for uri in self._reports():
             object_store.delete_file(uri)
         return self._result(readers, list(dict.fromkeys(others)))
+
+    def _attempted(self, table: str) -> set[str]:
+        """The partitions of a table that a run which was killed has written, or was about to."""
+        assert self.request.attempt is not None
+        days = {*self.request.partitions, *self.request.attempt.counts.rows.get(table, ())}
+        if table == "quarantine":  # of a file of labels it has the partition of their rows
+            days |= {self.spec.cadence.shift(day, -self.spec.label_delay) for day in days}
+        return days
 
     def _store_plan(self, tables: Sequence[_Table]) -> None:
         """Find the rows, and store what is about to be removed: a run after an interruption does not find it again."""
@@ -280,7 +294,8 @@ class _Erasure:
         return erasure_requests.condition_sql([self.request], present, self._key, quote_identifier(partition))
 
     def _condition_or(self, also: str, present: Collection[str]) -> str:
-        return f"{self._condition(present) or 'FALSE'} OR {also}"
+        parts = [self._condition(present), also if set(self._key) <= set(present) else ""]
+        return " OR ".join(filter(None, parts))
 
     def _condition_of_values(self, present: Collection[str]) -> str:
         """SQL of the rows of a table whose rows are not those of the model, by the columns of the request."""
@@ -291,12 +306,20 @@ class _Erasure:
         key, columns, name = self._key, self.request.columns, self.spec.lake_column
         published = delta_tables.table_uri("published", self.spec.name)
         digest = _row_hash(key, delta_tables.PARTITION)
-        rows = {*self.request.rows} | erased_rows.matching(published, self._condition, digest)
+        unreadable: list[str] = []
+        rows = {*self.request.rows} | erased_rows.matching(
+            published, self._condition, digest, needs=key, unreadable=unreadable
+        )
+        self.remaining += [
+            f"labels and predictions of rows of {path}, which lacks a column of data.key"
+            for path in unreadable
+        ]
         quarantine = delta_tables.table_uri("quarantine", self.spec.name)
-        rows |= erased_rows.matching(quarantine, self._in_quarantine, _row_hash(key, name(_FEED_DATE)))
+        digest_of_record = _row_hash(key, name(_FEED_DATE))
+        rows |= erased_rows.matching(quarantine, self._in_quarantine, digest_of_record, needs=key)
 
         def of_others(present: Collection[str]) -> str:
-            if not set(columns) <= set(present):
+            if not {*columns, *key} <= set(present):
                 return ""
             among = erasure_requests.among_sql(key, rows, delta_tables.PARTITION)
             known, wanted = (
@@ -357,11 +380,15 @@ class _Erasure:
             return []
         quarantine = delta_tables.table_uri("quarantine", self.spec.name)
         digest = _row_hash(self._key, self.spec.lake_column(_FEED_DATE))
-        rows = erased_rows.matching(quarantine, self._with_cells, digest)
+        rows = erased_rows.matching(quarantine, self._with_cells, digest, needs=self._key)
         among = erasure_requests.among_sql(self._key, rows, delta_tables.PARTITION)
         published = delta_tables.table_uri("published", self.spec.name)
         digest = _row_hash(self._key, delta_tables.PARTITION)
-        return sorted(rows - erased_rows.matching(published, lambda _: among, digest))
+
+        def known(present: Collection[str]) -> str:
+            return among if set(self._key) <= set(present) else ""
+
+        return sorted(rows - erased_rows.matching(published, known, digest))
 
     def _hidden_columns(self) -> list[str]:
         """Columns of the request whose values quarantine hides, unless they are all of the row key."""
@@ -396,6 +423,7 @@ class _Erasure:
         """What else may have such values."""
         columns = self.request.columns
         return [
+            *self.remaining,
             *erasure_remains.other_entities(columns, readers),
             *erasure_remains.without_folder(),
             *erasure_remains.other_reports(self.spec, columns),

@@ -13,19 +13,6 @@ def lock(model: str) -> str:
     return f"delete-{model}"
 
 
-def open_holds(model: str) -> list[LedgerRecord]:
-    """The ledger's records of the holds on a model that have not ended, in order."""
-    started: dict[int, LedgerRecord] = {}
-    for record in ledger.records(model, LedgerKind.HOLD):
-        if record["decision"] == Decision.STARTED:
-            started[record["sequence"]] = record
-        else:  # a record without the number ends them all
-            ended = record["evidence"].get("hold")
-            for number in list(started) if ended is None else [ended]:
-                started.pop(number, None)
-    return list(started.values())
-
-
 def hold(model: str, *, reason: str, actor: str) -> LedgerRecord:
     """Hold what is stored of a model.
 
@@ -55,7 +42,7 @@ def release(model: str, *, reason: str, actor: str, number: int | None = None) -
         PerennialError: it is not held, or several times and no number is given; or no reason is given.
     """
     with ledger_anchors.anchored(model), locks.hold(lock(model)):
-        numbers = [record["sequence"] for record in open_holds(model)]
+        numbers = [record["sequence"] for record in ledger.open_holds(model)]
         if not numbers:
             raise PerennialError("it is not held", "perennial ledger shows its holds", model=model)
         if number not in numbers if number is not None else len(numbers) > 1:
@@ -85,7 +72,7 @@ def refuse(model: str, what: str) -> None:
     Raises:
         PerennialError: it is held.
     """
-    for record in open_holds(model):
+    for record in ledger.open_holds(model):
         raise PerennialError(
             f"no {what}: {record['actor']} holds the model since {record['recorded_at']}: {record['reason']}",
             f"end the hold first: perennial release {model} --reason …",

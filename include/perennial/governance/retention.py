@@ -1,15 +1,15 @@
 """Retention: deletes what is older than a model's spec keeps, and nothing that is in use or held.
 
-In use are champion, the version that a rollback returns to, a challenger on trial, and each version with an alias. Kept
-are their files, the partitions that they were trained and evaluated on, and the table versions that their trainings
-read.
+In use are champion, the version that a rollback returns to, a challenger on trial, a version that waits for its
+approval, and each with an alias. Kept are their files, the partitions that they were trained and evaluated on, and the
+table versions that their trainings read.
 """
 
 from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
@@ -19,9 +19,11 @@ from perennial.core.durations import Duration
 from perennial.core.errors import PerennialError
 from perennial.features import feature_tables
 from perennial.governance import _registered_versions, disk_usage, holds
-from perennial.governance._registered_versions import VersionInUse
 from perennial.governance.disk_usage import DiskUse
-from perennial.lifecycle import backlog, ledger_anchors
+from perennial.ingestion import erasure_remains
+from perennial.lifecycle import backlog, ledger_anchors, promotion
+from perennial.lifecycle.promotion import VersionInUse
+from perennial.modeling import registry
 from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
@@ -44,8 +46,6 @@ _TABLES = {
 }
 #: The partitions in the name of a report: ``2024-01-02.html``, ``2024-01-02..2024-01-05.json``.
 _REPORT = re.compile(r"(?P<first>\d{4}-\d{2}[-\dT]*)(?:\.\.(?P<last>\d{4}-\d{2}[-\dT]*))?\.")
-#: Feature tables that read the rows of a model, each with the models that join it.
-Readers = list[tuple[FeatureTable, list[ModelSpec]]]
 log = logging.getLogger("perennial")
 
 
@@ -100,8 +100,8 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
             f"{as_of} is in the future", f"name {newest} or an earlier partition", model=spec.name
         )
     with ledger_anchors.anchored(spec.name), nullcontext() if dry_run else locks.hold(holds.lock(spec.name)):
-        open_records = holds.open_holds(spec.name)
-        plan = _Plan(spec, as_of, _registered_versions.in_use(spec), dry_run)
+        open_records = ledger.open_holds(spec.name)
+        plan = _Plan(spec, as_of, promotion.in_use(spec), dry_run)
         plan.result["hold"] = "; ".join(map(holds.describe, open_records))
         try:
             if not open_records:
@@ -184,27 +184,50 @@ class _Plan:
 
     def carry_out(self) -> None:
         """Delete what is old; what is in use is known before the first file goes."""
-        readers = _readers(self.spec)
-        history, needed = _history(self.spec, self.in_use), self._needed(readers)
-        self._empty_partitions(needed, max((_lookback(self.spec, table) for table, _ in readers), default=0))
+        joining = _joining(self.spec, self.in_use)
+        readers = catalog.load_feature_tables_of(self.spec.name)
+        history, needed = _history(self.spec, joining), self._needed(joining)
+        self._empty_partitions(needed, max((_lookback(self.spec, table) for table in readers), default=0))
         self._delete_reports()
         self._delete_versions()
         for table_history in history:
             self._delete_history(table_history)
 
-    def _needed(self, readers: Readers) -> set[tuple[str, str]]:
-        """First and last partitions of the rows that versions in use depend on, of this model and of others."""
+    def _needed(self, joining: Sequence[_Joining]) -> set[tuple[str, str]]:
+        """First and last partitions of the rows that versions in use depend on, of this model and of others.
+
+        And those that the next trainings of others depend on.
+        """
         needed = {(span.start, span.end) for used in self.in_use.values() for span in used.ranges}
-        cadence = self.spec.cadence
-        for table, models in readers:
-            for model in models:
-                is_same = model.name == self.spec.name
-                for used in (self.in_use if is_same else _registered_versions.in_use(model)).values():
+        for model in joining:
+            for number, used in model.in_use.items():
+                for table in self._reading(model.tables(number)):
                     for span in used.ranges:
-                        first = cadence.key_of(model.cadence.start_of(span.start))
-                        last = cadence.key_of(model.cadence.end_of(span.end) - timedelta(microseconds=1))
-                        needed.add((cadence.shift(first, -_lookback(self.spec, table)), last))
+                        needed.add(self._read_by(model.spec, table, span.start, span.end))
+            for table in self._reading(table for _, table in model.spec.feature_tables):
+                if model.spec.name != self.spec.name:
+                    needed.add(self._read_by_training(model.spec, table))
         return needed
+
+    def _reading(self, tables: Iterable[FeatureTable]) -> Iterator[FeatureTable]:
+        """Those of some feature tables that read the rows of the model."""
+        return (t for t in tables if any(source.model == self.spec.name for source in t.sources))
+
+    def _read_by(self, model: ModelSpec, table: FeatureTable, start: str, end: str) -> tuple[str, str]:
+        """First and last partition that the features of partitions of a model depend on."""
+        cadence = self.spec.cadence
+        first = cadence.key_of(model.cadence.start_of(start))
+        last = cadence.key_of(model.cadence.end_of(end) - timedelta(microseconds=1))
+        return cadence.shift(first, -_lookback(self.spec, table)), last
+
+    def _read_by_training(self, model: ModelSpec, table: FeatureTable) -> tuple[str, str]:
+        """The same of what a training of a model reads that begins now; everything if its window has no length."""
+        training, cadence = model.training, model.cadence
+        last = cadence.key_of(self.spec.cadence.end_of(self.as_of) - timedelta(microseconds=1))
+        if training.window is None:
+            return "", self.spec.cadence.key_of(cadence.end_of(last))
+        count = training.window.partitions(cadence) + training.holdout.partitions(cadence) + model.label_delay
+        return self._read_by(model, table, cadence.shift(last, -count), last)
 
     def _empty_partitions(self, needed: Collection[tuple[str, str]], lookback: int) -> None:
         """Remove the rows of old partitions.
@@ -246,10 +269,14 @@ class _Plan:
         """Delete old versions, with their runs, in MLflow."""
         if self.spec.retention.versions is None:
             return
-        for version in _registered_versions.present(self.spec.name)[: -self.spec.retention.versions]:
-            if version.version not in self.in_use:
-                deleted = self.dry_run or _registered_versions.delete(version)
-                self.result["versions" if deleted else "refused"].append(version.version)
+        old = _registered_versions.present(self.spec.name)[: -self.spec.retention.versions]
+        # a version may have come into use since the rows were deleted
+        with nullcontext() if self.dry_run else locks.hold(f"promote-{self.spec.name}"):
+            in_use = promotion.in_use(self.spec)
+            for version in old:
+                if version.version not in {*in_use, *self.in_use}:
+                    deleted = self.dry_run or _registered_versions.delete(version)
+                    self.result["versions" if deleted else "refused"].append(version.version)
 
     def _delete_history(self, history: _History) -> None:
         """Delete files that only old versions of a table have."""
@@ -261,44 +288,82 @@ class _Plan:
             self.result["bytes"] += length
 
 
-def _readers(spec: ModelSpec) -> Readers:
-    """The feature tables that read the rows of a model, each with the models that join it."""
-    tables = catalog.load_feature_tables_of(spec.name)
-    models = catalog.load_models_joining([t.name for t in tables])
-    return [(t, [m for m in models if any(j.table == t.name for j in m.features.tables)]) for t in tables]
+@dataclass(frozen=True)
+class _Joining:
+    """A model whose versions in use may have been trained with feature tables.
+
+    Attributes:
+        spec: the model.
+        in_use: its versions in use, by number.
+        trained: the feature tables that each was trained with; none of a version that MLflow lost.
+    """
+
+    spec: ModelSpec
+    in_use: dict[str, VersionInUse]
+    trained: dict[str, list[FeatureTable]]
+
+    def tables(self, number: str) -> list[FeatureTable]:
+        """The feature tables that a version was trained with; those of the spec if that is not known."""
+        return self.trained.get(number, [table for _, table in self.spec.feature_tables])
+
+    def joins(self, name: str) -> bool:
+        """Whether the spec, or a version in use, joins the feature table of a name."""
+        tables = [table for _, table in self.spec.feature_tables]
+        return any(
+            t.name == name for t in (*tables, *(t for listed in self.trained.values() for t in listed))
+        )
+
+
+def _joining(spec: ModelSpec, in_use: dict[str, VersionInUse]) -> list[_Joining]:
+    """The models, by name: a version in use may be of a spec that joined another feature table than today's."""
+    models = {spec.name: spec}
+    are_tables = bool(erasure_remains.definitions() or catalog.find_folders(catalog.TABLE_FILE))
+    if are_tables:
+        others, errors = catalog.load_models()
+        if errors:
+            raise errors[0]
+        models = others | models
+    result = []
+    for name in sorted(models):
+        used = in_use if name == spec.name else promotion.in_use(models[name])
+        trained = {
+            number: [table for _, table in registry.load_spec(version.version).feature_tables]
+            for number, version in used.items()
+            if are_tables and version.version is not None
+        }
+        result.append(_Joining(models[name], used, trained))
+    return result
 
 
 def _lookback(spec: ModelSpec, table: FeatureTable) -> int:
     """The partitions of a model before a row's that the features of the row depend on."""
-    length = table.lookback.length(table.cadence) + table.age_limit.length(table.cadence)
-    return -(-length // Duration(1, "partition").length(spec.cadence))
+    partition = Duration(1, "partition").length(spec.cadence)
+    counts = (-(-d.length(table.cadence) // partition) for d in (table.lookback, table.age_limit))
+    # months differ in length, and partitions of another cadence begin at other times
+    return sum(counts) + (spec.cadence.unit == "month" or table.cadence != spec.cadence)
 
 
-def _history(spec: ModelSpec, in_use: dict[str, VersionInUse]) -> list[_History]:
+def _history(spec: ModelSpec, joining: Sequence[_Joining]) -> list[_History]:
     """What is deleted of older versions of tables: nothing while it is not known what a version in use was trained on.
 
     The history of a feature table is deleted with the first of the models that join it, for all of them.
     """
     uris = [delta_tables.table_uri(kind, spec.name) for kind in delta_tables.KINDS]
-    uses = [(spec, in_use)]
     ages = dict.fromkeys(uris, spec.retention.table_history.length(spec.cadence))
-    if spec.features.tables:
-        models = {m.name: m for m in catalog.load_models_joining({j.table for j in spec.features.tables})}
-        models[spec.name] = spec
-        uses += [(m, _registered_versions.in_use(m)) for name, m in models.items() if name != spec.name]
-        for _, table in spec.feature_tables:
-            joining = [
-                models[n]
-                for n in sorted(models)
-                if any(j.table == table.name for j in models[n].features.tables)
-            ]
-            if joining[0].name == spec.name and not any(holds.open_holds(model.name) for model in joining):
-                ages[feature_tables.uri(table)] = max(
-                    model.retention.table_history.length(model.cadence) for model in joining
-                )
+    tables = {table.name: table for _, table in spec.feature_tables}
+    for table in tables.values():
+        models = [model.spec for model in joining if model.joins(table.name)]
+        first = next(m.name for m in models if any(t.name == table.name for _, t in m.feature_tables))
+        if first == spec.name and not any(ledger.open_holds(model.name) for model in models):
+            ages[feature_tables.uri(table)] = max(
+                model.retention.table_history.length(model.cadence) for model in models
+            )
     pinned: dict[str, set[int]] = {}
-    for model, versions in uses:
-        for number, used in versions.items():
+    for other in joining:
+        model = other.spec
+        if model.name != spec.name and not any(map(other.joins, tables)):
+            continue
+        for number, used in other.in_use.items():
             if used.version is None:
                 log.warning("Model %s: MLflow does not have version %s, so that it is not known which table versions "
                             "it was trained on: none is deleted", model.name, number)  # fmt: skip

@@ -1,14 +1,17 @@
-"""Promotion and rollback, which alone set the alias ``champion``, and record that in the ledger."""
+"""Promotion and rollback, which alone set the alias ``champion``, and record that in the ledger; versions in use."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, TypedDict
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, TypedDict
 
 from perennial.core.errors import ArtifactError, DataError, RegistryRequestError, StorageFaultError
+from perennial.core.partitions import PartitionRange
 from perennial.lifecycle import champion, promotion_approval, trials
 from perennial.lifecycle.champion import ChampionChange, ChampionState
 from perennial.modeling import registry, training_records
+from perennial.modeling.registry import ModelVersion
+from perennial.modeling.training_records import TrainingRecord
 from perennial.spec import spec_changes
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import ledger, locks, manifests
@@ -353,3 +356,65 @@ def check_servable(spec: ModelSpec, version: registry.ModelVersion) -> int:
             model=version.name,
         )
     return train_serve_skew.check_predictions(spec, version, model)
+
+
+class VersionInUse(NamedTuple):
+    """A version of which nothing that it needs is deleted.
+
+    Attributes:
+        record: what the ledger recorded of its training: tags in MLflow can be edited.
+        version: the version; None if MLflow does not have it any more.
+    """
+
+    record: TrainingRecord
+    version: ModelVersion | None
+
+    @property
+    def ranges(self) -> list[PartitionRange]:
+        """The partitions that it was fitted and evaluated on."""
+        return self.record.ranges
+
+
+def in_use(spec: ModelSpec) -> dict[str, VersionInUse]:
+    """The versions in use, by number.
+
+    They are champion, its predecessor, a challenger on trial, one that waits for its approval, and each with an alias.
+
+    Raises:
+        RegistryError: MLflow cannot be reached, or lost the champion.
+        ArtifactError: the ledger has no training of one that MLflow has.
+    """
+    state, trial = champion.read_state(spec), trials.active_trial(spec)
+    trained = training_records.all_records(spec.name)
+    numbers = {state.champion, state.recorded, champion.predecessor(state.changes, state.recorded)}
+    numbers |= {str(trial["model_version"])} if trial else set()
+    numbers |= registry.aliased(spec.name) | _unanswered(spec, state, trained)
+    records = {record.version: record for record in trained}
+    used = {}
+    for number in sorted(filter(None, numbers), key=int):
+        version = registry.find_version(spec.name, number)
+        if version is not None:
+            used[number] = VersionInUse(registry.recorded(version), version)
+        elif number == state.recorded:
+            raise RegistryRequestError(
+                f"MLflow does not have version {number}, the champion of the ledger: what is in use is not known",
+                "restore MLflow from a backup, or roll back to a version that it has",
+                model=spec.name,
+            )
+        elif number in records:
+            used[number] = VersionInUse(records[number], None)
+    return used
+
+
+def _unanswered(spec: ModelSpec, state: ChampionState, trained: Sequence[TrainingRecord]) -> set[str]:
+    """The versions that become champion if somebody approves that."""
+    since = state.changes[-1]["recorded_at"] if state.changes else ""
+    days = {record.tags.get("as_of", "") for record in trained if record.recorded_at >= since}
+    versions = set()
+    for day in sorted(days - {""}) if spec.gate.approval else ():
+        try:
+            asked = open_question(spec, as_of=day)
+        except DataError:  # the training has not finished
+            continue
+        versions |= {asked.version} if asked else set()
+    return versions

@@ -13,13 +13,13 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
-from perennial.core.errors import PerennialError
+from perennial.core.errors import PerennialError, RegistryRequestError
 from perennial.core.settings import settings
-from perennial.lifecycle import champion, trials
-from perennial.modeling import registry
+from perennial.lifecycle import promotion
+from perennial.modeling import registry, training_records
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, locks, object_store
+from perennial.storage import delta_tables, ledger, locks, object_store
 
 #: How long nothing was computed for a definition that is deleted: another process may know models that this one does
 #: not know.
@@ -32,7 +32,8 @@ log = logging.getLogger("perennial")
 def delete_unused(min_age: timedelta = MIN_AGE) -> list[str]:
     """Delete the definitions for which nothing was computed for some time, and which nothing uses.
 
-    In use is what the folders of feature tables define, and what champions and challengers on trial were trained with.
+    In use is what the folders of feature tables define, and what versions in use were trained with; of a model that is
+    held, all versions.
 
     Args:
         min_age: how long nothing was computed for a definition that is deleted.
@@ -74,7 +75,7 @@ def _is_old(name: str, min_age: timedelta) -> bool:
 
 
 def _used() -> Iterator[str]:
-    """The definitions in use.
+    """The definitions in use, or of a model that is held.
 
     Raises:
         PerennialError: that is not known.
@@ -92,11 +93,23 @@ def _used() -> Iterator[str]:
 
 
 def _trained_specs(spec: ModelSpec) -> Iterator[ModelSpec]:
-    """What the champion of a model, and its challenger on trial, were trained from."""
-    trial, state = trials.active_trial(spec), champion.read_state(spec)
-    # A champion that was moved by hand may be put back.
-    numbers = {state.champion, state.recorded, str(trial["model_version"]) if trial else None}
-    for number in sorted(n for n in numbers if n):
+    """What the versions in use of a model were trained from; all of its versions while it is held.
+
+    Raises:
+        PerennialError: MLflow lost a version in use.
+    """
+    used = promotion.in_use(spec)
+    lost = [number for number, version in used.items() if version.version is None]
+    if lost:
+        raise RegistryRequestError(
+            f"MLflow does not have version {lost[0]}, which is in use: it is not known what it was trained on",
+            "restore MLflow from a backup",
+            model=spec.name,
+        )
+    numbers = {*used}
+    if ledger.open_holds(spec.name):
+        numbers |= {record.version for record in training_records.all_records(spec.name)}
+    for number in sorted(numbers, key=int):
         version = registry.find_version(spec.name, number)
         if version is not None:
             yield registry.load_spec(version)

@@ -40,6 +40,7 @@ __all__ = [
     "last_records",
     "merge_files",
     "models",
+    "open_holds",
     "reading_once",
     "records",
     "unanswered_proposals",
@@ -283,6 +284,19 @@ def records(model: str, *kinds: LedgerKind) -> list[LedgerRecord]:
     if key not in snapshot:
         snapshot[key] = _read(model)
     return [r for r in snapshot[key] if not kinds or r["kind"] in kinds]
+
+
+def open_holds(model: str) -> list[LedgerRecord]:
+    """The ledger's records of the holds on a model that have not ended, in order."""
+    started: dict[int, LedgerRecord] = {}
+    for record in records(model, LedgerKind.HOLD):
+        if record["decision"] == Decision.STARTED:
+            started[record["sequence"]] = record
+        else:  # a record without the number ends them all
+            ended = record["evidence"].get("hold")
+            for number in list(started) if ended is None else [ended]:
+                started.pop(number, None)
+    return list(started.values())
 
 
 @contextlib.contextmanager

@@ -10,6 +10,8 @@ import pytest
 
 from perennial.core import dates
 from perennial.features import feature_tables
+from perennial.governance import holds, retention
+from perennial.lifecycle import promotion
 from perennial.lifecycle.unused_feature_tables import delete_unused
 from perennial.modeling import registry
 from perennial.spec.model_spec import ModelSpec
@@ -40,7 +42,9 @@ def spec(mlflow_url: str, empty_home: Path, tmp_path: Path, monkeypatch: pytest.
 
 
 @pytest.mark.usefixtures("without_drift_report")
-def test_a_model_learns_from_history_and_is_followed(spec: ModelSpec, tmp_path: Path) -> None:
+def test_a_model_learns_from_history_and_is_followed(
+    spec: ModelSpec, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     trained = cast("dict[str, Any]", train(spec, as_of=toys.LAST))
     assert trained["gate"]["passed"], trained["gate"]
     version = registry.get_version(spec.name, trained["version"])
@@ -84,3 +88,15 @@ def test_a_model_learns_from_history_and_is_followed(spec: ModelSpec, tmp_path: 
     assert manifests.read_all(name, feature_tables.STEP, [toys.FIRST, DAY]) == {}
     assert score(spec, start=toys.FIRST, end=toys.LAST)["status"] == "unchanged"
     assert feature_tables.build(unused, toys.FIRST, toys.FIRST).rows == {toys.FIRST: toys.ROWS}
+    # The spec joins it no more, and the champion still depends on it.
+    without = toys.model(models, spec.name)
+    models_in_use = retention._joining(without, promotion.in_use(without))
+    (joining,) = (model for model in models_in_use if model.spec.name == spec.name)
+    assert joining.joins(table.name) and joining.tables(trained["version"])[0].digest == table.digest
+    # A held model keeps what any of its versions was trained with.
+    monkeypatch.setattr(promotion, "in_use", lambda _: {})
+    holds.hold(spec.name, reason="audit", actor="ada")
+    delete_unused(min_age=timedelta(days=-1))
+    assert Path(feature_tables.uri(table)).exists()
+    holds.release(spec.name, reason="ended", actor="ada")
+    assert feature_tables.table_name(table) in delete_unused(min_age=timedelta(days=-1))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from datetime import timedelta
@@ -23,7 +24,7 @@ from perennial.ingestion import erasure_requests
 from perennial.lifecycle import verification
 from perennial.monitoring import train_serve_skew
 from perennial.steps.score import score
-from perennial.storage import delta_tables, generations, ledger, manifests
+from perennial.storage import delta_tables, file_digests, generations, ledger, manifests
 from perennial.storage.ledger import Decision, LedgerKind
 from support import canary, lake, toys
 from support.canary import TEXT
@@ -209,6 +210,52 @@ def test_partitions_of_which_every_prediction_is_erased_are_named(small: SmallMo
         assert (result["rows"]["predictions"], result["emptied"]) == (2, [DAY]), "b is somebody else"
     delta_tables.remove_rows(uri, [NEXT])  # as retention does
     assert erasure.erase(small.spec, request=name)["emptied"] == [DAY]
+
+
+def test_a_file_without_a_column_of_the_key_is_named(small_model: SmallModel) -> None:
+    for columns in (small_model.columns, small_model.label["columns"]):
+        columns["line"] = "integer"
+    small_model.changes = {"key": ["id", "line"]}
+    uri = delta_tables.table_uri("published", "small")
+    earlier = pa.table({"id": [TEXT], "phone": [PHONE], delta_tables.PARTITION: [DAY]})
+    delta_tables.replace(uri, earlier, DAY)
+    later = earlier.append_column("line", pa.array([1]))
+    generations.start(uri, later.schema, {"task": "binary"}, "another key")
+    delta_tables.replace(uri, later, DAY)
+    result = erasure.erase(small_model.spec, request=request(small_model, phone=PHONE))
+    assert (result["rows"]["published"], result["files"]) == (1, 2)
+    assert [text for text in result["remaining"] if text.endswith("which lacks a column of data.key")]
+    assert holding(small_model.lake, TEXT, PHONE) == []
+
+
+def test_a_commit_that_was_killed_before_its_digests_is_completed(
+    small: SmallModel, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, uri = request(small, id=TEXT), delta_tables.table_uri("published", "small")
+
+    def killed(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(file_digests, "record_commit", killed)
+        erasure.erase(small.spec, request=name)
+    assert file_digests.unrecorded(uri, delta_tables.file_paths(uri))
+    erasure.erase(small.spec, request=name)
+    assert file_digests.unrecorded(uri, delta_tables.file_paths(uri)) == []
+
+
+def test_a_young_file_that_may_be_committed_is_named_until_it_is_old(small: SmallModel) -> None:
+    name, uri = request(small, id=TEXT), delta_tables.table_uri("published", "small")
+    file = next(p for p in Path(uri).rglob("*.parquet") if TEXT in str(pq.ParquetFile(p).read()))
+    young = file.with_name("part-00000-young.parquet")
+    young.write_bytes(file.read_bytes())
+    first = erasure.erase(small.spec, request=name)
+    (text,) = (text for text in first["remaining"] if "part-00000-young" in text)
+    assert "which a run may be writing: repeat this from 20" in text and young.exists()
+    os.utime(young, (0, 0))
+    again = erasure.erase(small.spec, request=name)
+    assert again["files"] == first["files"] + 1 and not young.exists()
+    assert not any("part-00000-young" in text for text in again["remaining"])
 
 
 def test_nothing_is_erased_that_a_held_model_joins(

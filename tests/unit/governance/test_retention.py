@@ -116,8 +116,25 @@ def test_versions_that_nothing_uses_are_deleted(world: Any, monkeypatch: pytest.
     refused = retention.apply(spec, as_of=LATER)
     assert (refused["versions"], refused["refused"]) == ([], [second])
     assert f"not versions {second}, which only an administrator" in retention.summarise(refused)
-    monkeypatch.setattr(mlflow_api, "call", call)
+    deleted: list[str] = []
+
+    def recording(method: str, path: str, **options: Any) -> Any:
+        deleted.extend([path.rpartition("2.0/")[2]] if "delete" in path else [])
+        return call(method, path, **options)
+
+    monkeypatch.setattr(mlflow_api, "call", recording)
+    present = _registered_versions.present
+
+    def pinned(model: str) -> Any:
+        registry.set_alias(spec.name, second, "pinned")
+        return present(model)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(_registered_versions, "present", pinned)
+        assert retention.apply(spec, as_of=LATER)["versions"] == [], "it came into use meanwhile"
+    registry.remove_alias(spec.name, second, "pinned")
     assert retention.apply(spec, as_of=LATER)["versions"] == [second]
+    assert deleted == ["mlflow/runs/delete", "mlflow/model-versions/delete"], "a version names its run"
     assert registry.find_version(spec.name, second) is None
     assert registry.find_version(spec.name, first) and registry.find_version(spec.name, third)
 
@@ -154,9 +171,9 @@ def test_a_shared_feature_table_is_kept_for_all_models_that_join_it(
     toys.model(tmp_path / "models", source)
     history_table.write(tmp_path / "models", source=source)
 
-    def joining(name: str, **retention: Any) -> ModelSpec:
+    def joining(name: str, training: dict[str, Any] | None = None, **retention: Any) -> ModelSpec:
         return toys.model(
-            tmp_path / "models", name, sql=history_table.MODEL_SQL, retention=retention,
+            tmp_path / "models", name, sql=history_table.MODEL_SQL, retention=retention, training=training or {},
             features={"tables": ["place_history"], "references": []},
         )  # fmt: skip
 
@@ -175,16 +192,51 @@ def test_a_shared_feature_table_is_kept_for_all_models_that_join_it(
         """Files of the feature table: the rows were written once."""
         return retention.apply(of, as_of=toys.LAST, dry_run=True)["files"]
 
-    joining(other)
+    joining(other, training={"window": "2 days"})
     assert deleted(spec) == 0, "the other model keeps older versions for two years"
-    of_other = joining(other, table_history="1 day")
+    of_other = joining(other, training={"window": "2 days"}, table_history="1 day")
     assert (deleted(spec), deleted(of_other)) == (1, 0), "it is deleted once"
     holds.hold(other, reason="audit", actor="ada")
     assert deleted(spec) == 0
-    rows = retention.apply(spec, as_of=toys.LAST, dry_run=True)["partitions"]
-    assert rows == {"published": 5, "labels": 5}, (
+
+    def emptied() -> dict[str, int]:
+        return retention.apply(spec, as_of=toys.LAST, dry_run=True)["partitions"]
+
+    holds.release(other, reason="ended", actor="ada")
+    assert emptied() == {"published": 3, "labels": 3}, (
+        "the other model trains on 2 days, 5 held out, 1 without labels, and 8 that their features depend on"
+    )
+    joining(other, training={"window": "2 days", "holdout": "2 days"})
+    assert emptied() == {"published": 5, "labels": 5}, (
         "7 days, and the 8 that the features of their rows depend on"
     )
+    joining(other)
+    assert emptied() == {}, "the other model trains on all there is"
+
+
+@pytest.mark.parametrize(
+    ("every", "cron", "length", "expected"),
+    [
+        ("day", "0 2 * * *", "10 days", 20),
+        ("week", "0 2 * * 1", "10 days", 4),
+        ("month", "0 2 1 * *", "40 days", 5),
+    ],
+)
+def test_each_part_of_the_lookback_is_rounded_up(
+    empty_home: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    every: str,
+    cron: str,
+    length: str,
+    expected: int,
+) -> None:
+    monkeypatch.setenv("PERENNIAL_MODELS", str(tmp_path / "models"))
+    spec = toys.model(tmp_path / "models", "toy", data={"every": every}, label={"arrives_after": "1 partition"},
+                      training={"holdout": "5 partitions"}, monitoring={"window": "7 partitions"},
+                      schedule={"data": cron, "monitor": cron})  # fmt: skip
+    table = history_table.load(tmp_path / "models", lookback=length, max_age=length)
+    assert retention._lookback(spec, table) == expected
 
 
 def fail(uri: str) -> Any:

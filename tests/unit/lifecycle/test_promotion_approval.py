@@ -43,6 +43,8 @@ def test_without_an_approval_nothing_is_promoted(trained: ModelSpec) -> None:
     assert result["reason"] == "version 1 passed the gate, and waits for the approval of ada, grace"
     asked = promotion.open_question(trained, as_of=toys.LAST)
     assert asked is not None and asked.requested_by == "grace"
+    registry.remove_alias(trained.name, asked.version, "challenger")
+    assert {*promotion.in_use(trained)} == {asked.version}, "nothing of it is deleted while it waits"
     shown = "\n".join(asked.evidence)
     for text in (
         "Version 1 was trained as of",
