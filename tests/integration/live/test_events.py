@@ -74,8 +74,8 @@ def test_events_at_once_are_each_trained_for_once(live: Live, champion: Any) -> 
     await_(lambda: quiet(live, days), 240, lambda: live.airflow.runs(TRAIN))
     assert {day: reasons(live, day) for day in days} == sent
     assert sorted(trainings()) == [PLAN.trained_until, *days]
-    actors = [r["actor"] for r in ledger.records(NAME, LedgerKind.TRAINING)]
-    assert actors[1:] == ["REST API"] * 2
+    asked = [r["evidence"]["request"]["actor"] for r in ledger.records(NAME, LedgerKind.TRAINING)]
+    assert asked[1:] == ["REST API"] * 2
     versions = [str(n) for n in range(1, 4)]
     assert len({registry.get_version(spec.name, v).digest for v in versions}) == 3
     assert len(ledger.records(NAME, LedgerKind.PROMOTION)) == len(
