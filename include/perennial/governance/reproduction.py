@@ -111,13 +111,14 @@ def reproduce(spec: ModelSpec, *, version: str = "", actor: str = "") -> Reprodu
     return result
 
 
-def record_failure(spec: ModelSpec, version: str, error: PerennialError, *, actor: str) -> None:
+def record_failure(spec: ModelSpec, version: str, cause: str, kind: str, *, actor: str) -> None:
     """Record in the ledger that a version cannot be trained again, so that other models have their turn.
 
     Args:
         spec: the model.
         version: number of the version.
-        error: why it cannot.
+        cause: why it cannot.
+        kind: name of the error.
         actor: who asked for it, for the ledger.
     """
     with ledger_anchors.anchored(spec.name):
@@ -125,10 +126,10 @@ def record_failure(spec: ModelSpec, version: str, error: PerennialError, *, acto
             spec.name,
             kind=LedgerKind.REPRODUCTION,
             decision=Decision.FAILED,
-            reason=f"version {version} cannot be trained again: {error.cause}",
+            reason=f"version {version} cannot be trained again: {cause}",
             actor=actor,
             model_version=version,
-            evidence={"error": type(error).__name__},
+            evidence={"error": kind},
         )
 
 

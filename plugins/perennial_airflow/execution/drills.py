@@ -14,7 +14,7 @@ from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any, cast
 
 from airflow.sdk import DAG, BaseOperator, Context, Param
-from airflow.sdk.exceptions import AirflowSkipException
+from airflow.sdk.exceptions import AirflowSkipException, AirflowTaskTimeout
 
 from perennial.alerting.incidents import SignalObservation
 from perennial.core.errors import PerennialError, time_heals
@@ -158,10 +158,12 @@ def _reproduce(spec: ModelSpec, context: Context) -> dict[str, Any]:
     version, actor = _chosen(context)["version"], run_request.actor(context)
     try:
         result = runner.run_as_training("reproduce", spec, context, version=version, actor=actor)
-    except PerennialError as error:
-        if not time_heals(error):  # such as a table version that is gone
-            _report(spec, REPRODUCTION, "bad", f"it cannot be trained again: {error.cause}")
-            reproduction.record_failure(spec, version, error, actor=actor)
+    except (PerennialError, AirflowTaskTimeout) as error:
+        instance = context["ti"]
+        if not time_heals(error) or instance.try_number > instance.max_tries:  # or else it is tried again
+            cause = error.cause if isinstance(error, PerennialError) else "it took longer than the task may"
+            _report(spec, REPRODUCTION, "bad", f"it cannot be trained again: {cause}")
+            reproduction.record_failure(spec, version, cause, type(error).__name__, actor=actor)
         raise
     state = "bad" if result["outcome"] == "different" else "ok"
     _report(

@@ -9,13 +9,18 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
-from airflow.sdk.exceptions import AirflowException, AirflowFailException, AirflowSkipException
+from airflow.sdk.exceptions import (
+    AirflowException,
+    AirflowFailException,
+    AirflowSkipException,
+    AirflowTaskTimeout,
+)
 from typer.testing import CliRunner
 
 from perennial.alerting import incidents
 from perennial.cli.app import app
 from perennial.core import dates
-from perennial.core.errors import PerennialError
+from perennial.core.errors import StorageError
 from perennial.governance import reproduction
 from perennial.modeling import registry
 from perennial.spec import catalog
@@ -26,7 +31,7 @@ from perennial.steps.train import train
 from perennial.storage import ledger
 from perennial.storage.ledger import LedgerKind
 from perennial.training.runs import recipe
-from perennial_airflow.execution import drills
+from perennial_airflow.execution import drills, runner
 from support import toys
 
 EARLY = dates.add_days(toys.LAST, -2)
@@ -36,12 +41,12 @@ def execute(task: Any, **context: Any) -> Any:
     return type(task).execute.__wrapped__(task, {"params": {}, **context})
 
 
-def run_reproduction(**params: Any) -> dict[str, Any]:
+def run_reproduction(try_number: int = 1, **params: Any) -> dict[str, Any]:
     """The run of the DAG: both tasks, one after the other."""
     dag = drills.dags()["perennial.reproduce"]
     context = {"params": params, "dag_run": SimpleNamespace(run_type="manual", triggering_user_name="ada")}
     chosen = execute(dag.get_task("choose_version"), **context)
-    pulled = SimpleNamespace(xcom_pull=lambda task_ids: chosen)
+    pulled = SimpleNamespace(xcom_pull=lambda task_ids: chosen, try_number=try_number, max_tries=2)
     return dict(execute(dag.get_task("reproduce"), **context, ti=pulled))
 
 
@@ -87,6 +92,33 @@ def test_a_version_that_cannot_be_trained_again_opens_an_incident(
     assert (record["actor"], record["evidence"]) == ("ada", {"error": "ArtifactError"})
 
 
+@pytest.mark.parametrize(
+    ("error", "reason"),
+    [
+        (StorageError("the lake cannot be reached", "check it"), "the lake cannot be reached"),
+        (AirflowTaskTimeout("timeout"), "it took longer than the task may"),
+    ],
+)
+def test_a_version_whose_last_try_fails_has_had_its_turn(
+    world: Any, monkeypatch: pytest.MonkeyPatch, error: BaseException, reason: str
+) -> None:
+    spec = world.spec
+    use(monkeypatch, spec)
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(runner, "run_as_training", fail)
+    for try_number in (1, 3):
+        with pytest.raises((AirflowException, AirflowTaskTimeout)):
+            run_reproduction(try_number, model=spec.name)
+        failures = ledger.records(spec.name, LedgerKind.REPRODUCTION)
+        if isinstance(error, StorageError):
+            assert bool(failures) == (try_number == 3), "others are tried again"
+    assert failures[-1]["decision"] == "failed" and failures[-1]["reason"].endswith(f"again: {reason}")
+    assert reason in open_incidents(spec)["reproduction"]
+
+
 def test_a_mistake_in_the_form_opens_no_incident(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     untrained = world.spec.model_copy(update={"name": "untrained"})
     use(monkeypatch, world.spec, untrained)
@@ -112,8 +144,9 @@ def test_the_champion_that_waited_longest_is_chosen(world: Any, monkeypatch: pyt
                 )  # fmt: skip
         assert execute(task)["model"] == model
         if model != "never":
-            error = PerennialError("a table version is gone", "train a new version")
-            reproduction.record_failure(world.spec, "1", error, actor="test")
+            reproduction.record_failure(
+                world.spec, "1", "a table version is gone", "StorageFaultError", actor="test"
+            )
     with pytest.raises(AirflowException, match="which model"):
         execute(task, params={"version": 2})
     use(monkeypatch)
