@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator, Sequence
 
-from perennial.core.errors import RegistryRequestError
+from perennial.core.errors import ArtifactError, RegistryRequestError
 from perennial.features import feature_tables
 from perennial.modeling import mlflow_api, registry, training_records
 from perennial.modeling.registry import ModelVersion
+from perennial.modeling.training_records import TrainingRecord
+from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 from perennial.training.runs import recipe as recipes
@@ -29,6 +31,46 @@ def tables_read(spec: ModelSpec, version: ModelVersion) -> Iterator[tuple[str, i
     for _, table in registry.load_spec(version).feature_tables:
         if table.name in recipe.tables:
             yield feature_tables.uri(table), recipe.tables[table.name]
+
+
+def trained_on(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:
+    """Numbers of the versions that were fitted or evaluated on some partitions, by the ledger."""
+    numbers = [
+        record.version
+        for record in training_records.all_records(spec.name)
+        if any(span.start <= day <= span.end for span in record.ranges for day in partitions)
+    ]
+    return list(dict.fromkeys(numbers))
+
+
+def trained_with(spec: ModelSpec, table: FeatureTable, partitions: Collection[str]) -> list[str]:
+    """Numbers of the versions that may have been fitted or evaluated on features of some partitions of a table."""
+    # A row's features are those that were known last, no older than the age limit.
+    rows = [
+        (
+            spec.cadence.key_of(table.cadence.start_of(day)),
+            spec.cadence.key_of(table.cadence.end_of(day) + table.age_limit.length(table.cadence)),
+        )
+        for day in partitions
+    ]
+    numbers = [
+        record.version
+        for record in training_records.all_records(spec.name)
+        if any(span.start <= last and first <= span.end for span in record.ranges for first, last in rows)
+        and _joined(spec, record, table)
+    ]
+    return list(dict.fromkeys(numbers))
+
+
+def _joined(spec: ModelSpec, record: TrainingRecord, table: FeatureTable) -> bool:
+    """Whether a version was trained with a feature table; yes, if that is not known any more."""
+    version = registry.find_version(spec.name, record.version)
+    if version is None or version.run_id != record.run_id:
+        return True
+    try:
+        return any(t.name == table.name for _, t in registry.load_spec(version).feature_tables)
+    except ArtifactError:
+        return True
 
 
 def present(model: str) -> list[ModelVersion]:

@@ -12,19 +12,18 @@ import functools
 import logging
 from collections import Counter
 from collections.abc import Collection, Iterator, Sequence
-from contextlib import AbstractContextManager, ExitStack, nullcontext
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field, replace
 from typing import NamedTuple, TypedDict
 
 from perennial.core.errors import DataError, PerennialError
 from perennial.core.sql import SQL_TYPES, quote_identifier, text_literal
 from perennial.features import feature_tables, reference_tables
-from perennial.governance import erased_rows, holds
+from perennial.governance import _registered_versions, erased_rows, holds
 from perennial.governance.erased_rows import Condition
 from perennial.ingestion import erasure_remains, erasure_requests, manifest_corrections
 from perennial.ingestion.erasure_requests import Attempt, ErasureRequest, RemovedCounts
 from perennial.lifecycle import champion
-from perennial.modeling import training_records
 from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
@@ -55,6 +54,7 @@ class ErasureResult(TypedDict):
         emptied: those of which every prediction was of the keys.
         versions: numbers of the versions that were fitted or evaluated on these partitions, to be trained again.
         champion: whether the champion is one of them.
+        joining: numbers of the versions of other models that were trained on features of such rows, by model.
         landed: files of the landing area that hold such rows, or did when they were published.
         hidden: records of quarantine that hide a column of the request, and may be of its keys.
         references: reference tables that have such rows: land them without.
@@ -70,6 +70,7 @@ class ErasureResult(TypedDict):
     emptied: list[str]
     versions: list[str]
     champion: bool
+    joining: dict[str, list[str]]
     landed: list[str]
     hidden: int
     references: list[str]
@@ -95,12 +96,8 @@ def erase(spec: ModelSpec, *, request: str, actor: str = "", hidden: bool = Fals
     """
     tables = catalog.load_feature_tables_of(spec.name)
     models = {spec.name} | {model.name for model in catalog.load_models_joining([t.name for t in tables])}
-    with ExitStack() as stack:
-        for name in sorted(models):  # in one order, or two erasures would wait for each other
-            stack.enter_context(locks.hold(holds.lock(name)))
+    with holds.deletion(models, f"rows of {spec.name} are erased"):
         wanted = erasure_requests.load(spec.name, request)
-        for name in sorted(models):
-            holds.refuse(name, f"rows of {spec.name} are erased")
         erasure = _Erasure(spec, wanted, hidden)
         result = erasure.run()
         erasure_requests.completed(erasure.request)
@@ -119,6 +116,16 @@ def erase(spec: ModelSpec, *, request: str, actor: str = "", hidden: bool = Fals
                 "requested_at": wanted.requested_at,
             },
         )
+        for name, versions in result["joining"].items():
+            ledger.append(
+                name,
+                kind=LedgerKind.ERASURE,
+                decision=Decision.ERASED,
+                reason=f"features of rows of {spec.name} (request {result['request']}); train again: versions "
+                f"{', '.join(versions)}, which learned them",
+                actor=actor or wanted.requested_by or "erasure",
+                evidence={"request": result["request"], "model": spec.name, "versions": versions},
+            )
     log.info("Model %s: %s", spec.name, summarise(result))
     return result
 
@@ -131,6 +138,8 @@ def summarise(result: ErasureResult) -> str:
         numbers = ", ".join(result["versions"])
         also = ", the champion among them" if result["champion"] else ""
         text += f"; train again: versions {numbers} were trained or evaluated on these partitions{also}"
+    for model, versions in result["joining"].items():
+        text += f"; train model {model} again: versions {', '.join(versions)} learned features of such rows"
     return text
 
 
@@ -230,7 +239,12 @@ class _Erasure:
         partitions: set[str] = set()
         for table in tables:
             matching = erased_rows.search(table.uri, table.condition, table.count_by)
-            _add(rows.setdefault(table.name, {}), matching.rows)
+            counts = rows.setdefault(table.name, {})
+            _add(counts, matching.rows)
+            if (
+                table.lock
+            ):  # of a feature table, also the partitions of older files: versions were trained on them
+                counts.update({day: counts.get(day, 0) for day in matching.partitions})
             files[table.name] = files.get(table.name, 0) + matching.files
             if table.name in _OF_PARTITIONS:
                 partitions |= matching.partitions
@@ -256,7 +270,8 @@ class _Erasure:
         removed |= {*counts.rows.get("quarantine", ())}  # of the records' files
         days = {*self.request.partitions, *removed}
         # a version that is trained after the rows are gone is none of them when the erasure is repeated
-        versions = [*self.request.versions, *_trained_on(self.spec, sorted(removed))]
+        trained = _registered_versions.trained_on(self.spec, sorted(removed))
+        versions = [*self.request.versions, *trained]
         attempt = self.request.attempt or Attempt()
         published = (
             manifest_corrections.digests(delta_tables.table_uri("published", self.spec.name)) if days else {}
@@ -283,12 +298,24 @@ class _Erasure:
             emptied=self.request.emptied,
             versions=versions,
             champion=bool(state and state.recorded in versions),
+            joining=self._joining_versions(readers),
             landed=erasure_remains.landed(spec, partitions)[:MAX_NAMED_FILES],
             hidden=0 if self.hidden else self._hidden_records(),
             references=self._references(),
             other_models=others,
             remaining=self._remaining(readers),
         )
+
+    def _joining_versions(self, readers: Sequence[FeatureTable]) -> dict[str, list[str]]:
+        """Versions of other models that were trained on features of the rows, by model."""
+        versions: dict[str, list[str]] = {}
+        for table in readers:
+            days = self.request.total.rows.get(f"features.{table.name}", {})
+            for model in catalog.load_models_joining([table.name] if days else []):
+                if model.name != self.spec.name:
+                    numbers = _registered_versions.trained_with(model, table, days)
+                    versions[model.name] = list(dict.fromkeys([*versions.get(model.name, ()), *numbers]))
+        return {name: numbers for name, numbers in versions.items() if numbers}
 
     def _condition(self, present: Collection[str], partition: str = delta_tables.PARTITION) -> str:
         return erasure_requests.condition_sql([self.request], present, self._key, quote_identifier(partition))
@@ -445,16 +472,6 @@ def _row_hash(key: dict[str, str], partition: str) -> str:
 def _json_path(column: str) -> str:
     quoted = column.replace("\\", "\\\\").replace('"', '\\"')
     return f'$."{quoted}"'
-
-
-def _trained_on(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:
-    """Numbers of the versions that were fitted or evaluated on some partitions, by the ledger."""
-    numbers = [
-        record.version
-        for record in training_records.all_records(spec.name)
-        if any(span.start <= day <= span.end for span in record.ranges for day in partitions)
-    ]
-    return list(dict.fromkeys(numbers))
 
 
 def check_not_erased(model: str, version: str, error: PerennialError) -> None:

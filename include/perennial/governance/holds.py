@@ -2,19 +2,59 @@
 
 from __future__ import annotations
 
-from perennial.core.errors import PerennialError
+from collections.abc import Collection, Iterator
+from contextlib import ExitStack, contextmanager
+
+from perennial.core.errors import LockHeldError, PerennialError
 from perennial.lifecycle import ledger_anchors
 from perennial.storage import ledger, locks
 from perennial.storage.ledger import Decision, LedgerKind, LedgerRecord
 
+#: Seconds that a hold waits for a deletion: that of a batch of old files takes a moment, an erasure minutes.
+WAIT_SECONDS = 900
 
-def lock(model: str) -> str:
-    """Name of the lock of whatever deletes something of a model, or holds it: a hold waits for a deletion to end."""
+
+class ModelHeldError(PerennialError):
+    """A model is held, so that nothing of it may be deleted."""
+
+
+@contextmanager
+def deletion(models: Collection[str], what: str) -> Iterator[None]:
+    """Delete something of models in the block; who holds one of them meanwhile waits for its end.
+
+    Args:
+        models: their names.
+        what: what is done, for the error: ``rows are erased``.
+
+    Raises:
+        ModelHeldError: one of them is held.
+        LockHeldError: something else is being deleted of one of them.
+    """
+    with ExitStack() as stack:
+        for name in sorted(models):  # in one order, or two would wait for each other
+            stack.enter_context(locks.hold(_lock(name)))
+        for name in sorted(models):
+            refuse(name, what)
+        yield
+
+
+@contextmanager
+def no_deletion(model: str) -> Iterator[None]:
+    """Let nothing of a model be deleted while the block runs.
+
+    Raises:
+        LockHeldError: something was being deleted for longer than `WAIT_SECONDS`.
+    """
+    with locks.hold(_lock(model), WAIT_SECONDS):
+        yield
+
+
+def _lock(model: str) -> str:
     return f"delete-{model}"
 
 
 def hold(model: str, *, reason: str, actor: str) -> LedgerRecord:
-    """Hold what is stored of a model.
+    """Hold what is stored of a model: nothing of it is deleted any more when this has returned.
 
     Args:
         model: name of the model.
@@ -23,10 +63,19 @@ def hold(model: str, *, reason: str, actor: str) -> LedgerRecord:
 
     Raises:
         PerennialError: no reason is given.
-        LockHeldError: something of the model is being deleted.
+        LockHeldError: it is held, but something that was being deleted before has not ended within `WAIT_SECONDS`.
     """
-    with ledger_anchors.anchored(model), locks.hold(lock(model)):
-        return _record(model, Decision.STARTED, reason, actor, {})
+    with ledger_anchors.anchored(model):
+        record = _record(model, Decision.STARTED, reason, actor, {})
+    try:
+        with no_deletion(model):  # whatever began before has ended
+            return record
+    except LockHeldError as error:
+        raise LockHeldError(
+            f"it is held, but what was being deleted when that began goes on after {WAIT_SECONDS // 60} minutes",
+            "wait for the erasure to end: perennial ledger shows its record",
+            model=model,
+        ) from error
 
 
 def release(model: str, *, reason: str, actor: str, number: int | None = None) -> LedgerRecord:
@@ -41,7 +90,7 @@ def release(model: str, *, reason: str, actor: str, number: int | None = None) -
     Raises:
         PerennialError: it is not held, or several times and no number is given; or no reason is given.
     """
-    with ledger_anchors.anchored(model), locks.hold(lock(model)):
+    with ledger_anchors.anchored(model), no_deletion(model):
         numbers = [record["sequence"] for record in ledger.open_holds(model)]
         if not numbers:
             raise PerennialError("it is not held", "perennial ledger shows its holds", model=model)
@@ -70,10 +119,10 @@ def refuse(model: str, what: str) -> None:
         what: what would be done, for the error: ``rows are erased``.
 
     Raises:
-        PerennialError: it is held.
+        ModelHeldError: it is held.
     """
     for record in ledger.open_holds(model):
-        raise PerennialError(
+        raise ModelHeldError(
             f"no {what}: {record['actor']} holds the model since {record['recorded_at']}: {record['reason']}",
             f"end the hold first: perennial release {model} --reason …",
             model=model,

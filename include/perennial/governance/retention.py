@@ -10,16 +10,18 @@ from __future__ import annotations
 import logging
 import re
 from collections.abc import Collection, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from typing import TypedDict
+from typing import TypedDict, TypeVar
 
 from perennial.core.durations import Duration
 from perennial.core.errors import PerennialError
+from perennial.core.settings import settings
 from perennial.features import feature_tables
 from perennial.governance import _registered_versions, disk_usage, holds
 from perennial.governance.disk_usage import DiskUse
+from perennial.governance.holds import ModelHeldError
 from perennial.ingestion import erasure_remains
 from perennial.lifecycle import backlog, ledger_anchors, promotion
 from perennial.lifecycle.promotion import VersionInUse
@@ -44,8 +46,11 @@ _TABLES = {
     "predictions": ("predictions",),
     "served": ("served",),
 }
+#: Files that are deleted before a hold of the model, which waits for them, is looked for again.
+_FILES_AT_ONCE = 100
 #: The partitions in the name of a report: ``2024-01-02.html``, ``2024-01-02..2024-01-05.json``.
 _REPORT = re.compile(r"(?P<first>\d{4}-\d{2}[-\dT]*)(?:\.\.(?P<last>\d{4}-\d{2}[-\dT]*))?\.")
+_Item = TypeVar("_Item")
 log = logging.getLogger("perennial")
 
 
@@ -61,7 +66,8 @@ class RetentionResult(TypedDict):
         files: number of files of older table versions.
         bytes: their bytes.
         in_use: numbers of the versions in use, which nothing they need was deleted of.
-        hold: why nothing was deleted, if the model is held; empty otherwise.
+        hold: why nothing was deleted, or nothing more, if the model is held; empty otherwise.
+        interrupted: the partition as of which a run was killed: what it deleted is not counted; empty otherwise.
         disk: what is stored afterwards, by table.
     """
 
@@ -74,6 +80,7 @@ class RetentionResult(TypedDict):
     bytes: int
     in_use: list[str]
     hold: str
+    interrupted: str
     disk: list[DiskUse]
 
 
@@ -99,22 +106,40 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
         raise PerennialError(
             f"{as_of} is in the future", f"name {newest} or an earlier partition", model=spec.name
         )
-    with ledger_anchors.anchored(spec.name), nullcontext() if dry_run else locks.hold(holds.lock(spec.name)):
-        open_records = ledger.open_holds(spec.name)
+    with (
+        ledger_anchors.anchored(spec.name),
+        nullcontext() if dry_run else locks.hold(f"retention-{spec.name}"),
+    ):
         plan = _Plan(spec, as_of, promotion.in_use(spec), dry_run)
-        plan.result["hold"] = "; ".join(map(holds.describe, open_records))
+        plan.result["interrupted"] = "" if dry_run else _interrupted(spec)
         try:
-            if not open_records:
-                plan.carry_out()
+            plan.carry_out()
+        except ModelHeldError:
+            plan.result["hold"] = "; ".join(map(holds.describe, ledger.open_holds(spec.name)))
         finally:  # what was deleted before an error, too
             _record(plan, actor)
         plan.result["disk"] = disk_usage.of_model(spec)
     return plan.result
 
 
+def _started_uri(spec: ModelSpec) -> str:
+    """The file that a run leaves from its first deletion until it has recorded what it deleted."""
+    return f"{settings().lake}/retention/{spec.name}"
+
+
+def _interrupted(spec: ModelSpec) -> str:
+    """The partition as of which the last run was killed before it could record what it deleted; empty if none was."""
+    with suppress(FileNotFoundError):
+        return object_store.read_text(_started_uri(spec))
+    return ""
+
+
 def _record(plan: _Plan, actor: str) -> None:
+    """Record what was deleted, also that a run was killed which could not record it."""
     result, spec = plan.result, plan.spec
-    if not plan.dry_run and any(result[name] for name in ("partitions", "reports", "versions", "files")):
+    if plan.dry_run:
+        return
+    if any(result[name] for name in ("partitions", "reports", "versions", "files", "interrupted")):
         ledger.append(
             spec.name,
             kind=LedgerKind.RETENTION,
@@ -124,12 +149,12 @@ def _record(plan: _Plan, actor: str) -> None:
             partition=plan.as_of,
             evidence={**result, "retention": spec.retention.model_dump(mode="json")},
         )
+    if plan.started or result["interrupted"]:
+        object_store.delete_file(_started_uri(spec))
 
 
 def summarise(result: RetentionResult) -> str:
     """What was deleted, in a sentence."""
-    if result["hold"]:
-        return f"nothing is deleted: held by {result['hold']}"
     parts = [f"{count} partitions of {table}" for table, count in result["partitions"].items()]
     parts += [f"{result['reports']} reports"] if result["reports"] else []
     parts += [f"versions {', '.join(result['versions'])}"] if result["versions"] else []
@@ -140,7 +165,15 @@ def summarise(result: RetentionResult) -> str:
     parts += [f"{result['files']} files of older table versions ({result['bytes']:,} bytes)"] * bool(
         result["files"]
     )
-    return f"older than the spec keeps as of {result['as_of']}: {'; '.join(parts) or 'nothing'}"
+    text = f"older than the spec keeps as of {result['as_of']}: {'; '.join(parts) or 'nothing'}"
+    if result["hold"]:
+        text = (
+            f"nothing {'more ' if parts else ''}is deleted: held by {result['hold']}"
+            + f" ({text})" * bool(parts)
+        )
+    if result["interrupted"]:
+        text += f"; what a run as of {result['interrupted']} deleted before it was killed is not counted"
+    return text
 
 
 @dataclass(frozen=True)
@@ -151,11 +184,13 @@ class _History:
         uri: the table.
         age: age of the files that go.
         pinned: versions that are kept.
+        models: names of other models that read it.
     """
 
     uri: str
     age: timedelta
     pinned: Collection[int]
+    models: Collection[str]
 
 
 @dataclass
@@ -167,6 +202,7 @@ class _Plan:
         as_of: the partition from which ages are counted.
         in_use: the versions in use, by number.
         dry_run: whether nothing is deleted.
+        started: whether something was deleted.
         result: what was deleted so far.
     """
 
@@ -174,16 +210,22 @@ class _Plan:
     as_of: str
     in_use: dict[str, VersionInUse]
     dry_run: bool
+    started: bool = False
     result: RetentionResult = field(init=False)
 
     def __post_init__(self) -> None:
         self.result = RetentionResult(
             as_of=self.as_of, partitions={}, reports=0, versions=[], refused=[], files=0, bytes=0,
-            in_use=list(self.in_use), hold="", disk=[],
+            in_use=list(self.in_use), hold="", interrupted="", disk=[],
         )  # fmt: skip
 
     def carry_out(self) -> None:
-        """Delete what is old; what is in use is known before the first file goes."""
+        """Delete what is old; what is in use is known before the first file goes.
+
+        Raises:
+            ModelHeldError: the model is held, also since some of it was deleted.
+        """
+        holds.refuse(self.spec.name, "old data is deleted")
         joining = _joining(self.spec, self.in_use)
         readers = catalog.load_feature_tables_of(self.spec.name)
         history, needed = _history(self.spec, joining), self._needed(joining)
@@ -192,6 +234,25 @@ class _Plan:
         self._delete_versions()
         for table_history in history:
             self._delete_history(table_history)
+
+    @contextmanager
+    def _deleting(self, models: Collection[str] = ()) -> Iterator[None]:
+        """Delete something in the block, for which a hold waits; nothing is done about a dry run.
+
+        Args:
+            models: other models that it is read by.
+
+        Raises:
+            ModelHeldError: the model, or one of the others, is held.
+        """
+        if self.dry_run:
+            yield
+            return
+        with holds.deletion({self.spec.name, *models}, "old data is deleted"):
+            if not self.started:
+                object_store.write_text(_started_uri(self.spec), self.as_of)
+                self.started = True
+            yield
 
     def _needed(self, joining: Sequence[_Joining]) -> set[tuple[str, str]]:
         """First and last partitions of the rows that versions in use depend on, of this model and of others.
@@ -243,9 +304,11 @@ class _Plan:
                 days = [d for d in delta_tables.partitions(uri) if self._is_old(key, d, as_of)]
                 if key == "rows":
                     days = [d for d in days if not any(first <= d <= last for first, last in needed)]
-                if days and not self.dry_run:
-                    delta_tables.remove_rows(uri, days)
-                if days:
+                if not days:
+                    continue
+                with self._deleting():
+                    if not self.dry_run:
+                        delta_tables.remove_rows(uri, days)
                     self.result["partitions"][kind] = len(days)
 
     def _is_old(self, key: str, day: str, as_of: str) -> bool:
@@ -255,15 +318,19 @@ class _Plan:
         """Delete old reports."""
         needed = {used.record.tags.get("as_of", "") for used in self.in_use.values()}
         root = delta_tables.table_uri("reports", self.spec.name)
+        old = []
         for path in sorted(object_store.list_files(root, recursive=True)):
             match = _REPORT.match(path.rpartition("/")[2])
             last = match and (match["last"] or match["first"])
-            old = last and self._is_old("reports", last, self.as_of)
-            if not old or (path.startswith("train") and last in needed):
-                continue
-            if not self.dry_run:
-                object_store.delete_file(f"{root}/{path}")
-            self.result["reports"] += 1
+            is_old = last and self._is_old("reports", last, self.as_of)
+            if is_old and not (path.startswith("train") and last in needed):
+                old.append(f"{root}/{path}")
+        for files in _some_at_once(old):
+            with self._deleting():
+                for file in files:
+                    if not self.dry_run:
+                        object_store.delete_file(file)
+                    self.result["reports"] += 1
 
     def _delete_versions(self) -> None:
         """Delete old versions, with their runs, in MLflow."""
@@ -275,17 +342,28 @@ class _Plan:
             in_use = promotion.in_use(self.spec)
             for version in old:
                 if version.version not in {*in_use, *self.in_use}:
-                    deleted = self.dry_run or _registered_versions.delete(version)
+                    with self._deleting():
+                        deleted = self.dry_run or _registered_versions.delete(version)
                     self.result["versions" if deleted else "refused"].append(version.version)
 
     def _delete_history(self, history: _History) -> None:
-        """Delete files that only old versions of a table have."""
-        for path, length in _unneeded_files(history, self.dry_run):
-            if not self.dry_run:
-                object_store.delete_file(f"{history.uri}/{path}")
-                file_digests.forget(history.uri, path)
-            self.result["files"] += 1
-            self.result["bytes"] += length
+        """Delete files that only old versions of a table have; no more of them once a model that reads it is held."""
+        for files in _some_at_once(list(_unneeded_files(history, self.dry_run))):
+            try:
+                with self._deleting(history.models):
+                    for path, length in files:
+                        if not self.dry_run:
+                            object_store.delete_file(f"{history.uri}/{path}")
+                            file_digests.forget(history.uri, path)
+                        self.result["files"] += 1
+                        self.result["bytes"] += length
+            except ModelHeldError:
+                holds.refuse(self.spec.name, "old data is deleted")
+                return
+
+
+def _some_at_once(items: list[_Item]) -> Iterator[list[_Item]]:
+    return (items[i : i + _FILES_AT_ONCE] for i in range(0, len(items), _FILES_AT_ONCE))
 
 
 @dataclass(frozen=True)
@@ -351,13 +429,14 @@ def _history(spec: ModelSpec, joining: Sequence[_Joining]) -> list[_History]:
     uris = [delta_tables.table_uri(kind, spec.name) for kind in delta_tables.KINDS]
     ages = dict.fromkeys(uris, spec.retention.table_history.length(spec.cadence))
     tables = {table.name: table for _, table in spec.feature_tables}
+    readers: dict[str, list[str]] = {}
     for table in tables.values():
         models = [model.spec for model in joining if model.joins(table.name)]
         first = next(m.name for m in models if any(t.name == table.name for _, t in m.feature_tables))
         if first == spec.name and not any(ledger.open_holds(model.name) for model in models):
-            ages[feature_tables.uri(table)] = max(
-                model.retention.table_history.length(model.cadence) for model in models
-            )
+            uri = feature_tables.uri(table)
+            ages[uri] = max(model.retention.table_history.length(model.cadence) for model in models)
+            readers[uri] = [model.name for model in models]
     pinned: dict[str, set[int]] = {}
     for other in joining:
         model = other.spec
@@ -371,7 +450,9 @@ def _history(spec: ModelSpec, joining: Sequence[_Joining]) -> list[_History]:
             for uri, version in _registered_versions.tables_read(model, used.version):
                 pinned.setdefault(uri, set()).add(version)
     present = [uri for uri in ages if delta_tables.open_table(uri) is not None]
-    return [_History(uri, ages[uri], _in_log(uri, pinned.get(uri, ()))) for uri in present]
+    return [
+        _History(uri, ages[uri], _in_log(uri, pinned.get(uri, ())), readers.get(uri, ())) for uri in present
+    ]
 
 
 def _in_log(uri: str, versions: Collection[int]) -> list[int]:

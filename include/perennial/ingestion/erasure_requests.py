@@ -293,6 +293,20 @@ def files(model: str) -> dict[str, FileStat]:
     return object_store.list_files(f"{settings().lake}/erasures/{model}")
 
 
+def begun_since(model: str, before: Mapping[str, FileStat]) -> Iterator[ErasureRequest]:
+    """Read the requests of a model that were carried out, or began to be, since a moment.
+
+    Args:
+        model: name of the model.
+        before: `files` of that moment.
+    """
+    for name, stat in files(model).items():
+        if before.get(name) != stat:
+            request = _read(model, name.removesuffix(".json"))
+            if request is not None and (request.attempt or request.completed_at):
+                yield request
+
+
 def load_all(model: str) -> Iterator[ErasureRequest]:
     """Read the requests of a model, in order of their names."""
     for name in sorted(files(model)):

@@ -20,6 +20,7 @@ class ErasedRows(TypedDict):
         published_again: partitions of the database's table that were replaced.
         versions: numbers of the versions to train again.
         champion: whether the champion is one of them.
+        joining: numbers of the versions of other models to train again, by model.
         landed: landed files that may still hold such rows.
         hidden: records of quarantine that may be of the keys.
         references: reference tables that have such rows.
@@ -34,6 +35,7 @@ class ErasedRows(TypedDict):
     published_again: list[str]
     versions: list[str]
     champion: bool
+    joining: dict[str, list[str]]
     landed: list[str]
     hidden: int
     references: list[str]
@@ -69,6 +71,7 @@ def erase(
         published_again=replaced,
         versions=result["versions"],
         champion=result["champion"],
+        joining=result["joining"],
         landed=result["landed"],
         hidden=result["hidden"],
         references=result["references"],

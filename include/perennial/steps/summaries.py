@@ -309,6 +309,10 @@ def _erase(model: str, result: ErasedRows) -> Summary:
             f"Train again, then delete in MLflow: versions {_listed(result['versions'])}, which were trained or "
             f"evaluated on these partitions{also}."
         )
+    lines += [
+        f"Train {other} again, too: its versions {_listed(versions)} learned features of such rows."
+        for other, versions in result["joining"].items()
+    ]
     if result["landed"]:
         lines.append(
             f"Not touched: these landed files may still hold such rows, which are not published again: "

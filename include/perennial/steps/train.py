@@ -17,7 +17,7 @@ from perennial.core.errors import ArtifactError, DataError, PerennialError
 from perennial.core.settings import settings
 from perennial.features import feature_tables, lineage, point_in_time, reference_copies, reference_tables
 from perennial.features.engine import FeatureQuery
-from perennial.governance import version_documents
+from perennial.governance import holds, version_documents
 from perennial.governance.model_card.collection import Training
 from perennial.ingestion import model_tables
 from perennial.lifecycle import champion as champion_module
@@ -41,7 +41,9 @@ from perennial.training.runs.training_inputs import (
     TrainingRequest,
     dataset_versions,
     difference_to_champion,
+    find_erasures,
     make_checkpoints,
+    refuse_erased,
 )
 from perennial.training.runs.version_facts import (
     learning_curve,
@@ -91,6 +93,7 @@ def train(
         WorkersUnavailableError: a worker did not connect.
         StepInterruptedError: a worker was lost.
         StorageError: the working folder cannot be used.
+        DataReplacedError: rows that it read were erased while it ran.
     """
     started = time.monotonic()
     spec.cadence.parse(as_of, "as_of")
@@ -104,7 +107,9 @@ def train(
         candidate, registered, report = _train_challenger(spec, request, pinned)
         digest = registered.digests[training_records.MODEL_FILE]
         result = train_result(request, pinned, candidate, registered.version, digest, report)
-        _record(spec, request, pinned, result, registered, started)
+        with holds.no_deletion(spec.name):  # an erasure finds the version in the ledger, or is found here
+            refuse_erased(spec, pinned, as_of)
+            _record(spec, request, pinned, result, registered, started)
     except BaseException as error:
         _record_failure(spec, request, error)
         raise
@@ -121,6 +126,7 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
             the ledger does not know; or a model of somebody else has this model's name.
         RegistryError: MLflow cannot be reached.
     """
+    erasures = find_erasures(spec)
     published = delta_tables.table_uri("published", spec.name)
     labels = None if spec.label.source is None else delta_tables.table_uri("labels", spec.name)
     version = delta_tables.version(published)
@@ -165,8 +171,9 @@ def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
         inputs["held_out"] = held_out
     if tables:
         inputs["tables"] = point_in_time.range_digests(spec, tables, first, last)
+    references = reference_versions | tables
     return PinnedData(
-        version, labels_version, reference_versions | tables, windows, champion, lost_champion, since, inputs
+        version, labels_version, references, windows, champion, lost_champion, since, inputs, erasures
     )
 
 
@@ -271,6 +278,7 @@ def _train_challenger(
             )
             candidate = fit_best_candidate(job, pinned.windows)
             schedule.run(job, candidate, request.as_of, time.monotonic() - started)
+            refuse_erased(spec, pinned, request.as_of)
             registered, report = _evaluate_and_register(run, candidate, job, request, recipe)
         run.finish()
         for checkpoint in checkpoints.values():

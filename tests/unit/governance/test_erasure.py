@@ -17,12 +17,13 @@ import pyarrow.parquet as pq
 import pytest
 
 from perennial.core import dates
-from perennial.core.errors import DataError, PerennialError, StorageError
+from perennial.core.errors import DataError, DataReplacedError, PerennialError, StorageError, time_heals
 from perennial.governance import erased_rows, erasure, erasure_keys, holds
 from perennial.governance.reproduction import reproduce
 from perennial.ingestion import erasure_requests
 from perennial.lifecycle import verification
 from perennial.monitoring import train_serve_skew
+from perennial.steps import train as steps_train
 from perennial.steps.score import score
 from perennial.storage import delta_tables, file_digests, generations, ledger, manifests
 from perennial.storage.ledger import Decision, LedgerKind
@@ -410,3 +411,49 @@ def test_predictions_and_logged_features_go_and_versions_are_named(world: Any) -
         DataError, match=f"version {version} cannot be trained again: rows of its training were erased"
     ):
         reproduce(spec)
+
+
+def test_a_training_whose_rows_are_erased_meanwhile_registers_nothing(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec, fit = world.spec, steps_train.fit_best_candidate
+    (key, *_) = toys.content_of("published", spec.name)
+    name = erasure_keys.request_erasure(spec, [{"id": key["id"]}], "ada").identifier
+    before = len(ledger.records(spec.name, LedgerKind.TRAINING))
+
+    def fitting(*arguments: Any) -> Any:
+        candidate = fit(*arguments)
+        erasure.erase(spec, request=name)
+        return candidate
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps_train, "fit_best_candidate", fitting)
+        with pytest.raises(
+            DataReplacedError, match=f"rows of the training were erased.*request {name}"
+        ) as raised:
+            steps_train.train(spec, as_of=toys.LAST, force=True)
+    assert time_heals(raised.value)
+    (failed,) = ledger.records(spec.name, LedgerKind.TRAINING)[before:]
+    assert failed["decision"] == "failed" and not failed["model_version"]
+    assert steps_train.train(spec, as_of=toys.LAST)["version"], "the next one reads what is left"
+
+
+def test_versions_of_other_models_that_learned_features_of_the_rows_are_named(
+    mlflow_home: Path, tmp_path: Path
+) -> None:
+    models, name = tmp_path / "models", toys.unique("joining")
+    spec = toys.model(models, toys.unique("source"))
+    history_table.write(models, source=spec.name)
+    joining = toys.model(
+        models, name, sql=history_table.MODEL_SQL, features={"tables": ["place_history"], "references": []}
+    )
+    toys.publish(spec)
+    toys.publish(joining)
+    version = steps_train.train(joining, as_of=toys.LAST)["version"]
+    (row, *_) = toys.content_of("published", spec.name)
+    request = erasure_keys.request_erasure(spec, [{"place": row["place"]}], "ada").identifier
+    result = erasure.erase(spec, request=request, actor="grace")
+    assert result["joining"] == {name: [version]}
+    assert f"train model {name} again: versions {version} " in erasure.summarise(result)
+    with pytest.raises(DataError, match=f"version {version} cannot be trained again.*request {request}"):
+        reproduce(joining, version=version)

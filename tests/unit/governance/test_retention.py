@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import time
 from datetime import timedelta
 from pathlib import Path
@@ -162,6 +163,52 @@ def test_a_held_model_keeps_everything(world: Any, monkeypatch: pytest.MonkeyPat
     table = delta_tables.open_table(delta_tables.table_uri("published", spec.name))
     assert table is not None
     assert table.metadata().configuration["delta.logRetentionDuration"] == "interval 3720 days"
+
+
+def test_a_hold_stops_a_retention_that_runs(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = keeping(world.spec, reports="6 days", table_history="120 months")
+    root = delta_tables.table_uri("reports", spec.name)
+    reports = [f"{root}/monitor/{dates.add_days(toys.FIRST, -n)}.html" for n in (1, 2, 3)]
+    for file in reports:
+        object_store.write_text(file, "a page")
+    delete, holding = object_store.delete_file, []
+
+    def deleting(uri: str) -> None:
+        if not holding:
+            holding.append(
+                threading.Thread(
+                    target=holds.hold, args=(spec.name,), kwargs={"reason": "audit", "actor": "ada"}
+                )
+            )
+            holding[0].start()
+            deadline = time.monotonic() + 30
+            while not ledger.open_holds(spec.name) and time.monotonic() < deadline:
+                time.sleep(0.05)
+            assert holding[0].is_alive(), "it waits for what is being deleted"
+        delete(uri)
+
+    monkeypatch.setattr(retention, "_FILES_AT_ONCE", 1)
+    monkeypatch.setattr(object_store, "delete_file", deleting)
+    result = retention.apply(spec, as_of=LATER)
+    holding[0].join()
+    assert result["reports"] == 1 and sum(map(object_store.exists, reports)) == 2
+    assert retention.summarise(result).startswith("nothing more is deleted: held by ada since ")
+    (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
+    assert record["evidence"]["reports"] == 1
+
+
+def test_what_a_killed_run_deleted_is_not_passed_over(world: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    spec = keeping(world.spec, rows="6 days", table_history="120 months")
+    toys.publish(world.spec, dates.add_days(toys.FIRST, -1), 1)
+    with monkeypatch.context() as patch:
+        patch.setattr(retention, "_record", lambda *_: None)  # the process ended before
+        assert retention.apply(spec, as_of=LATER)["partitions"]
+    assert ledger.records(spec.name, LedgerKind.RETENTION) == []
+    assert retention.apply(spec, as_of=LATER, dry_run=True)["interrupted"] == ""
+    retention.apply(spec, as_of=LATER)
+    (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
+    assert f"what a run as of {LATER} deleted before it was killed is not counted" in record["reason"]
+    assert retention.apply(spec, as_of=LATER)["interrupted"] == ""
 
 
 def test_a_shared_feature_table_is_kept_for_all_models_that_join_it(

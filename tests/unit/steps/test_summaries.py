@@ -46,7 +46,8 @@ SCORED = {
 WRITTEN = {"partitions": ["2024-01-20"], "rows": 60, "table": "scores", "status": "published", "late": []}
 ERASED = {
     "request": "0" * 16, "rows": {"published": 3, "labels": 0}, "files": 2, "reports": 0,
-    "published_again": ["2024-01-20"], "versions": ["1", "2"], "champion": True, "landed": ["/landing/a.csv"],
+    "published_again": ["2024-01-20"], "versions": ["1", "2"], "champion": True, "joining": {"other": ["7"]},
+    "landed": ["/landing/a.csv"],
     "hidden": 1, "references": ["places"], "other_models": ["other"],
     "remaining": ["feature table gone, whose folder is gone"],
 }  # fmt: skip
@@ -161,6 +162,7 @@ OUTCOMES: list[tuple[str, dict[str, Any], list[str]]] = [
         "Replaced in the database: predictions of 2024-01-20.",
         "Train again, then delete in MLflow: versions 1, 2, which were trained or evaluated on these partitions, the "
         "champion among them.",
+        "Train other again, too: its versions 7 learned features of such rows.",
         "Not touched: these landed files may still hold such rows, which are not published again: /landing/a.csv.",
         "1 record of quarantine may be of the keys: a column of them is hidden there. With --hidden (hidden in the "
         "form) all of these are removed.",

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from perennial.core import runtime
+from perennial.core.errors import DataReplacedError
 from perennial.features import feature_tables, reference_tables
+from perennial.ingestion import erasure_requests
 from perennial.modeling import registry
 from perennial.modeling.registry import ModelVersion
 from perennial.spec import spec_changes
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
+from perennial.storage.object_store import FileStat
 from perennial.training.checkpoint import Checkpoint
 from perennial.training.runs.run_content import AirflowRun, DatasetVersion
 from perennial.training.windows import Windows
@@ -59,6 +63,7 @@ class PinnedData:
             no digests of them; empty otherwise.
         since: date of the change that the retraining responds to; empty if there is none.
         inputs: what the result depends on, for the manifest.
+        erasures: files of the requests to erase rows, by model whose rows are read, before anything else was read.
     """
 
     version: int
@@ -69,11 +74,39 @@ class PinnedData:
     lost_champion: str
     since: str
     inputs: dict[str, Any]
+    erasures: Mapping[str, Mapping[str, FileStat]] = field(default_factory=dict)
 
     @property
     def champion_version(self) -> str | None:
         """Number of the champion's version."""
         return self.champion.version if self.champion else self.lost_champion or None
+
+
+def find_erasures(spec: ModelSpec) -> dict[str, dict[str, FileStat]]:
+    """The files of the requests to erase rows, by model whose rows a training reads: its own, and feature tables'."""
+    sources = {source.model for _, table in spec.feature_tables for source in table.sources}
+    return {model: erasure_requests.files(model) for model in sorted({spec.name, *sources})}
+
+
+def refuse_erased(spec: ModelSpec, pinned: PinnedData, as_of: str) -> None:
+    """Refuse a model that has learned rows which were erased since the training began.
+
+    Raises:
+        DataReplacedError: some were.
+    """
+    windows = pinned.windows.values()
+    first, last = min(w.fit[0] for w in windows), max(w.holdout[-1] for w in windows)
+    joined = [f"features.{table.name}" for _, table in spec.feature_tables]
+    for model, before in pinned.erasures.items():
+        for request in erasure_requests.begun_since(model, before):
+            own = model == spec.name and any(first <= day <= last for day in request.partitions)
+            if own or any(request.total.rows.get(table) for table in joined):
+                raise DataReplacedError(
+                    f"rows of the training were erased while it ran (request {request.identifier} of {model})",
+                    "train again: it then reads the rows that are left",
+                    model=spec.name,
+                    partition=as_of,
+                )
 
 
 def dataset_versions(spec: ModelSpec, pinned: PinnedData) -> list[DatasetVersion]:
