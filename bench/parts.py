@@ -14,8 +14,6 @@ from bench.workspace import FIRST, LAST, MODEL, Measured, Workspace
 from perennial.core.settings import ROOT
 
 MODELS = 100
-#: Memory that each row of a training may need, in bytes, in addition to 1 GiB.
-TRAIN_BYTES = 24
 
 
 def parse(workspace: Workspace) -> list[Figure]:
@@ -200,10 +198,8 @@ def train(workspace: Workspace) -> list[Figure]:
         f"{small['external']}, {small['wall']:.0f} s; with more memory allowed: {roomy['external']}, "
         f"{roomy['wall']:.0f} s, {roomy['memory_mb']:.0f} MiB"
     )
-    most = max(1536, 1024 + TRAIN_BYTES * small["rows"] // 2**20)
+    rows = f"{small['rows']:,} of {workspace.rows:,} rows"
     return [
-        Figure(
-            "train", f"peak memory, {small['rows']:,} rows", small["memory_mb"], "MiB", most, detail=detail
-        ),
+        Figure("train", f"peak memory, {rows}", small["memory_mb"], "MiB", 1536, detail=detail),
         Figure("train", "same digest as in memory", float(same), "", 1, True, small["digest"][:16]),
     ]

@@ -28,7 +28,11 @@ COLUMNS_PER_SORT = 250
 
 
 def read_labelled_rows(
-    spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
+    spec: ModelSpec,
+    days: tuple[str, ...],
+    version: int | None,
+    labels_version: int | None,
+    share: float = 1.0,
 ) -> Iterator[pa.Table]:
     """Read published rows that have a label, by date and key, in tables of up to `BATCH_ROWS` rows.
 
@@ -37,6 +41,8 @@ def read_labelled_rows(
         days: partition dates in order, with no other labelled date between the first and the last.
         version: version of the published rows; the latest when None.
         labels_version: version of the labels; the latest when None.
+        share: about which share of the rows, for ranking of the lists, is read: a sample by their keys. A larger one
+            has all rows of a smaller one.
 
     Yields:
         The columns of the rows, and their label as `LABEL`.
@@ -54,13 +60,23 @@ def read_labelled_rows(
             labels = "__labels"
             if not create_label_view(con, labels, spec, labels_version, group.start, group.end):
                 continue
-        query = join_labels(spec, "__rows", labels)
+        query = _sample(spec, join_labels(spec, "__rows", labels), share)
         if columns > COLUMNS_PER_SORT and group.rows > group_rows:
             yield from _sort_by_columns(con, query, row_order(spec), batch)
             continue
         for rows_read in con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_reader(batch):
             if rows_read.num_rows:
                 yield pa.Table.from_batches([rows_read])
+
+
+def _sample(spec: ModelSpec, query: str, share: float) -> str:
+    """Compose the SQL of about a share of a query's rows, or lists."""
+    if share >= 1:
+        return query
+    key = ", ".join(
+        map(quote_identifier, (delta_tables.PARTITION, *([spec.group] if spec.group else spec.data.key)))
+    )
+    return f"SELECT * FROM ({query}) WHERE hash({key}) < {int(share * 2**64)}::UBIGINT"
 
 
 def _sort_by_columns(

@@ -399,11 +399,14 @@ class TrainingSpec(StrictModel):
         "daily ones, 14 days and 14 partitions are the latest 14, whatever their dates. The default of weeks is 8 "
         "weeks, of months 6 months.",
     )
-    rounds: int = Field(
-        300, ge=1, le=10_000, description="Maximum number of trees (per class, for multiclass)."
-    )
+    max_rows: int = Field(
+        10_000_000, ge=1000,
+        description="About how many rows each process of a training learns from at most. Of more, it takes a sample by "
+        "key (ranking: by list), the same each time: they cost memory and time, and hardly improve a model.",
+    )  # fmt: skip
+    rounds: int = Field(300, ge=1, le=10_000, description="Most trees (per class, for multiclass).")
     early_stopping_rounds: int = Field(
-        20, ge=1, le=1000, description="Stop after this many trees without improvement."
+        20, ge=1, le=1000, description="Trees without improvement to stop after."
     )
     early_stopping_cuts: int = Field(
         1, ge=1, le=10,
@@ -419,13 +422,11 @@ class TrainingSpec(StrictModel):
         "partitions as well: this model is registered, with the evidence of the one that was evaluated.",
     )
     study_minutes: float = Field(
-        10,
-        ge=0,
-        le=1440,
+        10, ge=0, le=1440,
         description="Most minutes of each study of a challenger, once in 28 days: of the usefulness of its features, "
         "and of what it costs to be older. A study also takes no longer than the rest of the training, or a minute. "
         "0: none.",
-    )
+    )  # fmt: skip
     seed: int = Field(0, ge=0, le=2**31 - 1, description="Random seed; makes training repeatable.")
 
     @field_validator("candidates")

@@ -190,7 +190,7 @@ CHANGES: dict[str, SpecChange] = {
         ("features.category_order", "features.unseen", "training.engine", "training.candidates",
          "training.objective", "training.device",
          "training.window", "training.holdout", "training.rounds", "training.early_stopping_rounds",
-         "training.early_stopping_cuts",
+         "training.early_stopping_cuts", "training.max_rows",
          "training.params", "training.search.trials", "training.search.budget", "training.search.minutes",
          "training.search.space",
          "training.refit", "training.seed"),

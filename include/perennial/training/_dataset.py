@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections.abc import Callable, Collection, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
@@ -21,6 +22,7 @@ from perennial.features.labelled_rows import BATCH_ROWS, read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
 from perennial.modeling.encoding import Encoding, distinct_categories, hash_categories
 from perennial.spec.model_spec import ModelSpec
+from perennial.storage import delta_tables
 from perennial.training import _boosting, _gpu_monitor
 from perennial.training._category_order import LabelSums, order_categories
 from perennial.training._gpu_monitor import GpuReport
@@ -30,6 +32,7 @@ from perennial.training.windows import Windows
 if TYPE_CHECKING:
     import xgboost
 
+log = logging.getLogger("perennial")
 #: Measured memory of in-memory training, in bytes per cell (row by column). If this exceeds half of the step's memory,
 #: the binned matrix is on disk.
 BYTES_PER_CELL = 6
@@ -74,6 +77,10 @@ class TrainingData(Protocol):
     @property
     def rows(self) -> int:
         """Number of rows, those for early stopping included."""
+
+    @property
+    def share(self) -> float:
+        """About which share of the rows of their dates they are."""
 
     @property
     def encoding(self) -> Encoding:
@@ -231,7 +238,7 @@ class EncodedRowFile:
     Attributes:
         path: the file.
         columns: number of columns.
-        y: labels, an array for each appended block.
+        y: labels, an array for each appended block, until they are joined.
         lists: ranking only: numbers of the lists, an array for each appended block.
         rows: number of rows.
         lookup: final category codes (`category_ranks`), which replace the provisional ones when rows are read.
@@ -282,6 +289,7 @@ class Dataset:
         classes: multiclass only: the label values by class index.
         y: labels, shape (rows,).
         lists: ranking only: number of each row's list, shape (rows,).
+        share: about which share of the rows of these dates they are.
     """
 
     file: EncodedRowFile
@@ -290,6 +298,7 @@ class Dataset:
     classes: tuple[str, ...]
     y: np.ndarray
     lists: np.ndarray | None
+    share: float = 1.0
 
     boost, ran_on = staticmethod(_boosting.boost), staticmethod(_boosting.ran_on)
     monitor_gpus = staticmethod(_gpu_monitor.monitor_gpus)
@@ -411,17 +420,20 @@ def build_dataset(
     salt = category_salt(spec)
     encoder = Encoder(spec, features, classes, salt)
     file, progress = EncodedRowFile(folder / "rows.f32", len(features.columns)), Progress()
-    for i, table in enumerate(read_labelled_rows(spec, windows.fit, version, labels_version)):
+    share = sampled_share(spec, windows, version)
+    for i, table in enumerate(read_labelled_rows(spec, windows.fit, version, labels_version, share)):
         if i == 0:
             features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
         file.append(*encoder.encode(table, fit=True))
         progress.report("Read %d labelled rows to fit on", file.rows)
     fit_rows = file.rows
-    for table in read_labelled_rows(spec, windows.valid, version, labels_version):
+    for table in read_labelled_rows(spec, windows.valid, version, labels_version, share):
         file.append(*encoder.encode(table, fit=False))
         progress.report("Read %d labelled rows, %d of them to fit on", file.rows, fit_rows)
     y = np.concatenate(file.y) if file.rows else np.zeros(0, np.float32)
-    check_trainable(spec, windows, fit_rows, file.rows, set(np.unique(y[:fit_rows]).tolist()))
+    file.y.clear()
+    labels = {float(y[:fit_rows].min()), float(y[:fit_rows].max())} if fit_rows else set()
+    check_trainable(spec, windows, fit_rows, file.rows, labels)
     final = {
         name: order_categories([(known, encoder.label_sums[name])])
         for name, known in encoder.categories.items()
@@ -430,7 +442,29 @@ def build_dataset(
     file.lookup = category_ranks(columns, encoder.categories, final)
     encoding = Encoding(columns, final, spec.features.unseen, hashed_features(spec), salt)
     lists = np.concatenate(file.lists) if file.lists else None
-    return Dataset(file, fit_rows, encoding, classes, y, lists)
+    return Dataset(file, fit_rows, encoding, classes, y, lists, share)
+
+
+def sampled_share(spec: ModelSpec, windows: Windows, version: int | None, processes: int = 1) -> float:
+    """About which share of the rows is learned: ``training.max_rows`` in each process, or all.
+
+    Args:
+        spec: the model.
+        windows: dates of the rows.
+        version: version of the published rows.
+        processes: number of processes that fit the model together.
+    """
+    rows = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name), version)
+    count, most = (
+        sum(rows.get(day, 0) for day in windows.fit + windows.valid),
+        spec.training.max_rows * processes,
+    )
+    if count <= most:
+        return 1.0
+    log.info(
+        "%d rows are more than training.max_rows: a sample of %.3g%% is learned", count, 100 * most / count
+    )
+    return most / count
 
 
 def check_trainable(spec: ModelSpec, windows: Windows, fit_rows: int, rows: int, labels: set[float]) -> None:

@@ -38,6 +38,7 @@ from perennial.training._dataset import (
     check_trainable,
     hashed_features,
     recode_categories,
+    sampled_share,
 )
 from perennial.training._gpu_monitor import GpuReport
 from perennial.training.checkpoint import Checkpoint
@@ -64,6 +65,7 @@ class DatasetRef:
         version: version of the published rows.
         labels_version: version of the labels; None if the rows contain them.
         classes: multiclass only: the label values by class index.
+        share: about which share of the rows is read.
     """
 
     spec: ModelSpec
@@ -71,6 +73,7 @@ class DatasetRef:
     version: int | None
     labels_version: int | None
     classes: tuple[str, ...] = ()
+    share: float = 1.0
 
 
 class BlockSummary(NamedTuple):
@@ -148,6 +151,7 @@ class DistributedDataset:
         rows: number of rows.
         encoding: how feature columns are encoded as the matrix.
         classes: multiclass only: the label values by class index.
+        share: about which share of the rows of their dates they are.
     """
 
     pool: WorkerPool
@@ -156,6 +160,7 @@ class DistributedDataset:
     rows: int
     encoding: Encoding
     classes: tuple[str, ...]
+    share: float = 1.0
 
     def run_everywhere(self, function: Callable[..., Any], *args: Any) -> list[Any]:
         """Call a function on each worker; returns the results in the order of the workers' ranks."""
@@ -356,6 +361,8 @@ def build_distributed_dataset(
         DataError: no labelled rows, or one class only.
     """
     client, spec = pool.client, source.spec
+    share = sampled_share(spec, windows, source.version, len(pool.addresses))
+    source = replace(source, share=share)
     assignments = [
         _Assignment(window, days, worker)
         for window, dates in (("fit", windows.fit), ("valid", windows.valid))
@@ -395,7 +402,7 @@ def build_distributed_dataset(
     log.info("Rows of the workers: %s", ", ".join(map(str, worker_rows)))
     salt = category_salt(spec)
     encoding = Encoding(columns, final, spec.features.unseen, hashed_features(spec), salt)
-    return DistributedDataset(pool, tuple(parts), fit_rows, rows, encoding, source.classes)
+    return DistributedDataset(pool, tuple(parts), fit_rows, rows, encoding, source.classes, share)
 
 
 def _assign_partitions(
@@ -434,8 +441,8 @@ def _read_block(source: DatasetRef, assignment: _Assignment, check_rowwise: bool
     features = FeatureQuery(source.spec, source.reference_versions)
     salt = category_salt(source.spec)
     encoder = Encoder(source.spec, features, source.classes, salt)
-    encoded, versions = [], (source.version, source.labels_version)
-    for i, table in enumerate(read_labelled_rows(source.spec, assignment.days, *versions)):
+    encoded, read = [], (source.version, source.labels_version, source.share)
+    for i, table in enumerate(read_labelled_rows(source.spec, assignment.days, *read)):
         if check_rowwise and i == 0:
             features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
         encoded.append(encoder.encode(table, fit=assignment.window == "fit"))

@@ -129,6 +129,7 @@ class Candidate:
         suspected_leaks: features that predict the label almost perfectly alone, each with its score.
         refit: the same model fitted once more with the held-out rows; None if it was not to be.
         studies: results of `training.studies`, by the name of the file that a version has of them.
+        share: about which share of the rows of its dates it was fitted on.
     """
 
     window_name: str
@@ -145,6 +146,7 @@ class Candidate:
     suspected_leaks: dict[str, str] = field(default_factory=dict)
     refit: Refit | None = None
     studies: dict[str, Any] = field(default_factory=dict)
+    share: float = 1.0
 
     @property
     def registered_model(self) -> TrainedModel:
@@ -341,7 +343,16 @@ def _fit(
             loss = float(losses.mean()) if len(losses) else math.inf
         example = _example(spec, data)
         candidate = Candidate(
-            window_name, windows, fitted, model, evaluate, example, data.fit_rows, data.rows, loss
+            window_name,
+            windows,
+            fitted,
+            model,
+            evaluate,
+            example,
+            data.fit_rows,
+            data.rows,
+            loss,
+            share=data.share,
         )
         candidate.suspected_leaks.update(suspected_leaks(spec, model, *sample))
         return candidate

@@ -85,3 +85,27 @@ def test_rows_without_a_label_and_labels_without_a_row_do_not_train(spec: ModelS
     delta_tables.replace(delta_tables.table_uri("labels", "toy"), some, DAYS[0])
     found = pa.concat_tables(read_labelled_rows(spec, (DAYS[0],), None, None))
     assert found["id"].to_pylist() == rows["id"].to_pylist()[1:9]
+
+
+@pytest.mark.parametrize("task", ["binary", "ranking"])
+def test_a_sample_has_whole_lists_and_is_part_of_a_larger_one(
+    empty_home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, task: str
+) -> None:
+    spec = toys.model(tmp_path / "models", "toy", task)
+    toys.publish(spec, days=4)
+
+    def read(share: float) -> list[tuple[str, str, str]]:
+        rows = pa.concat_tables(read_labelled_rows(spec, tuple(DAYS), None, None, share)).to_pylist()
+        return [
+            (row[delta_tables.PARTITION], row[spec.group] if spec.group else "", row["id"]) for row in rows
+        ]
+
+    everything, half, third = (read(share) for share in (1, 1 / 2, 1 / 3))
+    assert set(third) < set(half) < set(everything)
+    assert len(half) == pytest.approx(len(everything) / 2, rel=0.35)
+    assert half == [row for row in everything if row in set(half)], "in the same order"
+    if spec.group:
+        lists = {row[:2] for row in half}
+        assert half == [row for row in everything if row[:2] in lists]
+    monkeypatch.setattr(labelled_rows, "GROUP_ROWS", toys.ROWS // 2)
+    assert read(1 / 2) == half, "whatever is read together"

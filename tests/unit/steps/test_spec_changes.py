@@ -88,7 +88,7 @@ OTHER: dict[str, Any] = {
     "features.references": [], "features.category_order": "label", "features.unseen": "stop",
     "training.objective": "binary:logitraw", "training.device": "cpu",
     "training.window": "12 days", "training.holdout": "4 days", "training.rounds": 9,
-    "training.early_stopping_rounds": 2, "training.early_stopping_cuts": 3,
+    "training.early_stopping_rounds": 2, "training.early_stopping_cuts": 3, "training.max_rows": 2000,
     "training.params": {"max_depth": 2}, "training.search.trials": 3, "training.search.budget": 1.0,
     "training.search.minutes": 1.0,
     "training.search.space": {"max_depth": {"choices": [2]}}, "training.seed": 1,

@@ -125,6 +125,22 @@ def test_rounds_of_cuts_are_those_of_one_process(make: Make, two: WorkerPool, tm
     assert abs(together.rounds - alone.rounds) <= 10, "cuts are where a worker's rows begin"
 
 
+def test_more_rows_than_wanted_are_a_sample_of_so_many_in_each_process(
+    make: Make, two: WorkerPool, tmp_path: Path
+) -> None:
+    spec = make()
+    everything = training_rows.in_process(spec, tmp_path)
+    spec = spec.model_copy(
+        update={"training": spec.training.model_copy(update={"max_rows": everything.rows // 4})}
+    )
+    (tmp_path / "alone").mkdir()
+    alone, together = training_rows.in_process(spec, tmp_path / "alone"), on_workers(spec, two)
+    assert everything.share == 1 and alone.share == together.share / 2 == pytest.approx(0.25, abs=0.01)
+    for data in (alone, together):
+        assert data.rows == pytest.approx(data.share * everything.rows, rel=0.2)
+        assert data.fit_rows == pytest.approx(data.share * everything.fit_rows, rel=0.2)
+
+
 def test_the_trainers_log_says_what_a_worker_does(
     make: Make, two: WorkerPool, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -53,6 +53,9 @@ def report_facts(source: TrainingSource, candidate: Candidate, request: Training
     searched = {
         name: f"{value:g}" for name, value in (fitted.best_trial.params if fitted.best_trial else {}).items()
     }
+    sample = (
+        "" if candidate.share == 1 else f" (a sample of {candidate.share:.3g} of them, by training.max_rows)"
+    )
     return {
         "Requested because": request.reason,
         "Requested by": request.actor,
@@ -61,7 +64,7 @@ def report_facts(source: TrainingSource, candidate: Candidate, request: Training
         "Parameters of the search": ", ".join(f"{name} {value}" for name, value in searched.items()),
         "Window": f"{candidate.window_name}: {tags['trained_range']}, held out {tags['holdout_range']}",
         "Refit": candidate.refit.sentence if candidate.refit else "none",
-        "Rows": f"{candidate.rows:,} to fit and for early stopping, {candidate.evaluation.rows:,} held out",
+        "Rows": f"{candidate.rows:,} to fit and for early stopping{sample}, {candidate.evaluation.rows:,} held out",
         "Table versions": tags["dataset_version"],
         "Device": tags["device"],
         "Spec": tags["spec_digest"],
