@@ -366,15 +366,22 @@ class _Run:
     def _write(self, commit: Commit, scorer: Scorer, scored: Iterator[list[ScoredPartition]]) -> None:
         """Replace the predictions of a commit's partitions by the scored units."""
         failures: list[PerennialError] = []
-        consumed: list[ScoredPartition] = []
+        logs: list[tuple[str, pa.RecordBatch]] = []
+        ahead = [scored]
 
         def partitions() -> Iterator[ScoredPartition]:
-            yield from list(consumed)  # repeated if the commit conflicts with another writer
+            if ahead:
+                units: Iterator[list[ScoredPartition]] = ahead.pop()
+            else:  # the commit conflicts with another writer: what was scored is not kept in memory for that
+                deque(scored, maxlen=0)
+                units = map(scorer.score, commit.units)
+            logs.clear()
+            self._rows_out |= dict.fromkeys(commit.days, 0)
             try:
-                for unit in scored:
-                    consumed.extend(unit)
+                for unit in units:
                     for partition in unit:
                         self._rows_out[partition.day] += len(partition.rows)
+                        logs.append((partition.day, partition.served))
                         self._report(partition.day)
                     yield from unit
             except PerennialError as error:
@@ -392,8 +399,8 @@ class _Run:
         except StorageError as error:
             # The lake's writer reports only the text of the error that ended its stream.
             raise (failures[0] if failures else error) from None
-        for partition in consumed:
-            self._logs.setdefault(partition.day, []).append(partition.served)
+        for day, served in logs:
+            self._logs.setdefault(day, []).append(served)
         self._written += commit.days
 
     def _complete(self) -> None:
