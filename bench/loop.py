@@ -283,11 +283,11 @@ def _flight_partitions(days: list[str]) -> list[tuple[np.ndarray, np.ndarray]]:
     features = FeatureQuery(spec)
     by_column: dict[str, list[str]] = {}
     nights = []
-    versions = [
+    published, labels = (
         delta_tables.version(delta_tables.table_uri(kind, spec.name)) for kind in ("published", "labels")
-    ]
+    )
     for day in days:
-        table = next(read_labelled_rows(spec, (day,), *versions))
+        table = next(read_labelled_rows(spec, (day,), published, labels))
         rows = features.compute(table)
         for column in features.categorical if day < LIVE_START else ():
             listed = by_column.setdefault(column, [])

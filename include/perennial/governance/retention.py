@@ -98,7 +98,8 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
         RegistryError: MLflow cannot be reached, or lost the champion: it is then not known what is in use, and nothing
             is deleted.
         ArtifactError: what a version in use was trained on is not known; nothing is deleted.
-        SpecError: the folder of another model or of a feature table, which may need the rows, is invalid.
+        SpecError: the folder of a feature table is invalid, which may read the rows; or that of another model, where
+            feature tables do.
         StorageError: the lake cannot be read or written.
     """
     newest = spec.cadence.key_of(datetime.now(UTC))
@@ -398,8 +399,9 @@ def _joining(spec: ModelSpec, in_use: dict[str, VersionInUse]) -> list[_Joining]
     are_tables = bool(erasure_remains.definitions() or catalog.find_folders(catalog.TABLE_FILE))
     if are_tables:
         others, errors = catalog.load_models()
-        if errors:
-            raise errors[0]
+        readers = catalog.load_feature_tables_of(spec.name)
+        if errors and (readers or spec.feature_tables or erasure_remains.without_folder()):
+            raise errors[0]  # it may need the rows, or the tables
         models = others | models
     result = []
     for name in sorted(models):
