@@ -99,8 +99,8 @@ def refuse_erased(spec: ModelSpec, pinned: PinnedData, as_of: str) -> None:
     joined = [f"features.{table.name}" for _, table in spec.feature_tables]
     for model, before in pinned.erasures.items():
         for request in erasure_requests.begun_since(model, before):
-            own = model == spec.name and any(first <= day <= last for day in request.partitions)
-            if own or any(request.total.rows.get(table) for table in joined):
+            among_rows = model == spec.name and any(first <= day <= last for day in request.partitions)
+            if among_rows or any(request.total.rows.get(table) for table in joined):
                 raise DataReplacedError(
                     f"rows of the training were erased while it ran (request {request.identifier} of {model})",
                     "train again: it then reads the rows that are left",
