@@ -342,18 +342,8 @@ def _fit(
             losses = losses_on(source, windows, common, validated)
             loss = float(losses.mean()) if len(losses) else math.inf
         example = _example(spec, data)
-        candidate = Candidate(
-            window_name,
-            windows,
-            fitted,
-            model,
-            evaluate,
-            example,
-            data.fit_rows,
-            data.rows,
-            loss,
-            share=data.share,
-        )
+        facts = (example, data.fit_rows, data.rows, loss)
+        candidate = Candidate(window_name, windows, fitted, model, evaluate, *facts, share=data.share)
         candidate.suspected_leaks.update(suspected_leaks(spec, model, *sample))
         return candidate
 
