@@ -109,15 +109,15 @@ def prepare() -> dict[str, Any]:
     return {"version": promoted["version"]}
 
 
-def replicate(lake: str, copies: int) -> dict[str, Any]:
-    """Make a lake that holds many copies of each published row and label, with different keys."""
+def replicate(copies: int) -> dict[str, Any]:
+    """Replace each published row and label by many copies of it, with different keys."""
     from perennial.storage import delta_tables as tables
     from perennial.storage import duckdb_session
 
     con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
         uri = tables.table_uri(kind, MODEL)
-        duckdb_session.create_view(con, "source", uri)
+        duckdb_session.create_view(con, "source", uri, tables.version(uri))
         rows_by_day = {day: copies * rows for day, rows in tables.rows_by_partition(uri).items()}
         for group in tables.group_by_rows(rows_by_day, COMMIT_ROWS):
             first, last = group.start, group.end
@@ -129,7 +129,7 @@ def replicate(lake: str, copies: int) -> dict[str, Any]:
             def rows(query: str = query) -> Any:
                 return con.sql(query).to_arrow_reader(131_072)
 
-            tables.replace(f"{lake}/{kind}/{MODEL}", rows, first, last)
+            tables.replace(uri, rows, first, last)
     return {}
 
 
