@@ -17,7 +17,8 @@ from perennial.spec.model_spec import ModelSpec
 if TYPE_CHECKING:
     from kubernetes.client import V1Pod
 
-SECRET = "perennial-aws"
+#: Secrets with the keys of the S3 server, and with the key that versions are signed with.
+SECRET, SIGNING_SECRET = "perennial-aws", "perennial-signing"
 #: A resource that no cluster offers, whether it has GPUs or not.
 NO_GPU = "perennial.test/gpu"
 #: Rows a day that cannot be trained on within 256 MiB.
@@ -54,6 +55,7 @@ def profile(name: str, namespace: str, **changes: Any) -> dict[str, Any]:
     """A profile for small pods."""
     return {
         "name": name, "kind": "kubernetes", "namespace": namespace, "cpu": "250m", "memory": "1Gi", "scratch": "1Gi",
+        "secrets": [{"env": "PERENNIAL_SIGNING_KEY", "secret": SIGNING_SECRET, "key": "private.pem"}],
         "secret_env": [SECRET], "wait_minutes": 5, "start_minutes": 2, "labels": {"cost_centre": "tests"},
         "env": {"PERENNIAL_CHECKPOINT_SECONDS": "1", "PERENNIAL_PROGRESS_SECONDS": "2"},
     } | changes  # fmt: skip

@@ -16,6 +16,7 @@ import pytest
 import yaml
 from rich.console import Console
 
+from perennial.core import signing_keys
 from perennial.local_stack import demo, processes, servers
 from perennial.local_stack.config import Stack
 from perennial.local_stack.progress import ProgressDisplay
@@ -29,6 +30,7 @@ from support.pods import (
     MANY_ROWS,
     MODELS,
     SECRET,
+    SIGNING_SECRET,
     SLOW,
     SLOW_ROWS,
     Cluster,
@@ -103,6 +105,11 @@ def pods_stack(cluster: Cluster, tmp_path_factory: pytest.TempPathFactory) -> It
         config = Stack(home, free[0], free[1], (free[2], free[3]), free[4], mlflow_host=host)
         specs = _models(models)
         stack.callback(lambda: processes.stop(home, patience=20))
+        assert signing_keys.make_local_keys(home)
+        private_key = {"private.pem": (home / "signing" / "private.pem").read_text()}
+        cluster.api.create_namespaced_secret(
+            cluster.namespace, {"metadata": {"name": SIGNING_SECRET}, "stringData": private_key}
+        )
         with ProgressDisplay(Console(file=(root / "board.txt").open("a"), width=200)) as board:
             servers.start_all(config, board)
             airflow = stack.enter_context(contextlib.closing(servers.client(config)))

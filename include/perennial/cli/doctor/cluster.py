@@ -55,10 +55,17 @@ def examine(profiles: list[ComputeProfile]) -> list[Finding]:
     return findings
 
 
-def dry_run_pod(profile: ComputeProfile) -> dict[str, Any]:
-    """The pod for the dry run: that of a step, with another name, command and owner."""
+def dry_run_pod(profile: ComputeProfile, step: str = "") -> dict[str, Any]:
+    """The pod for the dry run: that of a step, with another name, command and owner.
+
+    Args:
+        profile: its compute profile.
+        step: name of the step, where the pod depends on it.
+    """
     owner = "perennial-doctor"
-    pod = pod_manifest.pod(profile, ["--help"], model=owner, step=owner, team=owner, memory=profile.memory)
+    pod = pod_manifest.pod(
+        profile, ["--help"], model=owner, step=step or owner, team=owner, memory=profile.memory
+    )
     pod["metadata"]["generateName"] = f"{owner}-"
     return pod
 

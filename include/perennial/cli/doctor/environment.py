@@ -18,6 +18,7 @@ import requests
 
 from perennial.cli.doctor import _databases, cluster, finding
 from perennial.cli.doctor.finding import Finding, State, brief, run_with_time_limit
+from perennial.core import signing_keys
 from perennial.core.errors import PerennialError
 from perennial.core.settings import endpoint_url, settings
 from perennial.modeling import mlflow_api
@@ -121,6 +122,32 @@ def _models(profiles: Sequence[str], used: dict[str, ComputeProfile]) -> Iterato
             continue
         used[name] = profile
         yield Finding(f"profile {name}", "ok", f"{profile.kind}, {users}")
+    trainers = {spec.compute.get("train") or compute_profile.default_profile() for spec in models.values()}
+    yield from (
+        _signing(used[name]) for name in sorted({*trainers, *profiles} & {*used}) if _must_sign(used[name])
+    )
+
+
+def _must_sign(profile: ComputeProfile) -> bool:
+    """Whether a profile has pods whose versions are accepted with a signature only."""
+    return profile.runs_in_pods and signing_keys.trusted_keys() is not None
+
+
+def _signing(profile: ComputeProfile) -> Finding:
+    """Whether pods that train get the key that versions are signed with; Airflow never hands it over."""
+    what, given = f"signing key of profile {profile.name}", signing_keys.SIGNING_KEY
+    pod = cluster.dry_run_pod(profile, "train")
+    if any(entry["name"] == given for entry in pod["spec"]["containers"][0].get("env", [])):
+        return Finding(what, "ok", f"pods that train get {given}")
+    namespace = f"--namespace {profile.namespace}"
+    return Finding(
+        what,
+        "missing",
+        f"versions are accepted with a signature only, and pods that train have no {given}",
+        f"kubectl {namespace} create secret generic perennial-signing --from-file private.pem=FILE "
+        f"(of the local stack: {settings().home / 'signing' / 'private.pem'}), and in the profile "
+        f"secrets: [{{env: {given}, secret: perennial-signing, key: private.pem}}]",
+    )
 
 
 def _users(models: Iterable[ModelSpec], profiles: Sequence[str]) -> dict[str, str]:

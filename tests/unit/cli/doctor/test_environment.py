@@ -17,6 +17,7 @@ from typer.testing import CliRunner
 
 from perennial.cli.app import app
 from perennial.cli.doctor import cluster, environment, finding, nodes
+from perennial.core import signing_keys
 from perennial.spec.compute_profile import ComputeProfile
 from support import servers, toys, trouble
 
@@ -228,6 +229,21 @@ def test_pods_cannot_reach_the_loopback_address(
     assert findings["PERENNIAL_LAKE"].state == "ok"
     findings = states(profile(env={"MLFLOW_TRACKING_URI": "http://192.0.2.7:5000"}))
     assert "MLFLOW_TRACKING_URI" not in findings and findings["AWS_ENDPOINT_URL"].state == "missing"
+
+
+def test_pods_that_train_need_the_signing_key(
+    empty_home: Path, profile: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cluster, "examine", lambda _: [])
+    what = "signing key of profile pods"
+    assert what not in states(profile()), "nothing is verified"
+    assert signing_keys.make_local_keys(empty_home)
+    finding_of = states(profile())[what]
+    assert finding_of.state == "missing"
+    assert "create secret generic perennial-signing --from-file private.pem=" in finding_of.remedy
+    key = {"env": "PERENNIAL_SIGNING_KEY", "secret": "perennial-signing", "key": "private.pem"}
+    assert states(profile(secrets=[key]))[what].state == "ok"
+    assert what not in states(), "no step runs in a pod"
 
 
 def test_broken_models_profiles_and_settings_are_reported(
