@@ -28,6 +28,7 @@ from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest
 from perennial.training.gate import fairness
 from perennial.training.gate.fairness import Disparity, FairnessVerdict, GroupRate
+from perennial.training.studies.usefulness import UnitUsefulness, Usefulness, verdict
 from support import toys
 
 #: The partition that ended last, and the first one that was published: eight partitions, one of them missing.
@@ -164,9 +165,26 @@ def promote(
             "coverage": {"evaluated": 290, "rows": 300, "omitted": {"without a label": 10}, "counted_wrong": {}},
         },
     }  # fmt: skip
+    if version == "2":
+        result["usefulness"] = usefulness_of(as_of)
     manifest = Manifest(spec.name, "train", as_of, {}, result, rows_in=1100, rows_out=1100, device="cuda",
                         model_version=version, run_id="manual__1")  # fmt: skip
     manifests.write(manifest, time.monotonic() - 600)
+
+
+def usefulness_of(as_of: str) -> Usefulness:
+    """What a training found out about features without which it fitted its challenger again."""
+    units = [
+        UnitUsefulness(
+            name=name, kind="feature", columns=[name], loss=0.29, loss_without=0.29 * (1 + rise), rise=rise,
+            low=rise - 0.01, high=rise + 0.01, verdict=verdict(rise - 0.01, rise + 0.01, 0.005), as_of=as_of,
+        )
+        for name, rise in (("x", 0.05), (HOSTILE, -0.02))
+    ]  # fmt: skip
+    return {
+        "as_of": as_of, "metric": "log_loss", "confidence": 0.95, "units": units, "together": None,
+        "not_measured": ["z"], "sentence": f"these features do not help: {HOSTILE}",
+    }  # fmt: skip
 
 
 def write_histograms(spec: ModelSpec, day: str, version: str) -> None:

@@ -207,6 +207,17 @@ def test_features_by_importance_and_drift_with_both_histograms(browser: TestClie
     assert "/models/well/features" in model
 
 
+def test_what_features_are_worth(browser: TestClient) -> None:
+    known = content(browser, "/models/well/features")["usefulness"]
+    assert [(unit["name"], unit["verdict"]) for unit in known["units"]] == [
+        ("x", "helps"),
+        (HOSTILE, "harms"),
+    ]
+    page = browser.get("/models/well/features").text
+    assert "+4.00% to +6.00%" in page and "These features do not help: " in page and HOSTILE not in page
+    assert content(browser, "/models/fresh/features")["usefulness"] is None
+
+
 def test_the_ledger_by_kind_verified_and_as_files(
     browser: TestClient, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,11 +1,11 @@
-"""The features of a model by importance and drift, with histograms of training and of the latest window."""
+"""The features of a model: what they are worth; importance and drift, with histograms of training and latest window."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, field, fields
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from perennial.charts.histogram_chart import HistogramChart
 from perennial.charts.markup import Markup
@@ -14,6 +14,11 @@ from perennial.core.errors import StorageFaultError
 from perennial.monitoring.pictures import feature_histograms
 from perennial.storage import manifests, object_store
 
+if TYPE_CHECKING:
+    from perennial.training.studies.usefulness import Usefulness
+
+#: What the page shows of the usefulness of each feature.
+_USEFULNESS_COLUMNS = {"name", "kind", "loss_without", "loss", "rise", "low", "high", "verdict", "as_of"}
 #: Orders of the list, with their titles.
 ORDERS = {"importance": "By importance", "drift": "By drift", "name": "By name"}
 
@@ -66,6 +71,8 @@ class FeaturesPage:
         sort: one of `ORDERS`.
         features: in that order.
         total: number of compared columns.
+        usefulness: what features and feature tables are worth, as `training.studies.usefulness` measured it; None if it
+            did not yet.
         problems: parts that cannot be shown, with cause and remedy.
     """
 
@@ -75,6 +82,7 @@ class FeaturesPage:
     sort: str = "importance"
     features: list[Feature] = field(default_factory=list)
     total: int = 0
+    usefulness: Usefulness | None = None
     problems: list[tuple[str, str, str]] = field(default_factory=list)
 
 
@@ -88,13 +96,37 @@ def compose(model: str, sort: str = "importance", as_of: str = "") -> FeaturesPa
     """
     parts = Parts()
     sort = sort if sort in ORDERS else "importance"
+    usefulness = parts.read("usefulness", lambda: _read_usefulness(model), None)
     content = parts.read("features", lambda: _read(model, as_of), None)
     if content is None:
-        return FeaturesPage(model, sort=sort, problems=parts.problems)
+        return FeaturesPage(model, sort=sort, usefulness=usefulness, problems=parts.problems)
     listed = sorted(content["columns"], key=lambda feature: _rank(feature, sort))
     return FeaturesPage(
-        model, content["as_of"], content["version"], sort, listed, content["total"], parts.problems
+        model,
+        content["as_of"],
+        content["version"],
+        sort,
+        listed,
+        content["total"],
+        usefulness,
+        parts.problems,
     )
+
+
+def _read_usefulness(model: str) -> Usefulness | None:
+    """What the latest training has; without the library of trainings, which takes long to load."""
+    manifest = manifests.latest(model, "train")
+    known: Usefulness | None = (manifest.result.get("usefulness") or None) if manifest else None
+    try:
+        if known and not {"metric", "confidence", "sentence", "not_measured"} <= {*known}:
+            raise KeyError
+        if known and not all({*unit} >= _USEFULNESS_COLUMNS for unit in known["units"]):
+            raise KeyError
+    except (KeyError, TypeError) as error:
+        raise StorageFaultError(
+            "the manifest of the latest training is damaged", "train again with --force", model=model
+        ) from error
+    return known
 
 
 def _read(model: str, as_of: str) -> dict[str, Any] | None:
