@@ -7,6 +7,7 @@ files of the lake.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 import duckdb
 import pyarrow as pa
@@ -47,11 +48,38 @@ def read_labelled_rows(
     Yields:
         The columns of the rows, and their label as `LABEL`.
     """
-    uri = delta_tables.table_uri("published", spec.name)
     columns = len(spec.data.columns)
     con = duckdb_session.connect(duckdb_session.threads_for(columns), memory_share=0.3)
-    rows = delta_tables.rows_by_partition(uri, version)
-    group_rows, batch = batch_rows(GROUP_ROWS, columns), batch_rows(BATCH_ROWS, columns)
+    batch = batch_rows(BATCH_ROWS, columns)
+    for query, rows in _joined_groups(con, spec, days, version, labels_version):
+        sample = _sample(spec, query, share)
+        if columns > COLUMNS_PER_SORT and rows > batch_rows(GROUP_ROWS, columns):
+            yield from _sort_by_columns(con, sample, row_order(spec), batch)
+            continue
+        for rows_read in con.sql(f"{sample} ORDER BY {row_order(spec)}").to_arrow_reader(batch):
+            if rows_read.num_rows:
+                yield pa.Table.from_batches([rows_read])
+
+
+def read_distinct_labels(
+    spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
+) -> Iterator[pa.ChunkedArray[Any]]:
+    """Read the different labels of the rows that `read_labelled_rows` reads, a few partitions at a time."""
+    con = duckdb_session.connect(memory_share=0.3)
+    for query, _ in _joined_groups(con, spec, days, version, labels_version):
+        yield con.sql(f"SELECT DISTINCT {LABEL} FROM ({query})").to_arrow_table().column(LABEL)
+
+
+def _joined_groups(
+    con: duckdb.DuckDBPyConnection,
+    spec: ModelSpec,
+    days: tuple[str, ...],
+    version: int | None,
+    labels_version: int | None,
+) -> Iterator[tuple[str, int]]:
+    """SQL of the rows with their labels, a few partitions at a time, each with their number of published rows."""
+    rows = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name), version)
+    group_rows = batch_rows(GROUP_ROWS, len(spec.data.columns))
     for group in delta_tables.group_by_rows({day: rows.get(day, 0) for day in days}, group_rows):
         if not create_row_view(con, "__rows", spec, version, group.start, group.end):
             continue
@@ -60,13 +88,30 @@ def read_labelled_rows(
             labels = "__labels"
             if not create_label_view(con, labels, spec, labels_version, group.start, group.end):
                 continue
-        query = _sample(spec, join_labels(spec, "__rows", labels), share)
-        if columns > COLUMNS_PER_SORT and group.rows > group_rows:
-            yield from _sort_by_columns(con, query, row_order(spec), batch)
-            continue
-        for rows_read in con.sql(f"{query} ORDER BY {row_order(spec)}").to_arrow_reader(batch):
-            if rows_read.num_rows:
-                yield pa.Table.from_batches([rows_read])
+        yield join_labels(spec, "__rows", labels), group.rows
+
+
+def count_labelled_rows(
+    spec: ModelSpec, days: tuple[str, ...], version: int | None, labels_version: int | None
+) -> int:
+    """Count the rows that `read_labelled_rows` reads; those of labels that have no row, too, where labels are a feed.
+
+    Args:
+        spec: the model.
+        days: as of `read_labelled_rows`.
+        version: version of the published rows; the latest when None.
+        labels_version: version of the labels; the latest when None.
+    """
+    rows = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name), version)
+    if spec.label.source is not None:
+        labels = delta_tables.rows_by_partition(delta_tables.table_uri("labels", spec.name), labels_version)
+        return sum(min(rows.get(day, 0), labels.get(day, 0)) for day in days)
+    present = [day for day in days if rows.get(day)]
+    with duckdb_session.connect_small() as con:
+        if not present or not create_row_view(con, "__rows", spec, version, present[0], present[-1]):
+            return 0
+        label = quote_identifier(spec.label.expression)
+        return int(con.sql(f"SELECT count({label}) FROM __rows").fetchall()[0][0])
 
 
 def _sample(spec: ModelSpec, query: str, share: float) -> str:

@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from perennial.core.errors import DataError
-from perennial.features.labelled_rows import LABEL, read_labelled_rows
+from perennial.features.labelled_rows import read_distinct_labels
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
 
@@ -131,8 +131,8 @@ def read_classes(
     """
     classes: set[str] = set()
     if spec.task == "multiclass":
-        for table in read_labelled_rows(spec, days, version, labels_version):
-            distinct = pc.unique(table.column(LABEL).cast(pa.string())).to_pylist()
+        for labels in read_distinct_labels(spec, days, version, labels_version):
+            distinct = pc.unique(labels.cast(pa.string())).to_pylist()
             classes |= set(cast("list[str]", distinct))
     return classes
 

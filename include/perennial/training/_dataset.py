@@ -18,7 +18,7 @@ from perennial.core.progress import Progress
 from perennial.core.settings import settings
 from perennial.core.sql import batch_rows
 from perennial.features.engine import FeatureQuery
-from perennial.features.labelled_rows import BATCH_ROWS, read_labelled_rows
+from perennial.features.labelled_rows import BATCH_ROWS, count_labelled_rows, read_labelled_rows
 from perennial.features.targets import ListNumbering, encode_targets, order_classes, read_classes
 from perennial.modeling.encoding import Encoding, distinct_categories, hash_categories
 from perennial.spec.model_spec import ModelSpec
@@ -420,7 +420,7 @@ def build_dataset(
     salt = category_salt(spec)
     encoder = Encoder(spec, features, classes, salt)
     file, progress = EncodedRowFile(folder / "rows.f32", len(features.columns)), Progress()
-    share = sampled_share(spec, windows, version)
+    share = sampled_share(spec, windows, version, labels_version)
     for i, table in enumerate(read_labelled_rows(spec, windows.fit, version, labels_version, share)):
         if i == 0:
             features.check_rowwise(table.slice(0, ROWWISE_CHECK_ROWS))
@@ -445,25 +445,27 @@ def build_dataset(
     return Dataset(file, fit_rows, encoding, classes, y, lists, share)
 
 
-def sampled_share(spec: ModelSpec, windows: Windows, version: int | None, processes: int = 1) -> float:
-    """About which share of the rows is learned: ``training.max_rows`` in each process, or all.
+def sampled_share(
+    spec: ModelSpec, windows: Windows, version: int | None, labels_version: int | None, processes: int = 1
+) -> float:
+    """About which share of the labelled rows is learned: ``training.max_rows`` in each process, or all.
 
     Args:
         spec: the model.
         windows: dates of the rows.
         version: version of the published rows.
+        labels_version: version of the labels; None if the rows contain them.
         processes: number of processes that fit the model together.
     """
-    rows = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name), version)
-    count, most = (
-        sum(rows.get(day, 0) for day in windows.fit + windows.valid),
-        spec.training.max_rows * processes,
-    )
+    days, most = windows.fit + windows.valid, spec.training.max_rows * processes
+    published = delta_tables.rows_by_partition(delta_tables.table_uri("published", spec.name), version)
+    if sum(published.get(day, 0) for day in days) <= most:
+        return 1.0
+    count = count_labelled_rows(spec, days, version, labels_version)
     if count <= most:
         return 1.0
-    log.info(
-        "%d rows are more than training.max_rows: a sample of %.3g%% is learned", count, 100 * most / count
-    )
+    log.info("%d labelled rows are more than training.max_rows: %.3g%% of them are learned, a sample by key",
+             count, 100 * most / count)  # fmt: skip
     return most / count
 
 
@@ -483,7 +485,7 @@ def check_trainable(spec: ModelSpec, windows: Windows, fit_rows: int, rows: int,
     if not fit_rows or fit_rows == rows:
         raise DataError(
             f"{rows} labelled rows from {windows.fit[0]} to {windows.valid[-1]}: too few to train on",
-            "check that labels arrive, and that their keys match those of the rows",
+            "check that labels arrive, their keys match those of the rows, and training.max_rows is not too small",
             model=spec.name,
         )
     if spec.task in ("binary", "multiclass") and len(labels) < 2:

@@ -361,7 +361,7 @@ def build_distributed_dataset(
         DataError: no labelled rows, or one class only.
     """
     client, spec = pool.client, source.spec
-    share = sampled_share(spec, windows, source.version, len(pool.addresses))
+    share = sampled_share(spec, windows, source.version, source.labels_version, len(pool.addresses))
     source = replace(source, share=share)
     assignments = [
         _Assignment(window, days, worker)

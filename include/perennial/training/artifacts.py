@@ -54,6 +54,7 @@ def build_artifacts(
     windows: Windows,
     folder: Path,
     champion: ModelVersion | None,
+    share: float = 1.0,
 ) -> ModelArtifacts:
     """Build the artifacts of a trained model, except its evaluation.
 
@@ -64,6 +65,7 @@ def build_artifacts(
         folder: working folder.
         champion: the champion, whose monitoring baseline completes the new one if there are few held-out dates; None
             if there is no champion.
+        share: about which share of the training rows the model has learned.
 
     Raises:
         DataError: features cannot be computed.
@@ -72,7 +74,7 @@ def build_artifacts(
     holdout = _sample_holdout(source, model, windows)
     # DuckDB counts the reference while numpy simulates the baseline: neither uses all cores.
     with ThreadPoolExecutor(1, thread_name_prefix="reference") as pool:
-        counting = pool.submit(_build_reference, source, model, windows, folder)
+        counting = pool.submit(_build_reference, source, model, windows, folder, share)
         monitoring_baseline, error_model = baseline.build_baseline(
             spec, model, holdout, lambda: histograms.read_reference(counting.result().content)[1]
         )
@@ -111,12 +113,12 @@ def _sample_holdout(source: TrainingSource, model: TrainedModel, windows: Window
 
 
 def _build_reference(
-    source: TrainingSource, model: TrainedModel, windows: Windows, folder: Path
+    source: TrainingSource, model: TrainedModel, windows: Windows, folder: Path, share: float
 ) -> _Reference:
     """Count the features and predictions of the training rows, and sample some rows."""
     spec, features = source.spec, source.features
     rows_file = folder / "reference_rows.parquet"
-    _write_reference_rows(rows_file, source, model, windows)
+    _write_reference_rows(rows_file, source, model, windows, share)
     con = duckdb_session.connect()
     relation = f"read_parquet({text_literal(str(rows_file))}, hive_partitioning=false)"
     con.execute(f"CREATE VIEW __reference AS SELECT * FROM {relation}")
@@ -148,11 +150,13 @@ def _build_reference(
     return _Reference(content, pages.attempt("the report's sample of training rows", write_sample)[0])
 
 
-def _write_reference_rows(path: Path, source: TrainingSource, model: TrainedModel, windows: Windows) -> None:
-    """Write features, prediction and partition date of the training rows."""
+def _write_reference_rows(
+    path: Path, source: TrainingSource, model: TrainedModel, windows: Windows, share: float
+) -> None:
+    """Write features, prediction and partition date of the rows that the model has learned."""
     writer = None
     days = windows.fit + windows.valid
-    for table in read_labelled_rows(source.spec, days, source.version, source.labels_version):
+    for table in read_labelled_rows(source.spec, days, source.version, source.labels_version, share):
         rows = source.features.compute(table)
         rows = rows.append_column("prediction", prediction_column(model, model.predict(rows)))
         rows = rows.append_column(delta_tables.PARTITION, table.column(delta_tables.PARTITION))

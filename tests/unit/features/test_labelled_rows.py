@@ -10,10 +10,10 @@ import pytest
 
 from perennial.core import dates
 from perennial.features import labelled_rows
-from perennial.features.labelled_rows import read_labelled_rows
+from perennial.features.labelled_rows import count_labelled_rows, read_labelled_rows
 from perennial.spec.model_spec import ModelSpec
 from perennial.storage import delta_tables
-from support import toys
+from support import lake, toys
 
 DAYS = dates.dates(toys.FIRST, dates.add_days(toys.FIRST, 3))
 
@@ -109,3 +109,19 @@ def test_a_sample_has_whole_lists_and_is_part_of_a_larger_one(
         assert half == [row for row in everything if row[:2] in lists]
     monkeypatch.setattr(labelled_rows, "GROUP_ROWS", toys.ROWS // 2)
     assert read(1 / 2) == half, "whatever is read together"
+
+
+def test_labelled_rows_are_counted(spec: ModelSpec, tmp_path: Path) -> None:
+    toys.publish(spec, days=2)
+    labels = delta_tables.table_uri("labels", spec.name)
+    some = lake.read_table(labels).slice(0, 5)
+    delta_tables.replace(labels, some, DAYS[0], DAYS[1])
+    assert count_labelled_rows(spec, tuple(DAYS), None, None) == 5, "rows without a label do not count"
+    label = {"source": None, "columns": {}, "expression": "z", "arrives_after": "0 days"}
+    of_rows = toys.model(tmp_path / "models", "in_rows", "regression", label=label)
+    rows = toys.rows("binary", DAYS[0])
+    z = pa.array([1.0, None, *[0.0] * (len(rows) - 2)])
+    rows = rows.set_column(rows.column_names.index("z"), "z", z)
+    rows = rows.append_column(delta_tables.PARTITION, pa.array([DAYS[0]] * len(rows)))
+    delta_tables.replace(delta_tables.table_uri("published", "in_rows"), rows, DAYS[0])
+    assert count_labelled_rows(of_rows, tuple(DAYS), None, None) == toys.ROWS - 1
