@@ -159,8 +159,8 @@ def _reproduce(spec: ModelSpec, context: Context) -> dict[str, Any]:
     try:
         result = runner.run_as_training("reproduce", spec, context, version=version, actor=actor)
     except (PerennialError, AirflowTaskTimeout) as error:
-        instance = context["ti"]
-        if not time_heals(error) or instance.try_number > instance.max_tries:  # or else it is tried again
+        instance, needs_person = context["ti"], isinstance(error, PerennialError) and not time_heals(error)
+        if needs_person or instance.try_number > instance.max_tries:  # or else it is tried again
             cause = error.cause if isinstance(error, PerennialError) else "it took longer than the task may"
             _report(spec, REPRODUCTION, "bad", f"it cannot be trained again: {cause}")
             reproduction.record_failure(spec, version, cause, type(error).__name__, actor=actor)
