@@ -1,12 +1,12 @@
-"""Versions of a model: what their trainings read, and the deletion of those that nothing uses."""
+"""Versions of a model: which of them MLflow has, and what their trainings read."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
 
-from perennial.core.errors import ArtifactError, RegistryRequestError
+from perennial.core.errors import ArtifactError
 from perennial.features import feature_tables
-from perennial.modeling import mlflow_api, registry, training_records
+from perennial.modeling import registry, training_records
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.training_records import TrainingRecord
 from perennial.spec.feature_table import FeatureTable
@@ -79,23 +79,3 @@ def present(model: str) -> list[ModelVersion]:
     versions = ((registry.find_version(model, number), run_id) for number, run_id in records)
     # a number is used again if somebody deletes the model in MLflow
     return [version for version, run_id in versions if version is not None and version.run_id == run_id]
-
-
-def delete(version: ModelVersion) -> bool:
-    """Delete a version, and its run; ``mlflow gc`` then frees the space of its files.
-
-    Returns:
-        Whether MLflow did: it may let administrators only.
-
-    Raises:
-        RegistryError: MLflow cannot be reached.
-    """
-    body = {"name": version.name, "version": version.version}
-    try:
-        if version.run_id:  # first: without the version nothing would name the run after an interruption
-            run = {"run_id": version.run_id}
-            mlflow_api.call("POST", "/api/2.0/mlflow/runs/delete", json=run, missing_ok=True)
-        mlflow_api.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json=body, missing_ok=True)
-    except RegistryRequestError:
-        return False
-    return True

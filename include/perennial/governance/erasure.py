@@ -186,13 +186,18 @@ class _Erasure:
         spec: the model.
         request: the request, which gets what is found before it is removed.
         hidden: whether also those records of quarantine go of which is not known whose they are.
+        readers: the feature tables that read the model's rows.
         remaining: files that this run does not delete, or whose rows it cannot follow to other tables.
     """
 
     spec: ModelSpec
     request: ErasureRequest
     hidden: bool
+    readers: list[FeatureTable] = field(init=False)
     remaining: list[str] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.readers = catalog.load_feature_tables_of(self.spec.name)
 
     @property
     def _key(self) -> dict[str, str]:
@@ -200,13 +205,12 @@ class _Erasure:
 
     def run(self) -> ErasureResult:
         """Remove the rows, and all that was made of them and can be removed."""
-        readers = catalog.load_feature_tables_of(self.spec.name)
         others = [
-            *erasure_remains.other_sources(self.spec, readers),
+            *erasure_remains.other_sources(self.spec, self.readers),
             *erasure_remains.same_columns(self.spec, self.request.columns),
         ]
         self.request = replace(self.request, rows=self._row_keys())
-        tables = [*self._tables(), *self._features(readers)]
+        tables = [*self._tables(), *self._features()]
         if self.request.attempt:  # a run that was killed may have committed files without their digests
             for table in tables:
                 erased_rows.record_unrecorded(table.uri, self._attempted(table.name))
@@ -222,7 +226,7 @@ class _Erasure:
         manifest_corrections.correct(self.spec, self.request.partitions, self.request.attempt.published)
         for uri in self._reports():
             object_store.delete_file(uri)
-        return self._result(readers, list(dict.fromkeys(others)))
+        return self._result(list(dict.fromkeys(others)))
 
     def _attempted(self, table: str) -> set[str]:
         """The partitions of a table that a run which was killed has written, or was about to."""
@@ -236,7 +240,8 @@ class _Erasure:
         """Find the rows, and store what is about to be removed: a run after an interruption does not find it again."""
         rows: dict[str, dict[str, int]] = {}
         files: dict[str, int] = {}
-        partitions: set[str] = set()
+        # what a run that was killed removed is not found any more; a training may have read it since
+        partitions = {*self.request.partitions} if self.request.attempt else set[str]()
         for table in tables:
             matching = erased_rows.search(table.uri, table.condition, table.count_by)
             counts = rows.setdefault(table.name, {})
@@ -270,8 +275,13 @@ class _Erasure:
         removed |= {*counts.rows.get("quarantine", ())}  # of the records' files
         days = {*self.request.partitions, *removed}
         # a version that is trained after the rows are gone is none of them when the erasure is repeated
-        trained = _registered_versions.trained_on(self.spec, sorted(removed))
-        versions = [*self.request.versions, *trained]
+        trained = self._trained(counts)
+        trained_here = _registered_versions.trained_on(self.spec, sorted(removed))
+        versions = [*self.request.versions, *trained_here, *trained.pop(self.spec.name, ())]
+        joining = {
+            name: list(dict.fromkeys([*self.request.joining.get(name, ()), *trained.get(name, ())]))
+            for name in sorted({*self.request.joining, *trained})
+        }
         attempt = self.request.attempt or Attempt()
         published = (
             manifest_corrections.digests(delta_tables.table_uri("published", self.spec.name)) if days else {}
@@ -281,11 +291,12 @@ class _Erasure:
             self.request,
             partitions=sorted(days),
             versions=list(dict.fromkeys(versions)),
+            joining=joining,
             attempt=Attempt(attempt.counts.at_least(counts), before),
         )
         erasure_requests.store(self.request)
 
-    def _result(self, readers: Sequence[FeatureTable], others: list[str]) -> ErasureResult:
+    def _result(self, others: list[str]) -> ErasureResult:
         spec, removed, partitions = self.spec, self.request.total, self.request.partitions
         versions = self.request.versions
         state = champion.read_state(spec) if versions else None
@@ -298,24 +309,24 @@ class _Erasure:
             emptied=self.request.emptied,
             versions=versions,
             champion=bool(state and state.recorded in versions),
-            joining=self._joining_versions(readers),
+            joining=self.request.joining,
             landed=erasure_remains.landed(spec, partitions)[:MAX_NAMED_FILES],
             hidden=0 if self.hidden else self._hidden_records(),
             references=self._references(),
             other_models=others,
-            remaining=self._remaining(readers),
+            remaining=self._remaining(),
         )
 
-    def _joining_versions(self, readers: Sequence[FeatureTable]) -> dict[str, list[str]]:
-        """Versions of other models that were trained on features of the rows, by model."""
+    def _trained(self, counts: RemovedCounts) -> dict[str, list[str]]:
+        """Versions that were trained on features of the rows of this run, by model."""
         versions: dict[str, list[str]] = {}
-        for table in readers:
-            days = self.request.total.rows.get(f"features.{table.name}", {})
+        for table in self.readers:
+            days = counts.rows.get(f"features.{table.name}", {})
             for model in catalog.load_models_joining([table.name] if days else []):
-                if model.name != self.spec.name:
-                    numbers = _registered_versions.trained_with(model, table, days)
-                    versions[model.name] = list(dict.fromkeys([*versions.get(model.name, ()), *numbers]))
-        return {name: numbers for name, numbers in versions.items() if numbers}
+                numbers = _registered_versions.trained_with(model, table, days)
+                if numbers:
+                    versions.setdefault(model.name, []).extend(numbers)
+        return versions
 
     def _condition(self, present: Collection[str], partition: str = delta_tables.PARTITION) -> str:
         return erasure_requests.condition_sql([self.request], present, self._key, quote_identifier(partition))
@@ -332,7 +343,7 @@ class _Erasure:
         """Hashes of the rows that have, or had, the keys; not of those that are of somebody else by now."""
         key, columns, name = self._key, self.request.columns, self.spec.lake_column
         published = delta_tables.table_uri("published", self.spec.name)
-        digest = _row_hash(key, delta_tables.PARTITION)
+        digest = erasure_requests.row_hash_sql(key, delta_tables.PARTITION)
         unreadable: list[str] = []
         rows = {*self.request.rows} | erased_rows.matching(
             published, self._condition, digest, needs=key, unreadable=unreadable
@@ -342,7 +353,7 @@ class _Erasure:
             for path in unreadable
         ]
         quarantine = delta_tables.table_uri("quarantine", self.spec.name)
-        digest_of_record = _row_hash(key, name(_FEED_DATE))
+        digest_of_record = erasure_requests.row_hash_sql(key, name(_FEED_DATE))
         rows |= erased_rows.matching(quarantine, self._in_quarantine, digest_of_record, needs=key)
 
         def of_others(present: Collection[str]) -> str:
@@ -373,9 +384,9 @@ class _Erasure:
             else:
                 yield _Table(kind, uri, self._condition)
 
-    def _features(self, readers: Sequence[FeatureTable]) -> Iterator[_Table]:
+    def _features(self) -> Iterator[_Table]:
         """All definitions of the feature tables that have rows of the keys."""
-        for table in readers:
+        for table in self.readers:
             for name in erasure_remains.definitions():
                 if name.rpartition("-")[0] == table.name:
                     uri = delta_tables.table_uri("features", name)
@@ -389,9 +400,10 @@ class _Erasure:
         parts = [self._condition(present, self.spec.lake_column(_FEED_DATE))]
         if not self._hidden_columns():
             shown = ", ".join(
-                f"TRY_CAST(json_extract_string({cells}, {text_literal(_json_path(c))}) AS {SQL_TYPES[kind]}) "
+                f"TRY_CAST(json_extract_string({cells}, {text_literal(path)}) AS {SQL_TYPES[kind]}) "
                 f"AS {quote_identifier(c)}"
                 for c, kind in self.request.columns.items()
+                for path in [erasure_requests.json_path(c)]
             )
             among = erasure_requests.among_sql(self.request.columns, self.request.hashes)
             parts.append(f"(SELECT {among} FROM (SELECT {shown}))")
@@ -406,11 +418,11 @@ class _Erasure:
         if not self.hidden or not self._hidden_columns():
             return []
         quarantine = delta_tables.table_uri("quarantine", self.spec.name)
-        digest = _row_hash(self._key, self.spec.lake_column(_FEED_DATE))
+        digest = erasure_requests.row_hash_sql(self._key, self.spec.lake_column(_FEED_DATE))
         rows = erased_rows.matching(quarantine, self._with_cells, digest, needs=self._key)
         among = erasure_requests.among_sql(self._key, rows, delta_tables.PARTITION)
         published = delta_tables.table_uri("published", self.spec.name)
-        digest = _row_hash(self._key, delta_tables.PARTITION)
+        digest = erasure_requests.row_hash_sql(self._key, delta_tables.PARTITION)
 
         def known(present: Collection[str]) -> str:
             return among if set(self._key) <= set(present) else ""
@@ -446,12 +458,12 @@ class _Erasure:
     def _reports(self) -> list[str]:
         return erasure_remains.reports(self.spec, self.request.columns, self.request.partitions)
 
-    def _remaining(self, readers: Sequence[FeatureTable]) -> list[str]:
+    def _remaining(self) -> list[str]:
         """What else may have such values."""
         columns = self.request.columns
         return [
             *self.remaining,
-            *erasure_remains.other_entities(columns, readers),
+            *erasure_remains.other_entities(columns, self.readers),
             *erasure_remains.without_folder(),
             *erasure_remains.other_reports(self.spec, columns),
         ]
@@ -461,17 +473,6 @@ def _add(counts: dict[str, int], rows: Counter[tuple[str, ...]]) -> None:
     """Add numbers of rows, by the last value that they were counted by."""
     for group, count in rows.items():
         counts[group[-1]] = counts.get(group[-1], 0) + count
-
-
-def _row_hash(key: dict[str, str], partition: str) -> str:
-    """SQL of the hash of a row; null without a key, which all such rows would share."""
-    digest = erasure_requests.hash_sql(key, quote_identifier(partition))
-    return f"CASE WHEN {erasure_requests.known_sql(key)} THEN {digest} END"
-
-
-def _json_path(column: str) -> str:
-    quoted = column.replace("\\", "\\\\").replace('"', '\\"')
-    return f'$."{quoted}"'
 
 
 def check_not_erased(model: str, version: str, error: PerennialError) -> None:

@@ -39,6 +39,7 @@ from perennial.storage import (
     storage_errors,
 )
 from perennial.storage.ledger import Decision, LedgerKind
+from perennial.training import tracking
 
 #: Tables by the key of `retention` that their partitions are kept by.
 _TABLES = {
@@ -67,7 +68,7 @@ class RetentionResult(TypedDict):
         bytes: their bytes.
         in_use: numbers of the versions in use, which nothing they need was deleted of.
         hold: why nothing was deleted, or nothing more, if the model is held; empty otherwise.
-        interrupted: the partition as of which a run was killed: what it deleted is not counted; empty otherwise.
+        interrupted: the partitions as of which runs did not end: what they deleted may not be counted.
         disk: what is stored afterwards, by table.
     """
 
@@ -115,8 +116,10 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
         plan.result["interrupted"] = "" if dry_run else _interrupted(spec)
         try:
             plan.carry_out()
+            plan.ended = True
         except ModelHeldError:
             plan.result["hold"] = "; ".join(map(holds.describe, ledger.open_holds(spec.name)))
+            plan.ended = True
         finally:  # what was deleted before an error, too
             _record(plan, actor)
         plan.result["disk"] = disk_usage.of_model(spec)
@@ -124,19 +127,19 @@ def apply(spec: ModelSpec, *, as_of: str, actor: str = "retention", dry_run: boo
 
 
 def _started_uri(spec: ModelSpec) -> str:
-    """The file that a run leaves from its first deletion until it has recorded what it deleted."""
+    """The file that a run leaves from its first deletion until it has ended and recorded what it deleted."""
     return f"{settings().lake}/retention/{spec.name}"
 
 
 def _interrupted(spec: ModelSpec) -> str:
-    """The partition as of which the last run was killed before it could record what it deleted; empty if none was."""
+    """The partitions as of which runs did not end since one did; empty if there are none."""
     with suppress(FileNotFoundError):
         return object_store.read_text(_started_uri(spec))
     return ""
 
 
 def _record(plan: _Plan, actor: str) -> None:
-    """Record what was deleted, also that a run was killed which could not record it."""
+    """Record what was deleted, also that a run did not end which may not have recorded that."""
     result, spec = plan.result, plan.spec
     if plan.dry_run:
         return
@@ -150,7 +153,7 @@ def _record(plan: _Plan, actor: str) -> None:
             partition=plan.as_of,
             evidence={**result, "retention": spec.retention.model_dump(mode="json")},
         )
-    if plan.started or result["interrupted"]:
+    if plan.ended and (plan.started or result["interrupted"]):
         object_store.delete_file(_started_uri(spec))
 
 
@@ -173,7 +176,7 @@ def summarise(result: RetentionResult) -> str:
             + f" ({text})" * bool(parts)
         )
     if result["interrupted"]:
-        text += f"; what a run as of {result['interrupted']} deleted before it was killed is not counted"
+        text += f"; a run as of {result['interrupted']} did not end: what it deleted may not be counted"
     return text
 
 
@@ -204,6 +207,7 @@ class _Plan:
         in_use: the versions in use, by number.
         dry_run: whether nothing is deleted.
         started: whether something was deleted.
+        ended: whether nothing is left to delete, or the model is held.
         result: what was deleted so far.
     """
 
@@ -212,6 +216,7 @@ class _Plan:
     in_use: dict[str, VersionInUse]
     dry_run: bool
     started: bool = False
+    ended: bool = False
     result: RetentionResult = field(init=False)
 
     def __post_init__(self) -> None:
@@ -251,7 +256,8 @@ class _Plan:
             return
         with holds.deletion({self.spec.name, *models}, "old data is deleted"):
             if not self.started:
-                object_store.write_text(_started_uri(self.spec), self.as_of)
+                since = ", ".join(filter(None, (self.result["interrupted"], self.as_of)))
+                object_store.write_text(_started_uri(self.spec), since)
                 self.started = True
             yield
 
@@ -344,7 +350,7 @@ class _Plan:
             for version in old:
                 if version.version not in {*in_use, *self.in_use}:
                     with self._deleting():
-                        deleted = self.dry_run or _registered_versions.delete(version)
+                        deleted = self.dry_run or tracking.delete_version(version)
                     self.result["versions" if deleted else "refused"].append(version.version)
 
     def _delete_history(self, history: _History) -> None:
@@ -400,7 +406,7 @@ def _joining(spec: ModelSpec, in_use: dict[str, VersionInUse]) -> list[_Joining]
     if are_tables:
         others, errors = catalog.load_models()
         readers = catalog.load_feature_tables_of(spec.name)
-        if errors and (readers or spec.feature_tables or erasure_remains.without_folder()):
+        if errors and (readers or spec.feature_tables or erasure_remains.earlier_definitions()):
             raise errors[0]  # it may need the rows, or the tables
         models = others | models
     result = []

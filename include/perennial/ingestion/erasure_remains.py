@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterable, Sequence
 
+from perennial.features import feature_tables
 from perennial.spec import catalog
 from perennial.spec.feature_table import FeatureTable
 from perennial.spec.model_spec import ModelSpec
@@ -83,6 +84,16 @@ def without_folder() -> list[str]:
         for n in definitions()
         if n.rpartition("-")[0] not in folders
     ]
+
+
+def earlier_definitions() -> set[str]:
+    """Definitions of feature tables that no folder has today, which may read the rows of any model.
+
+    Raises:
+        SpecError: the folder of a feature table is invalid.
+    """
+    tables = map(catalog.load_feature_table, catalog.find_folders(catalog.TABLE_FILE))
+    return {*definitions()} - {*map(feature_tables.table_name, tables)}
 
 
 def landed(spec: ModelSpec, partitions: Sequence[str]) -> list[str]:

@@ -104,6 +104,7 @@ class ErasureRequest:
         partitions: the partitions that had such rows in any version of a table, in order.
         emptied: those of which every prediction was of the keys, and is removed.
         versions: numbers of the versions that were fitted or evaluated on rows that were removed.
+        joining: numbers of the versions of other models that learned features of such rows, by model.
         removed: what the runs removed that ended.
         attempt: of the run that has not ended, or was interrupted; None if there is none.
     """
@@ -119,6 +120,7 @@ class ErasureRequest:
     partitions: list[str] = field(default_factory=list)
     emptied: list[str] = field(default_factory=list)
     versions: list[str] = field(default_factory=list)
+    joining: dict[str, list[str]] = field(default_factory=dict)
     removed: RemovedCounts = field(default_factory=RemovedCounts)
     attempt: Attempt | None = None
 
@@ -227,6 +229,18 @@ def _cell(column: str, kind: str) -> str:
     return f"TRY_CAST({quote_identifier(column)} AS {SQL_TYPES[kind]})"
 
 
+def row_hash_sql(key: dict[str, str], partition: str) -> str:
+    """SQL of the hash of a row; null without a key, which all such rows would share."""
+    digest = hash_sql(key, quote_identifier(partition))
+    return f"CASE WHEN {known_sql(key)} THEN {digest} END"
+
+
+def json_path(column: str) -> str:
+    """The path of a column in a record of quarantine, for DuckDB."""
+    quoted = column.replace("\\", "\\\\").replace('"', '\\"')
+    return f'$."{quoted}"'
+
+
 def among_sql(columns: Mapping[str, str], hashes: Collection[str], partition: str = "") -> str:
     """SQL condition that the hash of a row's values of some columns is one of some.
 
@@ -302,7 +316,7 @@ def begun_since(model: str, before: Mapping[str, FileStat]) -> Iterator[ErasureR
     """
     for name, stat in files(model).items():
         if before.get(name) != stat:
-            request = _read(model, name.removesuffix(".json"))
+            request = _read(model, name.removesuffix(".json"), compares=False)
             if request is not None and (request.attempt or request.completed_at):
                 yield request
 
@@ -327,7 +341,8 @@ def completed(request: ErasureRequest) -> ErasureRequest:
     return done
 
 
-def _read(model: str, identifier: str) -> ErasureRequest | None:
+def _read(model: str, identifier: str, *, compares: bool = True) -> ErasureRequest | None:
+    """Read a request; None if there is none. ``compares``: whether its hashes are needed, and so their secret."""
     if not identifier.isalnum():
         return None
     uri = _uri(model, identifier)
@@ -339,7 +354,7 @@ def _read(model: str, identifier: str) -> ErasureRequest | None:
         raise StorageFaultError(
             f"{uri} is not a request to erase rows", "restore it from a backup", model=model
         ) from error
-    if request.secret_id != _secret_id():
+    if compares and request.secret_id != _secret_id():
         raise PerennialError(
             f"request {identifier} was hashed with another secret than the one of this environment",
             "set PERENNIAL_ERASURE_SECRET to the one that it was made with, for each worker and pod; "

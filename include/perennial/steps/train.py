@@ -107,13 +107,25 @@ def train(
         candidate, registered, report = _train_challenger(spec, request, pinned)
         digest = registered.digests[training_records.MODEL_FILE]
         result = train_result(request, pinned, candidate, registered.version, digest, report)
-        with holds.no_deletion(spec.name):  # an erasure finds the version in the ledger, or is found here
-            refuse_erased(spec, pinned, as_of)
+        with contextlib.ExitStack() as stack:
+            try:  # an erasure finds the version in the ledger, or is found here
+                stack.enter_context(holds.no_deletion(spec.name))
+                refuse_erased(spec, pinned, as_of)
+            except PerennialError:
+                _withdraw(registered.version)
+                raise
             _record(spec, request, pinned, result, registered, started)
     except BaseException as error:
         _record_failure(spec, request, error)
         raise
     return result
+
+
+def _withdraw(version: ModelVersion) -> None:
+    """Take a version out of MLflow that the ledger does not get; what fails of it does not hide why."""
+    with contextlib.suppress(PerennialError):
+        registry.remove_alias(version.name, version.version, "challenger")
+        tracking.delete_version(version)
 
 
 def _pin(spec: ModelSpec, as_of: str, force: bool) -> PinnedData:
@@ -355,7 +367,9 @@ def _evaluate_and_register(
 
 def _build_artifacts(source: TrainingSource, candidate: Candidate, job: TrainingJob) -> ModelArtifacts:
     """The artifacts of the candidate, with its explanation, and without its evaluation."""
-    artifacts = build_artifacts(source, candidate.model, candidate.windows, job.folder, job.champion)
+    artifacts = build_artifacts(
+        source, candidate.model, candidate.windows, job.folder, job.champion, candidate.share
+    )
     return version_documents.add_explanation(source.spec, candidate, artifacts)
 
 

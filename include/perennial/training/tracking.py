@@ -17,7 +17,7 @@ import numpy as np
 from perennial.core import patches, runtime, unexpected_errors
 from perennial.core.errors import ArtifactError, LockHeldError, RegistryRequestError
 from perennial.core.settings import settings
-from perennial.modeling import registry, training_records
+from perennial.modeling import mlflow_api, registry, training_records
 from perennial.modeling.metrics import EVAL_METRICS
 from perennial.modeling.registry import ModelVersion
 from perennial.modeling.signing import versions
@@ -414,3 +414,23 @@ def _remedy(error: Exception) -> str:
     if not code or code in ("INTERNAL_ERROR", "TEMPORARILY_UNAVAILABLE"):
         return f"check that MLflow at {settings().mlflow_uri} runs and can write artifacts; its log says more"
     return "check the experiment and the model in MLflow"
+
+
+def delete_version(version: ModelVersion) -> bool:
+    """Delete a version, and its run; ``mlflow gc`` then frees the space of its files.
+
+    Returns:
+        Whether MLflow did: it may let administrators only.
+
+    Raises:
+        RegistryError: MLflow cannot be reached.
+    """
+    body = {"name": version.name, "version": version.version}
+    try:
+        if version.run_id:  # first: without the version nothing would name the run after an interruption
+            run = {"run_id": version.run_id}
+            mlflow_api.call("POST", "/api/2.0/mlflow/runs/delete", json=run, missing_ok=True)
+        mlflow_api.call("DELETE", "/api/2.0/mlflow/model-versions/delete", json=body, missing_ok=True)
+    except RegistryRequestError:
+        return False
+    return True

@@ -21,7 +21,8 @@ from perennial.core.errors import DataError, DataReplacedError, PerennialError, 
 from perennial.governance import erased_rows, erasure, erasure_keys, holds
 from perennial.governance.reproduction import reproduce
 from perennial.ingestion import erasure_requests
-from perennial.lifecycle import verification
+from perennial.lifecycle import promotion, verification
+from perennial.modeling import registry
 from perennial.monitoring import train_serve_skew
 from perennial.steps import train as steps_train
 from perennial.steps.score import score
@@ -402,8 +403,6 @@ def test_predictions_and_logged_features_go_and_versions_are_named(world: Any) -
     assert erasure.erase(spec, request=name)["versions"] == [version], (
         "the other was trained without the rows"
     )
-    from perennial.modeling import registry
-
     champion = registry.get_version(spec.name, version)
     signal = train_serve_skew.skew_signal(spec, champion, registry.load_model(champion), day, day)
     assert signal.state == "ok" and signal.evaluated == 1
@@ -413,21 +412,25 @@ def test_predictions_and_logged_features_go_and_versions_are_named(world: Any) -
         reproduce(spec)
 
 
-def test_a_training_whose_rows_are_erased_meanwhile_registers_nothing(
-    world: Any, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("when", ["fit_best_candidate", "train_result"])
+def test_a_training_whose_rows_are_erased_meanwhile_leaves_no_version(
+    world: Any, monkeypatch: pytest.MonkeyPatch, when: str
 ) -> None:
-    spec, fit = world.spec, steps_train.fit_best_candidate
+    spec, step = world.spec, getattr(steps_train, when)
     (key, *_) = toys.content_of("published", spec.name)
     name = erasure_keys.request_erasure(spec, [{"id": key["id"]}], "ada").identifier
     before = len(ledger.records(spec.name, LedgerKind.TRAINING))
+    made: list[str] = []
 
-    def fitting(*arguments: Any) -> Any:
-        candidate = fit(*arguments)
+    def then_erased(*arguments: Any) -> Any:
+        result = step(*arguments)
+        made.extend([result["version"]] if when == "train_result" else [])
         erasure.erase(spec, request=name)
-        return candidate
+        return result
 
     with monkeypatch.context() as patch:
-        patch.setattr(steps_train, "fit_best_candidate", fitting)
+        toys.let_all_pass(patch)
+        patch.setattr(steps_train, when, then_erased)
         with pytest.raises(
             DataReplacedError, match=f"rows of the training were erased.*request {name}"
         ) as raised:
@@ -435,25 +438,33 @@ def test_a_training_whose_rows_are_erased_meanwhile_registers_nothing(
     assert time_heals(raised.value)
     (failed,) = ledger.records(spec.name, LedgerKind.TRAINING)[before:]
     assert failed["decision"] == "failed" and not failed["model_version"]
+    assert [number for number in made if registry.find_version(spec.name, number)] == []
+    assert registry.get_version_by_alias(spec.name, "challenger") is None
+    assert set(promotion.in_use(spec)) == {world.result["version"]}, "what is in use is known"
     assert steps_train.train(spec, as_of=toys.LAST)["version"], "the next one reads what is left"
 
 
-def test_versions_of_other_models_that_learned_features_of_the_rows_are_named(
-    mlflow_home: Path, tmp_path: Path
-) -> None:
+def test_versions_that_learned_features_of_the_rows_are_named_once(mlflow_home: Path, tmp_path: Path) -> None:
     models, name = tmp_path / "models", toys.unique("joining")
+    joins = {"sql": history_table.MODEL_SQL, "features": {"tables": ["place_history"], "references": []}}
     spec = toys.model(models, toys.unique("source"))
     history_table.write(models, source=spec.name)
-    joining = toys.model(
-        models, name, sql=history_table.MODEL_SQL, features={"tables": ["place_history"], "references": []}
-    )
     toys.publish(spec)
+    spec = toys.model(models, spec.name, **joins, training={"window": "4 days"})  # type: ignore[arg-type]
+    joining = toys.model(models, name, **joins)  # type: ignore[arg-type]
     toys.publish(joining)
-    version = steps_train.train(joining, as_of=toys.LAST)["version"]
-    (row, *_) = toys.content_of("published", spec.name)
+    numbers = [steps_train.train(model, as_of=toys.LAST)["version"] for model in (joining, spec)]
+    first = registry.get_version(spec.name, numbers[1]).trained_range.start
+    row = next(r for r in toys.content_of("published", spec.name) if r[delta_tables.PARTITION] < first)
+    of_others = toys.content_of("published", name)
     request = erasure_keys.request_erasure(spec, [{"place": row["place"]}], "ada").identifier
     result = erasure.erase(spec, request=request, actor="grace")
-    assert result["joining"] == {name: [version]}
-    assert f"train model {name} again: versions {version} " in erasure.summarise(result)
-    with pytest.raises(DataError, match=f"version {version} cannot be trained again.*request {request}"):
-        reproduce(joining, version=version)
+    assert (result["joining"], result["versions"]) == ({name: [numbers[0]]}, [numbers[1]])
+    assert f"train model {name} again: versions {numbers[0]} " in erasure.summarise(result)
+    with pytest.raises(DataError, match=f"version {numbers[0]} cannot be trained again.*request {request}"):
+        reproduce(joining, version=numbers[0])
+    assert toys.content_of("published", name) == of_others
+    again = steps_train.train(joining, as_of=toys.LAST)["version"]
+    assert again != numbers[0]
+    repeated = erasure.erase(spec, request=request)
+    assert repeated["joining"] == {name: [numbers[0]]}, "the next one learned none of them"

@@ -25,7 +25,7 @@ from perennial.lifecycle import backlog
 from perennial.modeling import mlflow_api, registry
 from perennial.spec import catalog
 from perennial.spec.model_spec import ModelSpec
-from perennial.storage import delta_tables, ledger, manifests, object_store
+from perennial.storage import delta_tables, file_digests, ledger, manifests, object_store
 from perennial.storage.ledger import Decision, LedgerKind
 from perennial.storage.manifests import Manifest
 from support import toys
@@ -207,8 +207,27 @@ def test_what_a_killed_run_deleted_is_not_passed_over(world: Any, monkeypatch: p
     assert retention.apply(spec, as_of=LATER, dry_run=True)["interrupted"] == ""
     retention.apply(spec, as_of=LATER)
     (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
-    assert f"what a run as of {LATER} deleted before it was killed is not counted" in record["reason"]
+    assert f"a run as of {LATER} did not end: what it deleted may not be counted" in record["reason"]
     assert retention.apply(spec, as_of=LATER)["interrupted"] == ""
+
+
+def test_a_deletion_whose_commit_cannot_be_recorded_is_not_passed_over(
+    world: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = keeping(world.spec, rows="6 days", table_history="120 months")
+    toys.publish(world.spec, dates.add_days(toys.FIRST, -1), 1)
+
+    def failing(*_: object) -> None:
+        raise StorageError("the disk is full", "make room")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(file_digests, "record_commit", failing)
+        with pytest.raises(StorageError, match="disk is full"):
+            retention.apply(spec, as_of=LATER)
+    assert ledger.records(spec.name, LedgerKind.RETENTION) == []
+    retention.apply(spec, as_of=LATER)
+    (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
+    assert record["evidence"]["interrupted"] == LATER
 
 
 def test_a_shared_feature_table_is_kept_for_all_models_that_join_it(
