@@ -8,7 +8,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
-from bench import wide_models
+from bench import tasks, wide_models
 from bench.figures import Figure
 from bench.workspace import FIRST, LAST, MODEL, Measured, Workspace
 from perennial.core.settings import ROOT
@@ -93,7 +93,7 @@ def validate(workspace: Workspace) -> list[Figure]:
 def drift(workspace: Workspace) -> list[Figure]:
     """Measure the monitor step over all rows, against one query over the same files that counts the same."""
     env = workspace.large_lake()
-    scored = Path(env["PERENNIAL_LAKE"], "predictions", MODEL).exists()
+    scored = Path(env["PERENNIAL_LAKE"], "predictions", tasks.LARGE).exists()
     if not scored:
         workspace.measure("score", env=env, first=FIRST, last=LAST)
     measured = workspace.measure("drift", env=env, as_of=LAST)

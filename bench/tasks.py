@@ -15,6 +15,8 @@ from bench.wide import columns_data, columns_land, wide_make, wide_verdict  # no
 from bench.wide_models import wide_new, wide_sample, wide_step  # noqa: F401
 
 MODEL = "flight_late"
+#: The sample's model without a feature table, whose cost `features` measures: that of the large tables.
+LARGE = "flight_delay"
 #: Rows of a commit of the large tables: the lake's writer holds a row group of each of its partitions.
 COMMIT_ROWS = 7_000_000
 
@@ -100,7 +102,7 @@ def prepare() -> dict[str, Any]:
     from perennial.steps import dispatch
 
     landing.land_sample(settings().landing)
-    spec = catalog.load_model_by_name(MODEL)
+    spec = catalog.load_model_by_name(LARGE)
     dispatch.run("data", spec, start="2013-01-01", end="2013-12-31")
     trained = dispatch.run("train", spec, as_of="2013-03-31")
     promoted = dispatch.run("promote", spec, as_of="2013-03-31", actor="bench")
@@ -116,7 +118,7 @@ def replicate(copies: int) -> dict[str, Any]:
 
     con = duckdb_session.connect(memory_share=0.5)
     for kind in ("published", "labels"):
-        uri = tables.table_uri(kind, MODEL)
+        uri = tables.table_uri(kind, LARGE)
         duckdb_session.create_view(con, "source", uri, tables.version(uri))
         rows_by_day = {day: copies * rows for day, rows in tables.rows_by_partition(uri).items()}
         for group in tables.group_by_rows(rows_by_day, COMMIT_ROWS):
@@ -173,7 +175,7 @@ def score(first: str, last: str) -> dict[str, Any]:
 
     with patches.xgboost_without_sklearn():
         import xgboost  # noqa: F401
-    spec = catalog.load_model_by_name(MODEL)
+    spec = catalog.load_model_by_name(LARGE)
     clock = Clock()
     result = dispatch.run("score", spec, start=first, end=last, force=True)
     return clock.read() | {"rows": result["rows_in"], "memory_mb": peak_mb()}
@@ -189,13 +191,13 @@ def predict(first: str, last: str, rows: int) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.storage import delta_tables, duckdb_session
 
-    champion = registry.get_champion(catalog.load_model_by_name(MODEL))
+    champion = registry.get_champion(catalog.load_model_by_name(LARGE))
     if champion is None:
         raise RuntimeError("there is no champion")
     model, features = registry.load_model(champion), FeatureQuery(registry.load_spec(champion))
     con = duckdb_session.connect(threads=1)
     duckdb_session.create_view(
-        con, "__published", delta_tables.table_uri("published", MODEL), None, first, last
+        con, "__published", delta_tables.table_uri("published", LARGE), None, first, last
     )
     parts, count = [], 0
     for batch in con.sql("FROM __published").to_arrow_reader(131_072):
@@ -221,7 +223,7 @@ def validate(folder: str, day: str) -> dict[str, Any]:
     preload()
     import great_expectations  # noqa: F401
 
-    spec = catalog.load_model_by_name(MODEL)
+    spec = catalog.load_model_by_name(LARGE)
     suite = json.loads(spec.suite)
     for item in suite["expectations"]:
         item["kwargs"].pop("max_value", None) if "table_row_count" in item["type"] else None
@@ -287,7 +289,7 @@ def drift(as_of: str) -> dict[str, Any]:
     preload()
     import evidently  # noqa: F401
 
-    spec = catalog.load_model_by_name(MODEL)
+    spec = catalog.load_model_by_name(LARGE)
     year = spec.monitoring.model_copy(update={"window": Duration(365, "day")})
     spec = spec.model_copy(update={"monitoring": year})
     features, predictions = (
@@ -317,7 +319,7 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.storage import delta_tables, duckdb_session
 
-    champion = registry.get_champion(catalog.load_model_by_name(MODEL))
+    champion = registry.get_champion(catalog.load_model_by_name(LARGE))
     assert champion is not None
     spec = registry.load_spec(champion)
     content = json.loads(registry.download_artifact(champion, "reference.json").read_text())
@@ -327,12 +329,12 @@ def aggregate_drift(first: str, last: str) -> dict[str, Any]:
     ReferenceCopies(con, spec, reference_tables.sync_to_lake(spec))
     clock = Clock()
     duckdb_session.create_view(
-        con, "__published", delta_tables.table_uri("published", MODEL), None, first, last
+        con, "__published", delta_tables.table_uri("published", LARGE), None, first, last
     )
     con.execute(f"CREATE TEMP VIEW features AS {sql.compose_query(spec)}")
     counts = histograms.count_bins(con, "features", {c: s for c, s in reference.items() if c != "prediction"})
     duckdb_session.create_view(
-        con, "predictions", delta_tables.table_uri("predictions", MODEL), None, first, last
+        con, "predictions", delta_tables.table_uri("predictions", LARGE), None, first, last
     )
     histograms.count_bins(con, "predictions", {"prediction": reference["prediction"]})
     return clock.read() | {"rows": counts.rows}
@@ -343,7 +345,7 @@ def train(as_of: str) -> dict[str, Any]:
     from perennial.spec import catalog
     from perennial.steps import dispatch
 
-    spec = catalog.load_model_by_name(MODEL)
+    spec = catalog.load_model_by_name(LARGE)
     search = spec.training.search.model_copy(update={"trials": 0})
     training = spec.training.model_copy(update={"rounds": 10, "search": search, "window": None})
     spec = spec.model_copy(update={"training": training})
