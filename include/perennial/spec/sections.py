@@ -402,7 +402,7 @@ class TrainingSpec(StrictModel):
     max_rows: int = Field(
         10_000_000, ge=1000,
         description="About how many rows each process of a training learns from at most. Of more, it takes a sample by "
-        "key (ranking: by list), the same each time: they cost memory and time, and hardly improve a model.",
+        "key (ranking: by list), the same each time, which bounds memory and time.",
     )  # fmt: skip
     rounds: int = Field(300, ge=1, le=10_000, description="Most trees (per class, for multiclass).")
     early_stopping_rounds: int = Field(
