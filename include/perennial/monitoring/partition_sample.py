@@ -290,9 +290,11 @@ def _read_sample(
     elif labels_until >= start and create_label_view(
         con, "__labels", spec, labels_version, start, min(end, labels_until)
     ):
-        query = join_labels(spec, sampled, "__labels", keep_unlabelled=True)
+        labels = "__labels"
         if not spec.group:  # labels do not have it, so that those of the sample are not known
-            unmatched = _unmatched_labels(con, spec, sampled, f"(SELECT * FROM __labels WHERE {in_sample})")
+            labels = f"(SELECT * FROM __labels WHERE {in_sample})"
+            unmatched = _unmatched_labels(con, spec, sampled, labels)
+        query = join_labels(spec, sampled, labels, keep_unlabelled=True)
     else:
         query = f"SELECT *, NULL::DOUBLE AS {LABEL} FROM {sampled}"
     return read_sorted(con, query, row_order(spec)), unmatched

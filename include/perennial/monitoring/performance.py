@@ -261,11 +261,15 @@ def _read_labelled(
 def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) -> str:
     """SQL of ``__prediction``, ``__label``, ``__day``, and ``__probabilities`` (multiclass) or ``__list``."""
     step = max(1, -(-rows // MAX_ROWS))
-    keys = ", ".join(f"__m.{quote_identifier(k)}" for k in (*spec.data.key, delta_tables.PARTITION))
-    # Lists are evaluated as a whole, so they are sampled as a whole.
-    hashed = keys if spec.group is None else f"__g.{quote_identifier(spec.group)}"
-    condition = f"WHERE hash({hashed}) % {step} = 0" if step > 1 else ""
-    join, order, columns = "", "", ""
+    join, order, columns, condition = "", "", "", ""
+    rows_read, labels = "__champion_rows", "__known_labels"
+    if step > 1 and spec.group is None:  # both before they are joined
+        keys = ", ".join(map(quote_identifier, (*spec.data.key, delta_tables.PARTITION)))
+        rows_read, labels = (
+            f"(SELECT * FROM {name} WHERE hash({keys}) % {step} = 0)" for name in (rows_read, labels)
+        )
+    elif step > 1:  # lists are evaluated as a whole, so they are sampled as a whole
+        condition = f"WHERE hash(__g.{quote_identifier(spec.group or '')}) % {step} = 0"
     if spec.group is not None:
         if not create_row_view(con, "__groups", spec):
             raise _UnavailableError("the published rows of this window no longer exist")
@@ -280,7 +284,7 @@ def _labelled_query(con: duckdb.DuckDBPyConnection, spec: ModelSpec, rows: int) 
     return (
         f"SELECT __m.{spec.lake_column('prediction')} AS __prediction, __m.{LABEL} AS {LABEL}, "
         f"__m.{delta_tables.PARTITION} AS __day{columns} "
-        f"FROM ({join_labels(spec, '__champion_rows', '__known_labels')}) __m {join} {condition} {order}"
+        f"FROM ({join_labels(spec, rows_read, labels)}) __m {join} {condition} {order}"
     )
 
 
