@@ -7,6 +7,7 @@ import io
 import json
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,7 @@ from perennial.spec.compute_profile import Price
 from perennial.spec.model_spec import ModelSpec
 from perennial.status import cost
 from perennial.status.history import Entry, History
-from perennial.storage import ledger
+from perennial.storage import ledger, manifests
 from perennial.storage.ledger import Decision, LedgerKind
 from support.console.world import HOSTILE, KEYS, PERSON
 
@@ -216,6 +217,16 @@ def test_what_features_are_worth(browser: TestClient) -> None:
     page = browser.get("/models/well/features").text
     assert "+4.00% to +6.00%" in page and "These features do not help: " in page and HOSTILE not in page
     assert content(browser, "/models/fresh/features")["usefulness"] is None
+
+
+def test_damaged_usefulness_hides_no_histograms(browser: TestClient) -> None:
+    manifest = manifests.latest("well", "train")
+    assert manifest is not None
+    damaged = {**manifest.result["usefulness"], "units": [{"name": "x"}]}
+    manifests.rewrite(replace(manifest, result={**manifest.result, "usefulness": damaged}))
+    page = browser.get("/models/well/features").text
+    assert "Usefulness cannot be shown" in page and "the manifest of the latest training is damaged" in page
+    assert len(content(browser, "/models/well/features")["features"]) == 3
 
 
 def test_the_ledger_by_kind_verified_and_as_files(

@@ -86,7 +86,7 @@ def show_features(request: Request, model: str, user: User, sort: str = "importa
     return access.page(
         request,
         "features.html",
-        features.compose(model, sort),
+        features.compose_with_usefulness(model, sort),
         orders=features.ORDERS,
         chart=features.chart,
     )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from typing import TYPE_CHECKING, Any
 
 from perennial.charts.histogram_chart import HistogramChart
@@ -17,8 +17,9 @@ from perennial.storage import manifests, object_store
 if TYPE_CHECKING:
     from perennial.training.studies.usefulness import Usefulness
 
-#: What the page shows of the usefulness of each feature.
-_USEFULNESS_COLUMNS = {"name", "kind", "loss_without", "loss", "rise", "low", "high", "verdict", "as_of"}
+#: What the page shows of usefulness, and of each unit of it.
+_USEFULNESS = {"metric", "confidence", "sentence", "units", "not_measured"}
+_UNIT = {"name", "kind", "loss_without", "loss", "rise", "low", "high", "verdict", "as_of"}
 #: Orders of the list, with their titles.
 ORDERS = {"importance": "By importance", "drift": "By drift", "name": "By name"}
 
@@ -96,36 +97,30 @@ def compose(model: str, sort: str = "importance", as_of: str = "") -> FeaturesPa
     """
     parts = Parts()
     sort = sort if sort in ORDERS else "importance"
-    usefulness = parts.read("usefulness", lambda: _read_usefulness(model), None)
     content = parts.read("features", lambda: _read(model, as_of), None)
     if content is None:
-        return FeaturesPage(model, sort=sort, usefulness=usefulness, problems=parts.problems)
+        return FeaturesPage(model, sort=sort, problems=parts.problems)
     listed = sorted(content["columns"], key=lambda feature: _rank(feature, sort))
     return FeaturesPage(
-        model,
-        content["as_of"],
-        content["version"],
-        sort,
-        listed,
-        content["total"],
-        usefulness,
-        parts.problems,
+        model, content["as_of"], content["version"], sort, listed, content["total"], problems=parts.problems
     )
+
+
+def compose_with_usefulness(model: str, sort: str) -> FeaturesPage:
+    """The same, with what the features are worth."""
+    page, parts = compose(model, sort), Parts()
+    usefulness = parts.read("usefulness", lambda: _read_usefulness(model), None)
+    return replace(page, usefulness=usefulness, problems=[*parts.problems, *page.problems])
 
 
 def _read_usefulness(model: str) -> Usefulness | None:
     """What the latest training has; without the library of trainings, which takes long to load."""
     manifest = manifests.latest(model, "train")
     known: Usefulness | None = (manifest.result.get("usefulness") or None) if manifest else None
-    try:
-        if known and not {"metric", "confidence", "sentence", "not_measured"} <= {*known}:
-            raise KeyError
-        if known and not all({*unit} >= _USEFULNESS_COLUMNS for unit in known["units"]):
-            raise KeyError
-    except (KeyError, TypeError) as error:
+    if known and not ({*known} >= _USEFULNESS and all({*unit} >= _UNIT for unit in known["units"])):
         raise StorageFaultError(
             "the manifest of the latest training is damaged", "train again with --force", model=model
-        ) from error
+        )
     return known
 
 
