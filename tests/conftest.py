@@ -200,14 +200,19 @@ def trained(tmp_path_factory: pytest.TempPathFactory, mlflow_url: str) -> Iterat
 
 
 @pytest.fixture
-def world(trained: Trained, mlflow_home: Path) -> Trained:
+def world(trained: Trained, mlflow_home: Path, mlflow_url: str) -> Iterator[Trained]:
     """A copy of the trained model's working folder; the champion in MLflow is shared and must not change."""
+    import requests
+
     from support import toys
 
     shutil.rmtree(mlflow_home)
     shutil.copytree(trained.home, mlflow_home)
     toys.forget_anchor(trained.spec.name)
-    return Trained(trained.spec, mlflow_home, trained.result)
+    yield Trained(trained.spec, mlflow_home, trained.result)
+    alias = {"name": trained.spec.name, "alias": "champion"}
+    answer = requests.get(f"{mlflow_url}/api/2.0/mlflow/registered-models/alias", params=alias, timeout=30)
+    assert answer.json()["model_version"]["version"] == trained.result["version"], "other tests need it, too"
 
 
 @pytest.fixture

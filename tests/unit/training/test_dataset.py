@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from perennial.governance.reproduction import reproduce
+from perennial.spec.model_spec import ModelSpec
+from perennial.steps.train import train
 from perennial.training import _dataset
 from perennial.training._dataset import EncodedRowFile
+from support import toys
 
 
 def test_a_file_gives_back_what_was_appended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -29,3 +34,14 @@ def test_categories_get_their_rank_however_they_came(tmp_path: Path) -> None:
     file.lookup[0] = np.float32([2, 0, 1, np.nan])  # seen as c, a, b
     ((values, _),) = file.batches(0, 4)
     assert np.array_equal(values[:, 0], [2, 1, np.nan, 0], equal_nan=True)
+
+
+def test_a_training_of_a_sample_says_so_and_is_reproduced(make_model: Callable[..., ModelSpec]) -> None:
+    spec = make_model(training={"max_rows": 1000, "rounds": 3})
+    toys.publish(spec, n=4 * toys.ROWS)
+    result = train(spec, as_of=toys.LAST)
+    learned, held_out = result["rows"]["fit"] + result["rows"]["valid"], result["rows"]["holdout"]
+    assert learned == pytest.approx(1000, rel=0.1) and held_out == 4 * 5 * toys.ROWS, "these are not sampled"
+    report = Path(result["report"]).read_text()
+    assert "of the rows, by training.max_rows)" in report
+    assert reproduce(spec, version=result["version"])["outcome"] == "identical"

@@ -53,9 +53,8 @@ def report_facts(source: TrainingSource, candidate: Candidate, request: Training
     searched = {
         name: f"{value:g}" for name, value in (fitted.best_trial.params if fitted.best_trial else {}).items()
     }
-    sample = (
-        "" if candidate.share == 1 else f" (a sample of {candidate.share:.3g} of them, by training.max_rows)"
-    )
+    sampled = candidate.share < 1
+    sample = f" (a sample, {candidate.share:.3%} of the rows, by training.max_rows)" if sampled else ""
     return {
         "Requested because": request.reason,
         "Requested by": request.actor,
