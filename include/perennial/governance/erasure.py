@@ -246,9 +246,8 @@ class _Erasure:
             matching = erased_rows.search(table.uri, table.condition, table.count_by)
             counts = rows.setdefault(table.name, {})
             _add(counts, matching.rows)
-            if (
-                table.lock
-            ):  # of a feature table, also the partitions of older files: versions were trained on them
+            if table.name not in TABLES:
+                # a feature table: versions were trained on older files, too
                 counts.update({day: counts.get(day, 0) for day in matching.partitions})
             files[table.name] = files.get(table.name, 0) + matching.files
             if table.name in _OF_PARTITIONS:

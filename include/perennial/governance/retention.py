@@ -171,10 +171,7 @@ def summarise(result: RetentionResult) -> str:
     )
     text = f"older than the spec keeps as of {result['as_of']}: {'; '.join(parts) or 'nothing'}"
     if result["hold"]:
-        text = (
-            f"nothing {'more ' if parts else ''}is deleted: held by {result['hold']}"
-            + f" ({text})" * bool(parts)
-        )
+        text += f"{'; no more' if parts else ''}, since the model is held by {result['hold']}"
     if result["interrupted"]:
         text += f"; a run as of {result['interrupted']} did not end: what it deleted may not be counted"
     return text
@@ -188,7 +185,7 @@ class _History:
         uri: the table.
         age: age of the files that go.
         pinned: versions that are kept.
-        models: names of other models that read it.
+        models: names of the models that join it; empty for a table of the model.
     """
 
     uri: str

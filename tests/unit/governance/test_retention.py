@@ -146,7 +146,7 @@ def test_a_held_model_keeps_everything(world: Any, monkeypatch: pytest.MonkeyPat
     holds.hold(spec.name, reason="audit", actor="ada")
     result = retention.apply(spec, as_of=LATER)
     assert "ada" in result["hold"] and result["partitions"] == {}
-    assert retention.summarise(result).startswith("nothing is deleted: held by ada since ")
+    assert ": nothing, since the model is held by ada since " in retention.summarise(result)
     holds.release(spec.name, reason="ended", actor="ada")
     with pytest.raises(PerennialError, match="is in the future"):
         retention.apply(spec, as_of="2999-01-01")
@@ -192,7 +192,7 @@ def test_a_hold_stops_a_retention_that_runs(world: Any, monkeypatch: pytest.Monk
     result = retention.apply(spec, as_of=LATER)
     holding[0].join()
     assert result["reports"] == 1 and sum(map(object_store.exists, reports)) == 2
-    assert retention.summarise(result).startswith("nothing more is deleted: held by ada since ")
+    assert ": 1 reports; no more, since the model is held by ada since " in retention.summarise(result)
     (record,) = ledger.records(spec.name, LedgerKind.RETENTION)
     assert record["evidence"]["reports"] == 1
 
